@@ -1,0 +1,165 @@
+"""Rows of an attribution run: sources of each generated image with shares, and one outcome per generated image.
+
+    <output>/attributions/block-00000.parquet ...   one row per (query, rank)
+    <output>/outcomes/block-00000.parquet ...       one row per query, failed ones included
+    <output>/attributions.json                      written last
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from attrib.embedding import Embeddings
+from attrib.index import Index
+from attrib.manifest import Manifest
+from attrib.search import Candidates, ranks
+from attrib.settings import SharesSettings
+from attrib.shares import soft_shares
+from attrib.storage import Storage, join
+
+RECORD = "attributions.json"
+
+PARTIAL_SCHEMA = pa.schema(
+    [("query_id", pa.int64()), ("source_id", pa.int64()), ("scan_score", pa.float32()), ("score", pa.float32())]
+)
+
+ATTRIBUTION_FIELDS = [
+    pa.field("query_id", pa.int64(), nullable=False),
+    pa.field("rank", pa.int32(), nullable=False),  # from 1
+    pa.field("source_id", pa.int64(), nullable=False),
+    pa.field("similarity", pa.float32(), nullable=False),  # cosine
+    pa.field("share", pa.float64(), nullable=False),  # of the query; the shares of a query sum to one
+    pa.field("query_key", pa.string(), nullable=False),
+    pa.field("query_uri", pa.string(), nullable=False),
+    pa.field("source_key", pa.string(), nullable=False),
+    pa.field("source_uri", pa.string(), nullable=False),
+    pa.field("run_id", pa.string(), nullable=False),
+    pa.field("model_digest", pa.string(), nullable=False),
+    pa.field("index_digest", pa.string(), nullable=False),
+]
+
+OUTCOME_FIELDS = [
+    pa.field("query_id", pa.int64(), nullable=False),
+    pa.field("query_key", pa.string(), nullable=False),
+    pa.field("query_uri", pa.string(), nullable=False),
+    pa.field("status", pa.string(), nullable=False),  # "attributed" or "failed"
+    pa.field("stage", pa.string()),
+    pa.field("reason", pa.string()),
+    pa.field("num_sources", pa.int32(), nullable=False),  # with a share above zero
+    pa.field("shares_truncated", pa.bool_(), nullable=False),  # the last of the top k still had a share: more sources may
+    pa.field("top_source_id", pa.int64()),
+    pa.field("top_similarity", pa.float32()),
+    pa.field("top_share", pa.float64()),
+    pa.field("run_id", pa.string(), nullable=False),
+]
+
+
+@dataclass(frozen=True)
+class RunStamp:
+    """What every row of a run carries."""
+
+    run_id: str
+    model_digest: str
+    index_digest: str
+
+
+def block_name(block: int) -> str:
+    return f"block-{block:05d}.parquet"
+
+
+def partial_uri(output: str, block: int, shard: int) -> str:
+    return join(output, "_partials", f"block-{block:05d}", f"shard-{shard:05d}.parquet")
+
+
+def partial_table(candidates: Candidates, query_ids: np.ndarray) -> pa.Table:
+    columns = [query_ids[candidates.query], candidates.id, candidates.scan_score, candidates.score]
+    return pa.table([pa.array(column) for column in columns], schema=PARTIAL_SCHEMA)
+
+
+def read_partial(table: pa.Table, query_ids: np.ndarray) -> Candidates:
+    """query_ids: int64 [n] ascending, all queries of the block."""
+    query = np.searchsorted(query_ids, table["query_id"].to_numpy())
+    return Candidates(query, table["source_id"].to_numpy(), table["scan_score"].to_numpy(), table["score"].to_numpy())
+
+
+def read_sources(index: Index, ids: np.ndarray, storage: Storage) -> pa.Table:
+    """id, key, uri and metadata of some sources, by ascending id."""
+    uris = [join(index.shard_uri(shard), "sources.parquet") for shard in range(len(index.shards))]
+    found = storage.dataset(uris, format="parquet").to_table(filter=pc.field("id").isin(pa.array(np.unique(ids))))
+    return found.sort_by("id").combine_chunks()
+
+
+def block_queries(queries: Embeddings, manifest: Manifest, partitions: list[int], storage: Storage) -> pa.Table:
+    """Outcome columns of the embed job and all manifest columns for a block's images, by ascending id."""
+    parts = []
+    for partition in partitions:
+        part = storage.read_table(queries.part_uri(partition), columns=["id", "stage", "reason"])
+        rows = storage.read_table(manifest.partition_uri(partition)).sort_by("id")
+        if not rows["id"].equals(part["id"]):
+            raise ValueError(f"{queries.part_uri(partition)} and {manifest.partition_uri(partition)} list different images")
+        keep = ["key", "uri", *manifest.metadata_columns]
+        parts.append(pa.table([*part.columns, *(rows[name] for name in keep)], names=["id", "stage", "reason", *keep]))
+    return pa.concat_tables(parts).sort_by("id").combine_chunks()
+
+
+def attribution_rows(
+    best: Candidates, queries: pa.Table, sources: pa.Table, top_k: int, settings: SharesSettings, stamp: RunStamp
+) -> tuple[pa.Table, pa.Table]:
+    """Attribution rows and outcome rows of one block.
+
+    best: merged candidates, `query` a position in queries; queries: `block_queries`; sources: `read_sources` of (at least) every candidate.
+    """
+    similarity = np.full((len(queries), top_k), -np.inf, np.float32)
+    rank = ranks(best.query)
+    similarity[best.query, rank] = best.score
+    found = np.isfinite(similarity).any(axis=1)
+    shares = np.zeros(similarity.shape)
+    shares[found] = soft_shares(similarity[found], settings)
+
+    at = pa.array(np.searchsorted(sources["id"].to_numpy(), best.id))
+    names = [name for name in sources.schema.names if name not in ("id", "key", "uri")]
+    stamps = [pa.array([value] * len(rank), pa.string()) for value in (stamp.run_id, stamp.model_digest, stamp.index_digest)]
+    attributions = pa.table(
+        [
+            queries["id"].take(pa.array(best.query)),
+            pa.array((rank + 1).astype(np.int32)),
+            pa.array(best.id),
+            pa.array(best.score),
+            pa.array(shares[best.query, rank]),
+            queries["key"].take(pa.array(best.query)),
+            queries["uri"].take(pa.array(best.query)),
+            sources["key"].take(at),
+            sources["uri"].take(at),
+            *stamps,
+            *(sources[name].take(at) for name in names),
+        ],
+        schema=pa.schema(ATTRIBUTION_FIELDS + [sources.schema.field(name).with_name(f"source_{name}") for name in names]),
+    )
+    return attributions, _outcome_rows(best, rank, similarity, shares, found, queries, stamp)
+
+
+def _outcome_rows(best, rank, similarity, shares, found, queries, stamp) -> pa.Table:
+    absent = pa.array(~found)
+    top_source = np.zeros(len(queries), np.int64)
+    top_source[best.query[rank == 0]] = best.id[rank == 0]
+    names = [name for name in queries.schema.names if name not in ("id", "key", "uri", "stage", "reason")]
+    return pa.table(
+        [
+            queries["id"],
+            queries["key"],
+            queries["uri"],
+            pa.array(np.where(found, "attributed", "failed")),
+            queries["stage"],
+            queries["reason"],
+            pa.array((shares > 0).sum(axis=1).astype(np.int32)),
+            pa.array(shares[:, -1] > 0),
+            pc.if_else(absent, None, pa.array(top_source)),
+            pc.if_else(absent, None, pa.array(np.where(found, similarity[:, 0], 0).astype(np.float32))),
+            pc.if_else(absent, None, pa.array(shares[:, 0])),
+            pa.array([stamp.run_id] * len(queries)),
+            *(queries[name] for name in names),
+        ],
+        schema=pa.schema(OUTCOME_FIELDS + [queries.schema.field(name).with_name(f"query_{name}") for name in names]),
+    )

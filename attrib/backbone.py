@@ -1,0 +1,139 @@
+"""Image encoders: any timm network, its weights from the hub, a local file or a checkpoint of ours, with its own preprocessing."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import timm
+import timm.data
+import torch
+from safetensors import SafetensorError, safe_open
+
+from attrib.config import digest
+from attrib.errors import AttribError
+from attrib.images import Preprocessing
+from attrib.settings import BackboneSettings
+from attrib.storage import Storage, scratch_folder
+
+CHECKPOINT_KEY = "attrib.backbone"  # safetensors metadata of a checkpoint of ours: {"name": ..., "data_config": {...}}
+
+
+@dataclass(frozen=True)
+class EncoderIdentity:
+    """What must agree between an index and the queries put to it."""
+
+    name: str
+    model_digest: str  # of the network's name and every weight
+    preprocessing: dict
+    dimension: int
+
+    def to_dict(self) -> dict:
+        return {
+            "name": self.name,
+            "model_digest": self.model_digest,
+            "preprocessing": self.preprocessing,
+            "dimension": self.dimension,
+        }
+
+
+class Encoder:
+    """A frozen network on one device that turns prepared pixels into vectors."""
+
+    def __init__(self, model: torch.nn.Module, name: str, preprocessing: Preprocessing, device: str, batch_size: int):
+        self.preprocessing = preprocessing
+        self.device = torch.device(device)
+        self.batch_size = batch_size
+        self.model = model.eval().to(self.device, memory_format=torch.channels_last)
+        # timm's num_features is not always what the pooled output has (MobileNetV3 widens it in the head), so ask the network.
+        probe = torch.zeros(1, 3, preprocessing.crop_px, preprocessing.crop_px, dtype=torch.uint8)
+        dimension = self._forward(probe).shape[1]
+        self.identity = EncoderIdentity(name, _model_digest(name, model), preprocessing.to_dict(), dimension)
+
+    @torch.inference_mode()
+    def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        images = self.preprocessing.normalise(pixels, self.device, torch.float32)
+        features = self.model(images.contiguous(memory_format=torch.channels_last))
+        return features.float().cpu()
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [n, 3, h, w], resized and cropped -> float32 [n, d], not normalised.
+
+        Every call of the network sees exactly `batch_size` images (the last batch is padded): kernels are chosen by shape, and one shape
+        keeps an image's vector independent of how many images happened to stand beside it.
+        """
+        vectors = np.empty((len(pixels), self.identity.dimension), dtype=np.float32)
+        for start in range(0, len(pixels), self.batch_size):
+            batch = torch.from_numpy(pixels[start : start + self.batch_size])
+            num_images = len(batch)
+            if num_images < self.batch_size:
+                batch = torch.cat([batch, batch[:1].expand(self.batch_size - num_images, -1, -1, -1)])
+            vectors[start : start + num_images] = self._forward(batch)[:num_images].numpy()
+        return vectors
+
+
+def load_encoder(settings: BackboneSettings, storage: Storage, device: str = "cpu", batch_size: int = 64) -> Encoder:
+    """Raises AttribError if the network is unknown to timm or the weights do not fit it."""
+    if settings.weights.endswith(".safetensors"):
+        state, declared = _read_safetensors(settings.weights, storage)
+        name = declared.get("name", settings.name)
+        if name != settings.name:
+            raise AttribError(f"{settings.weights} is a checkpoint of {name!r}, but backbone.name is {settings.name!r}")
+        model = _create(name, pretrained=False)
+        _load_strictly(model, state, settings.weights)
+        data_config = declared.get("data_config") or timm.data.resolve_data_config(model=model)
+    elif settings.weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            model = _create(settings.name, pretrained=False)
+        data_config = timm.data.resolve_data_config(model=model)
+    else:
+        model = _create(settings.name, pretrained=True)
+        data_config = timm.data.resolve_data_config(model=model)
+    return Encoder(model, settings.name, Preprocessing.from_timm(data_config), device, batch_size)
+
+
+def _create(name: str, pretrained: bool) -> torch.nn.Module:
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+    except Exception as error:  # timm and its hub client raise many kinds
+        if name.split(".")[0] not in timm.list_models():
+            near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]
+            raise AttribError(f"timm has no network {name!r}" + (f"; near: {', '.join(near)}" if near else "")) from error
+        raise AttribError(
+            f"timm could not provide {name!r} with its hub weights ({str(error).splitlines()[0][:200]}); without a network give a local "
+            "file: backbone.weights=/path/to/model.safetensors"
+        ) from error
+
+
+def _read_safetensors(uri: str, storage: Storage) -> tuple[dict[str, torch.Tensor], dict]:
+    if not storage.exists(uri):
+        raise AttribError(f"the weights {uri} do not exist")
+    with scratch_folder() as folder:
+        try:
+            with safe_open(storage.localise(uri, folder), framework="pt") as file:
+                state = {key: file.get_tensor(key) for key in file.keys()}
+                return state, json.loads((file.metadata() or {}).get(CHECKPOINT_KEY, "{}"))
+        except (SafetensorError, ValueError) as error:
+            raise AttribError(f"{uri} is not a readable .safetensors file: {error}") from error
+
+
+def _load_strictly(model: torch.nn.Module, state: dict[str, torch.Tensor], origin: str) -> None:
+    """Every weight of the headless network must be there; the classifier of a full checkpoint is left out."""
+    heads = model.pretrained_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise AttribError(f"{origin} does not fit the network: {' '.join(str(error).split())[:400]}") from error
+
+
+def _model_digest(name: str, model: torch.nn.Module) -> str:
+    """The same for the same weights, wherever they were loaded from."""
+    weights = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        # Flattened in logical order, so that the memory format does not matter; as bytes, since NumPy has no bfloat16.
+        weights.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
+    return digest([name.split(".")[0], weights.hexdigest()])

@@ -1,0 +1,231 @@
+"""Image collections: listing what is there, and reading the bytes of what was listed.
+
+A collection is listed in units (a top-level folder, a tar shard, a Parquet file) that can be walked in parallel. Each image becomes a
+row that says where its bytes lie: a whole file (`uri`), a byte range of a tar shard, or a row of a Parquet file.
+"""
+
+import os
+import tarfile
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.dataset
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from attrib.errors import AttribError
+from attrib.identity import image_ids
+from attrib.images import ImageError
+from attrib.settings import CollectionSettings
+from attrib.storage import Storage, is_remote, join
+
+LOCATION_FIELDS = [
+    pa.field("id", pa.int64(), nullable=False),
+    pa.field("key", pa.string(), nullable=False),
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("offset", pa.int64()),  # of the bytes within a tar shard
+    pa.field("num_bytes", pa.int64()),  # null where only reading would tell
+    pa.field("row_group", pa.int32()),  # of a Parquet file with the images inside
+    pa.field("row", pa.int32()),  # within that row group
+]
+RESERVED_COLUMNS = frozenset(field.name for field in LOCATION_FIELDS)
+
+
+@dataclass(frozen=True)
+class ListingUnit:
+    """A part of a collection that one task lists: a folder (whole or only its own files), a tar shard or a Parquet file."""
+
+    uri: str
+    recursive: bool = True
+
+
+def list_units(collection: CollectionSettings, storage: Storage) -> list[ListingUnit]:
+    """The units of a collection in the order of their URIs. Raises AttribError if nothing is there."""
+    scheme = "s3://" if is_remote(collection.uri) else ""
+    suffix = {"webdataset": ".tar", "parquet": ".parquet"}.get(collection.format)
+    filesystem, path = storage.resolve(collection.uri)
+    kind = filesystem.get_file_info(path).type
+    if kind == pyarrow.fs.FileType.NotFound:
+        raise AttribError(f"collection {collection.name!r}: {collection.uri} does not exist")
+    if suffix is None:
+        if kind != pyarrow.fs.FileType.Directory:
+            raise AttribError(f"collection {collection.name!r}: {collection.uri} is a file; format 'folder' wants a folder")
+        folders = [info.path for info in storage.list_folder(collection.uri) if info.type == pyarrow.fs.FileType.Directory]
+        units = [ListingUnit(scheme + folder) for folder in folders if not os.path.basename(folder).startswith(".")]
+        return [ListingUnit(collection.uri, recursive=False), *units]
+    if kind == pyarrow.fs.FileType.File:
+        return [ListingUnit(collection.uri)]
+    files = [scheme + info.path for info in storage.list_folder(collection.uri, recursive=True, suffix=suffix)]
+    if not files:
+        raise AttribError(f"collection {collection.name!r}: no {suffix} file below {collection.uri}")
+    return [ListingUnit(uri) for uri in files]
+
+
+def list_images(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> pa.Table:
+    """LOCATION_FIELDS (and metadata_columns of a Parquet collection) for every image of a unit, in reading order."""
+    if collection.format == "folder":
+        columns, extra = _list_folder(unit, collection, storage), {}
+    elif collection.format == "webdataset":
+        columns, extra = _list_tar(unit, collection, storage), {}
+    else:
+        columns, extra = _list_parquet(unit, collection, storage)
+    columns["id"] = image_ids(collection.name, columns["key"])
+    num_rows = len(columns["key"])
+    arrays = [pa.array(columns.get(field.name, [None] * num_rows), type=field.type) for field in LOCATION_FIELDS]
+    return pa.table([*arrays, *extra.values()], schema=pa.schema(LOCATION_FIELDS + [pa.field(n, a.type) for n, a in extra.items()]))
+
+
+def _list_folder(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> dict:
+    scheme = "s3://" if is_remote(collection.uri) else ""
+    root = storage.resolve(collection.uri)[1].rstrip("/") + "/"
+    keys, uris, sizes = [], [], []
+    for info in storage.list_folder(unit.uri, recursive=unit.recursive):
+        key = info.path.removeprefix(root)
+        if info.type != pyarrow.fs.FileType.File or any(part.startswith(".") for part in key.split("/")):
+            continue
+        if os.path.splitext(key)[1].lower() in collection.extensions:
+            keys.append(key)
+            uris.append(scheme + info.path)
+            sizes.append(info.size)
+    return {"key": keys, "uri": uris, "num_bytes": sizes}
+
+
+def _list_tar(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> dict:
+    filesystem, path = storage.resolve(unit.uri)
+    # A remote tar is streamed: one request per member header would cost more than reading past the images.
+    source = filesystem.open_input_stream(path) if is_remote(unit.uri) else filesystem.open_input_file(path)
+    keys, offsets, sizes = [], [], []
+    try:
+        with source, tarfile.open(fileobj=source, mode="r|" if is_remote(unit.uri) else "r:") as tar:
+            for member in tar:
+                if member.isfile() and os.path.splitext(member.name)[1].lower() in collection.extensions:
+                    keys.append(member.name.removeprefix("./"))
+                    offsets.append(member.offset_data)
+                    sizes.append(member.size)
+    except tarfile.TarError as error:
+        raise AttribError(f"{unit.uri} is not a readable plain tar file ({error}); compressed shards must be unpacked to .tar") from error
+    return {"key": keys, "uri": [unit.uri] * len(keys), "offset": offsets, "num_bytes": sizes}
+
+
+def _list_parquet(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> tuple[dict, dict]:
+    key_column = collection.key_column or collection.uri_column
+    wanted = list(dict.fromkeys(c for c in (key_column, collection.uri_column, *collection.metadata_columns) if c))
+    with storage.open(unit.uri) as source:
+        file = pq.ParquetFile(source)
+        absent = [c for c in [*wanted, collection.bytes_column] if c and c not in file.schema_arrow.names]
+        if absent:
+            raise AttribError(f"{unit.uri} has no column {absent[0]!r}; it has {', '.join(file.schema_arrow.names)}")
+        table = file.read(columns=wanted)
+        group_rows = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+    check_metadata_columns(collection.metadata_columns, unit.uri)
+    if table[key_column].null_count:
+        raise AttribError(f"{unit.uri}: column {key_column!r} holds nulls; every image needs a key")
+    columns = {"key": table[key_column].cast(pa.string()).to_pylist()}
+    if collection.uri_column:
+        base = os.path.dirname(unit.uri)
+        columns["uri"] = [_absolute(base, uri) for uri in table[collection.uri_column].cast(pa.string()).to_pylist()]
+    else:
+        columns["uri"] = [unit.uri] * table.num_rows
+        columns["row_group"] = np.repeat(np.arange(len(group_rows)), group_rows)
+        columns["row"] = np.concatenate([np.arange(n) for n in group_rows]) if group_rows else []
+    return columns, {name: table[name] for name in collection.metadata_columns}
+
+
+def _absolute(base: str, uri: str | None) -> str:
+    """A URI column may hold paths relative to its own file; a null becomes a path that reading reports as missing."""
+    uri = (uri or "").removeprefix("file://")
+    return uri if is_remote(uri) or uri.startswith("/") else join(base, uri)
+
+
+def check_metadata_columns(names, origin: str) -> None:
+    clash = sorted(RESERVED_COLUMNS.intersection(names))
+    if clash:
+        raise AttribError(f"{origin}: the metadata column {clash[0]!r} has a reserved name; rename it")
+
+
+def read_image(row: dict, storage: Storage) -> bytes:
+    """The encoded bytes of one image that is a whole file or a byte range. Raises ImageError(stage "read")."""
+    try:
+        with storage.open(row["uri"]) as file:
+            if row["offset"] is None:
+                return file.read()
+            data = file.read_at(row["num_bytes"], row["offset"])
+    except FileNotFoundError:
+        raise ImageError("read", "the file is gone since it was listed") from None
+    except OSError as error:
+        raise ImageError("read", str(error).splitlines()[0][:200]) from error
+    if len(data) != row["num_bytes"]:
+        raise ImageError("read", f"the shard ends early: {len(data)} of {row['num_bytes']} bytes")
+    return data
+
+
+def read_parquet_images(rows: list[dict], bytes_column: str, storage: Storage) -> list[bytes | ImageError]:
+    """The encoded bytes of images inside Parquet files, one entry per row; each row group is read once per run of rows that share it."""
+    found: list[bytes | ImageError] = []
+    current, column = None, None
+    for row in rows:
+        place = row["uri"], row["row_group"]
+        if place != current:
+            try:
+                with storage.open(row["uri"]) as source:
+                    column = pq.ParquetFile(source).read_row_group(row["row_group"], columns=[bytes_column]).column(0)
+            except (OSError, pa.ArrowException, IndexError) as error:
+                gone = isinstance(error, FileNotFoundError)
+                reason = "the file is gone since it was listed" if gone else str(error).splitlines()[0][:200]
+                column = ImageError("read", reason)
+            current = place
+        if isinstance(column, ImageError):
+            found.append(column)
+            continue
+        value = column[row["row"]].as_py() if row["row"] < len(column) else None
+        found.append(ImageError("read", "the row holds no bytes") if value is None else value)
+    return found
+
+
+def join_metadata(images: pa.Table, collection: CollectionSettings, storage: Storage) -> pa.Table:
+    """`images` with the columns of the collection's sidecar table; images that it does not mention get nulls.
+
+    The sidecar is scanned and only rows for these keys are kept, so that it may be larger than memory.
+    """
+    if collection.metadata is None:
+        return images
+    uri, key_column = collection.metadata.uri, collection.metadata.key_column
+    sidecar = open_sidecar(uri, key_column, storage)
+    check_metadata_columns([n for n in sidecar.schema.names if n != key_column], uri)
+    keys = images["key"].combine_chunks()
+    found = sidecar.to_table(filter=pc.field(key_column).isin(keys))
+    positions = pc.index_in(keys, value_set=found[key_column].combine_chunks())
+    if len(found) != len(pc.unique(found[key_column])):
+        values, counts = pc.value_counts(found[key_column]).flatten()
+        twice = values.filter(pc.greater(counts, 1))[0].as_py()
+        raise AttribError(f"{uri}: the key {twice!r} has more than one row; keep one row per image")
+    for name in found.schema.names:
+        if name != key_column:
+            images = images.append_column(name, found[name].combine_chunks().take(positions))
+    return images
+
+
+def open_sidecar(uri: str, key_column: str, storage: Storage):
+    """A scannable sidecar table. Every CSV column is text: a type guessed from one block may not hold for the next."""
+    if not storage.exists(uri):
+        raise AttribError(f"the metadata table {uri} does not exist")
+    extension = os.path.splitext(uri)[1].lower()
+    if extension == ".parquet":
+        table = storage.dataset([uri], format="parquet")
+    elif extension in (".csv", ".tsv"):
+        delimiter = "\t" if extension == ".tsv" else ","
+        with storage.open(uri) as file:
+            header = pa.csv.open_csv(file, parse_options=pa.csv.ParseOptions(delimiter=delimiter)).schema.names
+        csv = pyarrow.dataset.CsvFileFormat(
+            parse_options=pa.csv.ParseOptions(delimiter=delimiter),
+            convert_options=pa.csv.ConvertOptions(column_types={name: pa.string() for name in header}),
+        )
+        table = storage.dataset([uri], format=csv)
+    else:
+        raise AttribError(f"the metadata table {uri} must be .csv, .tsv or .parquet")
+    if key_column not in table.schema.names:
+        raise AttribError(f"{uri} has no column {key_column!r} (metadata.key_column); it has {', '.join(table.schema.names)}")
+    return table

@@ -1,0 +1,251 @@
+"""The embed job: Ray Data streams chunks of the manifest through decoding and a pool of encoders.
+
+Why not Ray Data's own row-level checkpointing: its Parquet sink commits when a write task ends, and write tasks gather blocks until a file
+is worth writing. Vectors are small, so a run killed half-way had committed nothing (`python -m jobs.benchmark --only resume` shows
+it). Here each chunk commits by itself, and partitions are assembled from committed chunks.
+"""
+
+import hashlib
+import sys
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet
+import ray
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy
+
+from attrib.backbone import Encoder, load_encoder
+from attrib.config import digest
+from attrib.distributed.session import connect, num_cluster_cpus, num_cluster_gpus
+from attrib.distributed.tasks import run_units
+from attrib.embedding import (
+    CHUNKS,
+    FAILURES,
+    RECORD,
+    Chunk,
+    PreparedChunk,
+    assemble_partition,
+    chunk_folder,
+    encode_chunk,
+    failures_of,
+    plan_chunks,
+    prepare_images,
+)
+from attrib.errors import AttribError, FailedShareError
+from attrib.images import Preprocessing, decoder_name
+from attrib.manifest import Manifest, open_manifest, part_name
+from attrib.progress import Progress
+from attrib.records import begin, finish
+from attrib.settings import EmbedSettings
+from attrib.storage import Storage, join
+
+
+def run(settings: EmbedSettings) -> dict:
+    """Embed every image of the manifest and return the record.
+
+    Raises FailedShareError once more images failed than `max_failed_share` allows; what was embedded stays and a restart continues.
+    """
+    storage = Storage(settings.storage)
+    manifest = open_manifest(settings.manifest, storage)
+    encoder = load_encoder(settings.backbone, storage).identity
+    inputs = {"manifest": manifest.digest, "model": encoder.model_digest}
+    record = begin(settings, RECORD, inputs, storage)
+    if record and not (settings.retry_failed and record["num_failed"]):
+        return record
+    connect(settings.ray)
+    pool = EncoderPool.plan(settings)
+    print(pool.describe(encoder.name, encoder.dimension), file=sys.stderr)
+    if record:
+        _retry_failed(settings, manifest, pool, storage)
+    else:
+        _embed_pending(settings, manifest, pool, storage)
+    results = _assemble(settings, manifest, storage)
+    results["encoder"] = encoder.to_dict()
+    if results["num_failed"] > settings.max_failed_share * manifest.num_images:
+        raise _too_many_failed(settings, results["num_failed"], manifest.num_images, results["failure_reasons"])
+    return finish(settings, RECORD, inputs, results, storage)
+
+
+class EncoderPool:
+    """Where the encoders run. On CPUs each encoder also decodes: moving pixels between processes buys nothing when the same cores do both."""
+
+    def __init__(self, device: str, num_workers: int):
+        self.device = device
+        self.num_workers = num_workers
+
+    @classmethod
+    def plan(cls, settings: EmbedSettings) -> "EncoderPool":
+        num_gpus = num_cluster_gpus()
+        if settings.device == "cuda" and not num_gpus:
+            raise AttribError("embed.device is 'cuda' but the cluster has no GPU; use 'auto' or 'cpu', or start GPU workers")
+        device = "cuda" if num_gpus and settings.device != "cpu" else "cpu"
+        return cls(device, settings.num_workers or (num_gpus if device == "cuda" else num_cluster_cpus()))
+
+    def describe(self, name: str, dimension: int) -> str:
+        place = f"{self.num_workers} GPU(s)" if self.device == "cuda" else f"{self.num_workers} CPU worker(s), NO GPU: expect it to be slow"
+        return f"embed: {name}, {dimension}-d, on {place}; images decoded by {decoder_name()}"
+
+    def resources(self) -> dict:
+        return {"num_cpus": 1, "num_gpus": 1} if self.device == "cuda" else {"num_cpus": 1}
+
+
+def _embed_pending(settings: EmbedSettings, manifest: Manifest, pool: EncoderPool, storage: Storage) -> None:
+    pending = _pending_chunks(settings, manifest, storage)
+    num_pending = sum(chunk.stop - chunk.start for chunk in pending)
+    progress = Progress("embed", manifest.num_images, "images", already_done=manifest.num_images - num_pending)
+    if not pending:
+        return
+    items = [{"partition": c.partition, "start": c.start, "stop": c.stop} for c in pending]
+    chunks = ray.data.from_items(items, override_num_blocks=min(len(items), 10_000))
+    if pool.device == "cuda":
+        chunks = chunks.map(ChunkDecoder(settings, manifest), num_cpus=1)
+    finished = chunks.map(
+        ChunkEncoder,
+        fn_constructor_args=(settings, manifest, pool.device),
+        compute=ActorPoolStrategy(min_size=1, max_size=pool.num_workers, initial_size=pool.num_workers),
+        **pool.resources(),
+    )
+    for row in finished.iter_rows():
+        progress.update(row["num_images"], row["num_failed"])
+        if progress.failed > settings.max_failed_share * manifest.num_images:
+            raise _too_many_failed(settings, progress.failed, manifest.num_images, [row["example"]])
+    progress.close()
+
+
+def _pending_chunks(settings: EmbedSettings, manifest: Manifest, storage: Storage) -> list[Chunk]:
+    assembled = set(storage.names(settings.output, suffix=".parquet"))
+    pending = []
+    for partition, num_rows in enumerate(manifest.num_rows):
+        if part_name(partition) in assembled:
+            continue
+        committed = set(storage.names(chunk_folder(settings.output, partition), suffix=".parquet"))
+        chunks = plan_chunks(num_rows, partition, settings.chunk_rows)
+        pending += [chunk for chunk in chunks if chunk.uri(settings.output).rsplit("/", 1)[1] not in committed]
+    return pending
+
+
+class ManifestReader:
+    """Manifest rows of a chunk; the partition read last is kept, since a worker's next chunk is often of the same one."""
+
+    def __init__(self, manifest: Manifest, storage: Storage):
+        self.manifest, self.storage = manifest, storage
+        self._partition, self._rows = None, None
+
+    def rows(self, chunk: Chunk) -> pa.Table:
+        if self._partition != chunk.partition:
+            self._rows = self.storage.read_table(self.manifest.partition_uri(chunk.partition))
+            self._partition = chunk.partition
+        return self._rows.slice(chunk.start, chunk.stop - chunk.start)
+
+
+class ChunkDecoder:
+    """Chunk -> prepared pixels, for encoders on GPUs, whose time is too dear to decode."""
+
+    def __init__(self, settings: EmbedSettings, manifest: Manifest):
+        self.settings, self.storage = settings, Storage(settings.storage)
+        self.reader = ManifestReader(manifest, self.storage)
+        self.preprocessing = Preprocessing.from_dict(load_encoder(settings.backbone, self.storage).identity.preprocessing)
+
+    def __call__(self, row: dict) -> dict:
+        torch.set_num_threads(1)
+        images = self.reader.rows(Chunk(**row))
+        prepared = prepare_images(images, self.reader.manifest, self.preprocessing, self.settings, self.storage)
+        return row | prepared.to_row()
+
+
+class ChunkEncoder:
+    """Chunk -> committed vectors; loads its network once per worker."""
+
+    def __init__(self, settings: EmbedSettings, manifest: Manifest, device: str):
+        torch.set_num_threads(1)
+        self.settings, self.storage = settings, Storage(settings.storage)
+        self.reader = ManifestReader(manifest, self.storage)
+        self.encoder: Encoder = load_encoder(settings.backbone, self.storage, device, settings.device_batch_size)
+
+    def __call__(self, row: dict) -> dict:
+        chunk = Chunk(row["partition"], row["start"], row["stop"])
+        if "pixels" in row:
+            prepared = PreparedChunk.from_row(row)
+        else:
+            images = self.reader.rows(chunk)
+            prepared = prepare_images(images, self.reader.manifest, self.encoder.preprocessing, self.settings, self.storage)
+        table = encode_chunk(prepared, self.encoder)
+        self.storage.write_table(chunk.uri(self.settings.output), table)
+        reasons = table["reason"].drop_null()
+        example = reasons[0].as_py() if len(reasons) else ""
+        return {"num_images": len(table), "num_failed": len(reasons), "example": example}
+
+
+def _assemble(settings: EmbedSettings, manifest: Manifest, storage: Storage) -> dict:
+    """Publish partitions whose chunks are complete, and gather what the record says of all of them."""
+    parts: list[dict] = [{}] * len(manifest.num_rows)
+    progress = Progress("assemble", len(parts), "partitions")
+    for i, part in run_units(_finish_partition, ((settings, manifest, i, storage) for i in range(len(parts)))):
+        parts[i] = part
+        progress.update(1)
+    progress.close()
+    failures = pa.concat_tables([part.pop("failures") for part in parts])
+    storage.write_table(join(settings.output, FAILURES), failures)
+    storage.delete_folder(join(settings.output, CHUNKS))
+    counts = failures.group_by(["stage", "reason"]).aggregate([("id", "count")]).sort_by([("id_count", "descending")])
+    return {
+        "digest": digest([part["sha256"] for part in parts]),
+        "num_images": manifest.num_images,
+        "num_failed": len(failures),
+        "failure_reasons": [f"{r['stage']}: {r['reason']} ({r['id_count']})" for r in counts.slice(0, 20).to_pylist()],
+        "num_rows": [part["num_rows"] for part in parts],
+        "num_embedded": [part["num_embedded"] for part in parts],
+        "sha256": [part["sha256"] for part in parts],
+    }
+
+
+def _finish_partition(settings: EmbedSettings, manifest: Manifest, partition: int, storage: Storage) -> dict:
+    uri = join(settings.output, part_name(partition))
+    if not storage.exists(uri):
+        chunks = plan_chunks(manifest.num_rows[partition], partition, settings.chunk_rows)
+        missing = [chunk.uri(settings.output) for chunk in chunks if not storage.exists(chunk.uri(settings.output))]
+        if missing:
+            raise AttribError(f"{missing[0]} is not there although its worker wrote it; the output must be on storage that all nodes share")
+        storage.write_table(uri, assemble_partition(settings.output, partition, chunks, storage))
+    data = storage.read_bytes(uri)
+    part = pa.parquet.read_table(pa.BufferReader(data), columns=["id", "stage", "reason"])
+    places = storage.read_table(manifest.partition_uri(partition), columns=["id", "key", "uri"])
+    failures = failures_of(part, places)
+    return {
+        "failures": failures,
+        "num_rows": len(part),
+        "num_embedded": len(part) - len(failures),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def _retry_failed(settings: EmbedSettings, manifest: Manifest, pool: EncoderPool, storage: Storage) -> None:
+    failed = storage.read_table(join(settings.output, FAILURES), columns=["id"])["id"]
+    progress = Progress("retry", len(failed), "images")
+    partitions = ((settings, manifest, i, failed, pool.device, storage) for i in range(len(manifest.num_rows)))
+    for _, (num_retried, num_failed) in run_units(_retry_partition, partitions, num_gpus=pool.resources().get("num_gpus", 0)):
+        progress.update(num_retried, num_failed)
+    progress.close()
+
+
+def _retry_partition(
+    settings: EmbedSettings, manifest: Manifest, partition: int, failed: pa.ChunkedArray, device: str, storage: Storage
+) -> tuple[int, int]:
+    uri = join(settings.output, part_name(partition))
+    images = storage.read_table(manifest.partition_uri(partition), filter=pc.field("id").isin(failed))
+    if not len(images):
+        return 0, 0
+    encoder = load_encoder(settings.backbone, storage, device, settings.device_batch_size)
+    retried = encode_chunk(prepare_images(images, manifest, encoder.preprocessing, settings, storage), encoder)
+    kept = storage.read_table(uri, filter=~pc.field("id").isin(failed))
+    storage.write_table(uri, pa.concat_tables([kept, retried]).sort_by("id").combine_chunks())
+    return len(retried), retried["reason"].is_valid().to_numpy().sum()
+
+
+def _too_many_failed(settings: EmbedSettings, num_failed: int, num_images: int, reasons: list[str]) -> FailedShareError:
+    return FailedShareError(
+        f"{num_failed:,} of {num_images:,} images failed, more than max_failed_share = {settings.max_failed_share:g} allows; "
+        f"e.g. {'; '.join(reasons[:3])}. Mend the images, or raise max_failed_share; what is embedded is kept"
+    )

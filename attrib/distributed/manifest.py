@@ -1,0 +1,86 @@
+"""The manifest job: list units in parallel, settle ids over the whole collection, write partitions in parallel."""
+
+import numpy as np
+import pyarrow.compute as pc
+
+from attrib.corpus import ListingUnit, list_images, list_units
+from attrib.distributed.session import connect
+from attrib.distributed.tasks import run_units
+from attrib.errors import AttribError
+from attrib.identity import duplicated_ids, resolve_collisions
+from attrib.manifest import RECORD, Slice, build_partition, ids_digest, part_name, plan_partitions
+from attrib.progress import Progress
+from attrib.records import begin, finish
+from attrib.settings import CollectionSettings, ManifestSettings
+from attrib.storage import Storage, join
+
+LISTINGS = "_listings"
+
+
+def run(settings: ManifestSettings) -> dict:
+    """Make the manifest and return its record. Raises AttribError for an empty collection or a key that occurs twice."""
+    storage = Storage(settings.storage)
+    record = begin(settings, RECORD, {}, storage)
+    if record:
+        return record
+    connect(settings.ray)
+    collection = settings.collection
+    units = list_units(collection, storage)
+    listings = [join(settings.output, LISTINGS, f"unit-{i:06d}.parquet") for i in range(len(units))]
+    ids_by_unit: list[np.ndarray] = [np.empty(0, np.int64)] * len(units)
+    progress = Progress(f"list {collection.name}", len(units), "units")
+    for i, ids in run_units(_list_unit, ((unit, collection, uri, storage) for unit, uri in zip(units, listings))):
+        ids_by_unit[i] = ids
+        progress.update(1)
+    progress.close()
+    sorted_ids = np.sort(np.concatenate(ids_by_unit))
+    if not len(sorted_ids):
+        wanted = f"files ending in {', '.join(collection.extensions)}" if collection.format != "parquet" else "rows"
+        raise AttribError(f"collection {collection.name!r}: no {wanted} below {collection.uri}")
+    moved = _settle_collisions(sorted_ids, listings, ids_by_unit, storage)
+    sorted_ids = np.union1d(sorted_ids, np.array(list(moved.values()), np.int64))
+
+    partitions = plan_partitions([len(ids) for ids in ids_by_unit], settings.partition_rows)
+    columns: list[str] = []
+    progress = Progress(f"manifest {collection.name}", len(sorted_ids), "images")
+    work = ((slices, listings, moved, collection, join(settings.output, part_name(i)), storage) for i, slices in enumerate(partitions))
+    for i, columns in run_units(_write_partition, work):
+        progress.update(sum(s.stop - s.start for s in partitions[i]))
+    progress.close()
+    results = {
+        "collection": collection.name,
+        "digest": ids_digest(collection, sorted_ids),
+        "num_images": len(sorted_ids),
+        "num_moved_ids": len(moved),
+        "num_rows": [sum(s.stop - s.start for s in slices) for slices in partitions],
+        "metadata_columns": columns,
+    }
+    storage.delete_folder(join(settings.output, LISTINGS))
+    return finish(settings, RECORD, {}, results, storage)
+
+
+def _list_unit(unit: ListingUnit, collection: CollectionSettings, uri: str, storage: Storage) -> np.ndarray:
+    images = list_images(unit, collection, storage)
+    storage.write_table(uri, images)
+    return images["id"].to_numpy()
+
+
+def _settle_collisions(sorted_ids: np.ndarray, listings: list[str], ids_by_unit: list[np.ndarray], storage: Storage) -> dict[str, int]:
+    duplicated = duplicated_ids(sorted_ids)
+    if not len(duplicated):
+        return {}
+    colliding = []
+    for uri, ids in zip(listings, ids_by_unit):
+        if np.isin(ids, duplicated).any():
+            rows = storage.read_table(uri, columns=["id", "key"], filter=pc.field("id").isin(duplicated))
+            colliding += zip(rows["id"].to_pylist(), rows["key"].to_pylist())
+    return resolve_collisions(colliding, sorted_ids)
+
+
+def _write_partition(
+    slices: list[Slice], listings: list[str], moved: dict[str, int], collection: CollectionSettings, uri: str, storage: Storage
+) -> list[str]:
+    tables = [storage.read_table(listings[s.unit]).slice(s.start, s.stop - s.start) for s in slices]
+    images = build_partition(tables, moved, collection, storage)
+    storage.write_table(uri, images)
+    return [name for name in images.schema.names if name not in tables[0].schema.names] + list(collection.metadata_columns)

@@ -1,0 +1,44 @@
+"""Joining the cluster that a job runs on."""
+
+import logging
+import os
+import sys
+
+import ray
+
+from attrib.settings import RaySettings
+
+
+def connect(settings: RaySettings) -> None:
+    """Join `address` or RAY_ADDRESS (set by `ray job submit`); without either start a local Ray that ends with the process."""
+    if ray.is_initialized():
+        return
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, logging_level=logging.WARNING)
+    else:
+        # Without it each worker prints Ray's advice on authentication once; a local Ray listens on this machine alone.
+        memory = int(settings.object_store_gib * 2**30) if settings.object_store_gib else None
+        ray.init(
+            address="local",
+            num_cpus=settings.num_cpus,
+            object_store_memory=memory,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+        )
+    resources = ray.cluster_resources()
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    print(
+        f"Ray {ray.__version__}: {nodes} node(s), {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs, "
+        f"{resources.get('memory', 0) / 2**30:.1f} GiB for tasks",
+        file=sys.stderr,
+    )
+
+
+def num_cluster_cpus() -> int:
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def num_cluster_gpus() -> int:
+    return int(ray.cluster_resources().get("GPU", 0))

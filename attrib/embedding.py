@@ -1,0 +1,210 @@
+"""From manifest rows to vectors: read, decode and resize a chunk of images, encode it, and keep one outcome per image.
+
+    <output>/part-00000.parquet ...   one per manifest partition, rows by ascending id (`schema`)
+    <output>/failures.parquet         the images without a vector: id, key, uri, stage, reason
+    <output>/embeddings.json          written last
+    <output>/_chunks/                 finished chunks of unfinished partitions
+
+A chunk (a few hundred consecutive rows of a partition) commits by publishing one small file under a name that depends on its place alone,
+so that doing it twice changes nothing; finished partitions are assembled from their chunks.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import ipc
+
+from attrib.backbone import Encoder
+from attrib.corpus import read_image, read_parquet_images
+from attrib.images import ImageError, Preprocessing, decode_image
+from attrib.manifest import Manifest, part_name
+from attrib.settings import EmbedSettings
+from attrib.storage import Storage, join
+
+RECORD = "embeddings.json"
+FAILURES = "failures.parquet"
+CHUNKS = "_chunks"
+
+OUTCOME_FIELDS = [
+    pa.field("id", pa.int64(), nullable=False),
+    pa.field("content_sha256", pa.binary(32)),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("format", pa.string()),
+    pa.field("stage", pa.string()),  # of a failure: read, decode or embed
+    pa.field("reason", pa.string()),
+]
+
+
+def schema(dimension: int) -> pa.Schema:
+    """Outcome columns and `embedding`, float16 [dimension], null where `stage` is not."""
+    return pa.schema([*OUTCOME_FIELDS, pa.field("embedding", pa.list_(pa.float16(), dimension))])
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows [start, stop) of a manifest partition."""
+
+    partition: int
+    start: int
+    stop: int
+
+    def uri(self, output: str) -> str:
+        return join(chunk_folder(output, self.partition), f"rows-{self.start:08d}-{self.stop:08d}.parquet")
+
+
+def chunk_folder(output: str, partition: int) -> str:
+    return join(output, CHUNKS, part_name(partition).removesuffix(".parquet"))
+
+
+def plan_chunks(num_rows: int, partition: int, chunk_rows: int) -> list[Chunk]:
+    return [Chunk(partition, start, min(start + chunk_rows, num_rows)) for start in range(0, num_rows, chunk_rows)]
+
+
+@dataclass
+class PreparedChunk:
+    """outcomes: one row per image (OUTCOME_FIELDS); pixels: uint8 [m, 3, h, w] of the m rows without a failure, in their order."""
+
+    outcomes: pa.Table
+    pixels: np.ndarray
+
+    def to_row(self) -> dict:
+        """As plain bytes, which pass between processes without a schema to agree on."""
+        sink = pa.BufferOutputStream()
+        with ipc.new_stream(sink, self.outcomes.schema) as writer:
+            writer.write_table(self.outcomes)
+        return {"outcomes": sink.getvalue().to_pybytes(), "pixels": self.pixels.tobytes(), "shape": list(self.pixels.shape)}
+
+    @classmethod
+    def from_row(cls, row: dict) -> "PreparedChunk":
+        pixels = np.frombuffer(row["pixels"], np.uint8).reshape(tuple(row["shape"]))
+        return cls(ipc.open_stream(row["outcomes"]).read_all(), pixels)
+
+
+def prepare_images(
+    images: pa.Table, manifest: Manifest, preprocessing: Preprocessing, settings: EmbedSettings, storage: Storage
+) -> PreparedChunk:
+    """Read, decode and resize the images of some manifest rows; a failure becomes its row's stage and reason."""
+    rows = images.select(["id", "uri", "offset", "num_bytes", "row_group", "row"]).to_pylist()
+    outcomes, pixels = [], []
+    for row, data in zip(rows, _read_all(rows, manifest, settings, storage)):
+        outcome = {"id": row["id"]}
+        outcomes.append(outcome)
+        try:
+            if isinstance(data, ImageError):
+                raise data
+            outcome["content_sha256"] = sha256(data).digest()
+            image = decode_image(data, max_megapixels=settings.max_megapixels)
+            outcome |= {"width": image.width, "height": image.height, "format": image.format}
+            pixels.append(preprocessing.resize_and_crop(image.pixels).numpy())
+        except ImageError as error:
+            outcome |= {"stage": error.stage, "reason": error.reason}
+    shape = (0, 3, preprocessing.crop_px, preprocessing.crop_px)
+    return PreparedChunk(
+        pa.Table.from_pylist(outcomes, schema=pa.schema(OUTCOME_FIELDS)), np.stack(pixels) if pixels else np.empty(shape, np.uint8)
+    )
+
+
+def _read_all(rows: list[dict], manifest: Manifest, settings: EmbedSettings, storage: Storage):
+    if manifest.collection.bytes_column:
+        yield from read_parquet_images(rows, manifest.collection.bytes_column, storage)
+        return
+
+    def read(row):
+        try:
+            return read_image(row, storage)
+        except ImageError as error:
+            return error
+
+    with ThreadPoolExecutor(settings.io_threads) as pool:
+        # A window of reads ahead, not the whole chunk: encoded originals can be large.
+        window = 2 * settings.io_threads
+        waiting = [pool.submit(read, row) for row in rows[:window]]
+        for i in range(len(rows)):
+            yield waiting[i].result()
+            waiting[i] = None
+            if i + window < len(rows):
+                waiting.append(pool.submit(read, rows[i + window]))
+
+
+def encode_chunk(prepared: PreparedChunk, encoder: Encoder) -> pa.Table:
+    """The rows of `schema` for a prepared chunk. A vector that is not finite in float16, or zero, is a failure of its image."""
+    vectors = encoder.encode(prepared.pixels)
+    with np.errstate(over="ignore"):
+        halves = vectors.astype(np.float16)
+    finite = np.isfinite(halves).all(axis=1)
+    usable = finite & (halves != 0).any(axis=1)
+    outcomes = prepared.outcomes
+    decoded = np.flatnonzero(outcomes["stage"].is_null().to_numpy())
+    stage, reason = outcomes["stage"].to_pylist(), outcomes["reason"].to_pylist()
+    for position, ok in zip(decoded[~usable], finite[~usable]):
+        stage[position] = "embed"
+        reason[position] = "the embedding is zero" if ok else "the embedding is not finite in float16"
+    table = np.zeros((len(outcomes), encoder.identity.dimension), np.float16)
+    table[decoded[usable]] = halves[usable]
+    absent = np.ones(len(outcomes), bool)
+    absent[decoded[usable]] = False
+    outcomes = outcomes.set_column(5, OUTCOME_FIELDS[5], pa.array(stage, pa.string()))
+    outcomes = outcomes.set_column(6, OUTCOME_FIELDS[6], pa.array(reason, pa.string()))
+    embedding = pa.FixedSizeListArray.from_arrays(
+        pa.array(table.ravel()), type=pa.list_(pa.float16(), encoder.identity.dimension), mask=pa.array(absent)
+    )
+    return pa.table([*outcomes.columns, embedding], schema=schema(encoder.identity.dimension))
+
+
+def assemble_partition(output: str, partition: int, chunks: list[Chunk], storage: Storage) -> pa.Table:
+    """The finished partition, by ascending id, from its chunks' files."""
+    table = pa.concat_tables([storage.read_table(chunk.uri(output)) for chunk in chunks])
+    return table.sort_by("id").combine_chunks()
+
+
+def failures_of(part: pa.Table, manifest_rows: pa.Table) -> pa.Table:
+    """id, key, uri, stage, reason of the images of a partition that have no vector."""
+    failed = part.filter(pc.is_valid(part["stage"])).select(["id", "stage", "reason"])
+    places = manifest_rows.select(["id", "key", "uri"]).combine_chunks()
+    at = pc.index_in(failed["id"].combine_chunks(), value_set=places["id"].combine_chunks())
+    places = places.take(at)
+    return pa.table({"id": failed["id"], "key": places["key"], "uri": places["uri"], "stage": failed["stage"], "reason": failed["reason"]})
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A finished embed run."""
+
+    uri: str
+    manifest_uri: str
+    encoder: dict  # EncoderIdentity.to_dict()
+    digest: str
+    num_rows: list[int]
+    num_embedded: list[int]
+
+    def part_uri(self, partition: int) -> str:
+        return join(self.uri, part_name(partition))
+
+    @property
+    def dimension(self) -> int:
+        return self.encoder["dimension"]
+
+
+def open_embeddings(uri: str, storage: Storage) -> Embeddings:
+    record = storage.require(join(uri, RECORD), "jobs.embed")
+    return Embeddings(
+        uri=uri,
+        manifest_uri=record["settings"]["manifest"],
+        encoder=record["encoder"],
+        digest=record["digest"],
+        num_rows=record["num_rows"],
+        num_embedded=record["num_embedded"],
+    )
+
+
+def read_vectors(embeddings: Embeddings, partition: int, storage: Storage) -> tuple[np.ndarray, np.ndarray]:
+    """ids int64 [n] ascending and vectors float16 [n, d] of the images of a partition that have one."""
+    part = storage.read_table(embeddings.part_uri(partition), columns=["id", "embedding"])
+    part = part.filter(pc.is_valid(part["embedding"])).combine_chunks()
+    values = part["embedding"].combine_chunks().flatten() if len(part) else pa.array([], pa.float16())
+    return part["id"].to_numpy(), values.to_numpy(zero_copy_only=False).reshape(len(part), embeddings.dimension)

@@ -1,0 +1,180 @@
+"""Files of any job, on a local disk or an object store, with atomic publication.
+
+Object stores have no rename, so an object is uploaded in one piece and becomes visible only when the upload completes; a local file is
+written beside its target, flushed to disk and renamed. Either way a reader sees the whole file or none.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from attrib.errors import AttribError
+from attrib.settings import StorageSettings
+
+PARQUET_ROW_GROUP_ROWS = 16_384
+
+
+def join(uri: str, *parts: str) -> str:
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def is_remote(uri: str) -> bool:
+    return uri.startswith("s3://")
+
+
+class Storage:
+    """Access to every URI of a job. Picklable: each worker opens its own connections."""
+
+    def __init__(self, settings: StorageSettings):
+        self.settings = settings
+
+    def __reduce__(self):
+        return Storage, (self.settings,)
+
+    @cached_property
+    def _s3(self) -> pyarrow.fs.FileSystem:
+        settings = self.settings
+        if settings.client == "s3fs":
+            import s3fs
+
+            client = s3fs.S3FileSystem(
+                endpoint_url=settings.endpoint,
+                client_kwargs={"region_name": settings.region} if settings.region else {},
+                config_kwargs={
+                    "retries": {"max_attempts": settings.max_attempts, "mode": "standard"},
+                    "connect_timeout": settings.connect_timeout_seconds,
+                    "read_timeout": settings.request_timeout_seconds,
+                },
+            )
+            client.use_listings_cache = False
+            client.dircache.use_listings_cache = False
+            return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(client))
+        scheme, _, host = (settings.endpoint or "").partition("://")
+        return pyarrow.fs.S3FileSystem(
+            endpoint_override=host or None,
+            scheme=scheme or None,
+            region=settings.region or ("us-east-1" if settings.endpoint else None),
+            connect_timeout=settings.connect_timeout_seconds,
+            request_timeout=settings.request_timeout_seconds,
+            retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=settings.max_attempts),
+        )
+
+    @cached_property
+    def _local(self) -> pyarrow.fs.FileSystem:
+        return pyarrow.fs.LocalFileSystem()
+
+    def resolve(self, uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+        """The file system of `uri` and the path within it."""
+        return (self._s3, uri.removeprefix("s3://")) if is_remote(uri) else (self._local, uri)
+
+    def exists(self, uri: str) -> bool:
+        filesystem, path = self.resolve(uri)
+        return filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound
+
+    def list_folder(self, uri: str, *, recursive: bool = False, suffix: str = "") -> list[pyarrow.fs.FileInfo]:
+        """Files and folders below `uri` by path, empty if it does not exist; only names that end in `suffix`."""
+        filesystem, path = self.resolve(uri)
+        found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+        return sorted((info for info in found if info.path.endswith(suffix)), key=lambda info: info.path)
+
+    def names(self, uri: str, suffix: str = "") -> list[str]:
+        return [info.base_name for info in self.list_folder(uri, suffix=suffix)]
+
+    def open(self, uri: str) -> pa.NativeFile:
+        filesystem, path = self.resolve(uri)
+        return filesystem.open_input_file(path)
+
+    def read_bytes(self, uri: str) -> bytes:
+        with self.open(uri) as file:
+            return file.read()
+
+    def read_json(self, uri: str):
+        return json.loads(self.read_bytes(uri))
+
+    def read_table(self, uri: str, columns: list[str] | None = None, filter=None) -> pa.Table:
+        filesystem, path = self.resolve(uri)
+        return pq.read_table(path, columns=columns, filters=filter, filesystem=filesystem)
+
+    def dataset(self, uris: list[str], **options) -> pyarrow.dataset.Dataset:
+        """A scan over explicit files: listing an object store again at every read is slow and not always consistent."""
+        filesystem, _ = self.resolve(uris[0])
+        return pyarrow.dataset.dataset([self.resolve(uri)[1] for uri in uris], filesystem=filesystem, **options)
+
+    def write_bytes(self, uri: str, data: bytes | pa.Buffer) -> None:
+        filesystem, path = self.resolve(uri)
+        if is_remote(uri):
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        self._write_local(path, lambda file: file.write(data))
+
+    def upload(self, local_path: str, uri: str) -> None:
+        """Publish a finished local file as `uri`."""
+        if is_remote(uri):
+            filesystem, path = self.resolve(uri)
+            pyarrow.fs.copy_files(local_path, path, source_filesystem=self._local, destination_filesystem=filesystem)
+            return
+        with open(local_path, "rb") as source:
+            self._write_local(uri, lambda file: shutil.copyfileobj(source, file, 1 << 24))
+
+    @staticmethod
+    def _write_local(path: str, write) -> None:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        beside = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}.tmp")
+        try:
+            with open(beside, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            if os.path.exists(beside):
+                os.unlink(beside)
+
+    def write_json(self, uri: str, value) -> None:
+        self.write_bytes(uri, json.dumps(value, indent=1, sort_keys=False, default=str).encode())
+
+    def write_table(self, uri: str, table: pa.Table, row_group_rows: int = PARQUET_ROW_GROUP_ROWS) -> None:
+        sink = io.BytesIO()
+        pq.write_table(table, sink, row_group_size=row_group_rows, compression="zstd")
+        self.write_bytes(uri, sink.getbuffer())
+
+    def delete_folder(self, uri: str) -> None:
+        filesystem, path = self.resolve(uri)
+        if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
+            filesystem.delete_dir(path)
+
+    def localise(self, uri: str, folder: str) -> str:
+        """A local path with the content of `uri`: itself if it is local, else a copy in `folder`."""
+        if not is_remote(uri):
+            return uri
+        filesystem, path = self.resolve(uri)
+        target = os.path.join(folder, path.replace("/", "_"))
+        pyarrow.fs.copy_files(path, target, source_filesystem=filesystem, destination_filesystem=self._local)
+        return target
+
+    def require(self, uri: str, made_by: str) -> dict:
+        """The JSON record that a finished job leaves; AttribError naming the job to run if it is not there."""
+        if not self.exists(uri):
+            raise AttribError(f"{uri} is not there: run {made_by} to its end first, or correct the path")
+        return self.read_json(uri)
+
+
+def file_sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory:
+    """A folder on the local disk for one task's large files; ATTRIB_SCRATCH names a bigger disk than the default."""
+    return tempfile.TemporaryDirectory(prefix="attrib-", dir=os.environ.get("ATTRIB_SCRATCH"))

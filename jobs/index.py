@@ -1,0 +1,19 @@
+"""Build a sharded index over the embeddings of the sources: python -m jobs.index --config FILE"""
+
+from attrib.config import parse_arguments
+from attrib.settings import IndexSettings
+from jobs.exit import reported
+
+
+def main() -> None:
+    settings = parse_arguments(IndexSettings, __doc__)
+    with reported():
+        from attrib.distributed import index
+
+        record = index.run(settings)
+        measured = record["recall"]
+        print(f"{record['num_vectors']:,} vectors in {len(record['shards'])} shard(s), recall@{measured['k']} {measured['recall']:.4f}, in {settings.output}")
+
+
+if __name__ == "__main__":
+    main()

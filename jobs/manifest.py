@@ -1,0 +1,18 @@
+"""List a collection and give every image its stable id: python -m jobs.manifest --config FILE"""
+
+from attrib.config import parse_arguments
+from attrib.settings import ManifestSettings
+from jobs.exit import reported
+
+
+def main() -> None:
+    settings = parse_arguments(ManifestSettings, __doc__)
+    with reported():
+        from attrib.distributed import manifest
+
+        record = manifest.run(settings)
+        print(f"{record['num_images']:,} images of {record['collection']!r} in {settings.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,8 @@
 """Rows of an attribution run: sources of each generated image with shares, and one outcome per generated image.
 
-    <output>/attributions/block-00000.parquet ...   one row per (query, rank)
-    <output>/outcomes/block-00000.parquet ...       one row per query, failed ones included
-    <output>/attributions.json                      written last
+<output>/attributions/block-00000.parquet ...   one row per (query, rank)
+<output>/outcomes/block-00000.parquet ...       one row per query, failed ones included
+<output>/attributions.json                      written last
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from attrib.embedding import Embeddings
 from attrib.index import Index
 from attrib.manifest import Manifest
 from attrib.search import Candidates, ranks
 from attrib.settings import SharesSettings
 from attrib.shares import soft_shares
 from attrib.storage import Storage, join
+from attrib.vectors import Embeddings
 
 RECORD = "attributions.json"
 
@@ -48,7 +48,9 @@ OUTCOME_FIELDS = [
     pa.field("stage", pa.string()),
     pa.field("reason", pa.string()),
     pa.field("num_sources", pa.int32(), nullable=False),  # with a share above zero
-    pa.field("shares_truncated", pa.bool_(), nullable=False),  # the last of the top k still had a share: more sources may
+    pa.field(
+        "shares_truncated", pa.bool_(), nullable=False
+    ),  # the last of the top k still had a share: more sources may
     pa.field("top_source_id", pa.int64()),
     pa.field("top_similarity", pa.float32()),
     pa.field("top_share", pa.float64()),
@@ -98,7 +100,9 @@ def block_queries(queries: Embeddings, manifest: Manifest, partitions: list[int]
         part = storage.read_table(queries.part_uri(partition), columns=["id", "stage", "reason"])
         rows = storage.read_table(manifest.partition_uri(partition)).sort_by("id")
         if not rows["id"].equals(part["id"]):
-            raise ValueError(f"{queries.part_uri(partition)} and {manifest.partition_uri(partition)} list different images")
+            raise ValueError(
+                f"{queries.part_uri(partition)} and {manifest.partition_uri(partition)} list different images"
+            )
         keep = ["key", "uri", *manifest.metadata_columns]
         parts.append(pa.table([*part.columns, *(rows[name] for name in keep)], names=["id", "stage", "reason", *keep]))
     return pa.concat_tables(parts).sort_by("id").combine_chunks()
@@ -120,7 +124,9 @@ def attribution_rows(
 
     at = pa.array(np.searchsorted(sources["id"].to_numpy(), best.id))
     names = [name for name in sources.schema.names if name not in ("id", "key", "uri")]
-    stamps = [pa.array([value] * len(rank), pa.string()) for value in (stamp.run_id, stamp.model_digest, stamp.index_digest)]
+    stamps = [
+        pa.array([value] * len(rank), pa.string()) for value in (stamp.run_id, stamp.model_digest, stamp.index_digest)
+    ]
     attributions = pa.table(
         [
             queries["id"].take(pa.array(best.query)),
@@ -135,7 +141,9 @@ def attribution_rows(
             *stamps,
             *(sources[name].take(at) for name in names),
         ],
-        schema=pa.schema(ATTRIBUTION_FIELDS + [sources.schema.field(name).with_name(f"source_{name}") for name in names]),
+        schema=pa.schema(
+            ATTRIBUTION_FIELDS + [sources.schema.field(name).with_name(f"source_{name}") for name in names]
+        ),
     )
     return attributions, _outcome_rows(best, rank, similarity, shares, found, queries, stamp)
 

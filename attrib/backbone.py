@@ -90,7 +90,11 @@ def load_encoder(settings: BackboneSettings, storage: Storage, device: str = "cp
     else:
         model = _create(settings.name, pretrained=True)
         data_config = timm.data.resolve_data_config(model=model)
-    return Encoder(model, settings.name, Preprocessing.from_timm(data_config), device, batch_size)
+    try:
+        preprocessing = Preprocessing.from_timm(data_config)
+    except ValueError as error:
+        raise AttribError(f"the preprocessing of {settings.name!r} is not supported: {error}") from error
+    return Encoder(model, settings.name, preprocessing, device, batch_size)
 
 
 def _create(name: str, pretrained: bool) -> torch.nn.Module:
@@ -99,7 +103,9 @@ def _create(name: str, pretrained: bool) -> torch.nn.Module:
     except Exception as error:  # timm and its hub client raise many kinds
         if name.split(".")[0] not in timm.list_models():
             near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]
-            raise AttribError(f"timm has no network {name!r}" + (f"; near: {', '.join(near)}" if near else "")) from error
+            raise AttribError(
+                f"timm has no network {name!r}" + (f"; near: {', '.join(near)}" if near else "")
+            ) from error
         raise AttribError(
             f"timm could not provide {name!r} with its hub weights ({str(error).splitlines()[0][:200]}); without a network give a local "
             "file: backbone.weights=/path/to/model.safetensors"

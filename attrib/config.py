@@ -15,7 +15,18 @@ from pydantic import BaseModel, ValidationError
 from attrib.errors import AttribError
 
 T = TypeVar("T", bound=BaseModel)
-STAMPED_PACKAGES = ("attrib", "faiss-gpu", "faiss-cpu", "numpy", "pyarrow", "ray", "timm", "torch", "torchcodec", "torchvision")
+STAMPED_PACKAGES = (
+    "attrib",
+    "faiss-gpu",
+    "faiss-cpu",
+    "numpy",
+    "pyarrow",
+    "ray",
+    "timm",
+    "torch",
+    "torchcodec",
+    "torchvision",
+)
 
 
 def parse_arguments(settings: type[T], description: str, arguments: list[str] | None = None) -> T:
@@ -23,7 +34,12 @@ def parse_arguments(settings: type[T], description: str, arguments: list[str] | 
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file; configs/ holds commented examples")
     parser.add_argument(
-        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override one key, e.g. index.top_k=20"
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="override one key, e.g. index.top_k=20",
     )
     given = parser.parse_args(arguments)
     try:
@@ -56,7 +72,10 @@ def validate(settings: type[T], values: dict, origin: str) -> T:
     try:
         return settings.model_validate(values)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']} (got {_brief(e['input'])})" for e in error.errors()]
+        lines = [
+            f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']} (got {_brief(e['input'])})"
+            for e in error.errors()
+        ]
         raise AttribError(f"{origin} is not a valid {settings.__name__}:\n" + "\n".join(lines)) from error
 
 

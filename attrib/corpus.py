@@ -16,10 +16,9 @@ import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from attrib.errors import AttribError
+from attrib.errors import AttribError, ImageError
 from attrib.identity import image_ids
-from attrib.images import ImageError
-from attrib.settings import CollectionSettings
+from attrib.settings import CollectionSettings, MetadataSettings
 from attrib.storage import Storage, is_remote, join
 
 LOCATION_FIELDS = [
@@ -52,8 +51,12 @@ def list_units(collection: CollectionSettings, storage: Storage) -> list[Listing
         raise AttribError(f"collection {collection.name!r}: {collection.uri} does not exist")
     if suffix is None:
         if kind != pyarrow.fs.FileType.Directory:
-            raise AttribError(f"collection {collection.name!r}: {collection.uri} is a file; format 'folder' wants a folder")
-        folders = [info.path for info in storage.list_folder(collection.uri) if info.type == pyarrow.fs.FileType.Directory]
+            raise AttribError(
+                f"collection {collection.name!r}: {collection.uri} is a file; format 'folder' wants a folder"
+            )
+        folders = [
+            info.path for info in storage.list_folder(collection.uri) if info.type == pyarrow.fs.FileType.Directory
+        ]
         units = [ListingUnit(scheme + folder) for folder in folders if not os.path.basename(folder).startswith(".")]
         return [ListingUnit(collection.uri, recursive=False), *units]
     if kind == pyarrow.fs.FileType.File:
@@ -75,7 +78,9 @@ def list_images(unit: ListingUnit, collection: CollectionSettings, storage: Stor
     columns["id"] = image_ids(collection.name, columns["key"])
     num_rows = len(columns["key"])
     arrays = [pa.array(columns.get(field.name, [None] * num_rows), type=field.type) for field in LOCATION_FIELDS]
-    return pa.table([*arrays, *extra.values()], schema=pa.schema(LOCATION_FIELDS + [pa.field(n, a.type) for n, a in extra.items()]))
+    return pa.table(
+        [*arrays, *extra.values()], schema=pa.schema(LOCATION_FIELDS + [pa.field(n, a.type) for n, a in extra.items()])
+    )
 
 
 def _list_folder(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> dict:
@@ -106,7 +111,9 @@ def _list_tar(unit: ListingUnit, collection: CollectionSettings, storage: Storag
                     offsets.append(member.offset_data)
                     sizes.append(member.size)
     except tarfile.TarError as error:
-        raise AttribError(f"{unit.uri} is not a readable plain tar file ({error}); compressed shards must be unpacked to .tar") from error
+        raise AttribError(
+            f"{unit.uri} is not a readable plain tar file ({error}); compressed shards must be unpacked to .tar"
+        ) from error
     return {"key": keys, "uri": [unit.uri] * len(keys), "offset": offsets, "num_bytes": sizes}
 
 
@@ -193,9 +200,9 @@ def join_metadata(images: pa.Table, collection: CollectionSettings, storage: Sto
     if collection.metadata is None:
         return images
     uri, key_column = collection.metadata.uri, collection.metadata.key_column
-    sidecar = open_sidecar(uri, key_column, storage)
+    sidecar = open_sidecar(collection.metadata, storage)
     check_metadata_columns([n for n in sidecar.schema.names if n != key_column], uri)
-    keys = images["key"].combine_chunks()
+    keys = pc.binary_join_element_wise(collection.metadata.key_prefix, images["key"].combine_chunks(), "")
     found = sidecar.to_table(filter=pc.field(key_column).isin(keys))
     positions = pc.index_in(keys, value_set=found[key_column].combine_chunks())
     if len(found) != len(pc.unique(found[key_column])):
@@ -208,8 +215,9 @@ def join_metadata(images: pa.Table, collection: CollectionSettings, storage: Sto
     return images
 
 
-def open_sidecar(uri: str, key_column: str, storage: Storage):
+def open_sidecar(settings: MetadataSettings, storage: Storage) -> pyarrow.dataset.Dataset:
     """A scannable sidecar table. Every CSV column is text: a type guessed from one block may not hold for the next."""
+    uri, key_column = settings.uri, settings.key_column
     if not storage.exists(uri):
         raise AttribError(f"the metadata table {uri} does not exist")
     extension = os.path.splitext(uri)[1].lower()
@@ -227,5 +235,7 @@ def open_sidecar(uri: str, key_column: str, storage: Storage):
     else:
         raise AttribError(f"the metadata table {uri} must be .csv, .tsv or .parquet")
     if key_column not in table.schema.names:
-        raise AttribError(f"{uri} has no column {key_column!r} (metadata.key_column); it has {', '.join(table.schema.names)}")
+        raise AttribError(
+            f"{uri} has no column {key_column!r} (metadata.key_column); it has {', '.join(table.schema.names)}"
+        )
     return table

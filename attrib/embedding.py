@@ -1,12 +1,7 @@
 """From manifest rows to vectors: read, decode and resize a chunk of images, encode it, and keep one outcome per image.
 
-    <output>/part-00000.parquet ...   one per manifest partition, rows by ascending id (`schema`)
-    <output>/failures.parquet         the images without a vector: id, key, uri, stage, reason
-    <output>/embeddings.json          written last
-    <output>/_chunks/                 finished chunks of unfinished partitions
-
-A chunk (a few hundred consecutive rows of a partition) commits by publishing one small file under a name that depends on its place alone,
-so that doing it twice changes nothing; finished partitions are assembled from their chunks.
+A chunk (some consecutive rows of a manifest partition) commits by publishing one small file under a name that depends on its place alone, so
+that doing it twice changes nothing; finished partitions are assembled from their chunks (`<output>/_chunks/`, gone at the end).
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -20,29 +15,14 @@ from pyarrow import ipc
 
 from attrib.backbone import Encoder
 from attrib.corpus import read_image, read_parquet_images
-from attrib.images import ImageError, Preprocessing, decode_image
+from attrib.errors import ImageError
+from attrib.images import Preprocessing, decode_image
 from attrib.manifest import Manifest, part_name
 from attrib.settings import EmbedSettings
 from attrib.storage import Storage, join
+from attrib.vectors import OUTCOME_FIELDS, schema
 
-RECORD = "embeddings.json"
-FAILURES = "failures.parquet"
 CHUNKS = "_chunks"
-
-OUTCOME_FIELDS = [
-    pa.field("id", pa.int64(), nullable=False),
-    pa.field("content_sha256", pa.binary(32)),
-    pa.field("width", pa.int32()),
-    pa.field("height", pa.int32()),
-    pa.field("format", pa.string()),
-    pa.field("stage", pa.string()),  # of a failure: read, decode or embed
-    pa.field("reason", pa.string()),
-]
-
-
-def schema(dimension: int) -> pa.Schema:
-    """Outcome columns and `embedding`, float16 [dimension], null where `stage` is not."""
-    return pa.schema([*OUTCOME_FIELDS, pa.field("embedding", pa.list_(pa.float16(), dimension))])
 
 
 @dataclass(frozen=True)
@@ -77,7 +57,11 @@ class PreparedChunk:
         sink = pa.BufferOutputStream()
         with ipc.new_stream(sink, self.outcomes.schema) as writer:
             writer.write_table(self.outcomes)
-        return {"outcomes": sink.getvalue().to_pybytes(), "pixels": self.pixels.tobytes(), "shape": list(self.pixels.shape)}
+        return {
+            "outcomes": sink.getvalue().to_pybytes(),
+            "pixels": self.pixels.tobytes(),
+            "shape": list(self.pixels.shape),
+        }
 
     @classmethod
     def from_row(cls, row: dict) -> "PreparedChunk":
@@ -105,7 +89,8 @@ def prepare_images(
             outcome |= {"stage": error.stage, "reason": error.reason}
     shape = (0, 3, preprocessing.crop_px, preprocessing.crop_px)
     return PreparedChunk(
-        pa.Table.from_pylist(outcomes, schema=pa.schema(OUTCOME_FIELDS)), np.stack(pixels) if pixels else np.empty(shape, np.uint8)
+        pa.Table.from_pylist(outcomes, schema=pa.schema(OUTCOME_FIELDS)),
+        np.stack(pixels) if pixels else np.empty(shape, np.uint8),
     )
 
 
@@ -168,43 +153,12 @@ def failures_of(part: pa.Table, manifest_rows: pa.Table) -> pa.Table:
     places = manifest_rows.select(["id", "key", "uri"]).combine_chunks()
     at = pc.index_in(failed["id"].combine_chunks(), value_set=places["id"].combine_chunks())
     places = places.take(at)
-    return pa.table({"id": failed["id"], "key": places["key"], "uri": places["uri"], "stage": failed["stage"], "reason": failed["reason"]})
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """A finished embed run."""
-
-    uri: str
-    manifest_uri: str
-    encoder: dict  # EncoderIdentity.to_dict()
-    digest: str
-    num_rows: list[int]
-    num_embedded: list[int]
-
-    def part_uri(self, partition: int) -> str:
-        return join(self.uri, part_name(partition))
-
-    @property
-    def dimension(self) -> int:
-        return self.encoder["dimension"]
-
-
-def open_embeddings(uri: str, storage: Storage) -> Embeddings:
-    record = storage.require(join(uri, RECORD), "jobs.embed")
-    return Embeddings(
-        uri=uri,
-        manifest_uri=record["settings"]["manifest"],
-        encoder=record["encoder"],
-        digest=record["digest"],
-        num_rows=record["num_rows"],
-        num_embedded=record["num_embedded"],
+    return pa.table(
+        {
+            "id": failed["id"],
+            "key": places["key"],
+            "uri": places["uri"],
+            "stage": failed["stage"],
+            "reason": failed["reason"],
+        }
     )
-
-
-def read_vectors(embeddings: Embeddings, partition: int, storage: Storage) -> tuple[np.ndarray, np.ndarray]:
-    """ids int64 [n] ascending and vectors float16 [n, d] of the images of a partition that have one."""
-    part = storage.read_table(embeddings.part_uri(partition), columns=["id", "embedding"])
-    part = part.filter(pc.is_valid(part["embedding"])).combine_chunks()
-    values = part["embedding"].combine_chunks().flatten() if len(part) else pa.array([], pa.float16())
-    return part["id"].to_numpy(), values.to_numpy(zero_copy_only=False).reshape(len(part), embeddings.dimension)

@@ -11,3 +11,15 @@ class MismatchError(AttribError):
 
 class FailedShareError(AttribError):
     """More images failed than the config allows."""
+
+
+class ImageError(Exception):
+    """One image that cannot be used. stage: "read" or "decode"; reason: one line of at most 200 characters."""
+
+    def __init__(self, stage: str, reason: str):
+        super().__init__(stage, reason)
+        self.stage = stage
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.reason}"

@@ -19,10 +19,10 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from attrib.embedding import Embeddings, read_vectors
 from attrib.errors import AttribError, MismatchError
 from attrib.planning import IndexPlan
 from attrib.storage import Storage, file_sha256, join, scratch_folder
+from attrib.vectors import Embeddings, read_vectors
 
 RECORD = "index.json"
 TEMPLATE = "template.faiss"
@@ -60,7 +60,9 @@ def train_template(training: np.ndarray, plan: IndexPlan, seed: int) -> faiss.In
     if plan.kind == "ivf_flat":
         index = faiss.IndexIVFFlat(quantizer, dimension, plan.num_lists, faiss.METRIC_L2)
     elif plan.kind == "ivf_sq8":
-        index = faiss.IndexIVFScalarQuantizer(quantizer, dimension, plan.num_lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2)
+        index = faiss.IndexIVFScalarQuantizer(
+            quantizer, dimension, plan.num_lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2
+        )
     else:
         # Fewer centroids per sub-quantizer where the sample could not fill 256.
         bits = 8 if len(training) >= 256 else max(1, len(training).bit_length() - 1)
@@ -82,7 +84,12 @@ def read_index(uri: str, storage: Storage) -> faiss.Index:
 
 
 def build_shard(
-    uri: str, embeddings: Embeddings, partitions: list[int], template_uri: str | None, sources: pa.Table, storage: Storage
+    uri: str,
+    embeddings: Embeddings,
+    partitions: list[int],
+    template_uri: str | None,
+    sources: pa.Table,
+    storage: Storage,
 ) -> dict:
     """Publish one shard from some embedding partitions and return its record.
 
@@ -138,7 +145,9 @@ def open_shard(uri: str, record: dict, storage: Storage, folder: str) -> Shard:
     for name, expected in record["files"].items():
         paths[name] = storage.localise(join(uri, name), folder)
         if os.path.getsize(paths[name]) != expected["num_bytes"] or file_sha256(paths[name]) != expected["sha256"]:
-            raise AttribError(f"{join(uri, name)} is damaged: its checksum is not that of the index's record; delete the shard and build it again")
+            raise AttribError(
+                f"{join(uri, name)} is damaged: its checksum is not that of the index's record; delete the shard and build it again"
+            )
     vectors = np.load(paths["vectors.npy"], mmap_mode="r", allow_pickle=False)
     ids = np.load(paths["ids.npy"], allow_pickle=False)
     lists = faiss.read_index(paths["lists.faiss"], faiss.IO_FLAG_MMAP_IFC) if "lists.faiss" in paths else None

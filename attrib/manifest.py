@@ -1,7 +1,7 @@
 """The manifest: one Parquet row per image of a collection, with a stable id, its location and its metadata.
 
-    <output>/part-00000.parquet ...   rows in reading order (`attrib.corpus.LOCATION_FIELDS`, then metadata columns)
-    <output>/manifest.json            written last: counts, partitions, settings, versions
+<output>/part-00000.parquet ...   rows in reading order (`attrib.corpus.LOCATION_FIELDS`, then metadata columns)
+<output>/manifest.json            written last: counts, partitions, settings, versions
 """
 
 import hashlib

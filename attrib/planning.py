@@ -17,7 +17,9 @@ class IndexPlan:
     num_lists: int
     pq_bytes: int
     num_shards: int
-    shard_memory_bytes: int  # held by a search worker for one shard; the exact vectors are memory-mapped and come on top as page cache
+    shard_memory_bytes: (
+        int  # held by a search worker for one shard; the exact vectors are memory-mapped and come on top as page cache
+    )
     shard_disk_bytes: int
     reason: str
 
@@ -35,7 +37,10 @@ def plan_index(settings: IndexSettings, num_vectors: int, shard_sizes: list[int]
     budget = settings.worker_memory_gib * 2**30
     pq_bytes = _pq_bytes(settings, dimension)
     num_lists = min(settings.num_lists or _default_num_lists(num_vectors), max(1, num_vectors))
-    sizes = {kind: _memory_bytes(kind, largest, dimension, num_lists, pq_bytes) for kind in ("flat", "ivf_flat", "ivf_sq8", "ivf_pq")}
+    sizes = {
+        kind: _memory_bytes(kind, largest, dimension, num_lists, pq_bytes)
+        for kind in ("flat", "ivf_flat", "ivf_sq8", "ivf_pq")
+    }
     if settings.kind != "auto":
         kind, reason = settings.kind, "chosen in the config"
     elif num_vectors <= FLAT_UP_TO_VECTORS:
@@ -52,7 +57,13 @@ def plan_index(settings: IndexSettings, num_vectors: int, shard_sizes: list[int]
     is_ivf = kind != "flat"
     disk = 2 * dimension * largest + 8 * largest + (sizes[kind] if is_ivf else 0)
     return IndexPlan(
-        kind, num_lists if is_ivf else 0, pq_bytes if kind == "ivf_pq" else 0, len(shard_sizes), sizes[kind], disk, reason
+        kind,
+        num_lists if is_ivf else 0,
+        pq_bytes if kind == "ivf_pq" else 0,
+        len(shard_sizes),
+        sizes[kind],
+        disk,
+        reason,
     )
 
 
@@ -86,7 +97,9 @@ def _pq_bytes(settings: IndexSettings, dimension: int) -> int:
         if dimension % settings.pq_bytes and settings.kind == "ivf_pq":
             divisors = [m for m in range(1, dimension + 1) if dimension % m == 0]
             near = sorted(divisors, key=lambda m: abs(m - settings.pq_bytes))[:3]
-            raise AttribError(f"pq_bytes = {settings.pq_bytes} does not divide the dimension {dimension}; near: {sorted(near)}")
+            raise AttribError(
+                f"pq_bytes = {settings.pq_bytes} does not divide the dimension {dimension}; near: {sorted(near)}"
+            )
         return settings.pq_bytes
     return max(m for m in range(1, max(2, dimension // 8 + 1)) if dimension % m == 0)
 

@@ -31,7 +31,11 @@ class Progress:
         elapsed = max(now - self._started, 1e-6)
         rate = (self.done - self._resumed) / elapsed
         share = 100.0 * self.done / self.total if self.total else 100.0
-        parts = [f"{self.label}: {self.done:,}/{self.total:,} {self.unit}", f"{share:.0f} %", f"{rate:,.1f} {self.unit}/s"]
+        parts = [
+            f"{self.label}: {self.done:,}/{self.total:,} {self.unit}",
+            f"{share:.0f} %",
+            f"{rate:,.1f} {self.unit}/s",
+        ]
         if last:
             parts.append(f"in {_clock(elapsed)}")
         else:

@@ -29,7 +29,9 @@ class Candidates:
     score: np.ndarray
 
 
-def search_shard(shard: Shard, queries: np.ndarray, k: int, num_candidates: int, nprobe: int, compressed: bool) -> Candidates:
+def search_shard(
+    shard: Shard, queries: np.ndarray, k: int, num_candidates: int, nprobe: int, compressed: bool
+) -> Candidates:
     """Candidates of one shard for unit queries float32 [n, d].
 
     compressed: the `num_candidates` best by scan score, each with its exact score, for `merge` to cut over all shards. Otherwise the scan is
@@ -58,7 +60,9 @@ def merge(parts: list[Candidates], k: int, num_candidates: int | None = None) ->
 
     num_candidates: first keep that many per query by scan score, so that a compressed index re-ranks the same candidates however it is sharded.
     """
-    query, ids, scan, score = (np.concatenate([getattr(p, name) for p in parts]) for name in ("query", "id", "scan_score", "score"))
+    query, ids, scan, score = (
+        np.concatenate([getattr(p, name) for p in parts]) for name in ("query", "id", "scan_score", "score")
+    )
     if num_candidates is not None:
         kept = _first_per_query(query, np.lexsort((ids, -scan, query)), num_candidates)
         query, ids, scan, score = query[kept], ids[kept], scan[kept], score[kept]
@@ -115,4 +119,6 @@ def _exact_scores(shard: Shard, queries: np.ndarray, ids: np.ndarray) -> np.ndar
 
 def _flatten(query: np.ndarray, ids: np.ndarray, scan: np.ndarray, exact: np.ndarray) -> Candidates:
     valid = ids >= 0
-    return Candidates(np.repeat(query, ids.shape[1])[valid.ravel()], ids[valid], scan[valid].astype(np.float32), exact[valid])
+    return Candidates(
+        np.repeat(query, ids.shape[1])[valid.ravel()], ids[valid], scan[valid].astype(np.float32), exact[valid]
+    )

@@ -58,6 +58,7 @@ class MetadataSettings(Settings):
 
     uri: Uri
     key_column: str = "key"
+    key_prefix: str = ""  # what the table's keys have in front of the collection's
 
 
 class CollectionSettings(Settings):
@@ -116,7 +117,17 @@ class BackboneSettings(Settings):
 class JobSettings(Settings):
     # Keys that do not decide what a job writes: they may differ between a killed run and its restart. Inputs are known by digest, not by place.
     execution_only: ClassVar[frozenset[str]] = frozenset(
-        {"storage", "ray", "max_failed_share", "manifest", "embeddings", "queries", "index", "output", "threads_per_task"}
+        {
+            "storage",
+            "ray",
+            "max_failed_share",
+            "manifest",
+            "embeddings",
+            "queries",
+            "index",
+            "output",
+            "threads_per_task",
+        }
     )
 
     storage: StorageSettings = StorageSettings()
@@ -135,7 +146,12 @@ class ManifestSettings(JobSettings):
 class EmbedSettings(JobSettings):
     """jobs.embed: one vector per image of a manifest."""
 
-    execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {"device", "num_workers", "io_threads", "retry_failed"}
+    execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {
+        "device",
+        "num_workers",
+        "io_threads",
+        "retry_failed",
+    }
 
     manifest: Uri
     output: Uri
@@ -219,3 +235,55 @@ class PipelineSettings(JobSettings):
     index: dict = {}
     attribute: dict = {}
     report: dict = {}
+
+    def stages(self) -> dict[str, JobSettings]:
+        """The settings of every stage, each validated here, before any work."""
+        common = {"storage": self.storage, "ray": self.ray, "max_failed_share": self.max_failed_share}
+        made: dict[str, JobSettings] = {}
+        for role, collection in (("sources", self.sources), ("generated", self.generated)):
+            manifest, vectors = f"{self.output}/{role}/manifest", f"{self.output}/{role}/embeddings"
+            made[f"{role}/manifest"] = ManifestSettings(
+                **common | self.manifest | {"collection": collection, "output": manifest}
+            )
+            made[f"{role}/embeddings"] = EmbedSettings(
+                **common | self.embed | {"manifest": manifest, "output": vectors, "backbone": self.backbone}
+            )
+        vectors = f"{self.output}/sources/embeddings"
+        made["index"] = IndexSettings(**common | self.index | {"embeddings": vectors, "output": f"{self.output}/index"})
+        made["attributions"] = AttributeSettings(
+            **common
+            | self.attribute
+            | {
+                "queries": f"{self.output}/generated/embeddings",
+                "index": f"{self.output}/index",
+                "output": f"{self.output}/attributions",
+            }
+        )
+        made["report"] = ReportSettings(
+            **common
+            | self.report
+            | {"attributions": f"{self.output}/attributions", "output": f"{self.output}/report.html"}
+        )
+        return made
+
+    @model_validator(mode="after")
+    def _stages_valid(self):
+        if self.sources.name == self.generated.name:
+            raise ValueError(
+                f"sources and generated share the name {self.sources.name!r}; ids are made from it, so give each its own"
+            )
+        self.stages()
+        return self
+
+
+class EvaluateSettings(JobSettings):
+    """jobs.evaluate: rank the known true sources of generated images."""
+
+    sources: Uri  # embeddings
+    queries: Uri  # embeddings
+    truth: MetadataSettings  # one row per (query, role, source group); key_column names the query
+    truth_role_column: str = "role"
+    truth_group_column: str = "source_group"
+    group_column: str = "group"  # of the sources' metadata
+    method_column: str = "method"  # of the queries' metadata
+    output: Uri  # a .json file

@@ -11,7 +11,9 @@ def main() -> None:
         from attrib.distributed import attribute
 
         record = attribute.run(settings)
-        print(f"{record['num_rows']:,} rows for {record['num_queries']:,} queries ({record['num_failed']:,} failed) in {settings.output}")
+        print(
+            f"{record['num_rows']:,} rows for {record['num_queries']:,} queries ({record['num_failed']:,} failed) in {settings.output}"
+        )
 
 
 if __name__ == "__main__":

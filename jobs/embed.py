@@ -11,7 +11,9 @@ def main() -> None:
         from attrib.distributed import embed
 
         record = embed.run(settings)
-        print(f"{record['num_images'] - record['num_failed']:,} vectors, {record['num_failed']:,} failures in {settings.output}")
+        print(
+            f"{record['num_images'] - record['num_failed']:,} vectors, {record['num_failed']:,} failures in {settings.output}"
+        )
 
 
 if __name__ == "__main__":

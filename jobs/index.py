@@ -11,8 +11,11 @@ def main() -> None:
         from attrib.distributed import index
 
         record = index.run(settings)
-        measured = record["recall"]
-        print(f"{record['num_vectors']:,} vectors in {len(record['shards'])} shard(s), recall@{measured['k']} {measured['recall']:.4f}, in {settings.output}")
+        recall = record["recall"]
+        print(
+            f"{record['num_vectors']:,} vectors in {len(record['shards'])} shard(s), "
+            f"recall@{recall['k']} {recall['recall']:.4f}, in {settings.output}"
+        )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from attrib.attribution import (
 )
 from attrib.distributed.session import connect, num_cluster_cpus
 from attrib.distributed.tasks import run_units
-from attrib.embedding import Embeddings, open_embeddings, read_vectors
 from attrib.errors import FailedShareError
 from attrib.identity import sampling_rank
 from attrib.index import Index, check_same_encoder, open_index, open_shard, unit_rows
@@ -36,6 +35,7 @@ from attrib.records import begin, finish, run_identity
 from attrib.search import merge, search_shard
 from attrib.settings import AttributeSettings
 from attrib.storage import Storage, join, scratch_folder
+from attrib.vectors import Embeddings, open_embeddings, read_vectors
 
 
 def run(settings: AttributeSettings) -> dict:
@@ -50,7 +50,9 @@ def run(settings: AttributeSettings) -> dict:
         return record
     connect(settings.ray)
     job = AttributionJob(settings, index, queries, open_manifest(queries.manifest_uri, storage))
-    job_stamp = RunStamp(settings.run_id or run_identity(settings, inputs)[:16], index.encoder["model_digest"], index.digest)
+    job_stamp = RunStamp(
+        settings.run_id or run_identity(settings, inputs)[:16], index.encoder["model_digest"], index.digest
+    )
     blocks = group_partitions(queries.num_rows, settings.query_block_rows)
     print(
         f"attribute: {sum(queries.num_rows):,} queries in {len(blocks)} block(s) against {index.num_vectors:,} vectors in {len(index.shards)} "
@@ -106,8 +108,16 @@ def _search(job: AttributionJob, blocks: list[list[int]], storage: Storage) -> N
         return
     # Few shards: share out the blocks as well, or workers would idle; many shards: open each only once.
     num_groups = min(len(pending), max(1, -(-2 * num_cluster_cpus() // len(job.index.shards))))
-    units = [(job, shard, group.tolist(), blocks, storage) for shard in range(len(job.index.shards)) for group in np.array_split(pending, num_groups)]
-    progress = Progress("search", sum(sum(job.queries.num_rows[p] for p in blocks[b]) for _, _, group, _, _ in units for b in group), "query-shard pairs")
+    units = [
+        (job, shard, group.tolist(), blocks, storage)
+        for shard in range(len(job.index.shards))
+        for group in np.array_split(pending, num_groups)
+    ]
+    progress = Progress(
+        "search",
+        sum(sum(job.queries.num_rows[p] for p in blocks[b]) for _, _, group, _, _ in units for b in group),
+        "query-shard pairs",
+    )
     for i, _ in run_units(_search_task, units, num_cpus=job.settings.threads_per_task):
         progress.update(sum(sum(job.queries.num_rows[p] for p in blocks[b]) for b in units[i][2]))
     progress.close()
@@ -122,14 +132,18 @@ def _search_task(job: AttributionJob, shard: int, group: list[int], blocks: list
         opened = open_shard(job.index.shard_uri(shard), job.index.shards[shard], storage, folder)
         for block in pending:
             ids, vectors = job.read_block(blocks[block], storage)
-            candidates = search_shard(opened, vectors, job.settings.top_k, job.num_candidates, job.nprobe, job.index.is_compressed)
+            candidates = search_shard(
+                opened, vectors, job.settings.top_k, job.num_candidates, job.nprobe, job.index.is_compressed
+            )
             storage.write_table(partial_uri(job.settings.output, block, shard), partial_table(candidates, ids))
 
 
 def _merge(job: AttributionJob, blocks: list[list[int]], stamp: RunStamp, storage: Storage) -> list[dict]:
     counts: list[dict] = [{}] * len(blocks)
     progress = Progress("merge", sum(job.queries.num_rows), "queries")
-    for i, count in run_units(_merge_task, ((job, b, partitions, stamp, storage) for b, partitions in enumerate(blocks))):
+    for i, count in run_units(
+        _merge_task, ((job, b, partitions, stamp, storage) for b, partitions in enumerate(blocks))
+    ):
         counts[i] = count
         progress.update(count["num_queries"], count["num_failed"])
     progress.close()
@@ -143,10 +157,15 @@ def _merge_task(job: AttributionJob, block: int, partitions: list[int], stamp: R
         queries = block_queries(job.queries, job.manifest, partitions, storage)
         query_ids = queries["id"].to_numpy()
         shards = range(len(job.index.shards))
-        found = [read_partial(storage.read_table(partial_uri(job.settings.output, block, shard)), query_ids) for shard in shards]
+        found = [
+            read_partial(storage.read_table(partial_uri(job.settings.output, block, shard)), query_ids)
+            for shard in shards
+        ]
         best = merge(found, job.settings.top_k, job.num_candidates if job.index.is_compressed else None)
         sources = read_sources(job.index, best.id, storage)
-        attributions, outcomes = attribution_rows(best, queries, sources, job.settings.top_k, job.settings.shares, stamp)
+        attributions, outcomes = attribution_rows(
+            best, queries, sources, job.settings.top_k, job.settings.shares, stamp
+        )
         storage.write_table(rows_uri, attributions)
         # The outcomes come last: they say that the block is done.
         storage.write_table(outcomes_uri, outcomes)
@@ -166,10 +185,14 @@ def _check_recall(job: AttributionJob, blocks: list[list[int]], storage: Storage
     ids, vectors = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
     chosen = np.sort(np.argsort(sampling_rank(ids))[:wanted])
     ids, queries = ids[chosen], unit_rows(vectors[chosen])
-    exact = [found for _, found in run_units(_exact_task, ((job, s, queries, storage) for s in range(len(job.index.shards))))]
+    exact = [
+        found for _, found in run_units(_exact_task, ((job, s, queries, storage) for s in range(len(job.index.shards))))
+    ]
     truth = merge(exact, job.settings.top_k)
     rows = storage.read_table(
-        join(job.settings.output, "attributions", block_name(0)), columns=["query_id", "source_id"], filter=[("query_id", "in", ids.tolist())]
+        join(job.settings.output, "attributions", block_name(0)),
+        columns=["query_id", "source_id"],
+        filter=[("query_id", "in", ids.tolist())],
     )
     order = np.argsort(ids)
     at = order[np.searchsorted(ids[order], rows["query_id"].to_numpy())]
@@ -177,7 +200,10 @@ def _check_recall(job: AttributionJob, blocks: list[list[int]], storage: Storage
     nobody = np.full(len(ids), -1)
     found = without_self(nobody, at[by_query], rows["source_id"].to_numpy()[by_query], job.settings.top_k)
     measured = recall(found, without_self(nobody, truth.query, truth.id, job.settings.top_k))
-    print(f"recall@{job.settings.top_k} {measured:.4f} of exact search on {len(ids)} queries of this batch", file=sys.stderr)
+    print(
+        f"recall@{job.settings.top_k} {measured:.4f} of exact search on {len(ids)} queries of this batch",
+        file=sys.stderr,
+    )
     return {"k": job.settings.top_k, "recall": round(measured, 6), "num_queries": len(ids)}
 
 

@@ -22,8 +22,6 @@ from attrib.distributed.session import connect, num_cluster_cpus, num_cluster_gp
 from attrib.distributed.tasks import run_units
 from attrib.embedding import (
     CHUNKS,
-    FAILURES,
-    RECORD,
     Chunk,
     PreparedChunk,
     assemble_partition,
@@ -40,6 +38,7 @@ from attrib.progress import Progress
 from attrib.records import begin, finish
 from attrib.settings import EmbedSettings
 from attrib.storage import Storage, join
+from attrib.vectors import FAILURES, RECORD
 
 
 def run(settings: EmbedSettings) -> dict:
@@ -79,12 +78,18 @@ class EncoderPool:
     def plan(cls, settings: EmbedSettings) -> "EncoderPool":
         num_gpus = num_cluster_gpus()
         if settings.device == "cuda" and not num_gpus:
-            raise AttribError("embed.device is 'cuda' but the cluster has no GPU; use 'auto' or 'cpu', or start GPU workers")
+            raise AttribError(
+                "embed.device is 'cuda' but the cluster has no GPU; use 'auto' or 'cpu', or start GPU workers"
+            )
         device = "cuda" if num_gpus and settings.device != "cpu" else "cpu"
         return cls(device, settings.num_workers or (num_gpus if device == "cuda" else num_cluster_cpus()))
 
     def describe(self, name: str, dimension: int) -> str:
-        place = f"{self.num_workers} GPU(s)" if self.device == "cuda" else f"{self.num_workers} CPU worker(s), NO GPU: expect it to be slow"
+        place = (
+            f"{self.num_workers} GPU(s)"
+            if self.device == "cuda"
+            else f"{self.num_workers} CPU worker(s), NO GPU: expect it to be slow"
+        )
         return f"embed: {name}, {dimension}-d, on {place}; images decoded by {decoder_name()}"
 
     def resources(self) -> dict:
@@ -146,7 +151,9 @@ class ChunkDecoder:
     def __init__(self, settings: EmbedSettings, manifest: Manifest):
         self.settings, self.storage = settings, Storage(settings.storage)
         self.reader = ManifestReader(manifest, self.storage)
-        self.preprocessing = Preprocessing.from_dict(load_encoder(settings.backbone, self.storage).identity.preprocessing)
+        self.preprocessing = Preprocessing.from_dict(
+            load_encoder(settings.backbone, self.storage).identity.preprocessing
+        )
 
     def __call__(self, row: dict) -> dict:
         torch.set_num_threads(1)
@@ -170,7 +177,9 @@ class ChunkEncoder:
             prepared = PreparedChunk.from_row(row)
         else:
             images = self.reader.rows(chunk)
-            prepared = prepare_images(images, self.reader.manifest, self.encoder.preprocessing, self.settings, self.storage)
+            prepared = prepare_images(
+                images, self.reader.manifest, self.encoder.preprocessing, self.settings, self.storage
+            )
         table = encode_chunk(prepared, self.encoder)
         self.storage.write_table(chunk.uri(self.settings.output), table)
         reasons = table["reason"].drop_null()
@@ -207,7 +216,9 @@ def _finish_partition(settings: EmbedSettings, manifest: Manifest, partition: in
         chunks = plan_chunks(manifest.num_rows[partition], partition, settings.chunk_rows)
         missing = [chunk.uri(settings.output) for chunk in chunks if not storage.exists(chunk.uri(settings.output))]
         if missing:
-            raise AttribError(f"{missing[0]} is not there although its worker wrote it; the output must be on storage that all nodes share")
+            raise AttribError(
+                f"{missing[0]} is not there although its worker wrote it; the output must be on storage that all nodes share"
+            )
         storage.write_table(uri, assemble_partition(settings.output, partition, chunks, storage))
     data = storage.read_bytes(uri)
     part = pa.parquet.read_table(pa.BufferReader(data), columns=["id", "stage", "reason"])
@@ -225,7 +236,9 @@ def _retry_failed(settings: EmbedSettings, manifest: Manifest, pool: EncoderPool
     failed = storage.read_table(join(settings.output, FAILURES), columns=["id"])["id"]
     progress = Progress("retry", len(failed), "images")
     partitions = ((settings, manifest, i, failed, pool.device, storage) for i in range(len(manifest.num_rows)))
-    for _, (num_retried, num_failed) in run_units(_retry_partition, partitions, num_gpus=pool.resources().get("num_gpus", 0)):
+    for _, (num_retried, num_failed) in run_units(
+        _retry_partition, partitions, num_gpus=pool.resources().get("num_gpus", 0)
+    ):
         progress.update(num_retried, num_failed)
     progress.close()
 

@@ -5,12 +5,10 @@ import sys
 import faiss
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from attrib.config import digest
 from attrib.distributed.session import connect
 from attrib.distributed.tasks import run_units
-from attrib.embedding import Embeddings, open_embeddings, read_vectors
 from attrib.errors import AttribError
 from attrib.identity import sampling_rank
 from attrib.index import (
@@ -33,6 +31,7 @@ from attrib.records import begin, finish
 from attrib.search import Candidates, merge, search_shard
 from attrib.settings import IndexSettings
 from attrib.storage import Storage, join, scratch_folder
+from attrib.vectors import Embeddings, open_embeddings, read_vectors
 
 MAX_HELD_OUT_SHARE = 0.2
 
@@ -101,7 +100,9 @@ def _sample(
     return lowest_ranked(ids, vectors, num_wanted)
 
 
-def _sample_partition(embeddings: Embeddings, partition: int, threshold: np.uint64, storage: Storage) -> tuple[np.ndarray, np.ndarray]:
+def _sample_partition(
+    embeddings: Embeddings, partition: int, threshold: np.uint64, storage: Storage
+) -> tuple[np.ndarray, np.ndarray]:
     ids, vectors = read_vectors(embeddings, partition, storage)
     chosen = sampling_rank(ids) <= threshold
     return ids[chosen], vectors[chosen]
@@ -128,13 +129,26 @@ def _train_task(settings: IndexSettings, training: np.ndarray, plan: IndexPlan, 
 
 
 def _build_shards(
-    settings: IndexSettings, embeddings: Embeddings, manifest: Manifest, groups: list[list[int]], template_uri: str | None, storage: Storage
+    settings: IndexSettings,
+    embeddings: Embeddings,
+    manifest: Manifest,
+    groups: list[list[int]],
+    template_uri: str | None,
+    storage: Storage,
 ) -> list[dict]:
     records: list[dict] = [{}] * len(groups)
     sizes = [sum(embeddings.num_embedded[p] for p in group) for group in groups]
     progress = Progress("build", sum(sizes), "vectors")
     work = (
-        (join(settings.output, shard_name(i)), embeddings, manifest, group, template_uri, settings.threads_per_task, storage)
+        (
+            join(settings.output, shard_name(i)),
+            embeddings,
+            manifest,
+            group,
+            template_uri,
+            settings.threads_per_task,
+            storage,
+        )
         for i, group in enumerate(groups)
     )
     for i, record in run_units(_build_task, work, num_cpus=settings.threads_per_task):
@@ -145,7 +159,13 @@ def _build_shards(
 
 
 def _build_task(
-    uri: str, embeddings: Embeddings, manifest: Manifest, partitions: list[int], template_uri: str | None, threads: int, storage: Storage
+    uri: str,
+    embeddings: Embeddings,
+    manifest: Manifest,
+    partitions: list[int],
+    template_uri: str | None,
+    threads: int,
+    storage: Storage,
 ) -> dict:
     if storage.exists(join(uri, SHARD_RECORD)):
         return storage.read_json(join(uri, SHARD_RECORD))
@@ -175,7 +195,11 @@ def _measure(
     if template_uri:
         by_nprobe = recall_by_nprobe(read_index(template_uri, storage), held_out, lists)
         nprobe = min(int(np.searchsorted(by_nprobe, settings.recall_target)) + 1, plan.num_lists)
-        curve = {str(n): round(float(by_nprobe[n - 1]), 6) for n in (1 << i for i in range(plan.num_lists.bit_length())) if n <= plan.num_lists}
+        curve = {
+            str(n): round(float(by_nprobe[n - 1]), 6)
+            for n in (1 << i for i in range(plan.num_lists.bit_length()))
+            if n <= plan.num_lists
+        }
     while True:
         found, _ = _search_held_out(settings, shards, held_out_ids, held_out, nprobe, None, storage)
         measured = recall(found, truth)
@@ -193,9 +217,15 @@ def _measure(
         "list_recall_by_nprobe": curve,
     }
     where = f"nprobe {nprobe} of {plan.num_lists:,}" if plan.num_lists else "exact search"
-    print(f"recall@{k} {measured:.4f} of exact search at {where}, {len(held_out):,} held-out images (target {settings.recall_target:g})", file=sys.stderr)
+    print(
+        f"recall@{k} {measured:.4f} of exact search at {where}, {len(held_out):,} held-out images (target {settings.recall_target:g})",
+        file=sys.stderr,
+    )
     if not result["met"]:
-        print(f"WARNING: the recall target is out of reach with rerank_factor = {settings.rerank_factor}: raise it, or pq_bytes", file=sys.stderr)
+        print(
+            f"WARNING: the recall target is out of reach with rerank_factor = {settings.rerank_factor}: raise it, or pq_bytes",
+            file=sys.stderr,
+        )
     return result
 
 
@@ -212,7 +242,9 @@ def _search_held_out(
     work = ((settings, i, record, vectors, nprobe, template_uri, storage) for i, record in enumerate(shards))
     found = [result for _, result in run_units(_search_held_out_task, work, num_cpus=settings.threads_per_task)]
     compressed = nprobe is not None and any(result[2] for result in found)
-    best = merge([result[0] for result in found], settings.recall_k + 1, _num_candidates(settings) if compressed else None)
+    best = merge(
+        [result[0] for result in found], settings.recall_k + 1, _num_candidates(settings) if compressed else None
+    )
     neighbours = without_self(ids, best.query, best.id, settings.recall_k)
     if not template_uri:
         return neighbours, np.empty(0)
@@ -223,7 +255,13 @@ def _search_held_out(
 
 
 def _search_held_out_task(
-    settings: IndexSettings, shard: int, record: dict, queries: np.ndarray, nprobe: int | None, template_uri: str | None, storage: Storage
+    settings: IndexSettings,
+    shard: int,
+    record: dict,
+    queries: np.ndarray,
+    nprobe: int | None,
+    template_uri: str | None,
+    storage: Storage,
 ) -> tuple[Candidates, np.ndarray, bool]:
     """Candidates, int64 [m, 2] (id, list) of each candidate if template_uri is given, and whether scan scores are of codes."""
     faiss.omp_set_num_threads(settings.threads_per_task)
@@ -232,7 +270,9 @@ def _search_held_out_task(
         if nprobe is None:
             opened.lists = None
         compressed = opened.lists is not None and not isinstance(opened.lists, faiss.IndexIVFFlat)
-        candidates = search_shard(opened, queries, settings.recall_k + 1, _num_candidates(settings), nprobe or 0, compressed)
+        candidates = search_shard(
+            opened, queries, settings.recall_k + 1, _num_candidates(settings), nprobe or 0, compressed
+        )
         lists = np.empty((0, 2), np.int64)
         if template_uri:
             found = np.unique(candidates.id)

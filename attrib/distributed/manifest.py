@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow.compute as pc
 
-from attrib.corpus import ListingUnit, list_images, list_units
+from attrib.corpus import RESERVED_COLUMNS, ListingUnit, list_images, list_units, open_sidecar
 from attrib.distributed.session import connect
 from attrib.distributed.tasks import run_units
 from attrib.errors import AttribError
@@ -41,19 +41,25 @@ def run(settings: ManifestSettings) -> dict:
     sorted_ids = np.union1d(sorted_ids, np.array(list(moved.values()), np.int64))
 
     partitions = plan_partitions([len(ids) for ids in ids_by_unit], settings.partition_rows)
-    columns: list[str] = []
+    metadata_columns: list[str] = []
+    num_described = 0
     progress = Progress(f"manifest {collection.name}", len(sorted_ids), "images")
-    work = ((slices, listings, moved, collection, join(settings.output, part_name(i)), storage) for i, slices in enumerate(partitions))
-    for i, columns in run_units(_write_partition, work):
+    work = (
+        (slices, listings, moved, collection, join(settings.output, part_name(i)), storage)
+        for i, slices in enumerate(partitions)
+    )
+    for i, (metadata_columns, described) in run_units(_write_partition, work):  # noqa: B007 the same in every partition
+        num_described += described
         progress.update(sum(s.stop - s.start for s in partitions[i]))
     progress.close()
+    _check_described(collection, num_described, listings, storage)
     results = {
         "collection": collection.name,
         "digest": ids_digest(collection, sorted_ids),
         "num_images": len(sorted_ids),
         "num_moved_ids": len(moved),
         "num_rows": [sum(s.stop - s.start for s in slices) for slices in partitions],
-        "metadata_columns": columns,
+        "metadata_columns": metadata_columns,
     }
     storage.delete_folder(join(settings.output, LISTINGS))
     return finish(settings, RECORD, {}, results, storage)
@@ -65,7 +71,9 @@ def _list_unit(unit: ListingUnit, collection: CollectionSettings, uri: str, stor
     return images["id"].to_numpy()
 
 
-def _settle_collisions(sorted_ids: np.ndarray, listings: list[str], ids_by_unit: list[np.ndarray], storage: Storage) -> dict[str, int]:
+def _settle_collisions(
+    sorted_ids: np.ndarray, listings: list[str], ids_by_unit: list[np.ndarray], storage: Storage
+) -> dict[str, int]:
     duplicated = duplicated_ids(sorted_ids)
     if not len(duplicated):
         return {}
@@ -78,9 +86,32 @@ def _settle_collisions(sorted_ids: np.ndarray, listings: list[str], ids_by_unit:
 
 
 def _write_partition(
-    slices: list[Slice], listings: list[str], moved: dict[str, int], collection: CollectionSettings, uri: str, storage: Storage
-) -> list[str]:
+    slices: list[Slice],
+    listings: list[str],
+    moved: dict[str, int],
+    collection: CollectionSettings,
+    uri: str,
+    storage: Storage,
+) -> tuple[list[str], int]:
+    """The metadata columns, and how many images the sidecar describes."""
     tables = [storage.read_table(listings[s.unit]).slice(s.start, s.stop - s.start) for s in slices]
     images = build_partition(tables, moved, collection, storage)
     storage.write_table(uri, images)
-    return [name for name in images.schema.names if name not in tables[0].schema.names] + list(collection.metadata_columns)
+    columns = [name for name in images.schema.names if name not in RESERVED_COLUMNS]
+    described = np.zeros(len(images), bool)
+    for name in columns:
+        described |= images[name].is_valid().to_numpy()
+    return columns, int(described.sum())
+
+
+def _check_described(collection: CollectionSettings, num_described: int, listings: list[str], storage: Storage) -> None:
+    """A sidecar that names no image of the collection is a mistake in its keys, never what was meant."""
+    if collection.metadata is None or num_described:
+        return
+    sidecar = open_sidecar(collection.metadata, storage)
+    theirs = sidecar.head(1)[collection.metadata.key_column][0].as_py() if sidecar.count_rows() else "(no rows)"
+    ours = next(k for uri in listings for k in storage.read_table(uri, columns=["key"])["key"].to_pylist())
+    raise AttribError(
+        f"{collection.metadata.uri} describes none of the images: its keys look like {theirs!r}, the collection's like {ours!r}; "
+        "set metadata.key_column and metadata.key_prefix to match"
+    )

@@ -1,0 +1,18 @@
+"""The whole flow, from two collections to a page: python -m jobs.pipeline --config FILE"""
+
+from attrib.config import parse_arguments
+from attrib.settings import PipelineSettings
+from jobs.exit import reported
+
+
+def main() -> None:
+    settings = parse_arguments(PipelineSettings, __doc__)
+    with reported():
+        from attrib.distributed import pipeline
+
+        summary = pipeline.run(settings)
+        print("\n".join(f"{name}: {value}" for name, value in summary.items()))
+
+
+if __name__ == "__main__":
+    main()

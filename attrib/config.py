@@ -1,13 +1,16 @@
 """Reading a job's config file and `--set` overrides into settings, and stamping outputs with them."""
 
 import argparse
+import difflib
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import sys
-from typing import TypeVar
+from collections.abc import Iterator
+from typing import TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from attrib.errors import AttribError
 
 T = TypeVar("T", bound=BaseModel)
+VARIABLE = re.compile(r"\$\{(\w+)\}")
 STAMPED_PACKAGES = (
     "attrib",
     "faiss-gpu",
@@ -56,27 +60,60 @@ def load_settings(settings: type[T], path: str, overrides: list[str] = ()) -> T:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(os.path.expandvars(file.read())) or {}
+            values = yaml.safe_load(file) or {}
     except OSError as error:
         raise AttribError(f"cannot read the config {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise AttribError(f"the config {path} is not UTF-8 text; save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise AttribError(f"the config {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise AttribError(f"the config {path} must hold key: value pairs, not a {type(values).__name__}")
     for override in overrides:
         _apply(values, override)
-    return validate(settings, values, path)
+    return validate(settings, _expand(values, path), path)
 
 
 def validate(settings: type[T], values: dict, origin: str) -> T:
     try:
         return settings.model_validate(values)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']} (got {_brief(e['input'])})"
-            for e in error.errors()
-        ]
-        raise AttribError(f"{origin} is not a valid {settings.__name__}:\n" + "\n".join(lines)) from error
+        lines = "\n".join(f"  {line}" for line in _explain(error, settings))
+        raise AttribError(f"{origin} is not a valid {settings.__name__}:\n{lines}") from error
+
+
+def _explain(error: ValidationError, settings: type[BaseModel]) -> Iterator[str]:
+    """A line for each thing that is wrong: where, what, the value, and for an unknown key the known ones."""
+    for found in error.errors():
+        place, message = found["loc"], found["msg"]
+        if found["type"] == "extra_forbidden":
+            known = _known_keys(settings, place[:-1])
+            near = difflib.get_close_matches(str(place[-1]), known, n=1)
+            message = f"unknown key; did you mean {near[0]}?" if near else f"unknown key; known are {', '.join(known)}"
+        yield f"{'.'.join(map(str, place)) or '(top)'}: {message} (got {_brief(found['input'])})"
+
+
+def _known_keys(settings: type[BaseModel], place: tuple) -> list[str]:
+    for key in place:
+        annotation = settings.model_fields[key].annotation
+        kinds = (getattr(settings, "sections", {}).get(key), annotation, *get_args(annotation))
+        settings = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return sorted(settings.model_fields)
+
+
+def _expand(value, origin: str):
+    """`${NAME}` replaced in every text of a config. Comments are left alone, and what a variable holds is never read as YAML."""
+    if isinstance(value, dict):
+        return {key: _expand(item, origin) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, origin) for item in value]
+    return VARIABLE.sub(lambda match: _variable(match[1], origin), value) if isinstance(value, str) else value
+
+
+def _variable(name: str, origin: str) -> str:
+    if name not in os.environ:
+        raise AttribError(f"{origin} uses ${{{name}}}, but no environment variable {name} is set; set it or write the value itself")
+    return os.environ[name]
 
 
 def _apply(values: dict, override: str) -> None:
@@ -88,7 +125,10 @@ def _apply(values: dict, override: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise AttribError(f"--set {override!r}: {parent!r} holds a value, not a section")
-    values[last] = yaml.safe_load(os.path.expandvars(text))
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise AttribError(f"--set {override!r}: the value is not valid YAML; quote it, e.g. --set 'title=\"a: b\"'") from error
 
 
 def _brief(value) -> str:

@@ -30,7 +30,9 @@ LOCATION_FIELDS = [
     pa.field("row_group", pa.int32()),  # of a Parquet file with the images inside
     pa.field("row", pa.int32()),  # within that row group
 ]
-RESERVED_COLUMNS = frozenset(field.name for field in LOCATION_FIELDS)
+# Later stages put a failure's stage and reason beside the metadata. Attribution rows prefix metadata with source_ or query_, and what
+# their fixed columns have behind these prefixes (id, key, uri) is reserved as well.
+RESERVED_COLUMNS = frozenset(field.name for field in LOCATION_FIELDS) | {"stage", "reason"}
 
 
 @dataclass(frozen=True)
@@ -86,33 +88,58 @@ def list_images(unit: ListingUnit, collection: CollectionSettings, storage: Stor
 def _list_folder(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> dict:
     scheme = "s3://" if is_remote(collection.uri) else ""
     root = storage.resolve(collection.uri)[1].rstrip("/") + "/"
+    extensions = _extensions(collection)
     keys, uris, sizes = [], [], []
     for info in storage.list_folder(unit.uri, recursive=unit.recursive):
         key = info.path.removeprefix(root)
-        if info.type != pyarrow.fs.FileType.File or any(part.startswith(".") for part in key.split("/")):
-            continue
-        if os.path.splitext(key)[1].lower() in collection.extensions:
+        if info.type == pyarrow.fs.FileType.File and _is_image(key, extensions):
             keys.append(key)
             uris.append(scheme + info.path)
             sizes.append(info.size)
     return {"key": keys, "uri": uris, "num_bytes": sizes}
 
 
+def _extensions(collection: CollectionSettings) -> set[str]:
+    return {f".{extension.lower().removeprefix('.')}" for extension in collection.extensions}
+
+
+def _is_image(key: str, extensions: set[str]) -> bool:
+    """By name alone. Hidden files are left out: among them are thumbnails and the ._NAME files that macOS puts into archives."""
+    hidden = any(part.startswith(".") for part in key.split("/"))
+    return not hidden and os.path.splitext(key)[1].lower() in extensions
+
+
+class _CheckedHeader(tarfile.TarInfo):
+    """tarfile takes a damaged header, or a file that stops between members, for the end: images would be missing without a word."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EmptyHeaderError as error:
+            raise tarfile.ReadError("it has no end-of-archive mark, so it was cut short") from error
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+            raise tarfile.ReadError(f"damaged header: {error}") from error
+
+
 def _list_tar(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> dict:
     filesystem, path = storage.resolve(unit.uri)
     # A remote tar is streamed: one request per member header would cost more than reading past the images.
     source = filesystem.open_input_stream(path) if is_remote(unit.uri) else filesystem.open_input_file(path)
+    mode = "r|" if is_remote(unit.uri) else "r:"
+    extensions = _extensions(collection)
     keys, offsets, sizes = [], [], []
     try:
-        with source, tarfile.open(fileobj=source, mode="r|" if is_remote(unit.uri) else "r:") as tar:
+        with source, tarfile.open(fileobj=source, mode=mode, tarinfo=_CheckedHeader, errors="backslashreplace") as tar:
             for member in tar:
-                if member.isfile() and os.path.splitext(member.name)[1].lower() in collection.extensions:
-                    keys.append(member.name.removeprefix("./"))
+                key = member.name.removeprefix("./")
+                if member.isfile() and _is_image(key, extensions):
+                    keys.append(key)
                     offsets.append(member.offset_data)
                     sizes.append(member.size)
     except tarfile.TarError as error:
         raise AttribError(
-            f"{unit.uri} is not a readable plain tar file ({error}); compressed shards must be unpacked to .tar"
+            f"{unit.uri} is not a readable plain tar file ({error}); fetch it again if it is damaged, unpack it to .tar if it is compressed"
         ) from error
     return {"key": keys, "uri": [unit.uri] * len(keys), "offset": offsets, "num_bytes": sizes}
 
@@ -120,14 +147,21 @@ def _list_tar(unit: ListingUnit, collection: CollectionSettings, storage: Storag
 def _list_parquet(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> tuple[dict, dict]:
     key_column = collection.key_column or collection.uri_column
     wanted = list(dict.fromkeys(c for c in (key_column, collection.uri_column, *collection.metadata_columns) if c))
-    with storage.open(unit.uri) as source:
-        file = pq.ParquetFile(source)
-        absent = [c for c in [*wanted, collection.bytes_column] if c and c not in file.schema_arrow.names]
-        if absent:
-            raise AttribError(f"{unit.uri} has no column {absent[0]!r}; it has {', '.join(file.schema_arrow.names)}")
-        table = file.read(columns=wanted)
-        group_rows = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+    try:
+        with storage.open(unit.uri) as source:
+            file = pq.ParquetFile(source)
+            schema = file.schema_arrow
+            absent = [c for c in [*wanted, collection.bytes_column] if c and c not in schema.names]
+            if absent:
+                raise AttribError(f"{unit.uri} has no column {absent[0]!r}; it has {', '.join(schema.names)}")
+            table = file.read(columns=wanted)
+            group_rows = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+    except pa.ArrowException as error:
+        raise AttribError(f"{unit.uri} is not a readable Parquet file ({_first_line(error)}); fetch it again") from error
     check_metadata_columns(collection.metadata_columns, unit.uri)
+    if collection.bytes_column and not _holds_bytes(schema.field(collection.bytes_column).type):
+        kind = schema.field(collection.bytes_column).type
+        raise AttribError(f"{unit.uri}: column {collection.bytes_column!r} is {kind}; bytes_column wants encoded images as binary")
     if table[key_column].null_count:
         raise AttribError(f"{unit.uri}: column {key_column!r} holds nulls; every image needs a key")
     columns = {"key": table[key_column].cast(pa.string()).to_pylist()}
@@ -144,17 +178,36 @@ def _list_parquet(unit: ListingUnit, collection: CollectionSettings, storage: St
 def _absolute(base: str, uri: str | None) -> str:
     """A URI column may hold paths relative to its own file; a null becomes a path that reading reports as missing."""
     uri = (uri or "").removeprefix("file://")
-    return uri if is_remote(uri) or uri.startswith("/") else join(base, uri)
+    return uri if "://" in uri or uri.startswith("/") else join(base, uri)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def check_metadata_columns(names, origin: str) -> None:
+    """Raises AttribError for a name that is reserved or occurs twice."""
     clash = sorted(RESERVED_COLUMNS.intersection(names))
     if clash:
         raise AttribError(f"{origin}: the metadata column {clash[0]!r} has a reserved name; rename it")
+    _check_distinct(list(names), origin)
+
+
+def _check_distinct(names: list[str], origin: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise AttribError(f"{origin}: the metadata column {twice[0]!r} is there twice; rename or leave out one of them")
 
 
 def read_image(row: dict, storage: Storage) -> bytes:
     """The encoded bytes of one image that is a whole file or a byte range. Raises ImageError(stage "read")."""
+    scheme, separator, _ = row["uri"].partition("://")
+    if separator and not is_remote(row["uri"]):
+        raise ImageError("read", f"{scheme}:// is not supported; use a local path or s3://")
     try:
         with storage.open(row["uri"]) as file:
             if row["offset"] is None:
@@ -162,8 +215,8 @@ def read_image(row: dict, storage: Storage) -> bytes:
             data = file.read_at(row["num_bytes"], row["offset"])
     except FileNotFoundError:
         raise ImageError("read", "the file is gone since it was listed") from None
-    except OSError as error:
-        raise ImageError("read", str(error).splitlines()[0][:200]) from error
+    except Exception as error:  # the clients of object stores raise many kinds
+        raise ImageError("read", _first_line(error)) from error
     if len(data) != row["num_bytes"]:
         raise ImageError("read", f"the shard ends early: {len(data)} of {row['num_bytes']} bytes")
     return data
@@ -179,10 +232,10 @@ def read_parquet_images(rows: list[dict], bytes_column: str, storage: Storage) -
             try:
                 with storage.open(row["uri"]) as source:
                     column = pq.ParquetFile(source).read_row_group(row["row_group"], columns=[bytes_column]).column(0)
-            except (OSError, pa.ArrowException, IndexError) as error:
-                gone = isinstance(error, FileNotFoundError)
-                reason = "the file is gone since it was listed" if gone else str(error).splitlines()[0][:200]
-                column = ImageError("read", reason)
+            except FileNotFoundError:
+                column = ImageError("read", "the file is gone since it was listed")
+            except Exception as error:  # damaged files raise as many kinds as the clients of object stores
+                column = ImageError("read", _first_line(error))
             current = place
         if isinstance(column, ImageError):
             found.append(column)
@@ -201,12 +254,17 @@ def join_metadata(images: pa.Table, collection: CollectionSettings, storage: Sto
         return images
     uri, key_column = collection.metadata.uri, collection.metadata.key_column
     sidecar = open_sidecar(collection.metadata, storage)
-    check_metadata_columns([n for n in sidecar.schema.names if n != key_column], uri)
+    check_metadata_columns([*collection.metadata_columns, *(n for n in sidecar.schema.names if n != key_column)], uri)
     keys = pc.binary_join_element_wise(collection.metadata.key_prefix, images["key"].combine_chunks(), "")
-    found = sidecar.to_table(filter=pc.field(key_column).isin(keys))
-    positions = pc.index_in(keys, value_set=found[key_column].combine_chunks())
-    if len(found) != len(pc.unique(found[key_column])):
-        values, counts = pc.value_counts(found[key_column]).flatten()
+    try:
+        # Numbers, dictionaries and large strings are keys as well.
+        found = sidecar.to_table(filter=pc.field(key_column).cast(pa.string()).isin(keys))
+    except pa.ArrowException as error:
+        raise AttribError(f"the metadata table {uri} cannot be read: {_first_line(error)}") from error
+    found_keys = found[key_column].combine_chunks().cast(pa.string())
+    positions = pc.index_in(keys, value_set=found_keys)
+    if len(found) != len(pc.unique(found_keys)):
+        values, counts = pc.value_counts(found_keys).flatten()
         twice = values.filter(pc.greater(counts, 1))[0].as_py()
         raise AttribError(f"{uri}: the key {twice!r} has more than one row; keep one row per image")
     for name in found.schema.names:
@@ -221,21 +279,24 @@ def open_sidecar(settings: MetadataSettings, storage: Storage) -> pyarrow.datase
     if not storage.exists(uri):
         raise AttribError(f"the metadata table {uri} does not exist")
     extension = os.path.splitext(uri)[1].lower()
-    if extension == ".parquet":
-        table = storage.dataset([uri], format="parquet")
-    elif extension in (".csv", ".tsv"):
-        delimiter = "\t" if extension == ".tsv" else ","
-        with storage.open(uri) as file:
-            header = pa.csv.open_csv(file, parse_options=pa.csv.ParseOptions(delimiter=delimiter)).schema.names
-        csv = pyarrow.dataset.CsvFileFormat(
-            parse_options=pa.csv.ParseOptions(delimiter=delimiter),
-            convert_options=pa.csv.ConvertOptions(column_types={name: pa.string() for name in header}),
-        )
-        table = storage.dataset([uri], format=csv)
-    else:
+    if extension not in (".csv", ".tsv", ".parquet"):
         raise AttribError(f"the metadata table {uri} must be .csv, .tsv or .parquet")
+    try:
+        table = storage.dataset([uri], format="parquet" if extension == ".parquet" else _csv_format(uri, storage))
+    except pa.ArrowException as error:
+        raise AttribError(f"the metadata table {uri} cannot be read: {_first_line(error)}") from error
     if key_column not in table.schema.names:
         raise AttribError(
             f"{uri} has no column {key_column!r} (metadata.key_column); it has {', '.join(table.schema.names)}"
         )
     return table
+
+
+def _csv_format(uri: str, storage: Storage) -> pyarrow.dataset.CsvFileFormat:
+    # Titles may hold line breaks in quotes.
+    parsing = pa.csv.ParseOptions(delimiter="\t" if uri.lower().endswith(".tsv") else ",", newlines_in_values=True)
+    with storage.open(uri) as file:
+        header = pa.csv.open_csv(file, parse_options=parsing).schema.names
+    _check_distinct(header, uri)
+    conversion = pa.csv.ConvertOptions(column_types={name: pa.string() for name in header})
+    return pyarrow.dataset.CsvFileFormat(parse_options=parsing, convert_options=conversion)

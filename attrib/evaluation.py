@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from attrib.corpus import open_sidecar
 from attrib.errors import AttribError
-from attrib.index import unit_rows
 from attrib.manifest import open_manifest
 from attrib.settings import EvaluateSettings
 from attrib.storage import Storage
@@ -25,7 +24,7 @@ BOOTSTRAP_DRAWS = 2000
 
 @dataclass(frozen=True)
 class Collection:
-    """Vectors with what the manifest says: keys [n], unit vectors float32 [n, d], metadata columns by name [n]."""
+    """Vectors with what the manifest says: keys [n], unit vectors float64 [n, d], metadata columns by name [n]."""
 
     keys: list[str]
     vectors: np.ndarray
@@ -53,9 +52,12 @@ def read_collection(uri: str, storage: Storage) -> Collection:
         rows.append(table.take(pa.array(np.searchsorted(table["id"].to_numpy(), ids))))
         vectors.append(found)
     table = pa.concat_tables(rows)
+    # Copies of one picture must tie exactly; float32 products differ in the last bit with a row's place in the matrix.
+    unit = np.concatenate(vectors).astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     return Collection(
         table["key"].to_pylist(),
-        unit_rows(np.concatenate(vectors)),
+        unit,
         {name: table[name].to_pylist() for name in columns[1:]},
     )
 
@@ -68,7 +70,14 @@ def evaluate(settings: EvaluateSettings, storage: Storage) -> dict[tuple[str, st
             raise AttribError(
                 f"the collection has no metadata column {column!r}; it has {', '.join(collection.metadata) or 'none'}"
             )
-    truth = open_sidecar(settings.truth, storage).to_table().to_pylist()
+    truth_table = open_sidecar(settings.truth, storage).to_table()
+    for column in (settings.truth_role_column, settings.truth_group_column):
+        if column not in truth_table.schema.names:
+            names = ", ".join(truth_table.schema.names)
+            raise AttribError(f"{settings.truth.uri} has no column {column!r}; it has {names}")
+    if not len(truth_table):
+        raise AttribError(f"{settings.truth.uri} has no rows, so there is nothing to evaluate")
+    truth = truth_table.to_pylist()
     prefix = settings.truth.key_prefix
     row_of = {key: i for i, key in enumerate(queries.keys)}
     groups = np.array(sources.metadata[settings.group_column])
@@ -85,7 +94,7 @@ def evaluate(settings: EvaluateSettings, storage: Storage) -> dict[tuple[str, st
         position = row_of[query.removeprefix(prefix)]
         pool = ~np.isin(groups, list(wanted[query] - {group}))
         relevant = (groups == group)[pool]
-        similarity = sources.vectors[pool] @ queries.vectors[position]
+        similarity = (sources.vectors @ queries.vectors[position])[pool]
         ranks = ranks_of_relevant(similarity, relevant)
         method = queries.metadata[settings.method_column][position]
         collected[row[settings.truth_role_column], method].append((group, ranks))
@@ -143,7 +152,9 @@ def summarise(cells: dict[tuple[str, str], Cell]) -> dict:
         }
         for (role, method), cell in cells.items()
     ]
-    return {"cells": rows, "macro_map": mean, "macro_map_interval_95": [low, high], "macro_min_rows": MACRO_MIN_ROWS}
+    # JSON has no NaN: null where no cell is large enough.
+    macro = {"macro_map": mean, "macro_map_interval_95": [low, high]} if mean == mean else {"macro_map": None, "macro_map_interval_95": None}
+    return {"cells": rows, **macro, "macro_min_rows": MACRO_MIN_ROWS}
 
 
 def format_table(summary: dict) -> str:
@@ -153,6 +164,9 @@ def format_table(summary: dict) -> str:
         lines.append(
             f"{row['role']:8} {row['method']:48} {counts} {row['map']:6.3f} {row['recall_at_1']:6.3f} {row['recall_at_10']:6.3f}"
         )
+    if summary["macro_map"] is None:
+        lines.append(f"no macro mAP: no cell has {summary['macro_min_rows']} or more rows")
+        return "\n".join(lines)
     low, high = summary["macro_map_interval_95"]
     lines.append(
         f"macro mAP {summary['macro_map']:.4f}, 95 % interval {low:.4f} to {high:.4f} (cells of {summary['macro_min_rows']} or more rows)"

@@ -29,6 +29,9 @@ TEMPLATE = "template.faiss"
 SHARD_RECORD = "shard.json"
 ADD_ROWS = 65_536  # vectors that are float32 at a time while a shard is built
 KMEANS_ITERATIONS = 20
+MIN_PQ_TRAINING_VECTORS = 2  # the fewest that make codes of one bit
+# Search decodes whole lists and never reads FAISS's tables for PQ, which can take 2 GiB of memory that no plan accounts for.
+READ_FLAGS = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
 
 
 def shard_name(shard: int) -> str:
@@ -43,8 +46,14 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 
 
 def train_template(training: np.ndarray, plan: IndexPlan, seed: int) -> faiss.Index:
-    """The trained, empty IVF index. training: float32 [n, d] unit vectors."""
-    dimension = training.shape[1]
+    """The trained, empty IVF index. training: float32 [n, d] unit vectors. Raises AttribError if they are too few."""
+    num_training, dimension = training.shape
+    needed = max(plan.num_lists, MIN_PQ_TRAINING_VECTORS if plan.kind == "ivf_pq" else 1)
+    if num_training < needed:
+        raise AttribError(
+            f"{plan.kind} with {plan.num_lists:,} lists needs at least {needed:,} training vectors and there are {num_training:,}; "
+            "lower num_lists, raise training_rows, or use kind flat"
+        )
     clustering = faiss.Kmeans(
         dimension,
         plan.num_lists,
@@ -65,7 +74,7 @@ def train_template(training: np.ndarray, plan: IndexPlan, seed: int) -> faiss.In
         )
     else:
         # Fewer centroids per sub-quantizer where the sample could not fill 256.
-        bits = 8 if len(training) >= 256 else max(1, len(training).bit_length() - 1)
+        bits = min(8, num_training.bit_length() - 1)
         index = faiss.IndexIVFPQ(quantizer, dimension, plan.num_lists, plan.pq_bytes, bits, faiss.METRIC_L2)
         index.pq.cp.seed = seed + 1
         index.pq.cp.min_points_per_centroid = 1
@@ -80,7 +89,7 @@ def write_index(index: faiss.Index, uri: str, storage: Storage) -> None:
 
 
 def read_index(uri: str, storage: Storage) -> faiss.Index:
-    return faiss.deserialize_index(np.frombuffer(storage.read_bytes(uri), np.uint8).copy())
+    return faiss.deserialize_index(np.frombuffer(storage.read_bytes(uri), np.uint8).copy(), READ_FLAGS)
 
 
 def build_shard(
@@ -93,13 +102,14 @@ def build_shard(
 ) -> dict:
     """Publish one shard from some embedding partitions and return its record.
 
-    sources: id, key, uri and metadata of (at least) the shard's images. Vectors pass through a file on the local disk, so that memory holds the
+    sources: id, key, uri and metadata of (at least) the shard's images, by ascending id; MismatchError if one is not there. Vectors pass through a file on the local disk, so that memory holds the
     lists and a block of vectors, never the shard twice.
     """
     ids = np.concatenate([read_vectors(embeddings, p, storage)[0] for p in partitions])
     order = np.argsort(ids)
     position = np.empty(len(ids), np.int64)
     position[order] = np.arange(len(ids))
+    sources = sources.take(pa.array(_source_rows(sources, ids[order], embeddings)))
     with scratch_folder() as folder:
         vectors_path = os.path.join(folder, "vectors.npy")
         vectors = np.lib.format.open_memmap(vectors_path, "w+", np.float16, (len(ids), embeddings.dimension))
@@ -123,11 +133,22 @@ def build_shard(
             path = os.path.join(folder, name)
             files[name] = {"sha256": file_sha256(path), "num_bytes": os.path.getsize(path)}
             storage.upload(path, join(uri, name))
-    at = np.searchsorted(sources["id"].to_numpy(), ids)
-    storage.write_table(join(uri, "sources.parquet"), sources.take(pa.array(at)))
+    storage.write_table(join(uri, "sources.parquet"), sources)
     record = {"num_vectors": len(ids), "partitions": partitions, "files": files}
     storage.write_json(join(uri, SHARD_RECORD), record)
     return record
+
+
+def _source_rows(sources: pa.Table, ids: np.ndarray, embeddings: Embeddings) -> np.ndarray:
+    source_ids = sources["id"].to_numpy()
+    rows = np.searchsorted(source_ids, ids)
+    absent = ids[(rows == len(source_ids)) | (source_ids.take(rows, mode="clip") != ids)] if len(source_ids) else ids
+    if len(absent):
+        raise MismatchError(
+            f"{embeddings.uri} holds {len(absent):,} images that {embeddings.manifest_uri} does not list, such as id {absent[0]}; "
+            "embed the manifest again"
+        )
+    return rows
 
 
 @dataclass
@@ -150,7 +171,9 @@ def open_shard(uri: str, record: dict, storage: Storage, folder: str) -> Shard:
             )
     vectors = np.load(paths["vectors.npy"], mmap_mode="r", allow_pickle=False)
     ids = np.load(paths["ids.npy"], allow_pickle=False)
-    lists = faiss.read_index(paths["lists.faiss"], faiss.IO_FLAG_MMAP_IFC) if "lists.faiss" in paths else None
+    lists = None
+    if "lists.faiss" in paths:
+        lists = faiss.read_index(paths["lists.faiss"], faiss.IO_FLAG_MMAP_IFC | READ_FLAGS)
     return Shard(ids, vectors, lists)
 
 

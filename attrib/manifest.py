@@ -29,11 +29,12 @@ class Slice:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished manifest. num_rows: int64 per partition."""
+    """A finished manifest. digest: of the set of images; order_digest: of their order in the partitions; num_rows: per partition."""
 
     uri: str
     collection: CollectionSettings
     digest: str
+    order_digest: str
     num_rows: list[int]
     metadata_columns: list[str]
 
@@ -89,6 +90,7 @@ def open_manifest(uri: str, storage: Storage) -> Manifest:
         uri=uri,
         collection=CollectionSettings.model_validate(record["settings"]["collection"]),
         digest=record["digest"],
+        order_digest=record["order_digest"],
         num_rows=record["num_rows"],
         metadata_columns=record["metadata_columns"],
     )

@@ -35,7 +35,7 @@ def plan_index(settings: IndexSettings, num_vectors: int, shard_sizes: list[int]
     """The plan for `num_vectors` vectors in shards of the given sizes. Raises AttribError if no kind fits the memory of a worker."""
     largest = max(shard_sizes)
     budget = settings.worker_memory_gib * 2**30
-    pq_bytes = _pq_bytes(settings, dimension)
+    pq_bytes = settings.pq_bytes or _default_pq_bytes(dimension)
     num_lists = min(settings.num_lists or _default_num_lists(num_vectors), max(1, num_vectors))
     sizes = {
         kind: _memory_bytes(kind, largest, dimension, num_lists, pq_bytes)
@@ -49,13 +49,15 @@ def plan_index(settings: IndexSettings, num_vectors: int, shard_sizes: list[int]
         fitting = [kind for kind in ("ivf_flat", "ivf_sq8", "ivf_pq") if sizes[kind] <= budget]
         kind = fitting[0] if fitting else "ivf_pq"
         reason = f"the most precise kind whose shard of {largest:,} vectors fits worker_memory_gib = {settings.worker_memory_gib:g}"
+    if kind == "ivf_pq":
+        _check_pq_bytes(pq_bytes, dimension)
     if sizes[kind] > budget:
         raise AttribError(
             f"a shard of {largest:,} vectors as {kind} needs {sizes[kind] / 2**30:.2f} GiB, more than worker_memory_gib = "
             f"{settings.worker_memory_gib:g}; lower shard_rows (now {settings.shard_rows:,}), choose a smaller kind, or raise the limit"
         )
     is_ivf = kind != "flat"
-    disk = 2 * dimension * largest + 8 * largest + (sizes[kind] if is_ivf else 0)
+    disk = sizes[kind] + (2 * dimension * largest if is_ivf else 0)
     return IndexPlan(
         kind,
         num_lists if is_ivf else 0,
@@ -92,16 +94,16 @@ def _default_num_lists(num_vectors: int) -> int:
     return max(1, min(rule, num_vectors // MIN_TRAINING_VECTORS_PER_LIST))
 
 
-def _pq_bytes(settings: IndexSettings, dimension: int) -> int:
-    if settings.pq_bytes:
-        if dimension % settings.pq_bytes and settings.kind == "ivf_pq":
-            divisors = [m for m in range(1, dimension + 1) if dimension % m == 0]
-            near = sorted(divisors, key=lambda m: abs(m - settings.pq_bytes))[:3]
-            raise AttribError(
-                f"pq_bytes = {settings.pq_bytes} does not divide the dimension {dimension}; near: {sorted(near)}"
-            )
-        return settings.pq_bytes
-    return max(m for m in range(1, max(2, dimension // 8 + 1)) if dimension % m == 0)
+def _default_pq_bytes(dimension: int) -> int:
+    """One byte per 8 dimensions, or the next lower number that divides the dimension."""
+    return max(m for m in range(1, max(1, dimension // 8) + 1) if dimension % m == 0)
+
+
+def _check_pq_bytes(pq_bytes: int, dimension: int) -> None:
+    if dimension % pq_bytes:
+        divisors = [m for m in range(1, dimension + 1) if dimension % m == 0]
+        near = sorted(divisors, key=lambda m: abs(m - pq_bytes))[:3]
+        raise AttribError(f"pq_bytes = {pq_bytes} does not divide the dimension {dimension}; near: {sorted(near)}")
 
 
 def _memory_bytes(kind: str, num_vectors: int, dimension: int, num_lists: int, pq_bytes: int) -> int:
@@ -109,4 +111,5 @@ def _memory_bytes(kind: str, num_vectors: int, dimension: int, num_lists: int, p
     if kind == "flat":
         return ids + 2 * dimension * num_vectors
     code_bytes = {"ivf_flat": 4 * dimension, "ivf_sq8": dimension, "ivf_pq": pq_bytes}[kind]
-    return 2 * ids + code_bytes * num_vectors + 4 * dimension * num_lists
+    codebooks = 4 * 256 * dimension if kind == "ivf_pq" else 0
+    return 2 * ids + code_bytes * num_vectors + 4 * dimension * num_lists + codebooks

@@ -7,7 +7,7 @@ a config error or `--help` answers in about a second.
 import os
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 
 def _absolute_uri(uri: str) -> str:
@@ -159,7 +159,7 @@ class EmbedSettings(JobSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_workers: Positive | None = None  # None: one per GPU, or one per CPU where there is no GPU
     chunk_rows: Positive = 128  # images that commit together; a kill loses at most one chunk per worker
-    device_batch_size: Positive = 64
+    device_batch_size: Positive | None = None  # None: 16 on a CPU, 256 on a GPU
     io_threads: Positive = 8  # concurrent reads per chunk; object stores answer slowly but in parallel
     max_megapixels: float = Field(default=100.0, gt=0)
     retry_failed: bool = False  # embed again only the images that failed in an earlier run
@@ -235,36 +235,45 @@ class PipelineSettings(JobSettings):
     index: dict = {}
     attribute: dict = {}
     report: dict = {}
+    sections: ClassVar[dict[str, type[JobSettings]]] = {
+        "manifest": ManifestSettings,
+        "embed": EmbedSettings,
+        "index": IndexSettings,
+        "attribute": AttributeSettings,
+        "report": ReportSettings,
+    }
 
     def stages(self) -> dict[str, JobSettings]:
         """The settings of every stage, each validated here, before any work."""
-        common = {"storage": self.storage, "ray": self.ray, "max_failed_share": self.max_failed_share}
         made: dict[str, JobSettings] = {}
         for role, collection in (("sources", self.sources), ("generated", self.generated)):
             manifest, vectors = f"{self.output}/{role}/manifest", f"{self.output}/{role}/embeddings"
-            made[f"{role}/manifest"] = ManifestSettings(
-                **common | self.manifest | {"collection": collection, "output": manifest}
+            made[f"{role}/manifest"] = self._stage("manifest", collection=collection, output=manifest)
+            made[f"{role}/embeddings"] = self._stage(
+                "embed", manifest=manifest, output=vectors, backbone=self.backbone
             )
-            made[f"{role}/embeddings"] = EmbedSettings(
-                **common | self.embed | {"manifest": manifest, "output": vectors, "backbone": self.backbone}
-            )
-        vectors = f"{self.output}/sources/embeddings"
-        made["index"] = IndexSettings(**common | self.index | {"embeddings": vectors, "output": f"{self.output}/index"})
-        made["attributions"] = AttributeSettings(
-            **common
-            | self.attribute
-            | {
-                "queries": f"{self.output}/generated/embeddings",
-                "index": f"{self.output}/index",
-                "output": f"{self.output}/attributions",
-            }
+        sources, generated, index, attributions = (
+            f"{self.output}/{name}" for name in ("sources/embeddings", "generated/embeddings", "index", "attributions")
         )
-        made["report"] = ReportSettings(
-            **common
-            | self.report
-            | {"attributions": f"{self.output}/attributions", "output": f"{self.output}/report.html"}
-        )
+        made["index"] = self._stage("index", embeddings=sources, output=index)
+        made["attributions"] = self._stage("attribute", queries=generated, index=index, output=attributions)
+        made["report"] = self._stage("report", attributions=attributions, output=f"{self.output}/report.html")
         return made
+
+    def _stage(self, section: str, **filled_in) -> JobSettings:
+        common = {"storage": self.storage, "ray": self.ray, "max_failed_share": self.max_failed_share}
+        kind, given = self.sections[section], getattr(self, section)
+        for key in filled_in.keys() & given.keys():
+            raise ValueError(f"{section}.{key} is filled in by the pipeline; leave it out")
+        try:
+            return kind.model_validate(common | given | filled_in)
+        except ValidationError as error:
+            # Without the section's name in front, the place of the error would read as a key of the pipeline itself.
+            found = [
+                {"type": e["type"], "loc": (section, *e["loc"]), "input": e["input"], "ctx": e.get("ctx", {})}
+                for e in error.errors()
+            ]
+            raise ValidationError.from_exception_data(kind.__name__, found) from None
 
     @model_validator(mode="after")
     def _stages_valid(self):
@@ -287,3 +296,21 @@ class EvaluateSettings(JobSettings):
     group_column: str = "group"  # of the sources' metadata
     method_column: str = "method"  # of the queries' metadata
     output: Uri  # a .json file
+
+
+class BenchmarkSettings(JobSettings):
+    """jobs.benchmark: speed as ratios, both sides measured in turn in one run."""
+
+    collection: CollectionSettings | None = None  # None: images drawn by the project
+    backbone: BackboneSettings = BackboneSettings(name="mobilenetv2_100", weights="random")
+    output: Uri
+    only: tuple[Literal["embed", "search", "resume"], ...] = ("embed", "search", "resume")
+    num_rounds: Positive = 3
+    num_workers: Positive = 2
+    num_images: Positive = 768  # drawn, when there is no collection
+    image_px: Positive = 512
+    num_vectors: Positive = 200_000
+    dimension: Positive = 256
+    num_queries: Positive = 2_000
+    nprobe: Positive = 32
+    top_k: Positive = 10

@@ -85,7 +85,10 @@ class Storage:
         """Files and folders below `uri` by path, empty if it does not exist; only names that end in `suffix`."""
         filesystem, path = self.resolve(uri)
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, recursive=recursive, allow_not_found=True))
-        return sorted((info for info in found if info.path.endswith(suffix)), key=lambda info: info.path)
+        try:
+            return sorted((info for info in found if info.path.endswith(suffix)), key=lambda info: info.path)
+        except UnicodeDecodeError as error:
+            raise AttribError(f"a file below {uri} has a name that is not UTF-8 ({error.object!r}); rename it") from error
 
     def names(self, uri: str, suffix: str = "") -> list[str]:
         return [info.base_name for info in self.list_folder(uri, suffix=suffix)]
@@ -149,6 +152,10 @@ class Storage:
         pq.write_table(table, sink, row_group_size=row_group_rows, compression="zstd")
         self.write_bytes(uri, sink.getbuffer())
 
+    def delete_file(self, uri: str) -> None:
+        filesystem, path = self.resolve(uri)
+        filesystem.delete_file(path)
+
     def delete_folder(self, uri: str) -> None:
         filesystem, path = self.resolve(uri)
         if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
@@ -159,7 +166,8 @@ class Storage:
         if not is_remote(uri):
             return uri
         filesystem, path = self.resolve(uri)
-        target = os.path.join(folder, path.replace("/", "_"))
+        # Objects of one name come from many folders, and a key may be longer than a local name.
+        target = os.path.join(folder, f"{hashlib.sha256(path.encode()).hexdigest()[:16]}-{os.path.basename(path)}")
         pyarrow.fs.copy_files(path, target, source_filesystem=filesystem, destination_filesystem=self._local)
         return target
 

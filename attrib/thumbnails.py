@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from attrib.corpus import LOCATION_FIELDS, read_image, read_parquet_images
-from attrib.embedding import RECORD as EMBEDDINGS_RECORD
-from attrib.errors import AttribError
-from attrib.images import ImageError, decode_image
+from attrib.errors import AttribError, ImageError
+from attrib.images import decode_image
 from attrib.manifest import Manifest, open_manifest
 from attrib.storage import Storage, join
+from attrib.vectors import RECORD as EMBEDDINGS_RECORD
 
 JPEG_QUALITY = 80
 NUM_THREADS = 4  # each may hold one decoded original: 0.3 GB at 100 megapixels
@@ -35,7 +35,9 @@ class Thumbnail:
     reason: str | None = None
 
 
-def read_thumbnails(embeddings_uri: str, ids: Iterable[int], thumbnail_px: int, storage: Storage) -> dict[int, Thumbnail]:
+def read_thumbnails(
+    embeddings_uri: str, ids: Iterable[int], thumbnail_px: int, storage: Storage
+) -> dict[int, Thumbnail]:
     """One thumbnail per id of images of an embed run, the longer side at most thumbnail_px, decoded under the limit of that run."""
     wanted = sorted(set(ids))
     try:
@@ -46,7 +48,10 @@ def read_thumbnails(embeddings_uri: str, ids: Iterable[int], thumbnail_px: int, 
         return dict.fromkeys(wanted, Thumbnail(None, "the manifest is gone"))
     thumbnails = dict.fromkeys(wanted, Thumbnail(None, "not in the manifest"))
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        made = pool.map(lambda group: _make(group, manifest, settings["max_megapixels"], thumbnail_px, storage), _groups(rows, manifest))
+        made = pool.map(
+            lambda group: _make(group, manifest, settings["max_megapixels"], thumbnail_px, storage),
+            _groups(rows, manifest),
+        )
         for found in made:
             thumbnails |= found
     return thumbnails
@@ -55,7 +60,9 @@ def read_thumbnails(embeddings_uri: str, ids: Iterable[int], thumbnail_px: int, 
 def _locations(manifest: Manifest, ids: list[int], storage: Storage) -> list[dict]:
     uris = [manifest.partition_uri(partition) for partition, num_rows in enumerate(manifest.num_rows) if num_rows]
     columns = [field.name for field in LOCATION_FIELDS]
-    images = storage.dataset(uris, format="parquet").to_table(columns=columns, filter=pc.field("id").isin(pa.array(ids, pa.int64())))
+    images = storage.dataset(uris, format="parquet").to_table(
+        columns=columns, filter=pc.field("id").isin(pa.array(ids, pa.int64()))
+    )
     return images.sort_by([("uri", "ascending"), ("row_group", "ascending"), ("row", "ascending")]).to_pylist()
 
 

@@ -2,9 +2,7 @@
 
 import io
 import json
-import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ from attrib import images
 from attrib.images import ImageError, Preprocessing, decode_image, decoder_name
 
 HOSTILE = hostile_images()
-DATA = Path(os.environ.get("ATTRIB_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 TIMM_CONFIG = {
     "input_size": (3, 224, 224),
     "crop_pct": 0.875,
@@ -62,14 +59,6 @@ def decoder(request, monkeypatch):
         pytest.skip("torchcodec does not load on this system")
     assert decoder_name() == request.param
     return request.param
-
-
-@pytest.fixture(scope="module")
-def real_images() -> list[bytes]:
-    paths = sorted((DATA / "dev" / "sources").glob("*.jpg"))[:40]
-    if not paths:
-        pytest.skip(f"no images under {DATA}; set ATTRIB_DATA to the folder that holds dev/sources")
-    return [path.read_bytes() for path in paths]
 
 
 @pytest.mark.parametrize("name", HOSTILE)

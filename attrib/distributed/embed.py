@@ -49,18 +49,24 @@ def run(settings: EmbedSettings) -> dict:
     storage = Storage(settings.storage)
     manifest = open_manifest(settings.manifest, storage)
     encoder = load_encoder(settings.backbone, storage).identity
-    inputs = {"manifest": manifest.digest, "model": encoder.model_digest}
+    # Chunks are known by their place in the manifest, so another order of the same images is another input.
+    inputs = {"manifest": manifest.digest, "order": manifest.order_digest, "model": encoder.model_digest}
     record = begin(settings, RECORD, inputs, storage)
     if record and not (settings.retry_failed and record["num_failed"]):
         return record
     connect(settings.ray)
     pool = EncoderPool.plan(settings)
     print(pool.describe(encoder.name, encoder.dimension), file=sys.stderr)
-    if record:
+    results = record
+    if not record:
+        embed_pending(settings, manifest, pool, storage)
+        results = _assemble(settings, manifest, storage)
+    if settings.retry_failed and results["num_failed"]:
+        if record:
+            # Vectors change from here on, so a killed retry must not leave the record that describes the old ones.
+            storage.delete_file(join(settings.output, RECORD))
         _retry_failed(settings, manifest, pool, storage)
-    else:
-        _embed_pending(settings, manifest, pool, storage)
-    results = _assemble(settings, manifest, storage)
+        results = _assemble(settings, manifest, storage)
     results["encoder"] = encoder.to_dict()
     if results["num_failed"] > settings.max_failed_share * manifest.num_images:
         raise _too_many_failed(settings, results["num_failed"], manifest.num_images, results["failure_reasons"])
@@ -96,7 +102,7 @@ class EncoderPool:
         return {"num_cpus": 1, "num_gpus": 1} if self.device == "cuda" else {"num_cpus": 1}
 
 
-def _embed_pending(settings: EmbedSettings, manifest: Manifest, pool: EncoderPool, storage: Storage) -> None:
+def embed_pending(settings: EmbedSettings, manifest: Manifest, pool: EncoderPool, storage: Storage) -> None:
     pending = _pending_chunks(settings, manifest, storage)
     num_pending = sum(chunk.stop - chunk.start for chunk in pending)
     progress = Progress("embed", manifest.num_images, "images", already_done=manifest.num_images - num_pending)
@@ -251,7 +257,10 @@ def _retry_partition(
     if not len(images):
         return 0, 0
     encoder = load_encoder(settings.backbone, storage, device, settings.device_batch_size)
-    retried = encode_chunk(prepare_images(images, manifest, encoder.preprocessing, settings, storage), encoder)
+    chunks = [images.slice(start, settings.chunk_rows) for start in range(0, len(images), settings.chunk_rows)]
+    retried = pa.concat_tables(
+        encode_chunk(prepare_images(chunk, manifest, encoder.preprocessing, settings, storage), encoder) for chunk in chunks
+    )
     kept = storage.read_table(uri, filter=~pc.field("id").isin(failed))
     storage.write_table(uri, pa.concat_tables([kept, retried]).sort_by("id").combine_chunks())
     return len(retried), retried["reason"].is_valid().to_numpy().sum()
@@ -260,5 +269,5 @@ def _retry_partition(
 def _too_many_failed(settings: EmbedSettings, num_failed: int, num_images: int, reasons: list[str]) -> FailedShareError:
     return FailedShareError(
         f"{num_failed:,} of {num_images:,} images failed, more than max_failed_share = {settings.max_failed_share:g} allows; "
-        f"e.g. {'; '.join(reasons[:3])}. Mend the images, or raise max_failed_share; what is embedded is kept"
+        f"e.g. {'; '.join(reasons[:3])}. Mend the images and set retry_failed, or raise max_failed_share; what is embedded is kept"
     )

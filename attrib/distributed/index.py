@@ -277,7 +277,9 @@ def _search_held_out_task(
         if template_uri:
             found = np.unique(candidates.id)
             vectors = unit_rows(opened.vectors[np.searchsorted(opened.ids, found)])
-            lists = np.stack([found, read_index(template_uri, storage).quantizer.assign(vectors, 1)[:, 0]], axis=1)
+            # The template must outlive its quantizer: the latter is a borrowed pointer, and Python would free the index before the call.
+            template = read_index(template_uri, storage)
+            lists = np.stack([found, template.quantizer.assign(vectors, 1)[:, 0]], axis=1)
     return candidates, lists, compressed
 
 

@@ -1,8 +1,12 @@
 """The manifest job: list units in parallel, settle ids over the whole collection, write partitions in parallel."""
 
+import hashlib
+
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from attrib.config import digest
 from attrib.corpus import RESERVED_COLUMNS, ListingUnit, list_images, list_units, open_sidecar
 from attrib.distributed.session import connect
 from attrib.distributed.tasks import run_units
@@ -29,10 +33,13 @@ def run(settings: ManifestSettings) -> dict:
     listings = [join(settings.output, LISTINGS, f"unit-{i:06d}.parquet") for i in range(len(units))]
     ids_by_unit: list[np.ndarray] = [np.empty(0, np.int64)] * len(units)
     progress = Progress(f"list {collection.name}", len(units), "units")
-    for i, ids in run_units(_list_unit, ((unit, collection, uri, storage) for unit, uri in zip(units, listings))):
-        ids_by_unit[i] = ids
+    schemas: list[pa.Schema | None] = [None] * len(units)
+    work = ((unit, collection, uri, storage) for unit, uri in zip(units, listings))
+    for i, (ids, schema) in run_units(_list_unit, work):
+        ids_by_unit[i], schemas[i] = ids, schema
         progress.update(1)
     progress.close()
+    _check_same_columns(units, schemas)
     sorted_ids = np.sort(np.concatenate(ids_by_unit))
     if not len(sorted_ids):
         wanted = f"files ending in {', '.join(collection.extensions)}" if collection.format != "parquet" else "rows"
@@ -42,13 +49,15 @@ def run(settings: ManifestSettings) -> dict:
 
     partitions = plan_partitions([len(ids) for ids in ids_by_unit], settings.partition_rows)
     metadata_columns: list[str] = []
+    order: list[str] = [""] * len(partitions)
     num_described = 0
     progress = Progress(f"manifest {collection.name}", len(sorted_ids), "images")
     work = (
         (slices, listings, moved, collection, join(settings.output, part_name(i)), storage)
         for i, slices in enumerate(partitions)
     )
-    for i, (metadata_columns, described) in run_units(_write_partition, work):  # noqa: B007 the same in every partition
+    for i, (columns, described, order_digest) in run_units(_write_partition, work):
+        metadata_columns, order[i] = columns, order_digest
         num_described += described
         progress.update(sum(s.stop - s.start for s in partitions[i]))
     progress.close()
@@ -56,6 +65,7 @@ def run(settings: ManifestSettings) -> dict:
     results = {
         "collection": collection.name,
         "digest": ids_digest(collection, sorted_ids),
+        "order_digest": digest(order),
         "num_images": len(sorted_ids),
         "num_moved_ids": len(moved),
         "num_rows": [sum(s.stop - s.start for s in slices) for slices in partitions],
@@ -65,10 +75,22 @@ def run(settings: ManifestSettings) -> dict:
     return finish(settings, RECORD, {}, results, storage)
 
 
-def _list_unit(unit: ListingUnit, collection: CollectionSettings, uri: str, storage: Storage) -> np.ndarray:
+def _list_unit(
+    unit: ListingUnit, collection: CollectionSettings, uri: str, storage: Storage
+) -> tuple[np.ndarray, pa.Schema]:
     images = list_images(unit, collection, storage)
     storage.write_table(uri, images)
-    return images["id"].to_numpy()
+    return images["id"].to_numpy(), images.schema
+
+
+def _check_same_columns(units: list[ListingUnit], schemas: list[pa.Schema]) -> None:
+    """The files of a Parquet collection are one table, so a column has one type in all of them."""
+    for unit, schema in zip(units, schemas):
+        for field, first in zip(schema, schemas[0]):
+            if field.type != first.type:
+                raise AttribError(
+                    f"column {field.name!r} is {field.type} in {unit.uri} but {first.type} in {units[0].uri}; cast one of them"
+                )
 
 
 def _settle_collisions(
@@ -92,8 +114,8 @@ def _write_partition(
     collection: CollectionSettings,
     uri: str,
     storage: Storage,
-) -> tuple[list[str], int]:
-    """The metadata columns, and how many images the sidecar describes."""
+) -> tuple[list[str], int, str]:
+    """The metadata columns, how many images the sidecar describes, and a digest of the ids in their order."""
     tables = [storage.read_table(listings[s.unit]).slice(s.start, s.stop - s.start) for s in slices]
     images = build_partition(tables, moved, collection, storage)
     storage.write_table(uri, images)
@@ -101,7 +123,7 @@ def _write_partition(
     described = np.zeros(len(images), bool)
     for name in columns:
         described |= images[name].is_valid().to_numpy()
-    return columns, int(described.sum())
+    return columns, int(described.sum()), hashlib.sha256(images["id"].to_numpy().tobytes()).hexdigest()
 
 
 def _check_described(collection: CollectionSettings, num_described: int, listings: list[str], storage: Storage) -> None:

@@ -1,0 +1,28 @@
+"""Write one self-contained page about an attribution run: python -m jobs.report --config FILE"""
+
+from attrib.config import parse_arguments
+from attrib.settings import ReportSettings
+from jobs.exit import reported
+
+
+def main() -> None:
+    settings = parse_arguments(ReportSettings, __doc__)
+    with reported():
+        from attrib.report import write_report
+
+        summary = write_report(settings)
+        print(
+            f"run {summary['run_id']}: {summary['num_attributed']:,} of {summary['num_queries']:,} queries attributed, {summary['num_failed']:,} failed"
+        )
+        if summary["num_attributed"]:
+            print(
+                f"{summary['num_clear']:,} with a clear source (top similarity >= {settings.clear_similarity:g}), "
+                f"median top similarity {summary['median_top_similarity']:.3f}, {summary['num_sources_named']:,} distinct sources named"
+            )
+        if summary["num_missing_images"]:
+            print(f"{summary['num_missing_images']:,} originals could not be shown; the page gives the reasons")
+        print(f"{summary['output']} ({summary['num_bytes'] / 2**20:.1f} MiB)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What the tests share: the development images, a local Ray, an S3 server and the entry points as processes."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from attrib.settings import RaySettings, StorageSettings
+from attrib.storage import Storage
+
+ROOT = Path(__file__).resolve().parents[1]
+# Before any Ray worker starts: workers inherit the environment of the process that started Ray.
+os.environ |= {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also run the cluster tests that take minutes")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The development images, which are not part of the project."""
+    folder = Path(os.environ.get("ATTRIB_DATA") or ROOT.parent / "shared" / "data")
+    if not (folder / "dev" / "sources").is_dir():
+        pytest.skip(f"no images under {folder}; set ATTRIB_DATA to the folder that holds dev/sources")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_images(data_folder) -> list[bytes]:
+    return [path.read_bytes() for path in sorted((data_folder / "dev" / "sources").glob("*.jpg"))[:40]]
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    """One local Ray with two CPUs for all tests; its address, for jobs in processes of their own."""
+    import ray
+
+    from attrib.distributed.session import connect
+
+    connect(RaySettings(num_cpus=2, object_store_gib=0.25))
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> str:
+    """A real HTTP server that speaks S3, with the bucket `attrib`."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="attrib")
+    yield endpoint
+    server.stop()
+
+
+@pytest.fixture(params=["local", "s3 by arrow", "s3 by s3fs"])
+def place(request, tmp_path) -> tuple[Storage, str]:
+    """A storage and an empty folder in it; the test runs once for each way to store."""
+    if request.param == "local":
+        return Storage(StorageSettings()), str(tmp_path / "store")
+    client = request.param.removeprefix("s3 by ")
+    storage = Storage(StorageSettings(client=client, endpoint=request.getfixturevalue("s3_endpoint")))
+    return storage, f"s3://attrib/{client}/{tmp_path.name}"
+
+
+@pytest.fixture
+def local() -> Storage:
+    return Storage(StorageSettings())
+
+
+@pytest.fixture(scope="session")
+def start_job():
+    """start_job("embed", values, folder) starts `python -m jobs.embed` on a config of these values."""
+
+    def start(job: str, values: dict, folder: Path, **environment) -> subprocess.Popen:
+        config = folder / f"{job}.yaml"
+        config.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return subprocess.Popen(
+            [sys.executable, "-m", f"jobs.{job}", "--config", str(config)],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start

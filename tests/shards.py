@@ -1,0 +1,114 @@
+"""Shards of an index on a local disk, made without a cluster, and the exact search they are compared with."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from attrib.index import (
+    TEMPLATE,
+    Shard,
+    build_shard,
+    open_shard,
+    shard_name,
+    train_template,
+    unit_rows,
+    write_index,
+)
+from attrib.planning import IndexPlan
+from attrib.settings import StorageSettings
+from attrib.storage import Storage
+from attrib.vectors import Embeddings, schema
+
+STORAGE = Storage(StorageSettings())
+KINDS = ("flat", "ivf_flat", "ivf_sq8", "ivf_pq")
+
+
+def make_plan(kind: str, num_lists: int = 8, pq_bytes: int = 4) -> IndexPlan:
+    return IndexPlan(kind, num_lists if kind != "flat" else 0, pq_bytes if kind == "ivf_pq" else 0, 1, 0, 0, "test")
+
+
+def write_embeddings(
+    folder: Path, ids: np.ndarray, vectors: np.ndarray, partition_of: np.ndarray, failed: np.ndarray | None = None
+) -> Embeddings:
+    """Embeddings on disk. ids: int64 [n] in any order; vectors: float16 [n, d]; partition_of: int [n]; failed: bool [n], without a vector."""
+    failed = np.zeros(len(ids), bool) if failed is None else failed
+    dimension = vectors.shape[1]
+    embeddings = Embeddings(
+        uri=str(folder / "embeddings"),
+        manifest_uri=str(folder / "manifest"),
+        encoder={"model_digest": "m", "dimension": dimension},
+        digest="d",
+        num_rows=np.bincount(partition_of).tolist(),
+        num_embedded=np.bincount(partition_of[~failed], minlength=partition_of.max() + 1).tolist(),
+    )
+    for partition in range(len(embeddings.num_rows)):
+        rows = np.flatnonzero(partition_of == partition)
+        rows = rows[np.argsort(ids[rows])]
+        columns = {name: pa.nulls(len(rows), kind) for name, kind in zip(schema(dimension).names, schema(dimension).types)}
+        columns["id"] = pa.array(ids[rows])
+        columns["stage"] = pa.array(["decode" if f else None for f in failed[rows]], pa.string())
+        columns["reason"] = pa.array(["cut off" if f else None for f in failed[rows]], pa.string())
+        columns["embedding"] = pa.FixedSizeListArray.from_arrays(
+            pa.array(vectors[rows].ravel()), type=pa.list_(pa.float16(), dimension), mask=pa.array(failed[rows])
+        )
+        STORAGE.write_table(
+            embeddings.part_uri(partition), pa.table(list(columns.values()), schema=schema(dimension))
+        )
+    return embeddings
+
+
+def make_sources(ids: np.ndarray) -> pa.Table:
+    ids = np.sort(ids)
+    return pa.table(
+        {
+            "id": ids,
+            "key": [f"{i}.jpg" for i in ids],
+            "uri": [f"/sources/{i}.jpg" for i in ids],
+            "owner": [None if i % 3 == 0 else f"owner {i % 5}" for i in ids],
+        }
+    )
+
+
+def make_index(
+    folder: Path,
+    ids: np.ndarray,
+    vectors: np.ndarray,
+    plan: IndexPlan,
+    partition_of: np.ndarray,
+    groups: list[list[int]] | None = None,
+    failed: np.ndarray | None = None,
+) -> list[dict]:
+    """Records of the shards built below `folder`, one per partition unless `groups` says which partitions go together."""
+    embeddings = write_embeddings(folder, ids, vectors, partition_of, failed)
+    template_uri = None
+    if plan.kind != "flat":
+        template_uri = str(folder / TEMPLATE)
+        # By id, so that the template does not depend on the order in which a test lists its vectors.
+        write_index(train_template(unit_rows(vectors[np.argsort(ids)]), plan, 0), template_uri, STORAGE)
+    groups = groups or [[partition] for partition in range(len(embeddings.num_rows))]
+    return [
+        build_shard(str(folder / shard_name(i)), embeddings, group, template_uri, make_sources(ids), STORAGE)
+        for i, group in enumerate(groups)
+    ]
+
+
+def open_index_shards(folder: Path, records: list[dict]) -> list[Shard]:
+    return [open_shard(str(folder / shard_name(i)), record, STORAGE, str(folder)) for i, record in enumerate(records)]
+
+
+def exact_scores(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Cosine float32 [n, m] of unit queries float32 [n, d] and stored vectors float16 [m, d], summed in float64."""
+    stored = vectors.astype(np.float64)
+    stored /= np.sqrt((stored * stored).sum(axis=1, keepdims=True))
+    return np.stack([(stored * query).sum(axis=1) for query in queries.astype(np.float64)]).astype(np.float32)
+
+
+def nearest(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """ids int64 [n, k] and scores float32 [n, k] of the highest scores, ties to the lower id; -1 and -inf where a score is -inf."""
+    k = min(k, len(ids))
+    found, best = np.full((len(scores), k), -1), np.full((len(scores), k), -np.inf, np.float32)
+    for i, row in enumerate(scores):
+        order = sorted(np.flatnonzero(np.isfinite(row)), key=lambda j: (-row[j], ids[j]))[:k]
+        found[i, : len(order)], best[i, : len(order)] = ids[order], row[order]
+    return found, best

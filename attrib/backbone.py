@@ -44,7 +44,9 @@ class EncoderIdentity:
 class Encoder:
     """A frozen network on one device that turns prepared pixels into vectors."""
 
-    def __init__(self, model: torch.nn.Module, name: str, preprocessing: Preprocessing, device: str, batch_size: int | None):
+    def __init__(
+        self, model: torch.nn.Module, name: str, preprocessing: Preprocessing, device: str, batch_size: int | None
+    ):
         self.preprocessing = preprocessing
         self.device = torch.device(device)
         self.batch_size = batch_size or (CPU_BATCH_SIZE if self.device.type == "cpu" else GPU_BATCH_SIZE)
@@ -78,7 +80,9 @@ class Encoder:
         return vectors
 
 
-def load_encoder(settings: BackboneSettings, storage: Storage, device: str = "cpu", batch_size: int | None = None) -> Encoder:
+def load_encoder(
+    settings: BackboneSettings, storage: Storage, device: str = "cpu", batch_size: int | None = None
+) -> Encoder:
     """Raises AttribError if the network is unknown to timm or the weights do not fit it."""
     if settings.weights.endswith(".safetensors"):
         state, declared = _read_safetensors(settings.weights, storage)

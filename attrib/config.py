@@ -33,10 +33,18 @@ STAMPED_PACKAGES = (
 )
 
 
-def parse_arguments(settings: type[T], description: str, arguments: list[str] | None = None) -> T:
+def parse_arguments(
+    settings: type[T], description: str, arguments: list[str] | None = None, default: str | None = None
+) -> T:
     """Settings of a job from `--config FILE [--set key=value ...]`; prints the error and exits with 2 if they are invalid."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file; configs/ holds commented examples")
+    parser.add_argument(
+        "--config",
+        required=default is None,
+        default=default,
+        metavar="FILE",
+        help="YAML file; configs/ holds commented examples",
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -112,7 +120,9 @@ def _expand(value, origin: str):
 
 def _variable(name: str, origin: str) -> str:
     if name not in os.environ:
-        raise AttribError(f"{origin} uses ${{{name}}}, but no environment variable {name} is set; set it or write the value itself")
+        raise AttribError(
+            f"{origin} uses ${{{name}}}, but no environment variable {name} is set; set it or write the value itself"
+        )
     return os.environ[name]
 
 
@@ -128,7 +138,9 @@ def _apply(values: dict, override: str) -> None:
     try:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise AttribError(f"--set {override!r}: the value is not valid YAML; quote it, e.g. --set 'title=\"a: b\"'") from error
+        raise AttribError(
+            f"--set {override!r}: the value is not valid YAML; quote it, e.g. --set 'title=\"a: b\"'"
+        ) from error
 
 
 def _brief(value) -> str:

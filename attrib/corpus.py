@@ -157,11 +157,15 @@ def _list_parquet(unit: ListingUnit, collection: CollectionSettings, storage: St
             table = file.read(columns=wanted)
             group_rows = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
     except pa.ArrowException as error:
-        raise AttribError(f"{unit.uri} is not a readable Parquet file ({_first_line(error)}); fetch it again") from error
+        raise AttribError(
+            f"{unit.uri} is not a readable Parquet file ({_first_line(error)}); fetch it again"
+        ) from error
     check_metadata_columns(collection.metadata_columns, unit.uri)
     if collection.bytes_column and not _holds_bytes(schema.field(collection.bytes_column).type):
         kind = schema.field(collection.bytes_column).type
-        raise AttribError(f"{unit.uri}: column {collection.bytes_column!r} is {kind}; bytes_column wants encoded images as binary")
+        raise AttribError(
+            f"{unit.uri}: column {collection.bytes_column!r} is {kind}; bytes_column wants encoded images as binary"
+        )
     if table[key_column].null_count:
         raise AttribError(f"{unit.uri}: column {key_column!r} holds nulls; every image needs a key")
     columns = {"key": table[key_column].cast(pa.string()).to_pylist()}

@@ -153,7 +153,11 @@ def summarise(cells: dict[tuple[str, str], Cell]) -> dict:
         for (role, method), cell in cells.items()
     ]
     # JSON has no NaN: null where no cell is large enough.
-    macro = {"macro_map": mean, "macro_map_interval_95": [low, high]} if mean == mean else {"macro_map": None, "macro_map_interval_95": None}
+    macro = (
+        {"macro_map": mean, "macro_map_interval_95": [low, high]}
+        if mean == mean
+        else {"macro_map": None, "macro_map_interval_95": None}
+    )
     return {"cells": rows, **macro, "macro_min_rows": MACRO_MIN_ROWS}
 
 

@@ -102,8 +102,8 @@ def build_shard(
 ) -> dict:
     """Publish one shard from some embedding partitions and return its record.
 
-    sources: id, key, uri and metadata of (at least) the shard's images, by ascending id; MismatchError if one is not there. Vectors pass through a file on the local disk, so that memory holds the
-    lists and a block of vectors, never the shard twice.
+    sources: id, key, uri and metadata of (at least) the shard's images, by ascending id. Vectors pass through a file on the local disk, so that
+    memory holds the lists and a block of vectors, never the shard twice. Raises MismatchError if an image is not among the sources.
     """
     ids = np.concatenate([read_vectors(embeddings, p, storage)[0] for p in partitions])
     order = np.argsort(ids)
@@ -141,14 +141,13 @@ def build_shard(
 
 def _source_rows(sources: pa.Table, ids: np.ndarray, embeddings: Embeddings) -> np.ndarray:
     source_ids = sources["id"].to_numpy()
-    rows = np.searchsorted(source_ids, ids)
-    absent = ids[(rows == len(source_ids)) | (source_ids.take(rows, mode="clip") != ids)] if len(source_ids) else ids
+    absent = np.setdiff1d(ids, source_ids)
     if len(absent):
         raise MismatchError(
             f"{embeddings.uri} holds {len(absent):,} images that {embeddings.manifest_uri} does not list, such as id {absent[0]}; "
             "embed the manifest again"
         )
-    return rows
+    return np.searchsorted(source_ids, ids)
 
 
 @dataclass

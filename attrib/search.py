@@ -15,7 +15,9 @@ from faiss.contrib.big_batch_search import big_batch_search
 
 from attrib.index import ADD_ROWS, Shard, unit_rows
 
-SCAN_TOLERANCE = 1e-5  # nine times the rounding error measured for float32 products and squared distances of unit vectors
+SCAN_TOLERANCE = (
+    1e-5  # nine times the rounding error measured for float32 products and squared distances of unit vectors
+)
 SLACK = 16  # candidates scanned beyond those wanted, to see whether a tie straddles the cut
 SCAN_CELLS = 1 << 23  # (query, candidate) or (query, probed list) pairs in memory at a time
 TIED_QUERIES = 8  # queries whose ties are in memory at a time; a tie can be as large as the shard
@@ -185,7 +187,7 @@ class _Probed:
 
 
 def _knn_of_list(queries: np.ndarray, vectors: np.ndarray, k: int, metric: int) -> tuple[np.ndarray, np.ndarray]:
-    """faiss.knn without the padding of lists shorter than k, which would be taken for entries of the list."""
+    """faiss.knn without the padding of lists shorter than k, which is wide, and which only its infinite distance keeps out of the results."""
     return faiss.knn(queries, vectors, min(k, len(vectors)), metric=metric)
 
 

@@ -249,9 +249,7 @@ class PipelineSettings(JobSettings):
         for role, collection in (("sources", self.sources), ("generated", self.generated)):
             manifest, vectors = f"{self.output}/{role}/manifest", f"{self.output}/{role}/embeddings"
             made[f"{role}/manifest"] = self._stage("manifest", collection=collection, output=manifest)
-            made[f"{role}/embeddings"] = self._stage(
-                "embed", manifest=manifest, output=vectors, backbone=self.backbone
-            )
+            made[f"{role}/embeddings"] = self._stage("embed", manifest=manifest, output=vectors, backbone=self.backbone)
         sources, generated, index, attributions = (
             f"{self.output}/{name}" for name in ("sources/embeddings", "generated/embeddings", "index", "attributions")
         )
@@ -314,3 +312,14 @@ class BenchmarkSettings(JobSettings):
     num_queries: Positive = 2_000
     nprobe: Positive = 32
     top_k: Positive = 10
+
+
+class DemoSettings(JobSettings):
+    """jobs.demo: the whole flow on a corpus that the project draws, with generators that are fitted to known exemplars of it."""
+
+    output: Uri = Field(default="runs/demo", validate_default=True)
+    num_sources: Annotated[int, Field(ge=100)] = 1000
+    num_exemplars: Positive = 32
+    samples_per_exemplar: Positive = 6
+    num_epochs: Positive = 30  # of the contrastive training
+    seed: int = 0

@@ -88,7 +88,9 @@ class Storage:
         try:
             return sorted((info for info in found if info.path.endswith(suffix)), key=lambda info: info.path)
         except UnicodeDecodeError as error:
-            raise AttribError(f"a file below {uri} has a name that is not UTF-8 ({error.object!r}); rename it") from error
+            raise AttribError(
+                f"a file below {uri} has a name that is not UTF-8 ({error.object!r}); rename it"
+            ) from error
 
     def names(self, uri: str, suffix: str = "") -> list[str]:
         return [info.base_name for info in self.list_folder(uri, suffix=suffix)]

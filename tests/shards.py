@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow as pa
 
@@ -19,6 +20,8 @@ from attrib.planning import IndexPlan
 from attrib.settings import StorageSettings
 from attrib.storage import Storage
 from attrib.vectors import Embeddings, schema
+
+faiss.omp_set_num_threads(1)  # on a busy machine, threads for such small work mostly wait for one another
 
 STORAGE = Storage(StorageSettings())
 KINDS = ("flat", "ivf_flat", "ivf_sq8", "ivf_pq")
@@ -45,16 +48,16 @@ def write_embeddings(
     for partition in range(len(embeddings.num_rows)):
         rows = np.flatnonzero(partition_of == partition)
         rows = rows[np.argsort(ids[rows])]
-        columns = {name: pa.nulls(len(rows), kind) for name, kind in zip(schema(dimension).names, schema(dimension).types)}
+        columns = {
+            name: pa.nulls(len(rows), kind) for name, kind in zip(schema(dimension).names, schema(dimension).types)
+        }
         columns["id"] = pa.array(ids[rows])
         columns["stage"] = pa.array(["decode" if f else None for f in failed[rows]], pa.string())
         columns["reason"] = pa.array(["cut off" if f else None for f in failed[rows]], pa.string())
         columns["embedding"] = pa.FixedSizeListArray.from_arrays(
             pa.array(vectors[rows].ravel()), type=pa.list_(pa.float16(), dimension), mask=pa.array(failed[rows])
         )
-        STORAGE.write_table(
-            embeddings.part_uri(partition), pa.table(list(columns.values()), schema=schema(dimension))
-        )
+        STORAGE.write_table(embeddings.part_uri(partition), pa.table(list(columns.values()), schema=schema(dimension)))
     return embeddings
 
 

@@ -101,7 +101,13 @@ def test_a_pipeline_hands_its_common_settings_to_every_stage(tmp_path):
 
 
 def test_overrides_reach_nested_keys_and_are_typed(tmp_path):
-    overrides = ("backbone.name=resnet50", "chunk_rows=7", "storage.endpoint=http://h:1", "retry_failed=true", "num_workers=null")
+    overrides = (
+        "backbone.name=resnet50",
+        "chunk_rows=7",
+        "storage.endpoint=http://h:1",
+        "retry_failed=true",
+        "num_workers=null",
+    )
     loaded = load(EmbedSettings, EMBED | {"num_workers": 3}, tmp_path, *overrides)
     assert (loaded.backbone.name, loaded.chunk_rows, loaded.storage.endpoint) == ("resnet50", 7, "http://h:1")
     assert loaded.retry_failed is True and loaded.num_workers is None

@@ -70,7 +70,15 @@ def write_form(form: str, uri: str, storage) -> dict:
     return {"format": "parquet", "key_column": "name", "uri_column": "where"}
 
 
-FORMS = ("folder", "tar 1 pax", "tar 5 gnu", "parquet bytes 1", "parquet bytes 2", "parquet relative", "parquet absolute")
+FORMS = (
+    "folder",
+    "tar 1 pax",
+    "tar 5 gnu",
+    "parquet bytes 1",
+    "parquet bytes 2",
+    "parquet relative",
+    "parquet absolute",
+)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -231,7 +239,9 @@ def test_shards_that_change_after_listing_fail_by_image(tmp_path, local):
         name="c", uri=str(tmp_path / "p"), format="parquet", key_column="name", bytes_column="image"
     )
     rows = listed(collection, local)
-    pq.write_table(pa.table({"name": ["b.jpg"], "image": pa.array([None], pa.binary())}), tmp_path / "p" / "000.parquet")
+    pq.write_table(
+        pa.table({"name": ["b.jpg"], "image": pa.array([None], pa.binary())}), tmp_path / "p" / "000.parquet"
+    )
     first, second = read_parquet_images(rows, "image", local)
     assert isinstance(first, ImageError) and first.reason == "the row holds no bytes"
     assert isinstance(second, ImageError) and second.stage == "read"
@@ -239,18 +249,29 @@ def test_shards_that_change_after_listing_fail_by_image(tmp_path, local):
     assert {e.reason for e in read_parquet_images(rows, "image", local)} == {"the file is gone since it was listed"}
 
 
-OWNERS = {"plain.jpg": "Ann", "with space.png": "Bob, Jr.", "日本/ü.jpg": 'the "line\nbreaker"', "not of the collection.jpg": "X"}
+OWNERS = {
+    "plain.jpg": "Ann",
+    "with space.png": "Bob, Jr.",
+    "日本/ü.jpg": 'the "line\nbreaker"',
+    "not of the collection.jpg": "X",
+}
 
 
 def write_sidecar(uri: str, storage, prefix: str = "", key="key", rows=None) -> None:
     rows = list((OWNERS if rows is None else rows).items())
     if uri.endswith(".parquet"):
-        columns = {key: [prefix + k for k, _ in rows], "owner": [o for _, o in rows], "year": [2000 + i for i in range(len(rows))]}
+        columns = {
+            key: [prefix + k for k, _ in rows],
+            "owner": [o for _, o in rows],
+            "year": [2000 + i for i in range(len(rows))],
+        }
         storage.write_table(uri, pa.table(columns))
         return
     mark = "\t" if uri.endswith(".tsv") else ","
     quoted = [[prefix + k, o, str(2000 + i)] for i, (k, o) in enumerate(rows)]
-    lines = [mark.join('"' + cell.replace('"', '""') + '"' for cell in row) for row in [[key, "owner", "year"], *quoted]]
+    lines = [
+        mark.join('"' + cell.replace('"', '""') + '"' for cell in row) for row in [[key, "owner", "year"], *quoted]
+    ]
     storage.write_bytes(uri, ("\n".join(lines) + "\n").encode())
 
 
@@ -258,7 +279,9 @@ def listing_with_sidecar(uri: str, storage, **settings) -> tuple[pa.Table, Colle
     folder = uri.rsplit("/", 1)[0] + "/images"
     write_folder(IMAGES, folder, storage)
     collection = CollectionSettings(name="c", uri=folder, metadata=MetadataSettings(uri=uri, **settings))
-    return pa.concat_tables(list_images(unit, collection, storage) for unit in list_units(collection, storage)), collection
+    return pa.concat_tables(
+        list_images(unit, collection, storage) for unit in list_units(collection, storage)
+    ), collection
 
 
 @pytest.mark.parametrize("extension", ["csv", "tsv", "parquet", "CSV"])
@@ -279,7 +302,12 @@ def test_a_sidecar_describes_images_by_key(extension, place):
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
 def test_sidecar_keys_of_any_text_type_match(kind, tmp_path, local):
     keys = pa.array(list(OWNERS)).cast(pa.string())
-    table = pa.table({"key": keys.dictionary_encode() if pa.types.is_dictionary(kind) else keys.cast(kind), "owner": list(OWNERS.values())})
+    table = pa.table(
+        {
+            "key": keys.dictionary_encode() if pa.types.is_dictionary(kind) else keys.cast(kind),
+            "owner": list(OWNERS.values()),
+        }
+    )
     pq.write_table(table, tmp_path / "about.parquet")
     images, collection = listing_with_sidecar(str(tmp_path / "about.parquet"), local)
     joined = join_metadata(images, collection, local)

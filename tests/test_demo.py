@@ -21,7 +21,9 @@ NO_CHANGE = ViewRange(
 
 
 def contents(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
 def rows(path):
@@ -52,7 +54,11 @@ def test_corpus_metadata_matches_the_files(corpus):
     assert len(table) == len({(corpus / name).read_bytes() for name in pictures}) == 40
     assert {name.rsplit(".")[-1] for name in pictures} == {"jpg", "png"}
     for row in table:
-        assert row["key"].startswith(row["collection"] + "/") and row["collection"] in COLLECTIONS and row["owner"] in STUDIOS
+        assert (
+            row["key"].startswith(row["collection"] + "/")
+            and row["collection"] in COLLECTIONS
+            and row["owner"] in STUDIOS
+        )
         with Image.open(corpus / row["key"]) as image:
             assert image.size == (48, 48) and image.mode == "RGB"
 
@@ -87,12 +93,17 @@ def test_fit_lowers_the_loss_and_samples_resemble_their_own_exemplar(exemplars):
     similarity = np.einsum("esd,kd->esk", made, own).mean(axis=1)
     others = (similarity.sum(axis=1) - np.diag(similarity)) / 3
     assert np.diag(similarity).mean() > others.mean() + 0.05
-    distances = [np.abs(pictures[e, s] - images[e].permute(1, 2, 0).numpy() * 255).mean() for e in range(4) for s in range(3)]
+    distances = [
+        np.abs(pictures[e, s] - images[e].permute(1, 2, 0).numpy() * 255).mean() for e in range(4) for s in range(3)
+    ]
     assert min(distances) > 3, "a sample is a copy of its exemplar"
 
 
 def test_fit_and_sample_writes_the_truth_and_repeats_itself(corpus, exemplars, tmp_path):
-    made = [generator.fit_and_sample(exemplars[:2], tmp_path / name, 2, seed, corpus, num_steps=4) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    made = [
+        generator.fit_and_sample(exemplars[:2], tmp_path / name, 2, seed, corpus, num_steps=4)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
     keys = [file.relative_to(corpus).as_posix() for file in exemplars[:2]]
     assert [source for _, source in made[0]] == [keys[0], keys[0], keys[1], keys[1]]
     first = contents(tmp_path / "a")
@@ -141,7 +152,10 @@ def test_training_starts_from_the_untrained_control(corpus, tmp_path):
     states = {}
     for name in ("trained", "again", "untrained"):
         with safe_open(tmp_path / f"{name}.safetensors", framework="pt") as file:
-            assert json.loads(file.metadata()["attrib.backbone"]) == {"name": contrast.BACKBONE, "data_config": contrast.DATA_CONFIG}
+            assert json.loads(file.metadata()["attrib.backbone"]) == {
+                "name": contrast.BACKBONE,
+                "data_config": contrast.DATA_CONFIG,
+            }
             states[name] = {key: file.get_tensor(key) for key in file.keys()}
     assert states["trained"].keys() == states["untrained"].keys()
     assert all(torch.equal(states["trained"][key], states["again"][key]) for key in states["trained"])

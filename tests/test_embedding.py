@@ -1,7 +1,6 @@
 """The embed job: one outcome per image, resumption, and vectors that depend on the image alone."""
 
 import io
-import json
 import os
 import random
 import signal
@@ -10,19 +9,21 @@ from hashlib import sha256
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 from hostile import hostile_images
+from PIL import Image
+from safetensors.torch import save_file
 from samples import picture, pictures, write_folder, write_tars, write_uri_parquet
 from timm.data import create_transform, resolve_data_config
 
 from attrib.backbone import load_encoder
+from attrib.corpus import list_images, list_units
 from attrib.distributed import embed, manifest
 from attrib.embedding import PreparedChunk, encode_chunk, failures_of, plan_chunks, prepare_images
 from attrib.errors import AttribError
 from attrib.images import decode_image
-from attrib.manifest import open_manifest
-from attrib.settings import BackboneSettings, EmbedSettings, ManifestSettings, StorageSettings
+from attrib.manifest import Manifest, open_manifest
+from attrib.settings import BackboneSettings, CollectionSettings, EmbedSettings, ManifestSettings, StorageSettings
 from attrib.storage import Storage, join
 from attrib.vectors import open_embeddings, read_vectors
 
@@ -69,11 +70,19 @@ def hostile_run(local_ray, tmp_path_factory):
     images = {name: data for name, (data, _) in HOSTILE.items()} | ORDINARY
     write_folder(images, str(folder / "files"), LOCAL)
     places = {key: str(folder / "files" / key) for key in images}
-    write_uri_parquet(images, places, str(folder / "list"), LOCAL)  # such a list takes every name, whatever its extension
-    collection = {"name": "h", "uri": str(folder / "list"), "format": "parquet", "key_column": "name", "uri_column": "where"}
+    write_uri_parquet(
+        images, places, str(folder / "list"), LOCAL
+    )  # such a list takes every name, whatever its extension
+    collection = {
+        "name": "h",
+        "uri": str(folder / "list"),
+        "format": "parquet",
+        "key_column": "name",
+        "uri_column": "where",
+    }
     make_manifest(collection, str(folder / "manifest"))
     os.unlink(places["ordinary 0.jpg"])
-    settings = settings_of(folder, chunk_rows=16)
+    settings = settings_of(folder, chunk_rows=16, num_workers=1)
     return settings, embed.run(settings), folder / "files"
 
 
@@ -117,7 +126,6 @@ def test_every_image_has_one_outcome_with_the_stage_and_reason_of_its_failure(ho
 
 def test_vectors_equal_those_of_timm_and_pillow(hostile_run):
     settings, _, files = hostile_run
-    from PIL import Image
 
     encoder = load_encoder(settings.backbone, LOCAL)
     transform = create_transform(**resolve_data_config(model=encoder.model), is_training=False)
@@ -133,7 +141,7 @@ def test_a_finished_run_is_kept_and_other_settings_are_refused(hostile_run):
     settings, record, _ = hostile_run
     started = time.monotonic()
     assert embed.run(settings) == record
-    assert embed.run(settings.model_copy(update={"num_workers": 1, "max_failed_share": 0.9})) == record
+    assert embed.run(settings.model_copy(update={"num_workers": 2, "max_failed_share": 0.9})) == record
     assert time.monotonic() - started < 20
     for changed in (
         {"backbone": BackboneSettings(name="test_resnet", weights="random", seed=1)},
@@ -141,7 +149,9 @@ def test_a_finished_run_is_kept_and_other_settings_are_refused(hostile_run):
         {"max_megapixels": 1.0},
         {"chunk_rows": 9},
     ):
-        with pytest.raises(AttribError, match=f"holds results of other settings.*{next(iter(changed))}.*choose another output"):
+        with pytest.raises(
+            AttribError, match=f"holds results of other settings.*{next(iter(changed))}.*choose another output"
+        ):
             embed.run(settings.model_copy(update=changed))
 
 
@@ -168,7 +178,9 @@ def test_retry_embeds_again_only_what_failed(hostile_run, monkeypatch):
     assert {key for key in after if after[key] != before[key]} == mended  # so not changed_since
     encoder = load_encoder(settings.backbone, LOCAL, batch_size=8)
     for key in mended:
-        assert after[key]["stage"] is None and after[key]["content_sha256"] == sha256((files / key).read_bytes()).digest()
+        assert (
+            after[key]["stage"] is None and after[key]["content_sha256"] == sha256((files / key).read_bytes()).digest()
+        )
         pixels = decode_image((files / key).read_bytes(), max_megapixels=100).pixels
         expected = encoder.encode(encoder.preprocessing.resize_and_crop(pixels).numpy()[None])[0]
         assert np.allclose(after[key]["embedding"], expected, rtol=2e-3, atol=1e-4)
@@ -179,12 +191,15 @@ def test_too_many_failures_end_the_job_with_code_3_and_a_retry_mends_it(local_ra
     images = pictures(f"{i}.jpg" for i in range(8)) | {"bad.jpg": b"no image"}
     write_folder(images, str(tmp_path / "images"), LOCAL)
     make_manifest({"name": "c", "uri": str(tmp_path / "images")}, str(tmp_path / "manifest"))
-    settings = settings_of(tmp_path, max_failed_share=0.1, chunk_rows=2)
+    settings = settings_of(tmp_path, chunk_rows=2, num_workers=1)
     values = settings.model_dump(mode="json") | {"max_failed_share": 0.05, "ray": {"address": local_ray}}
     job = start_job("embed", values, tmp_path)
     _, said = job.communicate(timeout=120)
     assert job.returncode == 3, said
-    assert "error: 1 of 9 images failed, more than max_failed_share = 0.05 allows; e.g. " in said and "Traceback" not in said
+    assert (
+        "error: 1 of 9 images failed, more than max_failed_share = 0.05 allows; e.g. " in said
+        and "Traceback" not in said
+    )
     assert "not an image" in said and not (tmp_path / "embeddings" / "embeddings.json").exists()
 
     picture(5).save(tmp_path / "images" / "bad.jpg")
@@ -193,29 +208,41 @@ def test_too_many_failures_end_the_job_with_code_3_and_a_retry_mends_it(local_ra
 
 
 @pytest.fixture(scope="module")
-def undisturbed(local_ray, tmp_path_factory):
-    """(images, settings, rows) of a run by one worker over a folder."""
+def undisturbed(local_ray, s3_endpoint, tmp_path_factory):
+    """(images, settings, rows) of a run by one worker over shuffled tar shards on S3."""
     folder = tmp_path_factory.mktemp("undisturbed")
     images = {}
-    for i in range(50):  # large ones, so that a run takes long enough to be killed half-way
+    for i in range(40):  # large ones, so that a run takes long enough to be killed half-way
         buffer = io.BytesIO()
         picture(i, 1000, 800).save(buffer, "JPEG")
         images[f"{i:02}.jpg"] = buffer.getvalue()
     images["broken.jpg"] = images["00.jpg"][:5000]
-    write_folder(images, str(folder / "images"), LOCAL)
-    make_manifest({"name": "c", "uri": str(folder / "images")}, str(folder / "manifest"), partition_rows=20)
-    settings = settings_of(folder, chunk_rows=1, num_workers=1)
+    shuffled = list(images.items())
+    random.Random(1).shuffle(shuffled)
+    storage = Storage(StorageSettings(endpoint=s3_endpoint))
+    root = f"s3://attrib/{folder.name}"
+    write_tars(dict(shuffled), join(root, "tars"), storage, num_shards=3)
+    collection = {"name": "c", "uri": join(root, "tars"), "format": "webdataset"}
+    make_manifest(collection, join(root, "manifest"), storage, partition_rows=17)
+    places = {"manifest": join(root, "manifest"), "output": join(root, "embeddings"), "storage": storage.settings}
+    settings = settings_of(folder, **places, num_workers=1, chunk_rows=11)
     embed.run(settings)
     return images, settings, rows_by_key(settings)
 
 
 def chunks_in(output: str) -> list[str]:
-    return [info.path for info in LOCAL.list_folder(output, recursive=True, suffix=".parquet") if "_chunks" in info.path]
+    return [
+        info.path for info in LOCAL.list_folder(output, recursive=True, suffix=".parquet") if "_chunks" in info.path
+    ]
 
 
-def test_a_killed_run_continues_where_it_was(undisturbed, local_ray, start_job, tmp_path):
-    _, reference, expected = undisturbed
-    settings = reference.model_copy(update={"output": str(tmp_path / "embeddings"), "num_workers": 2})
+def test_a_killed_run_ends_with_the_same_bits_in_another_order_place_and_number_of_workers(
+    undisturbed, local_ray, start_job, tmp_path
+):
+    images, _, expected = undisturbed
+    write_folder(images, str(tmp_path / "images"), LOCAL)
+    make_manifest({"name": "c", "uri": str(tmp_path / "images")}, str(tmp_path / "manifest"), partition_rows=20)
+    settings = settings_of(tmp_path, chunk_rows=1, num_workers=2)
     job = start_job("embed", settings.model_dump(mode="json") | {"ray": {"address": local_ray}}, tmp_path)
     deadline = time.monotonic() + 120
     while len(chunks_in(settings.output)) < 5 and job.poll() is None and time.monotonic() < deadline:
@@ -242,69 +269,47 @@ def test_a_killed_run_continues_where_it_was(undisturbed, local_ray, start_job, 
     assert vectors_of(rows) == vectors_of(expected)
 
 
-def test_another_order_of_the_same_images_is_not_mixed_with_committed_chunks(undisturbed, tmp_path):
+def test_another_order_of_the_same_images_is_not_mixed_with_committed_chunks(undisturbed, s3_endpoint, tmp_path):
     """Chunks are known by their place in the manifest, which another manifest of the same images fills with others."""
     images, reference, _ = undisturbed
-    write_tars(images, str(tmp_path / "tars"), LOCAL)
-    other = make_manifest({"name": "c", "uri": str(tmp_path / "tars"), "format": "webdataset"}, str(tmp_path / "manifest"), partition_rows=20)
-    assert other.digest == open_manifest(reference.manifest, LOCAL).digest
-    with pytest.raises(AttribError, match="other settings or inputs .input order.; choose another output"):
+    storage = Storage(reference.storage)
+    write_folder(images, str(tmp_path / "images"), LOCAL)
+    other = make_manifest(
+        {"name": "c", "uri": str(tmp_path / "images")}, str(tmp_path / "manifest"), storage, partition_rows=17
+    )
+    assert other.digest == open_manifest(reference.manifest, storage).digest
+    with pytest.raises(AttribError, match=r"other settings or inputs .input order.; choose another output"):
         embed.run(reference.model_copy(update={"manifest": str(tmp_path / "manifest")}))
 
 
-def test_order_sharding_place_and_workers_do_not_change_a_bit_of_any_vector(undisturbed, s3_endpoint, tmp_path):
-    images, reference, expected = undisturbed
-    shuffled = list(images.items())
-    random.Random(1).shuffle(shuffled)
-    storage = Storage(StorageSettings(endpoint=s3_endpoint))
-    root = f"s3://attrib/{tmp_path.name}"
-    write_tars(dict(shuffled), join(root, "tars"), storage, num_shards=3)
-    collection = {"name": "c", "uri": join(root, "tars"), "format": "webdataset"}
-    make_manifest(collection, join(root, "manifest"), storage, partition_rows=17)
-    changed = {"manifest": join(root, "manifest"), "output": join(root, "embeddings"), "storage": storage.settings}
-    settings = reference.model_copy(update=changed | {"num_workers": 2, "chunk_rows": 11})
-    embed.run(settings)
-    rows = rows_by_key(settings)
-    assert vectors_of(rows) == vectors_of(expected)
-    assert rows == expected
-
-
-def network(tmp_path, **scale):
-    """The test network with some weights multiplied: {"layer4.0.bn2.weight": 1e30}."""
-    from safetensors.torch import save_file
-
-    state = load_encoder(BackboneSettings(**BACKBONE), LOCAL).model.state_dict()
-    state = {k: v.clone().contiguous() * scale.get(k.replace(".", "_"), 1) for k, v in state.items()}
-    save_file({k: v.to(load_encoder(BackboneSettings(**BACKBONE), LOCAL).model.state_dict()[k].dtype) for k, v in state.items()}, tmp_path / "w.safetensors")
-    return BackboneSettings(name="test_resnet", weights=str(tmp_path / "w.safetensors"))
-
-
-@pytest.mark.parametrize(("scale", "reason"), [(1e9, "the embedding is not finite in float16"), (0, "the embedding is zero")])
+@pytest.mark.parametrize(
+    ("scale", "reason"), [(1e4, "the embedding is not finite in float16"), (0, "the embedding is zero")]
+)
 def test_a_vector_that_float16_cannot_hold_is_a_failure_of_its_image(scale, reason, tmp_path):
-    encoder = load_encoder(BackboneSettings(**BACKBONE), LOCAL, batch_size=4)
     images = {f"{i}.jpg": data for i, data in enumerate(list(ORDINARY.values())[:3])} | {"3.jpg": b"broken"}
     write_folder(images, str(tmp_path / "images"), LOCAL)
-    from attrib.corpus import list_images, list_units
-    from attrib.manifest import Manifest
-    from attrib.settings import CollectionSettings
-
     collection = CollectionSettings(name="c", uri=str(tmp_path / "images"))
     listed = list_images(list_units(collection, LOCAL)[0], collection, LOCAL)
     place = Manifest(str(tmp_path), collection, "", "", [4], [])
-    prepared = prepare_images(listed, place, encoder.preprocessing, settings_of(tmp_path), LOCAL)
+    plain = load_encoder(BackboneSettings(**BACKBONE), LOCAL, batch_size=4)
+    norms = {
+        k: v * scale if v.ndim == 1 and k.endswith(("weight", "bias")) else v
+        for k, v in plain.model.state_dict().items()
+    }
+    save_file({k: v.contiguous() for k, v in norms.items()}, tmp_path / "scaled.safetensors")
+    weights = str(tmp_path / "scaled.safetensors")
+    scaled = load_encoder(BackboneSettings(name="test_resnet", weights=weights), LOCAL, batch_size=4)
+
+    prepared = prepare_images(listed, place, plain.preprocessing, settings_of(tmp_path), LOCAL)
     prepared = PreparedChunk.from_row(prepared.to_row())  # as it travels to encoders on GPUs
-    # The second image alone meets a network that multiplies what it sees.
-    plain = encoder.encode(prepared.pixels)
-    bright = prepared.pixels.copy()
-    encode = encoder.encode
-    encoder.encode = lambda pixels: encode(pixels) * np.array([[1], [scale], [1]], np.float32)
-    table = encode_chunk(PreparedChunk(prepared.outcomes, bright), encoder)
-    assert table["stage"].to_pylist() == [None, "embed", None, "decode"]
-    assert table["reason"][1].as_py() == reason
-    assert pc.is_null(table["embedding"]).to_pylist() == [False, True, False, True]
-    assert np.array_equal(np.float16(table["embedding"][2].as_py()), plain[2].astype(np.float16))
+    assert encode_chunk(prepared, plain)["stage"].to_pylist() == [None, None, None, "decode"]
+    table = encode_chunk(prepared, scaled)
+    assert table["stage"].to_pylist() == ["embed", "embed", "embed", "decode"]
+    assert table["reason"].to_pylist()[:3] == [reason] * 3
+    assert table["embedding"].null_count == 4
     failed = failures_of(table, listed)
-    assert failed["key"].to_pylist() == ["1.jpg", "3.jpg"] and failed["uri"].to_pylist() == listed["uri"].take(pa.array([1, 3])).to_pylist()
+    assert failed.select(["key", "uri"]).to_pylist() == listed.select(["key", "uri"]).to_pylist()
+    assert failed["stage"].to_pylist() == table["stage"].to_pylist()
 
 
 @pytest.mark.parametrize(("num_rows", "chunk_rows"), [(0, 3), (1, 3), (3, 3), (10, 3)])
@@ -318,5 +323,4 @@ def test_chunks_cover_every_row_once(num_rows, chunk_rows):
 def test_a_run_without_its_manifest_names_the_job_to_run(tmp_path):
     with pytest.raises(AttribError, match=r"manifest\.json is not there: run jobs\.manifest"):
         embed.run(settings_of(tmp_path))
-    (tmp_path / "manifest").mkdir()
-    assert json.dumps(os.listdir(tmp_path)) == '["manifest"]'  # nothing was written for a run that cannot start
+    assert os.listdir(tmp_path) == []

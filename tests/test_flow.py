@@ -32,7 +32,12 @@ def images() -> dict[str, dict[str, bytes]]:
 def run_flow(uri: str, output: str, storage: Storage, format: str = "folder", **sections) -> pa.Table:
     """The attribution rows of a whole flow, by query and rank."""
     settings = PipelineSettings(
-        sources={"name": "sources", "uri": join(uri, "sources"), "format": format, "metadata": {"uri": join(uri, "owners.csv")}},
+        sources={
+            "name": "sources",
+            "uri": join(uri, "sources"),
+            "format": format,
+            "metadata": {"uri": join(uri, "owners.csv")},
+        },
         generated={"name": "generated", "uri": join(uri, "generated")},
         output=output,
         backbone=BACKBONE,
@@ -46,7 +51,9 @@ def run_flow(uri: str, output: str, storage: Storage, format: str = "folder", **
 
 def read_rows(output: str, kind: str, storage: Storage) -> pa.Table:
     folder = join(output, "attributions", kind)
-    return pa.concat_tables([storage.read_table(join(folder, name)) for name in storage.names(folder, suffix=".parquet")])
+    return pa.concat_tables(
+        [storage.read_table(join(folder, name)) for name in storage.names(folder, suffix=".parquet")]
+    )
 
 
 def write_owners(uri: str, images: dict, storage: Storage) -> None:
@@ -73,7 +80,9 @@ def test_every_generated_image_has_one_outcome(reference):
     outcomes = read_rows(reference[0], "outcomes", LOCAL)
     assert len(outcomes) == NUM_GENERATED + 2 == len(pc.unique(outcomes["query_id"]))
     failed = outcomes.filter(pc.equal(outcomes["status"], "failed")).to_pylist()
-    assert [(row["query_key"], row["stage"], row["num_sources"], row["top_source_id"]) for row in failed] == [("broken.jpg", "decode", 0, None)]
+    assert [(row["query_key"], row["stage"], row["num_sources"], row["top_source_id"]) for row in failed] == [
+        ("broken.jpg", "decode", 0, None)
+    ]
     assert failed[0]["reason"]
 
 
@@ -98,10 +107,21 @@ def test_copies_tie_and_the_lower_id_comes_first(reference):
     [
         {"format": "webdataset", "manifest": {"partition_rows": 33}, "index": {"shard_rows": 33}},
         {"embed": {"chunk_rows": 7, "num_workers": 1}, "manifest": {"partition_rows": 20}, "index": {"shard_rows": 40}},
-        {"index": {"shard_rows": 50, "kind": "ivf_flat", "num_lists": 4, "held_out_rows": 5}, "attribute": {"nprobe": 4}},
-        {"index": {"kind": "ivf_sq8", "num_lists": 4, "rerank_factor": 100}, "attribute": {"nprobe": 4, "query_block_rows": 10}},
+        {
+            "index": {"shard_rows": 50, "kind": "ivf_flat", "num_lists": 4, "held_out_rows": 5},
+            "attribute": {"nprobe": 4},
+        },
+        {
+            "index": {"kind": "ivf_sq8", "num_lists": 4, "rerank_factor": 100},
+            "attribute": {"nprobe": 4, "query_block_rows": 10},
+        },
     ],
-    ids=["tar shards, several index shards", "one worker, small chunks", "all lists of IVF-Flat", "all lists of SQ8, several blocks"],
+    ids=[
+        "tar shards, several index shards",
+        "one worker, small chunks",
+        "all lists of IVF-Flat",
+        "all lists of SQ8, several blocks",
+    ],
 )
 def test_answers_do_not_depend_on_layout(layout, reference, images, corpus, tmp_path):
     uri, layout = corpus, dict(layout)

@@ -24,7 +24,9 @@ def imported_by(path: Path) -> set[str]:
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_only_the_distributed_package_imports_ray():
@@ -104,7 +106,9 @@ def test_a_job_in_a_process_of_its_own_ends_with_its_code(arguments):
 def test_jobs_are_thin(job):
     tree = ast.parse((ROOT / "jobs" / f"{job}.py").read_text(encoding="utf-8"))
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    assert [function.name for function in functions] == ["main"] and not [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
+    assert [function.name for function in functions] == ["main"] and not [
+        n for n in ast.walk(tree) if isinstance(n, ast.ClassDef)
+    ]
     assert sum(isinstance(node, ast.stmt) for node in ast.walk(tree)) <= MAX_JOB_STATEMENTS
     at_the_top = {name for node in tree.body if isinstance(node, ast.ImportFrom) for name in [node.module]}
     assert at_the_top <= {"attrib.config", "attrib.settings", "jobs.exit"}

@@ -98,7 +98,10 @@ def test_metadata_is_joined_in_every_partition(local_ray, tmp_path, local):
     assert dict(zip(rows["key"].to_pylist(), rows["owner"].to_pylist())) == {key: owners.get(key) for key in IMAGES}
 
     wrong = collection | {"metadata": metadata | {"key_prefix": ""}}
-    with pytest.raises(AttribError, match=r"about\.csv describes none of the images: its keys look like 'c/.+', the collection's like '"):
+    with pytest.raises(
+        AttribError,
+        match=r"about\.csv describes none of the images: its keys look like 'c/.+', the collection's like '",
+    ):
         run(wrong, str(tmp_path / "wrong"))
     assert not (tmp_path / "wrong" / "manifest.json").exists()
 
@@ -107,7 +110,11 @@ def test_metadata_is_joined_in_every_partition(local_ray, tmp_path, local):
     ("images", "form", "expected"),
     [
         ({"a.txt": b"x"}, {}, r"no files ending in \.jpg.* below"),
-        ({"same/name.jpg": b"x"}, {"format": "webdataset"}, r"the key 'same/name\.jpg' occurs more than once.*rename one"),
+        (
+            {"same/name.jpg": b"x"},
+            {"format": "webdataset"},
+            r"the key 'same/name\.jpg' occurs more than once.*rename one",
+        ),
     ],
 )
 def test_a_collection_that_cannot_be_named_is_refused(images, form, expected, local_ray, tmp_path, local):
@@ -125,7 +132,13 @@ def test_a_collection_that_cannot_be_named_is_refused(images, form, expected, lo
 def test_parquet_files_of_unequal_types_are_refused(local_ray, tmp_path, local):
     for name, years in (("a", ["2001"]), ("b", [2002])):
         local.write_table(str(tmp_path / "p" / f"{name}.parquet"), pa.table({"u": [f"{name}.jpg"], "year": years}))
-    collection = {"name": "c", "uri": str(tmp_path / "p"), "format": "parquet", "uri_column": "u", "metadata_columns": ["year"]}
+    collection = {
+        "name": "c",
+        "uri": str(tmp_path / "p"),
+        "format": "parquet",
+        "uri_column": "u",
+        "metadata_columns": ["year"],
+    }
     with pytest.raises(AttribError, match=r"'year' is int64 in .*b\.parquet but string in .*a\.parquet"):
         run(collection, str(tmp_path / "out"))
 
@@ -136,7 +149,9 @@ def test_a_finished_manifest_is_kept_and_other_settings_are_refused(local_ray, t
     first, _ = run(collection, str(tmp_path / "out"))
     again, _ = run(collection, str(tmp_path / "out"))
     assert again == first  # written_at included: nothing was done
-    with pytest.raises(AttribError, match=r"holds results of other settings.*partition_rows = 16384.*choose another output"):
+    with pytest.raises(
+        AttribError, match=r"holds results of other settings.*partition_rows = 16384.*choose another output"
+    ):
         run(collection, str(tmp_path / "out"), partition_rows=3)
 
 
@@ -152,7 +167,9 @@ def test_forced_collisions_give_distinct_ids_that_depend_on_the_set_alone(seed, 
     items = list(IMAGES.items())
     random.Random(seed).shuffle(items)
     write_tars(dict(items), str(tmp_path / "tars"), local, num_shards=1 + seed)
-    record, rows = run({"name": "c", "uri": str(tmp_path / "tars"), "format": "webdataset"}, str(tmp_path / "out"), partition_rows=5)
+    record, rows = run(
+        {"name": "c", "uri": str(tmp_path / "tars"), "format": "webdataset"}, str(tmp_path / "out"), partition_rows=5
+    )
     ids = ids_by_key(rows)
     assert len(set(ids.values())) == len(IMAGES) and record["num_moved_ids"] > 2
     write_folder(IMAGES, str(tmp_path / "folder"), local)

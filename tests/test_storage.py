@@ -15,7 +15,18 @@ from attrib.errors import AttribError
 from attrib.settings import StorageSettings
 from attrib.storage import Storage, join
 
-NAMES = ("plain", "with space", "日本 ü", "hash#a", "question?x=1", "plus+a", "percent%20a", "a&b=c", "star*[x]{y}", "~tilde")
+NAMES = (
+    "plain",
+    "with space",
+    "日本 ü",
+    "hash#a",
+    "question?x=1",
+    "plus+a",
+    "percent%20a",
+    "a&b=c",
+    "star*[x]{y}",
+    "~tilde",
+)
 
 
 def files_below(folder) -> list[str]:
@@ -33,10 +44,14 @@ def test_bytes_json_and_tables_come_back_as_written(place):
     value = {"key": ["ü", 1, None, 0.5]}
     storage.write_json(join(root, "record.json"), value)
     assert storage.read_json(join(root, "record.json")) == value
-    table = pa.table({"id": pa.array(range(10), pa.int64()), "vector": pa.array([[0.5, 1.5]] * 10, pa.list_(pa.float16(), 2))})
+    table = pa.table(
+        {"id": pa.array(range(10), pa.int64()), "vector": pa.array([[0.5, 1.5]] * 10, pa.list_(pa.float16(), 2))}
+    )
     storage.write_table(join(root, "table.parquet"), table, row_group_rows=4)
     assert storage.read_table(join(root, "table.parquet")).equals(table)
-    assert storage.read_table(join(root, "table.parquet"), columns=["id"], filter=pc.field("id") > 7)["id"].to_pylist() == [8, 9]
+    assert storage.read_table(join(root, "table.parquet"), columns=["id"], filter=pc.field("id") > 7)[
+        "id"
+    ].to_pylist() == [8, 9]
     assert storage.dataset([join(root, "table.parquet")] * 2, format="parquet").count_rows() == 20
 
 
@@ -65,7 +80,11 @@ def test_listing_is_by_path_and_filtered_by_suffix(place):
         storage.write_bytes(join(root, name), b"x")
     assert storage.names(root) == ["a.tar", "a.txt", "b.tar", "sub"]
     assert storage.names(root, suffix=".tar") == ["a.tar", "b.tar"]
-    assert [i.base_name for i in storage.list_folder(root, recursive=True, suffix=".tar")] == ["a.tar", "b.tar", "c.tar"]
+    assert [i.base_name for i in storage.list_folder(root, recursive=True, suffix=".tar")] == [
+        "a.tar",
+        "b.tar",
+        "c.tar",
+    ]
     assert storage.list_folder(join(root, "absent")) == [] and storage.names(join(root, "absent"), ".tar") == []
 
 
@@ -159,5 +178,5 @@ def test_a_name_that_is_not_utf_8_is_named(tmp_path, local):
         (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
     except OSError:
         pytest.skip("this file system refuses names that are not UTF-8")
-    with pytest.raises(AttribError, match="not UTF-8.*rename"):
+    with pytest.raises(AttribError, match=r"not UTF-8.*rename"):
         local.list_folder(str(tmp_path))

@@ -259,7 +259,8 @@ def _retry_partition(
     encoder = load_encoder(settings.backbone, storage, device, settings.device_batch_size)
     chunks = [images.slice(start, settings.chunk_rows) for start in range(0, len(images), settings.chunk_rows)]
     retried = pa.concat_tables(
-        encode_chunk(prepare_images(chunk, manifest, encoder.preprocessing, settings, storage), encoder) for chunk in chunks
+        encode_chunk(prepare_images(chunk, manifest, encoder.preprocessing, settings, storage), encoder)
+        for chunk in chunks
     )
     kept = storage.read_table(uri, filter=~pc.field("id").isin(failed))
     storage.write_table(uri, pa.concat_tables([kept, retried]).sort_by("id").combine_chunks())

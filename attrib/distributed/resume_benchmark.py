@@ -35,10 +35,16 @@ def measure(name: str, folder: str) -> float:
     os.killpg(process.pid, signal.SIGKILL)  # the driver and, on its own local Ray, every worker
     process.wait()
     subprocess.run(command, stderr=subprocess.DEVNULL, check=True, timeout=TIMEOUT_SECONDS)
-    found = [pq.read_table(os.path.join(root, file), columns=["id"]) for root, _, files in os.walk(os.path.join(folder, "output")) for file in files]
+    found = [
+        pq.read_table(os.path.join(root, file), columns=["id"])
+        for root, _, files in os.walk(os.path.join(folder, "output"))
+        for file in files
+    ]
     written = np.sort(np.concatenate([table["id"].to_numpy() for table in found]))
     if not np.array_equal(written, np.arange(NUM_IMAGES)):
-        raise RuntimeError(f"the {name} flow wrote {len(written)} rows with {len(np.unique(written))} ids for {NUM_IMAGES} images")
+        raise RuntimeError(
+            f"the {name} flow wrote {len(written)} rows with {len(np.unique(written))} ids for {NUM_IMAGES} images"
+        )
     return len(_logged(folder)) / NUM_IMAGES - 1
 
 
@@ -73,7 +79,9 @@ class CommittedWork(Work):
         start = row["start"]
         ids = pq.read_table(os.path.join(self.folder, "images.parquet"))["id"].to_numpy()[start : start + CHUNK_ROWS]
         done = super().__call__({"id": ids})
-        table = pa.table({"id": done["id"], "embedding": pa.FixedSizeListArray.from_arrays(done["embedding"].ravel(), 256)})
+        table = pa.table(
+            {"id": done["id"], "embedding": pa.FixedSizeListArray.from_arrays(done["embedding"].ravel(), 256)}
+        )
         Storage(StorageSettings()).write_table(_chunk_path(self.folder, start), table)
         return {"num_images": len(ids)}
 
@@ -92,7 +100,9 @@ def main(name: str, folder: str) -> None:
     if name == "ray":
         context = ray.data.DataContext.get_current()
         context.checkpoint_config = CheckpointConfig(id_column="id", checkpoint_path=os.path.join(folder, "checkpoint"))
-        images = ray.data.read_parquet(os.path.join(folder, "images.parquet"), override_num_blocks=NUM_IMAGES // CHUNK_ROWS)
+        images = ray.data.read_parquet(
+            os.path.join(folder, "images.parquet"), override_num_blocks=NUM_IMAGES // CHUNK_ROWS
+        )
         done = images.map_batches(Work, fn_constructor_args=(folder,), batch_size=CHUNK_ROWS, compute=pool)
         done.write_parquet(os.path.join(folder, "output"))
         return

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from attrib.errors import MismatchError
 from attrib.index import Index
 from attrib.manifest import Manifest
 from attrib.search import Candidates, ranks
@@ -100,8 +101,8 @@ def block_queries(queries: Embeddings, manifest: Manifest, partitions: list[int]
         part = storage.read_table(queries.part_uri(partition), columns=["id", "stage", "reason"])
         rows = storage.read_table(manifest.partition_uri(partition)).sort_by("id")
         if not rows["id"].equals(part["id"]):
-            raise ValueError(
-                f"{queries.part_uri(partition)} and {manifest.partition_uri(partition)} list different images"
+            raise MismatchError(
+                f"{queries.part_uri(partition)} and {manifest.partition_uri(partition)} list different images; embed the manifest again"
             )
         keep = ["key", "uri", *manifest.metadata_columns]
         parts.append(pa.table([*part.columns, *(rows[name] for name in keep)], names=["id", "stage", "reason", *keep]))
@@ -150,6 +151,8 @@ def attribution_rows(
 
 def _outcome_rows(best, rank, similarity, shares, found, queries, stamp) -> pa.Table:
     absent = pa.array(~found)
+    # A query may have a vector and yet meet no source: every list that it probed was empty.
+    unmatched = pc.and_(absent, queries["stage"].is_null())
     top_source = np.zeros(len(queries), np.int64)
     top_source[best.query[rank == 0]] = best.id[rank == 0]
     names = [name for name in queries.schema.names if name not in ("id", "key", "uri", "stage", "reason")]
@@ -159,8 +162,8 @@ def _outcome_rows(best, rank, similarity, shares, found, queries, stamp) -> pa.T
             queries["key"],
             queries["uri"],
             pa.array(np.where(found, "attributed", "failed")),
-            queries["stage"],
-            queries["reason"],
+            pc.if_else(unmatched, "search", queries["stage"]),
+            pc.if_else(unmatched, "no source in the lists that were probed; raise nprobe", queries["reason"]),
             pa.array((shares > 0).sum(axis=1).astype(np.int32)),
             pa.array(shares[:, -1] > 0),
             pc.if_else(absent, None, pa.array(top_source)),

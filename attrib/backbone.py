@@ -102,7 +102,7 @@ def load_encoder(
         data_config = timm.data.resolve_data_config(model=model)
     try:
         preprocessing = Preprocessing.from_timm(data_config)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise AttribError(f"the preprocessing of {settings.name!r} is not supported: {error}") from error
     return Encoder(model, settings.name, preprocessing, device, batch_size)
 

@@ -7,6 +7,7 @@ row that says where its bytes lie: a whole file (`uri`), a byte range of a tar s
 import os
 import tarfile
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from attrib.errors import AttribError, ImageError
 from attrib.identity import image_ids
-from attrib.settings import CollectionSettings, MetadataSettings
+from attrib.settings import CollectionSettings, MetadataSettings, StorageSettings
 from attrib.storage import Storage, is_remote, join
 
 LOCATION_FIELDS = [
@@ -227,26 +228,26 @@ def read_image(row: dict, storage: Storage) -> bytes:
 
 
 def read_parquet_images(rows: list[dict], bytes_column: str, storage: Storage) -> list[bytes | ImageError]:
-    """The encoded bytes of images inside Parquet files, one entry per row; each row group is read once per run of rows that share it."""
+    """The encoded bytes of images inside Parquet files, one entry per row."""
     found: list[bytes | ImageError] = []
-    current, column = None, None
     for row in rows:
-        place = row["uri"], row["row_group"]
-        if place != current:
-            try:
-                with storage.open(row["uri"]) as source:
-                    column = pq.ParquetFile(source).read_row_group(row["row_group"], columns=[bytes_column]).column(0)
-            except FileNotFoundError:
-                column = ImageError("read", "the file is gone since it was listed")
-            except Exception as error:  # damaged files raise as many kinds as the clients of object stores
-                column = ImageError("read", _first_line(error))
-            current = place
-        if isinstance(column, ImageError):
-            found.append(column)
+        try:
+            column = _read_row_group(storage.settings, row["uri"], row["row_group"], bytes_column)
+        except FileNotFoundError:
+            found.append(ImageError("read", "the file is gone since it was listed"))
+            continue
+        except Exception as error:  # damaged files raise as many kinds as the clients of object stores
+            found.append(ImageError("read", _first_line(error)))
             continue
         value = column[row["row"]].as_py() if row["row"] < len(column) else None
         found.append(ImageError("read", "the row holds no bytes") if value is None else value)
     return found
+
+
+@lru_cache(maxsize=1)  # a worker's next chunk often lies in the same row group, which may hold thousands of images
+def _read_row_group(storage: StorageSettings, uri: str, row_group: int, column: str) -> pa.ChunkedArray:
+    with Storage(storage).open(uri) as source:
+        return pq.ParquetFile(source).read_row_group(row_group, columns=[column]).column(0)
 
 
 def join_metadata(images: pa.Table, collection: CollectionSettings, storage: Storage) -> pa.Table:

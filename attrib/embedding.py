@@ -65,7 +65,7 @@ class PreparedChunk:
 
     @classmethod
     def from_row(cls, row: dict) -> "PreparedChunk":
-        pixels = np.frombuffer(row["pixels"], np.uint8).reshape(tuple(row["shape"]))
+        pixels = np.frombuffer(bytearray(row["pixels"]), np.uint8).reshape(tuple(row["shape"]))
         return cls(ipc.open_stream(row["outcomes"]).read_all(), pixels)
 
 

@@ -29,12 +29,14 @@ class Slice:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished manifest. digest: of the set of images; order_digest: of their order in the partitions; num_rows: per partition."""
+    """A finished manifest. num_rows: per partition. digest: of the set of images; order_digest: of their order in the
+    partitions; rows_digest: of all that is said of them, places and metadata included."""
 
     uri: str
     collection: CollectionSettings
     digest: str
     order_digest: str
+    rows_digest: str
     num_rows: list[int]
     metadata_columns: list[str]
 
@@ -91,6 +93,7 @@ def open_manifest(uri: str, storage: Storage) -> Manifest:
         collection=CollectionSettings.model_validate(record["settings"]["collection"]),
         digest=record["digest"],
         order_digest=record["order_digest"],
+        rows_digest=record["rows_digest"],
         num_rows=record["num_rows"],
         metadata_columns=record["metadata_columns"],
     )

@@ -14,13 +14,15 @@ from attrib.storage import Storage, join
 STARTED = "started.json"
 
 
-def begin(settings: JobSettings, record_name: str, inputs: dict, storage: Storage) -> dict | None:
+def begin(
+    settings: JobSettings, record_name: str, inputs: dict, storage: Storage, resumable: bool = True
+) -> dict | None:
     """The record of a finished run with the same identity, else None after noting that this one has started.
 
-    inputs: digests of what the job reads. Raises AttribError if the output folder belongs to other settings or inputs.
+    inputs: digests of what the job reads; resumable: whether an unfinished run leaves anything that this one would use. Raises AttribError if the output folder belongs to other settings or inputs.
     """
     identity = run_identity(settings, inputs)
-    for name in (record_name, STARTED):
+    for name in (record_name, STARTED) if resumable else (record_name,):
         uri = join(settings.output, name)
         if not storage.exists(uri):
             continue

@@ -15,11 +15,11 @@ from faiss.contrib.big_batch_search import big_batch_search
 
 from attrib.index import ADD_ROWS, Shard, unit_rows
 
-SCAN_TOLERANCE = (
-    1e-5  # nine times the rounding error measured for float32 products and squared distances of unit vectors
-)
+# Nine times the rounding error measured for float32 products and squared distances of unit vectors.
+SCAN_TOLERANCE = 1e-5
 SLACK = 16  # candidates scanned beyond those wanted, to see whether a tie straddles the cut
 SCAN_CELLS = 1 << 23  # (query, candidate) or (query, probed list) pairs in memory at a time
+LIST_CELLS = 1 << 26  # float32 distances of one list to the queries that probe it, if all do
 TIED_QUERIES = 8  # queries whose ties are in memory at a time; a tie can be as large as the shard
 RESCORE_BYTES = 1 << 25  # float64 candidates in memory at a time
 
@@ -47,7 +47,7 @@ def search_shard(
     """
     num_scanned = max(num_candidates, k) if compressed else k
     width = min(num_scanned + SLACK, len(shard.ids))
-    rows = max(1, SCAN_CELLS // max(width, nprobe))
+    rows = max(1, min(SCAN_CELLS // max(width, nprobe), LIST_CELLS // _longest_list(shard)))
     found = []
     for start in range(0, len(queries), rows):
         block = _search_block(shard, queries[start : start + rows], k, num_scanned, width, nprobe, compressed)
@@ -126,6 +126,12 @@ def _search_block(
     return kept
 
 
+def _longest_list(shard: Shard) -> int:
+    if shard.lists is None:
+        return 1
+    return max(1, *(shard.lists.invlists.list_size(i) for i in range(shard.lists.nlist)))
+
+
 class _Probed:
     """A block of queries and the lists that each of them probes (of kind flat: all vectors)."""
 
@@ -150,7 +156,7 @@ class _Probed:
                 lists,
                 self.queries,
                 width,
-                knn=_knn_of_list,
+                method="pairwise_distances",  # twice as fast as its default, a k-nearest search per list
                 verbose=1,
                 q_assign=self.lists.astype(np.int32),  # a copy: it is sorted in place
             )
@@ -184,11 +190,6 @@ class _Probed:
     def _blocks(self):
         for first in range(0, len(self.shard.ids), ADD_ROWS):
             yield first, unit_rows(self.shard.vectors[first : first + ADD_ROWS])
-
-
-def _knn_of_list(queries: np.ndarray, vectors: np.ndarray, k: int, metric: int) -> tuple[np.ndarray, np.ndarray]:
-    """faiss.knn without the padding of lists shorter than k, which is wide, and which only its infinite distance keeps out of the results."""
-    return faiss.knn(queries, vectors, min(k, len(vectors)), metric=metric)
 
 
 def _score(shard: Shard, queries: np.ndarray, query: np.ndarray, ids: np.ndarray, scan: np.ndarray) -> Candidates:

@@ -13,3 +13,7 @@ def reported():
     except AttribError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(3 if isinstance(error, FailedShareError) else 1) from None
+    except OSError as error:  # a full disk, a bucket that is not there, credentials that are refused
+        error = getattr(error, "cause", None) or error  # Ray wraps what a worker raised
+        print(f"error: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+        raise SystemExit(1) from None

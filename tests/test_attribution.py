@@ -15,6 +15,7 @@ from attrib.attribution import (
     read_sources,
 )
 from attrib.corpus import RESERVED_COLUMNS
+from attrib.errors import MismatchError
 from attrib.index import Index
 from attrib.manifest import Manifest
 from attrib.search import Candidates
@@ -62,7 +63,7 @@ def described(schema: pa.Schema) -> dict:
 
 def make_manifest(uri: str, num_rows: list[int], metadata_columns: list[str]) -> Manifest:
     collection = CollectionSettings(name="generated", uri="/generated")
-    return Manifest(uri, collection, "d", "o", num_rows, metadata_columns)
+    return Manifest(uri, collection, "d", "o", "r", num_rows, metadata_columns)
 
 
 @pytest.fixture
@@ -187,7 +188,7 @@ def test_a_manifest_of_other_images_is_refused(tmp_path):
     embeddings = write_embeddings(tmp_path, ids, np.eye(2, dtype=np.float16), np.zeros(2, int))
     manifest = make_manifest(embeddings.manifest_uri, [2], [])
     STORAGE.write_table(manifest.partition_uri(0), pa.table({"id": ids + 1, "key": ["a", "b"], "uri": ["a", "b"]}))
-    with pytest.raises(ValueError, match="list different images"):
+    with pytest.raises(MismatchError, match="list different images"):
         block_queries(embeddings, manifest, [0], STORAGE)
 
 

@@ -290,7 +290,7 @@ def test_a_vector_that_float16_cannot_hold_is_a_failure_of_its_image(scale, reas
     write_folder(images, str(tmp_path / "images"), LOCAL)
     collection = CollectionSettings(name="c", uri=str(tmp_path / "images"))
     listed = list_images(list_units(collection, LOCAL)[0], collection, LOCAL)
-    place = Manifest(str(tmp_path), collection, "", "", [4], [])
+    place = Manifest(str(tmp_path), collection, "", "", "", [4], [])
     plain = load_encoder(BackboneSettings(**BACKBONE), LOCAL, batch_size=4)
     norms = {
         k: v * scale if v.ndim == 1 and k.endswith(("weight", "bias")) else v

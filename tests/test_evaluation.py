@@ -40,7 +40,7 @@ def write_collection(folder, name: str, keys: list[str], vectors: np.ndarray, co
         )
     record = {
         "settings": {"collection": {"name": name, "uri": root}, "manifest": join(root, "manifest")},
-        "digest": "", "order_digest": "", "encoder": {"dimension": vectors.shape[1]},
+        "digest": "", "order_digest": "", "rows_digest": "", "encoder": {"dimension": vectors.shape[1]},
         "num_rows": num_rows, "num_embedded": num_rows, "metadata_columns": [column],
     }  # fmt: skip
     storage.write_json(join(root, "manifest", "manifest.json"), record)

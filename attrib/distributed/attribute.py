@@ -9,6 +9,7 @@ import sys
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 from attrib.attribution import (
@@ -22,17 +23,17 @@ from attrib.attribution import (
     read_partial,
     read_sources,
 )
+from attrib.distributed.sampling import sample_vectors
 from attrib.distributed.session import connect, num_cluster_cpus
 from attrib.distributed.tasks import run_units
 from attrib.errors import FailedShareError
-from attrib.identity import sampling_rank
 from attrib.index import Index, check_same_encoder, open_index, open_shard, unit_rows
 from attrib.manifest import Manifest, open_manifest
 from attrib.planning import group_partitions
 from attrib.progress import Progress
-from attrib.recall import recall, without_self
+from attrib.recall import recall
 from attrib.records import begin, finish, run_identity
-from attrib.search import merge, search_shard
+from attrib.search import merge, ranks, search_shard
 from attrib.settings import AttributeSettings
 from attrib.storage import Storage, join, scratch_folder
 from attrib.vectors import Embeddings, open_embeddings, read_vectors
@@ -178,33 +179,25 @@ def _merge_task(job: AttributionJob, block: int, partitions: list[int], stamp: R
 
 def _check_recall(job: AttributionJob, blocks: list[list[int]], storage: Storage) -> dict | None:
     """Recall of this batch's own queries against exact search: generated images may lie where held-out sources do not."""
-    wanted = job.settings.recall_check_queries
-    if not wanted or job.index.kind == "flat":
+    wanted, k = job.settings.recall_check_queries, job.settings.top_k
+    if not wanted or job.index.kind == "flat" or not sum(job.queries.num_embedded):
         return None
-    parts = [read_vectors(job.queries, p, storage) for p in blocks[0]]
-    ids, vectors = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-    chosen = np.sort(np.argsort(sampling_rank(ids))[:wanted])
-    ids, queries = ids[chosen], unit_rows(vectors[chosen])
-    exact = [
-        found for _, found in run_units(_exact_task, ((job, s, queries, storage) for s in range(len(job.index.shards))))
-    ]
-    truth = merge(exact, job.settings.top_k)
-    rows = storage.read_table(
-        join(job.settings.output, "attributions", block_name(0)),
-        columns=["query_id", "source_id"],
-        filter=[("query_id", "in", ids.tolist())],
-    )
+    ids, vectors = sample_vectors(job.queries, wanted, storage)
     order = np.argsort(ids)
-    at = order[np.searchsorted(ids[order], rows["query_id"].to_numpy())]
-    by_query = np.argsort(at, kind="stable")
-    nobody = np.full(len(ids), -1)
-    found = without_self(nobody, at[by_query], rows["source_id"].to_numpy()[by_query], job.settings.top_k)
-    measured = recall(found, without_self(nobody, truth.query, truth.id, job.settings.top_k))
-    print(
-        f"recall@{job.settings.top_k} {measured:.4f} of exact search on {len(ids)} queries of this batch",
-        file=sys.stderr,
+    ids, queries = ids[order], unit_rows(vectors[order])
+    work = ((job, shard, queries, storage) for shard in range(len(job.index.shards)))
+    truth = merge([found for _, found in run_units(_exact_task, work)], k)
+    uris = [join(job.settings.output, "attributions", block_name(block)) for block in range(len(blocks))]
+    rows = storage.dataset(uris, format="parquet").to_table(
+        columns=["query_id", "rank", "source_id"], filter=pc.field("query_id").isin(ids)
     )
-    return {"k": job.settings.top_k, "recall": round(measured, 6), "num_queries": len(ids)}
+    found = np.full((len(ids), k), -1, np.int64)
+    found[np.searchsorted(ids, rows["query_id"].to_numpy()), rows["rank"].to_numpy() - 1] = rows["source_id"].to_numpy()
+    exact = np.full((len(ids), k), -1, np.int64)
+    exact[truth.query, ranks(truth.query)] = truth.id
+    measured = recall(found, exact)
+    print(f"recall@{k} {measured:.4f} of exact search on {len(ids)} queries of this batch", file=sys.stderr)
+    return {"k": k, "recall": round(measured, 6), "num_queries": len(ids)}
 
 
 def _exact_task(job: AttributionJob, shard: int, queries: np.ndarray, storage: Storage):

@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 
 from attrib.config import digest
+from attrib.distributed.sampling import sample_vectors
 from attrib.distributed.session import connect
 from attrib.distributed.tasks import run_units
 from attrib.errors import AttribError
-from attrib.identity import sampling_rank
 from attrib.index import (
     RECORD,
     SHARD_RECORD,
@@ -26,12 +26,12 @@ from attrib.index import (
 from attrib.manifest import Manifest, open_manifest
 from attrib.planning import IndexPlan, group_partitions, plan_index
 from attrib.progress import Progress
-from attrib.recall import lowest_ranked, recall, recall_by_nprobe, sample_threshold, without_self
+from attrib.recall import recall, recall_by_nprobe, without_self
 from attrib.records import begin, finish
 from attrib.search import Candidates, merge, search_shard
 from attrib.settings import IndexSettings
 from attrib.storage import Storage, join, scratch_folder
-from attrib.vectors import Embeddings, open_embeddings, read_vectors
+from attrib.vectors import Embeddings, open_embeddings
 
 MAX_HELD_OUT_SHARE = 0.2
 
@@ -40,23 +40,23 @@ def run(settings: IndexSettings) -> dict:
     """Build the index and return its record. Raises AttribError if there is nothing to index or no kind fits the memory of a worker."""
     storage = Storage(settings.storage)
     embeddings = open_embeddings(settings.embeddings, storage)
-    inputs = {"embeddings": embeddings.digest}
-    record = begin(settings, RECORD, inputs, storage)
-    if record:
-        return record
     manifest = open_manifest(embeddings.manifest_uri, storage)
+    inputs = {"embeddings": embeddings.digest, "sources": manifest.rows_digest}
     groups = group_partitions(embeddings.num_embedded, settings.shard_rows)
     if not groups:
         raise AttribError(f"{embeddings.uri} holds no vector; every image failed (see its failures.parquet)")
     num_vectors = sum(embeddings.num_embedded)
     sizes = [sum(embeddings.num_embedded[p] for p in group) for group in groups]
     plan = plan_index(settings, num_vectors, sizes, embeddings.dimension)
+    record = begin(settings, RECORD, inputs, storage)
+    if record:
+        return record
     print(describe(plan, num_vectors, embeddings.dimension), file=sys.stderr)
     connect(settings.ray)
 
     held_out_rows = min(settings.held_out_rows, max(1, int(MAX_HELD_OUT_SHARE * num_vectors)))
     training_rows = settings.training_rows if plan.kind != "flat" else 0
-    sample_ids, sample = _sample(settings, embeddings, held_out_rows + training_rows, num_vectors, storage)
+    sample_ids, sample = sample_vectors(embeddings, held_out_rows + training_rows, storage)
     held_out_ids, held_out = sample_ids[:held_out_rows], unit_rows(sample[:held_out_rows])
     template_uri = _train(settings, sample[held_out_rows:], plan, storage)
     shards = _build_shards(settings, embeddings, manifest, groups, template_uri, storage)
@@ -71,7 +71,7 @@ def run(settings: IndexSettings) -> dict:
         "nprobe": measured["nprobe"],
         "recall": measured,
         "shards": shards,
-        "digest": digest([embeddings.encoder, plan.kind, [shard["files"] for shard in shards]]),
+        "digest": digest([embeddings.encoder, plan.kind, inputs, [shard["files"] for shard in shards]]),
     }
     return finish(settings, RECORD, inputs, results, storage)
 
@@ -82,30 +82,6 @@ def describe(plan: IndexPlan, num_vectors: int, dimension: int) -> str:
         f"index: {num_vectors:,} vectors of {dimension} dimensions as {plan.kind}{lists} in {plan.num_shards} shard(s) ({plan.reason}); "
         f"at most {plan.shard_memory_bytes / 2**20:,.1f} MiB of memory and {plan.shard_disk_bytes / 2**20:,.1f} MiB of disk a shard"
     )
-
-
-def _sample(
-    settings: IndexSettings, embeddings: Embeddings, num_wanted: int, num_vectors: int, storage: Storage
-) -> tuple[np.ndarray, np.ndarray]:
-    """ids and float16 vectors of the `num_wanted` images first in the order of sampling_rank, over all partitions."""
-    threshold = sample_threshold(num_wanted, num_vectors)
-    parts = [p for p, rows in enumerate(embeddings.num_embedded) if rows]
-    progress = Progress("sample", len(parts), "partitions")
-    found = {}
-    for i, sampled in run_units(_sample_partition, ((embeddings, p, threshold, storage) for p in parts)):
-        found[i] = sampled
-        progress.update(1)
-    progress.close()
-    ids, vectors = (np.concatenate([found[i][column] for i in sorted(found)]) for column in (0, 1))
-    return lowest_ranked(ids, vectors, num_wanted)
-
-
-def _sample_partition(
-    embeddings: Embeddings, partition: int, threshold: np.uint64, storage: Storage
-) -> tuple[np.ndarray, np.ndarray]:
-    ids, vectors = read_vectors(embeddings, partition, storage)
-    chosen = sampling_rank(ids) <= threshold
-    return ids[chosen], vectors[chosen]
 
 
 def _train(settings: IndexSettings, training: np.ndarray, plan: IndexPlan, storage: Storage) -> str | None:

@@ -24,7 +24,7 @@ LISTINGS = "_listings"
 def run(settings: ManifestSettings) -> dict:
     """Make the manifest and return its record. Raises AttribError for an empty collection or a key that occurs twice."""
     storage = Storage(settings.storage)
-    record = begin(settings, RECORD, {}, storage)
+    record = begin(settings, RECORD, {}, storage, resumable=False)
     if record:
         return record
     connect(settings.ray)
@@ -49,15 +49,15 @@ def run(settings: ManifestSettings) -> dict:
 
     partitions = plan_partitions([len(ids) for ids in ids_by_unit], settings.partition_rows)
     metadata_columns: list[str] = []
-    order: list[str] = [""] * len(partitions)
+    order, rows = [""] * len(partitions), [""] * len(partitions)
     num_described = 0
     progress = Progress(f"manifest {collection.name}", len(sorted_ids), "images")
     work = (
         (slices, listings, moved, collection, join(settings.output, part_name(i)), storage)
         for i, slices in enumerate(partitions)
     )
-    for i, (columns, described, order_digest) in run_units(_write_partition, work):
-        metadata_columns, order[i] = columns, order_digest
+    for i, (columns, described, order[i], rows[i]) in run_units(_write_partition, work):
+        metadata_columns = columns
         num_described += described
         progress.update(sum(s.stop - s.start for s in partitions[i]))
     progress.close()
@@ -66,6 +66,7 @@ def run(settings: ManifestSettings) -> dict:
         "collection": collection.name,
         "digest": ids_digest(collection, sorted_ids),
         "order_digest": digest(order),
+        "rows_digest": digest(rows),
         "num_images": len(sorted_ids),
         "num_moved_ids": len(moved),
         "num_rows": [sum(s.stop - s.start for s in slices) for slices in partitions],
@@ -114,8 +115,8 @@ def _write_partition(
     collection: CollectionSettings,
     uri: str,
     storage: Storage,
-) -> tuple[list[str], int, str]:
-    """The metadata columns, how many images the sidecar describes, and a digest of the ids in their order."""
+) -> tuple[list[str], int, str, str]:
+    """The metadata columns, how many images the sidecar describes, a digest of the ids in their order, and one of all that is written."""
     tables = [storage.read_table(listings[s.unit]).slice(s.start, s.stop - s.start) for s in slices]
     images = build_partition(tables, moved, collection, storage)
     storage.write_table(uri, images)
@@ -123,7 +124,8 @@ def _write_partition(
     described = np.zeros(len(images), bool)
     for name in columns:
         described |= images[name].is_valid().to_numpy()
-    return columns, int(described.sum()), hashlib.sha256(images["id"].to_numpy().tobytes()).hexdigest()
+    order = hashlib.sha256(images["id"].to_numpy().tobytes()).hexdigest()
+    return columns, int(described.sum()), order, hashlib.sha256(storage.read_bytes(uri)).hexdigest()
 
 
 def _check_described(collection: CollectionSettings, num_described: int, listings: list[str], storage: Storage) -> None:

@@ -1,8 +1,4 @@
-"""From manifest rows to vectors: read, decode and resize a chunk of images, encode it, and keep one outcome per image.
-
-A chunk (some consecutive rows of a manifest partition) commits by publishing one small file under a name that depends on its place alone, so
-that doing it twice changes nothing; finished partitions are assembled from their chunks (`<output>/_chunks/`, gone at the end).
-"""
+"""From manifest rows to vectors: read, decode and resize a chunk of images, encode it, and keep one outcome per image."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,39 +6,16 @@ from hashlib import sha256
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import ipc
 
 from attrib.backbone import Encoder
 from attrib.corpus import read_image, read_parquet_images
 from attrib.errors import ImageError
 from attrib.images import Preprocessing, decode_image
-from attrib.manifest import Manifest, part_name
+from attrib.manifest import Manifest
 from attrib.settings import EmbedSettings
-from attrib.storage import Storage, join
+from attrib.storage import Storage
 from attrib.vectors import OUTCOME_FIELDS, schema
-
-CHUNKS = "_chunks"
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Rows [start, stop) of a manifest partition."""
-
-    partition: int
-    start: int
-    stop: int
-
-    def uri(self, output: str) -> str:
-        return join(chunk_folder(output, self.partition), f"rows-{self.start:08d}-{self.stop:08d}.parquet")
-
-
-def chunk_folder(output: str, partition: int) -> str:
-    return join(output, CHUNKS, part_name(partition).removesuffix(".parquet"))
-
-
-def plan_chunks(num_rows: int, partition: int, chunk_rows: int) -> list[Chunk]:
-    return [Chunk(partition, start, min(start + chunk_rows, num_rows)) for start in range(0, num_rows, chunk_rows)]
 
 
 @dataclass
@@ -139,26 +112,3 @@ def encode_chunk(prepared: PreparedChunk, encoder: Encoder) -> pa.Table:
         pa.array(table.ravel()), type=pa.list_(pa.float16(), encoder.identity.dimension), mask=pa.array(absent)
     )
     return pa.table([*outcomes.columns, embedding], schema=schema(encoder.identity.dimension))
-
-
-def assemble_partition(output: str, partition: int, chunks: list[Chunk], storage: Storage) -> pa.Table:
-    """The finished partition, by ascending id, from its chunks' files."""
-    table = pa.concat_tables([storage.read_table(chunk.uri(output)) for chunk in chunks])
-    return table.sort_by("id").combine_chunks()
-
-
-def failures_of(part: pa.Table, manifest_rows: pa.Table) -> pa.Table:
-    """id, key, uri, stage, reason of the images of a partition that have no vector."""
-    failed = part.filter(pc.is_valid(part["stage"])).select(["id", "stage", "reason"])
-    places = manifest_rows.select(["id", "key", "uri"]).combine_chunks()
-    at = pc.index_in(failed["id"].combine_chunks(), value_set=places["id"].combine_chunks())
-    places = places.take(at)
-    return pa.table(
-        {
-            "id": failed["id"],
-            "key": places["key"],
-            "uri": places["uri"],
-            "stage": failed["stage"],
-            "reason": failed["reason"],
-        }
-    )

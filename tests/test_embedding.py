@@ -17,9 +17,10 @@ from samples import picture, pictures, write_folder, write_tars, write_uri_parqu
 from timm.data import create_transform, resolve_data_config
 
 from attrib.backbone import load_encoder
+from attrib.chunks import failures_of, plan_chunks
 from attrib.corpus import list_images, list_units
 from attrib.distributed import embed, manifest
-from attrib.embedding import PreparedChunk, encode_chunk, failures_of, plan_chunks, prepare_images
+from attrib.embedding import PreparedChunk, encode_chunk, prepare_images
 from attrib.errors import AttribError
 from attrib.images import decode_image
 from attrib.manifest import Manifest, open_manifest

@@ -59,7 +59,13 @@ class Collection:
         fields = [*LOCATION_FIELDS, *(pa.field(column, array.type) for column, array in metadata.items())]
         self.rows = pa.table([*arrays, *metadata.values()], schema=pa.schema(fields))
         STORAGE.write_table(join(self.manifest, part_name(0)), self.rows)
-        record = {"settings": {"collection": settings}, "digest": "m", "order_digest": "o", "rows_digest": "r", "num_rows": [count]}
+        record = {
+            "settings": {"collection": settings},
+            "digest": "m",
+            "order_digest": "o",
+            "rows_digest": "r",
+            "num_rows": [count],
+        }
         STORAGE.write_json(join(self.manifest, "manifest.json"), record | {"metadata_columns": list(metadata)})
         record = {"settings": {"manifest": self.manifest, "max_megapixels": 1.0}, "encoder": ENCODER, "digest": "e"}
         STORAGE.write_json(

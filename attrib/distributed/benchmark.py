@@ -13,10 +13,11 @@ import ray
 import torch
 
 from attrib.backbone import load_encoder
+from attrib.chunks import chunk_folder
 from attrib.demo.corpus import draw_corpus
 from attrib.distributed import embed, manifest, resume_benchmark
 from attrib.distributed.session import connect
-from attrib.embedding import chunk_folder, prepare_images
+from attrib.embedding import prepare_images
 from attrib.index import Shard, train_template, unit_rows
 from attrib.manifest import open_manifest
 from attrib.planning import IndexPlan

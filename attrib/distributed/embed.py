@@ -5,32 +5,21 @@ is worth writing. Vectors are small, so a run killed half-way had committed noth
 it). Here each chunk commits by itself, and partitions are assembled from committed chunks.
 """
 
-import hashlib
 import sys
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet
 import ray
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy
 
 from attrib.backbone import Encoder, load_encoder
-from attrib.config import digest
+from attrib.chunks import Chunk, chunk_folder, plan_chunks
+from attrib.distributed.assemble import assemble
 from attrib.distributed.session import connect, num_cluster_cpus, num_cluster_gpus
 from attrib.distributed.tasks import run_units
-from attrib.embedding import (
-    CHUNKS,
-    Chunk,
-    PreparedChunk,
-    assemble_partition,
-    chunk_folder,
-    encode_chunk,
-    failures_of,
-    plan_chunks,
-    prepare_images,
-)
+from attrib.embedding import PreparedChunk, encode_chunk, prepare_images
 from attrib.errors import AttribError, FailedShareError
 from attrib.images import Preprocessing, decoder_name
 from attrib.manifest import Manifest, open_manifest, part_name
@@ -60,13 +49,13 @@ def run(settings: EmbedSettings) -> dict:
     results = record
     if not record:
         embed_pending(settings, manifest, pool, storage)
-        results = _assemble(settings, manifest, storage)
+        results = assemble(settings, manifest, storage)
     if settings.retry_failed and results["num_failed"]:
         if record:
             # Vectors change from here on, so a killed retry must not leave the record that describes the old ones.
             storage.delete_file(join(settings.output, RECORD))
         _retry_failed(settings, manifest, pool, storage)
-        results = _assemble(settings, manifest, storage)
+        results = assemble(settings, manifest, storage)
     results["encoder"] = encoder.to_dict()
     if results["num_failed"] > settings.max_failed_share * manifest.num_images:
         raise _too_many_failed(settings, results["num_failed"], manifest.num_images, results["failure_reasons"])
@@ -191,51 +180,6 @@ class ChunkEncoder:
         reasons = table["reason"].drop_null()
         example = reasons[0].as_py() if len(reasons) else ""
         return {"num_images": len(table), "num_failed": len(reasons), "example": example}
-
-
-def _assemble(settings: EmbedSettings, manifest: Manifest, storage: Storage) -> dict:
-    """Publish partitions whose chunks are complete, and gather what the record says of all of them."""
-    parts: list[dict] = [{}] * len(manifest.num_rows)
-    progress = Progress("assemble", len(parts), "partitions")
-    for i, part in run_units(_finish_partition, ((settings, manifest, i, storage) for i in range(len(parts)))):
-        parts[i] = part
-        progress.update(1)
-    progress.close()
-    failures = pa.concat_tables([part.pop("failures") for part in parts])
-    storage.write_table(join(settings.output, FAILURES), failures)
-    storage.delete_folder(join(settings.output, CHUNKS))
-    counts = failures.group_by(["stage", "reason"]).aggregate([("id", "count")]).sort_by([("id_count", "descending")])
-    return {
-        "digest": digest([part["sha256"] for part in parts]),
-        "num_images": manifest.num_images,
-        "num_failed": len(failures),
-        "failure_reasons": [f"{r['stage']}: {r['reason']} ({r['id_count']})" for r in counts.slice(0, 20).to_pylist()],
-        "num_rows": [part["num_rows"] for part in parts],
-        "num_embedded": [part["num_embedded"] for part in parts],
-        "sha256": [part["sha256"] for part in parts],
-    }
-
-
-def _finish_partition(settings: EmbedSettings, manifest: Manifest, partition: int, storage: Storage) -> dict:
-    uri = join(settings.output, part_name(partition))
-    if not storage.exists(uri):
-        chunks = plan_chunks(manifest.num_rows[partition], partition, settings.chunk_rows)
-        missing = [chunk.uri(settings.output) for chunk in chunks if not storage.exists(chunk.uri(settings.output))]
-        if missing:
-            raise AttribError(
-                f"{missing[0]} is not there although its worker wrote it; the output must be on storage that all nodes share"
-            )
-        storage.write_table(uri, assemble_partition(settings.output, partition, chunks, storage))
-    data = storage.read_bytes(uri)
-    part = pa.parquet.read_table(pa.BufferReader(data), columns=["id", "stage", "reason"])
-    places = storage.read_table(manifest.partition_uri(partition), columns=["id", "key", "uri"])
-    failures = failures_of(part, places)
-    return {
-        "failures": failures,
-        "num_rows": len(part),
-        "num_embedded": len(part) - len(failures),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
 
 
 def _retry_failed(settings: EmbedSettings, manifest: Manifest, pool: EncoderPool, storage: Storage) -> None:

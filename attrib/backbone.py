@@ -51,7 +51,7 @@ class Encoder:
         self.device = torch.device(device)
         self.batch_size = batch_size or (CPU_BATCH_SIZE if self.device.type == "cpu" else GPU_BATCH_SIZE)
         if self.device.type == "cpu":
-            _keep_freed_memory()
+            keep_freed_memory()
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)
         # timm's num_features is not always what the pooled output has (MobileNetV3 widens it in the head), so ask the network.
         probe = torch.zeros(1, 3, preprocessing.crop_px, preprocessing.crop_px, dtype=torch.uint8)
@@ -155,7 +155,7 @@ def _model_digest(name: str, model: torch.nn.Module) -> str:
     return digest([name.split(".")[0], weights.hexdigest()])
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Tell glibc to keep what is freed: by default every activation is mapped afresh and zeroed page by page, a third of the time on a CPU."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

@@ -117,7 +117,19 @@ def draw_views(
 
 
 def fit(exemplars: torch.Tensor, num_steps: int, seed: int, num_views: int = 24, batch_size: int = 64) -> Fit:
-    """Fits one decoder to `num_views` random views of each exemplar; exemplars: float32 [n, 3, h, w] in 0..1."""
+    """Fits one decoder to `num_views` random views of each exemplar; exemplars: float32 [n, 3, h, w] in 0..1.
+
+    On one thread: several add up a canvas's gradients in an order of their own, and two runs would differ.
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _fit(exemplars, num_steps, seed, num_views, batch_size)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _fit(exemplars: torch.Tensor, num_steps: int, seed: int, num_views: int, batch_size: int) -> Fit:
     num_exemplars = len(exemplars)
     chance = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):

@@ -19,7 +19,7 @@ from attrib.storage import Storage, scratch_folder
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of malloc.h
 CPU_BATCH_SIZE = 16  # activations of larger batches fall out of the cache
-GPU_BATCH_SIZE = 256
+GPU_BATCH_SIZE = 128  # as many as a chunk holds by default; a larger one would mostly be padding
 CHECKPOINT_KEY = "attrib.backbone"  # safetensors metadata of a checkpoint of ours: {"name": ..., "data_config": {...}}
 
 

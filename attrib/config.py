@@ -51,7 +51,7 @@ def parse_arguments(
         default=[],
         dest="overrides",
         metavar="KEY=VALUE",
-        help="override one key, e.g. index.top_k=20",
+        help="override one key, e.g. attribute.top_k=20",
     )
     given = parser.parse_args(arguments)
     try:
@@ -132,7 +132,9 @@ def _apply(values: dict, override: str) -> None:
         raise AttribError(f"--set {override!r} is not of the form key=value, e.g. --set backbone.name=resnet50")
     *parents, last = key.split(".")
     for parent in parents:
-        values = values.setdefault(parent, {})
+        if values.get(parent) is None:  # absent, or a section whose keys are all commented out
+            values[parent] = {}
+        values = values[parent]
         if not isinstance(values, dict):
             raise AttribError(f"--set {override!r}: {parent!r} holds a value, not a section")
     try:

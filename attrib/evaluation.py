@@ -49,7 +49,10 @@ def read_collection(uri: str, storage: Storage) -> Collection:
     for partition in range(len(embeddings.num_rows)):
         ids, found = read_vectors(embeddings, partition, storage)
         table = storage.read_table(manifest.partition_uri(partition), columns=["id", *columns]).sort_by("id")
-        rows.append(table.take(pa.array(np.searchsorted(table["id"].to_numpy(), ids))))
+        at = np.searchsorted(table["id"].to_numpy(), ids)
+        if len(at) and not np.array_equal(table["id"].to_numpy()[np.minimum(at, len(table) - 1)], ids):
+            raise AttribError(f"{manifest.uri} was made anew since {uri} was embedded; embed it again")
+        rows.append(table.take(pa.array(at)))
         vectors.append(found)
     table = pa.concat_tables(rows)
     # Copies of one picture must tie exactly; float32 products differ in the last bit with a row's place in the matrix.
@@ -96,7 +99,7 @@ def evaluate(settings: EvaluateSettings, storage: Storage) -> dict[tuple[str, st
         relevant = (groups == group)[pool]
         similarity = (sources.vectors @ queries.vectors[position])[pool]
         ranks = ranks_of_relevant(similarity, relevant)
-        method = queries.metadata[settings.method_column][position]
+        method = queries.metadata[settings.method_column][position] or "(none)"
         collected[row[settings.truth_role_column], method].append((group, ranks))
     return {name: _cell(rows) for name, rows in sorted(collected.items())}
 

@@ -190,6 +190,7 @@ class Index:
     rerank_factor: int
     recall: dict
     metadata_columns: list[str]
+    shard_memory_bytes: int = 0  # what a search worker holds of the largest shard
 
     def shard_uri(self, shard: int) -> str:
         return join(self.uri, shard_name(shard))
@@ -212,6 +213,7 @@ def open_index(uri: str, storage: Storage) -> Index:
         rerank_factor=record["settings"]["rerank_factor"],
         recall=record["recall"],
         metadata_columns=record["metadata_columns"],
+        shard_memory_bytes=record["plan"]["shard_memory_bytes"],
     )
 
 

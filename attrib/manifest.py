@@ -29,8 +29,8 @@ class Slice:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished manifest. num_rows: per partition. digest: of the set of images; order_digest: of their order in the
-    partitions; rows_digest: of all that is said of them, places and metadata included."""
+    """A finished manifest. num_rows: per partition. digest: of the set of images; order_digest: of their order, and their
+    places within shards; rows_digest: of all that is said of them, places and metadata included."""
 
     uri: str
     collection: CollectionSettings

@@ -36,7 +36,7 @@ def plan_index(settings: IndexSettings, num_vectors: int, shard_sizes: list[int]
     largest = max(shard_sizes)
     budget = settings.worker_memory_gib * 2**30
     pq_bytes = settings.pq_bytes or _default_pq_bytes(dimension)
-    num_lists = min(settings.num_lists or _default_num_lists(num_vectors), max(1, num_vectors))
+    num_lists = min(settings.num_lists or _default_num_lists(num_vectors, settings.training_rows), max(1, num_vectors))
     sizes = {
         kind: _memory_bytes(kind, largest, dimension, num_lists, pq_bytes)
         for kind in ("flat", "ivf_flat", "ivf_sq8", "ivf_pq")
@@ -54,7 +54,7 @@ def plan_index(settings: IndexSettings, num_vectors: int, shard_sizes: list[int]
     if sizes[kind] > budget:
         raise AttribError(
             f"a shard of {largest:,} vectors as {kind} needs {sizes[kind] / 2**30:.2f} GiB, more than worker_memory_gib = "
-            f"{settings.worker_memory_gib:g}; lower shard_rows (now {settings.shard_rows:,}), choose a smaller kind, or raise the limit"
+            f"{settings.worker_memory_gib:g}; lower shard_rows (now {settings.shard_rows:,}; never below one manifest partition), choose a smaller kind, or raise the limit"
         )
     is_ivf = kind != "flat"
     disk = sizes[kind] + (2 * dimension * largest if is_ivf else 0)
@@ -84,14 +84,18 @@ def group_partitions(num_rows: list[int], rows_per_group: int) -> list[list[int]
     return groups
 
 
-def _default_num_lists(num_vectors: int) -> int:
-    """4 sqrt(n) up to a power of two below a million vectors, then 16,384, and 65,536 from ten million (autofaiss's rule)."""
+def _default_num_lists(num_vectors: int, training_rows: int) -> int:
+    """4 sqrt(n) up to a power of two below a million vectors, then 16,384, and 65,536 from ten million (autofaiss's rule).
+
+    Never more than the training sample can place: a centroid of a handful of vectors follows their noise.
+    """
+    most = max(1, min(num_vectors, training_rows) // MIN_TRAINING_VECTORS_PER_LIST)
     if num_vectors >= 10_000_000:
-        return 65_536
+        return min(most, 65_536)
     if num_vectors >= 1_000_000:
-        return 16_384
+        return min(most, 16_384)
     rule = 1 << (max(1, int(4 * num_vectors**0.5)) - 1).bit_length()
-    return max(1, min(rule, num_vectors // MIN_TRAINING_VECTORS_PER_LIST))
+    return min(most, rule)
 
 
 def _default_pq_bytes(dimension: int) -> int:

@@ -1,10 +1,13 @@
 """Recall of an approximate index against exact search, and the smallest nprobe that reaches a target."""
 
+from collections.abc import Callable
+
 import faiss
 import numpy as np
 
 from attrib.identity import sampling_rank
 
+MIN_GAIN = 0.0005  # of recall by a quarter more lists; below it more lists will not help
 LIST_ORDER_QUERIES = 256  # queries whose whole order of lists is in memory at a time
 
 
@@ -55,3 +58,25 @@ def recall_by_nprobe(template: faiss.IndexIVF, queries: np.ndarray, neighbour_li
         valid = wanted >= 0
         counts += np.bincount(np.take_along_axis(place, np.maximum(wanted, 0), axis=1)[valid], minlength=template.nlist)
     return np.cumsum(counts) / max(1, counts.sum())
+
+
+def smallest_nprobe(measure: Callable[[int], float], first: int, num_lists: int, target: float) -> tuple[int, float]:
+    """The smallest nprobe from `first` on whose measured recall reaches the target, and that recall.
+
+    If the target is out of reach (codes too coarse for the re-rank), the nprobe after which recall stopped rising.
+    """
+    failed, previous, nprobe = first - 1, -1.0, first
+    while (found := measure(nprobe)) < target:
+        if nprobe >= num_lists:
+            return nprobe, found
+        if found < previous + MIN_GAIN:
+            return failed, previous
+        failed, previous, nprobe = nprobe, found, min(num_lists, nprobe + max(1, nprobe // 4))
+    while nprobe - failed > 1:
+        between = (failed + nprobe) // 2
+        between_found = measure(between)
+        if between_found >= target:
+            nprobe, found = between, between_found
+        else:
+            failed = between
+    return nprobe, found

@@ -57,7 +57,12 @@ def open_run(uri: str, storage: Storage) -> Run:
     def scan(folder: str) -> Dataset:
         return storage.dataset([join(uri, folder, block) for block in blocks], format="parquet")
 
-    return Run(record, open_index(record["settings"]["index"], storage), scan("attributions"), scan("outcomes"))
+    index = open_index(record["settings"]["index"], storage)
+    if index.digest != record["index_digest"]:
+        raise AttribError(
+            f"{index.uri} was rebuilt since {uri} was made with it; run jobs.attribute again, to another output"
+        )
+    return Run(record, index, scan("attributions"), scan("outcomes"))
 
 
 def write_report(settings: ReportSettings) -> dict:

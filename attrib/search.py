@@ -64,14 +64,18 @@ def merge(parts: list[Candidates], k: int, num_candidates: int | None = None) ->
     num_candidates: first keep that many per query by scan score, and what ties with the last of them, so that a compressed index re-ranks the
     same candidates however it is sharded.
     """
-    found = _concatenate(parts)
-    if num_candidates is not None:
-        order = np.lexsort((-found.scan_score, found.query))
-        last = order[ranks(found.query[order]) == num_candidates - 1]
-        floor = np.full(found.query.max(initial=-1) + 1, -np.inf, np.float32)
-        floor[found.query[last]] = found.scan_score[last] - SCAN_TOLERANCE
-        found = found.at(found.scan_score >= floor[found.query])
+    found = _concatenate(parts) if num_candidates is None else keep_candidates(parts, num_candidates)
     return found.at(_nearest(found, k))
+
+
+def keep_candidates(parts: list[Candidates], num_candidates: int) -> Candidates:
+    """The best `num_candidates` per query by scan score, and what ties with the last of them; parts may be folded in one by one."""
+    found = _concatenate(parts)
+    order = np.lexsort((-found.scan_score, found.query))
+    last = order[ranks(found.query[order]) == num_candidates - 1]
+    floor = np.full(found.query.max(initial=-1) + 1, -np.inf, np.float32)
+    floor[found.query[last]] = found.scan_score[last] - SCAN_TOLERANCE
+    return found.at(found.scan_score >= floor[found.query])
 
 
 def ranks(query: np.ndarray) -> np.ndarray:

@@ -15,6 +15,8 @@ def _absolute_uri(uri: str) -> str:
     if not uri:
         raise ValueError("an empty path; give a folder, a file or an s3:// URI")
     if uri.startswith("s3://"):
+        if not uri.removeprefix("s3://").strip("/") or uri.startswith("s3:///"):
+            raise ValueError(f"{uri!r} names no bucket; write s3://bucket/prefix (is an environment variable empty?)")
         return uri.rstrip("/")
     if "://" in uri and not uri.startswith("file://"):
         raise ValueError(f"unsupported scheme in {uri!r}; use a local path, file:// or s3://")
@@ -132,7 +134,6 @@ class JobSettings(Settings):
 
     storage: StorageSettings = StorageSettings()
     ray: RaySettings = RaySettings()
-    max_failed_share: Share = 0.05
 
 
 class ManifestSettings(JobSettings):
@@ -155,11 +156,12 @@ class EmbedSettings(JobSettings):
 
     manifest: Uri
     output: Uri
+    max_failed_share: Share = 0.05  # above it the job fails; what it made is kept
     backbone: BackboneSettings
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_workers: Positive | None = None  # None: one per GPU, or one per CPU where there is no GPU
     chunk_rows: Positive = 128  # images that commit together; a kill loses at most one chunk per worker
-    device_batch_size: Positive | None = None  # None: 16 on a CPU, 256 on a GPU
+    device_batch_size: Positive | None = None  # None: 16 on a CPU, 128 on a GPU
     io_threads: Positive = 8  # concurrent reads per chunk; object stores answer slowly but in parallel
     max_megapixels: float = Field(default=100.0, gt=0)
     retry_failed: bool = False  # embed again only the images that failed in an earlier run
@@ -200,6 +202,7 @@ class AttributeSettings(JobSettings):
     queries: Uri  # embeddings of the generated images
     index: Uri
     output: Uri
+    max_failed_share: Share = 0.05
     top_k: Positive = 10
     nprobe: Positive | None = None  # None: the one that met the recall target when the index was built
     rerank_factor: Positive | None = None  # None: the index's own
@@ -229,6 +232,7 @@ class PipelineSettings(JobSettings):
     sources: CollectionSettings
     generated: CollectionSettings
     output: Uri
+    max_failed_share: Share = 0.05  # of the embed and attribute stages
     backbone: BackboneSettings
     manifest: dict = {}
     embed: dict = {}
@@ -259,8 +263,9 @@ class PipelineSettings(JobSettings):
         return made
 
     def _stage(self, section: str, **filled_in) -> JobSettings:
-        common = {"storage": self.storage, "ray": self.ray, "max_failed_share": self.max_failed_share}
         kind, given = self.sections[section], getattr(self, section)
+        names = {"storage", "ray", "max_failed_share"} & kind.model_fields.keys()
+        common = {name: getattr(self, name) for name in names}
         for key in filled_in.keys() & given.keys():
             raise ValueError(f"{section}.{key} is filled in by the pipeline; leave it out")
         try:
@@ -313,6 +318,12 @@ class BenchmarkSettings(JobSettings):
     nprobe: Positive = 32
     top_k: Positive = 10
 
+    @model_validator(mode="after")
+    def _local(self):
+        if self.output.startswith("s3://"):
+            raise ValueError("the benchmark reads the times of local files; give output a local path")
+        return self
+
 
 class DemoSettings(JobSettings):
     """jobs.demo: the whole flow on a corpus that the project draws, with generators that are fitted to known exemplars of it."""
@@ -321,5 +332,13 @@ class DemoSettings(JobSettings):
     num_sources: Annotated[int, Field(ge=100)] = 1000
     num_exemplars: Positive = 32
     samples_per_exemplar: Positive = 6
-    num_epochs: Positive = 30  # of the contrastive training
+    num_epochs: Positive = 60  # of the contrastive training
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _possible(self):
+        if self.output.startswith("s3://"):
+            raise ValueError("the demo draws to a local folder; give output a local path")
+        if self.num_exemplars > self.num_sources:
+            raise ValueError(f"{self.num_exemplars} exemplars cannot be chosen from {self.num_sources} sources")
+        return self

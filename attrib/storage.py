@@ -1,6 +1,6 @@
 """Files of any job, on a local disk or an object store, with atomic publication.
 
-Object stores have no rename, so an object is uploaded in one piece and becomes visible only when the upload completes; a local file is
+Object stores have no rename, but an object becomes visible only when its upload completes; a local file is
 written beside its target, flushed to disk and renamed. Either way a reader sees the whole file or none.
 """
 
@@ -13,6 +13,7 @@ import tempfile
 import uuid
 from functools import cached_property
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.fs
@@ -110,6 +111,15 @@ class Storage:
         filesystem, path = self.resolve(uri)
         return pq.read_table(path, columns=columns, filters=filter, filesystem=filesystem)
 
+    def read_rows(self, uri: str, start: int, stop: int) -> pa.Table:
+        """Rows [start, stop) of a Parquet file; only the row groups that hold them are read."""
+        with self.open(uri) as source:
+            file = pq.ParquetFile(source)
+            ends = np.cumsum([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
+            first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+            skipped = int(ends[first - 1]) if first else 0
+            return file.read_row_groups(range(first, last + 1)).slice(start - skipped, stop - start)
+
     def dataset(self, uris: list[str], **options) -> pyarrow.dataset.Dataset:
         """A scan over explicit files: listing an object store again at every read is slow and not always consistent."""
         filesystem, _ = self.resolve(uris[0])
@@ -178,6 +188,19 @@ class Storage:
         if not self.exists(uri):
             raise AttribError(f"{uri} is not there: run {made_by} to its end first, or correct the path")
         return self.read_json(uri)
+
+
+def fresh_folder(path: str, made_by: str) -> str:
+    """An empty local folder that `made_by` may delete again. Raises AttribError if it holds something that the same job did not make."""
+    marker = os.path.join(path, f".{made_by}")
+    if os.path.isdir(path) and os.listdir(path):
+        if not os.path.exists(marker):
+            raise AttribError(f"{path} holds something that {made_by} did not make; choose another output folder")
+        shutil.rmtree(path)
+    os.makedirs(path, exist_ok=True)
+    with open(marker, "w", encoding="utf-8") as file:
+        file.write(f"Made by {made_by}, which deletes this folder when it runs again.\n")
+    return path
 
 
 def file_sha256(path: str) -> str:

@@ -14,6 +14,5 @@ def reported():
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(3 if isinstance(error, FailedShareError) else 1) from None
     except OSError as error:  # a full disk, a bucket that is not there, credentials that are refused
-        error = getattr(error, "cause", None) or error  # Ray wraps what a worker raised
-        print(f"error: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"error: {type(error).__name__}: {' '.join(str(error).split())[:400]}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -93,7 +93,7 @@ def test_a_pipeline_hands_its_common_settings_to_every_stage(tmp_path):
     values = PIPELINE | {"max_failed_share": 0.5, "storage": {"client": "s3fs"}, "embed": {"max_failed_share": 0.25}}
     stages = load(PipelineSettings, values, tmp_path).stages()
     assert {stage.storage.client for stage in stages.values()} == {"s3fs"}
-    assert stages["index"].max_failed_share == 0.5 and stages["generated/embeddings"].max_failed_share == 0.25
+    assert stages["attributions"].max_failed_share == 0.5 and stages["generated/embeddings"].max_failed_share == 0.25
     assert stages["index"].embeddings == stages["sources/embeddings"].output
     assert stages["attributions"].queries == stages["generated/embeddings"].output
     with pytest.raises(AttribError, match="share the name 'c'"):

@@ -25,10 +25,10 @@ def test_less_memory_means_a_smaller_kind_and_in_the_end_a_refusal():
     kinds = {gib: plan(MILLION, worker_memory_gib=gib).kind for gib in (8, 1.1, 0.9, 0.3, 0.2, 0.07)}
     assert kinds == {8: "ivf_flat", 1.1: "ivf_flat", 0.9: "ivf_sq8", 0.3: "ivf_sq8", 0.2: "ivf_pq", 0.07: "ivf_pq"}
     with pytest.raises(
-        AttribError, match=r"1,000,000 vectors as ivf_pq needs 0\.06 GiB, more than worker_memory_gib = 0\.05"
+        AttribError, match=r"1,000,000 vectors as ivf_pq needs 0\.05 GiB, more than worker_memory_gib = 0\.04"
     ):
-        plan(MILLION, worker_memory_gib=0.05)
-    with pytest.raises(AttribError, match=r"as ivf_flat needs 0\.98 GiB.*lower shard_rows \(now 1,000,000\)"):
+        plan(MILLION, worker_memory_gib=0.04)
+    with pytest.raises(AttribError, match=r"as ivf_flat needs 0\.97 GiB.*lower shard_rows \(now 1,000,000;"):
         plan(MILLION, kind="ivf_flat", worker_memory_gib=0.9)
     for kind in KINDS:
         fitting = plan(MILLION, kind=kind)
@@ -57,7 +57,9 @@ def test_number_of_lists():
     expected = {1: 1, 2: 1, 39: 1, 77: 1, 78: 2, 1_000: 25, 10_000: 256, 100_000: 2_048, 999_999: 4_096}
     expected |= {MILLION: 16_384, 10 * MILLION - 1: 16_384, 10 * MILLION: 65_536, 300 * MILLION: 65_536}
     for num_vectors, num_lists in expected.items():
-        assert plan(num_vectors, kind="ivf_flat", worker_memory_gib=1e6).num_lists == num_lists
+        ample = {"kind": "ivf_flat", "worker_memory_gib": 1e6, "training_rows": 10 * MILLION}
+        assert plan(num_vectors, **ample).num_lists == num_lists
+        assert plan(num_vectors, **ample | {"training_rows": 39_000}).num_lists == min(num_lists, 1_000)
         assert plan(num_vectors, kind="ivf_flat", worker_memory_gib=1e6, num_lists=7).num_lists == min(7, num_vectors)
 
 

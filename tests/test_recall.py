@@ -6,7 +6,7 @@ from shards import exact_scores, make_index, make_plan, nearest, open_index_shar
 
 from attrib.identity import sampling_rank
 from attrib.index import unit_rows
-from attrib.recall import lowest_ranked, recall, recall_by_nprobe, sample_threshold, without_self
+from attrib.recall import lowest_ranked, recall, recall_by_nprobe, sample_threshold, smallest_nprobe, without_self
 from attrib.search import merge, search_shard
 
 NUM_LISTS, K = 12, 5
@@ -108,3 +108,28 @@ def test_the_threshold_lets_enough_through_and_little_more():
     for wanted in (10, 1_000, 20_000):
         num_sampled = (sampling_rank(ids) <= sample_threshold(wanted, len(ids))).sum()
         assert wanted <= num_sampled <= wanted + 12 * wanted**0.5 + 40
+
+
+@pytest.mark.parametrize("first", [1, 5, 37])
+def test_the_smallest_nprobe_is_found_without_trying_all(first):
+    tried = []
+
+    def measure(nprobe):
+        tried.append(nprobe)
+        return min(1.0, nprobe / 50)
+
+    assert smallest_nprobe(measure, first, 1000, 0.8) == (40, 0.8)
+    assert len(tried) <= 20
+
+
+def test_a_target_out_of_reach_ends_where_recall_stops_rising():
+    tried = []
+
+    def measure(nprobe):
+        tried.append(nprobe)
+        return min(0.7, nprobe / 10)
+
+    nprobe, found = smallest_nprobe(measure, 4, 65_536, 0.99)
+    assert found == 0.7 and 7 <= nprobe <= 8 and max(tried) <= 10
+    assert smallest_nprobe(lambda nprobe: nprobe / 100, 1, 8, 0.99) == (8, 0.08)
+    assert smallest_nprobe(lambda nprobe: 1.0, 0, 0, 0.99) == (0, 1.0)

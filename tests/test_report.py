@@ -88,7 +88,7 @@ class SmallRun:
             join(index, "index.json"),
             {
                 "settings": {"embeddings": sources.embeddings, "rerank_factor": 8},
-                "plan": {"kind": "ivf_flat"},
+                "plan": {"kind": "ivf_flat", "shard_memory_bytes": 0},
                 "is_compressed": False,
                 "shards": [{"num_vectors": len(sources.ids)}],
                 "digest": "i" * 64,

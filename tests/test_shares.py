@@ -41,9 +41,9 @@ def test_shares_equal_the_formula(settings, similarity):
 
 def test_far_sources_get_nothing_and_equal_ones_the_same(similarity):
     shares = soft_shares(similarity, SharesSettings())
-    # By default a share falls to zero log(1 / 0.05) / 20, or 0.15, below the best.
+    # By default a share falls to zero log(1 / 0.05) / 50, or 0.06, below the best.
     gap = similarity[:, :1] - similarity
-    assert (shares[gap > 0.151] == 0).all() and (shares[gap < 0.149] > 0).all()
+    assert (shares[gap > 0.0601] == 0).all() and (shares[gap < 0.0599] > 0).all()
     assert 0 < (shares[:5] == 0).sum()
     assert shares[5] == pytest.approx(0.1) and len(set(shares[5].tolist())) == 1
     assert len(set(shares[6, 3:].tolist())) == 1

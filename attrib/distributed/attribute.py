@@ -33,7 +33,7 @@ from attrib.planning import group_partitions
 from attrib.progress import Progress
 from attrib.recall import recall
 from attrib.records import begin, finish, run_identity
-from attrib.search import merge, ranks, search_shard
+from attrib.search import Candidates, keep_candidates, merge, ranks, search_shard
 from attrib.settings import AttributeSettings
 from attrib.storage import Storage, join, scratch_folder
 from attrib.vectors import Embeddings, open_embeddings, read_vectors
@@ -45,12 +45,20 @@ def run(settings: AttributeSettings) -> dict:
     index = open_index(settings.index, storage)
     queries = open_embeddings(settings.queries, storage)
     check_same_encoder(index, queries)
-    inputs = {"index": index.digest, "queries": queries.digest}
+    manifest = open_manifest(queries.manifest_uri, storage)
+    job = AttributionJob(settings, index, queries, manifest)
+    inputs = {
+        "index": index.digest,
+        "queries": queries.digest,
+        "query_rows": manifest.rows_digest,
+        # An index may be measured again and store another nprobe with the same shards.
+        "nprobe": job.nprobe,
+        "num_candidates": job.num_candidates,
+    }
     record = begin(settings, RECORD, inputs, storage)
     if record:
         return record
     connect(settings.ray)
-    job = AttributionJob(settings, index, queries, open_manifest(queries.manifest_uri, storage))
     job_stamp = RunStamp(
         settings.run_id or run_identity(settings, inputs)[:16], index.encoder["model_digest"], index.digest
     )
@@ -119,7 +127,9 @@ def _search(job: AttributionJob, blocks: list[list[int]], storage: Storage) -> N
         sum(sum(job.queries.num_rows[p] for p in blocks[b]) for _, _, group, _, _ in units for b in group),
         "query-shard pairs",
     )
-    for i, _ in run_units(_search_task, units, num_cpus=job.settings.threads_per_task):
+    for i, _ in run_units(
+        _search_task, units, num_cpus=job.settings.threads_per_task, memory_bytes=job.index.shard_memory_bytes
+    ):
         progress.update(sum(sum(job.queries.num_rows[p] for p in blocks[b]) for b in units[i][2]))
     progress.close()
 
@@ -157,12 +167,7 @@ def _merge_task(job: AttributionJob, block: int, partitions: list[int], stamp: R
     if not storage.exists(outcomes_uri):
         queries = block_queries(job.queries, job.manifest, partitions, storage)
         query_ids = queries["id"].to_numpy()
-        shards = range(len(job.index.shards))
-        found = [
-            read_partial(storage.read_table(partial_uri(job.settings.output, block, shard)), query_ids)
-            for shard in shards
-        ]
-        best = merge(found, job.settings.top_k, job.num_candidates if job.index.is_compressed else None)
+        best = _merge_shards(job, block, query_ids, storage)
         sources = read_sources(job.index, best.id, storage)
         attributions, outcomes = attribution_rows(
             best, queries, sources, job.settings.top_k, job.settings.shares, stamp
@@ -177,6 +182,19 @@ def _merge_task(job: AttributionJob, block: int, partitions: list[int], stamp: R
     return {"num_queries": len(status), "num_failed": num_failed, "num_rows": num_rows}
 
 
+def _merge_shards(job: AttributionJob, block: int, query_ids: np.ndarray, storage: Storage) -> Candidates:
+    """One shard at a time, so that memory does not grow with their number."""
+    num_candidates = job.num_candidates if job.index.is_compressed else None
+    kept: list[Candidates] = []
+    for shard in range(len(job.index.shards)):
+        found = read_partial(storage.read_table(partial_uri(job.settings.output, block, shard)), query_ids)
+        if num_candidates is None:
+            kept = [merge([*kept, found], job.settings.top_k)]
+        else:
+            kept = [keep_candidates([*kept, found], num_candidates)]
+    return merge(kept, job.settings.top_k, num_candidates)
+
+
 def _check_recall(job: AttributionJob, blocks: list[list[int]], storage: Storage) -> dict | None:
     """Recall of this batch's own queries against exact search: generated images may lie where held-out sources do not."""
     wanted, k = job.settings.recall_check_queries, job.settings.top_k
@@ -186,7 +204,8 @@ def _check_recall(job: AttributionJob, blocks: list[list[int]], storage: Storage
     order = np.argsort(ids)
     ids, queries = ids[order], unit_rows(vectors[order])
     work = ((job, shard, queries, storage) for shard in range(len(job.index.shards)))
-    truth = merge([found for _, found in run_units(_exact_task, work)], k)
+    exact_finds = run_units(_exact_task, work, num_cpus=job.settings.threads_per_task)
+    truth = merge([found for _, found in exact_finds], k)
     uris = [join(job.settings.output, "attributions", block_name(block)) for block in range(len(blocks))]
     rows = storage.dataset(uris, format="parquet").to_table(
         columns=["query_id", "rank", "source_id"], filter=pc.field("query_id").isin(ids)

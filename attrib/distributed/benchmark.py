@@ -1,7 +1,6 @@
 """Speed of the jobs over that of their parts. Every pair is measured in turn in one run and told as a ratio, since machines are shared."""
 
 import os
-import shutil
 import statistics
 import sys
 import time
@@ -23,7 +22,7 @@ from attrib.manifest import open_manifest
 from attrib.planning import IndexPlan
 from attrib.search import search_shard
 from attrib.settings import BenchmarkSettings, CollectionSettings, EmbedSettings, ManifestSettings
-from attrib.storage import Storage, join
+from attrib.storage import Storage, fresh_folder, join
 
 CHUNK_ROWS = 32
 READY_IMAGES = 64  # images that the bare encoders see over and over
@@ -31,10 +30,8 @@ READY_IMAGES = 64  # images that the bare encoders see over and over
 
 def run(settings: BenchmarkSettings) -> list[dict]:
     """Rows of what, ratio (median over rounds), lowest, highest, and the figures behind them."""
-    if "://" in settings.output:
-        raise ValueError(f"the benchmark reads file times, so output must be a local folder, not {settings.output!r}")
     parts = {"embed": _embed_rows, "search": _search_rows, "resume": _resume_rows}
-    shutil.rmtree(settings.output, ignore_errors=True)
+    fresh_folder(settings.output, "jobs.benchmark")
     rows = []
     for name in settings.only:
         print(f"benchmark: {name}", file=sys.stderr)
@@ -98,7 +95,8 @@ def _job_rate(settings: BenchmarkSettings, manifest_uri: str, turn: int, storage
         chunk_rows=CHUNK_ROWS,
     )
     opened = open_manifest(manifest_uri, storage)
-    embed.embed_pending(job, opened, embed.EncoderPool.plan(job), storage)
+    identity = load_encoder(settings.backbone, storage).identity
+    embed.embed_pending(job, opened, identity, embed.EncoderPool.plan(job), storage)
     committed = []
     for partition in range(len(opened.num_rows)):
         with os.scandir(chunk_folder(job.output, partition)) as files:

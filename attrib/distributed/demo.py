@@ -1,6 +1,5 @@
 """The demo: draw sources, fit generators to some of them, train a small network, attribute the generated images, compare with the truth."""
 
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -13,21 +12,19 @@ from attrib.demo.contrast import BACKBONE, colour_histogram, save_untrained, tra
 from attrib.demo.corpus import draw_corpus
 from attrib.demo.generator import fit_and_sample
 from attrib.distributed import pipeline
-from attrib.errors import AttribError
 from attrib.images import decode_image
 from attrib.index import unit_rows
 from attrib.settings import BackboneSettings, DemoSettings, PipelineSettings
-from attrib.storage import Storage
+from attrib.storage import Storage, fresh_folder
 
 RECALL_AT = (1, 10)
-MARKER = "demo.txt"  # in every folder that a demo made, and may therefore delete
 MAX_MEGAPIXELS = 10.0
 CLEAR_SIMILARITY = 0.93  # of this small network, which finds all drawn pictures rather alike
 
 
 def run(settings: DemoSettings) -> str:
     """Run the demo afresh and return what to print at its end. Raises AttribError if the output folder holds something else."""
-    folder = _fresh_folder(Path(settings.output))
+    folder = Path(fresh_folder(settings.output, "jobs.demo"))
     sources, generated, weights = folder / "sources", folder / "generated", folder / "weights"
     weights.mkdir()
     with _Step(f"draw {settings.num_sources:,} sources"):
@@ -64,18 +61,6 @@ def run(settings: DemoSettings) -> str:
     ]
     lines += [f"{name:34}" + "".join(f"{value:8.3f}" for value in values) for name, values in recalls.items()]
     return "\n".join([*lines, "", *(f"{name + ':':26}{value}" for name, value in summary.items())])
-
-
-def _fresh_folder(folder: Path) -> Path:
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / MARKER).exists():
-            raise AttribError(
-                f"{folder} holds something that is not a demo; choose another output, e.g. --set output=runs/demo2"
-            )
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).write_text("Made by jobs.demo, which deletes this folder when it runs again.\n", encoding="utf-8")
-    return folder
 
 
 class _Step:

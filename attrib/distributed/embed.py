@@ -1,11 +1,12 @@
 """The embed job: Ray Data streams chunks of the manifest through decoding and a pool of encoders.
 
 Why not Ray Data's own row-level checkpointing: its Parquet sink commits when a write task ends, and write tasks gather blocks until a file
-is worth writing. Vectors are small, so a run killed half-way had committed nothing (`python -m jobs.benchmark --only resume` shows
+is worth writing. Vectors are small, so a run killed half-way had committed nothing (the `resume` part of jobs.benchmark shows
 it). Here each chunk commits by itself, and partitions are assembled from committed chunks.
 """
 
 import sys
+from functools import lru_cache
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,18 +15,19 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy
 
-from attrib.backbone import Encoder, load_encoder
+from attrib.backbone import Encoder, EncoderIdentity, load_encoder
 from attrib.chunks import Chunk, chunk_folder, plan_chunks
+from attrib.corpus import LOCATION_FIELDS
 from attrib.distributed.assemble import assemble
 from attrib.distributed.session import connect, num_cluster_cpus, num_cluster_gpus
-from attrib.distributed.tasks import run_units
+from attrib.distributed.tasks import plain_errors, run_units
 from attrib.embedding import PreparedChunk, encode_chunk, prepare_images
-from attrib.errors import AttribError, FailedShareError
+from attrib.errors import AttribError, FailedShareError, MismatchError
 from attrib.images import Preprocessing, decoder_name
 from attrib.manifest import Manifest, open_manifest, part_name
 from attrib.progress import Progress
 from attrib.records import begin, finish
-from attrib.settings import EmbedSettings
+from attrib.settings import EmbedSettings, StorageSettings
 from attrib.storage import Storage, join
 from attrib.vectors import FAILURES, RECORD
 
@@ -39,7 +41,12 @@ def run(settings: EmbedSettings) -> dict:
     manifest = open_manifest(settings.manifest, storage)
     encoder = load_encoder(settings.backbone, storage).identity
     # Chunks are known by their place in the manifest, so another order of the same images is another input.
-    inputs = {"manifest": manifest.digest, "order": manifest.order_digest, "model": encoder.model_digest}
+    inputs = {
+        "manifest": manifest.digest,
+        "order": manifest.order_digest,
+        "model": encoder.model_digest,
+        "preprocessing": encoder.preprocessing,
+    }
     record = begin(settings, RECORD, inputs, storage)
     if record and not (settings.retry_failed and record["num_failed"]):
         return record
@@ -48,13 +55,13 @@ def run(settings: EmbedSettings) -> dict:
     print(pool.describe(encoder.name, encoder.dimension), file=sys.stderr)
     results = record
     if not record:
-        embed_pending(settings, manifest, pool, storage)
+        embed_pending(settings, manifest, encoder, pool, storage)
         results = assemble(settings, manifest, storage)
     if settings.retry_failed and results["num_failed"]:
         if record:
             # Vectors change from here on, so a killed retry must not leave the record that describes the old ones.
             storage.delete_file(join(settings.output, RECORD))
-        _retry_failed(settings, manifest, pool, storage)
+        _retry_failed(settings, manifest, encoder, pool, storage)
         results = assemble(settings, manifest, storage)
     results["encoder"] = encoder.to_dict()
     if results["num_failed"] > settings.max_failed_share * manifest.num_images:
@@ -88,10 +95,13 @@ class EncoderPool:
         return f"embed: {name}, {dimension}-d, on {place}; images decoded by {decoder_name()}"
 
     def resources(self) -> dict:
-        return {"num_cpus": 1, "num_gpus": 1} if self.device == "cuda" else {"num_cpus": 1}
+        # An encoder on a GPU takes no CPU from the decoders: where there are as many GPUs as CPUs, none could run.
+        return {"num_cpus": 0, "num_gpus": 1} if self.device == "cuda" else {"num_cpus": 1}
 
 
-def embed_pending(settings: EmbedSettings, manifest: Manifest, pool: EncoderPool, storage: Storage) -> None:
+def embed_pending(
+    settings: EmbedSettings, manifest: Manifest, encoder: EncoderIdentity, pool: EncoderPool, storage: Storage
+) -> None:
     pending = _pending_chunks(settings, manifest, storage)
     num_pending = sum(chunk.stop - chunk.start for chunk in pending)
     progress = Progress("embed", manifest.num_images, "images", already_done=manifest.num_images - num_pending)
@@ -100,17 +110,18 @@ def embed_pending(settings: EmbedSettings, manifest: Manifest, pool: EncoderPool
     items = [{"partition": c.partition, "start": c.start, "stop": c.stop} for c in pending]
     chunks = ray.data.from_items(items, override_num_blocks=min(len(items), 10_000))
     if pool.device == "cuda":
-        chunks = chunks.map(ChunkDecoder(settings, manifest), num_cpus=1)
+        chunks = chunks.map(ChunkDecoder(settings, manifest, encoder), num_cpus=1)
     finished = chunks.map(
         ChunkEncoder,
-        fn_constructor_args=(settings, manifest, pool.device),
+        fn_constructor_args=(settings, manifest, encoder, pool.device),
         compute=ActorPoolStrategy(min_size=1, max_size=pool.num_workers, initial_size=pool.num_workers),
         **pool.resources(),
     )
-    for row in finished.iter_rows():
-        progress.update(row["num_images"], row["num_failed"])
-        if progress.failed > settings.max_failed_share * manifest.num_images:
-            raise _too_many_failed(settings, progress.failed, manifest.num_images, [row["example"]])
+    with plain_errors():
+        for row in finished.iter_rows():
+            progress.update(row["num_images"], row["num_failed"])
+            if progress.failed > settings.max_failed_share * manifest.num_images:
+                raise _too_many_failed(settings, progress.failed, manifest.num_images, [row["example"]])
     progress.close()
 
 
@@ -126,55 +137,44 @@ def _pending_chunks(settings: EmbedSettings, manifest: Manifest, storage: Storag
     return pending
 
 
-class ManifestReader:
-    """Manifest rows of a chunk; the partition read last is kept, since a worker's next chunk is often of the same one."""
+def _manifest_rows(manifest: Manifest, chunk: Chunk, storage: Storage) -> pa.Table:
+    partition = _read_partition(storage.settings, manifest.partition_uri(chunk.partition))
+    return partition.slice(chunk.start, chunk.stop - chunk.start)
 
-    def __init__(self, manifest: Manifest, storage: Storage):
-        self.manifest, self.storage = manifest, storage
-        self._partition, self._rows = None, None
 
-    def rows(self, chunk: Chunk) -> pa.Table:
-        if self._partition != chunk.partition:
-            self._rows = self.storage.read_table(self.manifest.partition_uri(chunk.partition))
-            self._partition = chunk.partition
-        return self._rows.slice(chunk.start, chunk.stop - chunk.start)
+@lru_cache(maxsize=1)  # a worker's next chunk is often of the same partition
+def _read_partition(storage: StorageSettings, uri: str) -> pa.Table:
+    return Storage(storage).read_table(uri, columns=[field.name for field in LOCATION_FIELDS])
 
 
 class ChunkDecoder:
     """Chunk -> prepared pixels, for encoders on GPUs, whose time is too dear to decode."""
 
-    def __init__(self, settings: EmbedSettings, manifest: Manifest):
-        self.settings, self.storage = settings, Storage(settings.storage)
-        self.reader = ManifestReader(manifest, self.storage)
-        self.preprocessing = Preprocessing.from_dict(
-            load_encoder(settings.backbone, self.storage).identity.preprocessing
-        )
+    def __init__(self, settings: EmbedSettings, manifest: Manifest, encoder: EncoderIdentity):
+        self.settings, self.manifest, self.storage = settings, manifest, Storage(settings.storage)
+        self.preprocessing = Preprocessing.from_dict(encoder.preprocessing)
 
     def __call__(self, row: dict) -> dict:
         torch.set_num_threads(1)
-        images = self.reader.rows(Chunk(**row))
-        prepared = prepare_images(images, self.reader.manifest, self.preprocessing, self.settings, self.storage)
-        return row | prepared.to_row()
+        images = _manifest_rows(self.manifest, Chunk(**row), self.storage)
+        return row | prepare_images(images, self.manifest, self.preprocessing, self.settings, self.storage).to_row()
 
 
 class ChunkEncoder:
     """Chunk -> committed vectors; loads its network once per worker."""
 
-    def __init__(self, settings: EmbedSettings, manifest: Manifest, device: str):
+    def __init__(self, settings: EmbedSettings, manifest: Manifest, encoder: EncoderIdentity, device: str):
         torch.set_num_threads(1)
-        self.settings, self.storage = settings, Storage(settings.storage)
-        self.reader = ManifestReader(manifest, self.storage)
-        self.encoder: Encoder = load_encoder(settings.backbone, self.storage, device, settings.device_batch_size)
+        self.settings, self.manifest, self.storage = settings, manifest, Storage(settings.storage)
+        self.encoder = _load_same(encoder, settings, self.storage, device)
 
     def __call__(self, row: dict) -> dict:
         chunk = Chunk(row["partition"], row["start"], row["stop"])
         if "pixels" in row:
             prepared = PreparedChunk.from_row(row)
         else:
-            images = self.reader.rows(chunk)
-            prepared = prepare_images(
-                images, self.reader.manifest, self.encoder.preprocessing, self.settings, self.storage
-            )
+            images = _manifest_rows(self.manifest, chunk, self.storage)
+            prepared = prepare_images(images, self.manifest, self.encoder.preprocessing, self.settings, self.storage)
         table = encode_chunk(prepared, self.encoder)
         self.storage.write_table(chunk.uri(self.settings.output), table)
         reasons = table["reason"].drop_null()
@@ -182,10 +182,23 @@ class ChunkEncoder:
         return {"num_images": len(table), "num_failed": len(reasons), "example": example}
 
 
-def _retry_failed(settings: EmbedSettings, manifest: Manifest, pool: EncoderPool, storage: Storage) -> None:
+def _load_same(expected: EncoderIdentity, settings: EmbedSettings, storage: Storage, device: str) -> Encoder:
+    """The encoder of a worker. Raises MismatchError if it is not the driver's: a local path may hold other weights on another node."""
+    encoder = load_encoder(settings.backbone, storage, device, settings.device_batch_size)
+    if encoder.identity != expected:
+        raise MismatchError(
+            f"{settings.backbone.weights} of {settings.backbone.name!r} is not the same on all nodes (or their versions of timm "
+            "differ); put the weights on storage that all nodes share"
+        )
+    return encoder
+
+
+def _retry_failed(
+    settings: EmbedSettings, manifest: Manifest, encoder: EncoderIdentity, pool: EncoderPool, storage: Storage
+) -> None:
     failed = storage.read_table(join(settings.output, FAILURES), columns=["id"])["id"]
     progress = Progress("retry", len(failed), "images")
-    partitions = ((settings, manifest, i, failed, pool.device, storage) for i in range(len(manifest.num_rows)))
+    partitions = ((settings, manifest, encoder, i, failed, pool.device, storage) for i in range(len(manifest.num_rows)))
     for _, (num_retried, num_failed) in run_units(
         _retry_partition, partitions, num_gpus=pool.resources().get("num_gpus", 0)
     ):
@@ -194,13 +207,20 @@ def _retry_failed(settings: EmbedSettings, manifest: Manifest, pool: EncoderPool
 
 
 def _retry_partition(
-    settings: EmbedSettings, manifest: Manifest, partition: int, failed: pa.ChunkedArray, device: str, storage: Storage
+    settings: EmbedSettings,
+    manifest: Manifest,
+    expected: EncoderIdentity,
+    partition: int,
+    failed: pa.ChunkedArray,
+    device: str,
+    storage: Storage,
 ) -> tuple[int, int]:
     uri = join(settings.output, part_name(partition))
     images = storage.read_table(manifest.partition_uri(partition), filter=pc.field("id").isin(failed))
     if not len(images):
         return 0, 0
-    encoder = load_encoder(settings.backbone, storage, device, settings.device_batch_size)
+    torch.set_num_threads(1)
+    encoder = _load_same(expected, settings, storage, device)
     chunks = [images.slice(start, settings.chunk_rows) for start in range(0, len(images), settings.chunk_rows)]
     retried = pa.concat_tables(
         encode_chunk(prepare_images(chunk, manifest, encoder.preprocessing, settings, storage), encoder)

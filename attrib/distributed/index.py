@@ -26,7 +26,7 @@ from attrib.index import (
 from attrib.manifest import Manifest, open_manifest
 from attrib.planning import IndexPlan, group_partitions, plan_index
 from attrib.progress import Progress
-from attrib.recall import recall, recall_by_nprobe, without_self
+from attrib.recall import recall, recall_by_nprobe, smallest_nprobe, without_self
 from attrib.records import begin, finish
 from attrib.search import Candidates, merge, search_shard
 from attrib.settings import IndexSettings
@@ -59,7 +59,7 @@ def run(settings: IndexSettings) -> dict:
     sample_ids, sample = sample_vectors(embeddings, held_out_rows + training_rows, storage)
     held_out_ids, held_out = sample_ids[:held_out_rows], unit_rows(sample[:held_out_rows])
     template_uri = _train(settings, sample[held_out_rows:], plan, storage)
-    shards = _build_shards(settings, embeddings, manifest, groups, template_uri, storage)
+    shards = _build_shards(settings, plan, embeddings, manifest, groups, template_uri, storage)
     measured = _measure(settings, plan, shards, template_uri, held_out_ids, held_out, storage)
     results = {
         "encoder": embeddings.encoder,
@@ -106,6 +106,7 @@ def _train_task(settings: IndexSettings, training: np.ndarray, plan: IndexPlan, 
 
 def _build_shards(
     settings: IndexSettings,
+    plan: IndexPlan,
     embeddings: Embeddings,
     manifest: Manifest,
     groups: list[list[int]],
@@ -127,7 +128,9 @@ def _build_shards(
         )
         for i, group in enumerate(groups)
     )
-    for i, record in run_units(_build_task, work, num_cpus=settings.threads_per_task):
+    for i, record in run_units(
+        _build_task, work, num_cpus=settings.threads_per_task, memory_bytes=plan.shard_memory_bytes
+    ):
         records[i] = record
         progress.update(sizes[i])
     progress.close()
@@ -163,7 +166,7 @@ def _measure(
     """Recall at `recall_k` of held-out images (their own vector left out), and the smallest nprobe that reaches the target.
 
     The nprobe at which the true neighbours' lists are probed is found first, without searching; then the whole search, quantisation and re-ranking
-    included, is measured there, and nprobe is raised until it meets the target or every list is probed.
+    included, is measured there, and nprobe is raised until it meets the target or gains nothing more.
     """
     k = settings.recall_k
     truth, lists = _search_held_out(settings, shards, held_out_ids, held_out, None, template_uri, storage)
@@ -176,12 +179,12 @@ def _measure(
             for n in (1 << i for i in range(plan.num_lists.bit_length()))
             if n <= plan.num_lists
         }
-    while True:
+
+    def measure(nprobe: int) -> float:
         found, _ = _search_held_out(settings, shards, held_out_ids, held_out, nprobe, None, storage)
-        measured = recall(found, truth)
-        if measured >= settings.recall_target or nprobe >= plan.num_lists:
-            break
-        nprobe = min(plan.num_lists, nprobe + max(1, nprobe // 4))
+        return recall(found, truth)
+
+    nprobe, measured = smallest_nprobe(measure, nprobe, plan.num_lists, settings.recall_target)
     result = {
         "nprobe": nprobe,
         "k": k,

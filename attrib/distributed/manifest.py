@@ -1,6 +1,7 @@
 """The manifest job: list units in parallel, settle ids over the whole collection, write partitions in parallel."""
 
 import hashlib
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,16 @@ def run(settings: ManifestSettings) -> dict:
     storage = Storage(settings.storage)
     record = begin(settings, RECORD, {}, storage, resumable=False)
     if record:
+        print(
+            f"manifest {settings.collection.name}: finished at {record['written_at']}, NOT listed again; choose another output if "
+            f"images came or went since",
+            file=sys.stderr,
+        )
         return record
+    # Parts of a killed run may be cut otherwise.
+    for name in storage.names(settings.output, suffix=".parquet"):
+        storage.delete_file(join(settings.output, name))
+    storage.delete_folder(join(settings.output, LISTINGS))
     connect(settings.ray)
     collection = settings.collection
     units = list_units(collection, storage)
@@ -116,15 +126,16 @@ def _write_partition(
     uri: str,
     storage: Storage,
 ) -> tuple[list[str], int, str, str]:
-    """The metadata columns, how many images the sidecar describes, a digest of the ids in their order, and one of all that is written."""
-    tables = [storage.read_table(listings[s.unit]).slice(s.start, s.stop - s.start) for s in slices]
+    """The metadata columns, how many images the sidecar describes, a digest of the images in their order and places, and one of all that is written."""
+    tables = [storage.read_rows(listings[s.unit], s.start, s.stop) for s in slices]
     images = build_partition(tables, moved, collection, storage)
     storage.write_table(uri, images)
     columns = [name for name in images.schema.names if name not in RESERVED_COLUMNS]
     described = np.zeros(len(images), bool)
     for name in columns:
         described |= images[name].is_valid().to_numpy()
-    order = hashlib.sha256(images["id"].to_numpy().tobytes()).hexdigest()
+    places = images.select(["id", "offset", "num_bytes", "row_group", "row"]).to_pylist()
+    order = digest([list(place.values()) for place in places])
     return columns, int(described.sum()), order, hashlib.sha256(storage.read_bytes(uri)).hexdigest()
 
 

@@ -156,7 +156,7 @@ def _model_digest(name: str, model: torch.nn.Module) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed: by default every activation is mapped afresh and zeroed page by page, a third of the time on a CPU."""
+    """Tell glibc to keep what is freed: by default every activation is mapped afresh and zeroed page by page."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         mallopt(M_MMAP_THRESHOLD, 1 << 30)

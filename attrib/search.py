@@ -8,17 +8,20 @@ do not depend on how the index was cut, and ties go to the lower id.
 import contextlib
 import io
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import faiss
 import numpy as np
 from faiss.contrib.big_batch_search import big_batch_search
 
+from attrib.errors import AttribError
 from attrib.index import ADD_ROWS, Shard, unit_rows
 
-# Nine times the rounding error measured for float32 products and squared distances of unit vectors.
+# Well above the rounding error of float32 products and squared distances of unit vectors: tests/test_search.py holds that to a quarter.
 SCAN_TOLERANCE = 1e-5
 SLACK = 16  # candidates scanned beyond those wanted, to see whether a tie straddles the cut
 SCAN_CELLS = 1 << 23  # (query, candidate) or (query, probed list) pairs in memory at a time
+GPU_MAX_K = 2048
 LIST_CELLS = 1 << 26  # float32 distances of one list to the queries that probe it, if all do
 TIED_QUERIES = 8  # queries whose ties are in memory at a time; a tie can be as large as the shard
 RESCORE_BYTES = 1 << 25  # float64 candidates in memory at a time
@@ -38,19 +41,26 @@ class Candidates:
 
 
 def search_shard(
-    shard: Shard, queries: np.ndarray, k: int, num_candidates: int, nprobe: int, compressed: bool
+    shard: Shard, queries: np.ndarray, k: int, num_candidates: int, nprobe: int, compressed: bool, gpu: bool = False
 ) -> Candidates:
-    """Candidates of one shard for unit queries float32 [n, d], by query.
+    """Candidates of one shard for unit queries float32 [n, d], by query. gpu: scan on the process's GPU. Raises AttribError beyond its limits.
 
     compressed: the `num_candidates` best by scan score, each with its exact score, and of those that tie with the last of them the k nearest, for
     `merge` to cut over all shards. Otherwise the scan is exact up to rounding, and these are the k nearest among what was probed.
     """
     num_scanned = max(num_candidates, k) if compressed else k
     width = min(num_scanned + SLACK, len(shard.ids))
+    if gpu and width > GPU_MAX_K:
+        raise AttribError(
+            f"{num_scanned} candidates are more than the {GPU_MAX_K - SLACK} that FAISS scans for on a GPU; lower top_k or rerank_factor, "
+            "or set device: cpu"
+        )
     rows = max(1, min(SCAN_CELLS // max(width, nprobe), LIST_CELLS // _longest_list(shard)))
     found = []
     for start in range(0, len(queries), rows):
-        block = _search_block(shard, queries[start : start + rows], k, num_scanned, width, nprobe, compressed)
+        block = _search_block(
+            _Probed(shard, queries[start : start + rows], nprobe, gpu), k, num_scanned, width, compressed
+        )
         found += [Candidates(part.query + start, part.id, part.scan_score, part.score) for part in block]
     if not compressed:
         return merge(found, k)
@@ -99,10 +109,8 @@ def _nearest(found: Candidates, k: int) -> np.ndarray:
     return order[ranks(found.query[order]) < k]
 
 
-def _search_block(
-    shard: Shard, queries: np.ndarray, k: int, num_scanned: int, width: int, nprobe: int, compressed: bool
-) -> list[Candidates]:
-    probed = _Probed(shard, queries, nprobe)
+def _search_block(probed: "_Probed", k: int, num_scanned: int, width: int, compressed: bool) -> list[Candidates]:
+    shard, queries = probed.shard, probed.queries
     scan, ids = probed.scan(width)
     valid = ids >= 0
     # `floor` bounds the scan scores of the answer from below; where the last scan score is lower, nothing unseen belongs in it.
@@ -130,6 +138,15 @@ def _search_block(
     return kept
 
 
+@lru_cache(maxsize=1)
+def _gpu_resources():
+    if not faiss.get_num_gpus():
+        raise AttribError(
+            "FAISS sees no GPU in a worker that was given one; is faiss-cpu installed? Or set device: cpu"
+        )
+    return faiss.StandardGpuResources()
+
+
 def _longest_list(shard: Shard) -> int:
     if shard.lists is None:
         return 1
@@ -139,8 +156,12 @@ def _longest_list(shard: Shard) -> int:
 class _Probed:
     """A block of queries and the lists that each of them probes (of kind flat: all vectors)."""
 
-    def __init__(self, shard: Shard, queries: np.ndarray, nprobe: int):
+    def __init__(self, shard: Shard, queries: np.ndarray, nprobe: int, gpu: bool):
         self.shard, self.queries = shard, queries
+        self.knn, self.pairwise_distances = faiss.knn, faiss.pairwise_distances
+        if gpu:
+            self.knn = partial(faiss.knn_gpu, _gpu_resources())
+            self.pairwise_distances = partial(faiss.pairwise_distance_gpu, _gpu_resources())
         if shard.lists is not None:
             shard.lists.nprobe = min(nprobe, shard.lists.nlist)
             self.list_distances, self.lists = shard.lists.quantizer.search(queries, shard.lists.nprobe)
@@ -160,7 +181,8 @@ class _Probed:
                 lists,
                 self.queries,
                 width,
-                method="pairwise_distances",  # twice as fast as its default, a k-nearest search per list
+                pairwise_distances=self.pairwise_distances,
+                method="pairwise_distances",  # its default, a k-nearest search per list, is slower at the usual sizes of lists
                 verbose=1,
                 q_assign=self.lists.astype(np.int32),  # a copy: it is sorted in place
             )
@@ -169,7 +191,7 @@ class _Probed:
     def _scan_flat(self, width: int) -> tuple[np.ndarray, np.ndarray]:
         best = faiss.ResultHeap(len(self.queries), width, keep_max=True)
         for first, block in self._blocks():
-            scores, at = faiss.knn(self.queries, block, min(width, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+            scores, at = self.knn(self.queries, block, min(width, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
             best.add_result(scores, self.shard.ids[first + at])
         best.finalize()
         return best.D, best.I

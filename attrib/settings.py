@@ -199,6 +199,8 @@ class SharesSettings(Settings):
 class AttributeSettings(JobSettings):
     """jobs.attribute: the sources of every generated image of a batch."""
 
+    execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {"device"}
+
     queries: Uri  # embeddings of the generated images
     index: Uri
     output: Uri
@@ -207,6 +209,7 @@ class AttributeSettings(JobSettings):
     nprobe: Positive | None = None  # None: the one that met the recall target when the index was built
     rerank_factor: Positive | None = None  # None: the index's own
     query_block_rows: Positive = 100_000
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # of the scan; candidates are scored again on the CPU either way
     recall_check_queries: int = Field(default=64, ge=0)  # queries of this batch that are also searched exactly
     shares: SharesSettings = SharesSettings()
     threads_per_task: Positive = 1

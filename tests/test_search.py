@@ -6,6 +6,7 @@ import pytest
 from shards import KINDS, exact_scores, make_index, make_plan, nearest, open_index_shards
 
 from attrib import index, search
+from attrib.errors import AttribError
 from attrib.index import Shard, unit_rows
 from attrib.search import SCAN_TOLERANCE, Candidates, merge, ranks, search_shard
 
@@ -247,3 +248,22 @@ def test_shards_filled_block_by_block_hold_the_same_lists(collection, queries, o
     records = make_index(tmp_path, ids, vectors, make_plan("ivf_flat", NUM_LISTS), np.zeros(len(ids), int))
     found = search_all(open_index_shards(tmp_path, records), queries, K, 80, NUM_LISTS, "ivf_flat")
     assert_same(found, nearest(exact_scores(queries, vectors), ids, K))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_gives_the_answers_of_the_cpu_and_its_absence_is_not_hidden(kind, queries, open_shards):
+    shard, compressed = open_shards(kind, 1)[0], kind in COMPRESSED
+    if not faiss.get_num_gpus():
+        with pytest.raises(AttribError, match="FAISS sees no GPU"):
+            search_shard(shard, queries, K, 80, NUM_LISTS, compressed, gpu=True)
+        return
+    on_gpu, on_cpu = (
+        merge([search_shard(shard, queries, K, 80, NUM_LISTS, compressed, gpu=gpu)], K, 80) for gpu in (True, False)
+    )
+    assert np.array_equal(on_gpu.id, on_cpu.id) and np.array_equal(on_gpu.score, on_cpu.score)
+
+
+def test_more_candidates_than_a_gpu_scans_for_are_refused(queries):
+    vectors = np.random.default_rng(2).standard_normal((3000, 24)).astype(np.float16)
+    with pytest.raises(AttribError, match="2100 candidates are more than the 2032"):
+        search_shard(Shard(np.arange(3000), vectors, None), queries, 2100, 2100, 0, False, gpu=True)

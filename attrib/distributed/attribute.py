@@ -24,9 +24,9 @@ from attrib.attribution import (
     read_sources,
 )
 from attrib.distributed.sampling import sample_vectors
-from attrib.distributed.session import connect, num_cluster_cpus
+from attrib.distributed.session import connect, num_cluster_cpus, num_cluster_gpus
 from attrib.distributed.tasks import run_units
-from attrib.errors import FailedShareError
+from attrib.errors import AttribError, FailedShareError
 from attrib.index import Index, check_same_encoder, open_index, open_shard, unit_rows
 from attrib.manifest import Manifest, open_manifest
 from attrib.planning import group_partitions
@@ -59,13 +59,16 @@ def run(settings: AttributeSettings) -> dict:
     if record:
         return record
     connect(settings.ray)
+    job.use_gpu = _use_gpu(settings)
     job_stamp = RunStamp(
         settings.run_id or run_identity(settings, inputs)[:16], index.encoder["model_digest"], index.digest
     )
     blocks = group_partitions(queries.num_rows, settings.query_block_rows)
     print(
         f"attribute: {sum(queries.num_rows):,} queries in {len(blocks)} block(s) against {index.num_vectors:,} vectors in {len(index.shards)} "
-        f"shard(s), {index.kind}" + (f", nprobe {job.nprobe}" if job.nprobe else ""),
+        f"shard(s), {index.kind}"
+        + (f", nprobe {job.nprobe}" if job.nprobe else "")
+        + (", on GPUs" if job.use_gpu else ", on CPUs"),
         file=sys.stderr,
     )
     _search(job, blocks, storage)
@@ -94,6 +97,14 @@ def run(settings: AttributeSettings) -> dict:
     return finish(settings, RECORD, inputs, results, storage)
 
 
+def _use_gpu(settings: AttributeSettings) -> bool:
+    if settings.device == "cuda" and not num_cluster_gpus():
+        raise AttribError(
+            "attribute.device is 'cuda' but the cluster has no GPU; use 'auto' or 'cpu', or start GPU workers"
+        )
+    return settings.device != "cpu" and num_cluster_gpus() > 0
+
+
 class AttributionJob:
     """What every task of a run needs to know."""
 
@@ -101,6 +112,7 @@ class AttributionJob:
         self.settings, self.index, self.queries, self.manifest = settings, index, queries, manifest
         self.nprobe = settings.nprobe or index.nprobe
         self.num_candidates = settings.top_k * (settings.rerank_factor or index.rerank_factor)
+        self.use_gpu = False  # known once the cluster is joined
 
     def read_block(self, partitions: list[int], storage: Storage) -> tuple[np.ndarray, np.ndarray]:
         """ids int64 [n] ascending and unit vectors float32 [n, d] of the block's queries that have one."""
@@ -128,7 +140,11 @@ def _search(job: AttributionJob, blocks: list[list[int]], storage: Storage) -> N
         "query-shard pairs",
     )
     for i, _ in run_units(
-        _search_task, units, num_cpus=job.settings.threads_per_task, memory_bytes=job.index.shard_memory_bytes
+        _search_task,
+        units,
+        num_cpus=job.settings.threads_per_task,
+        num_gpus=int(job.use_gpu),
+        memory_bytes=job.index.shard_memory_bytes,
     ):
         progress.update(sum(sum(job.queries.num_rows[p] for p in blocks[b]) for b in units[i][2]))
     progress.close()
@@ -144,7 +160,13 @@ def _search_task(job: AttributionJob, shard: int, group: list[int], blocks: list
         for block in pending:
             ids, vectors = job.read_block(blocks[block], storage)
             candidates = search_shard(
-                opened, vectors, job.settings.top_k, job.num_candidates, job.nprobe, job.index.is_compressed
+                opened,
+                vectors,
+                job.settings.top_k,
+                job.num_candidates,
+                job.nprobe,
+                job.index.is_compressed,
+                job.use_gpu,
             )
             storage.write_table(partial_uri(job.settings.output, block, shard), partial_table(candidates, ids))
 

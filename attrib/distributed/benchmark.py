@@ -5,6 +5,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -62,9 +63,9 @@ def _embed_rows(settings: BenchmarkSettings) -> list[dict]:
     connect(settings.ray)
     collection = settings.collection
     if collection is None:
-        folder = os.path.join(settings.output, "images")
+        folder = Path(settings.output) / "images"
         draw_corpus(folder, settings.num_images, seed=0, image_px=settings.image_px)
-        collection = CollectionSettings(name="drawn", uri=folder)
+        collection = CollectionSettings(name="drawn", uri=str(folder))
     listed = ManifestSettings(collection=collection, output=join(settings.output, "manifest"))
     manifest.run(listed)
     job_rates, bare_rates, prepare_rates = [], [], []

@@ -17,7 +17,7 @@ from attrib.images import Preprocessing
 from attrib.settings import BackboneSettings
 from attrib.storage import Storage, scratch_folder
 
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
 CPU_BATCH_SIZE = 16  # activations of larger batches fall out of the cache
 GPU_BATCH_SIZE = 128  # as many as a chunk holds by default; a larger one would mostly be padding
 CHECKPOINT_KEY = "attrib.backbone"  # safetensors metadata of a checkpoint of ours: {"name": ..., "data_config": {...}}
@@ -159,5 +159,7 @@ def keep_freed_memory() -> None:
     """Tell glibc to keep what is freed: by default every activation is mapped afresh and zeroed page by page."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
+        # Ray Data calls an encoder from a thread of its own, whose arena could not hold large blocks and would map them each time.
+        mallopt(M_ARENA_MAX, 1)
         mallopt(M_MMAP_THRESHOLD, 1 << 30)
         mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

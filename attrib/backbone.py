@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from attrib.config import digest
-from attrib.errors import AttribError
+from attrib.errors import AttribError, first_line
 from attrib.images import Preprocessing
 from attrib.settings import BackboneSettings
 from attrib.storage import Storage, scratch_folder
@@ -117,7 +117,7 @@ def _create(name: str, pretrained: bool) -> torch.nn.Module:
                 f"timm has no network {name!r}" + (f"; near: {', '.join(near)}" if near else "")
             ) from error
         raise AttribError(
-            f"timm could not provide {name!r} with its hub weights ({str(error).splitlines()[0][:200]}); without a network give a local "
+            f"timm could not provide {name!r} with its hub weights ({first_line(error)}); without a network give a local "
             "file: backbone.weights=/path/to/model.safetensors"
         ) from error
 

@@ -17,7 +17,7 @@ import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from attrib.errors import AttribError, ImageError
+from attrib.errors import AttribError, ImageError, first_line
 from attrib.identity import image_ids
 from attrib.settings import CollectionSettings, MetadataSettings, StorageSettings
 from attrib.storage import Storage, is_remote, join
@@ -158,9 +158,7 @@ def _list_parquet(unit: ListingUnit, collection: CollectionSettings, storage: St
             table = file.read(columns=wanted)
             group_rows = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
     except pa.ArrowException as error:
-        raise AttribError(
-            f"{unit.uri} is not a readable Parquet file ({_first_line(error)}); fetch it again"
-        ) from error
+        raise AttribError(f"{unit.uri} is not a readable Parquet file ({first_line(error)}); fetch it again") from error
     check_metadata_columns(collection.metadata_columns, unit.uri)
     if collection.bytes_column and not _holds_bytes(schema.field(collection.bytes_column).type):
         kind = schema.field(collection.bytes_column).type
@@ -190,10 +188,6 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
 def check_metadata_columns(names, origin: str) -> None:
     """Raises AttribError for a name that is reserved or occurs twice."""
     clash = sorted(RESERVED_COLUMNS.intersection(names))
@@ -221,10 +215,18 @@ def read_image(row: dict, storage: Storage) -> bytes:
     except FileNotFoundError:
         raise ImageError("read", "the file is gone since it was listed") from None
     except Exception as error:  # the clients of object stores raise many kinds
-        raise ImageError("read", _first_line(error)) from error
+        raise ImageError("read", first_line(error)) from error
     if len(data) != row["num_bytes"]:
         raise ImageError("read", f"the shard ends early: {len(data)} of {row['num_bytes']} bytes")
     return data
+
+
+def read_image_or_error(row: dict, storage: Storage) -> bytes | ImageError:
+    """As `read_image`, for callers that read many and tell later what became of each."""
+    try:
+        return read_image(row, storage)
+    except ImageError as error:
+        return error
 
 
 def read_parquet_images(rows: list[dict], bytes_column: str, storage: Storage) -> list[bytes | ImageError]:
@@ -237,7 +239,7 @@ def read_parquet_images(rows: list[dict], bytes_column: str, storage: Storage) -
             found.append(ImageError("read", "the file is gone since it was listed"))
             continue
         except Exception as error:  # damaged files raise as many kinds as the clients of object stores
-            found.append(ImageError("read", _first_line(error)))
+            found.append(ImageError("read", first_line(error)))
             continue
         value = column[row["row"]].as_py() if row["row"] < len(column) else None
         found.append(ImageError("read", "the row holds no bytes") if value is None else value)
@@ -265,7 +267,7 @@ def join_metadata(images: pa.Table, collection: CollectionSettings, storage: Sto
         # Numbers, dictionaries and large strings are keys as well.
         found = sidecar.to_table(filter=pc.field(key_column).cast(pa.string()).isin(keys))
     except pa.ArrowException as error:
-        raise AttribError(f"the metadata table {uri} cannot be read: {_first_line(error)}") from error
+        raise AttribError(f"the metadata table {uri} cannot be read: {first_line(error)}") from error
     found_keys = found[key_column].combine_chunks().cast(pa.string())
     positions = pc.index_in(keys, value_set=found_keys)
     if len(found) != len(pc.unique(found_keys)):
@@ -289,7 +291,7 @@ def open_sidecar(settings: MetadataSettings, storage: Storage) -> pyarrow.datase
     try:
         table = storage.dataset([uri], format="parquet" if extension == ".parquet" else _csv_format(uri, storage))
     except pa.ArrowException as error:
-        raise AttribError(f"the metadata table {uri} cannot be read: {_first_line(error)}") from error
+        raise AttribError(f"the metadata table {uri} cannot be read: {first_line(error)}") from error
     if key_column not in table.schema.names:
         raise AttribError(
             f"{uri} has no column {key_column!r} (metadata.key_column); it has {', '.join(table.schema.names)}"

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from attrib.backbone import Encoder
-from attrib.corpus import read_image, read_parquet_images
+from attrib.corpus import read_image_or_error, read_parquet_images
 from attrib.errors import ImageError
 from attrib.images import Preprocessing, decode_image
 from attrib.manifest import Manifest
@@ -72,21 +72,15 @@ def _read_all(rows: list[dict], manifest: Manifest, settings: EmbedSettings, sto
         yield from read_parquet_images(rows, manifest.collection.bytes_column, storage)
         return
 
-    def read(row):
-        try:
-            return read_image(row, storage)
-        except ImageError as error:
-            return error
-
     with ThreadPoolExecutor(settings.io_threads) as pool:
         # A window of reads ahead, not the whole chunk: encoded originals can be large.
         window = 2 * settings.io_threads
-        waiting = [pool.submit(read, row) for row in rows[:window]]
+        waiting = [pool.submit(read_image_or_error, row, storage) for row in rows[:window]]
         for i in range(len(rows)):
             yield waiting[i].result()
             waiting[i] = None
             if i + window < len(rows):
-                waiting.append(pool.submit(read, rows[i + window]))
+                waiting.append(pool.submit(read_image_or_error, rows[i + window], storage))
 
 
 def encode_chunk(prepared: PreparedChunk, encoder: Encoder) -> pa.Table:

@@ -23,3 +23,8 @@ class ImageError(Exception):
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.reason}"
+
+
+def first_line(error: Exception) -> str:
+    """What fits into a row or a message: the first line, at most 200 characters; the kind of an error that says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

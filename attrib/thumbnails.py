@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from attrib.corpus import LOCATION_FIELDS, read_image, read_parquet_images
+from attrib.corpus import LOCATION_FIELDS, read_image_or_error, read_parquet_images
 from attrib.errors import AttribError, ImageError
 from attrib.images import decode_image
 from attrib.manifest import Manifest, open_manifest
@@ -79,15 +79,8 @@ def _make(
     if manifest.collection.bytes_column:
         encoded = read_parquet_images(rows, manifest.collection.bytes_column, storage)
     else:
-        encoded = [_read(row, storage) for row in rows]
+        encoded = [read_image_or_error(row, storage) for row in rows]
     return {row["id"]: _thumbnail(data, max_megapixels, thumbnail_px) for row, data in zip(rows, encoded)}
-
-
-def _read(row: dict, storage: Storage) -> bytes | ImageError:
-    try:
-        return read_image(row, storage)
-    except ImageError as error:
-        return error
 
 
 def _thumbnail(data: bytes | ImageError, max_megapixels: float, thumbnail_px: int) -> Thumbnail:

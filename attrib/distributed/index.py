@@ -89,10 +89,6 @@ def _train(settings: IndexSettings, training: np.ndarray, plan: IndexPlan, stora
         return None
     uri = join(settings.output, TEMPLATE)
     if not storage.exists(uri):
-        if len(training) < plan.num_lists:
-            raise AttribError(
-                f"{len(training):,} training vectors cannot make {plan.num_lists:,} lists; lower num_lists or use kind flat"
-            )
         print(f"train: {plan.num_lists:,} centroids on {len(training):,} vectors", file=sys.stderr)
         for _ in run_units(_train_task, [(settings, training, plan, uri, storage)], num_cpus=settings.threads_per_task):
             pass

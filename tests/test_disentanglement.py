@@ -1,0 +1,361 @@
+"""Disentanglement terms against loops over their formulas in numpy, and against what their theory says."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from attrib.disentanglement import (
+    RunningCovariance,
+    barlow_twins,
+    cca_ssg,
+    coding_rate,
+    cor_infomax,
+    gaussian_infomax,
+    infomax_ica,
+    log_det_mutual_information,
+    vicreg,
+)
+from attrib.errors import AttribError
+
+NUM, DIM = 12, 4
+EPS = 1e-3
+
+
+def running(dim: int = DIM) -> RunningCovariance:
+    return RunningCovariance(dim, momentum=0.8)
+
+
+def fresh_cor_infomax(real, synthetic):
+    return cor_infomax(real, synthetic, running(real.shape[1]), alpha=3.0, eps=EPS)
+
+
+TERMS = {
+    "gaussian_infomax": partial(gaussian_infomax, eps=EPS),
+    "cor_infomax": fresh_cor_infomax,
+    "log_det_mutual_information": partial(log_det_mutual_information, eps=EPS),
+    "coding_rate": partial(coding_rate, distortion=0.3),
+    "barlow_twins": partial(barlow_twins, redundancy_weight=0.02),
+    "vicreg": partial(vicreg, invariance_weight=20.0, variance_weight=15.0, covariance_weight=2.0),
+    "cca_ssg": partial(cca_ssg, decorrelation_weight=0.1),
+}
+PAIRED = sorted(set(TERMS) - {"gaussian_infomax", "coding_rate"})
+
+
+def mixed(seed: int, num: int = NUM, dim: int = DIM) -> np.ndarray:
+    """Correlated dimensions of unequal scale, away from the origin."""
+    generator = np.random.default_rng(seed)
+    return generator.normal(size=(num, dim)) @ generator.normal(size=(dim, dim)) + generator.normal(size=dim)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """On matrices this small, threads that wait for each other cost a hundred times the arithmetic."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture
+def pair() -> tuple[torch.Tensor, torch.Tensor]:
+    real = mixed(1)
+    synthetic = 0.7 * real + 0.5 * mixed(2)
+    return torch.from_numpy(real).requires_grad_(), torch.from_numpy(synthetic).requires_grad_()
+
+
+# The reference: every entry by itself, determinants by numpy's LU.
+
+
+def naive_covariance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    covariance = np.zeros((x.shape[1], y.shape[1]))
+    for i in range(x.shape[1]):
+        for j in range(y.shape[1]):
+            mean_x, mean_y = sum(x[:, i]) / len(x), sum(y[:, j]) / len(y)
+            covariance[i, j] = sum((a - mean_x) * (b - mean_y) for a, b in zip(x[:, i], y[:, j])) / len(x)
+    return covariance
+
+
+def naive_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    deviation_x = np.sqrt(np.diag(naive_covariance(x, x)))
+    deviation_y = np.sqrt(np.diag(naive_covariance(y, y)))
+    return naive_covariance(x, y) / np.outer(deviation_x, deviation_y)
+
+
+def naive_log_det(matrix: np.ndarray, eps: float) -> float:
+    return math.log(np.linalg.det(matrix + eps * np.eye(len(matrix))))
+
+
+def naive_off_diagonal(matrix: np.ndarray) -> float:
+    return sum(matrix[i, j] ** 2 for i in range(len(matrix)) for j in range(len(matrix)) if i != j)
+
+
+def naive_gaussian_infomax(x, y):
+    return -0.5 * naive_log_det(naive_correlation(x, x), EPS) - 0.5 * naive_log_det(naive_correlation(y, y), EPS)
+
+
+def naive_cor_infomax(x, y):
+    log_dets = [naive_log_det(0.8 * np.eye(x.shape[1]) + 0.2 * naive_covariance(z, z), EPS) for z in (x, y)]
+    return -sum(log_dets) / x.shape[1] + 3.0 * sum((a - b) ** 2 for a, b in zip(x.flat, y.flat)) / x.size
+
+
+def naive_log_det_mutual_information(x, y):
+    value = 0.0
+    for first, second in ((x, y), (y, x)):
+        c1, c2, c12 = naive_covariance(first, first), naive_covariance(second, second), naive_covariance(first, second)
+        error = c1 - c12 @ np.linalg.inv(c2 + EPS * np.eye(len(c2))) @ c12.T
+        value += naive_log_det(error, EPS) - naive_log_det(c1, EPS)
+    return value
+
+
+def naive_coding_rate(x, y):
+    value = 0.0
+    for z in (x, y):
+        z = np.array([row / math.sqrt(sum(row**2)) for row in z])
+        gram = sum(np.outer(row, row) for row in z)
+        value -= 0.5 * math.log(np.linalg.det(np.eye(z.shape[1]) + z.shape[1] / (len(z) * 0.3**2) * gram))
+    return value
+
+
+def naive_barlow_twins(x, y):
+    cross = naive_correlation(x, y)
+    return sum((1 - cross[i, i]) ** 2 for i in range(len(cross))) + 0.02 * naive_off_diagonal(cross)
+
+
+def naive_vicreg(x, y):
+    num, dim = x.shape
+    value = 20.0 * sum((a - b) ** 2 for a, b in zip(x.flat, y.flat)) / (num * dim)
+    for z in (x, y):
+        c = naive_covariance(z, z)
+        value += 15.0 * sum(max(0.0, 1 - math.sqrt(c[i, i] + 1e-4)) for i in range(dim)) / (2 * dim)
+        value += 2.0 * naive_off_diagonal(c) / dim
+    return value
+
+
+def naive_cca_ssg(x, y):
+    value = -np.trace(naive_correlation(x, y))
+    for z in (x, y):
+        difference = np.eye(z.shape[1]) - naive_correlation(z, z)
+        value += 0.1 * sum(entry**2 for entry in difference.flat)
+    return value
+
+
+NAIVE = {
+    "gaussian_infomax": naive_gaussian_infomax,
+    "cor_infomax": naive_cor_infomax,
+    "log_det_mutual_information": naive_log_det_mutual_information,
+    "coding_rate": naive_coding_rate,
+    "barlow_twins": naive_barlow_twins,
+    "vicreg": naive_vicreg,
+    "cca_ssg": naive_cca_ssg,
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_term_equals_the_formula(name, pair):
+    # One dimension of small variance, for VICReg's hinge.
+    scale = torch.tensor([1.0, 1.0, 0.1, 1.0], dtype=torch.float64)
+    real, synthetic = (z * scale for z in pair)
+    expected = NAIVE[name](real.detach().numpy(), synthetic.detach().numpy())
+    assert TERMS[name](real, synthetic).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_gradient(name, pair):
+    assert torch.autograd.gradcheck(TERMS[name], pair)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_float32_and_autocast_lose_nothing(name, pair):
+    real, synthetic = (z.detach().float().requires_grad_() for z in pair)
+    exact = TERMS[name](real.detach().double(), synthetic.detach().double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = TERMS[name](real, synthetic)
+    value.backward()
+    assert value.dtype == torch.float64 and value.item() == pytest.approx(exact.item(), rel=1e-12)
+    assert real.grad.dtype == torch.float32 and real.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize(
+    "hostile", ["fewer rows than dimensions", "a constant dimension", "two equal dimensions", "equal rows"]
+)
+def test_degenerate_outputs_stay_finite(name, hostile):
+    num = 3 if hostile == "fewer rows than dimensions" else NUM
+    real, synthetic = torch.from_numpy(mixed(3, num, 6)), torch.from_numpy(mixed(4, num, 6))
+    if hostile == "a constant dimension":
+        real[:, 2] = 0.1
+    elif hostile == "two equal dimensions":
+        real[:, 2] = real[:, 1]
+    elif hostile == "equal rows":
+        real[:] = real[0].clone()
+    real.requires_grad_(), synthetic.requires_grad_()
+    value = TERMS[name](real, synthetic)
+    value.backward()
+    assert value.isfinite() and real.grad.isfinite().all() and synthetic.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_unpaired_rows_are_refused(name, pair):
+    real, synthetic = pair
+    with pytest.raises(AttribError, match="not paired"):
+        TERMS[name](real, synthetic[:-1])
+    with pytest.raises(AttribError, match="not paired"):
+        TERMS[name](real, synthetic[:1])
+
+
+@pytest.mark.parametrize("name", sorted(set(TERMS) - set(PAIRED)))
+def test_domains_apart_need_no_pairs(name, pair):
+    real, synthetic = pair
+    value = TERMS[name](real, synthetic)
+    torch.testing.assert_close(TERMS[name](real, synthetic.flip(0)), value, rtol=1e-10, atol=0)
+    assert TERMS[name](real, synthetic[:-2]).isfinite()
+
+
+@pytest.mark.parametrize("name", ["gaussian_infomax", "cor_infomax", "log_det_mutual_information", "coding_rate"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_outputs_that_are_not_finite_are_refused(name, bad, pair):
+    real, synthetic = (z.detach().clone() for z in pair)
+    synthetic[2, 1] = bad
+    with pytest.raises(AttribError, match="not finite"):
+        TERMS[name](real, synthetic)
+
+
+def whitening(z: torch.Tensor) -> torch.Tensor:
+    """W of ZCA, so that (z - mean) W' has the identity as covariance."""
+    values, vectors = torch.linalg.eigh(torch.cov(z.T, correction=0))
+    return vectors @ torch.diag(values.rsqrt()) @ vectors.T
+
+
+def test_whitening_solves_gaussian_infomax():
+    """Hadamard: logdet R <= 0, with equality only for decorrelated outputs; any rotation of them does as well."""
+    z = torch.from_numpy(mixed(5, num=200))
+    weight = whitening(z)
+
+    def term(weight):
+        return gaussian_infomax(z @ weight.T, z @ weight.T, eps=0.0)
+
+    assert term(weight).item() == pytest.approx(0, abs=1e-10)
+    rotation = torch.linalg.qr(torch.from_numpy(mixed(6, DIM))).Q
+    assert term(rotation @ weight).item() == pytest.approx(0, abs=1e-10)
+    leaf = weight.clone().requires_grad_()
+    assert torch.autograd.grad(term(leaf), leaf)[0].abs().max() < 1e-10
+    generator = torch.Generator().manual_seed(7)
+    for _ in range(20):
+        other = weight + 0.3 * torch.randn(DIM, DIM, generator=generator, dtype=torch.float64)
+        assert term(other).item() > 1e-4
+
+
+def test_gaussian_infomax_ignores_scale_and_place(pair):
+    real, synthetic = pair
+    scale = torch.tensor([1e-3, 1.0, 50.0, -2.0], dtype=torch.float64)
+    value = gaussian_infomax(real, synthetic)
+    torch.testing.assert_close(gaussian_infomax(real * scale + 5, synthetic / scale - 3), value, rtol=1e-6, atol=0)
+
+
+def test_mutual_information_is_that_of_gaussians():
+    """Without eps, -1/4 of the term is the mutual information: -1/2 sum log(1 - rho^2) over the canonical correlations."""
+    shared = torch.from_numpy(np.random.default_rng(8).normal(size=(400, 2 * DIM)))
+    shared = (shared - shared.mean(dim=0)) @ whitening(shared).T
+    rho = torch.tensor([0.9, 0.5, 0.2, 0.0], dtype=torch.float64)
+    x, noise = shared[:, :DIM], shared[:, DIM:]
+    y = rho * x + (1 - rho**2).sqrt() * noise
+    mixing_x, mixing_y = torch.from_numpy(mixed(9, DIM)), torch.from_numpy(mixed(10, DIM))
+    information = -0.5 * (1 - rho**2).log().sum().item()
+    term = log_det_mutual_information(x @ mixing_x, y @ mixing_y, eps=0.0)
+    assert term.item() == pytest.approx(-4 * information, rel=1e-8)
+
+
+def test_running_covariance_averages(pair):
+    """Three steps against the sum of the series; the gradient is that of the last batch alone."""
+    average = running()
+    batches = [torch.from_numpy(mixed(seed)) for seed in (11, 12, 13)]
+    for batch in batches:
+        leaf = batch.clone().requires_grad_()
+        first, second = average.update(leaf, 2 * leaf)
+    expected = 0.8**3 * np.eye(DIM)
+    for age, batch in enumerate(reversed(batches)):
+        expected += 0.2 * 0.8**age * naive_covariance(batch.numpy(), batch.numpy())
+    np.testing.assert_allclose(average.real.numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        average.synthetic.numpy(), 4 * expected - 3 * 0.8**3 * np.eye(DIM), rtol=1e-12, atol=1e-14
+    )
+    assert not average.real.requires_grad
+    # d trace(C) / dz = 2 (z - mean) / n.
+    (gradient,) = torch.autograd.grad(first.trace() + 0 * second.trace(), leaf)
+    torch.testing.assert_close(gradient, 0.2 * 2 * (leaf - leaf.mean(dim=0)).detach() / NUM, rtol=1e-12, atol=1e-15)
+    kept = average.real.clone()
+    average.eval().update(*pair)
+    assert torch.equal(average.real, kept)
+
+
+def test_cor_infomax_moves_the_average_once(pair):
+    average, twin = running(), running()
+    cor_infomax(*pair, average, alpha=1.0).backward()
+    twin.update(*pair)
+    assert torch.equal(average.real, twin.real) and torch.equal(average.synthetic, twin.synthetic)
+    second = cor_infomax(*pair, average, alpha=1.0)
+    first = cor_infomax(*pair, twin, alpha=1.0)
+    assert first.item() == second.item()
+
+
+def ica_inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(14)
+    weight = torch.randn(DIM, DIM, generator=generator, dtype=torch.float64)
+    return weight.requires_grad_(), torch.randn(NUM, DIM, generator=generator, dtype=torch.float64)
+
+
+def test_infomax_ica_equals_the_formula():
+    weight, x = ica_inputs()
+    outputs = (x @ weight.T).detach().numpy()
+    log_slopes = 0.0
+    for u in outputs.flat:
+        g = 1 / (1 + math.exp(-u))
+        log_slopes += math.log(g * (1 - g))
+    expected = -(math.log(abs(np.linalg.det(weight.detach().numpy()))) + log_slopes / NUM)
+    assert infomax_ica(weight, x @ weight.T).item() == pytest.approx(expected, rel=1e-12)
+    assert torch.autograd.gradcheck(lambda weight: infomax_ica(weight, x @ weight.T), weight)
+
+
+def test_infomax_ica_has_the_natural_gradient():
+    weight, x = ica_inputs()
+    outputs = x @ weight.T
+    (gradient,) = torch.autograd.grad(infomax_ica(weight, outputs), weight)
+    natural = torch.zeros(DIM, DIM, dtype=torch.float64)
+    for u in outputs.detach():
+        natural += torch.outer(1 - 2 * torch.sigmoid(u), u) / NUM
+    w = weight.detach()
+    expected = (torch.eye(DIM, dtype=torch.float64) + natural) @ w
+    torch.testing.assert_close(-gradient @ w.T @ w, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_infomax_ica_in_float32_and_far_out():
+    weight, x = ica_inputs()
+    weight = weight.detach().float().requires_grad_()
+    value = infomax_ica(weight, 1e4 * x.float() @ weight.T)
+    value.backward()
+    assert value.isfinite() and weight.grad.isfinite().all() and weight.grad.dtype == torch.float32
+    with pytest.raises(AttribError, match="square"):
+        infomax_ica(weight[:2], x.float() @ weight[:2].T)
+
+
+def test_perfect_outputs_are_least():
+    """Equal, white outputs: Barlow Twins and VICReg reach zero, CCA-SSG minus the number of dimensions."""
+    z = torch.from_numpy(mixed(15, num=50))
+    white = (z - z.mean(dim=0)) @ whitening(z).T
+    assert barlow_twins(white, white).item() == pytest.approx(0, abs=1e-12)
+    assert vicreg(white, white).item() == pytest.approx(0, abs=1e-12)
+    assert cca_ssg(white, white).item() == pytest.approx(-DIM, rel=1e-12)
+
+
+def test_coding_rate_prefers_spread_directions():
+    """A head that sends everything one way has the least rate, an even spread over orthogonal directions the greatest."""
+    spread = torch.eye(DIM, dtype=torch.float64).repeat(3, 1)
+    collapsed = spread[:1].repeat(12, 1)
+    best = -DIM * math.log(1 + 1 / 0.5**2)
+    assert coding_rate(spread, 7 * spread).item() == pytest.approx(best, rel=1e-12)
+    assert coding_rate(collapsed, collapsed).item() == pytest.approx(-math.log(1 + DIM / 0.5**2), rel=1e-12)
+    random = torch.from_numpy(mixed(16))
+    assert best < coding_rate(random, random).item() < coding_rate(collapsed, collapsed).item()

@@ -1,0 +1,221 @@
+"""Two workers learn what one process learns from the joined batch: every objective, three steps of SGD under DistributedDataParallel.
+
+The averaging of DistributedDataParallel is right for a mean over rows only. What the tests below refute is done here on purpose, too:
+a loss of each worker's own rows, and a gather whose gradient is not summed.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import cache, partial
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from attrib.alignment import MomentumQueue, dino, info_nce, moco, momentum_update, update_centre
+from attrib.disentanglement import (
+    RunningCovariance,
+    barlow_twins,
+    cca_ssg,
+    coding_rate,
+    cor_infomax,
+    gaussian_infomax,
+    infomax_ica,
+    log_det_mutual_information,
+    vicreg,
+)
+from attrib.gather import gather, gather_fixed
+
+WORLD_SIZE = 2
+NUM_STEPS = 3
+# Of one worker: more rows than dimensions, so that no covariance is singular.
+NUM_ROWS = 8
+NUM_INPUTS, DIM = 6, 5
+NUM_SOURCES = 20
+# Not a multiple of the global batch, so that it wraps around.
+CAPACITY = 40
+DTYPE = torch.float64
+
+DISENTANGLEMENT = {
+    "gaussian_infomax": gaussian_infomax,
+    "log_det_mutual_information": log_det_mutual_information,
+    "coding_rate": coding_rate,
+    "barlow_twins": barlow_twins,
+    "vicreg": vicreg,
+    "cca_ssg": cca_ssg,
+}
+OBJECTIVES = ["info_nce", "moco", "dino", "cor_infomax", "infomax_ica", *DISENTANGLEMENT]
+# The naive ways are tried on these.
+BATCH_STATISTICS = ["info_nce", "gaussian_infomax", "barlow_twins"]
+
+
+class GatherWithoutSum(torch.autograd.Function):
+    """What is often written: the gradient of the own rows alone."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        return gather_fixed(rows)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient.chunk(WORLD_SIZE)[dist.get_rank()]
+
+
+GATHERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gather": gather,
+    "own rows": lambda rows: rows,
+    "without sum": GatherWithoutSum.apply,
+}
+
+
+class State(nn.Module):
+    """All that an objective carries from one step to the next."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.teacher = copy.deepcopy(head).requires_grad_(False)
+        self.queue = MomentumQueue(CAPACITY, DIM)
+        self.running = RunningCovariance(DIM, momentum=0.9)
+        self.register_buffer("centre", torch.zeros(DIM))
+
+
+def draw(step: int, rank: int, world_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """This rank's part of the joined batch: real and synthetic [n, inputs], view_sources [n, 2] and anchor_ids [n]."""
+    generator = torch.Generator().manual_seed(step)
+    num = WORLD_SIZE * NUM_ROWS
+    real = torch.randn(num, NUM_INPUTS, dtype=DTYPE, generator=generator)
+    synthetic = real + 0.5 * torch.randn(num, NUM_INPUTS, dtype=DTYPE, generator=generator)
+    anchor_ids = torch.randperm(NUM_SOURCES, generator=generator)[:num]
+    # The donor of style is shown by another worker; every third view has none.
+    view_sources = torch.stack([anchor_ids, anchor_ids.roll(NUM_ROWS + 1)], dim=1)
+    view_sources[::3, 1] = -1
+    return tuple(tensor.chunk(world_size)[rank] for tensor in (real, synthetic, view_sources, anchor_ids))
+
+
+def train(objective: str, gather: Callable[[Tensor], Tensor], rank: int, world_size: int) -> dict:
+    """The parameters' gradients of every step and the state after the last."""
+    torch.manual_seed(0)
+    # No bias at the end: centring would leave it without gradient.
+    last = nn.Linear(DIM, DIM, bias=False)
+    head = nn.Sequential(nn.Linear(NUM_INPUTS, 8), nn.Tanh(), nn.Linear(8, DIM), nn.Tanh(), last).to(DTYPE)
+    state = State(head).to(DTYPE)
+    online = DistributedDataParallel(head) if world_size > 1 else head
+    optimiser = torch.optim.SGD(online.parameters(), lr=0.05, momentum=0.9)
+    gradients = []
+    for step in range(NUM_STEPS):
+        batch = draw(step, rank, world_size)
+        optimiser.zero_grad()
+        compute_loss(objective, online, head, state, batch, gather).backward()
+        gradients.append([parameter.grad.clone() for parameter in head.parameters()])
+        optimiser.step()
+        momentum_update(state.teacher, online, 0.9)
+    return {"gradients": gradients, "state": state.state_dict()}
+
+
+def compute_loss(objective: str, online: nn.Module, head: nn.Module, state: State, batch: tuple, gather) -> Tensor:
+    """As a training loop would: one forward pass for both domains, gather, loss, then the state for the next step."""
+    inputs, synthetic_inputs, sources, ids = batch
+    real, synthetic = map(gather, online(torch.cat([inputs, synthetic_inputs])).chunk(2))
+    sources, ids = gather(sources), gather(ids)
+    if objective == "info_nce":
+        return info_nce(synthetic, real, sources, ids, 0.2, torch.tensor([1.0, 0.5]))
+    if objective == "moco":
+        keys = gather_fixed(state.teacher(inputs))
+        loss = moco(synthetic, keys, sources, ids, state.queue, 0.2)
+        state.queue.enqueue(keys, ids)
+        return loss
+    if objective == "dino":
+        logits = gather_fixed(state.teacher(inputs))
+        loss = dino(synthetic, logits, sources, ids, state.centre, 0.1, 0.04)
+        state.centre.copy_(update_centre(state.centre, logits, 0.9))
+        return loss
+    if objective == "cor_infomax":
+        return cor_infomax(real, synthetic, state.running, alpha=1.0)
+    if objective == "infomax_ica":
+        return infomax_ica(head[-1].weight, torch.cat([real, synthetic]))
+    return DISENTANGLEMENT[objective](real, synthetic)
+
+
+def runs() -> list[tuple[str, str]]:
+    """(objective, gather) of everything that the workers train."""
+    return [(objective, "gather") for objective in OBJECTIVES] + [
+        (objective, naive) for objective in BATCH_STATISTICS for naive in ("own rows", "without sum")
+    ]
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
+    try:
+        trained = {(objective, way): train(objective, GATHERS[way], rank, WORLD_SIZE) for objective, way in runs()}
+        torch.save(trained, f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory) -> list[dict]:
+    """What each of the two workers trained."""
+    folder = tmp_path_factory.mktemp("workers")
+    mp.spawn(work, args=(str(folder),), nprocs=WORLD_SIZE)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD_SIZE)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """On matrices this small, threads that wait for each other cost a hundred times the arithmetic."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@cache
+def alone(objective: str) -> dict:
+    """One process with the joined batch, in which `gather` is the identity."""
+    return train(objective, gather, rank=0, world_size=1)
+
+
+# Sums of another order differ by rounding only. The absolute part is for log-det mutual information: the gradient of its last linear
+# map, which it ignores but for eps, is what is left of terms 1e5 times larger.
+assert_same = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_two_workers_learn_as_one_process(objective, workers):
+    expected = alone(objective)
+    for worker in workers:
+        trained = worker[objective, "gather"]
+        for gradients, expected_gradients in zip(trained["gradients"], expected["gradients"], strict=True):
+            assert all(gradient.norm() > 1e-6 for gradient in gradients)
+            assert_same(gradients, expected_gradients)
+        assert_same(trained["state"], expected["state"])
+
+
+def test_state_is_that_of_three_global_batches(workers):
+    """What the test above compares has been filled."""
+    queue = workers[0]["moco", "gather"]["state"]
+    assert queue["queue.position"] == NUM_STEPS * WORLD_SIZE * NUM_ROWS - CAPACITY
+    assert (queue["queue.ids"] >= 0).all() and (queue["queue.keys"].norm(dim=1) > 0).all()
+    assert (workers[0]["dino", "gather"]["state"]["centre"] != 0).all()
+    running = workers[0]["cor_infomax", "gather"]["state"]
+    assert not torch.allclose(running["running.real"], torch.eye(DIM, dtype=DTYPE))
+    assert not torch.allclose(running["running.real"], running["running.synthetic"])
+
+
+@pytest.mark.parametrize("objective", BATCH_STATISTICS)
+def test_a_loss_of_the_own_rows_has_another_gradient(objective, workers):
+    expected = alone(objective)["gradients"][0]
+    for gradient, expected_gradient in zip(workers[0][objective, "own rows"]["gradients"][0], expected):
+        assert (gradient - expected_gradient).norm() > 0.05 * expected_gradient.norm()
+
+
+@pytest.mark.parametrize("objective", BATCH_STATISTICS)
+def test_a_gather_that_does_not_sum_scales_the_gradient(objective, workers):
+    """By 1 / world size: the direction is right, which is why it goes unnoticed."""
+    expected = alone(objective)["gradients"][0]
+    trained = workers[0][objective, "without sum"]["gradients"][0]
+    assert_same([WORLD_SIZE * gradient for gradient in trained], expected)

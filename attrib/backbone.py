@@ -14,13 +14,13 @@ from safetensors import SafetensorError, safe_open
 from attrib.config import digest
 from attrib.errors import AttribError, first_line
 from attrib.images import Preprocessing
+from attrib.model import CHECKPOINT_KEY, AttributionModel, model_from_checkpoint
 from attrib.settings import BackboneSettings
 from attrib.storage import Storage, scratch_folder
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
 CPU_BATCH_SIZE = 16  # activations of larger batches fall out of the cache
 GPU_BATCH_SIZE = 128  # as many as a chunk holds by default; a larger one would mostly be padding
-CHECKPOINT_KEY = "attrib.backbone"  # safetensors metadata of a checkpoint of ours: {"name": ..., "data_config": {...}}
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,32 @@ class Encoder:
         return vectors
 
 
+@dataclass(frozen=True)
+class Network:
+    """A network with timm's description of its preprocessing. has_head: whether it is a model with a head (attrib/model.py)."""
+
+    model: torch.nn.Module
+    data_config: dict
+    has_head: bool = False
+
+
 def load_encoder(
     settings: BackboneSettings, storage: Storage, device: str = "cpu", batch_size: int | None = None
 ) -> Encoder:
+    """Raises AttribError if the network is unknown to timm or the weights do not fit it."""
+    network = load_network(settings, storage)
+    return Encoder(network.model, settings.name, preprocessing_of(network, settings.name), device, batch_size)
+
+
+def preprocessing_of(network: Network, name: str) -> Preprocessing:
+    """Raises AttribError if it is not one that we can do."""
+    try:
+        return Preprocessing.from_timm(network.data_config)
+    except (ValueError, KeyError) as error:
+        raise AttribError(f"the preprocessing of {name!r} is not supported: {error}") from error
+
+
+def load_network(settings: BackboneSettings, storage: Storage) -> Network:
     """Raises AttribError if the network is unknown to timm or the weights do not fit it."""
     if settings.weights.endswith(".safetensors"):
         state, declared = _read_safetensors(settings.weights, storage)
@@ -90,21 +113,18 @@ def load_encoder(
         if name != settings.name:
             raise AttribError(f"{settings.weights} is a checkpoint of {name!r}, but backbone.name is {settings.name!r}")
         model = _create(name, pretrained=False)
+        if "head" in declared:
+            model = model_from_checkpoint(model.eval(), declared, state, settings.weights, settings.domain)
+            return Network(model, declared["data_config"], has_head=True)
         _load_strictly(model, state, settings.weights)
-        data_config = declared.get("data_config") or timm.data.resolve_data_config(model=model)
-    elif settings.weights == "random":
+        return Network(model, declared.get("data_config") or timm.data.resolve_data_config(model=model))
+    if settings.weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             model = _create(settings.name, pretrained=False)
-        data_config = timm.data.resolve_data_config(model=model)
     else:
         model = _create(settings.name, pretrained=True)
-        data_config = timm.data.resolve_data_config(model=model)
-    try:
-        preprocessing = Preprocessing.from_timm(data_config)
-    except (ValueError, KeyError) as error:
-        raise AttribError(f"the preprocessing of {settings.name!r} is not supported: {error}") from error
-    return Encoder(model, settings.name, preprocessing, device, batch_size)
+    return Network(model, timm.data.resolve_data_config(model=model))
 
 
 def _create(name: str, pretrained: bool) -> torch.nn.Module:
@@ -152,7 +172,8 @@ def _model_digest(name: str, model: torch.nn.Module) -> str:
         weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         # Flattened in logical order, so that the memory format does not matter; as bytes, since NumPy has no bfloat16.
         weights.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
-    return digest([name.split(".")[0], weights.hexdigest()])
+    described = [model.description()] if isinstance(model, AttributionModel) else []
+    return digest([name.split(".")[0], weights.hexdigest(), *described])
 
 
 def keep_freed_memory() -> None:

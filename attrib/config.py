@@ -103,10 +103,18 @@ def _explain(error: ValidationError, settings: type[BaseModel]) -> Iterator[str]
 
 def _known_keys(settings: type[BaseModel], place: tuple) -> list[str]:
     for key in place:
-        annotation = settings.model_fields[key].annotation
-        kinds = (getattr(settings, "sections", {}).get(key), annotation, *get_args(annotation))
+        if key not in settings.model_fields:
+            continue  # a position in a list, or a name that the user gave
+        kinds = (getattr(settings, "sections", {}).get(key), *_flattened(settings.model_fields[key].annotation))
         settings = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
     return sorted(settings.model_fields)
+
+
+def _flattened(annotation) -> Iterator:
+    """An annotation and all that stands in its brackets: `dict[str, X] | None` gives X, too."""
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _flattened(inner)
 
 
 def _expand(value, origin: str):

@@ -1,5 +1,6 @@
 """From manifest rows to vectors: read, decode and resize a chunk of images, encode it, and keep one outcome per image."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -48,7 +49,7 @@ def prepare_images(
     """Read, decode and resize the images of some manifest rows; a failure becomes its row's stage and reason."""
     rows = images.select(["id", "uri", "offset", "num_bytes", "row_group", "row"]).to_pylist()
     outcomes, pixels = [], []
-    for row, data in zip(rows, _read_all(rows, manifest, settings, storage)):
+    for row, data in zip(rows, read_all(rows, manifest, settings.io_threads, storage)):
         outcome = {"id": row["id"]}
         outcomes.append(outcome)
         try:
@@ -67,14 +68,15 @@ def prepare_images(
     )
 
 
-def _read_all(rows: list[dict], manifest: Manifest, settings: EmbedSettings, storage: Storage):
+def read_all(rows: list[dict], manifest: Manifest, io_threads: int, storage: Storage) -> Iterator[bytes | ImageError]:
+    """The encoded bytes of manifest rows (LOCATION_FIELDS), in their order, or why they could not be read."""
     if manifest.collection.bytes_column:
         yield from read_parquet_images(rows, manifest.collection.bytes_column, storage)
         return
 
-    with ThreadPoolExecutor(settings.io_threads) as pool:
+    with ThreadPoolExecutor(io_threads) as pool:
         # A window of reads ahead, not the whole chunk: encoded originals can be large.
-        window = 2 * settings.io_threads
+        window = 2 * io_threads
         waiting = [pool.submit(read_image_or_error, row, storage) for row in rows[:window]]
         for i in range(len(rows)):
             yield waiting[i].result()

@@ -1,4 +1,4 @@
-"""How well a run's vectors rank the true sources, by role of the source and method of the generator.
+"""How well vectors rank the true sources of generated images: by a truth table here, by AbC's test cases in abc_protocol.py.
 
 A truth row asks for one group of sources (copies and crops of one picture share a group) in one role, such as content or style. Its pool is
 every source except those of the query's other truths, so that one vector per image can serve all roles, as AbC (arXiv 2306.09345) leaves
@@ -6,176 +6,152 @@ other exemplars out.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
+from attrib.abc_protocol import read_test_case, score_abc
+from attrib.collection import Collection, check_comparable, read_collection, unit_rows
 from attrib.corpus import open_sidecar
+from attrib.distractors import listed_distractors, open_distractors
 from attrib.errors import AttribError
-from attrib.manifest import open_manifest
-from attrib.settings import EvaluateSettings
+from attrib.evaluate_settings import AbcSettings, EvaluateSettings, MethodSettings, TruthSettings
+from attrib.mappers import Mappers, load_mappers
+from attrib.scores import TIE, TOP_SOURCES, QueryScores, average_precision, check_same_rows, ranks_of_relevant
 from attrib.storage import Storage
-from attrib.vectors import open_embeddings, read_vectors
-
-MACRO_MIN_ROWS = 30  # smaller cells are printed, but would add more noise than knowledge to the macro mean
-BOOTSTRAP_DRAWS = 2000
+from attrib.vectors import open_embeddings
 
 
-@dataclass(frozen=True)
-class Collection:
-    """Vectors with what the manifest says: keys [n], unit vectors float64 [n, d], metadata columns by name [n]."""
+class TruthRow(NamedTuple):
+    """A query's key, and the group of sources that is true of it in a role."""
 
-    keys: list[str]
-    vectors: np.ndarray
-    metadata: dict[str, list]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Truth rows of one (role, method): groups [n], average precision, recall at 1 and at 10, float64 [n] each."""
-
-    groups: list[str]
-    average_precision: np.ndarray
-    recall_at_1: np.ndarray
-    recall_at_10: np.ndarray
+    query: str
+    role: str
+    group: str
 
 
-def read_collection(uri: str, storage: Storage) -> Collection:
-    embeddings = open_embeddings(uri, storage)
-    manifest = open_manifest(embeddings.manifest_uri, storage)
-    columns = ["key", *manifest.metadata_columns]
-    rows, vectors = [], []
-    for partition in range(len(embeddings.num_rows)):
-        ids, found = read_vectors(embeddings, partition, storage)
-        table = storage.read_table(manifest.partition_uri(partition), columns=["id", *columns]).sort_by("id")
-        at = np.searchsorted(table["id"].to_numpy(), ids)
-        if len(at) and not np.array_equal(table["id"].to_numpy()[np.minimum(at, len(table) - 1)], ids):
-            raise AttribError(f"{manifest.uri} was made anew since {uri} was embedded; embed it again")
-        rows.append(table.take(pa.array(at)))
-        vectors.append(found)
-    table = pa.concat_tables(rows)
-    # Copies of one picture must tie exactly; float32 products differ in the last bit with a row's place in the matrix.
-    unit = np.concatenate(vectors).astype(np.float64)
-    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    return Collection(
-        table["key"].to_pylist(),
-        unit,
-        {name: table[name].to_pylist() for name in columns[1:]},
-    )
+def evaluate(settings: EvaluateSettings, storage: Storage) -> dict[str, QueryScores]:
+    """{method: its scores}, by the protocol that the settings name. Raises AttribError if something that is asked for has no vector."""
+    ask = _truth_scorer(settings.truth, storage) if settings.truth else _abc_scorer(settings.abc, storage)
+    results = {method.name: ask(method) for method in settings.methods}
+    check_same_rows(results)
+    return results
 
 
-def evaluate(settings: EvaluateSettings, storage: Storage) -> dict[tuple[str, str], Cell]:
-    """{(role, method): Cell}. Raises AttribError if a query or group of the truth table has no vector."""
-    sources, queries = read_collection(settings.sources, storage), read_collection(settings.queries, storage)
-    for collection, column in ((sources, settings.group_column), (queries, settings.method_column)):
-        if column not in collection.metadata:
-            raise AttribError(
-                f"the collection has no metadata column {column!r}; it has {', '.join(collection.metadata) or 'none'}"
-            )
-    truth_table = open_sidecar(settings.truth, storage).to_table()
-    for column in (settings.truth_role_column, settings.truth_group_column):
-        if column not in truth_table.schema.names:
-            names = ", ".join(truth_table.schema.names)
-            raise AttribError(f"{settings.truth.uri} has no column {column!r}; it has {names}")
-    if not len(truth_table):
-        raise AttribError(f"{settings.truth.uri} has no rows, so there is nothing to evaluate")
-    truth = truth_table.to_pylist()
-    prefix = settings.truth.key_prefix
+def input_digests(settings: EvaluateSettings, storage: Storage) -> dict[str, dict[str, str]]:
+    """{method: {"sources": digest, "queries": digest}} of the embed runs, which may be made anew at the same place."""
+    return {
+        method.name: {
+            role: open_embeddings(uri, storage).digest
+            for role, uri in (("sources", method.sources), ("queries", method.queries))
+        }
+        for method in settings.methods
+    }
+
+
+def read_truth(settings: TruthSettings, storage: Storage) -> list[TruthRow]:
+    """The truth table, the prefix taken off its keys. Raises AttribError if a column is absent or there is no row."""
+    table = open_sidecar(settings, storage).to_table()
+    for column in (settings.role_column, settings.group_column):
+        if column not in table.schema.names:
+            raise AttribError(f"{settings.uri} has no column {column!r}; it has {', '.join(table.schema.names)}")
+    if not len(table):
+        raise AttribError(f"{settings.uri} has no rows, so there is nothing to evaluate")
+    columns = (table[name].to_pylist() for name in (settings.key_column, settings.role_column, settings.group_column))
+    return [TruthRow(str(query).removeprefix(settings.key_prefix), role, group) for query, role, group in zip(*columns)]
+
+
+def score_truth(
+    sources: Collection,
+    queries: Collection,
+    truth: list[TruthRow],
+    mappers: Mappers | None = None,
+    source_group_column: str = "group",
+    query_method_column: str = "method",
+) -> QueryScores:
+    """One row per truth row, in cells of (role, method that generated the query); the resampled unit is the source group.
+
+    Values: ap; recall_at_1 (1 if any relevant source is first); recall_at_10. Raises AttribError if a metadata column is absent, or a
+    query or group of the table has no vector.
+    """
+    group_names, group_of = np.unique([str(g) for g in sources.column(source_group_column)], return_inverse=True)
+    code_of = {name: code for code, name in enumerate(group_names.tolist())}
+    methods = queries.column(query_method_column)
     row_of = {key: i for i, key in enumerate(queries.keys)}
-    groups = np.array(sources.metadata[settings.group_column])
     wanted = defaultdict(set)
     for row in truth:
-        wanted[row[settings.truth.key_column]].add(row[settings.truth_group_column])
-    collected = defaultdict(list)
-    for row in truth:
-        query, group = row[settings.truth.key_column], row[settings.truth_group_column]
-        if query.removeprefix(prefix) not in row_of or group not in groups:
+        if row.query not in row_of or row.group not in code_of:
+            what = f"query {row.query!r}" if row.query not in row_of else f"source group {row.group!r}"
             raise AttribError(
-                f"{settings.truth.uri}: query {query!r} or source group {group!r} has no vector in these embeddings"
+                f"the truth table asks for query {row.query!r} and source group {row.group!r}, but {what} has no vector in these "
+                "embeddings; embed it, or correct the table or its key_prefix"
             )
-        position = row_of[query.removeprefix(prefix)]
-        pool = ~np.isin(groups, list(wanted[query] - {group}))
-        relevant = (groups == group)[pool]
-        similarity = (sources.vectors @ queries.vectors[position])[pool]
+        wanted[row.query].add(code_of[row.group])
+    source_rows = unit_rows(sources.vectors, mappers and mappers.real, "the sources")
+    query_rows = unit_rows(queries.vectors, mappers and mappers.synth, "the queries")
+    check_comparable(source_rows, query_rows)
+    cells, values, true_keys, top_keys, top_similarity = [], [], [], [], []
+    for query, role, group in truth:
+        position, code = row_of[query], code_of[group]
+        pool = np.flatnonzero(~np.isin(group_of, list(wanted[query] - {code})))
+        relevant = group_of[pool] == code
+        similarity = (source_rows @ query_rows[position])[pool]
         ranks = ranks_of_relevant(similarity, relevant)
-        method = queries.metadata[settings.method_column][position] or "(none)"
-        collected[row[settings.truth_role_column], method].append((group, ranks))
-    return {name: _cell(rows) for name, rows in sorted(collected.items())}
-
-
-def ranks_of_relevant(similarity: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """Ranks int64 [m], ascending from 1, of the relevant among all; ties rank the irrelevant first, so that a tie never helps."""
-    order = np.lexsort((relevant, -similarity))
-    return np.flatnonzero(relevant[order]) + 1
-
-
-def average_precision(ranks: np.ndarray) -> float:
-    """Mean over the relevant of (relevant at or above it) / rank."""
-    return float(np.mean(np.arange(1, len(ranks) + 1) / ranks))
-
-
-def _cell(rows: list[tuple[str, np.ndarray]]) -> Cell:
-    return Cell(
-        [group for group, _ in rows],
-        np.array([average_precision(ranks) for _, ranks in rows]),
-        np.array([float(ranks[0] == 1) for _, ranks in rows]),
-        np.array([np.mean(ranks <= 10) for _, ranks in rows]),
+        values.append((average_precision(ranks), float(ranks[0] == 1), np.mean(ranks <= 10)))
+        first = _first(similarity, relevant, lambda i, pool=pool: sources.keys[pool[i]])
+        cells.append((role, methods[position] or "(none)"))
+        true_keys.append([sources.keys[i] for i in pool[relevant]])
+        top_keys.append([sources.keys[i] for i in pool[first]])
+        top_similarity.append(similarity[first].tolist())
+    columns = np.array(values).T
+    return QueryScores(
+        queries=[row.query for row in truth],
+        cells=cells,
+        units=[row.group for row in truth],
+        values=dict(zip(("ap", "recall_at_1", "recall_at_10"), columns)),
+        true_keys=true_keys,
+        top_keys=top_keys,
+        top_similarity=top_similarity,
     )
 
 
-def macro_map(cells: dict[tuple[str, str], Cell], seed: int = 0) -> tuple[float, float, float]:
-    """Mean over cells of MACRO_MIN_ROWS rows or more of their mAP, and its 95 % interval by resampling source groups within each cell."""
-    large = [cell for cell in cells.values() if len(cell.groups) >= MACRO_MIN_ROWS]
-    if not large:
-        return float("nan"), float("nan"), float("nan")
-    generator = np.random.default_rng(seed)
-    draws = np.zeros(BOOTSTRAP_DRAWS)
-    for cell in large:
-        names, group = np.unique(cell.groups, return_inverse=True)
-        total, count = np.bincount(group, weights=cell.average_precision), np.bincount(group)
-        drawn = generator.integers(0, len(names), size=(BOOTSTRAP_DRAWS, len(names)))
-        draws += total[drawn].sum(axis=1) / count[drawn].sum(axis=1) / len(large)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(np.mean([cell.average_precision.mean() for cell in large])), float(low), float(high)
+def _first(similarity: np.ndarray, relevant: np.ndarray, key_of) -> list[int]:
+    """The TOP_SOURCES best, by descending similarity; of ties the irrelevant first, then by key, whatever order the files had."""
+    rank = min(TOP_SOURCES, len(similarity))
+    candidates = np.flatnonzero(similarity >= np.partition(similarity, -rank)[-rank] - TIE)
+    order = sorted(candidates.tolist(), key=lambda i: (-round(float(similarity[i]), 12), relevant[i], key_of(i)))
+    return order[:TOP_SOURCES]
 
 
-def summarise(cells: dict[tuple[str, str], Cell]) -> dict:
-    """Plain numbers for JSON: per cell and the macro mean."""
-    mean, low, high = macro_map(cells)
-    rows = [
-        {
-            "role": role,
-            "method": method,
-            "num_rows": len(cell.groups),
-            "num_groups": len(set(cell.groups)),
-            "map": float(cell.average_precision.mean()),
-            "recall_at_1": float(cell.recall_at_1.mean()),
-            "recall_at_10": float(cell.recall_at_10.mean()),
-        }
-        for (role, method), cell in cells.items()
-    ]
-    # JSON has no NaN: null where no cell is large enough.
-    macro = (
-        {"macro_map": mean, "macro_map_interval_95": [low, high]}
-        if mean == mean
-        else {"macro_map": None, "macro_map_interval_95": None}
-    )
-    return {"cells": rows, **macro, "macro_min_rows": MACRO_MIN_ROWS}
+def _truth_scorer(settings: TruthSettings, storage: Storage):
+    truth = read_truth(settings, storage)
 
-
-def format_table(summary: dict) -> str:
-    lines = [f"{'role':8} {'method':48} {'rows':>5} {'groups':>6} {'mAP':>6} {'r@1':>6} {'r@10':>6}"]
-    for row in summary["cells"]:
-        counts = f"{row['num_rows']:5} {row['num_groups']:6}"
-        lines.append(
-            f"{row['role']:8} {row['method']:48} {counts} {row['map']:6.3f} {row['recall_at_1']:6.3f} {row['recall_at_10']:6.3f}"
+    def score(method: MethodSettings) -> QueryScores:
+        return score_truth(
+            read_collection(method.sources, storage),
+            read_collection(method.queries, storage),
+            truth,
+            load_mappers(method.mapper, storage) if method.mapper else None,
+            settings.source_group_column,
+            settings.query_method_column,
         )
-    if summary["macro_map"] is None:
-        lines.append(f"no macro mAP: no cell has {summary['macro_min_rows']} or more rows")
-        return "\n".join(lines)
-    low, high = summary["macro_map_interval_95"]
-    lines.append(
-        f"macro mAP {summary['macro_map']:.4f}, 95 % interval {low:.4f} to {high:.4f} (cells of {summary['macro_min_rows']} or more rows)"
-    )
-    return "\n".join(lines)
+
+    return score
+
+
+def _abc_scorer(settings: AbcSettings, storage: Storage):
+    test_cases = {
+        name: read_test_case(uri, storage, settings.exemplar_prefix, settings.query_prefix)
+        for name, uri in settings.test_cases.items()
+    }
+
+    def score(method: MethodSettings) -> QueryScores:
+        sources, queries = read_collection(method.sources, storage), read_collection(method.queries, storage)
+        mappers = load_mappers(method.mapper, storage) if method.mapper else None
+        if settings.distractors:
+            listed = listed_distractors(settings.distractors, settings.exemplar_prefix, sources, storage)
+            return score_abc(test_cases, sources, queries, listed, mappers, settings.whole_pool)
+        with open_distractors(method.distractors, storage) as distractors:
+            return score_abc(test_cases, sources, queries, distractors, mappers, settings.whole_pool)
+
+    return score

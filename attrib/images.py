@@ -57,6 +57,7 @@ MAX_REASON_CHARS = 200
 # Above this ratio of the sides, resizing all of the image before the crop wastes most of the work (1x5000 would pass through 983 MB).
 PANORAMA_RATIO = 8
 Interpolation = Literal["bicubic", "bilinear"]
+CropMode = Literal["center", "squash"]  # as timm names them
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +211,8 @@ def _scale_to_8_bit(samples: np.ndarray) -> np.ndarray:
 class Preprocessing:
     """A backbone's input: the shorter side resized to resize_px, the centre crop_px x crop_px cut out, then (x / 255 - mean) / std.
 
-    mean and std: per RGB channel, on the scale of 0 to 1. Raises ValueError that names the invalid value.
+    mean and std: per RGB channel, on the scale of 0 to 1. With crop_mode "squash" both sides are resized to resize_px, so that with a
+    crop_px as large nothing of the picture is lost. Raises ValueError that names the invalid value.
     """
 
     resize_px: int
@@ -218,8 +220,11 @@ class Preprocessing:
     interpolation: Interpolation
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    crop_mode: CropMode = "center"
 
     def __post_init__(self):
+        if self.crop_mode not in get_args(CropMode):
+            raise ValueError(f"crop_mode {self.crop_mode!r} is not supported; use one of {get_args(CropMode)}")
         if not 1 <= self.crop_px <= self.resize_px:
             raise ValueError(f"crop_px {self.crop_px} must lie between 1 and resize_px {self.resize_px}")
         if self.interpolation not in get_args(Interpolation):
@@ -237,17 +242,13 @@ class Preprocessing:
             raise ValueError(
                 f"input_size {data_config['input_size']} is not supported; choose a backbone with a square RGB input"
             )
-        if data_config["crop_mode"] != "center":
-            mode = data_config["crop_mode"]
-            raise ValueError(
-                f"crop_mode {mode!r} is not supported; choose a backbone with crop_mode 'center', or override it"
-            )
         return cls(
             resize_px=math.floor(height / data_config["crop_pct"]),
             crop_px=height,
             interpolation=data_config["interpolation"],
             mean=tuple(map(float, data_config["mean"])),
             std=tuple(map(float, data_config["std"])),
+            crop_mode=data_config["crop_mode"],
         )
 
     def to_dict(self) -> dict:
@@ -266,10 +267,18 @@ class Preprocessing:
         which is up to 20 grey levels apart at single pixels of white noise, 0.4 in the mean.
         """
         height, width = pixels.shape[1:]
+        if self.crop_mode == "squash":
+            return self._squash(pixels)
         if max(height, width) > PANORAMA_RATIO * min(height, width):
             return self._resize_the_centre(pixels)
         resized = functional.resize(
             pixels, [self.resize_px], interpolation=InterpolationMode(self.interpolation), antialias=True
+        )
+        return functional.center_crop(resized, [self.crop_px, self.crop_px])
+
+    def _squash(self, pixels: torch.Tensor) -> torch.Tensor:
+        resized = functional.resize(
+            pixels, [self.resize_px] * 2, interpolation=InterpolationMode(self.interpolation), antialias=True
         )
         return functional.center_crop(resized, [self.crop_px, self.crop_px])
 

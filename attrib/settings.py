@@ -93,6 +93,9 @@ def result_settings(settings: "JobSettings") -> dict:
     return settings.model_dump(mode="json", exclude=set(settings.execution_only))
 
 
+Domain = Literal["real", "synthetic"]
+
+
 class BackboneSettings(Settings):
     """A timm network as an image encoder.
 
@@ -103,6 +106,9 @@ class BackboneSettings(Settings):
     name: str = Field(min_length=1)
     weights: str = "hub"
     seed: int = 0  # for weights: random
+    domain: Domain = (
+        "real"  # which head, where a checkpoint has two; jobs.pipeline takes "synthetic" for generated images
+    )
 
     @model_validator(mode="after")
     def _weights_known(self):
@@ -256,7 +262,8 @@ class PipelineSettings(JobSettings):
         for role, collection in (("sources", self.sources), ("generated", self.generated)):
             manifest, vectors = f"{self.output}/{role}/manifest", f"{self.output}/{role}/embeddings"
             made[f"{role}/manifest"] = self._stage("manifest", collection=collection, output=manifest)
-            made[f"{role}/embeddings"] = self._stage("embed", manifest=manifest, output=vectors, backbone=self.backbone)
+            backbone = self.backbone.model_copy(update={"domain": "real" if role == "sources" else "synthetic"})
+            made[f"{role}/embeddings"] = self._stage("embed", manifest=manifest, output=vectors, backbone=backbone)
         sources, generated, index, attributions = (
             f"{self.output}/{name}" for name in ("sources/embeddings", "generated/embeddings", "index", "attributions")
         )
@@ -289,19 +296,6 @@ class PipelineSettings(JobSettings):
             )
         self.stages()
         return self
-
-
-class EvaluateSettings(JobSettings):
-    """jobs.evaluate: rank the known true sources of generated images."""
-
-    sources: Uri  # embeddings
-    queries: Uri  # embeddings
-    truth: MetadataSettings  # one row per (query, role, source group); key_column names the query
-    truth_role_column: str = "role"
-    truth_group_column: str = "source_group"
-    group_column: str = "group"  # of the sources' metadata
-    method_column: str = "method"  # of the queries' metadata
-    output: Uri  # a .json file
 
 
 class BenchmarkSettings(JobSettings):

@@ -1,22 +1,35 @@
-"""Score embeddings against known true sources: python -m jobs.evaluate --config FILE"""
+"""Compare methods by how well they rank known true sources: python -m jobs.evaluate --config FILE"""
 
 from attrib.config import parse_arguments, versions
-from attrib.settings import EvaluateSettings
+from attrib.evaluate_settings import EvaluateSettings
 from jobs.exit import reported
 
 
 def main() -> None:
     settings = parse_arguments(EvaluateSettings, __doc__)
     with reported():
-        from attrib.evaluation import evaluate, format_table, summarise
-        from attrib.storage import Storage
+        from attrib.comparison import pictures_of, write_comparison
+        from attrib.evaluation import evaluate, input_digests
+        from attrib.scores import format_table
+        from attrib.storage import Storage, join
 
         storage = Storage(settings.storage)
-        summary = summarise(evaluate(settings, storage))
-        storage.write_json(
-            settings.output, summary | {"settings": settings.model_dump(mode="json"), "versions": versions()}
+        summary = write_comparison(
+            evaluate(settings, storage),
+            settings.output,
+            storage,
+            reference=settings.reference_name,
+            title=settings.title,
+            record={
+                "inputs": input_digests(settings, storage),
+                "settings": settings.model_dump(mode="json"),
+                "versions": versions(),
+            },
+            pictures=pictures_of(settings),
+            num_shown=settings.num_queries_shown,
         )
         print(format_table(summary))
+        print(f"page: {join(settings.output, 'comparison.html')}")
 
 
 if __name__ == "__main__":

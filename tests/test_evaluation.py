@@ -6,79 +6,22 @@ import subprocess
 import sys
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from pairs import drawn_case, write_case, write_method
 
-from attrib.errors import AttribError
-from attrib.evaluation import average_precision, evaluate, format_table, macro_map, ranks_of_relevant, summarise
-from attrib.identity import image_ids
-from attrib.manifest import part_name
-from attrib.settings import EvaluateSettings
-from attrib.storage import Storage, join
-from attrib.vectors import OUTCOME_FIELDS
+from attrib.collection import Collection
+from attrib.config import validate
+from attrib.errors import AttribError, MismatchError
+from attrib.evaluate_settings import EvaluateSettings
+from attrib.evaluation import TruthRow, evaluate, score_truth
+from attrib.mappers import LinearMapper, Mappers
+from attrib.scores import format_table, intervals, paired_difference, summarise
 
-METADATA = {"sources": "group", "queries": "method"}
-
-
-def write_collection(folder, name: str, keys: list[str], vectors: np.ndarray, column: str, values, storage: Storage):
-    """A manifest and embeddings as the jobs leave them, in partitions of 100; a row of NaN is an image that failed."""
-    root = str(folder / name)
-    ids, num_rows = image_ids(name, keys), []
-    for part, start in enumerate(range(0, len(keys), 100)):
-        rows = slice(start, start + 100)
-        order = np.argsort(ids[rows])
-        num_rows.append(len(order))
-        table = pa.table({"id": ids[rows], "key": keys[rows], "uri": keys[rows], column: list(values[rows])})
-        storage.write_table(join(root, "manifest", part_name(part)), table)
-        made = vectors[rows][order].astype(np.float16)
-        absent = np.isnan(made).any(axis=1)
-        nulls = {field.name: pa.nulls(len(order), field.type) for field in OUTCOME_FIELDS[1:]}
-        embedding = pa.FixedSizeListArray.from_arrays(pa.array(made.ravel()), made.shape[1], mask=pa.array(absent))
-        storage.write_table(
-            join(root, "embeddings", part_name(part)),
-            pa.table({"id": ids[rows][order], **nulls, "embedding": embedding}),
-        )
-    record = {
-        "settings": {"collection": {"name": name, "uri": root}, "manifest": join(root, "manifest")},
-        "digest": "", "order_digest": "", "rows_digest": "", "encoder": {"dimension": vectors.shape[1]},
-        "num_rows": num_rows, "num_embedded": num_rows, "metadata_columns": [column],
-    }  # fmt: skip
-    storage.write_json(join(root, "manifest", "manifest.json"), record)
-    storage.write_json(join(root, "embeddings", "embeddings.json"), record)
-    return join(root, "embeddings")
-
-
-def write_case(folder, storage, sources, queries, truth, prefix="q/") -> EvaluateSettings:
-    """sources: [(key, group, vector)]; queries: [(key, method, vector)]; truth: [(query, role, group)]."""
-    places = {}
-    for name, rows in (("sources", sources), ("queries", queries)):
-        keys, values, vectors = zip(*rows)
-        places[name] = write_collection(folder, name, list(keys), np.stack(vectors), METADATA[name], values, storage)
-    with open(folder / "truth.tsv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, delimiter="\t").writerows([("query", "role", "source_group"), *truth])
-    table = {"uri": str(folder / "truth.tsv"), "key_column": "query", "key_prefix": prefix}
-    return EvaluateSettings(**places, truth=table, output=str(folder / "out.json"))
-
-
-def drawn_case(seed: int):
-    """40 sources in groups of one to three, of which copies are exact, and 90 queries near one or two groups."""
-    rng = np.random.default_rng(seed)
-    group_vectors = rng.standard_normal((20, 12))
-    sources = []
-    for i in range(40):
-        group = int(rng.integers(20))
-        vector = group_vectors[group] + (0 if i % 3 else rng.standard_normal(12))
-        sources.append((f"s{i}.jpg", f"g{group}", vector))
-    present = sorted({group for _, group, _ in sources})
-    queries, truth = [], []
-    for i in range(90):
-        content, style = rng.choice(present, 2, replace=False)
-        vector = sum(group_vectors[int(g[1:])] for g in (content, style)) + 2 * rng.standard_normal(12)
-        queries.append((f"{i}.jpg", "a" if i % 3 else "b", vector))
-        truth.append((f"q/{i}.jpg", "content", content))
-        if i % 4:
-            truth.append((f"q/{i}.jpg", "style", style))
-    return sources, queries, truth
+VALUES = ("ap", "recall_at_1", "recall_at_10")
+METHOD = {"name": "a", "sources": "s", "queries": "q"}
+TRUTH = {"uri": "t.tsv", "key_column": "query"}
+ABC = {"test_cases": {"c": "c.json"}}
 
 
 def oracle(sources, queries, truth) -> dict[tuple[str, str], list[tuple[float, float, float]]]:
@@ -89,7 +32,8 @@ def oracle(sources, queries, truth) -> dict[tuple[str, str], list[tuple[float, f
     for query, role, group in truth:
         others = {g for q, _, g in truth if q == query} - {group}
         pool = [(g == group, np.float16(v).astype(np.float64)) for _, g, v in sources if g not in others]
-        scores = [(relevant, float(v @ vector_of[query] / np.linalg.norm(v))) for relevant, v in pool]
+        asked = vector_of[query] / np.linalg.norm(vector_of[query])
+        scores = [(relevant, float(v @ asked / np.linalg.norm(v))) for relevant, v in pool]
         found = []
         for relevant, score in scores:
             if relevant:
@@ -105,54 +49,69 @@ def oracle(sources, queries, truth) -> dict[tuple[str, str], list[tuple[float, f
 
 @pytest.mark.parametrize("seed", range(3))
 def test_cells_equal_those_of_an_oracle_that_counts(seed, tmp_path, local):
-    case = drawn_case(seed)
-    cells = evaluate(write_case(tmp_path, local, *case), local)
-    expected = oracle(*case)
+    sources, queries, truth = drawn_case(seed)
+    scores = evaluate(write_case(tmp_path, local, sources, queries, truth), local)["one"]
+    expected = oracle(sources, queries, truth)
+    cells = scores.rows_of_cells()
     assert cells.keys() == expected.keys() and len(cells) == 4
-    for name, cell in cells.items():
-        found = np.stack([cell.average_precision, cell.recall_at_1, cell.recall_at_10], axis=1)
-        assert np.allclose(found, expected[name], atol=1e-12)
+    for name, rows in cells.items():
+        found = np.stack([scores.values[value][rows] for value in VALUES], axis=1)
+        assert np.allclose(found, expected[name], rtol=0, atol=1e-12)
     large = [np.mean([precision for precision, *_ in rows]) for rows in expected.values() if len(rows) >= 30]
     assert 0 < len(large) < 4
-    mean, low, high = macro_map(cells)
+    mean, low, high = intervals(scores)[None]["ap"]
     assert mean == pytest.approx(np.mean(large)) and low < mean < high
+    # What is named as found and as true: the best of the pool, and the whole group.
+    group_of = {key: group for key, group, _ in sources}
+    for row, (_, _, group) in enumerate(truth):
+        assert {group_of[key] for key in scores.true_keys[row]} == {group}
+        assert len(scores.true_keys[row]) == sum(g == group for g in group_of.values())
+        assert scores.top_similarity[row] == sorted(scores.top_similarity[row], reverse=True)
+        if scores.values["recall_at_1"][row]:
+            assert scores.top_keys[row][0] in scores.true_keys[row]
 
 
-def test_average_precision_by_hand():
-    assert average_precision(np.array([1])) == 1.0
-    assert average_precision(np.array([2, 4])) == pytest.approx((1 / 2 + 2 / 4) / 2)
+def in_memory(seed: int, change=lambda vectors, domain: vectors):
+    sources, queries, truth = drawn_case(seed)
+    made = [
+        Collection(
+            [k for k, *_ in rows], change(np.stack([v for *_, v in rows]), name), {column: [c for _, c, _ in rows]}
+        )
+        for name, rows, column in (("real", sources, "group"), ("synth", queries, "method"))
+    ]
+    return *made, [TruthRow(query.removeprefix("q/"), role, group) for query, role, group in truth]
 
 
-def test_a_tie_never_helps():
-    similarity = np.array([0.5, 0.9, 0.5, 0.5, 0.1])
-    relevant = np.array([True, False, False, True, False])
-    assert ranks_of_relevant(similarity, relevant).tolist() == [3, 4]
-    assert ranks_of_relevant(np.zeros(4), np.array([True, False, False, False])).tolist() == [4]
+def test_arrays_in_memory_score_as_files_do(tmp_path, local):
+    found = score_truth(*in_memory(0, lambda vectors, _: vectors.astype(np.float16)))
+    filed = evaluate(write_case(tmp_path, local, *drawn_case(0)), local)["one"]
+    assert found.asked() == filed.asked() and found.top_keys == filed.top_keys
+    assert all(np.array_equal(found.values[value], filed.values[value]) for value in VALUES)
 
 
-def test_the_interval_resamples_groups_and_not_rows(tmp_path, local):
-    """When all rows of a group agree, as many rows again say nothing new, so the interval stays as wide."""
-    from attrib.evaluation import Cell
+def test_mappers_act_on_their_own_domain():
+    rng = np.random.default_rng(5)
+    layers = {name: LinearMapper(rng.standard_normal((7, 12)), rng.standard_normal(7)) for name in ("real", "synth")}
+    mapped = score_truth(*in_memory(1), Mappers(**layers))
+    before = score_truth(*in_memory(1, lambda v, domain: v @ layers[domain].weight.T + layers[domain].bias))
+    assert np.allclose(mapped.values["ap"], before.values["ap"])
+    assert not np.allclose(mapped.values["ap"], score_truth(*in_memory(1)).values["ap"])
 
-    precision = np.random.default_rng(0).random(40)
-    names = [f"g{i}" for i in range(40)]
-    once = macro_map({("r", "m"): Cell(names, precision, precision, precision)})
-    often = macro_map(
-        {("r", "m"): Cell(names * 9, np.tile(precision, 9), np.tile(precision, 9), np.tile(precision, 9))}
-    )
-    assert once == pytest.approx(often)
-    assert once[2] - once[1] == pytest.approx(2 * 1.96 * precision.std() / np.sqrt(40), rel=0.1)
+
+def test_vectors_of_different_models_are_not_compared():
+    sources, queries, truth = in_memory(0)
+    with pytest.raises(
+        MismatchError, match="vectors of 12 numbers and the queries of 9; embed both with the same model"
+    ):
+        score_truth(sources, Collection(queries.keys, queries.vectors[:, :9], queries.metadata), truth)
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (
-            lambda s, q, t: t.append(("q/absent.jpg", "content", "g1")),
-            "query 'q/absent.jpg' or source group 'g1' has no vector",
-        ),
+        (lambda s, q, t: t.append(("q/absent.jpg", "content", "g1")), "query 'absent.jpg' has no vector"),
         (lambda s, q, t: t.append(("q/1.jpg", "content", "g99")), "source group 'g99' has no vector"),
-        (lambda s, q, t: q.__setitem__(1, ("1.jpg", "a", np.full(12, np.nan))), "query 'q/1.jpg' .* has no vector"),
+        (lambda s, q, t: q.__setitem__(1, ("1.jpg", "a", np.full(12, np.nan))), "query '1.jpg' has no vector"),
         (lambda s, q, t: t.clear(), "truth.tsv has no rows"),
     ],
 )
@@ -163,11 +122,33 @@ def test_a_truth_without_vectors_is_named(change, expected, tmp_path, local):
         evaluate(write_case(tmp_path, local, sources, queries, truth), local)
 
 
-@pytest.mark.parametrize("key", ["truth_role_column", "truth_group_column", "group_column", "method_column"])
+@pytest.mark.parametrize("key", ["role_column", "group_column", "source_group_column", "query_method_column"])
 def test_an_absent_column_is_named(key, tmp_path, local):
-    settings = write_case(tmp_path, local, *drawn_case(0)).model_copy(update={key: "nope"})
+    settings = write_case(tmp_path, local, *drawn_case(0))
+    settings = settings.model_copy(update={"truth": settings.truth.model_copy(update={key: "nope"})})
     with pytest.raises(AttribError, match="column 'nope'; it has "):
         evaluate(settings, local)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"methods": []}, "methods"),
+        ({"methods": [METHOD, METHOD]}, "two methods are named 'a'"),
+        ({"reference": "z"}, "reference 'z' is no method; the methods are a"),
+        ({"truth": None}, "exactly one of truth"),
+        ({"abc": ABC}, "exactly one of truth"),
+        ({"methods": [METHOD | {"distractors": "d.npy"}]}, "distractors belong to abc"),
+        ({"truth": None, "abc": ABC}, "'a' needs distractors from exactly one place"),
+        ({"truth": None, "abc": ABC | {"distractors": "d.npy"}}, "one path of the sources per line"),
+        ({"methods": [METHOD | {"distractors": "d.txt"}]}, "give it once, as abc.distractors"),
+        ({"methods": [METHOD | {"distractors": "s"}]}, "compete with themselves"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(values, expected):
+    given = {"methods": [METHOD], "truth": TRUTH, "output": "o"} | values
+    with pytest.raises(AttribError, match=expected):
+        validate(EvaluateSettings, {key: value for key, value in given.items() if value is not None}, "here")
 
 
 def test_the_job_prints_a_table_and_writes_strict_json(start_job, tmp_path, local):
@@ -176,16 +157,23 @@ def test_the_job_prints_a_table_and_writes_strict_json(start_job, tmp_path, loca
     job = start_job("evaluate", settings.model_dump(mode="json"), tmp_path)
     said, errors = job.communicate(timeout=120)
     assert job.returncode == 0, errors
+    out = tmp_path / "out"
     written = json.loads(
-        (tmp_path / "out.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON")
+        (out / "evaluation.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON")
     )
     summary = summarise(evaluate(settings, local))
-    assert written["cells"] == summary["cells"] and written["macro_map"] is None  # no cell has 30 rows
-    assert said.strip() == format_table(summary) and "no macro mAP" in said
+    assert written["methods"] == summary["methods"] and written["cells"] == summary["cells"]
+    assert written["methods"]["one"]["macro"] is None  # no cell has 30 rows
+    assert written["inputs"] == {"one": {kind: f"digest of {kind}" for kind in ("sources", "queries")}}
+    assert written["settings"] == settings.model_dump(mode="json") and "numpy" in written["versions"]
+    table = format_table(summary)
+    assert said.startswith(table) and (out / "table.txt").read_text() == f"{table}\n" and "no macro mean" in said
     assert sum(cell["num_rows"] for cell in written["cells"]) == 20
+    assert pq.read_table(out / "queries.parquet").num_rows == 20
+    assert "Ties rank the irrelevant first" in (out / "comparison.html").read_text()
 
 
-def test_cells_equal_those_of_the_independent_scorer(data_folder, tmp_path, local):
+def test_cells_and_differences_equal_those_of_the_independent_scorer(data_folder, tmp_path, local):
     scorer = data_folder / "score.py"
     if not scorer.exists():
         pytest.skip(f"no scorer under {data_folder}")
@@ -193,41 +181,55 @@ def test_cells_equal_those_of_the_independent_scorer(data_folder, tmp_path, loca
     for name in ("sources", "queries", "truth"):
         with open(data_folder / "dev" / f"{name}.tsv", newline="", encoding="utf-8") as file:
             tables[name] = list(csv.DictReader(file, delimiter="\t"))
+    truth = [(r["query"], r["role"], r["source_group"]) for r in tables["truth"]]
     # Vectors that know a little of the truth, so that ranks are neither all first nor all by chance; copies tie exactly.
     rng = np.random.default_rng(0)
     groups = {row["group"]: rng.standard_normal(32) for row in tables["sources"]}
-    sources = [(r["file"].removeprefix("sources/"), r["group"], groups[r["group"]]) for r in tables["sources"]]
-    sources = [(key, group, v if i % 2 else v + rng.standard_normal(32)) for i, (key, group, v) in enumerate(sources)]
     wanted: dict = {}
     for row in tables["truth"]:
         wanted[row["query"]] = wanted.get(row["query"], 0) + groups[row["source_group"]]
-    queries = [
-        (r["file"].removeprefix("queries/"), r["method"], wanted.get(r["file"], 0) + 2 * rng.standard_normal(32))
-        for r in tables["queries"]
-    ]
-    truth = [(r["query"], r["role"], r["source_group"]) for r in tables["truth"]]
-    summary = summarise(evaluate(write_case(tmp_path, local, sources, queries, truth, prefix="queries/"), local))
 
-    arrays = {}
-    for name, rows in (("source", sources), ("query", queries)):
-        folder = "sources" if name == "source" else "queries"
-        arrays[f"{name}_files"] = np.array([f"{folder}/{key}" for key, _, _ in rows])
-        arrays[folder] = np.stack([vector for _, _, vector in rows]).astype(np.float16)
-    np.savez(tmp_path / "vectors.npz", **arrays)
-    command = [
-        sys.executable,
-        scorer,
-        data_folder / "dev",
-        tmp_path / "vectors.npz",
-        "--json",
-        tmp_path / "theirs.json",
-    ]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    def method(noise: float):
+        sources = [(r["file"].removeprefix("sources/"), r["group"], groups[r["group"]]) for r in tables["sources"]]
+        sources = [(k, group, v if i % 2 else v + rng.standard_normal(32)) for i, (k, group, v) in enumerate(sources)]
+        queries = [
+            (
+                r["file"].removeprefix("queries/"),
+                r["method"],
+                wanted.get(r["file"], 0) + noise * rng.standard_normal(32),
+            )
+            for r in tables["queries"]
+        ]
+        return sources, queries
+
+    def save(name: str, sources, queries):
+        arrays = {}
+        for kind, rows in (("sources", sources), ("queries", queries)):
+            arrays[f"{'source' if kind == 'sources' else 'query'}_files"] = np.array(
+                [f"{kind}/{key}" for key, *_ in rows]
+            )
+            arrays[kind] = np.stack([vector for *_, vector in rows]).astype(np.float16)
+        np.savez(tmp_path / name, **arrays)
+
+    one, other = method(2.0), method(2.5)
+    save("one.npz", *one)
+    save("other.npz", *other)
+    others = [write_method(tmp_path, local, *other, name="other")]
+    results = evaluate(write_case(tmp_path, local, *one, truth, prefix="queries/", others=others), local)
+    summary = summarise(results, reference="other")
+
+    paths = ["one.npz", "--versus", "other.npz", "--json", "theirs.json"]
+    command = [sys.executable, scorer, data_folder / "dev", *paths]
+    subprocess.run(command, check=True, capture_output=True, timeout=120, cwd=tmp_path)
     theirs = json.loads((tmp_path / "theirs.json").read_text())
-    assert summary["macro_map"] == pytest.approx(theirs["macro_map"], abs=1e-6) and 0.1 < summary["macro_map"] < 0.99
-    assert {f"{cell['role']}/{cell['method']}" for cell in summary["cells"]} == theirs.keys() - {"macro_map"}
-    for cell in summary["cells"]:
-        expected = theirs[f"{cell['role']}/{cell['method']}"]
-        assert (cell["num_rows"], cell["num_groups"]) == (expected["n"], expected["groups"])
-        for key in ("map", "recall_at_1", "recall_at_10"):
-            assert cell[key] == pytest.approx(expected[key], abs=1e-6)
+    macro = summary["methods"]["one"]["macro"]["ap"]
+    assert macro["mean"] == pytest.approx(theirs["macro_map"], abs=1e-6) and 0.1 < macro["mean"] < 0.99
+    assert paired_difference(results["one"], results["other"]) == pytest.approx(theirs["versus"], abs=1e-6)
+    assert list(summary["methods"]["one"]["minus_reference"]["ap"].values()) == pytest.approx(theirs["versus"])
+    labels = [f"{cell['role']}/{cell['generator']}" for cell in summary["cells"]]
+    assert set(labels) == theirs.keys() - {"macro_map", "versus"}
+    for label, cell, values in zip(labels, summary["cells"], summary["methods"]["one"]["cells"]):
+        expected = theirs[label]
+        assert (cell["num_rows"], cell["num_units"]) == (expected["n"], expected["groups"])
+        for ours, key in zip(VALUES, ("map", "recall_at_1", "recall_at_10")):
+            assert values[ours]["mean"] == pytest.approx(expected[key], abs=1e-6)

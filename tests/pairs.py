@@ -1,0 +1,88 @@
+"""Collections with known pairs, as the jobs leave them, and truth tables about them."""
+
+import csv
+
+import numpy as np
+import pyarrow as pa
+
+from attrib.corpus import LOCATION_FIELDS
+from attrib.evaluate_settings import EvaluateSettings
+from attrib.identity import image_ids
+from attrib.manifest import part_name
+from attrib.storage import Storage, join
+from attrib.vectors import OUTCOME_FIELDS
+
+METADATA = {"sources": "group", "queries": "method"}
+
+
+def write_collection(
+    folder, name: str, keys: list[str], vectors: np.ndarray, storage: Storage, images: dict | None = None, **metadata
+) -> str:
+    """The embeddings' URI of a manifest and embeddings in partitions of 100; a row of NaN is an image that failed. images: encoded, by key."""
+    root = str(folder / name)
+    ids, num_rows, num_embedded = image_ids(name, keys), [], []
+    for key, data in (images or {}).items():
+        storage.write_bytes(join(root, "images", key), data)
+    for part, start in enumerate(range(0, len(keys), 100)):
+        rows = slice(start, start + 100)
+        order = np.argsort(ids[rows])
+        num_rows.append(len(order))
+        columns = {"id": ids[rows], "key": keys[rows], "uri": [join(root, "images", key) for key in keys[rows]]}
+        arrays = {f.name: pa.array(columns.get(f.name, [None] * len(order)), f.type) for f in LOCATION_FIELDS}
+        columns = {column: list(values[rows]) for column, values in metadata.items()}
+        storage.write_table(join(root, "manifest", part_name(part)), pa.table(arrays | columns))
+        made = np.asarray(vectors[rows])[order].astype(np.float16)
+        absent = np.isnan(made).any(axis=1)
+        num_embedded.append(int((~absent).sum()))
+        nulls = {field.name: pa.nulls(len(order), field.type) for field in OUTCOME_FIELDS[1:]}
+        embedding = pa.FixedSizeListArray.from_arrays(pa.array(made.ravel()), made.shape[1], mask=pa.array(absent))
+        table = pa.table({"id": ids[rows][order], **nulls, "embedding": embedding})
+        storage.write_table(join(root, "embeddings", part_name(part)), table)
+    record = {
+        "settings": {"collection": {"name": name, "uri": root}, "manifest": join(root, "manifest"), "max_megapixels": 1.0},
+        "digest": f"digest of {name}", "order_digest": "", "rows_digest": "", "encoder": {"dimension": vectors.shape[1]},
+        "num_rows": num_rows, "num_embedded": num_embedded, "metadata_columns": list(metadata),
+    }  # fmt: skip
+    storage.write_json(join(root, "manifest", "manifest.json"), record)
+    storage.write_json(join(root, "embeddings", "embeddings.json"), record)
+    return join(root, "embeddings")
+
+
+def write_method(folder, storage, sources, queries, name="one") -> dict:
+    """A method's settings. sources: [(key, group, vector)]; queries: [(key, method, vector)]."""
+    places = {}
+    for kind, rows in (("sources", sources), ("queries", queries)):
+        keys, values, vectors = zip(*rows)
+        columns = {METADATA[kind]: values}
+        places[kind] = write_collection(folder / name, kind, list(keys), np.stack(vectors), storage, **columns)
+    return {"name": name, **places}
+
+
+def write_case(folder, storage, sources, queries, truth, prefix="q/", others=()) -> EvaluateSettings:
+    """truth: [(query, role, group)]; others: settings of further methods."""
+    method = write_method(folder, storage, sources, queries)
+    with open(folder / "truth.tsv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter="\t").writerows([("query", "role", "source_group"), *truth])
+    table = {"uri": str(folder / "truth.tsv"), "key_column": "query", "key_prefix": prefix}
+    return EvaluateSettings(methods=[method, *others], truth=table, output=str(folder / "out"))
+
+
+def drawn_case(seed: int):
+    """40 sources in groups of one to three, of which copies are exact, and 90 queries near one or two groups."""
+    rng = np.random.default_rng(seed)
+    group_vectors = rng.standard_normal((20, 12))
+    sources = []
+    for i in range(40):
+        group = int(rng.integers(20))
+        vector = group_vectors[group] + (0 if i % 3 else rng.standard_normal(12))
+        sources.append((f"s{i}.jpg", f"g{group}", vector))
+    present = sorted({group for _, group, _ in sources})
+    queries, truth = [], []
+    for i in range(90):
+        content, style = rng.choice(present, 2, replace=False)
+        vector = sum(group_vectors[int(g[1:])] for g in (content, style)) + 2 * rng.standard_normal(12)
+        queries.append((f"{i}.jpg", "a" if i % 3 else "b", vector))
+        truth.append((f"q/{i}.jpg", "content", content))
+        if i % 4:
+            truth.append((f"q/{i}.jpg", "style", style))
+    return sources, queries, truth

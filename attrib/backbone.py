@@ -101,7 +101,7 @@ def preprocessing_of(network: Network, name: str) -> Preprocessing:
     """Raises AttribError if it is not one that we can do."""
     try:
         return Preprocessing.from_timm(network.data_config)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise AttribError(f"the preprocessing of {name!r} is not supported: {error}") from error
 
 
@@ -149,9 +149,14 @@ def _read_safetensors(uri: str, storage: Storage) -> tuple[dict[str, torch.Tenso
         try:
             with safe_open(storage.localise(uri, folder), framework="pt") as file:
                 state = {key: file.get_tensor(key) for key in file.keys()}
-                return state, json.loads((file.metadata() or {}).get(CHECKPOINT_KEY, "{}"))
-        except (SafetensorError, ValueError) as error:
+                declared = json.loads((file.metadata() or {}).get(CHECKPOINT_KEY, "{}"))
+        except (SafetensorError, ValueError, RecursionError) as error:
             raise AttribError(f"{uri} is not a readable .safetensors file: {error}") from error
+    if not isinstance(declared, dict):
+        raise AttribError(
+            f"{uri} is no checkpoint that this version understands: {CHECKPOINT_KEY} holds no JSON object"
+        )
+    return state, declared
 
 
 def _load_strictly(model: torch.nn.Module, state: dict[str, torch.Tensor], origin: str) -> None:
@@ -172,7 +177,8 @@ def _model_digest(name: str, model: torch.nn.Module) -> str:
         weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         # Flattened in logical order, so that the memory format does not matter; as bytes, since NumPy has no bfloat16.
         weights.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
-    described = [model.description()] if isinstance(model, AttributionModel) else []
+    # As text: the order of the parts is that of the vector's dimensions, and digest() sorts keys.
+    described = [json.dumps(model.description())] if isinstance(model, AttributionModel) else []
     return digest([name.split(".")[0], weights.hexdigest(), *described])
 
 

@@ -106,7 +106,8 @@ def _known_keys(settings: type[BaseModel], place: tuple) -> list[str]:
         if key not in settings.model_fields:
             continue  # a position in a list, or a name that the user gave
         kinds = (getattr(settings, "sections", {}).get(key), *_flattened(settings.model_fields[key].annotation))
-        settings = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+        sections = (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+        settings = next(sections, settings)  # a name that the user gave may be that of a field without keys of its own
     return sorted(settings.model_fields)
 
 

@@ -31,9 +31,12 @@ class FeatureExtractor(nn.Module):
         missing = [level for level in settings.levels if level >= num_levels]
         if missing:
             raise AttribError(f"features name level {missing[0]}, but the network has levels 0 to {num_levels - 1}")
+        was_training = backbone.training
+        backbone.eval()  # batch norm shall not count the probe as an image
         with torch.inference_mode():
             probe = self.blocks(next(backbone.parameters()).new_zeros(1, 3, image_px, image_px))
             self.sizes = {name: block.shape[1] for name, block in probe.items()}
+        backbone.train(was_training)
 
     @property
     def dimension(self) -> int:
@@ -75,7 +78,8 @@ def channel_covariance(level: torch.Tensor) -> torch.Tensor:
     """
     rows = level.flatten(2)
     rows = rows - rows.mean(dim=2, keepdim=True)
-    covariance = rows @ rows.transpose(1, 2) / rows.shape[2]
+    with torch.autocast(level.device.type, enabled=False):  # which would round products of float32, too
+        covariance = rows @ rows.transpose(1, 2) / rows.shape[2]
     first, second = torch.triu_indices(rows.shape[1], rows.shape[1], device=level.device)
     upper = covariance[:, first, second]
     return upper.sign() * upper.abs().clamp_min(1e-12).sqrt()  # clamped: the root's slope at zero is infinite

@@ -17,7 +17,7 @@ class Part(nn.Module):
     def __init__(self, settings: PartSettings, sizes: dict[str, tuple[int, int]], head: HeadSettings):
         """sizes: numbers of a block before and after its projection."""
         super().__init__()
-        self.blocks = settings.blocks
+        self.blocks, self.role = settings.blocks, settings.role
         identity = head.projection == "identity"
         self.project = nn.ModuleDict(
             {block: nn.Identity() if identity else nn.Linear(*sizes[block]) for block in settings.blocks}

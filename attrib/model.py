@@ -81,7 +81,7 @@ def model_from_checkpoint(
         head.check(features)
         model = build_model(backbone, declared["data_config"], features, head, declared["projected_sizes"], domain)
         model.load_state_dict(state, strict=True)
-    except (KeyError, TypeError, ValidationError, ValueError, RuntimeError) as error:
+    except (AttributeError, LookupError, TypeError, ValidationError, ValueError, RuntimeError) as error:
         raise AttribError(
             f"{origin} is no checkpoint that this version understands: {' '.join(str(error).split())[:400]}"
         ) from error

@@ -53,7 +53,7 @@ def affine(features: np.ndarray, settings: HeadSettings) -> tuple[np.ndarray, np
     variance, directions = principal_directions((features - mean) * scale)
     keep = min(settings.num_directions or len(variance), len(variance))
     variance, directions = variance[:keep], directions[:keep]
-    weight = directions / np.sqrt(variance + settings.shrinkage * variance[0])[:, None] * scale
+    weight = directions / np.sqrt(variance + settings.shrinkage * variance.max(initial=0))[:, None] * scale
     return weight, -weight @ mean
 
 

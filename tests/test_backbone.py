@@ -22,6 +22,15 @@ NAME = "test_resnet"
 LOCAL = Storage(StorageSettings())
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Operations this small take many times as long where threads wait for each other on busy cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def load(weights="random", name=NAME, storage=LOCAL, **options) -> Encoder:
     return load_encoder(BackboneSettings(name=name, weights=str(weights)), storage, batch_size=4, **options)
 
@@ -103,6 +112,38 @@ def test_a_checkpoint_of_ours_brings_its_preprocessing_and_insists_on_its_name(e
     assert loaded.identity.model_digest == encoder.identity.model_digest
     with pytest.raises(AttribError, match=r"is a checkpoint of 'test_resnet', but backbone.name is 'test_vit'"):
         load(tmp_path / "ours.safetensors", name="test_vit")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "7", '"x"', '[{"name": "test_resnet"}]'])
+def test_a_description_that_is_no_object_is_refused(text, state, tmp_path):
+    with pytest.raises(AttribError, match=r"w\.safetensors is no checkpoint .*attrib\.backbone holds no JSON object"):
+        load(save(state, tmp_path / "w.safetensors", **{CHECKPOINT_KEY: text}))
+
+
+@pytest.mark.parametrize("text", ["", "not JSON", "{", "[" * 100_000])
+def test_a_description_that_is_no_json_is_refused(text, state, tmp_path):
+    with pytest.raises(AttribError, match=r"w\.safetensors is not a readable \.safetensors file"):
+        load(save(state, tmp_path / "w.safetensors", **{CHECKPOINT_KEY: text}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"crop_pct": 0},
+        {"crop_pct": None},
+        {"input_size": 160},
+        {"input_size": [3, 160]},
+        {"mean": None},
+        {"std": ["a", "b", "c"]},
+        {"crop_mode": "border"},
+        {"interpolation": ["bicubic"]},
+    ],
+)
+def test_a_preprocessing_of_wrong_values_is_refused(change, encoder, state, tmp_path):
+    config = resolve_data_config(model=encoder.model) | change
+    declared = {CHECKPOINT_KEY: json.dumps({"name": NAME, "data_config": config})}
+    with pytest.raises(AttribError, match="preprocessing of 'test_resnet' is not supported"):
+        load(save(state, tmp_path / "w.safetensors", **declared))
 
 
 def test_an_unknown_network_is_named_with_those_near_to_it():

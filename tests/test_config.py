@@ -10,6 +10,7 @@ import yaml
 from attrib import settings as known
 from attrib.config import digest, load_settings, parse_arguments, validate, versions
 from attrib.errors import AttribError
+from attrib.evaluate_settings import EvaluateSettings
 from attrib.settings import (
     AttributeSettings,
     CollectionSettings,
@@ -19,11 +20,15 @@ from attrib.settings import (
     PipelineSettings,
     StorageSettings,
 )
+from attrib.train_settings import TrainSettings
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 COLLECTION = {"name": "c", "uri": "images"}
 MANIFEST = {"collection": COLLECTION, "output": "out"}
 EMBED = {"manifest": "m", "output": "out", "backbone": {"name": "test_resnet"}}
+METHOD = {"name": "raw", "sources": "s", "queries": "q"}
+EVALUATE = {"methods": [METHOD], "truth": {"uri": "t"}, "output": "out"}
+TRAIN = {"manifest": "m", "output": "out", "backbone": {"name": "test_resnet"}}
 PIPELINE = {
     "sources": COLLECTION,
     "generated": COLLECTION | {"name": "g"},
@@ -61,6 +66,16 @@ def load(kind, values, tmp_path, *overrides):
         (ManifestSettings, MANIFEST | {"collection": COLLECTION | {"key_column": "k"}}, ["belong to format 'parquet'"]),
         (IndexSettings, {"embeddings": "e", "output": "o", "recall_target": 1.5}, ["recall_target", "less than or equal to 1"]),
         (AttributeSettings, {"queries": "q", "index": "i", "output": "o", "shares": {"offset": 1}}, ["shares.offset", "(got 1)"]),
+        (EvaluateSettings, EVALUATE | {"methods": [METHOD, METHOD | {"name": "b", "source": "x"}]}, ["methods.1.source: unknown key; did you mean sources?", "(got 'x')"]),
+        (EvaluateSettings, EVALUATE | {"methods": [METHOD | {"xyz": 1}]}, ["methods.0.xyz: unknown key; known are distractors, mapper, name, queries, sources"]),
+        (EvaluateSettings, EVALUATE | {"truth": {"uri": "t", "rolecolumn": "r"}}, ["truth.rolecolumn: unknown key; did you mean role_column?"]),
+        (TrainSettings, TRAIN | {"head": {"parts": {"style": {"blocks": ["pooled"], "dimensions": 3}}}}, ["head.parts.style.dimensions: unknown key; did you mean dimension?"]),
+        (TrainSettings, TRAIN | {"head": {"parts": {"style": {"xyz": 3}}}}, ["head.parts.style.xyz: unknown key; known are blocks, dimension, role", "head.parts.style.blocks: Field required"]),
+        (TrainSettings, TRAIN | {"head": {"parts": {"role": {"blocks": ["pooled"], "rolle": "style"}}}}, ["head.parts.role.rolle: unknown key; did you mean role?"]),
+        (TrainSettings, TRAIN | {"head": {"shrinkag": 0.1}}, ["head.shrinkag: unknown key; did you mean shrinkage?"]),
+        (TrainSettings, TRAIN | {"views": {"mix": {"textures": 1}}}, ["views.mix.textures: unknown key; did you mean texture?"]),
+        (TrainSettings, TRAIN | {"fine_tune": {"num_block": 1}}, ["fine_tune.num_block: unknown key; did you mean num_blocks?"]),
+        (TrainSettings, TRAIN | {"head": {"parts": {"all": {"blocks": ["layout_2"]}}}}, ["head.parts.all names block 'layout_2'; the features have pooled"]),
     ],
 )  # fmt: skip
 def test_an_invalid_value_is_named_with_its_rule(kind, values, expected, tmp_path):

@@ -1,0 +1,157 @@
+"""What training minimises: alignment plus a weight times disentanglement, over the global batch, with the state that some forms carry."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attrib import alignment, disentanglement
+from attrib.gather import gather, gather_fixed
+from attrib.heads import Head, join_parts
+from attrib.train_settings import AlignmentSettings, DisentanglementSettings
+
+NOBODY = -1  # an anchor that is left out
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's part of a batch, the same sizes on every worker.
+
+    anchors: inputs of n source images; anchor_ids: int64 [n], NOBODY for a slot to leave out; views: inputs of m views; view_sources:
+    int64 [m, 2], ids of content and style donor (-1: none).
+    """
+
+    anchors: Tensor
+    anchor_ids: Tensor
+    views: Tensor
+    view_sources: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+
+
+class Student(nn.Module):
+    """What is trained: inputs -> float32 [n, d], parts side by side and not normalised; for DINO with k more numbers, its prototype logits."""
+
+    def __init__(self, trunk: Callable[[Tensor], list[Tensor]], head: Head, num_prototypes: int = 0):
+        super().__init__()
+        self.trunk = trunk
+        self.part_sizes = [part.dimension for part in head.parts.values()]
+        self.roles = [part.role for part in head.parts.values()]
+        self.prototypes = nn.Linear(sum(self.part_sizes), num_prototypes, bias=False) if num_prototypes else None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        parts = self.trunk(inputs)
+        outputs = torch.cat(parts, dim=1).float()
+        if self.prototypes is None:
+            return outputs
+        return torch.cat([outputs, self.prototypes(join_parts(parts)).float()], dim=1)
+
+    def parts(self, outputs: Tensor) -> list[Tensor]:
+        return list(outputs[:, : sum(self.part_sizes)].split(self.part_sizes, dim=1))
+
+    def embedding(self, outputs: Tensor) -> Tensor:
+        return join_parts(self.parts(outputs))
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        return outputs[:, sum(self.part_sizes) :]
+
+
+class HeadTrunk(nn.Module):
+    """The nets of a head, on inputs that were computed once (Head.inputs)."""
+
+    def __init__(self, head: Head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, inputs: Tensor) -> list[Tensor]:
+        return self.head.part_outputs(inputs)
+
+
+class Objective(nn.Module):
+    """Loss of a batch for a student, and the slow network, queue, centre and covariances that belong to it, all in its state."""
+
+    def __init__(self, student: Student, aligned: AlignmentSettings, disentangled: DisentanglementSettings):
+        super().__init__()
+        self.aligned, self.disentangled = aligned, disentangled
+        dimension = sum(student.part_sizes)
+        self.slow = None
+        if aligned.kind in ("moco", "dino"):
+            self.slow = copy.deepcopy(student).requires_grad_(False)
+        if aligned.kind == "moco":
+            self.queue = alignment.MomentumQueue(aligned.queue_rows, dimension)
+        if aligned.kind == "dino":
+            self.register_buffer("centre", torch.zeros(aligned.num_prototypes))
+        if disentangled.kind == "cor_infomax":
+            self.running = nn.ModuleList(disentanglement.RunningCovariance(size) for size in student.part_sizes)
+
+    def forward(self, student: Student, wrapped: nn.Module, batch: Batch) -> Tensor:
+        """The loss, the same on every worker. wrapped: the student, or the student within DistributedDataParallel."""
+        # One call for both: DistributedDataParallel wants one forward per backward.
+        anchors, views = wrapped(torch.cat([batch.anchors, batch.views])).split([len(batch.anchors), len(batch.views)])
+        anchors, views = gather(anchors), gather(views)
+        ids, sources = only_first(gather_fixed(batch.anchor_ids)), gather_fixed(batch.view_sources)
+        loss = self._alignment(student, batch, anchors, views, ids, sources)
+        if self.disentangled.kind != "none" and self.disentangled.weight:
+            loss = loss + self.disentangled.weight * self._disentanglement(student, anchors, views, ids, sources)
+        return loss
+
+    def _alignment(self, student: Student, batch: Batch, anchors, views, ids, sources) -> Tensor:
+        aligned, roles = self.aligned, views.new_tensor([1.0, self.aligned.style_weight])
+        if aligned.kind == "info_nce":
+            found, pool = student.embedding(views), student.embedding(anchors)
+            return alignment.info_nce(found, pool, sources, ids, aligned.temperature, roles)
+        with torch.no_grad():
+            slow = gather_fixed(self.slow(batch.anchors))
+        if aligned.kind == "moco":
+            keys = student.embedding(slow)
+            loss = alignment.moco(student.embedding(views), keys, sources, ids, self.queue, aligned.temperature, roles)
+            self.queue.enqueue(keys, ids)
+            return loss
+        logits = student.logits(slow)
+        loss = alignment.dino(
+            student.logits(views), logits, sources, ids, self.centre, aligned.temperature, aligned.teacher_temperature, roles
+        )  # fmt: skip
+        self.centre.copy_(alignment.update_centre(self.centre, logits[ids != NOBODY], aligned.momentum))
+        return loss
+
+    def _disentanglement(self, student: Student, anchors, views, ids, sources) -> Tensor:
+        total = views.new_zeros(())
+        for i, (real, synthetic, role) in enumerate(zip(student.parts(anchors), student.parts(views), student.roles)):
+            place = {int(image_id): position for position, image_id in enumerate(ids.tolist()) if image_id != NOBODY}
+            wanted = sources[:, 1 if role == "style" else 0].tolist()
+            rows = [(row, place[image_id]) for row, image_id in enumerate(wanted) if image_id in place]
+            view_rows, anchor_rows = torch.tensor(rows, device=views.device).T
+            total = total + self._term(i, student, real[anchor_rows], synthetic[view_rows])
+        return total / len(student.part_sizes)
+
+    def _term(self, part: int, student: Student, real: Tensor, synthetic: Tensor) -> Tensor:
+        kind, eps, d = self.disentangled.kind, self.disentangled.eps, real.shape[1]
+        if kind == "gaussian_infomax":
+            return disentanglement.gaussian_infomax(real, synthetic, eps) / d
+        if kind == "cor_infomax":
+            return disentanglement.cor_infomax(real, synthetic, self.running[part], alpha=1.0, eps=eps)
+        if kind == "log_det_mutual_information":
+            return disentanglement.log_det_mutual_information(real, synthetic, eps) / d
+        if kind == "infomax_ica":
+            net = list(student.trunk.head.parts.values())[part].net
+            return disentanglement.infomax_ica(net.weight, torch.cat([real, synthetic])) / d
+        if kind == "coding_rate":
+            return disentanglement.coding_rate(real, synthetic) / d
+        if kind == "barlow_twins":
+            return disentanglement.barlow_twins(real, synthetic) / d
+        if kind == "vicreg":
+            return disentanglement.vicreg(real, synthetic) / d
+        return disentanglement.cca_ssg(real, synthetic) / d
+
+    def after_step(self, student: Student) -> None:
+        if self.slow is not None:
+            alignment.momentum_update(self.slow, student, self.aligned.momentum)
+
+
+def only_first(ids: Tensor) -> Tensor:
+    """int64 [n] with every id but its first place replaced by NOBODY: an image that several views need is one anchor, not several."""
+    seen: set[int] = set()
+    return ids.new_tensor([NOBODY if i in seen or seen.add(i) else i for i in ids.tolist()])

@@ -56,7 +56,7 @@ class Encoder:
         # timm's num_features is not always what the pooled output has (MobileNetV3 widens it in the head), so ask the network.
         probe = torch.zeros(1, 3, preprocessing.crop_px, preprocessing.crop_px, dtype=torch.uint8)
         dimension = self._forward(probe).shape[1]
-        self.identity = EncoderIdentity(name, _model_digest(name, model), preprocessing.to_dict(), dimension)
+        self.identity = EncoderIdentity(name, model_digest(name, model), preprocessing.to_dict(), dimension)
 
     @torch.inference_mode()
     def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -170,7 +170,7 @@ def _load_strictly(model: torch.nn.Module, state: dict[str, torch.Tensor], origi
         raise AttribError(f"{origin} does not fit the network: {' '.join(str(error).split())[:400]}") from error
 
 
-def _model_digest(name: str, model: torch.nn.Module) -> str:
+def model_digest(name: str, model: torch.nn.Module) -> str:
     """The same for the same weights, wherever they were loaded from."""
     weights = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):

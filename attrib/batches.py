@@ -79,7 +79,7 @@ class InputBatches:
         """Cheap enough here for every worker to compute all of it, so that all stop together."""
         device = next(student.parameters()).device
         rows = self.validation_rows
-        views = student.embedding(student(self.inputs.views[rows].float().to(device)))
-        anchors = student.embedding(student(self.inputs.anchors.float().to(device)))
+        views = student.embedding(student.encode(self.inputs.views[rows].float().to(device), "synthetic"))
+        anchors = student.embedding(student.encode(self.inputs.anchors.float().to(device), "real"))
         sources, ids = self.inputs.view_sources[rows].to(device), self.inputs.anchor_ids.to(device)
         return mean_reciprocal_rank(views, anchors, sources, ids)

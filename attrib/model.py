@@ -6,7 +6,6 @@ features, head and projected_sizes. Nothing in it is executed.
 
 import json
 
-import timm.data
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save
@@ -25,8 +24,16 @@ CHECKPOINT_KEY = "attrib.backbone"
 class AttributionModel(nn.Module):
     """float32 [n, 3, h, w], normalised -> float32 [n, d]. `domain` selects the head, where there are two."""
 
-    def __init__(self, extractor: FeatureExtractor, heads: nn.ModuleDict, head_settings: HeadSettings, domain: Domain):
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        heads: nn.ModuleDict,
+        data_config: dict,
+        head_settings: HeadSettings,
+        domain: Domain,
+    ):
         super().__init__()
+        self.data_config = data_config
         self.extractor, self.heads, self.head_settings, self.domain = extractor, heads, head_settings, domain
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -56,17 +63,16 @@ def build_model(
     extractor = FeatureExtractor(backbone, features, data_config["input_size"][-1])
     names = ("real", "synthetic") if head.separate_domains else ("real",)
     heads = nn.ModuleDict({name: Head(extractor.sizes, projected_sizes, head) for name in names})
-    return AttributionModel(extractor, heads, head, domain)
+    return AttributionModel(extractor, heads, data_config, head, domain)
 
 
-def features_data_config(backbone: nn.Module, features: FeatureSettings) -> dict:
+def features_data_config(data_config: dict, features: FeatureSettings) -> dict:
     """timm's preprocessing of the network, changed as the features ask for it."""
-    config = timm.data.resolve_data_config(model=backbone)
-    return config | ({"crop_mode": "squash", "crop_pct": 1.0} if features.whole_image else {})
+    return data_config | ({"crop_mode": "squash", "crop_pct": 1.0} if features.whole_image else {})
 
 
-def save_model(model: AttributionModel, name: str, data_config: dict, uri: str, storage: Storage) -> None:
-    declared = {"name": name, "data_config": data_config} | model.description()
+def save_model(model: AttributionModel, name: str, uri: str, storage: Storage) -> None:
+    declared = {"name": name, "data_config": model.data_config} | model.description()
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     storage.write_bytes(uri, save(state, metadata={CHECKPOINT_KEY: json.dumps(declared)}))
 

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from attrib.settings import Positive, Settings
 
 Level = Annotated[int, Field(ge=0)]
+PartName = Annotated[
+    str, Field(pattern=r"^part_[a-z0-9_]+$|^(all|content|style)$")
+]  # no name that a module has already
 Role = Literal["content", "style"]
 ROLES: tuple[Role, ...] = ("content", "style")
 
@@ -37,6 +40,9 @@ class FeatureSettings(Settings):
 
     @model_validator(mode="after")
     def _something(self):
+        for name in ("moment_levels", "covariance_levels", "layout_levels"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"features.{name} names a level twice: {list(getattr(self, name))}")
         if not self.block_names:
             raise ValueError("features are empty: set pooled, or name levels")
         return self
@@ -64,7 +70,7 @@ class HeadSettings(Settings):
     net: Literal["none", "linear", "mlp"] = "linear"
     hidden: Positive = 512  # of an MLP
     separate_domains: bool = False  # one head for real and one for synthetic images (AbC's shape)
-    parts: dict[str, PartSettings] = Field(default={"all": PartSettings(blocks=("pooled",))}, min_length=1)
+    parts: dict[PartName, PartSettings] = Field(default={"all": PartSettings(blocks=("pooled",))}, min_length=1)
 
     def check(self, features: FeatureSettings) -> None:
         """Raises ValueError if a part names a block that the features do not have."""

@@ -1,7 +1,6 @@
 """What training minimises: alignment plus a weight times disentanglement, over the global batch, with the state that some forms carry."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from attrib import alignment, disentanglement
 from attrib.gather import gather, gather_fixed
-from attrib.heads import Head, join_parts
+from attrib.student import Student
 from attrib.train_settings import AlignmentSettings, DisentanglementSettings
 
 NOBODY = -1  # an anchor that is left out
@@ -32,44 +31,6 @@ class Batch:
         return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
 
 
-class Student(nn.Module):
-    """What is trained: inputs -> float32 [n, d], parts side by side and not normalised; for DINO with k more numbers, its prototype logits."""
-
-    def __init__(self, trunk: Callable[[Tensor], list[Tensor]], head: Head, num_prototypes: int = 0):
-        super().__init__()
-        self.trunk = trunk
-        self.part_sizes = [part.dimension for part in head.parts.values()]
-        self.roles = [part.role for part in head.parts.values()]
-        self.prototypes = nn.Linear(sum(self.part_sizes), num_prototypes, bias=False) if num_prototypes else None
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        parts = self.trunk(inputs)
-        outputs = torch.cat(parts, dim=1).float()
-        if self.prototypes is None:
-            return outputs
-        return torch.cat([outputs, self.prototypes(join_parts(parts)).float()], dim=1)
-
-    def parts(self, outputs: Tensor) -> list[Tensor]:
-        return list(outputs[:, : sum(self.part_sizes)].split(self.part_sizes, dim=1))
-
-    def embedding(self, outputs: Tensor) -> Tensor:
-        return join_parts(self.parts(outputs))
-
-    def logits(self, outputs: Tensor) -> Tensor:
-        return outputs[:, sum(self.part_sizes) :]
-
-
-class HeadTrunk(nn.Module):
-    """The nets of a head, on inputs that were computed once (Head.inputs)."""
-
-    def __init__(self, head: Head):
-        super().__init__()
-        self.head = head
-
-    def forward(self, inputs: Tensor) -> list[Tensor]:
-        return self.head.part_outputs(inputs)
-
-
 class Objective(nn.Module):
     """Loss of a batch for a student, and the slow network, queue, centre and covariances that belong to it, all in its state."""
 
@@ -89,9 +50,7 @@ class Objective(nn.Module):
 
     def forward(self, student: Student, wrapped: nn.Module, batch: Batch) -> Tensor:
         """The loss, the same on every worker. wrapped: the student, or the student within DistributedDataParallel."""
-        # One call for both: DistributedDataParallel wants one forward per backward.
-        anchors, views = wrapped(torch.cat([batch.anchors, batch.views])).split([len(batch.anchors), len(batch.views)])
-        anchors, views = gather(anchors), gather(views)
+        anchors, views = (gather(outputs) for outputs in wrapped(batch.anchors, batch.views))
         ids, sources = only_first(gather_fixed(batch.anchor_ids)), gather_fixed(batch.view_sources)
         loss = self._alignment(student, batch, anchors, views, ids, sources)
         if self.disentangled.kind != "none" and self.disentangled.weight:
@@ -104,7 +63,7 @@ class Objective(nn.Module):
             found, pool = student.embedding(views), student.embedding(anchors)
             return alignment.info_nce(found, pool, sources, ids, aligned.temperature, roles)
         with torch.no_grad():
-            slow = gather_fixed(self.slow(batch.anchors))
+            slow = gather_fixed(self.slow.encode(batch.anchors, "real"))
         if aligned.kind == "moco":
             keys = student.embedding(slow)
             loss = alignment.moco(student.embedding(views), keys, sources, ids, self.queue, aligned.temperature, roles)
@@ -118,9 +77,9 @@ class Objective(nn.Module):
         return loss
 
     def _disentanglement(self, student: Student, anchors, views, ids, sources) -> Tensor:
+        place = {int(image_id): position for position, image_id in enumerate(ids.tolist()) if image_id != NOBODY}
         total = views.new_zeros(())
         for i, (real, synthetic, role) in enumerate(zip(student.parts(anchors), student.parts(views), student.roles)):
-            place = {int(image_id): position for position, image_id in enumerate(ids.tolist()) if image_id != NOBODY}
             wanted = sources[:, 1 if role == "style" else 0].tolist()
             rows = [(row, place[image_id]) for row, image_id in enumerate(wanted) if image_id in place]
             view_rows, anchor_rows = torch.tensor(rows, device=views.device).T
@@ -136,7 +95,7 @@ class Objective(nn.Module):
         if kind == "log_det_mutual_information":
             return disentanglement.log_det_mutual_information(real, synthetic, eps) / d
         if kind == "infomax_ica":
-            net = list(student.trunk.head.parts.values())[part].net
+            net = list(student.trunk.heads["real"].parts.values())[part].net
             return disentanglement.infomax_ica(net.weight, torch.cat([real, synthetic])) / d
         if kind == "coding_rate":
             return disentanglement.coding_rate(real, synthetic) / d

@@ -74,4 +74,4 @@ def principal_directions(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _padded(rows: np.ndarray, num_rows: int) -> np.ndarray:
     """Zeros for directions that the images do not have, so that the layer's size depends on counts alone."""
-    return np.pad(rows, ((0, num_rows - len(rows)), (0, 0)))
+    return np.pad(rows[:num_rows], ((0, max(0, num_rows - len(rows))), (0, 0)))

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attrib.errors import AttribError
-from attrib.objective import Batch, Objective, Student
-from attrib.train_settings import OptimiserSettings
+from attrib.objective import Batch, Objective
+from attrib.student import Student
+from attrib.train_settings import TrainSettings
 
 CRITERION_ROWS = 1024  # views whose similarities are in memory at a time
 
@@ -36,34 +37,35 @@ class Run:
     def __init__(
         self,
         student: Student,
-        objective: Objective,
+        settings: TrainSettings,
         optimiser: torch.optim.Optimizer,
-        settings: OptimiserSettings,
         num_steps: int,
+        device: torch.device,
         wrapped: nn.Module | None = None,
     ):
-        self.student, self.objective, self.optimiser, self.settings = student, objective, optimiser, settings
+        self.student, self.optimiser, self.settings, self.device = student, optimiser, settings.optimiser, device
+        self.objective = Objective(student, settings.alignment, settings.disentanglement).to(device)
         self.wrapped = wrapped if wrapped is not None else student
-        total = settings.num_epochs * num_steps
+        total = self.settings.num_epochs * num_steps
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: rate(step, total, settings.warmup_share)
+            optimiser, lambda step: rate(step, total, self.settings.warmup_share)
         )
         self.history: list[dict] = []  # per epoch: epoch, loss, criterion
         self.best: dict[str, Tensor] = _trained_state(student)
 
-    def train(self, batches: Batches, device: torch.device, on_epoch: Callable[["Run"], None]) -> None:
+    def train(self, batches: Batches, on_epoch: Callable[["Run"], None]) -> None:
         """Until the epochs are done or the criterion no longer rises; `on_epoch` is called after each. Ends with the best weights.
 
         Raises AttribError if the loss is not finite.
         """
         if not self.history:
-            self._note(-1, math.nan, batches.criterion(self.student))
+            self._note(-1, None, batches.criterion(self.student))
             on_epoch(self)
         while not self.is_finished:
             epoch = len(self.history) - 1
             total = 0.0
             for batch in batches.epoch(epoch):
-                total += self._step(batch.to(device))
+                total += self._step(batch.to(self.device))
             if not math.isfinite(total):
                 raise AttribError(f"the loss is not finite in epoch {epoch}; lower optimiser.learning_rate")
             self._note(epoch, total / batches.num_steps, batches.criterion(self.student))
@@ -79,7 +81,7 @@ class Run:
         self.objective.after_step(self.student)
         return float(loss.detach())
 
-    def _note(self, epoch: int, loss: float, criterion: float) -> None:
+    def _note(self, epoch: int, loss: float | None, criterion: float) -> None:
         if criterion > max((row["criterion"] for row in self.history), default=-math.inf):
             self.best = _trained_state(self.student)
         self.history.append({"epoch": epoch, "loss": loss, "criterion": criterion})
@@ -89,6 +91,12 @@ class Run:
         best = max(range(len(self.history)), key=lambda i: self.history[i]["criterion"])
         since_best = len(self.history) - 1 - best
         return len(self.history) > self.settings.num_epochs or since_best >= self.settings.patience_epochs
+
+    def progress(self) -> str:
+        last, best = self.history[-1], max(row["criterion"] for row in self.history)
+        epoch = f"epoch {last['epoch'] + 1} of at most {self.settings.num_epochs}"
+        loss = "-" if last["loss"] is None else f"{last['loss']:.4f}"
+        return f"train: {epoch}  loss {loss}  criterion {last['criterion']:.4f} (best {best:.4f})"
 
     def state(self) -> dict:
         """Tensors and plain values only, so that it loads with torch.load(weights_only=True)."""

@@ -22,7 +22,7 @@ from attrib.manifest import Manifest
 from attrib.storage import Storage, scratch_folder
 from attrib.train_settings import TrainSettings
 from attrib.view_settings import DONOR_KINDS, ViewSettings
-from attrib.views import draw_kind, render_view, view_generator
+from attrib.views import draw_kind, render_view, view_generator, view_sheet
 
 ORIGINAL = -1  # in the place of a view's number
 NO_DONOR = -1
@@ -30,6 +30,7 @@ MARGIN = 1.5  # of a decoded image's shorter side over a view's: crops of less t
 IO_THREADS = 8
 MAX_MEGAPIXELS = 100.0
 BATCH_SIZE = 16
+SHEET_PX = 160
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,13 @@ def _features(batch: list[torch.Tensor], extractor, preprocessing: Preprocessing
     if not np.isfinite(features).all():
         raise AttribError("features are not finite in float16; use other feature levels")
     return features
+
+
+def sheet_of_views(images: pa.Table, manifest: Manifest, settings: TrainSettings, storage: Storage) -> bytes:
+    """A PNG that shows what training sees of some manifest rows."""
+    decoded = decode_images(images, manifest, SHEET_PX, storage)
+    donors = decoded.pixels[1:] + decoded.pixels[:1]
+    return view_sheet(decoded.pixels, donors, settings.views, SHEET_PX, seed=settings.seed)
 
 
 def write_chunk(uri: str, chunk: ViewFeatures, storage: Storage) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import lru_cache
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -18,7 +19,6 @@ from attrib.manifest import Manifest
 from attrib.model import features_data_config
 from attrib.model_settings import FeatureSettings
 from attrib.progress import Progress
-from attrib.recall import sample_threshold
 from attrib.settings import BackboneSettings
 from attrib.storage import Storage, join
 from attrib.train_settings import TrainSettings
@@ -33,12 +33,12 @@ def view_features(
     Raises FailedShareError if more images than `max_failed_share` have no features.
     """
     device = "cuda" if settings.device != "cpu" and num_cluster_gpus() else "cpu"
-    threshold = sample_threshold(max_images, manifest.num_images) if max_images < manifest.num_images else None
+    threshold = _threshold(manifest, max_images, storage)
     chunks = [
         chunk
         for partition in range(len(manifest.num_rows))
         for chunk in plan_chunks(
-            len(_sampled_rows(manifest, partition, threshold, storage)), partition, settings.chunk_rows
+            len(sampled_rows(manifest, partition, threshold, storage)), partition, settings.chunk_rows
         )
     ]
     pending = [chunk for chunk in chunks if not storage.exists(_chunk_uri(folder, chunk))]
@@ -63,11 +63,27 @@ def _chunk_uri(folder: str, chunk: Chunk) -> str:
     )
 
 
-def _sampled_rows(manifest: Manifest, partition: int, threshold, storage: Storage) -> pa.Table:
+def sampled_rows(manifest: Manifest, partition: int, threshold, storage: Storage) -> pa.Table:
     rows = storage.read_table(manifest.partition_uri(partition)).sort_by("id")
     if threshold is None:
         return rows
     return rows.filter(pa.array(sampling_rank(rows["id"].to_numpy()) <= threshold))
+
+
+def sampled_images(manifest: Manifest, max_images: int, storage: Storage) -> pa.Table:
+    """Manifest rows of the sample that is trained on, by partition and id."""
+    threshold = _threshold(manifest, max_images, storage)
+    tables = [sampled_rows(manifest, p, threshold, storage) for p in range(len(manifest.num_rows))]
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _threshold(manifest: Manifest, max_images: int, storage: Storage) -> np.uint64 | None:
+    """Of sampling_rank: the images up to it are `max_images`; None for all."""
+    if max_images >= manifest.num_images:
+        return None
+    parts = (storage.read_table(manifest.partition_uri(p), columns=["id"]) for p in range(len(manifest.num_rows)))
+    ranks = np.concatenate([sampling_rank(part["id"].to_numpy()) for part in parts])
+    return np.partition(ranks, max_images - 1)[max_images - 1]
 
 
 @lru_cache(maxsize=2)  # loaded once per worker
@@ -76,7 +92,7 @@ def _extractor(
 ) -> tuple[FeatureExtractor, Preprocessing]:
     torch.set_num_threads(1)
     network = load_network(backbone, Storage(storage_settings))
-    data_config = features_data_config(network.model, features)
+    data_config = features_data_config(network.data_config, features)
     preprocessing = preprocessing_of(replace(network, data_config=data_config), backbone.name)
     keep_freed_memory()
     model = network.model.eval().to(device, memory_format=torch.channels_last)
@@ -94,7 +110,7 @@ def _extract(
     storage: Storage,
 ) -> tuple[int, int]:
     extractor, preprocessing = _extractor(settings.backbone, settings.features, device, storage.settings)
-    images = _sampled_rows(manifest, chunk.partition, threshold, storage).slice(chunk.start, chunk.stop - chunk.start)
+    images = sampled_rows(manifest, chunk.partition, threshold, storage).slice(chunk.start, chunk.stop - chunk.start)
     found = extract_chunk(images, manifest, extractor, preprocessing, settings, num_views, device, storage)
     write_chunk(_chunk_uri(folder, chunk), found, storage)
     return len(images), len(found.failures)

@@ -1,0 +1,189 @@
+"""The train job: features as Ray tasks, then Ray Train's TorchTrainer, whose checkpoints let a killed worker or driver continue.
+
+<output>/model.safetensors   the checkpoint that jobs.embed takes as backbone.weights
+<output>/train.json          written last: settings, digests, the criterion by epoch, images without features
+<output>/views.png           what the views look like
+<output>/_features/          features of images and views, kept for the next run with the same settings
+<output>/_ray_train/         Ray Train's checkpoints, one per epoch
+"""
+
+import logging
+import os
+import sys
+import tempfile
+import time
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from safetensors.torch import load, save
+from torch.nn.parallel import DistributedDataParallel
+
+from attrib.backbone import Network, load_network, model_digest, preprocessing_of
+from attrib.batches import InputBatches, Inputs
+from attrib.distributed.features import sampled_images, view_features
+from attrib.distributed.session import connect, num_cluster_gpus
+from attrib.distributed.tasks import plain_errors
+from attrib.errors import AttribError
+from attrib.fine_tuning import PixelBatches
+from attrib.fitting import fitted_model, paired_inputs, read_pairs, training_inputs, with_control
+from attrib.manifest import Manifest, open_manifest
+from attrib.model import AttributionModel, save_model
+from attrib.records import begin, finish
+from attrib.settings import BackboneSettings
+from attrib.storage import Storage, is_remote, join
+from attrib.student import student_of, trained_groups
+from attrib.train_settings import TrainSettings
+from attrib.training import Run
+from attrib.view_features import sheet_of_views
+
+RECORD = "train.json"
+MODEL = "model.safetensors"
+START = "_start.safetensors"  # the model that training starts from
+INPUTS = "_inputs.safetensors"  # what its nets see
+SHEET_IMAGES = 6
+MAX_FAILURES = 3  # of workers, in one run
+
+
+def run(settings: TrainSettings) -> dict:
+    """Train, or make a control, and return the record. A run that was killed continues from its last epoch."""
+    storage = Storage(settings.storage)
+    settings = with_control(settings)
+    manifest = open_manifest(settings.manifest, storage)
+    synthetic = open_manifest(settings.synthetic, storage) if settings.synthetic else None
+    network = load_network(settings.backbone, storage)
+    if network.has_head:
+        raise AttribError(f"{settings.backbone.weights} has a head already; train from plain weights of the backbone")
+    inputs = {"manifest": manifest.digest, "backbone": model_digest(settings.backbone.name, network.model)}
+    if synthetic:
+        inputs["synthetic"] = synthetic.digest
+    record = begin(settings, RECORD, inputs, storage)
+    if record:
+        return record
+    connect(settings.ray)
+    started = time.monotonic()
+    results = _train(settings, manifest, synthetic, network, storage)
+    return finish(settings, RECORD, inputs, results | {"seconds": round(time.monotonic() - started, 1)}, storage)
+
+
+def _train(
+    settings: TrainSettings, manifest: Manifest, synthetic: Manifest | None, network: Network, storage: Storage
+) -> dict:
+    trains = settings.head.net != "none"
+    uses_views = trains and not settings.fine_tune and settings.control is None
+    needs_views = uses_views or (settings.head.separate_domains and not synthetic)
+    # Nets trained end to end see new views in every epoch; controls need the images alone.
+    num_views = settings.views_per_image if needs_views else 0
+    folder = join(settings.output, "_features")
+    real = view_features(settings, manifest, join(folder, "real"), num_views, settings.max_images, storage)
+    generated = None
+    if synthetic:
+        generated = view_features(settings, synthetic, join(folder, "synthetic"), 0, settings.max_images, storage)
+    model = fitted_model(settings, network, real, generated)
+    history: list[dict] = []
+    if trains:
+        save_model(model, settings.backbone.name, join(settings.output, START), storage)
+        if settings.control == "supervised":
+            pairs = read_pairs(settings, manifest, synthetic, storage)
+            _write_inputs(settings, paired_inputs(model, real, generated, pairs), storage)
+        else:
+            images = sampled_images(manifest, SHEET_IMAGES, storage)
+            storage.write_bytes(join(settings.output, "views.png"), sheet_of_views(images, manifest, settings, storage))
+            if not settings.fine_tune:
+                _write_inputs(settings, training_inputs(model, real), storage)
+        best, history = _fit(settings, manifest, storage)
+        student_of(model, settings).load_state_dict(best, strict=False)
+    save_model(model, settings.backbone.name, join(settings.output, MODEL), storage)
+    return {
+        "num_images": int(real.is_original.sum()),
+        "num_views": int((~real.is_original).sum()),
+        "failures": real.failures + (generated.failures if generated else []),
+        "dimension": model.head("real").dimension,
+        "model_digest": model_digest(settings.backbone.name, model),
+        "criterion": "mean reciprocal rank of the sources of views of held-out images",
+        "history": history,
+    }
+
+
+def _write_inputs(settings: TrainSettings, inputs: Inputs, storage: Storage) -> None:
+    storage.write_bytes(join(settings.output, INPUTS), save(vars(inputs)))
+
+
+def _fit(settings: TrainSettings, manifest: Manifest, storage: Storage) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """Best weights of what is trained, and the history of the criterion."""
+    use_gpu = settings.device != "cpu" and num_cluster_gpus() > 0
+    if settings.device == "cuda" and not use_gpu:
+        raise AttribError(
+            "train.device is 'cuda' but the cluster has no GPU; use 'auto' or 'cpu', or start GPU workers"
+        )
+    if not use_gpu:
+        print(f"train: {settings.num_workers} CPU worker(s), NO GPU", file=sys.stderr)
+    filesystem, path = storage.resolve(join(settings.output, "_ray_train"))
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"settings": settings, "manifest": manifest},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=settings.num_workers, use_gpu=use_gpu),
+        # The same name and place again continue a run whose driver died.
+        run_config=RunConfig(
+            name="run",
+            storage_path=path,
+            storage_filesystem=filesystem if is_remote(settings.output) else None,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    with plain_errors():
+        result = trainer.fit()
+    state = _load_state(result.checkpoint)
+    return state["best"], state["history"]
+
+
+def _worker(config: dict) -> None:
+    for noisy in ("ray.train", "faiss.loader"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)  # every epoch of every worker otherwise
+    settings: TrainSettings = config["settings"]
+    storage, device = Storage(settings.storage), get_device()
+    context = ray.train.get_context()
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_workers))
+    torch.manual_seed(settings.seed)
+    start = BackboneSettings(name=settings.backbone.name, weights=join(settings.output, START))
+    network = load_network(start, storage)
+    model: AttributionModel = network.model.to(device)
+    if settings.fine_tune:
+        images = sampled_images(config["manifest"], settings.max_images, storage)
+        preprocessing = preprocessing_of(network, settings.backbone.name)
+        batches = PixelBatches(images, config["manifest"], preprocessing, settings, rank, num_workers, device, storage)
+    else:
+        inputs = Inputs(**load(storage.read_bytes(join(settings.output, INPUTS))))
+        batches = InputBatches(inputs, settings.optimiser, settings.seed, rank, num_workers)
+    student = student_of(model, settings).to(device)
+    optimiser = torch.optim.AdamW(trained_groups(student, settings), weight_decay=settings.optimiser.weight_decay)
+    wrapped = student
+    if num_workers > 1:
+        wrapped = DistributedDataParallel(student, device_ids=[device] if device.type == "cuda" else None)
+    training = Run(student, settings, optimiser, batches.num_steps, device, wrapped)
+    if checkpoint := ray.train.get_checkpoint():
+        training.restore(_load_state(checkpoint))
+    training.train(batches, on_epoch=_report)
+
+
+def _report(training: Run) -> None:
+    """After every epoch, on every worker; the first one's state is the checkpoint, since all are equal."""
+    metrics = training.history[-1]
+    if ray.train.get_context().get_world_rank() > 0:
+        ray.train.report(metrics)
+        return
+    sys.stderr.write(training.progress() + "\n")  # Ray Train logs what is printed, and would show it twice
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(training.state(), os.path.join(folder, "state.pt"))
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+
+def _load_state(checkpoint: Checkpoint) -> dict:
+    with checkpoint.as_directory() as folder:
+        return torch.load(os.path.join(folder, "state.pt"), map_location="cpu", weights_only=True)

@@ -1,0 +1,138 @@
+"""From features to a model: projections fitted, controls made, and the inputs that training needs."""
+
+import numpy as np
+import torch
+
+from attrib.backbone import Network
+from attrib.batches import Inputs
+from attrib.corpus import open_sidecar
+from attrib.errors import AttribError
+from attrib.heads import Head
+from attrib.identity import image_ids
+from attrib.manifest import Manifest
+from attrib.model import AttributionModel, build_model, features_data_config
+from attrib.model_settings import FeatureSettings, HeadSettings, PartSettings
+from attrib.projection import fit_projections, projected_sizes
+from attrib.storage import Storage
+from attrib.train_settings import TrainSettings
+from attrib.view_features import NO_DONOR, ViewFeatures
+
+INPUT_ROWS = 1024  # features that are float32 at a time
+
+
+def with_control(settings: TrainSettings) -> TrainSettings:
+    """The settings that a control stands for. `whitened` and `domain_whitened` keep features and parts, and train nothing."""
+    plain = {"all": PartSettings(blocks=("pooled",))}
+    changes: dict = {}
+    if settings.control == "raw":
+        changes = {"features": FeatureSettings(), "head": HeadSettings(projection="identity", net="none", parts=plain)}
+    elif settings.control == "centred":
+        changes = {"features": FeatureSettings(), "head": HeadSettings(projection="centre", net="none", parts=plain)}
+    elif settings.control == "whitened":
+        changes = {"head": settings.head.model_copy(update={"net": "none"})}
+    elif settings.control == "domain_whitened":
+        changes = {"head": settings.head.model_copy(update={"net": "none", "separate_domains": True})}
+    elif settings.control == "supervised":
+        # AbC's baseline: two square linear maps with bias, started at the identity, on the frozen backbone's output.
+        head = HeadSettings(projection="identity", net="linear", separate_domains=True, parts=plain)
+        changes = {"features": FeatureSettings(), "head": head}
+    return settings.model_copy(update=changes)
+
+
+def fitted_model(
+    settings: TrainSettings, network: Network, real: ViewFeatures, synthetic: ViewFeatures | None
+) -> AttributionModel:
+    """A model with its projections fitted on the images themselves, of each domain apart where heads are apart; nets as they start.
+
+    Without unpaired synthetic images the views stand for them.
+    """
+    originals = np.flatnonzero(real.is_original)
+    fits = {"real": (real, originals)}
+    if settings.head.separate_domains:
+        given = synthetic is not None
+        fits["synthetic"] = (
+            (synthetic, np.flatnonzero(synthetic.is_original)) if given else (real, np.flatnonzero(~real.is_original))
+        )
+    data_config = features_data_config(network.data_config, settings.features)
+    num_images = min(len(rows) for _, rows in fits.values())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        probe = build_model(network.model, data_config, settings.features, settings.head, {})
+        sizes = projected_sizes(probe.extractor.sizes, num_images, settings.head)
+        model = build_model(network.model, data_config, settings.features, settings.head, sizes)
+    for domain, (found, rows) in fits.items():
+        head = model.heads[domain]
+        blocks = dict(zip(head.block_sizes, np.split(found.features[rows], _ends(head)[:-1], axis=1)))
+        for part in head.parts.values():
+            fit_projections(part, blocks, settings.head)
+    return model
+
+
+def training_inputs(model: AttributionModel, real: ViewFeatures) -> Inputs:
+    """What the nets see of every image and view, computed once, float16."""
+    originals, views = np.flatnonzero(real.is_original), np.flatnonzero(~real.is_original)
+    originals = originals[np.argsort(real.content[originals])]
+    return Inputs(
+        head_inputs(model.head("real"), real.features, originals),
+        torch.from_numpy(real.content[originals]),
+        head_inputs(model.head("synthetic"), real.features, views),
+        torch.from_numpy(real.sources(views)),
+    )
+
+
+def paired_inputs(
+    model: AttributionModel, real: ViewFeatures, synthetic: ViewFeatures, pairs: dict[int, list[int]]
+) -> Inputs:
+    """For the supervised baseline: synthetic images in the place of views. pairs: {id of a synthetic image: ids of its sources}.
+
+    Raises AttribError if no pair has both of its images.
+    """
+    originals = np.flatnonzero(real.is_original)
+    originals = originals[np.argsort(real.content[originals])]
+    known = set(real.content[originals].tolist())
+    rows, sources = [], []
+    for row, image_id in enumerate(synthetic.content.tolist()):
+        found = [source for source in pairs.get(image_id, []) if source in known]
+        for start in range(0, len(found), 2):  # two to a row, so that one is not the other's negative
+            rows.append(row)
+            sources.append([*found[start : start + 2], NO_DONOR][:2])
+    if not rows:
+        raise AttribError(
+            "no pair has features of both of its images; look at pairs.key_column and pairs_source_column"
+        )
+    return Inputs(
+        head_inputs(model.head("real"), real.features, originals),
+        torch.from_numpy(real.content[originals]),
+        head_inputs(model.head("synthetic"), synthetic.features, np.array(rows)),
+        torch.tensor(sources),
+    )
+
+
+@torch.no_grad()
+def head_inputs(head: Head, features: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+    """float16 [m, p] of some rows of float16 [n, D]."""
+    batches = (rows[start : start + INPUT_ROWS] for start in range(0, len(rows), INPUT_ROWS))
+    return torch.cat([head.inputs(torch.from_numpy(features[batch]).float()).half() for batch in batches])
+
+
+def _ends(head: Head) -> np.ndarray:
+    return np.cumsum(list(head.block_sizes.values()))
+
+
+def read_pairs(
+    settings: TrainSettings, manifest: Manifest, synthetic: Manifest, storage: Storage
+) -> dict[int, list[int]]:
+    """{id of a synthetic image: ids of its sources} by the pairs table. Raises AttribError if there is none, or a column is missing."""
+    if settings.pairs is None:
+        raise AttribError("control 'supervised' needs `pairs`, a table of synthetic images and their sources")
+    table = open_sidecar(settings.pairs, storage).to_table()
+    for column in (settings.pairs.key_column, settings.pairs_source_column):
+        if column not in table.schema.names:
+            raise AttribError(f"{settings.pairs.uri} has no column {column!r}; it has {', '.join(table.schema.names)}")
+    pairs: dict[int, list[int]] = {}
+    names = [key.removeprefix(settings.pairs.key_prefix) for key in table[settings.pairs.key_column].to_pylist()]
+    generated = image_ids(synthetic.collection.name, names).tolist()
+    sources = image_ids(manifest.collection.name, table[settings.pairs_source_column].to_pylist()).tolist()
+    for image_id, source in zip(generated, sources):
+        pairs.setdefault(image_id, []).append(source)
+    return pairs

@@ -1,0 +1,24 @@
+"""Train a model from source images alone, or make a control: python -m jobs.train --config FILE"""
+
+from attrib.config import parse_arguments
+from attrib.train_settings import TrainSettings
+from jobs.exit import reported
+
+
+def main() -> None:
+    settings = parse_arguments(TrainSettings, __doc__)
+    with reported():
+        from attrib.distributed import train
+
+        record = train.run(settings)
+        print(
+            f"{record['dimension']}-d model from {record['num_images']:,} images and {record['num_views']:,} views "
+            f"({len(record['failures']):,} images failed), in {settings.output}/model.safetensors"
+        )
+        if record["history"]:
+            first, best = record["history"][0]["criterion"], max(row["criterion"] for row in record["history"])
+            print(f"criterion ({record['criterion']}): {first:.4f} before training, {best:.4f} at its best")
+
+
+if __name__ == "__main__":
+    main()

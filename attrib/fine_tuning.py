@@ -47,7 +47,7 @@ class PixelBatches:
     ):
         """images: the manifest rows to train on. Raises AttribError if they are too few for one batch."""
         self.settings, self.rank, self.num_workers, self.device = settings, rank, num_workers, device
-        self.reader = _Reader(images, manifest, preprocessing.crop_px, storage)
+        self.reader = _Reader(images, manifest, preprocessing, storage)
         self.preprocessing = preprocessing
         self.ids = images["id"].to_numpy()
         held_out = is_validation(self.ids, settings.optimiser.validation_share)
@@ -85,7 +85,7 @@ class PixelBatches:
         anchors, ids, views, sources = [], [], [], []
         for content, donor in zip(contents, donors):
             original = self.reader(content)
-            anchors.append(None if original is None else self.preprocessing.resize_and_crop(original))
+            anchors.append(None if original is None else original[0])
             pixels, source = self._view(content, donor, view) if original is not None else (None, (NO_DONOR, NO_DONOR))
             ids.append(NOBODY if original is None else int(self.ids[content]))
             views.append(pixels)
@@ -100,7 +100,7 @@ class PixelBatches:
         kind = draw_kind(views, generator)
         style = self.reader(donor) if kind in DONOR_KINDS and donor != content else None
         kind = kind if style is not None else "solo"
-        pixels = render_view(self.reader(content), style, kind, views, size_px, generator)
+        pixels = render_view(self.reader(content)[1], style and style[1], kind, views, size_px, generator)
         return pixels, (int(self.ids[content]), NO_DONOR if style is None else int(self.ids[donor]))
 
     @torch.no_grad()
@@ -158,19 +158,19 @@ class _Steps(Dataset):
 
 
 class _Reader:
-    """Decoded images by position, uint8 [3, h, w], kept while there is room; None for one that cannot be decoded."""
+    """Images by position, as the network wants them and as views do (DecodedImages), kept while there is room; None if undecodable."""
 
-    def __init__(self, images: pa.Table, manifest: Manifest, view_px: int, storage: Storage):
-        self.images, self.manifest, self.view_px, self.storage = images, manifest, view_px, storage
-        self.kept: dict[int, Tensor | None] = {}
+    def __init__(self, images: pa.Table, manifest: Manifest, preprocessing: Preprocessing, storage: Storage):
+        self.images, self.manifest, self.preprocessing, self.storage = images, manifest, preprocessing, storage
+        self.kept: dict[int, tuple[Tensor, Tensor] | None] = {}
 
-    def __call__(self, position: int) -> Tensor | None:
+    def __call__(self, position: int) -> tuple[Tensor, Tensor] | None:
         position = int(position)
         if position not in self.kept:
             decoded: DecodedImages = decode_images(
-                self.images.slice(position, 1), self.manifest, self.view_px, self.storage
+                self.images.slice(position, 1), self.manifest, self.preprocessing, self.storage
             )
-            pixels = decoded.pixels[0] if decoded.pixels else None
+            pixels = (decoded.prepared[0], decoded.pixels[0]) if decoded.ids else None
             if len(self.kept) >= CACHED_IMAGES:
                 return pixels
             self.kept[position] = pixels

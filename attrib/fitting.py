@@ -42,17 +42,18 @@ def with_control(settings: TrainSettings) -> TrainSettings:
 def fitted_model(
     settings: TrainSettings, network: Network, real: ViewFeatures, synthetic: ViewFeatures | None
 ) -> AttributionModel:
-    """A model with its projections fitted on the images themselves, of each domain apart where heads are apart; nets as they start.
+    """A model with its projections fitted on the images themselves, and its nets as they start.
 
-    Without unpaired synthetic images the views stand for them.
+    Controls with a head for each domain are fitted on each domain's images. Raises AttribError if there are none.
     """
     originals = np.flatnonzero(real.is_original)
     fits = {"real": (real, originals)}
     if settings.head.separate_domains:
-        given = synthetic is not None
-        fits["synthetic"] = (
-            (synthetic, np.flatnonzero(synthetic.is_original)) if given else (real, np.flatnonzero(~real.is_original))
-        )
+        fits["synthetic"] = fits["real"]  # nets that are trained start from one projection of both domains
+        if settings.head.net == "none":
+            if synthetic is None:
+                raise AttribError("heads by domain without a net need unpaired synthetic images; give `synthetic`")
+            fits["synthetic"] = (synthetic, np.flatnonzero(synthetic.is_original))
     data_config = features_data_config(network.data_config, settings.features)
     num_images = min(len(rows) for _, rows in fits.values())
     with torch.random.fork_rng(devices=[]):

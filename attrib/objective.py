@@ -82,6 +82,8 @@ class Objective(nn.Module):
         for i, (real, synthetic, role) in enumerate(zip(student.parts(anchors), student.parts(views), student.roles)):
             wanted = sources[:, 1 if role == "style" else 0].tolist()
             rows = [(row, place[image_id]) for row, image_id in enumerate(wanted) if image_id in place]
+            if not rows:  # no view of the batch has a style donor
+                continue
             view_rows, anchor_rows = torch.tensor(rows, device=views.device).T
             total = total + self._term(i, student, real[anchor_rows], synthetic[view_rows])
         return total / len(student.part_sizes)

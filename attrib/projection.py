@@ -18,10 +18,15 @@ RANK_TOLERANCE = 1e-9  # of the largest variance: directions below are rounding
 
 def projected_sizes(block_sizes: dict[str, int], num_images: int, settings: HeadSettings) -> dict[str, int]:
     """Numbers per block after its projection: no more directions than images can tell apart."""
-    if "whiten" not in settings.projection:
+    if "whiten" not in settings.projection or is_symmetric(settings):
         return dict(block_sizes)
     limit = min(settings.num_directions or num_images - 1, num_images - 1)
     return {block: min(size, limit) for block, size in block_sizes.items()}
+
+
+def is_symmetric(settings: HeadSettings) -> bool:
+    """Whether whitening must rotate back (ZCA): where each domain is whitened by itself, principal directions would not correspond."""
+    return settings.separate_domains and settings.net == "none"
 
 
 @torch.no_grad()
@@ -53,7 +58,13 @@ def affine(features: np.ndarray, settings: HeadSettings) -> tuple[np.ndarray, np
     variance, directions = principal_directions((features - mean) * scale)
     keep = min(settings.num_directions or len(variance), len(variance))
     variance, directions = variance[:keep], directions[:keep]
-    weight = directions / np.sqrt(variance + settings.shrinkage * variance.max(initial=0))[:, None] * scale
+    largest = variance.max(initial=0)
+    whitening = directions / np.sqrt(variance + settings.shrinkage * largest)[:, None]
+    if is_symmetric(settings) and largest:
+        # Directions in which the images do not vary are scaled as one of no variance, so that n < d whitens as n >= d does.
+        floor = 1 / np.sqrt(settings.shrinkage * largest)
+        whitening = directions.T @ (whitening - floor * directions) + floor * np.eye(dimension)
+    weight = whitening * scale
     return weight, -weight @ mean
 
 

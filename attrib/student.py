@@ -66,6 +66,10 @@ class PixelTrunk(nn.Module):
         self.model, self.precision = model, precision
         self.preprocessing = Preprocessing.from_timm(model.data_config)
 
+    @property
+    def heads(self) -> nn.ModuleDict:
+        return self.model.heads
+
     def forward(self, pixels: Tensor, domain: Domain) -> list[Tensor]:
         device = pixels.device
         images = self.preprocessing.normalise(pixels, device, torch.float32).contiguous(

@@ -113,7 +113,9 @@ class Run:
         self.student.load_state_dict(state["student"], strict=False)
         self.objective.load_state_dict(state["objective"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.schedule.load_state_dict(state["schedule"])
+        self.schedule.last_epoch = state["schedule"][
+            "last_epoch"
+        ]  # the rates are the optimiser's; load_state_dict wants lambdas
         self.history, self.best = list(state["history"]), state["best"]
 
 

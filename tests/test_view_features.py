@@ -87,7 +87,7 @@ def extract(rows, manifest, network, settings=SETTINGS, num_views=NUM_VIEWS) -> 
 
 def same(first: ViewFeatures, second: ViewFeatures) -> bool:
     """Bit by bit."""
-    arrays = ("features", "content", "donor", "view")
+    arrays = COLUMNS
     equal = (getattr(first, name).tobytes() == getattr(second, name).tobytes() for name in arrays)
     shapes = (getattr(first, name).shape == getattr(second, name).shape for name in arrays)
     return all(equal) and all(shapes) and first.failures == second.failures

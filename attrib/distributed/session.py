@@ -9,8 +9,11 @@ import ray
 from attrib.settings import RaySettings
 
 
-def connect(settings: RaySettings) -> None:
-    """Join `address` or RAY_ADDRESS (set by `ray job submit`); without either start a local Ray that ends with the process."""
+def connect(settings: RaySettings, dashboard: bool = False) -> None:
+    """Join `address` or RAY_ADDRESS (set by `ray job submit`); without either start a local Ray that ends with the process.
+
+    dashboard: of a local Ray; Ray Train asks it whether its controller lives, and complains every second where there is none.
+    """
     if ray.is_initialized():
         return
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -24,7 +27,7 @@ def connect(settings: RaySettings) -> None:
             address="local",
             num_cpus=settings.num_cpus,
             object_store_memory=memory,
-            include_dashboard=False,
+            include_dashboard=dashboard,
             logging_level=logging.ERROR,
         )
     resources = ray.cluster_resources()

@@ -61,7 +61,7 @@ def run(settings: TrainSettings) -> dict:
     record = begin(settings, RECORD, inputs, storage)
     if record:
         return record
-    connect(settings.ray)
+    connect(settings.ray, dashboard=True)
     started = time.monotonic()
     results = _train(settings, manifest, synthetic, network, storage)
     return finish(settings, RECORD, inputs, results | {"seconds": round(time.monotonic() - started, 1)}, storage)
@@ -71,10 +71,9 @@ def _train(
     settings: TrainSettings, manifest: Manifest, synthetic: Manifest | None, network: Network, storage: Storage
 ) -> dict:
     trains = settings.head.net != "none"
-    uses_views = trains and not settings.fine_tune and settings.control is None
-    needs_views = uses_views or (settings.head.separate_domains and not synthetic)
     # Nets trained end to end see new views in every epoch; controls need the images alone.
-    num_views = settings.views_per_image if needs_views else 0
+    uses_views = trains and not settings.fine_tune and settings.control is None
+    num_views = settings.views_per_image if uses_views else 0
     folder = join(settings.output, "_features")
     real = view_features(settings, manifest, join(folder, "real"), num_views, settings.max_images, storage)
     generated = None
@@ -89,7 +88,9 @@ def _train(
             _write_inputs(settings, paired_inputs(model, real, generated, pairs), storage)
         else:
             images = sampled_images(manifest, SHEET_IMAGES, storage)
-            storage.write_bytes(join(settings.output, "views.png"), sheet_of_views(images, manifest, settings, storage))
+            preprocessing = preprocessing_of(Network(model, model.data_config), settings.backbone.name)
+            sheet = sheet_of_views(images, manifest, preprocessing, settings, storage)
+            storage.write_bytes(join(settings.output, "views.png"), sheet)
             if not settings.fine_tune:
                 _write_inputs(settings, training_inputs(model, real), storage)
         best, history = _fit(settings, manifest, storage)
@@ -142,8 +143,9 @@ def _fit(settings: TrainSettings, manifest: Manifest, storage: Storage) -> tuple
 
 
 def _worker(config: dict) -> None:
-    for noisy in ("ray.train", "faiss.loader"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)  # every epoch of every worker otherwise
+    # Ray Train logs every report of every worker, in part under names of its own.
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
     settings: TrainSettings = config["settings"]
     storage, device = Storage(settings.storage), get_device()
     context = ray.train.get_context()

@@ -1,0 +1,216 @@
+"""The objective: the loss against one computed by hand, every kind of it for a step, and the roles of the parts."""
+
+from typing import get_args
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attrib import alignment, disentanglement
+from attrib.errors import AttribError
+from attrib.heads import Head
+from attrib.model_settings import HeadSettings
+from attrib.objective import NOBODY, Batch, Objective, only_first
+from attrib.student import HeadTrunk, Student
+from attrib.train_settings import AlignmentSettings, DisentanglementSettings
+
+CONTENT, STYLE = 6, 4  # numbers of each part
+NUM_VIEWS = 12
+PARTS = {
+    "content": {"blocks": ["layout_2"], "role": "content"},
+    "style": {"blocks": ["moments"], "role": "style"},
+}
+KINDS = {kind: get_args(cls.model_fields["kind"].annotation) for kind, cls in (
+    ("alignment", AlignmentSettings), ("disentanglement", DisentanglementSettings)
+)}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def student_of(net: str = "linear", separate: bool = False, num_prototypes: int = 0, parts: dict = PARTS) -> Student:
+    torch.manual_seed(0)
+    settings = HeadSettings(projection="identity", net=net, hidden=8, separate_domains=separate, parts=parts)
+    names = ("real", "synthetic") if separate else ("real",)
+    heads = nn.ModuleDict({name: Head({"layout_2": CONTENT, "moments": STYLE}, {}, settings) for name in names})
+    for parameter in heads.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return Student(HeadTrunk(heads), heads["real"], separate, num_prototypes)
+
+
+def batch_of(seed: int = 0) -> Batch:
+    """Contents, then donors, as attrib/batches.py makes them: images 0 to 7, some of them twice; every fourth view has no donor."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(8, CONTENT + STYLE, generator=generator)
+    contents = torch.arange(NUM_VIEWS) % 8
+    donors = (contents + 3) % 8
+    views = torch.cat([images[contents, :CONTENT], images[donors, CONTENT:]], dim=1)
+    views = views + 0.5 * torch.randn(views.shape, generator=generator)
+    donor_ids = torch.where(torch.arange(NUM_VIEWS) % 4 == 0, -1, donors)
+    ids = torch.cat([contents, donor_ids])
+    return Batch(images[ids.clamp_min(0)], ids, views, torch.stack([contents, donor_ids], dim=1))
+
+
+def objective_of(student, aligned: dict | None = None, disentangled: dict | None = None) -> Objective:
+    return Objective(student, AlignmentSettings(**aligned or {}), DisentanglementSettings(**disentangled or {}))
+
+
+def test_the_loss_is_alignment_and_the_weighted_mean_of_disentanglement_over_parts():
+    student, batch = student_of(), batch_of()
+    aligned, disentangled = {"temperature": 0.2, "style_weight": 0.5}, {"weight": 0.7, "eps": 0.05}
+    loss = objective_of(student, aligned, disentangled)(student, student, batch)
+
+    nets = [part.net for part in student.trunk.heads["real"].parts.values()]
+    anchors, views = (
+        [net(piece) for net, piece in zip(nets, rows.split([CONTENT, STYLE], dim=1))]
+        for rows in (batch.anchors, batch.views)
+    )
+    # Every image once, in the order of its first slot.
+    first = [batch.anchor_ids.tolist().index(i) for i in range(8)]
+    pools = [torch.cat([F.normalize(part, dim=1) for part in parts], dim=1) for parts in (anchors, views)]
+    expected = alignment.info_nce(
+        pools[1], pools[0][first], batch.view_sources, torch.arange(8), 0.2, torch.tensor([1.0, 0.5])
+    )
+    total = 0.0
+    for part, role, size in ((0, 0, CONTENT), (1, 1, STYLE)):  # the style part is paired with the donor
+        rows = [(view, int(i)) for view, i in enumerate(batch.view_sources[:, role]) if i >= 0]
+        real = torch.stack([anchors[part][first[i]] for _, i in rows])
+        synthetic = torch.stack([views[part][view] for view, _ in rows])
+        total += disentanglement.gaussian_infomax(real, synthetic, 0.05) / size
+    torch.testing.assert_close(loss, expected + 0.7 * total / 2)
+    assert total > 0.01 and expected > 0.01
+
+
+def test_a_weight_of_zero_and_kind_none_leave_alignment_alone():
+    student, batch = student_of(), batch_of()
+    losses = [objective_of(student, None, d)(student, student, batch) for d in ({"kind": "none"}, {"weight": 0})]
+    expected = alignment.info_nce(
+        student.embedding(student.encode(batch.views, "real")),
+        student.embedding(student.encode(batch.anchors, "real")),
+        batch.view_sources, only_first(batch.anchor_ids), 0.07, torch.tensor([1.0, 1.0]),
+    )  # fmt: skip
+    assert losses[0] == losses[1] and torch.equal(losses[0].float(), expected)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("disentangled", KINDS["disentanglement"])
+@pytest.mark.parametrize("aligned", KINDS["alignment"])
+def test_every_kind_trains_a_step(aligned, disentangled, separate):
+    student = student_of(separate=separate, num_prototypes=7 if aligned == "dino" else 0)
+    objective = objective_of(
+        student, {"kind": aligned, "queue_rows": 64, "num_prototypes": 7}, {"kind": disentangled, "weight": 0.5}
+    )
+    optimiser = torch.optim.SGD(student.parameters(), lr=0.05)
+    before = {name: value.clone() for name, value in student.named_parameters()}
+    for step in range(2):
+        optimiser.zero_grad()
+        loss = objective(student, student, batch_of(step))
+        loss.backward()
+        assert loss.isfinite()
+        for name, parameter in student.named_parameters():
+            if separate and aligned != "info_nce" and disentangled == "none" and "heads.real" in name:
+                # The slow network alone sees sources, and without disentanglement nothing draws the fast one.
+                assert parameter.grad is None or not parameter.grad.any()
+            else:
+                assert parameter.grad.isfinite().all()
+                # A bias cancels where outputs are centred or standardised; alignment's normalisation keeps that of views.
+                assert parameter.grad.any() or name.endswith("bias"), name
+        optimiser.step()
+        objective.after_step(student)
+    changed = [name for name, value in student.named_parameters() if not torch.equal(value, before[name])]
+    assert any("weight" in name for name in changed)
+
+
+@pytest.mark.parametrize("kind", ["moco", "dino"])
+def test_the_slow_network_follows_and_gets_no_gradient(kind):
+    student = student_of(num_prototypes=7 if kind == "dino" else 0)
+    objective = objective_of(student, {"kind": kind, "momentum": 0.9, "queue_rows": 64, "num_prototypes": 7})
+    start = [p.clone() for p in student.parameters()]
+    objective(student, student, batch_of()).backward()
+    assert not any(p.requires_grad or p.grad is not None for p in objective.slow.parameters())
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter += 1
+    objective.after_step(student)
+    for slow, old in zip(objective.slow.parameters(), start, strict=True):
+        torch.testing.assert_close(slow, old + 0.1)
+    if kind == "moco":
+        kept = objective.queue.ids[: len(batch_of().anchor_ids)]
+        assert torch.equal(kept, only_first(batch_of().anchor_ids)) and (objective.queue.ids[len(kept) :] == -1).all()
+    else:
+        with torch.no_grad():
+            logits = student_of(num_prototypes=7)
+            logits = logits.logits(logits.encode(batch_of().anchors, "real"))[only_first(batch_of().anchor_ids) >= 0]
+        torch.testing.assert_close(objective.centre, 0.1 * logits.mean(dim=0))
+
+
+def test_the_order_of_anchors_does_not_matter():
+    """Two workers join contents and donors in another order than one."""
+    student, batch = student_of(), batch_of()
+    order = torch.randperm(len(batch.anchor_ids), generator=torch.Generator().manual_seed(1))
+    other = Batch(batch.anchors[order], batch.anchor_ids[order], batch.views, batch.view_sources)
+    losses = [objective_of(student)(student, student, some) for some in (batch, other)]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
+
+
+def test_an_image_counts_once_however_many_views_need_it():
+    student, batch = student_of(), batch_of()
+    repeated = Batch(
+        torch.cat([batch.anchors, batch.anchors[:5]]), torch.cat([batch.anchor_ids, batch.anchor_ids[:5]]),
+        batch.views, batch.view_sources,
+    )  # fmt: skip
+    losses = [objective_of(student)(student, student, some) for some in (batch, repeated)]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
+
+
+def test_only_first_leaves_out_every_repetition():
+    ids = torch.tensor([5, -1, 3, 5, 3, -1, 2**62, 5])
+    assert only_first(ids).tolist() == [5, -1, 3, -1, -1, -1, 2**62, -1]
+    assert only_first(ids).dtype == torch.int64 and only_first(ids[:0]).tolist() == []
+
+
+def gradients(student: Student, disentangled: dict, batch: Batch) -> dict[str, Tensor]:
+    """Of the disentanglement alone, by part."""
+    objective = objective_of(student, None, disentangled)
+    anchors, views = student(batch.anchors, batch.views)
+    ids = only_first(batch.anchor_ids)
+    term = objective._disentanglement(student, anchors, views, ids, batch.view_sources)
+    parts = student.trunk.heads["real"].parts
+    return {name: torch.autograd.grad(term, part.net.weight, retain_graph=True)[0] for name, part in parts.items()}
+
+
+def test_a_style_part_does_not_see_who_the_content_is():
+    student, batch = student_of(), batch_of()
+    shuffled = batch.view_sources.clone()
+    shuffled[:, 0] = shuffled[:, 0].flip(0)
+    other = Batch(batch.anchors, batch.anchor_ids, batch.views, shuffled)
+    first, second = (gradients(student, {"kind": "barlow_twins"}, some) for some in (batch, other))
+    assert torch.equal(first["style"], second["style"])
+    assert not torch.allclose(first["content"], second["content"], rtol=0.1)
+
+
+def test_views_without_any_donor_leave_the_style_part_out():
+    """A mix of solo views, or pairs with one source each."""
+    student, batch = student_of(), batch_of()
+    sources = batch.view_sources.clone()
+    sources[:, 1] = -1
+    solo = Batch(batch.anchors, batch.anchor_ids, batch.views, sources)
+    loss = objective_of(student)(student, student, solo)
+    loss.backward()
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize("kind", KINDS["alignment"])
+def test_a_batch_in_which_nobody_is_shown_says_so(kind):
+    student = student_of(num_prototypes=7 if kind == "dino" else 0)
+    objective = objective_of(student, {"kind": kind, "num_prototypes": 7})
+    batch = batch_of()
+    nobody = Batch(batch.anchors, torch.full_like(batch.anchor_ids, NOBODY), batch.views, batch.view_sources * 0 - 1)
+    with pytest.raises(AttribError, match="no view of the batch has its source among the anchors"):
+        objective(student, student, nobody)

@@ -49,6 +49,11 @@ class Outcome:
     queries: np.ndarray
     history: list[dict]
 
+    @property
+    def macro_map(self) -> float:
+        rows, values = self.scores.rows_of_cells(), self.scores.values["ap"]
+        return float(np.mean([values[rows[cell]].mean() for cell in self.scores.macro_cells()]))
+
 
 def training_settings(settings: AblateSettings, variant: VariantSettings, manifest: str, output: str) -> TrainSettings:
     """A variant as jobs.train would have it."""
@@ -186,3 +191,24 @@ def _merged(scored: list[tuple[list[bool], QueryScores]]) -> QueryScores:
             for name in values:
                 values[name][row] = scores.values[name][row]
     return replace(whole, values=values, top_keys=top_keys, top_similarity=top_similarity)
+
+
+def chosen_by_folds(candidates: dict[str, QueryScores], num_folds: int, seed: int) -> tuple[QueryScores, list[str]]:
+    """What choosing among variants is worth: for each fold the variant of the best macro mAP on the other folds, scored on this one.
+
+    Returns the scores and the choices, fold by fold.
+    """
+    any_scores = next(iter(candidates.values()))
+    folds = np.array([fold_of(unit, num_folds, seed) for unit in any_scores.units])
+    rows_of, macro = any_scores.rows_of_cells(), any_scores.macro_cells()
+    scored, chosen = [], []
+    for fold in range(num_folds):
+        others = {cell: rows_of[cell][folds[rows_of[cell]] != fold] for cell in macro}
+
+        def elsewhere(name: str, others=others) -> float:
+            values = candidates[name].values["ap"]
+            return float(np.mean([values[rows].mean() for rows in others.values() if len(rows)]))
+
+        chosen.append(max(candidates, key=elsewhere))
+        scored.append((list(folds == fold), candidates[chosen[-1]]))
+    return _merged(scored), chosen

@@ -1,6 +1,7 @@
 """What a comparison of methods leaves behind: evaluation.json, table.txt, queries.parquet and one self-contained page."""
 
 import json
+import re
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -54,11 +55,15 @@ def write_comparison(
     record: dict | None = None,
     pictures: Pictures | None = None,
     num_shown: int = 12,
+    figures: dict[str, str] | None = None,
+    measures: dict | None = None,
 ) -> dict:
     """Write the four files into the folder `output` and return the summary of evaluation.json.
 
     reference: the method that differences are taken from, the first by default; record: settings and versions to keep beside the numbers;
-    pictures: None for a page without. Raises AttribError if methods were not scored on the same queries.
+    pictures: None for a page without; figures: {caption: inline SVG}, a caption's first line the heading, each further line a paragraph
+    on how to read it, the SVG trusted (attrib.charts escapes what it draws); measures: other numbers for evaluation.json, by name. Raises
+    AttribError if methods were not scored on the same queries.
     """
     summary = summarise(results, reference)
     record = record or {}
@@ -69,6 +74,7 @@ def write_comparison(
         summary=summary,
         record=record,
         forest=forest_plot(summary),
+        figures=[_figure(caption, svg) for caption, svg in (figures or {}).items()],
         shown=shown,
         query_pictures=found[0],
         source_pictures=found[1],
@@ -79,7 +85,7 @@ def write_comparison(
     storage.write_bytes(join(output, "comparison.html"), page.encode())
     storage.write_table(join(output, "queries.parquet"), query_table(results))
     storage.write_bytes(join(output, "table.txt"), f"{format_table(summary)}\n".encode())
-    storage.write_json(join(output, "evaluation.json"), summary | record)
+    storage.write_json(join(output, "evaluation.json"), summary | (measures or {}) | record)
     return summary
 
 
@@ -146,6 +152,12 @@ def forest_plot(summary: dict) -> dict | None:
     }
 
 
+def _figure(caption: str, svg: str) -> dict:
+    heading, *lines = caption.split("\n")
+    width = re.search(r'viewBox="0 0 (\d+)', svg)
+    return {"heading": heading, "lines": lines, "svg": svg, "width_px": int(width[1]) if width else 860}
+
+
 def _shown_queries(results: dict[str, QueryScores], count: int) -> list[dict]:
     any_scores = next(iter(results.values()))
     return [
@@ -199,7 +211,7 @@ def _thumbnails_by_key(keys: set[str], uri: str, thumbnail_px: int, storage: Sto
 
 
 def _render(**context) -> str:
-    # Keys come from strangers' files: all is escaped, and the template marks no text as safe.
+    # Keys come from strangers' files: all is escaped, and the template marks nothing as safe but figures, which we drew.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     pretty = partial(json.dumps, indent=1, ensure_ascii=False)
     environment.filters |= {"text": _text, "value_name": value_name, "pretty": pretty, "score": _score}

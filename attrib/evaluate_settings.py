@@ -56,14 +56,29 @@ class AbcSettings(Settings):
         return self
 
 
+class MeasureSettings(Settings):
+    """What is measured on the pairs of a truth table beside ranking (attrib/pair_measures.py).
+
+    Not with abc: what a calibrator of shares needs, each query's most similar sources of all, the scan of AbC's distractors does not
+    keep (it keeps how many stand before each exemplar), and a customised model has several exemplars where the theory takes one.
+    """
+
+    theory_role: str | None = "content"  # (source image, query) pairs of this role; None: no theory
+    shares_top_k: int | None = Field(
+        default=10, ge=2
+    )  # sources that shares are divided among, as when serving; None: no shares
+    num_folds: int = Field(default=5, ge=2)  # of source groups: what is fitted is measured on the fold left out
+
+
 class EvaluateSettings(JobSettings):
     """jobs.evaluate: rank the known true sources of generated images, by one or several methods side by side."""
 
     methods: tuple[MethodSettings, ...] = Field(min_length=1)
     truth: TruthSettings | None = None  # exactly one of truth and abc
     abc: AbcSettings | None = None
+    measures: MeasureSettings = MeasureSettings()  # truth only
     reference: str | None = None  # the method that differences are taken from; None: the first
-    output: Uri  # a folder: evaluation.json, table.txt, queries.parquet, comparison.html
+    output: Uri  # a folder: evaluation.json, table.txt, queries.parquet, comparison.html, theory.svg, shares.svg
     title: str = "Methods compared"
     num_queries_shown: int = Field(default=12, ge=0)  # on the page: those on which the methods differ most
     thumbnail_px: Positive = 112

@@ -1,4 +1,5 @@
 """How well vectors rank the true sources of generated images: by a truth table here, by AbC's test cases in abc_protocol.py.
+What else is measured on the same pairs is in pair_measures.py.
 
 A truth row asks for one group of sources (copies and crops of one picture share a group) in one role, such as content or style. Its pool is
 every source except those of the query's other truths, so that one vector per image can serve all roles, as AbC (arXiv 2306.09345) leaves
@@ -61,6 +62,32 @@ def read_truth(settings: TruthSettings, storage: Storage) -> list[TruthRow]:
     return [TruthRow(str(query).removeprefix(settings.key_prefix), role, group) for query, role, group in zip(*columns)]
 
 
+class Places(NamedTuple):
+    """Where the names of a truth table stand. group_of: int64 [n], each source's group by number; code_of: {group: its number};
+    row_of: {query: its row}."""
+
+    group_of: np.ndarray
+    code_of: dict[str, int]
+    row_of: dict[str, int]
+
+
+def places_of(
+    truth: list[TruthRow], sources: Collection, queries: Collection, source_group_column: str = "group"
+) -> Places:
+    """Raises AttribError if the group column is absent, or a query or group of the table has no vector."""
+    names, group_of = np.unique([str(group) for group in sources.column(source_group_column)], return_inverse=True)
+    code_of = {name: code for code, name in enumerate(names.tolist())}
+    row_of = {key: i for i, key in enumerate(queries.keys)}
+    for row in truth:
+        if row.query not in row_of or row.group not in code_of:
+            what = f"query {row.query!r}" if row.query not in row_of else f"source group {row.group!r}"
+            raise AttribError(
+                f"the truth table asks for query {row.query!r} and source group {row.group!r}, but {what} has no vector in these "
+                "embeddings; embed it, or correct the table or its key_prefix"
+            )
+    return Places(group_of, code_of, row_of)
+
+
 def score_truth(
     sources: Collection,
     queries: Collection,
@@ -74,18 +101,10 @@ def score_truth(
     Values: ap; recall_at_1 (1 if any relevant source is first); recall_at_10. Raises AttribError if a metadata column is absent, or a
     query or group of the table has no vector.
     """
-    group_names, group_of = np.unique([str(g) for g in sources.column(source_group_column)], return_inverse=True)
-    code_of = {name: code for code, name in enumerate(group_names.tolist())}
+    group_of, code_of, row_of = places_of(truth, sources, queries, source_group_column)
     methods = queries.column(query_method_column)
-    row_of = {key: i for i, key in enumerate(queries.keys)}
     wanted = defaultdict(set)
     for row in truth:
-        if row.query not in row_of or row.group not in code_of:
-            what = f"query {row.query!r}" if row.query not in row_of else f"source group {row.group!r}"
-            raise AttribError(
-                f"the truth table asks for query {row.query!r} and source group {row.group!r}, but {what} has no vector in these "
-                "embeddings; embed it, or correct the table or its key_prefix"
-            )
         wanted[row.query].add(code_of[row.group])
     source_rows = unit_rows(sources.vectors, mappers and mappers.real, "the sources")
     query_rows = unit_rows(queries.vectors, mappers and mappers.synth, "the queries")

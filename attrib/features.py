@@ -15,6 +15,7 @@ from torch import nn
 from attrib.errors import AttribError
 from attrib.model_settings import FeatureSettings
 
+MAX_BLOCK = 16_384  # numbers; whitening holds a square matrix of them in float64, 2 GiB
 DEVIATION_FLOOR = 1e-5  # a channel that is dead on an image has no layout: zero, not noise blown up
 
 
@@ -36,6 +37,12 @@ class FeatureExtractor(nn.Module):
         with torch.inference_mode():
             probe = self.blocks(next(backbone.parameters()).new_zeros(1, 3, image_px, image_px))
             self.sizes = {name: block.shape[1] for name, block in probe.items()}
+        largest = max(self.sizes, key=self.sizes.get)
+        if self.sizes[largest] > MAX_BLOCK:
+            raise AttribError(
+                f"features: {largest} has {self.sizes[largest]:,} numbers per image, more than {MAX_BLOCK:,}; covariances grow with the "
+                "square of a level's channels and layouts with the grid's: name shallower levels or a smaller layout_grid"
+            )
         backbone.train(was_training)
 
     @property

@@ -12,7 +12,7 @@ from attrib.identity import image_ids
 from attrib.manifest import Manifest
 from attrib.model import AttributionModel, build_model, features_data_config
 from attrib.model_settings import FeatureSettings, HeadSettings, PartSettings
-from attrib.projection import fit_projections, projected_sizes
+from attrib.projection import centre_projections, fit_projections, projected_sizes
 from attrib.storage import Storage
 from attrib.train_settings import TrainSettings
 from attrib.view_features import NO_DONOR, ViewFeatures
@@ -44,7 +44,8 @@ def fitted_model(
 ) -> AttributionModel:
     """A model with its projections fitted on the images themselves, and its nets as they start.
 
-    Controls with a head for each domain are fitted on each domain's images. Raises AttribError if there are none.
+    With a head for each domain, a control is fitted on each domain's images, and raises AttribError if there are none; nets that are to be
+    trained start from one projection, which unpaired synthetic images, where they are given, centre for their own domain.
     """
     originals = np.flatnonzero(real.is_original)
     fits = {"real": (real, originals)}
@@ -62,10 +63,12 @@ def fitted_model(
         sizes = projected_sizes(probe.extractor.sizes, num_images, settings.head)
         model = build_model(network.model, data_config, settings.features, settings.head, sizes)
     for domain, (found, rows) in fits.items():
-        head = model.heads[domain]
-        blocks = dict(zip(head.block_sizes, np.split(found.features[rows], _ends(head)[:-1], axis=1)))
-        for part in head.parts.values():
-            fit_projections(part, blocks, settings.head)
+        for part in model.heads[domain].parts.values():
+            fit_projections(part, _blocks(model.heads[domain], found, rows), settings.head)
+    if settings.head.separate_domains and synthetic is not None:
+        blocks = _blocks(model.heads["synthetic"], synthetic, np.flatnonzero(synthetic.is_original))
+        for part in model.heads["synthetic"].parts.values():
+            centre_projections(part, blocks)
     return model
 
 
@@ -116,8 +119,9 @@ def head_inputs(head: Head, features: np.ndarray, rows: np.ndarray) -> torch.Ten
     return torch.cat([head.inputs(torch.from_numpy(features[batch]).float()).half() for batch in batches])
 
 
-def _ends(head: Head) -> np.ndarray:
-    return np.cumsum(list(head.block_sizes.values()))
+def _blocks(head: Head, found: ViewFeatures, rows: np.ndarray) -> dict[str, np.ndarray]:
+    ends = np.cumsum(list(head.block_sizes.values()))
+    return dict(zip(head.block_sizes, np.split(found.features[rows], ends[:-1], axis=1)))
 
 
 def read_pairs(

@@ -44,6 +44,15 @@ def fit_projections(part: Part, blocks: dict[str, np.ndarray], settings: HeadSet
         layer.bias.copy_(torch.from_numpy(bias))
 
 
+@torch.no_grad()
+def centre_projections(part: Part, blocks: dict[str, np.ndarray]) -> None:
+    """Move the projections' centres to the mean of these images: float [n, D_block] of each block."""
+    for name, layer in part.project.items():
+        if isinstance(layer, nn.Linear):
+            mean = torch.from_numpy(blocks[name].astype(np.float64).mean(axis=0))
+            layer.bias.copy_(-(layer.weight.double() @ mean))
+
+
 def affine(features: np.ndarray, settings: HeadSettings) -> tuple[np.ndarray, np.ndarray]:
     """(weight float64 [k, D], bias float64 [k]) of x -> weight x + bias, fitted to features float [n, D]."""
     if len(features) < 2:

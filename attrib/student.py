@@ -3,6 +3,7 @@
 import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from attrib.errors import AttribError
 from attrib.heads import Head, join_parts
@@ -114,6 +115,14 @@ def student_of(model: AttributionModel, settings: TrainSettings) -> Student:
         trunk = HeadTrunk(model.heads)
     num_prototypes = settings.alignment.num_prototypes if settings.alignment.kind == "dino" else 0
     return Student(trunk, model.heads["real"], settings.head.separate_domains, num_prototypes)
+
+
+def parallel(student: Student, settings: TrainSettings, device: torch.device) -> nn.Module:
+    """The student as each of several workers calls it."""
+    # Without the network's output nothing may read its last layers, which are thawed first.
+    unused = settings.fine_tune is not None and not settings.features.pooled
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(student, device_ids=devices, find_unused_parameters=unused)
 
 
 def trained_groups(student: Student, settings: TrainSettings) -> list[dict]:

@@ -98,8 +98,14 @@ class TrainSettings(JobSettings):
         self.head.check(self.features)
         if self.control and self.fine_tune:
             raise ValueError("a control has nothing to fine-tune; leave one of control and fine_tune out")
+        if self.control in ("domain_whitened", "supervised") and not self.synthetic:
+            raise ValueError(f"control {self.control!r} needs `synthetic`, the manifest of the generated images")
+        if self.control == "supervised" and not self.pairs:
+            raise ValueError("control 'supervised' needs `pairs`, a table of synthetic images and their sources")
         if self.disentanglement.kind == "infomax_ica" and self.head.net == "mlp":
-            raise ValueError("disentanglement.kind 'infomax_ica' needs the weights of a linear map; set head.net: linear")
+            raise ValueError(
+                "disentanglement.kind 'infomax_ica' needs the weights of a linear map; set head.net: linear"
+            )
         disentangles = self.disentanglement.kind != "none" and self.disentanglement.weight > 0
         if self.head.separate_domains and self.alignment.kind != "info_nce" and not disentangles:
             # Only the slow network sees the sources: nothing would train the fast one's head for them.

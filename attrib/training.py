@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attrib.errors import AttribError
-from attrib.objective import Batch, Objective
+from attrib.objective import NOBODY, Batch, Objective
 from attrib.student import Student
 from attrib.train_settings import TrainSettings
 
@@ -136,9 +136,11 @@ def rate(step: int, num_steps: int, warmup_share: float) -> float:
 def mean_reciprocal_rank(views: Tensor, anchors: Tensor, view_sources: Tensor, anchor_ids: Tensor) -> float:
     """Of the source of each role among the anchors by cosine, the view's other source left out; averaged over views, then over roles.
 
-    views: float [m, d]; anchors: float [n, d]; view_sources: int64 [m, 2], -1 for none; anchor_ids: int64 [n]. Ties count against.
+    views: float [m, d]; anchors: float [n, d]; view_sources: int64 [m, 2], -1 for none; anchor_ids: int64 [n], NOBODY for a slot that is
+    left out. Ties count against.
     """
-    anchors = F.normalize(anchors, dim=1)
+    somebody = anchor_ids != NOBODY
+    anchors, anchor_ids = F.normalize(anchors[somebody], dim=1), anchor_ids[somebody]
     found: list[list[Tensor]] = [[], []]
     for start in range(0, len(views), CRITERION_ROWS):
         similarity = F.normalize(views[start : start + CRITERION_ROWS], dim=1) @ anchors.T

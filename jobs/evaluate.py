@@ -10,12 +10,15 @@ def main() -> None:
     with reported():
         from attrib.comparison import pictures_of, write_comparison
         from attrib.evaluation import evaluate, input_digests
+        from attrib.pair_measures import measure_pairs
         from attrib.scores import format_table
         from attrib.storage import Storage, join
 
         storage = Storage(settings.storage)
+        scores = evaluate(settings, storage)
+        measured = measure_pairs(settings, storage)
         summary = write_comparison(
-            evaluate(settings, storage),
+            scores,
             settings.output,
             storage,
             reference=settings.reference_name,
@@ -27,8 +30,11 @@ def main() -> None:
             },
             pictures=pictures_of(settings),
             num_shown=settings.num_queries_shown,
+            figures=measured.figures,
+            measures=measured.numbers,
         )
-        print(format_table(summary))
+        measured.write_plots(settings.output, storage)
+        print("\n".join([format_table(summary), *measured.lines()]))
         print(f"page: {join(settings.output, 'comparison.html')}")
 
 

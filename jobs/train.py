@@ -13,7 +13,7 @@ def main() -> None:
         record = train.run(settings)
         print(
             f"{record['dimension']}-d model from {record['num_images']:,} images and {record['num_views']:,} views "
-            f"({len(record['failures']):,} images failed), in {settings.output}/model.safetensors"
+            f"({record['num_failed']:,} images failed), in {settings.output}/model.safetensors"
         )
         if record["history"]:
             first, best = record["history"][0]["criterion"], max(row["criterion"] for row in record["history"])

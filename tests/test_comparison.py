@@ -10,6 +10,7 @@ import pytest
 from pairs import write_collection
 from samples import pictures
 
+from attrib.charts import drawing
 from attrib.collection import Collection
 from attrib.comparison import Pictures, forest_plot, most_different, pictures_of, query_table, write_comparison
 from attrib.distractors import PREFIX
@@ -99,6 +100,30 @@ def test_every_figure_is_on_the_page_and_nothing_is_code(results, tmp_path, loca
     difference = summary["methods"]["all <b>twelve</b>"]["minus_reference"]["ap"]
     assert difference["low"] > 0 and f'<b class="value">{difference["mean"]:+.3f}</b>' in raw
     assert json.loads((tmp_path / "evaluation.json").read_text()) == json.loads(json.dumps(summary))
+
+
+def test_figures_stand_after_the_forest_plot_and_captions_are_text(results, tmp_path, local):
+    svg = drawing(320, 40, HOSTILE, ['<circle cx="9" cy="9" r="4" fill="#d55e00"/>'])
+    caption = f"{HOSTILE}\nHow to read it: {HOSTILE}\nand more"
+    summary = write_comparison(
+        results,
+        str(tmp_path),
+        local,
+        num_shown=0,
+        figures={caption: svg, "plain": svg},
+        measures={"theory": {"a": 0.5}},
+    )
+    raw = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    page = Page(raw)
+    assert raw.count(svg) == 2
+    assert not {"script", "img"} & {tag for tag, _ in page.elements}
+    assert page.text.count(HOSTILE) == 2 and "and more" in page.text and "plain" in page.text
+    assert raw.index('class="forest"') < raw.index(svg) < raw.index("By role and generator")
+    assert "max-width:320px" in raw
+    # The page's own styles must not recolour what others drew.
+    assert not re.search(r"[^.\w-]svg (circle|text|line)", raw)
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert written == json.loads(json.dumps(summary)) | {"theory": {"a": 0.5}}
 
 
 def test_a_difference_that_may_be_nothing_is_not_bold(results, tmp_path, local):

@@ -13,7 +13,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from hostile import encode
 from samples import picture, write_folder
-from torch.nn.parallel import DistributedDataParallel
 
 from attrib import fine_tuning
 from attrib.backbone import load_network
@@ -21,20 +20,20 @@ from attrib.batches import is_validation
 from attrib.corpus import list_images, list_units
 from attrib.errors import AttribError
 from attrib.fine_tuning import PixelBatches
-from attrib.images import Preprocessing
+from attrib.images import Preprocessing, decode_image
 from attrib.manifest import Manifest
 from attrib.model import build_model
 from attrib.objective import NOBODY, Batch
 from attrib.settings import CollectionSettings, StorageSettings
 from attrib.storage import Storage
-from attrib.student import student_of, trained_groups
+from attrib.student import parallel, student_of, trained_groups
 from attrib.train_settings import TrainSettings
 from attrib.training import Run, mean_reciprocal_rank
 
 LOCAL = Storage(StorageSettings())
 CPU = torch.device("cpu")
 PX = 32
-NUM_IMAGES, BATCH_SIZE = 24, 8
+NUM_IMAGES, BATCH_SIZE = 25, 8  # not even: two workers fill up their shares
 BROKEN = ("cut.png", "text.jpg", "void.jpg")
 MIX = {"texture": 1, "colour": 3, "bands": 2, "solo": 2}
 
@@ -53,7 +52,7 @@ def settings_of(seed: int = 0, optimiser: dict | None = None, **fine_tune) -> Tr
         output="o",
         backbone={"name": "test_resnet", "weights": "random"},
         # The head does not read the last level: its block is thawed and gets no gradient.
-        features={"moment_levels": [1], "layout_levels": [3], "layout_grid": 2},
+        features={"pooled": False, "moment_levels": [1], "layout_levels": [3], "layout_grid": 2},
         head={
             "projection": "identity",
             "parts": {
@@ -132,7 +131,9 @@ def test_anchors_are_the_images_and_donors_are_of_the_batch(images):
     for batch in batches.epoch(0):
         assert torch.equal(batch.anchor_ids, batch.view_sources[:, 0])
         for image_id, anchor, view in zip(batch.anchor_ids.tolist(), batch.anchors, batch.views):
-            original = batches.preprocessing.resize_and_crop(batches.reader(ids.index(image_id)))
+            row = images[0].slice(ids.index(image_id), 1)
+            original = decode_image(LOCAL.read_bytes(row["uri"][0].as_py()), max_megapixels=1).pixels
+            original = batches.preprocessing.resize_and_crop(original)
             assert torch.equal(anchor, original) and not torch.equal(view, original)
         donors = batch.view_sources[:, 1]
         following = batch.anchor_ids.roll(-1)
@@ -168,7 +169,7 @@ def test_too_few_images_are_an_error(images):
     rows, manifest = images
     with pytest.raises(AttribError, match=r"do not make batches of 8 over 3 workers"):
         batches_of(rows, manifest, num_workers=3)
-    with pytest.raises(AttribError, match=r"5 images to train on|[0-5] images to train on"):
+    with pytest.raises(AttribError, match=r"[3-6] images to train on .* batches of 8 over 1 workers"):
         batches_of(rows.slice(0, 6), manifest)
     with pytest.raises(AttribError, match="and 0 to validate"):
         batches_of(rows, manifest, settings=settings_of(optimiser={"validation_share": 1e-9}))
@@ -251,12 +252,12 @@ def trained(folder, rank: int, num_workers: int) -> dict:
     student = student_of(model_of(settings), settings)
     epoch = list(batches.epoch(0))
     found = {"batches": [vars(batch) for batch in epoch], "criterion": batches.criterion(student)}
-    # As attrib/distributed/train.py wraps it.
-    wrapped = DistributedDataParallel(student, find_unused_parameters=True) if num_workers > 1 else student
+    wrapped = parallel(student, settings, CPU) if num_workers > 1 else student
     run = Run(student, settings, torch.optim.SGD(trained_groups(student, settings)), batches.num_steps, CPU, wrapped)
     before = copy.deepcopy(student.state_dict())
-    run.train(batches, on_epoch=lambda _: None)
-    return found | {"before": before, "after": run.state()["student"], "history": run.history}
+    after = {}
+    run.train(batches, on_epoch=lambda run: after.update(run.state()["student"]))  # not the best: that may be the start
+    return found | {"before": before, "after": after, "history": run.history}
 
 
 def work(rank: int, folder: str, images: str) -> None:
@@ -288,6 +289,7 @@ def test_two_processes_see_the_batches_of_one_and_learn_the_same(workers, folder
             moved += bool(difference.any())
         for row, expected in zip(worker["history"], alone["history"], strict=True):
             assert row["criterion"] == pytest.approx(expected["criterion"], abs=0.02)
+        for row, expected in zip(worker["history"][1:], alone["history"][1:]):
             assert row["loss"] == pytest.approx(expected["loss"], rel=1e-4)
     assert moved > 10
     assert all(torch.equal(workers[0]["after"][name], value) for name, value in workers[1]["after"].items())

@@ -225,6 +225,9 @@ def test_outputs_are_the_parts_and_then_the_prototypes():
             "'moco' trains no head of real images",
         ),
         ({"control": "raw", "fine_tune": {}}, "a control has nothing to fine-tune"),
+        ({"control": "domain_whitened"}, "'domain_whitened' needs `synthetic`"),
+        ({"control": "supervised"}, "'supervised' needs `synthetic`"),
+        ({"control": "supervised", "synthetic": "s"}, "'supervised' needs `pairs`"),
         ({"head": {"parts": {"all": {"blocks": ["layout_2"]}}}}, "names block 'layout_2'; the features have pooled"),
     ],
 )

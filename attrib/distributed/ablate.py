@@ -1,36 +1,39 @@
 """The ablation job: features once per set, every variant a Ray task, end-to-end variants by the train job, one table and one page.
 
 <output>/evaluation.json, table.txt, queries.parquet, comparison.html   as jobs.evaluate leaves them, for all variants
-<output>/variants.json       settings, criterion by epoch and figures of theory of every variant
+<output>/ablation.json       settings, criterion by epoch and figures of theory of every variant
 <output>/theory.svg          canonical correlations, alignment and whiteness
 <output>/vectors/NAME.npz    source_files, sources, query_files, queries: for score.py beside the development images, and for others
+<output>/_features/, _variants/   what is done, by digest of all that decides it: a killed run continues, and one with more variants adds them
 """
 
-import io
+import sys
 
-import numpy as np
 import pyarrow as pa
 import ray
 
 from attrib import cca
 from attrib.ablate_settings import AblateSettings, VariantSettings
-from attrib.ablation import Outcome, Pictures, score_variant, training_settings
+from attrib.ablation import Outcome, Pictures, chosen_by_folds, score_variant, training_settings
 from attrib.backbone import load_network, model_digest
 from attrib.collection import Collection, read_collection
 from attrib.comparison import Pictures as Thumbnails
 from attrib.comparison import write_comparison
+from attrib.config import digest, versions
 from attrib.distributed import embed, manifest, train
 from attrib.distributed.features import view_features
 from attrib.distributed.session import connect
 from attrib.distributed.tasks import run_units
 from attrib.evaluation import TruthRow, read_truth, score_truth
 from attrib.manifest import Manifest, open_manifest
-from attrib.records import begin, finish
+from attrib.outcomes import read_outcome, write_outcome, write_vectors
+from attrib.pair_measures import THEORY_CAPTION, pair_theory
 from attrib.scores import format_table
 from attrib.settings import EmbedSettings, ManifestSettings
 from attrib.storage import Storage, join
 
-RECORD = "variants.json"
+RECORD = "ablation.json"
+CHOSEN = "chosen by folds"
 
 
 def run(settings: AblateSettings) -> str:
@@ -41,61 +44,83 @@ def run(settings: AblateSettings) -> str:
     network = load_network(settings.backbone, storage)
     inputs = {role: found.rows_digest for role, found in listed.items()}
     inputs["backbone"] = model_digest(settings.backbone.name, network.model)
-    if begin(settings, RECORD, inputs, storage):
-        return storage.read_bytes(join(settings.output, "table.txt")).decode()
     truth = read_truth(settings.truth, storage)
-    outcomes = _outcomes(settings, listed, truth, storage)
+    outcomes = _outcomes(settings, inputs, listed, truth, storage)
     outcomes = {variant.name: outcomes[variant.name] for variant in settings.variants}
     keys = {role: _keys(found, storage) for role, found in listed.items()}
     for name, outcome in outcomes.items():
-        _write_vectors(settings, name, outcome, keys, storage)
-    theory = {name: _theory(outcomes[name], keys, truth) for name in settings.theory}
+        prefixes = [getattr(settings, role).metadata for role in ("sources", "generated")]
+        prefixes = [metadata.key_prefix if metadata else "" for metadata in prefixes]
+        files = [[prefix + key for key in keys[role].keys] for prefix, role in zip(prefixes, keys)]
+        write_vectors(join(settings.output, "vectors", f"{_safe(name)}.npz"), files, outcome, storage)
+    scores = {name: outcome.scores for name, outcome in outcomes.items()}
+    candidates = {v.name: scores[v.name] for v in settings.variants if v.learns_from == "views"}
+    chosen: list[str] = []
+    if len(candidates) > 1:
+        scores[CHOSEN], chosen = chosen_by_folds(candidates, settings.num_folds, settings.seed)
+    theory = {name: _theory(settings, outcomes[name], keys, truth) for name in settings.theory}
+    figures = {THEORY_CAPTION: cca.plot(theory)} if theory else {}
     if theory:
-        storage.write_bytes(join(settings.output, "theory.svg"), cca.plot(theory).encode())
+        storage.write_bytes(join(settings.output, "theory.svg"), figures[THEORY_CAPTION].encode())
+    tuned = [variant for variant in settings.variants if variant.fine_tune]
+    pictures = None
+    if tuned:
+        folder = _folder(settings, inputs, tuned[0])
+        pictures = Thumbnails(join(folder, "generated"), {"": join(folder, "sources")})
     summary = write_comparison(
-        {name: outcome.scores for name, outcome in outcomes.items()},
+        scores,
         settings.output,
         storage,
         reference=settings.reference,
         title="Variants compared",
-        pictures=Thumbnails(*_picture_runs(settings)) if any(v.fine_tune for v in settings.variants) else None,
+        pictures=pictures,
+        figures=figures,
     )
-    results = {name: {"history": o.history, "dimension": o.sources.shape[1]} for name, o in outcomes.items()}
-    finish(
-        settings,
-        RECORD,
-        inputs,
-        {"variants": results, "theory": {name: found.to_dict() for name, found in theory.items()}},
-        storage,
-    )
+    made = {name: {"history": o.history, "dimension": o.sources.shape[1]} for name, o in outcomes.items()}
+    record = {"inputs": inputs, "settings": settings.model_dump(mode="json"), "versions": versions()}
+    record |= {"variants": made, CHOSEN: chosen, "theory": {name: found.to_dict() for name, found in theory.items()}}
+    storage.write_json(join(settings.output, RECORD), record)
     return format_table(summary)
 
 
 def _outcomes(
-    settings: AblateSettings, listed: dict[str, Manifest], truth: list[TruthRow], storage: Storage
+    settings: AblateSettings,
+    inputs: dict,
+    listed: dict[str, Manifest],
+    truth: list[TruthRow],
+    storage: Storage,
 ) -> dict[str, Outcome]:
     found: dict[str, Outcome] = {}
     by_set: dict[tuple[str, str], list[VariantSettings]] = {}
+
+    def keep(variant: VariantSettings, outcome: Outcome) -> None:
+        found[variant.name] = outcome
+        place = f"{len(found)} of {len(settings.variants)}"
+        print(f"ablate: {variant.name}: macro mAP {outcome.macro_map:.4f} ({place})", file=sys.stderr, flush=True)
+
     for variant in settings.variants:
-        if not variant.fine_tune:
-            by_set.setdefault((variant.features, variant.views), []).append(variant)
+        done = read_outcome(_folder(settings, inputs, variant), storage)
+        if done:
+            keep(variant, done)
+        elif not variant.fine_tune:
+            views = variant.views if variant.learns_from == "views" else ""
+            by_set.setdefault((variant.features, views), []).append(variant)
     for (features, views), variants in by_set.items():
         # One set of features at a time: they are most of the memory.
-        pictures = ray.put(_pictures(settings, listed, features, views, variants, storage))
+        pictures = ray.put(_pictures(settings, inputs, listed, features, views, variants[0], storage))
         units = (
-            (settings, variant, _training(settings, variant, listed), pictures, truth, storage) for variant in variants
+            (settings, variant, _training(settings, inputs, variant, listed), pictures, truth, storage)
+            for variant in variants
         )
         for position, outcome in run_units(score_variant, units):
-            found[variants[position].name] = outcome
-            print(
-                f"ablate: {variants[position].name}: {_macro(outcome):.4f} ({len(found)} of {len(settings.variants)})"
-            )
+            write_outcome(_folder(settings, inputs, variants[position]), outcome, storage)
+            keep(variants[position], outcome)
+        del pictures
     for variant in settings.variants:
-        if variant.fine_tune:
-            found[variant.name] = _fine_tuned(settings, variant, listed, truth, storage)
-            print(
-                f"ablate: {variant.name}: {_macro(found[variant.name]):.4f} ({len(found)} of {len(settings.variants)})"
-            )
+        if variant.name not in found:
+            outcome = _fine_tuned(settings, inputs, variant, listed, truth, storage)
+            write_outcome(_folder(settings, inputs, variant), outcome, storage)
+            keep(variant, outcome)
     return found
 
 
@@ -106,37 +131,44 @@ def _manifest(settings: AblateSettings, role: str, storage: Storage) -> Manifest
     return open_manifest(output, storage)
 
 
-def _training(settings: AblateSettings, variant: VariantSettings, listed: dict[str, Manifest]):
-    return training_settings(settings, variant, listed["sources"].uri, _folder(settings, variant))
+def _training(settings: AblateSettings, inputs: dict, variant: VariantSettings, listed: dict[str, Manifest]):
+    return training_settings(settings, variant, listed["sources"].uri, _folder(settings, inputs, variant))
 
 
-def _folder(settings: AblateSettings, variant: VariantSettings) -> str:
-    return join(settings.output, "_variants", "".join(c if c.isalnum() else "_" for c in variant.name))
+def _folder(settings: AblateSettings, inputs: dict, variant: VariantSettings) -> str:
+    """Of what a variant leaves, named by all that decides it but its name."""
+    decides = training_settings(settings, variant, "/", "/").model_dump(
+        mode="json", exclude={"storage", "ray", "num_workers"}
+    )
+    used = digest(
+        [inputs, decides, variant.learns_from, variant.kinds, settings.truth.model_dump(), settings.num_folds]
+    )
+    return join(settings.output, "_variants", f"{_safe(variant.name)}-{used[:12]}")
 
 
 def _pictures(
     settings: AblateSettings,
+    inputs: dict,
     listed: dict[str, Manifest],
     features: str,
     views: str,
-    variants: list[VariantSettings],
+    variant: VariantSettings,
     storage: Storage,
 ) -> Pictures:
-    training = _training(settings, variants[0], listed)
-    needs_views = any(variant.learns_from == "views" for variant in variants)
-    folder = join(settings.output, "_features", features)
-    source_features = view_features(
-        training,
-        listed["sources"],
-        join(folder, f"sources_{views}" if needs_views else "sources"),
-        settings.views_per_image if needs_views else 0,
-        listed["sources"].num_images,
-        storage,
-    )
-    generated = listed["generated"]
-    query_features = view_features(training, generated, join(folder, "generated"), 0, generated.num_images, storage)
-    keys = {role: _keys(found, storage) for role, found in listed.items()}
-    return Pictures(source_features, query_features, keys["sources"], keys["generated"])
+    training = _training(settings, inputs, variant, listed)
+    num_views = settings.views_per_image if views else 0
+    seen = {"views": training.views.model_dump(), "num_views": num_views, "seed": settings.seed} if views else {}
+    used = [inputs, training.backbone.name, training.features.model_dump(), training.chunk_rows]
+    folder = join(settings.output, "_features")
+    sources, generated = listed["sources"], listed["generated"]
+    found = [
+        view_features(training, images, join(folder, f"{name}-{digest([*used, extra])[:12]}"), count, images.num_images, storage)
+        for images, name, count, extra in (
+            (sources, f"{features}-sources-{views or 'plain'}", num_views, seen),
+            (generated, f"{features}-generated", 0, {}),
+        )
+    ]  # fmt: skip
+    return Pictures(*found, _keys(sources, storage), _keys(generated, storage))
 
 
 def _keys(found: Manifest, storage: Storage) -> Collection:
@@ -149,18 +181,21 @@ def _keys(found: Manifest, storage: Storage) -> Collection:
 
 def _fine_tuned(
     settings: AblateSettings,
+    inputs: dict,
     variant: VariantSettings,
     listed: dict[str, Manifest],
     truth: list[TruthRow],
     storage: Storage,
 ) -> Outcome:
     """A variant trained end to end by the train job under Ray Train, and its vectors by the embed job."""
-    training = _training(settings, variant, listed)
+    training = _training(settings, inputs, variant, listed)
+    training = training.model_copy(update={"output": join(training.output, "model")})
     record = train.run(training)
+    folder = _folder(settings, inputs, variant)
     backbone = settings.backbone.model_copy(update={"weights": join(training.output, train.MODEL)})
     collections = {}
     for role, domain in (("sources", "real"), ("generated", "synthetic")):
-        output = join(training.output, role)
+        output = join(folder, role)
         embed.run(
             EmbedSettings(
                 storage=settings.storage,
@@ -183,43 +218,18 @@ def _fine_tuned(
     for role in ("sources", "generated"):
         place = {key: i for i, key in enumerate(collections[role].keys)}
         rows = [place[key] for key in _keys(listed[role], storage).keys]
-        vectors.append(collections[role].vectors[rows].astype(np.float32))
+        vectors.append(collections[role].vectors[rows].astype("float32"))
     return Outcome(scores, *vectors, record["history"])
 
 
-def _picture_runs(settings: AblateSettings) -> tuple[str, dict[str, str]]:
-    """The embed runs of an end-to-end variant, by which the page finds its pictures."""
-    folder = next(_folder(settings, variant) for variant in settings.variants if variant.fine_tune)
-    return join(folder, "generated"), {"": join(folder, "sources")}
+def _theory(
+    settings: AblateSettings, outcome: Outcome, keys: dict[str, Collection], truth: list[TruthRow]
+) -> cca.CcaSummary:
+    sources = Collection(keys["sources"].keys, outcome.sources, keys["sources"].metadata)
+    queries = Collection(keys["generated"].keys, outcome.queries, keys["generated"].metadata)
+    return pair_theory(sources, queries, truth, "content", source_group_column=settings.truth.source_group_column)
 
 
-def _write_vectors(
-    settings: AblateSettings, name: str, outcome: Outcome, keys: dict[str, Collection], storage: Storage
-) -> None:
-    prefix = {
-        role: getattr(settings, role).metadata.key_prefix if getattr(settings, role).metadata else "" for role in keys
-    }
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        source_files=np.array([prefix["sources"] + key for key in keys["sources"].keys]),
-        sources=outcome.sources,
-        query_files=np.array([prefix["generated"] + key for key in keys["generated"].keys]),
-        queries=outcome.queries,
-    )
-    safe = "".join(c if c.isalnum() else "_" for c in name)
-    storage.write_bytes(join(settings.output, "vectors", f"{safe}.npz"), buffer.getvalue())
-
-
-def _theory(outcome: Outcome, keys: dict[str, Collection], truth: list[TruthRow]) -> cca.CcaSummary:
-    """Of the pairs of a query and an image of its content's group: one pair for each query."""
-    image_of_group = {group: i for i, group in reversed(list(enumerate(keys["sources"].column("group"))))}
-    place = {key: i for i, key in enumerate(keys["generated"].keys)}
-    pairs = [(image_of_group[row.group], place[row.query], row.group) for row in truth if row.role == "content"]
-    real, synthetic, groups = (np.array(column) for column in zip(*pairs))
-    return cca.summarise(outcome.sources[real], outcome.queries[synthetic], groups)
-
-
-def _macro(outcome: Outcome) -> float:
-    rows, values = outcome.scores.rows_of_cells(), outcome.scores.values["ap"]
-    return float(np.mean([values[rows[cell]].mean() for cell in outcome.scores.macro_cells()]))
+def _safe(name: str) -> str:
+    """A name as a file's."""
+    return "".join(c if c.isalnum() else "_" for c in name)

@@ -2,6 +2,7 @@
 
 <output>/model.safetensors   the checkpoint that jobs.embed takes as backbone.weights
 <output>/train.json          written last: settings, digests, the criterion by epoch, images without features
+<output>/failures.parquet    the images without features: id, stage, reason
 <output>/views.png           what the views look like
 <output>/_features/          features of images and views, kept for the next run with the same settings
 <output>/_ray_train/         Ray Train's checkpoints, one per epoch
@@ -13,12 +14,12 @@ import sys
 import tempfile
 import time
 
+import pyarrow as pa
 import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from safetensors.torch import load, save
-from torch.nn.parallel import DistributedDataParallel
 
 from attrib.backbone import Network, load_network, model_digest, preprocessing_of
 from attrib.batches import InputBatches, Inputs
@@ -33,7 +34,7 @@ from attrib.model import AttributionModel, save_model
 from attrib.records import begin, finish
 from attrib.settings import BackboneSettings
 from attrib.storage import Storage, is_remote, join
-from attrib.student import student_of, trained_groups
+from attrib.student import parallel, student_of, trained_groups
 from attrib.train_settings import TrainSettings
 from attrib.training import Run
 from attrib.view_features import sheet_of_views
@@ -96,10 +97,13 @@ def _train(
         best, history = _fit(settings, manifest, storage)
         student_of(model, settings).load_state_dict(best, strict=False)
     save_model(model, settings.backbone.name, join(settings.output, MODEL), storage)
+    failures = real.failures + (generated.failures if generated else [])
+    schema = pa.schema([("id", pa.int64()), ("stage", pa.string()), ("reason", pa.string())])
+    storage.write_table(join(settings.output, "failures.parquet"), pa.Table.from_pylist(failures, schema))
     return {
         "num_images": int(real.is_original.sum()),
         "num_views": int((~real.is_original).sum()),
-        "failures": real.failures + (generated.failures if generated else []),
+        "num_failed": len(failures),
         "dimension": model.head("real").dimension,
         "model_digest": model_digest(settings.backbone.name, model),
         "criterion": "mean reciprocal rank of the sources of views of held-out images",
@@ -165,9 +169,7 @@ def _worker(config: dict) -> None:
         batches = InputBatches(inputs, settings.optimiser, settings.seed, rank, num_workers)
     student = student_of(model, settings).to(device)
     optimiser = torch.optim.AdamW(trained_groups(student, settings), weight_decay=settings.optimiser.weight_decay)
-    wrapped = student
-    if num_workers > 1:
-        wrapped = DistributedDataParallel(student, device_ids=[device] if device.type == "cuda" else None)
+    wrapped = parallel(student, settings, device) if num_workers > 1 else student
     training = Run(student, settings, optimiser, batches.num_steps, device, wrapped)
     if checkpoint := ray.train.get_checkpoint():
         training.restore(_load_state(checkpoint))

@@ -9,6 +9,8 @@ Notation: Z is centred unless said otherwise, C = Z'Z / n its covariance, R its 
 log-determinant of a nearly singular matrix is lost in float32, and autocast leaves float64 alone.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ def gaussian_infomax(real: Tensor, synthetic: Tensor, eps: float = 1e-6) -> Tens
     Zero, up to eps, when every domain is decorrelated: for a linear head with outputs of unit variance, that is whitening. With n <= d
     eps alone bounds the term. Raises AttribError if an output is not finite.
     """
-    return sum(-_log_det(_correlation(z), eps) / 2 for z in (real, synthetic))
+    return sum(-_log_det_of_product(_standardised(z) / len(z) ** 0.5, eps) / 2 for z in (real, synthetic))
 
 
 class RunningCovariance(nn.Module):
@@ -101,7 +103,7 @@ def coding_rate(real: Tensor, synthetic: Tensor, distortion: float = 0.5) -> Ten
     for z in (real, synthetic):
         directions = F.normalize(z.double(), dim=1)
         num, dim = directions.shape
-        rates.append(_log_det(dim / (num * distortion**2) * directions.T @ directions, 1.0) / 2)
+        rates.append(_log_det_of_product((dim / num) ** 0.5 / distortion * directions, 1.0) / 2)
     return -sum(rates)
 
 
@@ -176,6 +178,14 @@ def _off_diagonal_squares(matrix: Tensor) -> Tensor:
 
 def _ridged(matrix: Tensor, eps: float) -> Tensor:
     return matrix + eps * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+
+
+def _log_det_of_product(rows: Tensor, eps: float) -> Tensor:
+    """logdet(rows' rows + eps I) of rows [n, d]: by Sylvester's identity of an n x n matrix, where n < d."""
+    num, dim = rows.shape
+    if num >= dim:
+        return _log_det(rows.T @ rows, eps)
+    return _log_det(rows @ rows.T, eps) + (dim - num) * math.log(eps)
 
 
 def _log_det(matrix: Tensor, eps: float) -> Tensor:

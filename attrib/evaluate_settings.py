@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from attrib.settings import JobSettings, MetadataSettings, Positive, Settings, Uri
+from attrib.settings import JobSettings, MetadataSettings, Positive, Settings, SharesSettings, Uri
 
 
 class MethodSettings(Settings):
@@ -12,6 +12,7 @@ class MethodSettings(Settings):
     sources: Uri  # embeddings
     queries: Uri  # embeddings
     mapper: Uri | None = None  # AbC's linear mappers, .pth, .pt, .ckpt or .safetensors (attrib/mappers.py)
+    shares: SharesSettings | None = None  # a calibrator to measure beside the default, such as that of train.json
     distractors: Uri | None = None  # AbC only: embeddings, or a .npy [n, d]; None: abc.distractors
 
     @model_validator(mode="after")

@@ -42,7 +42,7 @@ class SharesCalibration:
     """fitted: on all pairs, the one to serve with; by_fold: what was measured in its place, each fitted without its fold.
 
     default, held_out: reliability over all queries of SharesSettings() and of by_fold, each query by the calibrator that has not seen its
-    source group.
+    source group. given: that of a calibrator made elsewhere, without these pairs.
     """
 
     top_k: int
@@ -51,6 +51,7 @@ class SharesCalibration:
     by_fold: tuple[SharesSettings, ...]
     default: Reliability
     held_out: Reliability
+    given: Reliability | None = None
 
     def to_dict(self) -> dict:
         scalars = [settings.model_dump() for settings in (self.fitted, *self.by_fold)]
@@ -102,6 +103,7 @@ def calibrate_shares(
     seed: int = 0,
     mappers: Mappers | None = None,
     source_group_column: str = "group",
+    given: SharesSettings | None = None,
 ) -> SharesCalibration:
     """The calibrator fitted on the truth table's queries, and its reliability on those of other source groups.
 
@@ -123,6 +125,7 @@ def calibrate_shares(
         tuple(by_fold),
         calibration.reliability(soft_shares(similarity, SharesSettings()), is_true),
         calibration.reliability(shares, is_true),
+        given and calibration.reliability(soft_shares(similarity, given), is_true),
     )
 
 
@@ -181,6 +184,8 @@ class PairMeasures:
         measured = {}
         for method, found in self.shares.items():
             measured |= {f"{method}, default": found.default, f"{method}, fitted": found.held_out}
+            if found.given:
+                measured[f"{method}, given"] = found.given
         plots = {"theory": self.theory and cca.plot(self.theory)}
         plots["shares"] = measured and calibration.reliability_plot(measured)
         return {name: svg for name, svg in plots.items() if svg}
@@ -210,6 +215,7 @@ class PairMeasures:
             said.append(
                 f"shares, {method}: misplaced {default.misplaced_share:.3f} by default, {held_out.misplaced_share:.3f} fitted; "
                 f"Brier {default.brier:.3f}, {held_out.brier:.3f}; {_scalars(found)}"
+                + (f"; given {found.given.misplaced_share:.3f}, {found.given.brier:.3f}" if found.given else "")
             )
         refused = [(name, *item) for name, methods in self.not_measured.items() for item in methods.items()]
         return said + [f"{name}, {method}: not measured: {why}" for name, method, why in refused]
@@ -247,7 +253,7 @@ def measure_pairs(settings: EvaluateSettings, storage: Storage) -> PairMeasures:
         }
         measures = {
             "theory": partial(pair_theory, *pairs, asked.theory_role, **common),
-            "shares": partial(calibrate_shares, *pairs, asked.shares_top_k, **common),
+            "shares": partial(calibrate_shares, *pairs, asked.shares_top_k, given=method.shares, **common),
         }
         for name in refused:
             try:

@@ -18,6 +18,9 @@ def main() -> None:
         if record["history"]:
             first, best = record["history"][0]["criterion"], max(row["criterion"] for row in record["history"])
             print(f"criterion ({record['criterion']}): {first:.4f} before training, {best:.4f} at its best")
+        if record["shares"]:
+            scalars = {name: round(record["shares"][name], 2) for name in ("inverse_temperature", "offset")}
+            print(f"shares for jobs.attribute, from {record['shares']['construction']}: {scalars}")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ def local_ray():
 
     from attrib.distributed.session import connect
 
-    connect(RaySettings(num_cpus=2, object_store_gib=0.25))
+    # Ray Train asks the dashboard whether its controller lives. Without one of its own it asks whatever listens on port 8265, and where
+    # that is another Ray's, it takes the controller for dead and ends the run.
+    connect(RaySettings(num_cpus=2, object_store_gib=0.25), dashboard=True)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 

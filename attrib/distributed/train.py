@@ -38,6 +38,7 @@ from attrib.student import parallel, student_of, trained_groups
 from attrib.train_settings import TrainSettings
 from attrib.training import Run
 from attrib.view_features import sheet_of_views
+from attrib.view_shares import shares_of_views
 
 RECORD = "train.json"
 MODEL = "model.safetensors"
@@ -82,6 +83,7 @@ def _train(
         generated = view_features(settings, synthetic, join(folder, "synthetic"), 0, settings.max_images, storage)
     model = fitted_model(settings, network, real, generated)
     history: list[dict] = []
+    shares = None
     if trains:
         save_model(model, settings.backbone.name, join(settings.output, START), storage)
         if settings.control == "supervised":
@@ -95,7 +97,11 @@ def _train(
             if not settings.fine_tune:
                 _write_inputs(settings, training_inputs(model, real), storage)
         best, history = _fit(settings, manifest, storage)
-        student_of(model, settings).load_state_dict(best, strict=False)
+        student = student_of(model, settings)
+        student.load_state_dict(best, strict=False)
+        if uses_views:
+            batches = InputBatches(training_inputs(model, real), settings.optimiser, settings.seed, 0, 1)
+            shares = shares_of_views(student, batches)
     save_model(model, settings.backbone.name, join(settings.output, MODEL), storage)
     failures = real.failures + (generated.failures if generated else [])
     schema = pa.schema([("id", pa.int64()), ("stage", pa.string()), ("reason", pa.string())])
@@ -108,6 +114,7 @@ def _train(
         "model_digest": model_digest(settings.backbone.name, model),
         "criterion": "mean reciprocal rank of the sources of views of held-out images",
         "history": history,
+        "shares": shares,
     }
 
 

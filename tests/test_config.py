@@ -67,7 +67,7 @@ def load(kind, values, tmp_path, *overrides):
         (IndexSettings, {"embeddings": "e", "output": "o", "recall_target": 1.5}, ["recall_target", "less than or equal to 1"]),
         (AttributeSettings, {"queries": "q", "index": "i", "output": "o", "shares": {"offset": 1}}, ["shares.offset", "(got 1)"]),
         (EvaluateSettings, EVALUATE | {"methods": [METHOD, METHOD | {"name": "b", "source": "x"}]}, ["methods.1.source: unknown key; did you mean sources?", "(got 'x')"]),
-        (EvaluateSettings, EVALUATE | {"methods": [METHOD | {"xyz": 1}]}, ["methods.0.xyz: unknown key; known are distractors, mapper, name, queries, sources"]),
+        (EvaluateSettings, EVALUATE | {"methods": [METHOD | {"xyz": 1}]}, ["methods.0.xyz: unknown key; known are distractors, mapper, name, queries, shares, sources"]),
         (EvaluateSettings, EVALUATE | {"truth": {"uri": "t", "rolecolumn": "r"}}, ["truth.rolecolumn: unknown key; did you mean role_column?"]),
         (TrainSettings, TRAIN | {"head": {"parts": {"style": {"blocks": ["pooled"], "dimensions": 3}}}}, ["head.parts.style.dimensions: unknown key; did you mean dimension?"]),
         (TrainSettings, TRAIN | {"head": {"parts": {"style": {"xyz": 3}}}}, ["head.parts.style.xyz: unknown key; known are blocks, dimension, role", "head.parts.style.blocks: Field required"]),

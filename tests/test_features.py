@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from samples import picture
 from timm import create_model
 
+from attrib import features
 from attrib.errors import AttribError
 from attrib.features import FeatureExtractor, channel_covariance, layout, moments
 from attrib.model_settings import FeatureSettings
@@ -218,6 +219,24 @@ def test_a_level_that_a_network_does_not_have_is_named():
     assert FeatureExtractor(plain, FeatureSettings(), 64).sizes == {"pooled": 4}
     with pytest.raises(AttribError, match="does not give its levels"):
         FeatureExtractor(plain, FeatureSettings(moment_levels=(0,)), 64)
+
+
+def test_blocks_too_large_to_whiten_are_named_with_what_makes_them_smaller(monkeypatch):
+    assert features.MAX_BLOCK == 16_384
+    expected = (
+        r"^features: layout_0 has 16,928 numbers per image, more than 16,384; covariances grow with the square of a level's channels "
+        r"and layouts with the grid's: name shallower levels or a smaller layout_grid$"
+    )
+    with pytest.raises(AttribError, match=expected):  # 32 channels on a grid of 23
+        FeatureExtractor(network("test_resnet"), FeatureSettings(layout_levels=(0,), layout_grid=23), 64)
+    fits = FeatureExtractor(network("test_resnet"), FeatureSettings(layout_levels=(0, 1), layout_grid=22), 64)
+    assert fits.sizes["layout_0"] == 32 * 22**2 and fits.dimension > 16_384  # each block is whitened by itself
+    covariance = FeatureSettings(moment_levels=(0,), covariance_levels=(0,))
+    monkeypatch.setattr(features, "MAX_BLOCK", 528)
+    assert FeatureExtractor(network("test_resnet"), covariance, 64).sizes["covariance"] == 528
+    monkeypatch.setattr(features, "MAX_BLOCK", 527)
+    with pytest.raises(AttribError, match="features: covariance has 528 numbers per image, more than 527;"):
+        FeatureExtractor(network("test_resnet"), covariance, 64)
 
 
 def test_an_extractor_leaves_a_network_in_training_as_it_was():

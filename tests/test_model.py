@@ -54,8 +54,8 @@ class Recipe:
     def build(self, domain="real") -> tuple[AttributionModel, dict]:
         """The model and its preprocessing."""
         features, head = FeatureSettings(**self.features), HeadSettings(**self.head)
-        backbone = load_network(BackboneSettings(name=self.name, weights="random"), LOCAL).model.eval()
-        data_config = features_data_config(backbone, features)
+        network = load_network(BackboneSettings(name=self.name, weights="random"), LOCAL)
+        backbone, data_config = network.model.eval(), features_data_config(network.data_config, features)
         probe = build_model(backbone, data_config, features, HeadSettings(projection="identity"), {})
         sizes = projected_sizes(probe.extractor.sizes, 8, head)
         model = build_model(backbone, data_config, features, head, sizes, domain).eval()
@@ -65,8 +65,8 @@ class Recipe:
         return model, data_config
 
     def save(self, path) -> AttributionModel:
-        model, data_config = self.build()
-        save_model(model, self.name, data_config, str(path), LOCAL)
+        model, _ = self.build()
+        save_model(model, self.name, str(path), LOCAL)
         return model
 
 
@@ -124,7 +124,7 @@ def test_a_checkpoint_describes_itself(checkpoint):
 
 def test_the_digest_is_the_same_after_saving_again(checkpoint, tmp_path):
     loaded = load(checkpoint)
-    save_model(loaded.model, NAME, loaded.data_config, str(tmp_path / "again.safetensors"), LOCAL)
+    save_model(loaded.model, NAME, str(tmp_path / "again.safetensors"), LOCAL)
     assert encoder(tmp_path / "again.safetensors").identity == encoder(checkpoint).identity
     model, data_config = Recipe().build()
     before = Encoder(model, NAME, encoder(checkpoint).preprocessing, "cpu", 4)
@@ -206,8 +206,8 @@ def test_an_encoder_gives_what_the_parts_of_the_model_give(checkpoint, real_imag
 
 def test_the_preprocessing_is_timms_but_for_the_whole_image():
     backbone = load_network(BackboneSettings(name=NAME, weights="random"), LOCAL)
-    assert features_data_config(backbone.model, FeatureSettings()) == backbone.data_config
-    whole = features_data_config(backbone.model, FeatureSettings(whole_image=True))
+    assert features_data_config(backbone.data_config, FeatureSettings()) == backbone.data_config
+    whole = features_data_config(backbone.data_config, FeatureSettings(whole_image=True))
     assert whole == backbone.data_config | {"crop_mode": "squash", "crop_pct": 1.0}
 
 

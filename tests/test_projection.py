@@ -7,9 +7,17 @@ import torch
 from attrib.errors import AttribError
 from attrib.heads import Head
 from attrib.model_settings import HeadSettings
-from attrib.projection import affine, fit_projections, principal_directions, projected_sizes
+from attrib.projection import (
+    affine,
+    centre_projections,
+    fit_projections,
+    is_symmetric,
+    principal_directions,
+    projected_sizes,
+)
 
 TINY = 1e-12  # shrinkage
+BY_DOMAIN = {"separate_domains": True, "net": "none"}  # whitened symmetrically
 
 
 def data(num: int, dimension: int, rank: int | None = None, seed: int = 0) -> np.ndarray:
@@ -95,10 +103,11 @@ def test_directions_that_the_images_do_not_have_are_zeros(num):
     np.testing.assert_allclose(white.T @ white / num, np.diag([1.0] * 3 + [0.0] * (len(white.T) - 3)), atol=1e-3)
 
 
+@pytest.mark.parametrize("values", [{}, BY_DOMAIN])
 @pytest.mark.parametrize("projection", ["centre", "standardise", "whiten", "standardise_whiten"])
-def test_a_block_that_is_the_same_on_all_images_becomes_zeros(projection):
+def test_a_block_that_is_the_same_on_all_images_becomes_zeros(projection, values):
     for num in (20, 3):
-        head = fitted_head(np.full((num, 5), 0.25), settings_of(projection))
+        head = fitted_head(np.full((num, 5), 0.25), settings_of(projection, **values))
         with torch.no_grad():
             assert not head(torch.full((2, 5), 0.25)).any()
 
@@ -136,6 +145,69 @@ def test_whitening_by_pca_and_by_zca_give_the_same_cosines():
     np.testing.assert_allclose(
         cosines(projected(new, settings, features)), cosines((new - features.mean(axis=0)) @ zca), atol=1e-9
     )
+
+
+def test_heads_by_domain_without_a_net_are_symmetric():
+    found = {
+        (separate, net): is_symmetric(HeadSettings(separate_domains=separate, net=net))
+        for separate in (False, True)
+        for net in ("none", "linear", "mlp")
+    }
+    assert [key for key, symmetric in found.items() if symmetric] == [(True, "none")]
+
+
+@pytest.mark.parametrize("projection", ["whiten", "standardise_whiten"])
+@pytest.mark.parametrize("shrinkage", [0.05, 0.5])
+@pytest.mark.parametrize(("num", "rank"), [(300, 9), (9, 9), (5, 9), (2, 9), (300, 3)])
+def test_whitening_by_domain_is_the_inverse_root_of_the_shrunk_covariance(projection, shrinkage, num, rank):
+    """Of the whole of it: also in directions in which the images do not vary."""
+    features = data(num, 9, rank)
+    weight, bias = affine(features, settings_of(projection, shrinkage, **BY_DOMAIN))
+    scale = 1 / features.std(axis=0) if projection.startswith("standardise") else np.ones(9)
+    covariance = np.cov((features * scale).T, bias=True)
+    shrunk = covariance + shrinkage * np.linalg.eigvalsh(covariance)[-1] * np.eye(9)
+    root = weight / scale
+    np.testing.assert_allclose(root, root.T, atol=1e-8 * abs(root).max())
+    assert np.linalg.eigvalsh(root)[0] > 0
+    np.testing.assert_allclose(root @ shrunk @ root, np.eye(9), atol=1e-6)
+    np.testing.assert_allclose(weight @ features.mean(axis=0) + bias, 0, atol=1e-8)
+
+
+def test_domains_that_are_whitened_by_themselves_correspond():
+    """Two domains that stretch the same contents along other axes: symmetric whitening finds the contents in both, PCA does not."""
+    contents = projected(data(200, 6), settings_of())
+    rng = np.random.default_rng(4)
+    domains = []
+    for offset in (0, 30):
+        axes = np.linalg.qr(rng.standard_normal((6, 6)))[0]
+        domains.append(contents @ (axes * np.geomspace(1, 8, 6)) @ axes.T + offset)
+    for features in domains:
+        found = projected(features, settings_of(**BY_DOMAIN))
+        np.testing.assert_allclose(found, contents - contents.mean(axis=0), atol=1e-6)
+    first, second = (projected(features, settings_of()) for features in domains)
+    assert abs(abs(first) - abs(second)).max() > 1  # even if signs were set right
+
+
+@pytest.mark.parametrize("values", [{}, BY_DOMAIN])
+@pytest.mark.parametrize("projection", ["centre", "standardise", "whiten", "standardise_whiten"])
+def test_centring_moves_projections_to_other_images_and_turns_nothing(projection, values):
+    features, others = data(60, 5), data(30, 5, seed=1) + 9
+    head = fitted_head(features, settings_of(projection, shrinkage=0.05, **values))
+    project = head.parts["all"].project["pooled"]
+    weight = project.weight.clone()
+    centre_projections(head.parts["all"], {"pooled": others})
+    assert torch.equal(project.weight, weight)
+    with torch.no_grad():
+        found = project(torch.from_numpy(others).float())
+        expected = torch.from_numpy(others - others.mean(axis=0)).float() @ weight.T
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(found.mean(dim=0), torch.zeros(5), atol=2e-4, rtol=0)
+
+
+def test_the_identity_has_no_centre_to_move():
+    head = fitted_head(data(30, 5), settings_of("identity"))
+    centre_projections(head.parts["all"], {"pooled": data(30, 5) + 9})
+    assert not head.parts["all"].project.state_dict()
 
 
 def test_whitening_does_not_see_an_invertible_map_of_the_features():
@@ -189,6 +261,9 @@ def test_the_directions_that_are_kept_are_those_of_largest_variance():
         ({"projection": "standardise_whiten", "num_directions": 20}, 31, (10, 20)),
         ({"projection": "standardise_whiten", "num_directions": 40}, 31, (10, 30)),
         ({"projection": "whiten"}, 2, (1, 1)),
+        ({"projection": "whiten", "separate_domains": True, "net": "linear"}, 31, (10, 30)),
+        ({"projection": "whiten"} | BY_DOMAIN, 31, (10, 50)),
+        ({"projection": "standardise_whiten"} | BY_DOMAIN, 2, (10, 50)),
     ],
 )
 def test_a_projection_has_no_more_directions_than_images_can_tell_apart(values, num_images, expected):

@@ -2,6 +2,7 @@
 
 import io
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +17,15 @@ from attrib.backbone import load_network
 from attrib.corpus import list_images, list_units
 from attrib.errors import AttribError
 from attrib.features import FeatureExtractor
-from attrib.images import Preprocessing
+from attrib.images import Preprocessing, decode_image
 from attrib.manifest import Manifest
 from attrib.model import features_data_config
 from attrib.settings import CollectionSettings, StorageSettings
 from attrib.storage import Storage
 from attrib.train_settings import TrainSettings
 from attrib.view_features import (
+    COLUMNS,
+    MARGIN,
     NO_DONOR,
     ORIGINAL,
     ViewFeatures,
@@ -32,6 +35,7 @@ from attrib.view_features import (
     read_chunks,
     write_chunk,
 )
+from attrib.view_settings import DONOR_KINDS, KINDS
 from attrib.views import draw_kind, view_generator
 
 LOCAL = Storage(StorageSettings())
@@ -64,8 +68,9 @@ SETTINGS = settings_of()
 
 @pytest.fixture(scope="module")
 def network() -> tuple[FeatureExtractor, Preprocessing]:
-    model = load_network(SETTINGS.backbone, LOCAL).model.eval()
-    data_config = features_data_config(model, SETTINGS.features) | {"input_size": (3, VIEW_PX, VIEW_PX)}
+    network = load_network(SETTINGS.backbone, LOCAL)
+    model = network.model.eval()
+    data_config = features_data_config(network.data_config, SETTINGS.features) | {"input_size": (3, VIEW_PX, VIEW_PX)}
     return FeatureExtractor(model, SETTINGS.features, VIEW_PX), Preprocessing.from_timm(data_config)
 
 
@@ -87,9 +92,8 @@ def extract(rows, manifest, network, settings=SETTINGS, num_views=NUM_VIEWS) -> 
 
 def same(first: ViewFeatures, second: ViewFeatures) -> bool:
     """Bit by bit."""
-    arrays = COLUMNS
-    equal = (getattr(first, name).tobytes() == getattr(second, name).tobytes() for name in arrays)
-    shapes = (getattr(first, name).shape == getattr(second, name).shape for name in arrays)
+    equal = (getattr(first, name).tobytes() == getattr(second, name).tobytes() for name in COLUMNS)
+    shapes = (getattr(first, name).shape == getattr(second, name).shape for name in COLUMNS)
     return all(equal) and all(shapes) and first.failures == second.failures
 
 
@@ -108,9 +112,9 @@ def test_rows_are_every_image_and_its_views_in_order(six, chunk, network):
     assert chunk.content.tolist() == [image_id for image_id in ids for _ in range(1 + NUM_VIEWS)]
     assert chunk.view.tolist() == [ORIGINAL, *range(NUM_VIEWS)] * 6 and chunk.failures == []
     assert chunk.features.shape == (24, network[0].dimension) and chunk.features.dtype == np.float16
-    assert chunk.content.dtype == chunk.donor.dtype == chunk.view.dtype == np.int64
+    assert chunk.content.dtype == chunk.donor.dtype == chunk.view.dtype == chunk.kind.dtype == np.int64
     assert np.array_equal(np.flatnonzero(chunk.is_original), np.arange(0, 24, 1 + NUM_VIEWS))
-    assert (chunk.donor[chunk.is_original] == NO_DONOR).all()
+    assert (chunk.donor[chunk.is_original] == NO_DONOR).all() and (chunk.kind[chunk.is_original] == ORIGINAL).all()
     rows = np.array([5, 2])
     expected = [[chunk.content[5], chunk.donor[5]], [chunk.content[2], chunk.donor[2]]]
     assert chunk.sources(rows).tolist() == expected
@@ -119,14 +123,17 @@ def test_rows_are_every_image_and_its_views_in_order(six, chunk, network):
 @torch.inference_mode()
 def test_features_are_those_of_the_images_and_the_drawn_views(six, chunk, network):
     extractor, preprocessing = network
-    decoded = decode_images(*six, VIEW_PX, LOCAL)
+    decoded = decode_images(*six, preprocessing, LOCAL)
     for row in range(24):
         position, view = divmod(row, 1 + NUM_VIEWS)
         if view == 0:
-            pixels, donor = preprocessing.resize_and_crop(decoded.pixels[position]), NO_DONOR
+            # Images this small are not shrunk for views.
+            pixels, donor, kind = preprocessing.resize_and_crop(decoded.pixels[position]), NO_DONOR, ORIGINAL
         else:
-            pixels, donor = draw_view(decoded, position, view - 1, SETTINGS.views, VIEW_PX, SETTINGS.seed)
-        assert pixels.shape == (3, VIEW_PX, VIEW_PX) and pixels.dtype == torch.uint8 and chunk.donor[row] == donor
+            pixels, donor, name = draw_view(decoded, position, view - 1, SETTINGS.views, VIEW_PX, SETTINGS.seed)
+            kind = KINDS.index(name)
+        assert pixels.shape == (3, VIEW_PX, VIEW_PX) and pixels.dtype == torch.uint8
+        assert (chunk.donor[row], chunk.kind[row]) == (donor, kind)
         expected = extractor(preprocessing.normalise(pixels[None], "cpu", torch.float32))[0]
         np.testing.assert_allclose(chunk.features[row], expected, rtol=2e-2, atol=2e-3)  # float16; batches of one
 
@@ -149,19 +156,20 @@ def test_fewer_views_are_the_first_of_more(six, chunk, network):
     fewer = extract(*six, network, num_views=1)
     assert fewer.view.tolist() == [ORIGINAL, 0] * 6
     assert np.array_equal(fewer.donor, chunk.donor[chunk.view < 1])
+    assert np.array_equal(fewer.kind, chunk.kind[chunk.view < 1])
     np.testing.assert_allclose(fewer.features, chunk.features[chunk.view < 1], rtol=2e-2, atol=2e-3)
     assert extract(*six, network, num_views=0).is_original.all()
 
 
-def test_a_donor_is_another_image_of_the_chunk_and_any_of_them(six):
+def test_a_donor_is_another_image_of_the_chunk_and_any_of_them(six, network):
     settings = settings_of(mix={"texture": 0, "colour": 3, "bands": 0, "solo": 1})
-    decoded = decode_images(*six, VIEW_PX, LOCAL)
+    decoded = decode_images(*six, network[1], LOCAL)
     for position, image_id in enumerate(decoded.ids):
         donors = Counter()
         for view in range(100):
-            donor = draw_view(decoded, position, view, settings.views, 16, seed=0)[1]
+            _, donor, found = draw_view(decoded, position, view, settings.views, 16, seed=0)
             kind = draw_kind(settings.views, view_generator(0, image_id, view))
-            assert (donor == NO_DONOR) == (kind == "solo")
+            assert found == kind and (donor == NO_DONOR) == (kind == "solo")
             donors[donor] += 1
         assert donors.keys() == {NO_DONOR, *decoded.ids} - {image_id}
 
@@ -169,10 +177,10 @@ def test_a_donor_is_another_image_of_the_chunk_and_any_of_them(six):
 def test_views_without_a_donor_do_not_depend_on_the_chunk(six, network):
     rows, manifest = six
     settings = settings_of(mix={"texture": 0, "colour": 0, "bands": 0, "solo": 1})
-    whole, part = (decode_images(some, manifest, VIEW_PX, LOCAL) for some in (rows, rows.slice(3, 2)))
+    whole, part = (decode_images(some, manifest, network[1], LOCAL) for some in (rows, rows.slice(3, 2)))
     for view in range(5):
         first, second = (draw_view(d, i, view, settings.views, VIEW_PX, 0) for d, i in ((whole, 4), (part, 1)))
-        assert torch.equal(first[0], second[0]) and first[1] == second[1] == NO_DONOR
+        assert torch.equal(first[0], second[0]) and first[1:] == second[1:] == (NO_DONOR, "solo")
 
 
 @pytest.mark.parametrize("mix", [None, {"texture": 1, "colour": 0, "bands": 0, "solo": 0}])
@@ -180,6 +188,8 @@ def test_an_image_alone_in_its_chunk_has_views_without_donors(mix, six, network)
     rows, manifest = six
     alone = extract(rows.slice(2, 1), manifest, network, settings_of(mix=mix))
     assert alone.view.tolist() == [ORIGINAL, 0, 1, 2] and (alone.donor == NO_DONOR).all()
+    solo = KINDS.index("solo")  # what was rendered, not what was drawn
+    assert alone.kind.tolist() == [ORIGINAL, solo, solo, solo]
     assert set(alone.content.tolist()) == {rows["id"][2].as_py()} and len(np.unique(alone.features, axis=0)) == 4
 
 
@@ -199,23 +209,75 @@ def test_a_damaged_image_is_a_failure_and_nothing_else_is_lost(network, tmp_path
     expected = extract(
         rows.filter(pa.array([image_id in good for image_id in rows["id"].to_pylist()])), manifest, network
     )
-    assert same(ViewFeatures(found.features, found.content, found.donor, found.view, []), expected)
+    assert same(replace(found, failures=[]), expected)
 
 
-def test_large_images_are_shrunk_to_what_views_need(tmp_path):
+def test_large_images_are_shrunk_to_what_views_need(network, tmp_path):
     sizes = {"wide.png": (300, 200), "tall.png": (72, 400), "small.png": (71, 90), "tiny.png": (5, 4)}
     images = {key: encode(picture(0, *size), "PNG") for key, size in sizes.items()}
     rows, manifest = collection(images, tmp_path)
-    decoded = decode_images(rows, manifest, VIEW_PX, LOCAL)
+    decoded = decode_images(rows, manifest, network[1], LOCAL)
     shapes = {key: tuple(pixels.shape[:0:-1]) for key, pixels in zip(rows["key"].to_pylist(), decoded.pixels)}
     assert shapes == {"wide.png": (108, 72), "tall.png": (72, 400), "small.png": (71, 90), "tiny.png": (5, 4)}
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@torch.inference_mode()
+def test_the_network_sees_images_of_full_size_not_the_shrunk_ones_of_views(crop_mode, network, tmp_path):
+    extractor, preprocessing = network[0], replace(network[1], crop_mode=crop_mode)
+    sizes = {"wide.png": (300, 200), "tall.jpg": (150, 900), "square.jpg": (160, 160), "small.png": (71, 90)}
+    images = {
+        key: encode(picture(i, *size), {"png": "PNG", "jpg": "JPEG"}[key[-3:]])
+        for i, (key, size) in enumerate(sizes.items())
+    }
+    rows, manifest = collection(images, tmp_path)
+    decoded = decode_images(rows, manifest, preprocessing, LOCAL)
+    found = extract(rows, manifest, (extractor, preprocessing), num_views=1)
+    originals = dict(zip(found.content[found.is_original].tolist(), found.features[found.is_original]))
+    assert len(decoded.prepared) == len(decoded.ids) == len(originals) == 4
+    for key, image_id, prepared, shrunk in zip(rows["key"].to_pylist(), decoded.ids, decoded.prepared, decoded.pixels):
+        whole = decode_image(images[key], max_megapixels=1).pixels
+        expected = preprocessing.resize_and_crop(whole)
+        assert prepared.dtype == torch.uint8 and prepared.shape == (3, VIEW_PX, VIEW_PX)
+        assert torch.equal(prepared, expected)
+        is_large = min(sizes[key]) > MARGIN * VIEW_PX
+        assert torch.equal(shrunk, whole) != is_large  # so that the next line tells the two apart
+        assert torch.equal(preprocessing.resize_and_crop(shrunk), expected) != is_large
+        features = extractor(preprocessing.normalise(expected[None], "cpu", torch.float32))[0]
+        np.testing.assert_allclose(originals[image_id], features, rtol=2e-2, atol=2e-3)
+
+
+def test_kinds_are_those_that_the_seed_draws(six, network):
+    for seed in (0, 7):
+        settings = settings_of(seed)
+        found = extract(*six, network, settings, num_views=8)
+        assert (found.kind[found.is_original] == ORIGINAL).all()
+        for row in np.flatnonzero(~found.is_original):
+            generator = view_generator(seed, int(found.content[row]), int(found.view[row]))
+            kind = draw_kind(settings.views, generator)
+            assert KINDS[found.kind[row]] == kind and (found.donor[row] != NO_DONOR) == (kind in DONOR_KINDS)
+        assert set(found.kind.tolist()) == {ORIGINAL, *range(len(KINDS))}
+
+
+def test_some_rows_keep_every_column(chunk):
+    whole = replace(chunk, failures=[{"id": 1, "stage": "read", "reason": "gone"}])
+    mask = chunk.view == 1
+    for rows in (np.array([7, 2, 2, 23]), np.array([], np.int64), mask, ~mask, np.flatnonzero(mask)):
+        some = whole.take(rows)
+        assert isinstance(some, ViewFeatures) and some.failures == whole.failures
+        for name in COLUMNS:
+            found, column = getattr(some, name), getattr(whole, name)
+            assert found.dtype == column.dtype and np.array_equal(found, column[rows])
+        assert np.array_equal(some.is_original, chunk.is_original[rows])
+    assert same(whole.take(mask), whole.take(np.flatnonzero(mask)))
+    assert same(whole.take(np.arange(len(mask))), whole)
 
 
 def test_real_images_have_features_and_views(real_images, network, tmp_path):
     rows, manifest = collection({f"{i}.jpg": data for i, data in enumerate(real_images[:3])}, tmp_path)
     found = extract(rows, manifest, network, num_views=2)
     assert found.failures == [] and found.features.shape[0] == 9 and np.isfinite(found.features).all()
-    decoded = decode_images(rows, manifest, VIEW_PX, LOCAL)
+    decoded = decode_images(rows, manifest, network[1], LOCAL)
     for key, pixels in zip(rows["key"].to_pylist(), decoded.pixels):
         image = Image.open(io.BytesIO(real_images[int(key[0])])).convert("RGB")
         small = np.asarray(image.resize(pixels.shape[:0:-1], Image.Resampling.BILINEAR)).astype(int)
@@ -239,7 +301,7 @@ def test_batches_are_cut_without_loss(six, network, monkeypatch):
         monkeypatch.setattr(view_features, "BATCH_SIZE", size)
         found = extract(*six, network)
         np.testing.assert_allclose(found.features, expected.features, rtol=2e-2, atol=2e-3)
-        assert np.array_equal(found.donor, expected.donor)
+        assert np.array_equal(found.donor, expected.donor) and np.array_equal(found.kind, expected.kind)
 
 
 def test_files_keep_chunks_and_join_them_in_the_given_order(six, chunk, network, tmp_path):
@@ -249,7 +311,7 @@ def test_files_keep_chunks_and_join_them_in_the_given_order(six, chunk, network,
         {"id": 3, "stage": "read", "reason": ""},
     ]
     second = extract(rows.slice(0, 2), manifest, network)
-    second = ViewFeatures(second.features, second.content, second.donor, second.view, failures)
+    second = replace(second, failures=failures)
     uris = [str(tmp_path / "part-00000" / f"{name}.safetensors") for name in "ab"]
     for uri, written in zip(uris, (chunk, second)):
         write_chunk(uri, written, LOCAL)
@@ -258,13 +320,14 @@ def test_files_keep_chunks_and_join_them_in_the_given_order(six, chunk, network,
     assert joined.failures == failures and len(joined.features) == 24 + 8
     assert np.array_equal(joined.features, np.concatenate([second.features, chunk.features]))
     assert joined.content.tolist() == [*second.content, *chunk.content]
+    assert joined.kind.tolist() == [*second.kind, *chunk.kind]
 
 
 def test_a_chunk_without_a_decodable_image_round_trips(chunk, network, tmp_path):
     rows, manifest = collection({"a.jpg": b"", "b.png": b"no image"}, tmp_path / "c")
     empty = extract(rows, manifest, network)
     assert empty.features.shape == (0, network[0].dimension) and len(empty.failures) == 2
-    assert empty.content.shape == empty.donor.shape == empty.view.shape == (0,)
+    assert empty.content.shape == empty.donor.shape == empty.view.shape == empty.kind.shape == (0,)
     uris = [str(tmp_path / f"{name}.safetensors") for name in "ab"]
     write_chunk(uris[0], empty, LOCAL)
     write_chunk(uris[1], chunk, LOCAL)

@@ -55,28 +55,6 @@ class Outcome:
         return float(np.mean([values[rows[cell]].mean() for cell in self.scores.macro_cells()]))
 
 
-def training_settings(settings: AblateSettings, variant: VariantSettings, manifest: str, output: str) -> TrainSettings:
-    """A variant as jobs.train would have it."""
-    return TrainSettings(
-        storage=settings.storage,
-        ray=settings.ray,
-        manifest=manifest,
-        output=output,
-        backbone=settings.backbone,
-        features=settings.feature_sets[variant.features],
-        head=variant.head,
-        views=settings.view_sets[variant.views],
-        views_per_image=settings.views_per_image,
-        alignment=variant.alignment,
-        disentanglement=variant.disentanglement,
-        optimiser=variant.optimiser,
-        fine_tune=variant.fine_tune,
-        max_failed_share=settings.max_failed_share,
-        num_workers=variant.num_workers,
-        seed=settings.seed,
-    )
-
-
 def fold_of(group: str, num_folds: int, seed: int) -> int:
     """A random fold by the group's name alone."""
     return int(sampling_rank(image_ids(f"fold {seed}", [group]))[0] % np.uint64(num_folds))
@@ -106,7 +84,11 @@ def score_variant(
         banned = {row.query for row, is_mine in zip(truth, mine) if is_mine}
         ids = {key: int(i) for key, i in zip(pictures.query_keys.keys, pictures.query_keys.vectors[:, 0])}
         allowed = {ids[key] for key in ids if key not in banned}
-        pairs = _pairs(pictures, truth, ids, allowed) if variant.learns_from == "pairs" else None
+        pairs = (
+            _pairs(pictures, truth, ids, allowed, settings.truth.source_group_column)
+            if variant.learns_from == "pairs"
+            else None
+        )
         kept = np.isin(pictures.queries.content, list(allowed))
         model, history = _made(training, pictures.sources, pictures.queries.take(kept), pairs, storage)
         sources, queries = _vectors(model, pictures)
@@ -127,7 +109,7 @@ def _made(
     model = fitted_model(training, network, sources, queries)
     if training.head.net == "none":
         return model, []
-    inputs = paired_inputs(model, sources, queries, pairs) if pairs else training_inputs(model, sources)
+    inputs = paired_inputs(model, sources, queries, pairs) if pairs is not None else training_inputs(model, sources)
     batches = InputBatches(inputs, training.optimiser, training.seed, rank=0, num_workers=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
@@ -155,10 +137,12 @@ def _embed(model: AttributionModel, domain: Domain, found: ViewFeatures, ids: np
     return join_parts(head.part_outputs(inputs.float())).numpy()
 
 
-def _pairs(pictures: Pictures, truth: list[TruthRow], ids: dict[str, int], allowed: set[int]) -> dict[int, list[int]]:
+def _pairs(
+    pictures: Pictures, truth: list[TruthRow], ids: dict[str, int], allowed: set[int], group_column: str
+) -> dict[int, list[int]]:
     """{id of a query: ids of its sources}, one image for each true group: its copies would be one another's negatives."""
     image_of_group: dict[str, int] = {}
-    groups = pictures.source_keys.column("group")
+    groups = [str(group) for group in pictures.source_keys.column(group_column)]
     for group, image_id in zip(groups, pictures.source_keys.vectors[:, 0]):
         image_of_group.setdefault(group, int(image_id))
     pairs = defaultdict(list)

@@ -37,13 +37,13 @@ class FeatureExtractor(nn.Module):
         with torch.inference_mode():
             probe = self.blocks(next(backbone.parameters()).new_zeros(1, 3, image_px, image_px))
             self.sizes = {name: block.shape[1] for name, block in probe.items()}
+        backbone.train(was_training)
         largest = max(self.sizes, key=self.sizes.get)
         if self.sizes[largest] > MAX_BLOCK:
             raise AttribError(
                 f"features: {largest} has {self.sizes[largest]:,} numbers per image, more than {MAX_BLOCK:,}; covariances grow with the "
                 "square of a level's channels and layouts with the grid's: name shallower levels or a smaller layout_grid"
             )
-        backbone.train(was_training)
 
     @property
     def dimension(self) -> int:

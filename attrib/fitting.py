@@ -31,7 +31,9 @@ def with_control(settings: TrainSettings) -> TrainSettings:
     elif settings.control == "whitened":
         changes = {"head": settings.head.model_copy(update={"net": "none"})}
     elif settings.control == "domain_whitened":
-        changes = {"head": settings.head.model_copy(update={"net": "none", "separate_domains": True})}
+        changes = {
+            "head": settings.head.model_copy(update={"net": "none", "separate_domains": True, "num_directions": None})
+        }
     elif settings.control == "supervised":
         # AbC's baseline: two square linear maps with bias, started at the identity, on the frozen backbone's output.
         head = HeadSettings(projection="identity", net="linear", separate_domains=True, parts=plain)

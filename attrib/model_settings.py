@@ -72,6 +72,15 @@ class HeadSettings(Settings):
     separate_domains: bool = False  # one head for real and one for synthetic images (AbC's shape)
     parts: dict[PartName, PartSettings] = Field(default={"all": PartSettings(blocks=("pooled",))}, min_length=1)
 
+    @model_validator(mode="after")
+    def _domains_correspond(self):
+        if self.separate_domains and self.net == "none" and self.num_directions:
+            raise ValueError(
+                "head.num_directions: where each domain is whitened by itself (separate_domains, net none) all directions are kept; "
+                "leave num_directions out"
+            )
+        return self
+
     def check(self, features: FeatureSettings) -> None:
         """Raises ValueError if a part names a block that the features do not have."""
         for name, part in self.parts.items():

@@ -12,7 +12,7 @@ from attrib.errors import AttribError
 from attrib.heads import Part
 from attrib.model_settings import HeadSettings
 
-DEVIATION_FLOOR = 1e-6
+DEVIATION_FLOOR = 1e-6  # a number that is the same on all images says nothing, and is left out
 RANK_TOLERANCE = 1e-9  # of the largest variance: directions below are rounding
 
 
@@ -61,7 +61,8 @@ def affine(features: np.ndarray, settings: HeadSettings) -> tuple[np.ndarray, np
     mean, dimension = features.mean(axis=0), features.shape[1]
     scale = np.ones(dimension)
     if settings.projection.startswith("standardise"):
-        scale = 1 / np.maximum(features.std(axis=0), DEVIATION_FLOOR)
+        deviation = features.std(axis=0)
+        scale = np.divide(1, deviation, out=np.zeros(dimension), where=deviation > DEVIATION_FLOOR)
     if not settings.projection.endswith("whiten"):
         return np.diag(scale), -mean * scale
     variance, directions = principal_directions((features - mean) * scale)

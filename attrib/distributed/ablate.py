@@ -13,8 +13,8 @@ import pyarrow as pa
 import ray
 
 from attrib import cca
-from attrib.ablate_settings import AblateSettings, VariantSettings
-from attrib.ablation import Outcome, Pictures, chosen_by_folds, score_variant, training_settings
+from attrib.ablate_settings import CHOSEN, AblateSettings, VariantSettings
+from attrib.ablation import Outcome, Pictures, chosen_by_folds, score_variant
 from attrib.backbone import load_network, model_digest
 from attrib.collection import Collection, read_collection
 from attrib.comparison import Pictures as Thumbnails
@@ -24,7 +24,7 @@ from attrib.distributed import embed, manifest, train
 from attrib.distributed.features import view_features
 from attrib.distributed.session import connect
 from attrib.distributed.tasks import run_units
-from attrib.evaluation import TruthRow, read_truth, score_truth
+from attrib.evaluation import TruthRow, places_of, read_truth, score_truth
 from attrib.manifest import Manifest, open_manifest
 from attrib.outcomes import read_outcome, write_outcome, write_vectors
 from attrib.pair_measures import THEORY_CAPTION, pair_theory
@@ -33,7 +33,6 @@ from attrib.settings import EmbedSettings, ManifestSettings
 from attrib.storage import Storage, join
 
 RECORD = "ablation.json"
-CHOSEN = "chosen by folds"
 
 
 def run(settings: AblateSettings) -> str:
@@ -45,18 +44,21 @@ def run(settings: AblateSettings) -> str:
     inputs = {role: found.rows_digest for role, found in listed.items()}
     inputs["backbone"] = model_digest(settings.backbone.name, network.model)
     truth = read_truth(settings.truth, storage)
+    inputs["truth"] = digest([list(row) for row in truth])
+    keys = {role: _keys(found, storage) for role, found in listed.items()}
+    places_of(truth, keys["sources"], keys["generated"], settings.truth.source_group_column)  # before any work
     outcomes = _outcomes(settings, inputs, listed, truth, storage)
     outcomes = {variant.name: outcomes[variant.name] for variant in settings.variants}
-    keys = {role: _keys(found, storage) for role, found in listed.items()}
-    for name, outcome in outcomes.items():
+    for variant in settings.variants:
+        outcome = outcomes[variant.name]
         prefixes = [getattr(settings, role).metadata for role in ("sources", "generated")]
         prefixes = [metadata.key_prefix if metadata else "" for metadata in prefixes]
         files = [[prefix + key for key in keys[role].keys] for prefix, role in zip(prefixes, keys)]
-        write_vectors(join(settings.output, "vectors", f"{_safe(name)}.npz"), files, outcome, storage)
+        write_vectors(join(settings.output, "vectors", f"{variant.file_name}.npz"), files, outcome, storage)
     scores = {name: outcome.scores for name, outcome in outcomes.items()}
     candidates = {v.name: scores[v.name] for v in settings.variants if v.learns_from == "views"}
     chosen: list[str] = []
-    if len(candidates) > 1:
+    if len(candidates) > 1 and next(iter(scores.values())).macro_cells():
         scores[CHOSEN], chosen = chosen_by_folds(candidates, settings.num_folds, settings.seed)
     theory = {name: _theory(settings, outcomes[name], keys, truth) for name in settings.theory}
     figures = {THEORY_CAPTION: cca.plot(theory)} if theory else {}
@@ -132,18 +134,16 @@ def _manifest(settings: AblateSettings, role: str, storage: Storage) -> Manifest
 
 
 def _training(settings: AblateSettings, inputs: dict, variant: VariantSettings, listed: dict[str, Manifest]):
-    return training_settings(settings, variant, listed["sources"].uri, _folder(settings, inputs, variant))
+    return settings.training(variant, listed["sources"].uri, _folder(settings, inputs, variant))
 
 
 def _folder(settings: AblateSettings, inputs: dict, variant: VariantSettings) -> str:
     """Of what a variant leaves, named by all that decides it but its name."""
-    decides = training_settings(settings, variant, "/", "/").model_dump(
-        mode="json", exclude={"storage", "ray", "num_workers"}
-    )
+    decides = settings.training(variant, "/", "/").model_dump(mode="json", exclude={"storage", "ray", "num_workers"})
     used = digest(
         [inputs, decides, variant.learns_from, variant.kinds, settings.truth.model_dump(), settings.num_folds]
     )
-    return join(settings.output, "_variants", f"{_safe(variant.name)}-{used[:12]}")
+    return join(settings.output, "_variants", f"{variant.file_name}-{used[:12]}")
 
 
 def _pictures(
@@ -203,7 +203,7 @@ def _fine_tuned(
                 manifest=listed[role].uri,
                 output=output,
                 backbone=backbone.model_copy(update={"domain": domain}),
-                max_failed_share=settings.max_failed_share,
+                max_failed_share=0.0,
             )
         )
         collections[role] = read_collection(output, storage)
@@ -228,8 +228,3 @@ def _theory(
     sources = Collection(keys["sources"].keys, outcome.sources, keys["sources"].metadata)
     queries = Collection(keys["generated"].keys, outcome.queries, keys["generated"].metadata)
     return pair_theory(sources, queries, truth, "content", source_group_column=settings.truth.source_group_column)
-
-
-def _safe(name: str) -> str:
-    """A name as a file's."""
-    return "".join(c if c.isalnum() else "_" for c in name)

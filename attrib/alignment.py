@@ -104,45 +104,6 @@ def momentum_update(target: nn.Module, online: nn.Module, momentum: float) -> No
         slow.lerp_(fast, 1 - momentum)
 
 
-def dino(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    view_sources: Tensor,
-    anchor_ids: Tensor,
-    centre: Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
-    role_weights: Tensor | None = None,
-) -> Tensor:
-    """The student's view must predict the teacher's distribution over k prototypes for its source: DINO (arXiv 2104.14294).
-
-    student_logits: float [m, k] of the views; teacher_logits: float [n, k] of the anchors, without gradient; centre: float [k], kept
-    by `update_centre`. For one pair, with t the teacher's logits and s the student's,
-
-        loss = -sum over k of softmax((t - centre) / teacher_temperature) * log softmax(s / student_temperature),
-
-    averaged over the anchors that show the source. The mean over pairs, role_weights and errors are those of `info_nce`.
-    """
-    targets = F.softmax((teacher_logits.detach() - centre) / teacher_temperature, dim=1)
-    predictions = F.log_softmax(student_logits / student_temperature, dim=1)
-    losses = []
-    for positive in _shown(view_sources, anchor_ids):
-        used = positive.any(dim=1)
-        # The cross entropy is linear in its target, so the mean over anchors is that of their mean target.
-        share = F.normalize(positive[used].to(targets.dtype), p=1, dim=1)
-        losses.append(-(share @ targets * predictions[used]).sum(dim=1))
-    return _mean_over_pairs(losses, role_weights)
-
-
-@torch.no_grad()
-def update_centre(centre: Tensor, teacher_logits: Tensor, momentum: float) -> Tensor:
-    """The next centre, float [k]: momentum * centre + (1 - momentum) * mean of teacher_logits [n, k] (DINO, equation 4).
-
-    It keeps one prototype from taking every picture. Compute the loss first; the centre of a batch serves the next one.
-    """
-    return momentum * centre + (1 - momentum) * teacher_logits.mean(dim=0)
-
-
 def _shown(view_sources: Tensor, anchor_ids: Tensor) -> Tensor:
     """bool [r, m, n]: whether the anchor shows the view's source of that role."""
     return (view_sources.T[:, :, None] == anchor_ids) & (anchor_ids >= 0)

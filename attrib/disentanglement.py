@@ -1,8 +1,7 @@
 """Disentanglement: terms to minimise that decorrelate the dimensions of an embedding and spread variance over all of them.
 
 Every term takes the head's outputs before L2 normalisation, real float [n, d] and synthetic float [n, d], and returns a scalar of
-float64. Row i of the second is a view of row i of the first, but `gaussian_infomax` and `coding_rate` treat the domains apart and take
-unpaired rows. With several workers the rows are those of the global batch (attrib.gather), since a covariance is no mean of the
+float64. Row i of the second is a view of row i of the first, but `gaussian_infomax` treats the domains apart and takes unpaired rows. With several workers the rows are those of the global batch (attrib.gather), since a covariance is no mean of the
 covariances of its parts.
 
 Notation: Z is centred unless said otherwise, C = Z'Z / n its covariance, R its correlation matrix. All statistics are in float64: the
@@ -65,75 +64,6 @@ def cor_infomax(real: Tensor, synthetic: Tensor, running: RunningCovariance, alp
     return -sum(log_dets) / real.shape[1] + alpha * F.mse_loss(real.double(), synthetic.double())
 
 
-def log_det_mutual_information(real: Tensor, synthetic: Tensor, eps: float = 1e-6) -> Tensor:
-    """-logdet C1 - logdet C2 + logdet C1|2 + logdet C2|1, + eps I in each: log-det mutual information (arXiv 2209.07999).
-
-    C1|2 = C1 - C12 (C2 + eps I)^-1 C12' is the covariance of the error of the best linear prediction of domain 1 from domain 2; C2|1
-    likewise. Raises AttribError if an output is not finite.
-    """
-    _check_paired(real, synthetic)
-    first, second = _centred(real), _centred(synthetic)
-    c1, c2, c12 = _covariance(first), _covariance(second), first.T @ second / len(first)
-    error1 = c1 - c12 @ torch.linalg.solve(_ridged(c2, eps), c12.T)
-    error2 = c2 - c12.T @ torch.linalg.solve(_ridged(c1, eps), c12)
-    return _log_det(error1, eps) + _log_det(error2, eps) - _log_det(c1, eps) - _log_det(c2, eps)
-
-
-def infomax_ica(weight: Tensor, outputs: Tensor) -> Tensor:
-    """-(log abs(det W) + mean over rows of sum_i log g'(u_i)), g the logistic function (Neural Computation 7:1129, 1995).
-
-    weight: W float [d, d], the head's last linear map; outputs: u float [n, d] = x W' (+ bias) of one or both domains. Minus the
-    gradient times W'W is the natural gradient, [I + (1 - 2 g(u)) u'] W in the mean over rows. Raises AttribError if W is not square.
-    """
-    if weight.ndim != 2 or weight.shape[0] != weight.shape[1]:
-        raise AttribError(
-            f"infomax ICA needs a square linear map, not {list(weight.shape)}; give the head as many outputs as inputs"
-        )
-    outputs = outputs.double()
-    log_slope = F.logsigmoid(outputs) + F.logsigmoid(-outputs)
-    return -(torch.linalg.slogdet(weight.double()).logabsdet + log_slope.sum(dim=1).mean())
-
-
-def coding_rate(real: Tensor, synthetic: Tensor, distortion: float = 0.5) -> Tensor:
-    """-1/2 logdet(I + d / (n distortion^2) Z'Z), summed over the domains: the coding rate of MCR2 (arXiv 2006.08558), maximised.
-
-    Z has L2-normalised rows and is not centred. Raises AttribError if an output is not finite.
-    """
-    rates = []
-    for z in (real, synthetic):
-        directions = F.normalize(z.double(), dim=1)
-        num, dim = directions.shape
-        rates.append(_log_det_of_product((dim / num) ** 0.5 / distortion * directions, 1.0) / 2)
-    return -sum(rates)
-
-
-def barlow_twins(real: Tensor, synthetic: Tensor, redundancy_weight: float = 5e-3) -> Tensor:
-    """sum_i (1 - c_ii)^2 + redundancy_weight * sum_{i != j} c_ij^2, c the cross-correlation of the domains (arXiv 2103.03230)."""
-    _check_paired(real, synthetic)
-    cross = _standardised(real).T @ _standardised(synthetic) / len(real)
-    return (1 - cross.diagonal()).square().sum() + redundancy_weight * _off_diagonal_squares(cross)
-
-
-def vicreg(
-    real: Tensor,
-    synthetic: Tensor,
-    invariance_weight: float = 25.0,
-    variance_weight: float = 25.0,
-    covariance_weight: float = 1.0,
-    eps: float = 1e-4,
-) -> Tensor:
-    """25 mse(z1, z2) + 25 mean relu(1 - sqrt(variance + eps)) + sum_{i != j} C_ij^2 / d: VICReg (arXiv 2105.04906).
-
-    As in the published code, the variance term is a mean over both domains and the covariance term a sum; the variance is over n here.
-    """
-    _check_paired(real, synthetic)
-    covariances = [_covariance(_centred(z)) for z in (real, synthetic)]
-    invariance = F.mse_loss(real.double(), synthetic.double())
-    variance = sum(F.relu(1 - (c.diagonal() + eps).sqrt()).mean() for c in covariances) / 2
-    covariance = sum(_off_diagonal_squares(c) for c in covariances) / real.shape[1]
-    return invariance_weight * invariance + variance_weight * variance + covariance_weight * covariance
-
-
 def cca_ssg(real: Tensor, synthetic: Tensor, decorrelation_weight: float = 1e-3) -> Tensor:
     """-tr(Z1'Z2 / n) + decorrelation_weight * (norm(I - R1)^2 + norm(I - R2)^2), Z of unit variance: CCA-SSG (arXiv 2106.12484).
 
@@ -166,14 +96,6 @@ def _standardised(z: Tensor) -> Tensor:
 
 def _covariance(centred: Tensor) -> Tensor:
     return centred.T @ centred / len(centred)
-
-
-def _correlation(z: Tensor) -> Tensor:
-    return _covariance(_standardised(z))
-
-
-def _off_diagonal_squares(matrix: Tensor) -> Tensor:
-    return matrix.square().sum() - matrix.diagonal().square().sum()
 
 
 def _ridged(matrix: Tensor, eps: float) -> Tensor:

@@ -32,19 +32,16 @@ class Batch:
 
 
 class Objective(nn.Module):
-    """Loss of a batch for a student, and the slow network, queue, centre and covariances that belong to it, all in its state."""
+    """Loss of a batch for a student, and the slow network, queue and covariances that belong to it, all in its state."""
 
     def __init__(self, student: Student, aligned: AlignmentSettings, disentangled: DisentanglementSettings):
         super().__init__()
         self.aligned, self.disentangled = aligned, disentangled
         dimension = sum(student.part_sizes)
         self.slow = None
-        if aligned.kind in ("moco", "dino"):
-            self.slow = copy.deepcopy(student).requires_grad_(False)
         if aligned.kind == "moco":
+            self.slow = copy.deepcopy(student).requires_grad_(False)
             self.queue = alignment.MomentumQueue(aligned.queue_rows, dimension)
-        if aligned.kind == "dino":
-            self.register_buffer("centre", torch.zeros(aligned.num_prototypes))
         if disentangled.kind == "cor_infomax":
             self.running = nn.ModuleList(disentanglement.RunningCovariance(size) for size in student.part_sizes)
 
@@ -64,16 +61,9 @@ class Objective(nn.Module):
             return alignment.info_nce(found, pool, sources, ids, aligned.temperature, roles)
         with torch.no_grad():
             slow = gather_fixed(self.slow.encode(batch.anchors, "real"))
-        if aligned.kind == "moco":
-            keys = student.embedding(slow)
-            loss = alignment.moco(student.embedding(views), keys, sources, ids, self.queue, aligned.temperature, roles)
-            self.queue.enqueue(keys, ids)
-            return loss
-        logits = student.logits(slow)
-        loss = alignment.dino(
-            student.logits(views), logits, sources, ids, self.centre, aligned.temperature, aligned.teacher_temperature, roles
-        )  # fmt: skip
-        self.centre.copy_(alignment.update_centre(self.centre, logits[ids != NOBODY], aligned.momentum))
+        keys = student.embedding(slow)
+        loss = alignment.moco(student.embedding(views), keys, sources, ids, self.queue, aligned.temperature, roles)
+        self.queue.enqueue(keys, ids)
         return loss
 
     def _disentanglement(self, student: Student, anchors, views, ids, sources) -> Tensor:
@@ -85,26 +75,16 @@ class Objective(nn.Module):
             if not rows:  # no view of the batch has a style donor
                 continue
             view_rows, anchor_rows = torch.tensor(rows, device=views.device).T
-            total = total + self._term(i, student, real[anchor_rows], synthetic[view_rows])
+            total = total + self._term(i, real[anchor_rows], synthetic[view_rows])
         return total / len(student.part_sizes)
 
-    def _term(self, part: int, student: Student, real: Tensor, synthetic: Tensor) -> Tensor:
+    def _term(self, part: int, real: Tensor, synthetic: Tensor) -> Tensor:
+        """Per dimension, so that a weight means the same for parts of any size."""
         kind, eps, d = self.disentangled.kind, self.disentangled.eps, real.shape[1]
         if kind == "gaussian_infomax":
             return disentanglement.gaussian_infomax(real, synthetic, eps) / d
         if kind == "cor_infomax":
             return disentanglement.cor_infomax(real, synthetic, self.running[part], alpha=1.0, eps=eps)
-        if kind == "log_det_mutual_information":
-            return disentanglement.log_det_mutual_information(real, synthetic, eps) / d
-        if kind == "infomax_ica":
-            net = list(student.trunk.heads["real"].parts.values())[part].net
-            return disentanglement.infomax_ica(net.weight, torch.cat([real, synthetic])) / d
-        if kind == "coding_rate":
-            return disentanglement.coding_rate(real, synthetic) / d
-        if kind == "barlow_twins":
-            return disentanglement.barlow_twins(real, synthetic) / d
-        if kind == "vicreg":
-            return disentanglement.vicreg(real, synthetic) / d
         return disentanglement.cca_ssg(real, synthetic) / d
 
     def after_step(self, student: Student) -> None:

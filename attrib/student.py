@@ -14,17 +14,16 @@ from attrib.train_settings import TrainSettings
 
 
 class Student(nn.Module):
-    """What is trained: inputs -> float32 [n, d], parts side by side and not normalised; for DINO with k more numbers, its prototype logits.
+    """What is trained: inputs -> float32 [n, d], parts side by side and not normalised.
 
     trunk(inputs, domain) gives the parts; with separate domains anchors pass as real and views as synthetic images.
     """
 
-    def __init__(self, trunk: nn.Module, head: Head, separate_domains: bool = False, num_prototypes: int = 0):
+    def __init__(self, trunk: nn.Module, head: Head, separate_domains: bool = False):
         super().__init__()
         self.trunk, self.separate_domains = trunk, separate_domains
         self.part_sizes = [part.dimension for part in head.parts.values()]
         self.roles = [part.role for part in head.parts.values()]
-        self.prototypes = nn.Linear(sum(self.part_sizes), num_prototypes, bias=False) if num_prototypes else None
 
     def forward(self, anchors: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
         """One call for both: DistributedDataParallel wants one forward per backward."""
@@ -34,18 +33,13 @@ class Student(nn.Module):
         return both[: len(anchors)], both[len(anchors) :]
 
     def encode(self, inputs: Tensor, domain: Domain) -> Tensor:
-        parts = [part.float() for part in self.trunk(inputs, domain)]
-        outputs = torch.cat(parts, dim=1)
-        return outputs if self.prototypes is None else torch.cat([outputs, self.prototypes(join_parts(parts))], dim=1)
+        return torch.cat([part.float() for part in self.trunk(inputs, domain)], dim=1)
 
     def parts(self, outputs: Tensor) -> list[Tensor]:
-        return list(outputs[:, : sum(self.part_sizes)].split(self.part_sizes, dim=1))
+        return list(outputs.split(self.part_sizes, dim=1))
 
     def embedding(self, outputs: Tensor) -> Tensor:
         return join_parts(self.parts(outputs))
-
-    def logits(self, outputs: Tensor) -> Tensor:
-        return outputs[:, sum(self.part_sizes) :]
 
 
 class HeadTrunk(nn.Module):
@@ -113,8 +107,7 @@ def student_of(model: AttributionModel, settings: TrainSettings) -> Student:
         trunk = PixelTrunk(model, settings.fine_tune.precision)
     else:
         trunk = HeadTrunk(model.heads)
-    num_prototypes = settings.alignment.num_prototypes if settings.alignment.kind == "dino" else 0
-    return Student(trunk, model.heads["real"], settings.head.separate_domains, num_prototypes)
+    return Student(trunk, model.heads["real"], settings.head.separate_domains)
 
 
 def parallel(student: Student, settings: TrainSettings, device: torch.device) -> nn.Module:

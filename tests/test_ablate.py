@@ -20,9 +20,9 @@ from hostile import encode
 from PIL import Image, ImageOps
 from samples import write_folder
 
+from attrib.ablate_settings import CHOSEN
 from attrib.backbone import load_network
 from attrib.collection import Collection
-from attrib.distributed.ablate import CHOSEN
 from attrib.evaluation import TruthRow, score_truth
 from attrib.settings import BackboneSettings, StorageSettings
 from attrib.storage import Storage
@@ -296,6 +296,36 @@ def test_changed_options_are_another_variant(site):
     assert {name: after[name] for name in before} == before
     old, new = (site.vectors("ZCA 0.1", folder)["queries"] for folder in ("out", "other"))
     assert old.shape == new.shape and np.abs(old - new).max() > 1e-3
+
+
+def test_an_edited_truth_table_is_scored_anew(site):
+    """At the same place: no old score may stand, and features, which it does not decide, are kept."""
+    output, path = site.copied("edited"), site.folder / "truth.tsv"
+    variants, plain = VARIANTS[:2], {"reference": None, "theory": []}
+    old, before = path.read_text(encoding="utf-8"), site.times(output)
+    recorded = json.loads((output / "ablation.json").read_text())["inputs"]
+    title, *rows = old.splitlines()
+    moved = [re.sub(r"\tg(\d+)$", lambda m: f"\tg{(int(m[1]) + 1) % (NUM_SOURCES - 2)}", row) for row in rows]
+    try:
+        path.write_text("\n".join([title, *moved]) + "\n", encoding="utf-8")
+        site.run(variants, output=str(output), **plain)
+        after = site.times(output)
+        edited = json.loads((output / "ablation.json").read_text())["inputs"]
+        means = json.loads((output / "evaluation.json").read_text())["methods"]
+        rescored = pq.read_table(output / "queries.parquet").to_pylist()
+    finally:
+        path.write_text(old, encoding="utf-8")
+    added = {name for name in after if name not in before}
+    assert {name.split("/")[0] for name in added} == {"_variants"}
+    assert sorted({Path(name).parts[1].rsplit("-", 1)[0] for name in added}) == ["ZCA_0_1", "raw"]
+    assert {name: after[name] for name in before} == before
+    assert {name for name in edited if edited[name] != recorded[name]} == {"truth"}
+    assert {f"queries/{row['query']}\t{row['role']}\t{row['unit']}" for row in rescored} == set(moved)
+    first = json.loads((site.output / "evaluation.json").read_text())["methods"]
+    assert all(means[v["name"]]["macro"]["ap"] != first[v["name"]]["macro"]["ap"] for v in variants)
+    # The table put back is the one that was scored first.
+    site.run(variants, output=str(output), **plain)
+    assert site.times(output) == after
 
 
 def test_errors_are_told_in_a_line(site):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from attrib import ablation
-from attrib.ablate_settings import AblateSettings, VariantSettings
-from attrib.ablation import Outcome, Pictures, chosen_by_folds, fold_of, score_variant, training_settings
+from attrib.ablate_settings import CHOSEN, AblateSettings, VariantSettings
+from attrib.ablation import Outcome, Pictures, chosen_by_folds, fold_of, score_variant
 from attrib.collection import Collection
 from attrib.config import validate
 from attrib.errors import AttribError
@@ -39,6 +39,7 @@ VARIANTS = {
     },
     "views": {"learns_from": "views", "head": {"net": "linear"}, "optimiser": TRAINED},
 }
+VIEWS = VARIANTS["views"] | {"name": "views"}
 COLLECTIONS = {"sources": {"name": "sources", "uri": "s"}, "generated": {"name": "generated", "uri": "g"}}
 
 
@@ -115,7 +116,7 @@ FOLDS = np.array([fold_of(row.group, NUM_FOLDS, 0) for row in TRUTH])
 def score(name: str, pictures: Pictures = PICTURES, **changes) -> Outcome:
     settings = settings_of({"name": name} | VARIANTS[name] | changes)
     (variant,) = settings.variants
-    return score_variant(settings, variant, training_settings(settings, variant, "m", "o"), pictures, TRUTH, LOCAL)
+    return score_variant(settings, variant, settings.training(variant, "m", "o"), pictures, TRUTH, LOCAL)
 
 
 def allowed_queries(fold: int) -> set[str]:
@@ -328,7 +329,7 @@ def test_a_variant_that_learns_from_views_never_sees_queries():
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("views", {"alignment": {"kind": "dino", "num_prototypes": 32}}), ("supervised", {})],  # prototypes are drawn
+    [("views", {"head": {"net": "mlp", "hidden": 8}}), ("supervised", {})],
 )
 def test_scores_do_not_depend_on_the_global_generator(name, changes):
     outcomes = []
@@ -367,7 +368,7 @@ def test_a_variant_is_what_the_train_job_would_make():
         "features": "mine",
         "views": "odd",
         "alignment": {"kind": "moco", "temperature": 0.3},
-        "disentanglement": {"kind": "vicreg", "weight": 0.5},
+        "disentanglement": {"kind": "cca_ssg", "weight": 0.5},
         "fine_tune": {"num_blocks": 3},
         "num_workers": 2,
     }
@@ -377,14 +378,13 @@ def test_a_variant_is_what_the_train_job_would_make():
         feature_sets={"mine": features},
         view_sets={"odd": views},
         views_per_image=5,
-        max_failed_share=0.2,
         seed=4,
         storage={"client": "s3fs"},
     )
-    found = training_settings(settings, settings.variants[0], "/m", "/o")
+    found = settings.training(settings.variants[0], "/m", "/o")
     expected = {"manifest": "/m", "output": "/o", "views": views, "features": features, "head": variant["head"]}
     expected |= {name: variant[name] for name in ("alignment", "disentanglement", "fine_tune", "optimiser")}
-    expected |= {"views_per_image": 5, "max_failed_share": 0.2, "seed": 4, "num_workers": 2}
+    expected |= {"views_per_image": 5, "max_failed_share": 0.0, "seed": 4, "num_workers": 2}
     expected |= {"backbone": {"name": "test_resnet", "weights": "random"}, "storage": {"client": "s3fs"}}
     assert found == type(found).model_validate(expected)
 
@@ -456,11 +456,31 @@ def test_a_variant_that_is_good_on_one_fold_is_not_chosen_for_that_fold():
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"variants": [RAW, RAW]}, ["variants share a name: ['raw']"]),
+        ({"variants": [RAW, RAW]}, ["variants share a name, or a file's name: ['raw']"]),
+        (
+            {"variants": [RAW, RAW | {"name": "ZCA 0.1"}, RAW | {"name": "ZCA-0:1"}]},
+            ["variants share a name, or a file's name: ['ZCA 0.1', 'ZCA-0:1']"],
+        ),
+        ({"variants": [RAW, RAW | {"name": CHOSEN}]}, [f"variants share a name, or a file's name: ['{CHOSEN}']"]),
+        ({"generated": COLLECTIONS["sources"]}, ["sources and generated share the name 'sources'; give each its own"]),
+        ({"max_failed_share": 0.1}, ["max_failed_share: unknown key"]),
         ({"variants": []}, ["variants", "at least 1 item"]),
         ({"variants": [RAW | {"features": "fine"}]}, ["variant 'raw': no feature set 'fine'"]),
         ({"variants": [RAW | {"views": "fine"}]}, ["variant 'raw': no set of views 'fine'"]),
         ({"variants": [RAW | {"kinds": ["sepia"]}]}, ["variants.0.kinds.0", "'texture', 'colour', 'bands' or 'solo'"]),
+        (
+            {"variants": [VIEWS | {"kinds": ["solo", "texture"]}], "view_sets": {"standard": {"mix": {"texture": 0}}}},
+            ["variant 'views': the set 'standard' has no views of kind 'texture'"],
+        ),
+        ({"variants": [RAW | {"kinds": ["solo"]}]}, ["variant 'raw': kinds choose among views whose features were"]),
+        (
+            {"variants": [VARIANTS["supervised"] | {"name": "pairs", "kinds": ["solo"]}]},
+            ["variant 'pairs': kinds choose among views whose features were"],
+        ),
+        (
+            {"variants": [VIEWS | {"kinds": ["solo"], "fine_tune": {}}]},
+            ["variant 'views': kinds choose among views whose features were"],
+        ),
         ({"variants": [RAW | {"name": ""}]}, ["variants.0.name"]),
         ({"variants": [RAW | {"head": {"net": "linear"}}]}, ["variant 'raw': a head with a net learns from views or"]),
         ({"variants": [RAW | {"learns_from": "views"}]}, ["variant 'raw': a head with a net learns from views or"]),
@@ -469,6 +489,14 @@ def test_a_variant_that_is_good_on_one_fold_is_not_chosen_for_that_fold():
         (
             {"variants": [RAW | VARIANTS["supervised"] | {"fine_tune": {}}]},
             ["variant 'raw': fine-tuning learns from views"],
+        ),
+        (
+            {"variants": [RAW | {"head": BY_DOMAIN}]},
+            ["variant 'raw': a head for each domain learns from views, queries or pairs"],
+        ),
+        (
+            {"variants": [RAW | {"learns_from": "queries", "head": BY_DOMAIN | {"num_directions": 5}}]},
+            ["head.num_directions", "all directions are kept; leave num_directions out"],
         ),
         (
             {"variants": [RAW | {"learns_from": "queries"}]},
@@ -495,6 +523,17 @@ def test_what_is_wrong_is_named_before_any_work(changes, expected):
     message = str(caught.value)
     assert message.startswith("ablate.yaml is not a valid AblateSettings")
     assert all(part in message for part in expected), message
+
+
+def test_kinds_that_the_set_has_are_taken():
+    variants = [VIEWS | {"kinds": ["solo", "colour"]}, VIEWS | {"name": "v2", "views": "odd", "kinds": ["bands"]}]
+    mixes = {"standard": {"mix": {"texture": 0}}, "odd": {"mix": {"texture": 0, "colour": 0, "solo": 0}}}
+    found = settings_of(*variants, view_sets=mixes)
+    assert [variant.kinds for variant in found.variants] == [("solo", "colour"), ("bands",)]
+
+
+def test_a_file_name_holds_letters_digits_and_underscores_alone():
+    assert VariantSettings(name="ZCA 0.1, by domain/größe").file_name == "ZCA_0_1__by_domain_größe"
 
 
 def test_the_plainest_variant_is_a_control():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from attrib.alignment import MomentumQueue, dino, info_nce, moco, momentum_update, update_centre
+from attrib.alignment import MomentumQueue, info_nce, moco, momentum_update
 from attrib.errors import AttribError
 
 TEMPERATURE = 0.2
@@ -48,24 +48,6 @@ def naive_info_nce(views, anchors, view_sources, anchor_ids, temperature) -> lis
                     positive += math.exp(cosine / temperature)
             if source != -1 and positive:
                 losses[role].append(-math.log(positive / pool))
-    return losses
-
-
-def naive_dino(student, teacher, view_sources, anchor_ids, centre, student_temperature, teacher_temperature):
-    def softmax(row):
-        return [math.exp(value) / sum(map(math.exp, row)) for value in row]
-
-    losses = [[] for _ in view_sources[0]]
-    for logits, sources in zip(student.tolist(), view_sources.tolist()):
-        prediction = softmax([value / student_temperature for value in logits])
-        for role, source in enumerate(sources):
-            entropies = []
-            for anchor, anchor_id in zip(teacher.tolist(), anchor_ids.tolist()):
-                if anchor_id == source != -1:
-                    target = softmax([(t - c) / teacher_temperature for t, c in zip(anchor, centre.tolist())])
-                    entropies.append(-sum(p * math.log(q) for p, q in zip(target, prediction)))
-            if entropies:
-                losses[role].append(sum(entropies) / len(entropies))
     return losses
 
 
@@ -134,8 +116,10 @@ def test_a_batch_without_pairs_is_refused(sources, ids, weights):
     rows, anchors = torch.ones(len(sources), 3), torch.ones(2, 3)
     with pytest.raises(AttribError, match="no view"):
         info_nce(rows, anchors, sources, ids, TEMPERATURE, weights)
+    queue = MomentumQueue(capacity=2, dim=3)
+    queue.enqueue(torch.ones(1, 3), torch.tensor([99]))
     with pytest.raises(AttribError, match="no view"):
-        dino(rows, anchors, sources, ids, torch.zeros(3), 0.1, 0.04, weights)
+        moco(rows, anchors, sources, ids, queue, TEMPERATURE, weights)
 
 
 def test_role_weights(views, anchors):
@@ -213,37 +197,3 @@ def test_momentum_update():
     assert (target[1].running_mean == 0).all()
     with pytest.raises(ValueError):
         momentum_update(target, online[0], 0.75)
-
-
-def test_dino_equals_the_formula(views, anchors):
-    centre = randn(7, 6)
-    arguments = (views, anchors, VIEW_SOURCES, ANCHOR_IDS, centre, 0.1, 0.3)
-    content, style = naive_dino(*arguments)
-    assert len(content + style) == NUM_PAIRS
-    loss = dino(*arguments)
-    assert loss.item() == pytest.approx(mean(content + style), rel=1e-12)
-    weighted = dino(*arguments, role_weights=torch.tensor([1.0, 2.0]))
-    assert weighted.item() == pytest.approx((mean(content) + 2 * mean(style)) / 3, rel=1e-12)
-    loss.backward()
-    assert anchors.grad is None
-    assert (views.grad[:5].norm(dim=1) > 0).all() and (views.grad[5:] == 0).all()
-    assert torch.autograd.gradcheck(lambda views: dino(views, *arguments[1:]), views)
-
-
-def test_dino_is_least_where_the_student_agrees():
-    """The cross entropy is the target's entropy there, and its gradient vanishes."""
-    teacher, centre, ids = randn(8, 5, 4), randn(9, 4), torch.arange(5)
-    student = (0.1 * (teacher - centre) / 0.04).requires_grad_()
-    loss = dino(student, teacher, ids[:, None], ids, centre, 0.1, 0.04)
-    entropy = torch.distributions.Categorical(logits=(teacher - centre) / 0.04).entropy().mean()
-    torch.testing.assert_close(loss.detach(), entropy, rtol=1e-10, atol=0)
-    loss.backward()
-    assert student.grad.abs().max() < 1e-12
-
-
-def test_update_centre():
-    centre, logits = randn(10, 4), randn(11, 3, 4).requires_grad_()
-    updated = update_centre(centre, logits, 0.9)
-    expected = [0.9 * c + 0.1 * mean(column) for c, column in zip(centre.tolist(), logits.T.tolist())]
-    assert updated.tolist() == pytest.approx(expected, rel=1e-12)
-    assert not updated.requires_grad

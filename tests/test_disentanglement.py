@@ -7,17 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from attrib.disentanglement import (
-    RunningCovariance,
-    barlow_twins,
-    cca_ssg,
-    coding_rate,
-    cor_infomax,
-    gaussian_infomax,
-    infomax_ica,
-    log_det_mutual_information,
-    vicreg,
-)
+from attrib.disentanglement import RunningCovariance, cca_ssg, cor_infomax, gaussian_infomax
 from attrib.errors import AttribError
 
 NUM, DIM = 12, 4
@@ -35,13 +25,9 @@ def fresh_cor_infomax(real, synthetic):
 TERMS = {
     "gaussian_infomax": partial(gaussian_infomax, eps=EPS),
     "cor_infomax": fresh_cor_infomax,
-    "log_det_mutual_information": partial(log_det_mutual_information, eps=EPS),
-    "coding_rate": partial(coding_rate, distortion=0.3),
-    "barlow_twins": partial(barlow_twins, redundancy_weight=0.02),
-    "vicreg": partial(vicreg, invariance_weight=20.0, variance_weight=15.0, covariance_weight=2.0),
     "cca_ssg": partial(cca_ssg, decorrelation_weight=0.1),
 }
-PAIRED = sorted(set(TERMS) - {"gaussian_infomax", "coding_rate"})
+PAIRED = sorted(set(TERMS) - {"gaussian_infomax"})
 
 
 def mixed(seed: int, num: int = NUM, dim: int = DIM) -> np.ndarray:
@@ -88,10 +74,6 @@ def naive_log_det(matrix: np.ndarray, eps: float) -> float:
     return math.log(np.linalg.det(matrix + eps * np.eye(len(matrix))))
 
 
-def naive_off_diagonal(matrix: np.ndarray) -> float:
-    return sum(matrix[i, j] ** 2 for i in range(len(matrix)) for j in range(len(matrix)) if i != j)
-
-
 def naive_gaussian_infomax(x, y):
     return -0.5 * naive_log_det(naive_correlation(x, x), EPS) - 0.5 * naive_log_det(naive_correlation(y, y), EPS)
 
@@ -99,39 +81,6 @@ def naive_gaussian_infomax(x, y):
 def naive_cor_infomax(x, y):
     log_dets = [naive_log_det(0.8 * np.eye(x.shape[1]) + 0.2 * naive_covariance(z, z), EPS) for z in (x, y)]
     return -sum(log_dets) / x.shape[1] + 3.0 * sum((a - b) ** 2 for a, b in zip(x.flat, y.flat)) / x.size
-
-
-def naive_log_det_mutual_information(x, y):
-    value = 0.0
-    for first, second in ((x, y), (y, x)):
-        c1, c2, c12 = naive_covariance(first, first), naive_covariance(second, second), naive_covariance(first, second)
-        error = c1 - c12 @ np.linalg.inv(c2 + EPS * np.eye(len(c2))) @ c12.T
-        value += naive_log_det(error, EPS) - naive_log_det(c1, EPS)
-    return value
-
-
-def naive_coding_rate(x, y):
-    value = 0.0
-    for z in (x, y):
-        z = np.array([row / math.sqrt(sum(row**2)) for row in z])
-        gram = sum(np.outer(row, row) for row in z)
-        value -= 0.5 * math.log(np.linalg.det(np.eye(z.shape[1]) + z.shape[1] / (len(z) * 0.3**2) * gram))
-    return value
-
-
-def naive_barlow_twins(x, y):
-    cross = naive_correlation(x, y)
-    return sum((1 - cross[i, i]) ** 2 for i in range(len(cross))) + 0.02 * naive_off_diagonal(cross)
-
-
-def naive_vicreg(x, y):
-    num, dim = x.shape
-    value = 20.0 * sum((a - b) ** 2 for a, b in zip(x.flat, y.flat)) / (num * dim)
-    for z in (x, y):
-        c = naive_covariance(z, z)
-        value += 15.0 * sum(max(0.0, 1 - math.sqrt(c[i, i] + 1e-4)) for i in range(dim)) / (2 * dim)
-        value += 2.0 * naive_off_diagonal(c) / dim
-    return value
 
 
 def naive_cca_ssg(x, y):
@@ -145,17 +94,13 @@ def naive_cca_ssg(x, y):
 NAIVE = {
     "gaussian_infomax": naive_gaussian_infomax,
     "cor_infomax": naive_cor_infomax,
-    "log_det_mutual_information": naive_log_det_mutual_information,
-    "coding_rate": naive_coding_rate,
-    "barlow_twins": naive_barlow_twins,
-    "vicreg": naive_vicreg,
     "cca_ssg": naive_cca_ssg,
 }
 
 
 @pytest.mark.parametrize("name", TERMS)
 def test_term_equals_the_formula(name, pair):
-    # One dimension of small variance, for VICReg's hinge.
+    # One dimension of small variance.
     scale = torch.tensor([1.0, 1.0, 0.1, 1.0], dtype=torch.float64)
     real, synthetic = (z * scale for z in pair)
     expected = NAIVE[name](real.detach().numpy(), synthetic.detach().numpy())
@@ -214,7 +159,7 @@ def test_domains_apart_need_no_pairs(name, pair):
     assert TERMS[name](real, synthetic[:-2]).isfinite()
 
 
-@pytest.mark.parametrize("name", ["gaussian_infomax", "cor_infomax", "log_det_mutual_information", "coding_rate"])
+@pytest.mark.parametrize("name", ["gaussian_infomax", "cor_infomax"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_outputs_that_are_not_finite_are_refused(name, bad, pair):
     real, synthetic = (z.detach().clone() for z in pair)
@@ -255,17 +200,23 @@ def test_gaussian_infomax_ignores_scale_and_place(pair):
     torch.testing.assert_close(gaussian_infomax(real * scale + 5, synthetic / scale - 3), value, rtol=1e-6, atol=0)
 
 
-def test_mutual_information_is_that_of_gaussians():
-    """Without eps, -1/4 of the term is the mutual information: -1/2 sum log(1 - rho^2) over the canonical correlations."""
-    shared = torch.from_numpy(np.random.default_rng(8).normal(size=(400, 2 * DIM)))
-    shared = (shared - shared.mean(dim=0)) @ whitening(shared).T
-    rho = torch.tensor([0.9, 0.5, 0.2, 0.0], dtype=torch.float64)
-    x, noise = shared[:, :DIM], shared[:, DIM:]
-    y = rho * x + (1 - rho**2).sqrt() * noise
-    mixing_x, mixing_y = torch.from_numpy(mixed(9, DIM)), torch.from_numpy(mixed(10, DIM))
-    information = -0.5 * (1 - rho**2).log().sum().item()
-    term = log_det_mutual_information(x @ mixing_x, y @ mixing_y, eps=0.0)
-    assert term.item() == pytest.approx(-4 * information, rel=1e-8)
+@pytest.mark.parametrize("num", [2, 5, 6, 7])
+@pytest.mark.parametrize("eps", [1e-3, 0.1])
+def test_fewer_rows_than_dimensions_count_as_the_whole_matrix_does(num, eps):
+    """Of n < d rows the determinant is that of an n x n matrix (Sylvester): the same value and gradient as of the d x d one."""
+    dim = 6
+    real, synthetic = (torch.from_numpy(mixed(seed, num, dim)).requires_grad_() for seed in (17, 18))
+    value = gaussian_infomax(real, synthetic, eps)
+    whole, naive = torch.zeros((), dtype=torch.float64), 0.0
+    for z in (real, synthetic):
+        whole = whole - torch.linalg.slogdet(torch.corrcoef(z.T) + eps * torch.eye(dim)).logabsdet / 2
+        naive -= naive_log_det(naive_correlation(z.detach().numpy(), z.detach().numpy()), eps) / 2
+    assert value.item() == pytest.approx(whole.item(), rel=1e-10) == pytest.approx(naive, rel=1e-8)
+    found, expected = (torch.autograd.grad(loss, (real, synthetic)) for loss in (value, whole))
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+    # Of two rows every correlation is 1 or -1, whatever the rows are, and the value stands still.
+    assert num == 2 or all(gradient.abs().max() > 1e-3 for gradient in found)
+    assert torch.autograd.gradcheck(partial(gaussian_infomax, eps=eps), (real, synthetic))
 
 
 def test_running_covariance_averages(pair):
@@ -301,61 +252,8 @@ def test_cor_infomax_moves_the_average_once(pair):
     assert first.item() == second.item()
 
 
-def ica_inputs() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(14)
-    weight = torch.randn(DIM, DIM, generator=generator, dtype=torch.float64)
-    return weight.requires_grad_(), torch.randn(NUM, DIM, generator=generator, dtype=torch.float64)
-
-
-def test_infomax_ica_equals_the_formula():
-    weight, x = ica_inputs()
-    outputs = (x @ weight.T).detach().numpy()
-    log_slopes = 0.0
-    for u in outputs.flat:
-        g = 1 / (1 + math.exp(-u))
-        log_slopes += math.log(g * (1 - g))
-    expected = -(math.log(abs(np.linalg.det(weight.detach().numpy()))) + log_slopes / NUM)
-    assert infomax_ica(weight, x @ weight.T).item() == pytest.approx(expected, rel=1e-12)
-    assert torch.autograd.gradcheck(lambda weight: infomax_ica(weight, x @ weight.T), weight)
-
-
-def test_infomax_ica_has_the_natural_gradient():
-    weight, x = ica_inputs()
-    outputs = x @ weight.T
-    (gradient,) = torch.autograd.grad(infomax_ica(weight, outputs), weight)
-    natural = torch.zeros(DIM, DIM, dtype=torch.float64)
-    for u in outputs.detach():
-        natural += torch.outer(1 - 2 * torch.sigmoid(u), u) / NUM
-    w = weight.detach()
-    expected = (torch.eye(DIM, dtype=torch.float64) + natural) @ w
-    torch.testing.assert_close(-gradient @ w.T @ w, expected, rtol=1e-10, atol=1e-12)
-
-
-def test_infomax_ica_in_float32_and_far_out():
-    weight, x = ica_inputs()
-    weight = weight.detach().float().requires_grad_()
-    value = infomax_ica(weight, 1e4 * x.float() @ weight.T)
-    value.backward()
-    assert value.isfinite() and weight.grad.isfinite().all() and weight.grad.dtype == torch.float32
-    with pytest.raises(AttribError, match="square"):
-        infomax_ica(weight[:2], x.float() @ weight[:2].T)
-
-
 def test_perfect_outputs_are_least():
-    """Equal, white outputs: Barlow Twins and VICReg reach zero, CCA-SSG minus the number of dimensions."""
+    """Equal, white outputs: CCA-SSG reaches minus the number of dimensions."""
     z = torch.from_numpy(mixed(15, num=50))
     white = (z - z.mean(dim=0)) @ whitening(z).T
-    assert barlow_twins(white, white).item() == pytest.approx(0, abs=1e-12)
-    assert vicreg(white, white).item() == pytest.approx(0, abs=1e-12)
     assert cca_ssg(white, white).item() == pytest.approx(-DIM, rel=1e-12)
-
-
-def test_coding_rate_prefers_spread_directions():
-    """A head that sends everything one way has the least rate, an even spread over orthogonal directions the greatest."""
-    spread = torch.eye(DIM, dtype=torch.float64).repeat(3, 1)
-    collapsed = spread[:1].repeat(12, 1)
-    best = -DIM * math.log(1 + 1 / 0.5**2)
-    assert coding_rate(spread, 7 * spread).item() == pytest.approx(best, rel=1e-12)
-    assert coding_rate(collapsed, collapsed).item() == pytest.approx(-math.log(1 + DIM / 0.5**2), rel=1e-12)
-    random = torch.from_numpy(mixed(16))
-    assert best < coding_rate(random, random).item() < coding_rate(collapsed, collapsed).item()

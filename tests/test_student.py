@@ -38,7 +38,7 @@ def settings_of(name: str = "test_resnet", fine_tune: dict | None = None, **chan
         manifest="m",
         output="o",
         backbone={"name": name, "weights": "random"},
-        **{"head": {"projection": "identity"}, "alignment": {"num_prototypes": 5}} | changes,
+        **{"head": {"projection": "identity"}} | changes,
         fine_tune=fine_tune,
     )
 
@@ -130,16 +130,13 @@ def test_a_head_alone_leaves_projections_and_the_backbone():
 
 
 def test_the_backbone_has_a_learning_rate_of_its_own():
-    settings = settings_of(
-        fine_tune={"num_blocks": 2, "learning_rate": 1e-5}, alignment={"kind": "dino", "num_prototypes": 5}
-    )
+    settings = settings_of(fine_tune={"num_blocks": 2, "learning_rate": 1e-5})
     student = student_of(model_of(settings), settings)
     outer, inner = trained_groups(student, settings)
     assert (outer["lr"], inner["lr"]) == (settings.optimiser.learning_rate, 1e-5)
     names = {id(p): name for name, p in student.named_parameters()}
     assert all(".backbone.layer" in names[id(p)] for p in inner["params"])
     assert sorted(names[id(p)] for p in outer["params"]) == [
-        "prototypes.weight",
         "trunk.model.heads.real.parts.all.net.bias",
         "trunk.model.heads.real.parts.all.net.weight",
     ]
@@ -199,27 +196,27 @@ def test_one_head_serves_both_domains_in_one_pass():
         assert torch.equal(student.encode(rows, "real"), student.encode(rows, "synthetic"))
 
 
-def test_outputs_are_the_parts_and_then_the_prototypes():
+def test_outputs_are_the_parts_side_by_side():
     parts = {
         "content": {"blocks": ["pooled"], "role": "content", "dimension": 7},
         "style": {"blocks": ["pooled"], "role": "style"},
     }
-    settings = settings_of(
-        head={"projection": "identity", "parts": parts}, alignment={"kind": "dino", "num_prototypes": 5}
-    )
+    settings = settings_of(head={"projection": "identity", "parts": parts})
     student = student_of(model_of(settings), settings)
     outputs = student.encode(torch.randn(4, 2 * 96), "real")
-    assert outputs.shape == (4, 7 + 96 + 5) and student.roles == ["content", "style"]
+    assert outputs.shape == (4, 7 + 96) and student.roles == ["content", "style"]
     assert [part.shape[1] for part in student.parts(outputs)] == [7, 96]
-    embedding = torch.cat([F.normalize(outputs[:, :7], dim=1), F.normalize(outputs[:, 7:103], dim=1)], dim=1)
+    embedding = torch.cat([F.normalize(outputs[:, :7], dim=1), F.normalize(outputs[:, 7:], dim=1)], dim=1)
     torch.testing.assert_close(student.embedding(outputs), embedding)
-    torch.testing.assert_close(student.logits(outputs), embedding @ student.prototypes.weight.T)
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"disentanglement": {"kind": "infomax_ica"}, "head": {"net": "mlp"}}, r"infomax_ica.*head\.net: linear"),
+        (
+            {"head": {"separate_domains": True, "net": "none", "num_directions": 5}},
+            r"head\.num_directions: .* all directions are kept; leave num_directions out",
+        ),
         (
             {"disentanglement": {"kind": "none"}, "alignment": {"kind": "moco"}, "head": {"separate_domains": True}},
             "'moco' trains no head of real images",

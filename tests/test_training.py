@@ -40,7 +40,7 @@ def settings_of(aligned: dict | None = None, disentangled: dict | None = None, *
         manifest="m",
         output="o",
         backbone={"name": "test_resnet", "weights": "random"},
-        alignment={"temperature": 0.1, "queue_rows": 128, "num_prototypes": 16, "momentum": 0.9} | (aligned or {}),
+        alignment={"temperature": 0.1, "queue_rows": 128, "momentum": 0.9} | (aligned or {}),
         disentanglement={"weight": 0.1} | (disentangled or {}),
         optimiser={"num_epochs": 6, "batch_size": 32, "learning_rate": 0.02, "validation_share": 0.2} | optimiser,
     )
@@ -62,15 +62,16 @@ def inputs() -> Inputs:
     return Inputs((anchors @ rotation).half(), ids, (views @ rotation).half(), sources)
 
 
-def student_of(settings: TrainSettings, seed: int = 0) -> Student:
+def student_of(seed: int = 0) -> Student:
     head = Head({"pooled": DIM}, {}, HeadSettings(projection="identity"))
-    num_prototypes = settings.alignment.num_prototypes if settings.alignment.kind == "dino" else 0
-    torch.manual_seed(seed)  # of the prototypes; the net starts as the identity
-    return Student(HeadTrunk(nn.ModuleDict({"real": head})), head, False, num_prototypes)
+    if seed:  # the net starts as the identity
+        torch.manual_seed(seed)
+        nn.init.normal_(head.parts["all"].net.weight)
+    return Student(HeadTrunk(nn.ModuleDict({"real": head})), head)
 
 
 def run_of(settings: TrainSettings, num_steps: int, seed: int = 0) -> Run:
-    student = student_of(settings, seed)
+    student = student_of(seed)
     optimiser = torch.optim.AdamW(trained_groups(student, settings), weight_decay=settings.optimiser.weight_decay)
     return Run(student, settings, optimiser, num_steps, CPU)
 
@@ -262,9 +263,8 @@ def inputs_basis() -> torch.Tensor:
     return torch.linalg.qr(torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(0))).Q.T
 
 
-@pytest.mark.parametrize("aligned", ["moco", "dino"])
-def test_the_slow_kinds_raise_the_criterion_too(aligned, inputs):
-    run = train(inputs, settings_of({"kind": aligned, "temperature": 0.2}, num_epochs=12, patience_epochs=12))
+def test_the_slow_kind_raises_the_criterion_too(inputs):
+    run = train(inputs, settings_of({"kind": "moco", "temperature": 0.2}, num_epochs=12, patience_epochs=12))
     criteria = [row["criterion"] for row in run.history]
     assert max(criteria) > criteria[0] + 0.2
 

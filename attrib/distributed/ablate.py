@@ -44,10 +44,10 @@ def run(settings: AblateSettings) -> str:
     inputs = {role: found.rows_digest for role, found in listed.items()}
     inputs["backbone"] = model_digest(settings.backbone.name, network.model)
     truth = read_truth(settings.truth, storage)
-    inputs["truth"] = digest([list(row) for row in truth])
     keys = {role: _keys(found, storage) for role, found in listed.items()}
     places_of(truth, keys["sources"], keys["generated"], settings.truth.source_group_column)  # before any work
-    outcomes = _outcomes(settings, inputs, listed, truth, storage)
+    asked = inputs | {"truth": digest([list(row) for row in truth])}
+    outcomes = _outcomes(settings, asked, listed, truth, storage)
     outcomes = {variant.name: outcomes[variant.name] for variant in settings.variants}
     for variant in settings.variants:
         outcome = outcomes[variant.name]
@@ -67,7 +67,7 @@ def run(settings: AblateSettings) -> str:
     tuned = [variant for variant in settings.variants if variant.fine_tune]
     pictures = None
     if tuned:
-        folder = _folder(settings, inputs, tuned[0])
+        folder = _folder(settings, asked, tuned[0])
         pictures = Thumbnails(join(folder, "generated"), {"": join(folder, "sources")})
     summary = write_comparison(
         scores,
@@ -79,7 +79,7 @@ def run(settings: AblateSettings) -> str:
         figures=figures,
     )
     made = {name: {"history": o.history, "dimension": o.sources.shape[1]} for name, o in outcomes.items()}
-    record = {"inputs": inputs, "settings": settings.model_dump(mode="json"), "versions": versions()}
+    record = {"inputs": asked, "settings": settings.model_dump(mode="json"), "versions": versions()}
     record |= {"variants": made, CHOSEN: chosen, "theory": {name: found.to_dict() for name, found in theory.items()}}
     storage.write_json(join(settings.output, RECORD), record)
     return format_table(summary)
@@ -158,17 +158,18 @@ def _pictures(
     training = _training(settings, inputs, variant, listed)
     num_views = settings.views_per_image if views else 0
     seen = {"views": training.views.model_dump(), "num_views": num_views, "seed": settings.seed} if views else {}
-    used = [inputs, training.backbone.name, training.features.model_dump(), training.chunk_rows]
+    images = {name: value for name, value in inputs.items() if name != "truth"}
+    used = [images, training.backbone.name, training.features.model_dump(), training.chunk_rows]
     folder = join(settings.output, "_features")
     sources, generated = listed["sources"], listed["generated"]
-    found = [
-        view_features(training, images, join(folder, f"{name}-{digest([*used, extra])[:12]}"), count, images.num_images, storage)
-        for images, name, count, extra in (
+    made = [
+        view_features(training, found, join(folder, f"{name}-{digest([*used, extra])[:12]}"), count, found.num_images, storage)
+        for found, name, count, extra in (
             (sources, f"{features}-sources-{views or 'plain'}", num_views, seen),
             (generated, f"{features}-generated", 0, {}),
         )
     ]  # fmt: skip
-    return Pictures(*found, _keys(sources, storage), _keys(generated, storage))
+    return Pictures(*made, _keys(sources, storage), _keys(generated, storage))
 
 
 def _keys(found: Manifest, storage: Storage) -> Collection:

@@ -65,7 +65,8 @@ class Reliability:
     true_mass: float
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        """As JSON gives it back."""
+        return asdict(self) | {"bins": [asdict(found) for found in self.bins]}
 
 
 def fit_shares(similarity: np.ndarray, is_true: np.ndarray) -> SharesSettings:

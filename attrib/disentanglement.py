@@ -1,8 +1,8 @@
 """Disentanglement: terms to minimise that decorrelate the dimensions of an embedding and spread variance over all of them.
 
 Every term takes the head's outputs before L2 normalisation, real float [n, d] and synthetic float [n, d], and returns a scalar of
-float64. Row i of the second is a view of row i of the first, but `gaussian_infomax` treats the domains apart and takes unpaired rows. With several workers the rows are those of the global batch (attrib.gather), since a covariance is no mean of the
-covariances of its parts.
+float64. Row i of the second is a view of row i of the first, but `gaussian_infomax` treats the domains apart and takes unpaired rows. With
+several workers the rows are those of the global batch (attrib.gather), since a covariance is no mean of the covariances of its parts.
 
 Notation: Z is centred unless said otherwise, C = Z'Z / n its covariance, R its correlation matrix. All statistics are in float64: the
 log-determinant of a nearly singular matrix is lost in float32, and autocast leaves float64 alone.

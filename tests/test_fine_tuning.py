@@ -62,6 +62,7 @@ def settings_of(seed: int = 0, optimiser: dict | None = None, **fine_tune) -> Tr
         },
         views={"num_donor_patches": 40, "mix": MIX},
         alignment={"temperature": 0.1},
+        disentanglement={"weight": 1.0},
         optimiser={"batch_size": BATCH_SIZE, "validation_share": 0.25, "num_epochs": 2, "learning_rate": 1e-3}
         | (optimiser or {}),
         fine_tune={"num_blocks": 2, "learning_rate": 1e-3} | fine_tune,

@@ -123,6 +123,19 @@ def test_a_dead_number_stays_zero_beside_others(projection):
     )
 
 
+@pytest.mark.parametrize("values", [{}, BY_DOMAIN])
+@pytest.mark.parametrize("projection", ["standardise", "standardise_whiten"])
+@pytest.mark.parametrize("num", [50, 3])
+def test_a_number_that_was_constant_on_the_fitted_images_says_nothing_of_others(num, projection, values):
+    """Be it ever so different there: nobody knows its scale."""
+    fitted_to, new = data(num, 4), data(6, 4, seed=1)
+    fitted_to[:, 2] = 7.5
+    settings, other = settings_of(projection, shrinkage=0.05, **values), new.copy()
+    new[:, 2], other[:, 2] = 7.5, 1e6 * new[:, 2]
+    assert not affine(fitted_to, settings)[0][:, 2].any()
+    np.testing.assert_array_equal(projected(other, settings, fitted_to), projected(new, settings, fitted_to))
+
+
 def test_centring_and_standardising_equal_their_definitions():
     features, new = data(30, 5), data(4, 5, seed=1)
     mean, deviation = features.mean(axis=0), features.std(axis=0)

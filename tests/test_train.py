@@ -64,6 +64,7 @@ class Site:
                 "patience_epochs": NUM_EPOCHS,
             },
             "alignment": {"temperature": 0.1},
+            "disentanglement": {"weight": 1.0},
             "num_workers": 2,
         } | changes
 

@@ -6,41 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from variants import NUM_FOLDS, NUM_QUERIES, NUM_SOURCES, SHRINKAGE, VARIANTS, WIDTH, drawn_pictures, settings_of
 
 from attrib import ablation
-from attrib.ablate_settings import CHOSEN, AblateSettings, VariantSettings
 from attrib.ablation import Outcome, Pictures, chosen_by_folds, fold_of, score_variant
-from attrib.collection import Collection
-from attrib.config import validate
-from attrib.errors import AttribError
-from attrib.evaluation import TruthRow
-from attrib.identity import image_ids
 from attrib.scores import MACRO_MIN_ROWS, QueryScores
 from attrib.settings import StorageSettings
 from attrib.storage import Storage
-from attrib.view_features import NO_DONOR, ORIGINAL, ViewFeatures
+from attrib.view_features import ORIGINAL, ViewFeatures
 from attrib.view_settings import KINDS
 
 LOCAL = Storage(StorageSettings())
-NUM_SOURCES, NUM_GROUPS, NUM_QUERIES, NUM_FOLDS, VIEWS_EACH = 42, 36, 64, 3, 4
-WIDTH = 96  # of test_resnet's output
-SHRINKAGE = 0.1
 HALF = 3e-3  # what float16 inputs of a head move a cosine by, at most
-BY_DOMAIN = {"projection": "whiten", "shrinkage": SHRINKAGE, "net": "none", "separate_domains": True}
-TRAINED = {"num_epochs": 2, "batch_size": 8, "learning_rate": 3e-3, "validation_share": 0.3}
-RAW = {"name": "raw", "head": {"projection": "identity", "net": "none"}}
-VARIANTS = {
-    "raw": RAW,
-    "by domain": {"learns_from": "queries", "head": BY_DOMAIN},
-    "supervised": {
-        "learns_from": "pairs",
-        "head": {"projection": "identity", "net": "linear", "separate_domains": True},
-        "optimiser": TRAINED,
-    },
-    "views": {"learns_from": "views", "head": {"net": "linear"}, "optimiser": TRAINED},
-}
-VIEWS = VARIANTS["views"] | {"name": "views"}
-COLLECTIONS = {"sources": {"name": "sources", "uri": "s"}, "generated": {"name": "generated", "uri": "g"}}
 
 
 @pytest.fixture(autouse=True)
@@ -50,63 +27,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def values_of(*variants: dict, **changes) -> dict:
-    return {
-        **COLLECTIONS,
-        "truth": {"uri": "truth.tsv"},
-        "output": "out",
-        "backbone": {"name": "test_resnet", "weights": "random"},
-        "feature_sets": {"whole": {}},
-        "variants": variants,
-        "num_folds": NUM_FOLDS,
-        **changes,
-    }
-
-
-def settings_of(*variants: dict, **changes) -> AblateSettings:
-    return AblateSettings(**values_of(*variants, **changes))
-
-
-def drawn_pictures() -> tuple[Pictures, list[TruthRow]]:
-    """Sources, some of which are copies, with views; queries mixed of a content and mostly a style, in a domain of their own; no order of ids."""
-    rng = np.random.default_rng(0)
-    mixing = rng.normal(size=(WIDTH, WIDTH)) * rng.uniform(0.2, 2, size=WIDTH) / np.sqrt(WIDTH)
-    group_features = rng.normal(size=(NUM_GROUPS, WIDTH)) @ mixing
-    group_of = np.concatenate([np.arange(NUM_GROUPS), rng.integers(NUM_GROUPS, size=NUM_SOURCES - NUM_GROUPS)])
-    noise = 0.1 * rng.normal(size=(NUM_SOURCES, WIDTH))
-    source_keys = [f"s{i}.jpg" for i in range(NUM_SOURCES)]
-    ids = image_ids("sources", source_keys)
-    # Each source is followed by its views, one of each kind.
-    content = np.repeat(ids, 1 + VIEWS_EACH)
-    view = np.tile(np.arange(-1, VIEWS_EACH), NUM_SOURCES)
-    kind = np.where(view == ORIGINAL, ORIGINAL, view % len(KINDS))
-    donor = np.where((view == ORIGINAL) | (kind == KINDS.index("solo")), NO_DONOR, rng.choice(ids, len(content)))
-    features = np.repeat(group_features[group_of] + noise, 1 + VIEWS_EACH, axis=0)
-    features += np.where(view == ORIGINAL, 0, 0.5)[:, None] * rng.normal(size=features.shape)
-    sources = ViewFeatures(features.astype(np.float16), content, donor, view, kind, [])
-
-    query_keys = [f"q{i}.jpg" for i in range(NUM_QUERIES)]
-    pairs = [rng.choice(NUM_GROUPS, 2, replace=False) for _ in query_keys]
-    mixed = np.stack([0.7 * group_features[c] + 0.4 * group_features[s] for c, s in pairs])
-    mixed += 0.5 * rng.normal(size=mixed.shape)
-    mixed = mixed * np.exp(rng.normal(size=WIDTH)) + 2 * rng.normal(size=WIDTH)
-    query_ids, one = image_ids("generated", query_keys), np.full(NUM_QUERIES, ORIGINAL)
-    order = rng.permutation(NUM_QUERIES)
-    queries = ViewFeatures(mixed[order].astype(np.float16), query_ids[order], one, one, one, [])
-    truth = []
-    for i, (key, (content_group, style_group)) in enumerate(zip(query_keys, pairs)):
-        truth.append(TruthRow(key, "content", f"g{content_group}"))
-        if i % 4:
-            truth.append(TruthRow(key, "style", f"g{style_group}"))
-    pictures = Pictures(
-        sources,
-        queries,
-        Collection(source_keys, ids[:, None], {"group": [f"g{group}" for group in group_of]}),
-        Collection(query_keys, query_ids[:, None], {"method": ["a" if i % 5 else "b" for i in range(NUM_QUERIES)]}),
-    )
-    return pictures, truth
 
 
 PICTURES, TRUTH = drawn_pictures()
@@ -448,94 +368,3 @@ def test_a_variant_that_is_good_on_one_fold_is_not_chosen_for_that_fold():
     # By all queries it would have been chosen, and looked better than it is.
     assert lucky.mean() > 0.5 > found.values["ap"].mean()
     assert all(np.array_equal(before[name], scores.values["ap"]) for name, scores in candidates.items())
-
-
-# Settings
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"variants": [RAW, RAW]}, ["variants share a name, or a file's name: ['raw']"]),
-        (
-            {"variants": [RAW, RAW | {"name": "ZCA 0.1"}, RAW | {"name": "ZCA-0:1"}]},
-            ["variants share a name, or a file's name: ['ZCA 0.1', 'ZCA-0:1']"],
-        ),
-        ({"variants": [RAW, RAW | {"name": CHOSEN}]}, [f"variants share a name, or a file's name: ['{CHOSEN}']"]),
-        ({"generated": COLLECTIONS["sources"]}, ["sources and generated share the name 'sources'; give each its own"]),
-        ({"max_failed_share": 0.1}, ["max_failed_share: unknown key"]),
-        ({"variants": []}, ["variants", "at least 1 item"]),
-        ({"variants": [RAW | {"features": "fine"}]}, ["variant 'raw': no feature set 'fine'"]),
-        ({"variants": [RAW | {"views": "fine"}]}, ["variant 'raw': no set of views 'fine'"]),
-        ({"variants": [RAW | {"kinds": ["sepia"]}]}, ["variants.0.kinds.0", "'texture', 'colour', 'bands' or 'solo'"]),
-        (
-            {"variants": [VIEWS | {"kinds": ["solo", "texture"]}], "view_sets": {"standard": {"mix": {"texture": 0}}}},
-            ["variant 'views': the set 'standard' has no views of kind 'texture'"],
-        ),
-        ({"variants": [RAW | {"kinds": ["solo"]}]}, ["variant 'raw': kinds choose among views whose features were"]),
-        (
-            {"variants": [VARIANTS["supervised"] | {"name": "pairs", "kinds": ["solo"]}]},
-            ["variant 'pairs': kinds choose among views whose features were"],
-        ),
-        (
-            {"variants": [VIEWS | {"kinds": ["solo"], "fine_tune": {}}]},
-            ["variant 'views': kinds choose among views whose features were"],
-        ),
-        ({"variants": [RAW | {"name": ""}]}, ["variants.0.name"]),
-        ({"variants": [RAW | {"head": {"net": "linear"}}]}, ["variant 'raw': a head with a net learns from views or"]),
-        ({"variants": [RAW | {"learns_from": "views"}]}, ["variant 'raw': a head with a net learns from views or"]),
-        ({"variants": [RAW | {"learns_from": "pairs"}]}, ["variant 'raw': a head with a net learns from views or"]),
-        ({"variants": [RAW | {"fine_tune": {}}]}, ["variant 'raw': fine-tuning learns from views"]),
-        (
-            {"variants": [RAW | VARIANTS["supervised"] | {"fine_tune": {}}]},
-            ["variant 'raw': fine-tuning learns from views"],
-        ),
-        (
-            {"variants": [RAW | {"head": BY_DOMAIN}]},
-            ["variant 'raw': a head for each domain learns from views, queries or pairs"],
-        ),
-        (
-            {"variants": [RAW | {"learns_from": "queries", "head": BY_DOMAIN | {"num_directions": 5}}]},
-            ["head.num_directions", "all directions are kept; leave num_directions out"],
-        ),
-        (
-            {"variants": [RAW | {"learns_from": "queries"}]},
-            ["variant 'raw': queries and pairs are for heads with separate_domains"],
-        ),
-        (
-            {"variants": [RAW | {"learns_from": "pairs", "head": {"net": "mlp"}}]},
-            ["variant 'raw': queries and pairs are for heads with separate_domains"],
-        ),
-        (
-            {"variants": [RAW | {"head": {"net": "none", "parts": {"all": {"blocks": ["moments"]}}}}]},
-            ["head.parts.all names block 'moments'; the features have pooled"],
-        ),
-        ({"reference": "cooked"}, ["'cooked' is no variant; the variants are raw"]),
-        ({"theory": ["raw", "cooked"]}, ["'cooked' is no variant; the variants are raw"]),
-        ({"num_folds": 1}, ["num_folds", "greater than or equal to 2", "(got 1)"]),
-        ({"variants": [RAW | {"head": {"nets": "none"}}]}, ["variants.0.head.nets: unknown key; did you mean net?"]),
-        ({"feature_set": {}}, ["feature_set: unknown key; did you mean feature_sets?"]),
-    ],
-)
-def test_what_is_wrong_is_named_before_any_work(changes, expected):
-    with pytest.raises(AttribError) as caught:
-        validate(AblateSettings, values_of(RAW) | changes, "ablate.yaml")
-    message = str(caught.value)
-    assert message.startswith("ablate.yaml is not a valid AblateSettings")
-    assert all(part in message for part in expected), message
-
-
-def test_kinds_that_the_set_has_are_taken():
-    variants = [VIEWS | {"kinds": ["solo", "colour"]}, VIEWS | {"name": "v2", "views": "odd", "kinds": ["bands"]}]
-    mixes = {"standard": {"mix": {"texture": 0}}, "odd": {"mix": {"texture": 0, "colour": 0, "solo": 0}}}
-    found = settings_of(*variants, view_sets=mixes)
-    assert [variant.kinds for variant in found.variants] == [("solo", "colour"), ("bands",)]
-
-
-def test_a_file_name_holds_letters_digits_and_underscores_alone():
-    assert VariantSettings(name="ZCA 0.1, by domain/größe").file_name == "ZCA_0_1__by_domain_größe"
-
-
-def test_the_plainest_variant_is_a_control():
-    found = VariantSettings(name="v")
-    assert found.learns_from == "nothing" and found.head.net == "none" and found.fine_tune is None

@@ -21,7 +21,7 @@ from attrib.heads import join_parts
 from attrib.identity import image_ids, sampling_rank
 from attrib.model import AttributionModel
 from attrib.scores import QueryScores
-from attrib.settings import BackboneSettings, Domain
+from attrib.settings import Domain
 from attrib.storage import Storage
 from attrib.student import student_of, trained_groups
 from attrib.train_settings import TrainSettings
@@ -105,7 +105,7 @@ def _made(
     storage: Storage,
 ) -> tuple[AttributionModel, list[dict]]:
     """The model of a variant, trained if it has a net, and the history of its criterion."""
-    network = load_network(BackboneSettings(**training.backbone.model_dump()), storage)
+    network = load_network(training.backbone, storage)
     model = fitted_model(training, network, sources, queries)
     if training.head.net == "none":
         return model, []

@@ -77,9 +77,15 @@ class InputBatches:
     @torch.no_grad()
     def criterion(self, student: Student) -> float:
         """Cheap enough here for every worker to compute all of it, so that all stop together."""
-        device = next(student.parameters()).device
-        rows = self.validation_rows
-        views = student.embedding(student.encode(self.inputs.views[rows].float().to(device), "synthetic"))
-        anchors = student.embedding(student.encode(self.inputs.anchors.float().to(device), "real"))
-        sources, ids = self.inputs.view_sources[rows].to(device), self.inputs.anchor_ids.to(device)
+        views, anchors = self.validation_embeddings(student)
+        device = views.device
+        sources, ids = self.inputs.view_sources[self.validation_rows].to(device), self.inputs.anchor_ids.to(device)
         return mean_reciprocal_rank(views, anchors, sources, ids)
+
+    @torch.no_grad()
+    def validation_embeddings(self, student: Student) -> tuple[Tensor, Tensor]:
+        """float32 [m, d] of the held-out views and [n, d] of all anchors, on the student's device."""
+        device = next(student.parameters()).device
+        views = student.encode(self.inputs.views[self.validation_rows].float().to(device), "synthetic")
+        anchors = student.encode(self.inputs.anchors.float().to(device), "real")
+        return student.embedding(views), student.embedding(anchors)

@@ -76,8 +76,7 @@ def fitted_model(
 
 def training_inputs(model: AttributionModel, real: ViewFeatures) -> Inputs:
     """What the nets see of every image and view, computed once, float16."""
-    originals, views = np.flatnonzero(real.is_original), np.flatnonzero(~real.is_original)
-    originals = originals[np.argsort(real.content[originals])]
+    originals, views = _originals_by_id(real), np.flatnonzero(~real.is_original)
     return Inputs(
         head_inputs(model.head("real"), real.features, originals),
         torch.from_numpy(real.content[originals]),
@@ -93,8 +92,7 @@ def paired_inputs(
 
     Raises AttribError if no pair has both of its images.
     """
-    originals = np.flatnonzero(real.is_original)
-    originals = originals[np.argsort(real.content[originals])]
+    originals = _originals_by_id(real)
     known = set(real.content[originals].tolist())
     rows, sources = [], []
     for row, image_id in enumerate(synthetic.content.tolist()):
@@ -119,6 +117,11 @@ def head_inputs(head: Head, features: np.ndarray, rows: np.ndarray) -> torch.Ten
     """float16 [m, p] of some rows of float16 [n, D]."""
     batches = (rows[start : start + INPUT_ROWS] for start in range(0, len(rows), INPUT_ROWS))
     return torch.cat([head.inputs(torch.from_numpy(features[batch]).float()).half() for batch in batches])
+
+
+def _originals_by_id(found: ViewFeatures) -> np.ndarray:
+    originals = np.flatnonzero(found.is_original)
+    return originals[np.argsort(found.content[originals])]
 
 
 def _blocks(head: Head, found: ViewFeatures, rows: np.ndarray) -> dict[str, np.ndarray]:

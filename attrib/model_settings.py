@@ -11,7 +11,6 @@ PartName = Annotated[
     str, Field(pattern=r"^part_[a-z0-9_]+$|^(all|content|style)$")
 ]  # no name that a module has already
 Role = Literal["content", "style"]
-ROLES: tuple[Role, ...] = ("content", "style")
 
 
 class FeatureSettings(Settings):

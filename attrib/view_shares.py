@@ -1,7 +1,6 @@
 """The calibrator of shares where no pairs exist: fitted on views of held-out source images, whose sources are known by construction."""
 
 import numpy as np
-import torch
 
 from attrib.batches import InputBatches
 from attrib.calibration import fit_shares, pairs_from_corpus, reliability
@@ -12,7 +11,6 @@ from attrib.views import view_seed
 TOP_K = 10
 
 
-@torch.no_grad()
 def shares_of_views(student: Student, batches: InputBatches, top_k: int = TOP_K) -> dict:
     """{"inverse_temperature", "offset", "held_out": Reliability as a dict, "construction"}.
 
@@ -20,9 +18,7 @@ def shares_of_views(student: Student, batches: InputBatches, top_k: int = TOP_K)
     half of these images and measured on those of the other, each way.
     """
     inputs, rows = batches.inputs, batches.validation_rows
-    device = next(student.parameters()).device
-    views = student.embedding(student.encode(inputs.views[rows].float().to(device), "synthetic")).cpu().numpy()
-    anchors = student.embedding(student.encode(inputs.anchors.float().to(device), "real")).cpu().numpy()
+    views, anchors = (vectors.cpu().numpy() for vectors in batches.validation_embeddings(student))
     sources = inputs.view_sources[rows].numpy()
     similarity, is_true = pairs_from_corpus(views, anchors, sources, inputs.anchor_ids.numpy(), top_k)
     half = np.array([view_seed(0, int(image_id), 0) % 2 == 0 for image_id in sources[:, 0]])

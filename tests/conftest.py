@@ -35,6 +35,17 @@ def data_folder() -> Path:
     return folder
 
 
+@pytest.fixture
+def one_thread():
+    """torch with one thread: for such small work, on a busy machine, threads mostly wait for one another."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def real_images(data_folder) -> list[bytes]:
     return [path.read_bytes() for path in sorted((data_folder / "dev" / "sources").glob("*.jpg"))[:40]]

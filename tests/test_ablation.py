@@ -20,13 +20,7 @@ LOCAL = Storage(StorageSettings())
 HALF = 3e-3  # what float16 inputs of a head move a cosine by, at most
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As score_variant sets it for the whole process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 PICTURES, TRUTH = drawn_pictures()

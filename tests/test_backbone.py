@@ -22,13 +22,7 @@ NAME = "test_resnet"
 LOCAL = Storage(StorageSettings())
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Operations this small take many times as long where threads wait for each other on busy cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def load(weights="random", name=NAME, storage=LOCAL, **options) -> Encoder:

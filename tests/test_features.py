@@ -20,13 +20,7 @@ IMAGE_PX = 160  # what test_vit insists on
 ALL_BLOCKS = FeatureSettings(moment_levels=(2, 0), covariance_levels=(1,), layout_levels=(3, 1), layout_grid=3)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Operations this small take many times as long where threads wait for each other on busy cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @lru_cache

@@ -38,12 +38,7 @@ BROKEN = ("cut.png", "text.jpg", "void.jpg")
 MIX = {"texture": 1, "colour": 3, "bands": 2, "solo": 2}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def settings_of(seed: int = 0, optimiser: dict | None = None, **fine_tune) -> TrainSettings:

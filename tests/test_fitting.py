@@ -32,12 +32,7 @@ TRAINED = {
 SIZES = {"pooled": 96, "moments": 64, "layout_2": 48}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def settings_of(control: str | None = None, **changes) -> TrainSettings:

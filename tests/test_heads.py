@@ -20,13 +20,7 @@ PARTS = {
 NUM_IMAGES = 40
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Operations this small take many times as long where threads wait for each other on busy cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def features(seed: int = 0, num_images: int = NUM_IMAGES) -> torch.Tensor:

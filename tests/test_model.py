@@ -33,13 +33,7 @@ HEAD = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Operations this small take many times as long where threads wait for each other on busy cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,7 @@ KINDS = {kind: get_args(cls.model_fields["kind"].annotation) for kind, cls in (
 )}  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def student_of(net: str = "linear", separate: bool = False, parts: dict = PARTS) -> Student:

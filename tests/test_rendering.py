@@ -10,13 +10,7 @@ from attrib.rendering import MIN_COLOUR_STD, MIN_WINDOW, band_transfer, colour_m
 LUMINANCE = torch.tensor([0.2989, 0.587, 0.114], dtype=torch.float64)  # torchvision's
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Operations this small take many times as long where threads wait for each other on busy cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_picture(seed: int, height: int, width: int, contrast: float = 1.0) -> torch.Tensor:

@@ -25,12 +25,7 @@ LAST_GROUPS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def settings_of(name: str = "test_resnet", fine_tune: dict | None = None, **changes) -> TrainSettings:

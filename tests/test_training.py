@@ -27,12 +27,7 @@ DIM = SIGNAL + NUISANCE
 NUM_IMAGES, VIEWS_EACH = 120, 3
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def settings_of(aligned: dict | None = None, disentangled: dict | None = None, **optimiser) -> TrainSettings:

@@ -43,13 +43,7 @@ VIEW_PX = 48
 NUM_VIEWS = 3
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Operations this small take many times as long where threads wait for each other on busy cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def settings_of(seed: int = 0, mix: dict | None = None) -> TrainSettings:

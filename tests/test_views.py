@@ -28,13 +28,7 @@ CLEAN = {"blur_probability": 0, "resize_probability": 0, "noise_probability": 0,
 PLAIN = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue_probability": 0}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Operations this small take many times as long where threads wait for each other on busy cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pixels(seed: int, width: int = 90, height: int = 70) -> torch.Tensor:

@@ -94,13 +94,14 @@ def _train(
             preprocessing = preprocessing_of(Network(model, model.data_config), settings.backbone.name)
             sheet = sheet_of_views(images, manifest, preprocessing, settings, storage)
             storage.write_bytes(join(settings.output, "views.png"), sheet)
-            if not settings.fine_tune:
-                _write_inputs(settings, training_inputs(model, real), storage)
+            if uses_views:
+                inputs = training_inputs(model, real)
+                _write_inputs(settings, inputs, storage)
         best, history = _fit(settings, manifest, storage)
         student = student_of(model, settings)
         student.load_state_dict(best, strict=False)
         if uses_views:
-            batches = InputBatches(training_inputs(model, real), settings.optimiser, settings.seed, 0, 1)
+            batches = InputBatches(inputs, settings.optimiser, settings.seed, 0, 1)
             shares = shares_of_views(student, batches)
     save_model(model, settings.backbone.name, join(settings.output, MODEL), storage)
     failures = real.failures + (generated.failures if generated else [])

@@ -3,6 +3,8 @@
 <output>/attributions/block-00000.parquet ...   one row per (query, rank)
 <output>/outcomes/block-00000.parquet ...       one row per query, failed ones included
 <output>/attributions.json                      written last
+
+Until then <output>/_partials/block-00000/ holds what was found: candidates of each shard, the best of them, and the metadata of their sources.
 """
 
 from dataclasses import dataclass
@@ -12,15 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from attrib.errors import MismatchError
-from attrib.index import Index
-from attrib.manifest import Manifest
+from attrib.index import Index, unit_rows
+from attrib.manifest import Manifest, Slice, plan_partitions
 from attrib.search import Candidates, ranks
 from attrib.settings import SharesSettings
 from attrib.shares import soft_shares
 from attrib.storage import Storage, join
-from attrib.vectors import Embeddings
+from attrib.vectors import Embeddings, read_vectors
 
 RECORD = "attributions.json"
+MIN_BLOCK_ROWS = 1_024  # queries that are merged and written together, at least if there are so many
+USUAL_BLOCKS = 32
 
 PARTIAL_SCHEMA = pa.schema(
     [("query_id", pa.int64()), ("source_id", pa.int64()), ("scan_score", pa.float32()), ("score", pa.float32())]
@@ -72,8 +76,43 @@ def block_name(block: int) -> str:
     return f"block-{block:05d}.parquet"
 
 
+def plan_blocks(num_rows: list[int], query_block_rows: int) -> list[list[Slice]]:
+    """Queries in blocks of equal size, as slices of the partitions of `num_rows` images: enough of them to share out, none of too few rows.
+
+    They depend on the batch alone, so that a restart on another cluster finds what was done.
+    """
+    total = sum(num_rows)
+    rows = min(query_block_rows, max(MIN_BLOCK_ROWS, -(-total // USUAL_BLOCKS)))
+    num_blocks = max(1, -(-total // rows))
+    return plan_partitions(num_rows, max(1, -(-total // num_blocks)))
+
+
+def block_rows(block: list[Slice]) -> int:
+    return sum(part.stop - part.start for part in block)
+
+
 def partial_uri(output: str, block: int, shard: int) -> str:
-    return join(output, "_partials", f"block-{block:05d}", f"shard-{shard:05d}.parquet")
+    """Candidates of one shard."""
+    return join(_partials(output, block), f"shard-{shard:05d}.parquet")
+
+
+def merged_uri(output: str, block: int) -> str:
+    """The best candidates of all shards."""
+    return join(_partials(output, block), "merged.parquet")
+
+
+def wanted_uri(output: str, block: int) -> str:
+    """The sources among them, by shard and id."""
+    return join(_partials(output, block), "wanted.parquet")
+
+
+def described_uri(output: str, block: int, shard: int, part: int) -> str:
+    """Metadata of (a part of) the sources that lie in one shard."""
+    return join(_partials(output, block), f"sources-{shard:05d}-{part:03d}.parquet")
+
+
+def _partials(output: str, block: int) -> str:
+    return join(output, "_partials", f"block-{block:05d}")
 
 
 def partial_table(candidates: Candidates, query_ids: np.ndarray) -> pa.Table:
@@ -87,6 +126,22 @@ def read_partial(table: pa.Table, query_ids: np.ndarray) -> Candidates:
     return Candidates(query, table["source_id"].to_numpy(), table["scan_score"].to_numpy(), table["score"].to_numpy())
 
 
+def wanted_table(source_ids: np.ndarray, shards: np.ndarray) -> pa.Table:
+    """shard and source_id, without doubles, in that order. source_ids: int64 [m]; shards: int [m], where each lies."""
+    ids, first = np.unique(source_ids, return_index=True)
+    order = np.argsort(shards[first], kind="stable")
+    return pa.table({"shard": shards[first][order].astype(np.int32), "source_id": ids[order]})
+
+
+def read_shard_sources(index: Index, shard: int, ids: np.ndarray, storage: Storage) -> pa.Table:
+    """id, key, uri and metadata of some sources of one shard, by ascending id. ids: int64 [m], at least one, ascending."""
+    field = pc.field("id")
+    # The range lets whole row groups be skipped: their ids ascend.
+    chosen = (field >= int(ids[0])) & (field <= int(ids[-1])) & field.isin(pa.array(ids))
+    uri = join(index.shard_uri(shard), "sources.parquet")
+    return storage.dataset([uri], format="parquet").to_table(filter=chosen).sort_by("id").combine_chunks()
+
+
 def read_sources(index: Index, ids: np.ndarray, storage: Storage) -> pa.Table:
     """id, key, uri and metadata of some sources, by ascending id."""
     uris = [join(index.shard_uri(shard), "sources.parquet") for shard in range(len(index.shards))]
@@ -94,18 +149,27 @@ def read_sources(index: Index, ids: np.ndarray, storage: Storage) -> pa.Table:
     return found.sort_by("id").combine_chunks()
 
 
-def block_queries(queries: Embeddings, manifest: Manifest, partitions: list[int], storage: Storage) -> pa.Table:
+def read_block(queries: Embeddings, block: list[Slice], storage: Storage) -> tuple[np.ndarray, np.ndarray]:
+    """ids int64 [n] ascending and unit vectors float32 [n, d] of the block's queries that have one."""
+    parts = [read_vectors(queries, part.unit, storage, part.start, part.stop) for part in block]
+    ids = np.concatenate([ids for ids, _ in parts])
+    order = np.argsort(ids)
+    return ids[order], unit_rows(np.concatenate([vectors for _, vectors in parts])[order])
+
+
+def block_queries(queries: Embeddings, manifest: Manifest, block: list[Slice], storage: Storage) -> pa.Table:
     """Outcome columns of the embed job and all manifest columns for a block's images, by ascending id."""
     parts = []
-    for partition in partitions:
-        part = storage.read_table(queries.part_uri(partition), columns=["id", "stage", "reason"])
-        rows = storage.read_table(manifest.partition_uri(partition)).sort_by("id")
+    for piece in block:
+        part = storage.read_table(queries.part_uri(piece.unit), columns=["id", "stage", "reason"])
+        rows = storage.read_table(manifest.partition_uri(piece.unit)).sort_by("id")
         if not rows["id"].equals(part["id"]):
             raise MismatchError(
-                f"{queries.part_uri(partition)} and {manifest.partition_uri(partition)} list different images; embed the manifest again"
+                f"{queries.part_uri(piece.unit)} and {manifest.partition_uri(piece.unit)} list different images; embed the manifest again"
             )
         keep = ["key", "uri", *manifest.metadata_columns]
-        parts.append(pa.table([*part.columns, *(rows[name] for name in keep)], names=["id", "stage", "reason", *keep]))
+        table = pa.table([*part.columns, *(rows[name] for name in keep)], names=["id", "stage", "reason", *keep])
+        parts.append(table.slice(piece.start, piece.stop - piece.start))
     return pa.concat_tables(parts).sort_by("id").combine_chunks()
 
 

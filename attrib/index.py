@@ -1,18 +1,21 @@
-"""A sharded index on disk: one coarse quantizer, self-contained shards, and a record that says what it is good for.
+"""A sharded index on disk: one coarse quantizer for all, shards in the order of its lists, and a record that says what it is good for.
 
-    <output>/template.faiss            the trained, empty index that every shard is filled from (absent for kind flat)
-    <output>/shard-00000/vectors.npy   float16 [n, d] as embedded, by ascending id
+    <output>/template.faiss            the trained, empty index: coarse quantizer and codec (absent for kind flat)
+    <output>/shard-00000/vectors.npy   float16 [n, d] as embedded, list after list, within a list by ascending id (kind flat: by id)
+    <output>/shard-00000/inverse_norms.npy  float32 [n]
     <output>/shard-00000/ids.npy       int64 [n]
-    <output>/shard-00000/lists.faiss   inverted lists of unit vectors or their codes (absent for kind flat)
-    <output>/shard-00000/sources.parquet  id, key, uri and metadata of the images
+    <output>/shard-00000/offsets.npy   int64 [num_lists + 1], where each list starts (absent for kind flat)
+    <output>/shard-00000/codes.npy     uint8 [n, code_bytes] (only of the compressed kinds)
+    <output>/shard-00000/sources.parquet  id, key, uri and metadata of the images, by ascending id
     <output>/shard-00000/shard.json    counts and checksums; written last, it publishes the shard
     <output>/index.json                encoder, metric, shards, nprobe and measured recall; written last of all
 
-Vectors are compared by cosine. FAISS's lists hold unit vectors under L2, which ranks alike and, unlike its inner product, is handled with
-residual codes by list-major search.
+Files are memory-mapped, and a search reads them from front to back, so that a shard may be many times larger than a worker's memory.
+Vectors are compared by cosine.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import faiss
@@ -20,18 +23,14 @@ import numpy as np
 import pyarrow as pa
 
 from attrib.errors import AttribError, MismatchError
-from attrib.planning import IndexPlan
 from attrib.storage import Storage, file_sha256, join, scratch_folder
+from attrib.template import centroids, encode, nearest_lists, read_template
 from attrib.vectors import Embeddings, read_vectors
 
 RECORD = "index.json"
 TEMPLATE = "template.faiss"
 SHARD_RECORD = "shard.json"
-ADD_ROWS = 65_536  # vectors that are float32 at a time while a shard is built
-KMEANS_ITERATIONS = 20
-MIN_PQ_TRAINING_VECTORS = 2  # the fewest that make codes of one bit
-# Search decodes whole lists and never reads FAISS's tables for PQ, which can take 2 GiB of memory that no plan accounts for.
-READ_FLAGS = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
+BLOCK_ROWS = 16_384  # vectors that are float32 at a time while a shard is built
 
 
 def shard_name(shard: int) -> str:
@@ -45,135 +44,163 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return rows
 
 
-def train_template(training: np.ndarray, plan: IndexPlan, seed: int) -> faiss.Index:
-    """The trained, empty IVF index. training: float32 [n, d] unit vectors. Raises AttribError if they are too few."""
-    num_training, dimension = training.shape
-    needed = max(plan.num_lists, MIN_PQ_TRAINING_VECTORS if plan.kind == "ivf_pq" else 1)
-    if num_training < needed:
-        raise AttribError(
-            f"{plan.kind} with {plan.num_lists:,} lists needs at least {needed:,} training vectors and there are {num_training:,}; "
-            "lower num_lists, raise training_rows, or use kind flat"
-        )
-    clustering = faiss.Kmeans(
-        dimension,
-        plan.num_lists,
-        niter=KMEANS_ITERATIONS,
-        seed=seed + 1,  # FAISS reads a seed of zero as its default
-        spherical=True,
-        min_points_per_centroid=1,
-        max_points_per_centroid=256,
-    )
-    clustering.train(training)
-    quantizer = faiss.IndexFlatL2(dimension)
-    quantizer.add(clustering.centroids)
-    if plan.kind == "ivf_flat":
-        index = faiss.IndexIVFFlat(quantizer, dimension, plan.num_lists, faiss.METRIC_L2)
-    elif plan.kind == "ivf_sq8":
-        index = faiss.IndexIVFScalarQuantizer(
-            quantizer, dimension, plan.num_lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2
-        )
-    else:
-        # Fewer centroids per sub-quantizer where the sample could not fill 256.
-        bits = min(8, num_training.bit_length() - 1)
-        index = faiss.IndexIVFPQ(quantizer, dimension, plan.num_lists, plan.pq_bytes, bits, faiss.METRIC_L2)
-        index.pq.cp.seed = seed + 1
-        index.pq.cp.min_points_per_centroid = 1
-    index.own_fields = True
-    quantizer.this.disown()
-    index.train(training)
-    return index
-
-
-def write_index(index: faiss.Index, uri: str, storage: Storage) -> None:
-    storage.write_bytes(uri, faiss.serialize_index(index).tobytes())
-
-
-def read_index(uri: str, storage: Storage) -> faiss.Index:
-    return faiss.deserialize_index(np.frombuffer(storage.read_bytes(uri), np.uint8).copy(), READ_FLAGS)
+def inverse_norms(vectors: np.ndarray) -> np.ndarray:
+    """float16 [n, d] -> float32 [n]."""
+    return (1 / np.linalg.norm(vectors.astype(np.float32), axis=1)).astype(np.float32)
 
 
 def build_shard(
     uri: str,
     embeddings: Embeddings,
     partitions: list[int],
-    template_uri: str | None,
+    template: faiss.IndexIVF | None,
     sources: pa.Table,
     storage: Storage,
+    device: str = "cpu",
 ) -> dict:
-    """Publish one shard from some embedding partitions and return its record.
+    """Publish one shard from some embedding partitions and return its record. template: None for kind flat; device: finds each vector's list.
 
-    sources: id, key, uri and metadata of (at least) the shard's images, by ascending id. Vectors pass through a file on the local disk, so that
-    memory holds the lists and a block of vectors, never the shard twice. Raises MismatchError if an image is not among the sources.
+    sources: id, key, uri and metadata of (at least) the shard's images, by ascending id. Vectors pass through files on the local disk, twice
+    their own size of it, so that memory holds ids and a block of vectors. Raises MismatchError if an image is not among the sources.
     """
-    ids = np.concatenate([read_vectors(embeddings, p, storage)[0] for p in partitions])
-    order = np.argsort(ids)
-    position = np.empty(len(ids), np.int64)
-    position[order] = np.arange(len(ids))
-    sources = sources.take(pa.array(_source_rows(sources, ids[order], embeddings)))
     with scratch_folder() as folder:
-        vectors_path = os.path.join(folder, "vectors.npy")
-        vectors = np.lib.format.open_memmap(vectors_path, "w+", np.float16, (len(ids), embeddings.dimension))
-        start = 0
-        for partition in partitions:
-            part = read_vectors(embeddings, partition, storage)[1]
-            vectors[position[start : start + len(part)]] = part
-            start += len(part)
-        vectors.flush()
-        ids = ids[order]
-        np.save(os.path.join(folder, "ids.npy"), ids)
-        if template_uri:
-            index = read_index(template_uri, storage)
-            for start in range(0, len(ids), ADD_ROWS):
-                index.add_with_ids(unit_rows(vectors[start : start + ADD_ROWS]), ids[start : start + ADD_ROWS])
-            faiss.write_index(index, os.path.join(folder, "lists.faiss"))
-        del vectors
-        names = ["vectors.npy", "ids.npy"] + (["lists.faiss"] if template_uri else [])
+        arrived = os.path.join(folder, "arrived.npy")
+        ids, lists = _receive(arrived, embeddings, partitions, _assigner(template, device), sources, storage)
+        order = np.lexsort((ids, lists))
+        ids, lists = ids[order], lists[order]
+        arrays = {"ids.npy": ids}
+        if template is not None:
+            arrays["offsets.npy"] = np.searchsorted(lists, np.arange(template.nlist + 1))
+        for name, array in arrays.items():
+            np.save(os.path.join(folder, name), array)
+        names = [*arrays, *_put_in_order(folder, np.load(arrived, mmap_mode="r"), order, lists, template)]
+        os.unlink(arrived)
         files = {}
         for name in names:
             path = os.path.join(folder, name)
             files[name] = {"sha256": file_sha256(path), "num_bytes": os.path.getsize(path)}
             storage.upload(path, join(uri, name))
-    storage.write_table(join(uri, "sources.parquet"), sources)
+            os.unlink(path)
+    ids.sort()
+    storage.write_table(
+        join(uri, "sources.parquet"), sources.take(pa.array(np.searchsorted(sources["id"].to_numpy(), ids)))
+    )
     record = {"num_vectors": len(ids), "partitions": partitions, "files": files}
     storage.write_json(join(uri, SHARD_RECORD), record)
     return record
 
 
-def _source_rows(sources: pa.Table, ids: np.ndarray, embeddings: Embeddings) -> np.ndarray:
+def _assigner(template: faiss.IndexIVF | None, device: str) -> Callable[[np.ndarray], np.ndarray]:
+    """From unit vectors float32 [n, d] to their lists int64 [n]."""
+    if template is None:
+        return lambda units: np.zeros(len(units), np.int64)
+    if device == "cuda":
+        from attrib.torch_kernel import nearest_centroids  # not above: CPU workers do without torch
+
+        return nearest_centroids(centroids(template), device)
+    return lambda units: nearest_lists(template, units, 1)[:, 0]
+
+
+def _receive(
+    path: str,
+    embeddings: Embeddings,
+    partitions: list[int],
+    lists_of: Callable[[np.ndarray], np.ndarray],
+    sources: pa.Table,
+    storage: Storage,
+) -> tuple[np.ndarray, np.ndarray]:
+    """ids int64 [n] and list numbers int64 [n] as they come, and their vectors in a new file: each partition is read once."""
+    num_vectors = sum(embeddings.num_embedded[p] for p in partitions)
+    vectors = np.lib.format.open_memmap(path, "w+", np.float16, (num_vectors, embeddings.dimension))
+    ids, lists = np.empty(num_vectors, np.int64), np.empty(num_vectors, np.int64)
     source_ids = sources["id"].to_numpy()
-    absent = np.setdiff1d(ids, source_ids)
-    if len(absent):
-        raise MismatchError(
-            f"{embeddings.uri} holds {len(absent):,} images that {embeddings.manifest_uri} does not list, such as id {absent[0]}; "
-            "embed the manifest again"
-        )
-    return np.searchsorted(source_ids, ids)
+    start = 0
+    for partition in partitions:
+        part_ids, part = read_vectors(embeddings, partition, storage)
+        stop = start + len(part)
+        absent = np.setdiff1d(part_ids, source_ids)
+        if len(absent):
+            raise MismatchError(
+                f"{embeddings.uri} holds {len(absent):,} images that {embeddings.manifest_uri} does not list, such as id {absent[0]}; "
+                "embed the manifest again"
+            )
+        ids[start:stop], vectors[start:stop] = part_ids, part
+        for first in range(start, stop, BLOCK_ROWS):
+            rows = slice(first, min(first + BLOCK_ROWS, stop))
+            lists[rows] = lists_of(unit_rows(vectors[rows]))
+        start = stop
+    vectors.flush()
+    return ids, lists
+
+
+def _put_in_order(
+    folder: str, arrived: np.ndarray, order: np.ndarray, lists: np.ndarray, template: faiss.IndexIVF | None
+) -> list[str]:
+    """Write vectors, norms and codes in the order int64 [n] and return the files' names. lists: of the rows in that order."""
+
+    def create(name: str, dtype, *shape: int) -> np.ndarray:
+        return np.lib.format.open_memmap(os.path.join(folder, name), "w+", dtype, shape)
+
+    vectors = create("vectors.npy", np.float16, *arrived.shape)
+    norms = create("inverse_norms.npy", np.float32, len(arrived))
+    files = {"vectors.npy": vectors, "inverse_norms.npy": norms}
+    is_compressed = template is not None and not isinstance(template, faiss.IndexIVFFlat)
+    if is_compressed:
+        files["codes.npy"] = create("codes.npy", np.uint8, len(arrived), template.code_size)
+    for start in range(0, len(arrived), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        vectors[rows] = arrived[order[rows]]
+        norms[rows] = inverse_norms(vectors[rows])
+        if is_compressed:
+            files["codes.npy"][rows] = encode(template, unit_rows(vectors[rows]), lists[rows])
+    for file in files.values():
+        file.flush()
+    return list(files)
 
 
 @dataclass
 class Shard:
-    """An opened shard. ids: int64 [n] ascending; vectors: float16 [n, d], memory-mapped; lists: None for kind flat."""
+    """An opened shard, its files mapped. ids: int64 [n]; vectors: float16 [n, d]; inverse_norms: float32 [n].
+
+    offsets: int64 [num_lists + 1] and template: the shared quantizer, None for kind flat; codes: uint8 [n, code_bytes] or None.
+    """
 
     ids: np.ndarray
     vectors: np.ndarray
-    lists: faiss.IndexIVF | None
+    inverse_norms: np.ndarray
+    offsets: np.ndarray | None = None
+    codes: np.ndarray | None = None
+    template: faiss.IndexIVF | None = None
+
+    def positions_of(self, ids: np.ndarray) -> np.ndarray:
+        """int64 [m]: the rows of some of the shard's ids int64 [m]."""
+        order = np.argsort(self.ids)
+        return order[np.searchsorted(self.ids[order], ids)]
 
 
-def open_shard(uri: str, record: dict, storage: Storage, folder: str) -> Shard:
-    """Open a shard, from `folder` if it had to be copied there. Raises AttribError if a file is not the one that was published."""
-    paths = {}
+_verified: set[tuple] = set()  # files whose checksum this process has seen to be right
+
+
+def open_shard(uri: str, record: dict, storage: Storage, folder: str, template: faiss.IndexIVF | None = None) -> Shard:
+    """Open a shard, from `folder` if it had to be copied there. template: None opens it for exact search alone.
+
+    Raises AttribError if a file is not the one that was published.
+    """
+    arrays = {}
     for name, expected in record["files"].items():
-        paths[name] = storage.localise(join(uri, name), folder)
-        if os.path.getsize(paths[name]) != expected["num_bytes"] or file_sha256(paths[name]) != expected["sha256"]:
-            raise AttribError(
-                f"{join(uri, name)} is damaged: its checksum is not that of the index's record; delete the shard and build it again"
-            )
-    vectors = np.load(paths["vectors.npy"], mmap_mode="r", allow_pickle=False)
-    ids = np.load(paths["ids.npy"], allow_pickle=False)
-    lists = None
-    if "lists.faiss" in paths:
-        lists = faiss.read_index(paths["lists.faiss"], faiss.IO_FLAG_MMAP_IFC | READ_FLAGS)
-    return Shard(ids, vectors, lists)
+        path = storage.localise(join(uri, name), folder)
+        status = os.stat(path)
+        seen = (path, status.st_size, status.st_mtime_ns, status.st_ino, expected["sha256"])
+        if seen not in _verified:
+            if status.st_size != expected["num_bytes"] or file_sha256(path) != expected["sha256"]:
+                raise AttribError(
+                    f"{join(uri, name)} is damaged: its checksum is not that of the index's record; delete the shard and build it again"
+                )
+            _verified.add(seen)
+        arrays[name.removesuffix(".npy")] = np.load(path, mmap_mode="r", allow_pickle=False)
+    if template is None:
+        arrays = {name: arrays[name] for name in ("ids", "vectors", "inverse_norms")}
+    return Shard(**arrays, template=template)
 
 
 @dataclass(frozen=True)
@@ -185,15 +212,22 @@ class Index:
     encoder: dict
     kind: str
     is_compressed: bool
+    num_lists: int
+    template_sha256: str | None
     shards: list[dict]
     nprobe: int
     rerank_factor: int
     recall: dict
     metadata_columns: list[str]
-    shard_memory_bytes: int = 0  # what a search worker holds of the largest shard
+    vectors_fit: bool  # the vectors of a shard stay in the memory that a worker was given
+    rates: dict  # SearchRates.to_dict() of the machine that built it
 
     def shard_uri(self, shard: int) -> str:
         return join(self.uri, shard_name(shard))
+
+    def read_template(self, storage: Storage) -> faiss.IndexIVF | None:
+        """None for kind flat. Raises AttribError if it is not the one that the index was built with."""
+        return read_template(join(self.uri, TEMPLATE), storage, self.template_sha256) if self.num_lists else None
 
     @property
     def num_vectors(self) -> int:
@@ -201,19 +235,25 @@ class Index:
 
 
 def open_index(uri: str, storage: Storage) -> Index:
+    """Raises AttribError if there is none, or one of an earlier version."""
     record = storage.require(join(uri, RECORD), "jobs.index")
+    if "rates" not in record:
+        raise AttribError(f"{uri} was built by an earlier version of attrib; build it again with jobs.index")
     return Index(
         uri=uri,
         digest=record["digest"],
         encoder=record["encoder"],
         kind=record["plan"]["kind"],
         is_compressed=record["is_compressed"],
+        num_lists=record["plan"]["num_lists"],
+        template_sha256=record["template_sha256"],
         shards=record["shards"],
         nprobe=record["nprobe"],
         rerank_factor=record["settings"]["rerank_factor"],
         recall=record["recall"],
         metadata_columns=record["metadata_columns"],
-        shard_memory_bytes=record["plan"]["shard_memory_bytes"],
+        vectors_fit=record["vectors_fit"],
+        rates=record["rates"],
     )
 
 

@@ -7,19 +7,26 @@ from attrib.settings import IndexSettings
 
 FLAT_UP_TO_VECTORS = 50_000  # below, exact search of a shard takes milliseconds and training buys nothing
 MIN_TRAINING_VECTORS_PER_LIST = 39  # FAISS warns below it
+TRAINING_VECTORS_PER_LIST = 64
+MIN_TRAINING_ROWS = 65_536  # codecs want some, however few the lists
+MAX_LISTS = 65_536
+IVF_KINDS = ("ivf_flat", "ivf_sq8", "ivf_pq")  # most precise first
 
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """kind: flat, ivf_flat, ivf_sq8 or ivf_pq; num_lists and pq_bytes are 0 where they do not apply."""
+    """kind: flat, ivf_flat, ivf_sq8 or ivf_pq; num_lists and pq_bytes are 0 where they do not apply.
+
+    template_bytes: held in memory by every worker; shard_scan_bytes: what a scan of the largest shard reads, from memory-mapped files;
+    shard_disk_bytes: all of its files but the sources' metadata.
+    """
 
     kind: str
     num_lists: int
     pq_bytes: int
     num_shards: int
-    shard_memory_bytes: (
-        int  # held by a search worker for one shard; the exact vectors are memory-mapped and come on top as page cache
-    )
+    template_bytes: int
+    shard_scan_bytes: int
     shard_disk_bytes: int
     reason: str
 
@@ -32,38 +39,45 @@ class IndexPlan:
 
 
 def plan_index(settings: IndexSettings, num_vectors: int, shard_sizes: list[int], dimension: int) -> IndexPlan:
-    """The plan for `num_vectors` vectors in shards of the given sizes. Raises AttribError if no kind fits the memory of a worker."""
+    """The plan for `num_vectors` vectors in shards of the given sizes. Raises AttribError if a worker cannot hold the centroids."""
     largest = max(shard_sizes)
     budget = settings.worker_memory_gib * 2**30
     pq_bytes = settings.pq_bytes or _default_pq_bytes(dimension)
     num_lists = min(settings.num_lists or _default_num_lists(num_vectors, settings.training_rows), max(1, num_vectors))
-    sizes = {
-        kind: _memory_bytes(kind, largest, dimension, num_lists, pq_bytes)
-        for kind in ("flat", "ivf_flat", "ivf_sq8", "ivf_pq")
-    }
+    scanned = {"flat": 2 * dimension, "ivf_flat": 2 * dimension, "ivf_sq8": dimension, "ivf_pq": pq_bytes}
+    scan_bytes = {kind: row_bytes * largest for kind, row_bytes in scanned.items()}
     if settings.kind != "auto":
         kind, reason = settings.kind, "chosen in the config"
     elif num_vectors <= FLAT_UP_TO_VECTORS:
         kind, reason = "flat", f"{num_vectors:,} vectors are few enough to search exactly"
     else:
-        fitting = [kind for kind in ("ivf_flat", "ivf_sq8", "ivf_pq") if sizes[kind] <= budget]
-        kind = fitting[0] if fitting else "ivf_pq"
-        reason = f"the most precise kind whose shard of {largest:,} vectors fits worker_memory_gib = {settings.worker_memory_gib:g}"
+        fits = [k for k in IVF_KINDS if scan_bytes[k] + _template_bytes(k, dimension, num_lists) <= budget]
+        kind = fits[0] if fits else "ivf_pq"
+        reason = f"the most precise kind whose shard of {largest:,} vectors stays in memory"
     if kind == "ivf_pq":
         _check_pq_bytes(pq_bytes, dimension)
-    if sizes[kind] > budget:
+    template_bytes = _template_bytes(kind, dimension, num_lists)
+    if template_bytes > budget:
         raise AttribError(
-            f"a shard of {largest:,} vectors as {kind} needs {sizes[kind] / 2**30:.2f} GiB, more than worker_memory_gib = "
-            f"{settings.worker_memory_gib:g}; lower shard_rows (now {settings.shard_rows:,}; never below one manifest partition), choose a smaller kind, or raise the limit"
+            f"{num_lists:,} centroids of {dimension} dimensions need {template_bytes / 2**30:.2f} GiB in every worker, more than "
+            f"worker_memory_gib = {settings.worker_memory_gib:g}; lower num_lists, or raise the limit"
+        )
+    if scan_bytes[kind] + template_bytes > budget:
+        reason += (
+            f"; its {scan_bytes[kind] / 2**30:.2f} GiB exceed worker_memory_gib = {settings.worker_memory_gib:g} and come from the disk, "
+            f"once for each block of queries: lower shard_rows (now {settings.shard_rows:,}) or choose a smaller kind where that is slow"
         )
     is_ivf = kind != "flat"
-    disk = sizes[kind] + (2 * dimension * largest if is_ivf else 0)
+    # Vectors, norms and ids, and where there are lists, their offsets and codes.
+    disk = (2 * dimension + 12) * largest + (8 * num_lists if is_ivf else 0)
+    disk += scan_bytes[kind] if kind in ("ivf_sq8", "ivf_pq") else 0
     return IndexPlan(
         kind,
         num_lists if is_ivf else 0,
         pq_bytes if kind == "ivf_pq" else 0,
         len(shard_sizes),
-        sizes[kind],
+        template_bytes,
+        scan_bytes[kind],
         disk,
         reason,
     )
@@ -84,18 +98,21 @@ def group_partitions(num_rows: list[int], rows_per_group: int) -> list[list[int]
     return groups
 
 
-def _default_num_lists(num_vectors: int, training_rows: int) -> int:
-    """4 sqrt(n) up to a power of two below a million vectors, then 16,384, and 65,536 from ten million (autofaiss's rule).
+def _default_num_lists(num_vectors: int, training_rows: int | None) -> int:
+    """4 sqrt(n) up to a power of two, at most 65,536: enough that a batch sees a small share, few enough that a list fills a matrix product.
 
     Never more than the training sample can place: a centroid of a handful of vectors follows their noise.
     """
-    most = max(1, min(num_vectors, training_rows) // MIN_TRAINING_VECTORS_PER_LIST)
-    if num_vectors >= 10_000_000:
-        return min(most, 65_536)
-    if num_vectors >= 1_000_000:
-        return min(most, 16_384)
+    most = max(1, min(num_vectors, training_rows or num_vectors) // MIN_TRAINING_VECTORS_PER_LIST)
     rule = 1 << (max(1, int(4 * num_vectors**0.5)) - 1).bit_length()
-    return min(most, rule)
+    return min(most, rule, MAX_LISTS)
+
+
+def training_rows(settings: IndexSettings, plan: IndexPlan) -> int:
+    """Vectors that the template is trained on."""
+    if plan.kind == "flat":
+        return 0
+    return settings.training_rows or max(MIN_TRAINING_ROWS, TRAINING_VECTORS_PER_LIST * plan.num_lists)
 
 
 def _default_pq_bytes(dimension: int) -> int:
@@ -110,10 +127,6 @@ def _check_pq_bytes(pq_bytes: int, dimension: int) -> None:
         raise AttribError(f"pq_bytes = {pq_bytes} does not divide the dimension {dimension}; near: {sorted(near)}")
 
 
-def _memory_bytes(kind: str, num_vectors: int, dimension: int, num_lists: int, pq_bytes: int) -> int:
-    ids = 8 * num_vectors
-    if kind == "flat":
-        return ids + 2 * dimension * num_vectors
-    code_bytes = {"ivf_flat": 4 * dimension, "ivf_sq8": dimension, "ivf_pq": pq_bytes}[kind]
-    codebooks = 4 * 256 * dimension if kind == "ivf_pq" else 0
-    return 2 * ids + code_bytes * num_vectors + 4 * dimension * num_lists + codebooks
+def _template_bytes(kind: str, dimension: int, num_lists: int) -> int:
+    codebooks = {"ivf_pq": 4 * 256 * dimension, "ivf_sq8": 8 * dimension}.get(kind, 0)
+    return 0 if kind == "flat" else 4 * dimension * num_lists + codebooks

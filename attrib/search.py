@@ -1,30 +1,28 @@
 """Search of one shard for a block of queries, exact scores for what it finds, and the exact merge of shards.
 
-A scan proposes candidates by approximate scores (BLAS products over all vectors or the probed lists, or quantised codes); candidates are then
-scored again from the stored vectors in float64, one pair at a time. Those scores do not depend on the shard or on a neighbour, so that answers
-do not depend on how the index was cut, and ties go to the lower id.
+A scan goes through the shard once, list by list (or block by block, where the search is exact), and multiplies all queries that probe a list
+with it at once: one matrix product instead of a pass over memory for every query. It proposes candidates by approximate scores (float32
+products with the stored vectors, or with what their codes stand for); candidates are then scored again from the stored vectors in float64, one
+pair at a time. Those scores do not depend on the shard or on a neighbour, so that answers do not depend on how the index was cut, and ties go to
+the lower id.
 """
 
-import contextlib
-import io
+import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
 
-import faiss
 import numpy as np
-from faiss.contrib.big_batch_search import big_batch_search
 
-from attrib.errors import AttribError
-from attrib.index import ADD_ROWS, Shard, unit_rows
+from attrib.index import Shard
+from attrib.kernels import SCAN_TOLERANCE, CpuKernel
+from attrib.template import nearest_lists
 
-# Well above the rounding error of float32 products and squared distances of unit vectors: tests/test_search.py holds that to a quarter.
-SCAN_TOLERANCE = 1e-5
-SLACK = 16  # candidates scanned beyond those wanted, to see whether a tie straddles the cut
-SCAN_CELLS = 1 << 23  # (query, candidate) or (query, probed list) pairs in memory at a time
-GPU_MAX_K = 2048
-LIST_CELLS = 1 << 26  # float32 distances of one list to the queries that probe it, if all do
-TIED_QUERIES = 8  # queries whose ties are in memory at a time; a tie can be as large as the shard
-RESCORE_BYTES = 1 << 25  # float64 candidates in memory at a time
+QUERY_ROWS = 131_072  # queries in one pass over the shard, if their probed lists fit SCAN_CELLS
+SCAN_CELLS = 1 << 23  # (query, probed list) pairs in memory at a time
+BLOCK_ROWS = 4_096  # vectors that are float32 at a time
+SCORE_CELLS = 1 << 22  # float32 scores in memory at a time; 16 MiB stay in most last-level caches
+MAX_KEPT = 1 << 20  # candidates beyond a few for each query: a tie can be as large as the shard
+RESCORE_BYTES = 1 << 23  # float64 candidates in memory at a time
 
 
 @dataclass(frozen=True)
@@ -41,31 +39,148 @@ class Candidates:
 
 
 def search_shard(
-    shard: Shard, queries: np.ndarray, k: int, num_candidates: int, nprobe: int, compressed: bool, gpu: bool = False
+    shard: Shard,
+    queries: np.ndarray,
+    k: int,
+    num_candidates: int,
+    nprobe: int,
+    compressed: bool,
+    kernel: type[CpuKernel] = CpuKernel,
 ) -> Candidates:
-    """Candidates of one shard for unit queries float32 [n, d], by query. gpu: scan on the process's GPU. Raises AttribError beyond its limits.
+    """Candidates of one shard for unit queries float32 [n, d], by query. nprobe: lists that each query sees; 0: all vectors.
 
-    compressed: the `num_candidates` best by scan score, each with its exact score, and of those that tie with the last of them the k nearest, for
-    `merge` to cut over all shards. Otherwise the scan is exact up to rounding, and these are the k nearest among what was probed.
+    compressed: scan the codes; the `num_candidates` best by scan score (and what ties with the last of them), each with its exact score, for
+    `merge` to cut over all shards. Otherwise the vectors are scanned, and these are the k nearest of what was probed. kernel: where the arithmetic
+    runs (kernels.CpuKernel, torch_kernel.TorchKernel).
     """
-    num_scanned = max(num_candidates, k) if compressed else k
-    width = min(num_scanned + SLACK, len(shard.ids))
-    if gpu and width > GPU_MAX_K:
-        raise AttribError(
-            f"{num_scanned} candidates are more than the {GPU_MAX_K - SLACK} that FAISS scans for on a GPU; lower top_k or rerank_factor, "
-            "or set device: cpu"
-        )
-    rows = max(1, min(SCAN_CELLS // max(width, nprobe), LIST_CELLS // _longest_list(shard)))
+    width = max(num_candidates, k) if compressed else k
+    rows = min(QUERY_ROWS, max(1, SCAN_CELLS // max(nprobe, 1)))
     found = []
     for start in range(0, len(queries), rows):
-        block = _search_block(
-            _Probed(shard, queries[start : start + rows], nprobe, gpu), k, num_scanned, width, compressed
-        )
-        found += [Candidates(part.query + start, part.id, part.scan_score, part.score) for part in block]
-    if not compressed:
-        return merge(found, k)
-    everything = _concatenate(found)
-    return everything.at(np.argsort(everything.query, kind="stable"))
+        block = queries[start : start + rows]
+        # A vector among the `width` best by exact score may be below the width-th best scan score by two rounding errors.
+        margin = SCAN_TOLERANCE if compressed else 2 * kernel.tolerance
+        best = _Best(shard, kernel(block, width, margin), block, k, compressed)
+        _scan(shard, best, block, nprobe, compressed)
+        part = best.finish()
+        found.append(Candidates(part.query + start, part.id, part.scan_score, part.score))
+    return _concatenate(found)
+
+
+def _scan(shard: Shard, best: "_Best", queries: np.ndarray, nprobe: int, compressed: bool) -> None:
+    kernel = best.kernel
+    visits = (
+        _probed_lists(shard, queries, nprobe) if nprobe and shard.offsets is not None else _everything(shard, queries)
+    )
+    upcoming = next(visits, None)
+    while upcoming is not None:
+        (list_number, start, stop, rows), upcoming = upcoming, next(visits, None)
+        if upcoming is not None:
+            _prefetch(shard.codes if compressed else shard.vectors, upcoming[1], upcoming[2])
+        for first in range(start, stop, BLOCK_ROWS):
+            last = min(first + BLOCK_ROWS, stop)
+            block = (
+                kernel.decoded(shard, list_number, first, last) if compressed else kernel.vectors(shard, first, last)
+            )
+            step = max(1, SCORE_CELLS // (last - first))
+            for cut in range(0, len(rows), step):
+                some = rows[cut : cut + step]
+                query, position, score = kernel.reaching(some, block)
+                best.add(some[query], position + first, score)
+
+
+def _everything(shard: Shard, queries: np.ndarray) -> Iterator[tuple[int, int, int, np.ndarray]]:
+    rows = np.arange(len(queries))
+    for start in range(0, len(shard.ids), BLOCK_ROWS):
+        yield 0, start, min(start + BLOCK_ROWS, len(shard.ids)), rows
+
+
+def _probed_lists(shard: Shard, queries: np.ndarray, nprobe: int) -> Iterator[tuple[int, int, int, np.ndarray]]:
+    """List number, its rows [start, stop), and the queries that probe it, int64 [m], for every list that is neither empty nor unprobed."""
+    lists = nearest_lists(shard.template, queries, min(nprobe, shard.template.nlist))
+    order = np.argsort(lists, axis=None, kind="stable")
+    query = order // lists.shape[1]
+    ends = np.cumsum(np.bincount(lists.ravel(), minlength=shard.template.nlist))
+    offsets = shard.offsets.tolist()
+    before = 0
+    for number, end in enumerate(ends.tolist()):
+        if end > before and offsets[number + 1] > offsets[number]:
+            yield number, offsets[number], offsets[number + 1], query[before:end]
+        before = end
+
+
+def _prefetch(stored: np.ndarray, start: int, stop: int) -> None:
+    """Tell the kernel to read what comes next while this list is multiplied."""
+    mapped = getattr(stored, "_mmap", None)
+    if mapped is not None:
+        row_bytes = stored.strides[0]
+        first = (stored.offset + start * row_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_WILLNEED, first, min(len(mapped), stored.offset + stop * row_bytes) - first)
+
+
+class _Best:
+    """What a scan has found so far that may still be among the best of its query."""
+
+    def __init__(self, shard: Shard, kernel: CpuKernel, queries: np.ndarray, k: int, compressed: bool):
+        self.shard, self.kernel, self.queries, self.k, self.compressed = shard, kernel, queries, k, compressed
+        self.query, self.position = np.empty(0, np.int64), np.empty(0, np.int64)
+        self.scan_score = np.empty(0, np.float32)
+        self.pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.num_pending = 0
+
+    def add(self, query: np.ndarray, position: np.ndarray, score: np.ndarray) -> None:
+        self.pending.append((query, position, score))
+        self.num_pending += len(query)
+        # Often enough for floors to rise while they are low; each time costs a sort of what is kept.
+        if self.num_pending > max(4 * len(self.queries) * self.kernel.width, 1 << 16):
+            self._compact()
+
+    def _compact(self) -> None:
+        """Drop what is below the floors, and raise them to the width-th best so far."""
+        columns = zip((self.query, self.position, self.scan_score), *self.pending)
+        query, position, score = (np.concatenate(parts) for parts in columns)
+        self.pending, self.num_pending = [], 0
+        order = np.lexsort((-score, query))
+        query, position, score = query[order], position[order], score[order]
+        last = np.flatnonzero(ranks(query) == self.kernel.width - 1)
+        floors = np.full(len(self.queries), -np.inf, np.float32)
+        floors[query[last]] = score[last] - self.kernel.margin
+        self.kernel.raise_floors(floors)
+        kept = score >= floors[query]
+        self.query, self.position, self.scan_score = query[kept], position[kept], score[kept]
+        if len(self.query) > MAX_KEPT + 4 * len(self.queries) * self.kernel.width:
+            self._cut_ties()
+
+    def _cut_ties(self) -> None:
+        """Of vectors that the scan cannot tell apart, keep the k nearest, and as many by scan score as are wanted."""
+        found = self._scored()
+        rows = _nearest(found, self.k)
+        if self.compressed:
+            order = np.lexsort((found.id, -found.scan_score, found.query))
+            rows = np.union1d(rows, order[ranks(found.query[order]) < self.kernel.width])
+        self.query, self.position, self.scan_score = self.query[rows], self.position[rows], self.scan_score[rows]
+
+    def _scored(self) -> Candidates:
+        scores = _exact_scores(self.shard, self.queries, self.query, self.position)
+        return Candidates(self.query, self.shard.ids[self.position], self.scan_score, scores)
+
+    def finish(self) -> Candidates:
+        self._compact()
+        found = self._scored()
+        return found if self.compressed else found.at(_nearest(found, self.k))
+
+
+def _exact_scores(shard: Shard, queries: np.ndarray, query: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Cosine float32 [m] of pairs. queries: unit float32 [n, d]; query and position: int64 [m]."""
+    scores = np.empty(len(query), np.float32)
+    order = np.argsort(position)  # from the front of the file to its end
+    rows = max(1, RESCORE_BYTES // (8 * queries.shape[1]))
+    for start in range(0, len(query), rows):
+        some = order[start : start + rows]
+        vectors = shard.vectors[position[some]].astype(np.float64)
+        products = np.einsum("md,md->m", queries[query[some]].astype(np.float64), vectors)
+        scores[some] = products / np.sqrt(np.einsum("md,md->m", vectors, vectors))
+    return scores
 
 
 def merge(parts: list[Candidates], k: int, num_candidates: int | None = None) -> Candidates:
@@ -107,125 +222,3 @@ def _nearest(found: Candidates, k: int) -> np.ndarray:
     """Rows of the k nearest per query by exact score, ties to the lower id; by query, then rank."""
     order = np.lexsort((found.id, -found.score, found.query))
     return order[ranks(found.query[order]) < k]
-
-
-def _search_block(probed: "_Probed", k: int, num_scanned: int, width: int, compressed: bool) -> list[Candidates]:
-    shard, queries = probed.shard, probed.queries
-    scan, ids = probed.scan(width)
-    valid = ids >= 0
-    # `floor` bounds the scan scores of the answer from below; where the last scan score is lower, nothing unseen belongs in it.
-    if compressed:
-        floor = scan[:, min(num_scanned, width) - 1] - SCAN_TOLERANCE
-        above = valid & (scan >= floor[:, None])
-        found = _score(shard, queries, np.nonzero(above)[0], ids[above], scan[above])
-    else:
-        found = _score(shard, queries, np.nonzero(valid)[0], ids[valid], scan[valid])
-        exact = np.full(ids.shape, -np.inf, np.float32)
-        exact[valid] = found.score
-        floor = -np.sort(-exact, axis=1)[:, min(k, width) - 1] - SCAN_TOLERANCE
-        found = found.at(found.scan_score >= floor[found.query])
-    complete = (width == len(shard.ids)) | ~valid[:, -1] | (scan[:, -1] < floor)
-    kept = [found.at(complete[found.query])]
-    tied = np.flatnonzero(~complete)
-    for start in range(0, len(tied), TIED_QUERIES):
-        group = tied[start : start + TIED_QUERIES]
-        part = _score(shard, queries, *probed.all_above(group, floor[group]))
-        rows = _nearest(part, k)
-        if compressed:
-            order = np.lexsort((part.id, -part.scan_score, part.query))
-            rows = np.union1d(rows, order[ranks(part.query[order]) < num_scanned])
-        kept.append(part.at(rows))
-    return kept
-
-
-@lru_cache(maxsize=1)
-def _gpu_resources():
-    if not faiss.get_num_gpus():
-        raise AttribError(
-            "FAISS sees no GPU in a worker that was given one; is faiss-cpu installed? Or set device: cpu"
-        )
-    return faiss.StandardGpuResources()
-
-
-def _longest_list(shard: Shard) -> int:
-    if shard.lists is None:
-        return 1
-    return max(1, *(shard.lists.invlists.list_size(i) for i in range(shard.lists.nlist)))
-
-
-class _Probed:
-    """A block of queries and the lists that each of them probes (of kind flat: all vectors)."""
-
-    def __init__(self, shard: Shard, queries: np.ndarray, nprobe: int, gpu: bool):
-        self.shard, self.queries = shard, queries
-        self.knn, self.pairwise_distances = faiss.knn, faiss.pairwise_distances
-        if gpu:
-            self.knn = partial(faiss.knn_gpu, _gpu_resources())
-            self.pairwise_distances = partial(faiss.pairwise_distance_gpu, _gpu_resources())
-        if shard.lists is not None:
-            shard.lists.nprobe = min(nprobe, shard.lists.nlist)
-            self.list_distances, self.lists = shard.lists.quantizer.search(queries, shard.lists.nprobe)
-
-    def scan(self, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32 [n, width], descending, and ids int64 [n, width]; id -1 where fewer were probed."""
-        if self.shard.lists is None:
-            return self._scan_flat(width)
-        lists = self.shard.lists
-        # Few queries meet few others at a list: walking all lists would not pay, and FAISS's list-major search fails on them.
-        if self.lists.size <= lists.nlist + 1:
-            distances, ids = lists.search_preassigned(self.queries, width, self.lists, self.list_distances)
-            return 1 - distances / 2, ids
-        # verbose=1 is the quietest setting (0 prints a line per list), and it still prints timings.
-        with contextlib.redirect_stdout(io.StringIO()):
-            distances, ids = big_batch_search(
-                lists,
-                self.queries,
-                width,
-                pairwise_distances=self.pairwise_distances,
-                method="pairwise_distances",  # its default, a k-nearest search per list, is slower at the usual sizes of lists
-                verbose=1,
-                q_assign=self.lists.astype(np.int32),  # a copy: it is sorted in place
-            )
-        return 1 - distances / 2, ids
-
-    def _scan_flat(self, width: int) -> tuple[np.ndarray, np.ndarray]:
-        best = faiss.ResultHeap(len(self.queries), width, keep_max=True)
-        for first, block in self._blocks():
-            scores, at = self.knn(self.queries, block, min(width, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
-            best.add_result(scores, self.shard.ids[first + at])
-        best.finalize()
-        return best.D, best.I
-
-    def all_above(self, group: np.ndarray, floor: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Query, id and scan score of everything probed by the queries int64 [m] whose scan score is at least floor float32 [m]."""
-        found = []
-        if self.shard.lists is None:
-            for first, block in self._blocks():
-                scores = faiss.pairwise_distances(self.queries[group], block, faiss.METRIC_INNER_PRODUCT)
-                query, at = np.nonzero(scores >= floor[:, None])
-                found.append((group[query], self.shard.ids[first + at], scores[query, at]))
-        else:
-            for query, least in zip(group, floor.tolist()):
-                one = slice(query, query + 1)
-                _, distances, ids = self.shard.lists.range_search_preassigned(
-                    self.queries[one], 2 - 2 * least, self.lists[one], self.list_distances[one]
-                )
-                found.append((np.full(len(ids), query), ids, 1 - distances / 2))
-        return tuple(np.concatenate(column) for column in zip(*found))
-
-    def _blocks(self):
-        for first in range(0, len(self.shard.ids), ADD_ROWS):
-            yield first, unit_rows(self.shard.vectors[first : first + ADD_ROWS])
-
-
-def _score(shard: Shard, queries: np.ndarray, query: np.ndarray, ids: np.ndarray, scan: np.ndarray) -> Candidates:
-    """Candidates with their exact scores. queries: float32 [n, d]; query: position int64 [m]; ids: int64 [m]; scan: float32 [m]."""
-    position = np.searchsorted(shard.ids, ids)
-    scores = np.empty(len(ids), np.float32)
-    rows = max(1, RESCORE_BYTES // (8 * queries.shape[1]))
-    for start in range(0, len(ids), rows):
-        block = slice(start, start + rows)
-        vectors = shard.vectors[position[block]].astype(np.float64)
-        products = np.einsum("md,md->m", queries[query[block]].astype(np.float64), vectors)
-        scores[block] = products / np.sqrt(np.einsum("md,md->m", vectors, vectors))
-    return Candidates(query, ids, scan.astype(np.float32), scores)

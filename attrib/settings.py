@@ -88,6 +88,34 @@ class CollectionSettings(Settings):
         return self
 
 
+class PriceSettings(Settings):
+    """What a job's worker-hours, bytes and requests cost. What is not priced is free."""
+
+    currency: str = "USD"
+    per_cpu_worker_hour: float = Field(default=0.0, ge=0)  # of one worker, not of a machine
+    per_gpu_worker_hour: float = Field(default=0.0, ge=0)
+    storage_per_gib_month: float = Field(default=0.0, ge=0)  # the output is counted for one month
+    per_million_reads: float = Field(default=0.0, ge=0)  # requests to an object store: GET and HEAD
+    per_million_writes: float = Field(default=0.0, ge=0)  # PUT, LIST and DELETE
+
+
+class BudgetSettings(Settings):
+    """Limits on what is estimated before a job starts; over one of them it refuses. None: no limit. In a pipeline, of each stage."""
+
+    max_process_gib: float | None = Field(default=None, gt=0)  # memory of any one worker, and of the driver
+    max_output_gib: float | None = Field(default=None, gt=0)  # what is deleted at the job's end included
+    max_scratch_gib: float | None = Field(default=None, gt=0)  # local disk of any one worker
+    max_hours: float | None = Field(default=None, gt=0)
+    max_cost: float | None = Field(default=None, gt=0)
+    prices: PriceSettings | None = None
+
+    @model_validator(mode="after")
+    def _priced(self):
+        if self.max_cost is not None and self.prices is None:
+            raise ValueError("max_cost needs prices: without them a cost cannot be estimated")
+        return self
+
+
 def result_settings(settings: "JobSettings") -> dict:
     """The part of a job's settings that decides what it writes."""
     return settings.model_dump(mode="json", exclude=set(settings.execution_only))
@@ -135,11 +163,13 @@ class JobSettings(Settings):
             "index",
             "output",
             "threads_per_task",
+            "budget",
         }
     )
 
     storage: StorageSettings = StorageSettings()
     ray: RaySettings = RaySettings()
+    budget: BudgetSettings = BudgetSettings()
 
 
 class ManifestSettings(JobSettings):
@@ -183,10 +213,11 @@ class IndexSettings(JobSettings):
     output: Uri
     kind: IndexKind = "auto"
     shard_rows: Positive = 1_000_000
-    worker_memory_gib: float = Field(default=4.0, gt=0)  # what one search worker may hold of one shard
+    worker_memory_gib: float = Field(default=4.0, gt=0)  # what one search worker may hold or keep cached of one shard
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # of training and of filling the lists
     num_lists: Positive | None = None  # None: a rule of the vector count (attrib/planning.py)
     pq_bytes: Positive | None = None  # bytes per PQ code; None: one per 8 dimensions
-    training_rows: Positive = 262_144
+    training_rows: Positive | None = None  # None: 64 vectors per list
     held_out_rows: Positive = 1_000
     recall_k: Positive = 10
     recall_target: float = Field(default=0.99, gt=0, le=1)
@@ -215,6 +246,7 @@ class AttributeSettings(JobSettings):
     nprobe: Positive | None = None  # None: the one that met the recall target when the index was built
     rerank_factor: Positive | None = None  # None: the index's own
     query_block_rows: Positive = 100_000
+    engine: Literal["auto", "exact", "lists", "codes"] = "auto"  # auto: the quickest by the rates stored with the index
     device: Literal["auto", "cpu", "cuda"] = "auto"  # of the scan; candidates are scored again on the CPU either way
     recall_check_queries: int = Field(default=64, ge=0)  # queries of this batch that are also searched exactly
     shares: SharesSettings = SharesSettings()
@@ -274,7 +306,7 @@ class PipelineSettings(JobSettings):
 
     def _stage(self, section: str, **filled_in) -> JobSettings:
         kind, given = self.sections[section], getattr(self, section)
-        names = {"storage", "ray", "max_failed_share"} & kind.model_fields.keys()
+        names = {"storage", "ray", "budget", "max_failed_share"} & kind.model_fields.keys()
         common = {name: getattr(self, name) for name in names}
         for key in filled_in.keys() & given.keys():
             raise ValueError(f"{section}.{key} is filled in by the pipeline; leave it out")

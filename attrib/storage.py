@@ -111,14 +111,14 @@ class Storage:
         filesystem, path = self.resolve(uri)
         return pq.read_table(path, columns=columns, filters=filter, filesystem=filesystem)
 
-    def read_rows(self, uri: str, start: int, stop: int) -> pa.Table:
+    def read_rows(self, uri: str, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
         """Rows [start, stop) of a Parquet file; only the row groups that hold them are read."""
         with self.open(uri) as source:
             file = pq.ParquetFile(source)
             ends = np.cumsum([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
             first, last = np.searchsorted(ends, [start, stop - 1], side="right")
             skipped = int(ends[first - 1]) if first else 0
-            return file.read_row_groups(range(first, last + 1)).slice(start - skipped, stop - start)
+            return file.read_row_groups(range(first, last + 1), columns=columns).slice(start - skipped, stop - start)
 
     def dataset(self, uris: list[str], **options) -> pyarrow.dataset.Dataset:
         """A scan over explicit files: listing an object store again at every read is slow and not always consistent."""
@@ -201,6 +201,10 @@ def fresh_folder(path: str, made_by: str) -> str:
     with open(marker, "w", encoding="utf-8") as file:
         file.write(f"Made by {made_by}, which deletes this folder when it runs again.\n")
     return path
+
+
+def bytes_sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def file_sha256(path: str) -> str:

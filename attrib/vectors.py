@@ -64,9 +64,15 @@ def open_embeddings(uri: str, storage: Storage) -> Embeddings:
     )
 
 
-def read_vectors(embeddings: Embeddings, partition: int, storage: Storage) -> tuple[np.ndarray, np.ndarray]:
-    """ids int64 [n] ascending and vectors float16 [n, d] of the images of a partition that have one."""
-    part = storage.read_table(embeddings.part_uri(partition), columns=["id", "embedding"])
+def read_vectors(
+    embeddings: Embeddings, partition: int, storage: Storage, start: int = 0, stop: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """ids int64 [n] ascending and vectors float16 [n, d] of the images of a partition, or of its rows [start, stop), that have one."""
+    columns = ["id", "embedding"]
+    if stop is None:
+        part = storage.read_table(embeddings.part_uri(partition), columns=columns)
+    else:
+        part = storage.read_rows(embeddings.part_uri(partition), start, stop, columns)
     part = part.filter(pc.is_valid(part["embedding"])).combine_chunks()
     values = part["embedding"].combine_chunks().flatten() if len(part) else pa.array([], pa.float16())
     return part["id"].to_numpy(), values.to_numpy(zero_copy_only=False).reshape(len(part), embeddings.dimension)

@@ -6,19 +6,11 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from attrib.index import (
-    TEMPLATE,
-    Shard,
-    build_shard,
-    open_shard,
-    shard_name,
-    train_template,
-    unit_rows,
-    write_index,
-)
+from attrib.index import TEMPLATE, Shard, build_shard, inverse_norms, open_shard, shard_name, unit_rows
 from attrib.planning import IndexPlan
 from attrib.settings import StorageSettings
 from attrib.storage import Storage
+from attrib.template import read_template, train_template, write_template
 from attrib.vectors import Embeddings, schema
 
 faiss.omp_set_num_threads(1)  # on a busy machine, threads for such small work mostly wait for one another
@@ -28,7 +20,7 @@ KINDS = ("flat", "ivf_flat", "ivf_sq8", "ivf_pq")
 
 
 def make_plan(kind: str, num_lists: int = 8, pq_bytes: int = 4) -> IndexPlan:
-    return IndexPlan(kind, num_lists if kind != "flat" else 0, pq_bytes if kind == "ivf_pq" else 0, 1, 0, 0, "test")
+    return IndexPlan(kind, num_lists if kind != "flat" else 0, pq_bytes if kind == "ivf_pq" else 0, 1, 0, 0, 0, "test")
 
 
 def write_embeddings(
@@ -84,20 +76,28 @@ def make_index(
 ) -> list[dict]:
     """Records of the shards built below `folder`, one per partition unless `groups` says which partitions go together."""
     embeddings = write_embeddings(folder, ids, vectors, partition_of, failed)
-    template_uri = None
+    template = None
     if plan.kind != "flat":
-        template_uri = str(folder / TEMPLATE)
         # By id, so that the template does not depend on the order in which a test lists its vectors.
-        write_index(train_template(unit_rows(vectors[np.argsort(ids)]), plan, 0), template_uri, STORAGE)
+        template = train_template(unit_rows(vectors[np.argsort(ids)]), plan, 0)
+        write_template(template, str(folder / TEMPLATE), STORAGE)
     groups = groups or [[partition] for partition in range(len(embeddings.num_rows))]
     return [
-        build_shard(str(folder / shard_name(i)), embeddings, group, template_uri, make_sources(ids), STORAGE)
+        build_shard(str(folder / shard_name(i)), embeddings, group, template, make_sources(ids), STORAGE)
         for i, group in enumerate(groups)
     ]
 
 
 def open_index_shards(folder: Path, records: list[dict]) -> list[Shard]:
-    return [open_shard(str(folder / shard_name(i)), record, STORAGE, str(folder)) for i, record in enumerate(records)]
+    has_lists = (folder / TEMPLATE).exists()
+    template = read_template(str(folder / TEMPLATE), STORAGE) if has_lists else None
+    uris = [str(folder / shard_name(i)) for i in range(len(records))]
+    return [open_shard(uri, record, STORAGE, str(folder), template) for uri, record in zip(uris, records)]
+
+
+def flat_shard(ids: np.ndarray, vectors: np.ndarray) -> Shard:
+    """In memory, of kind flat. ids: int64 [n] ascending; vectors: float16 [n, d]."""
+    return Shard(ids, vectors, inverse_norms(vectors))
 
 
 def exact_scores(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:

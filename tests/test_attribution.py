@@ -10,14 +10,18 @@ from attrib.attribution import (
     RunStamp,
     attribution_rows,
     block_queries,
+    block_rows,
     partial_table,
+    plan_blocks,
     read_partial,
+    read_shard_sources,
     read_sources,
+    wanted_table,
 )
 from attrib.corpus import RESERVED_COLUMNS
 from attrib.errors import MismatchError
 from attrib.index import Index
-from attrib.manifest import Manifest
+from attrib.manifest import Manifest, Slice
 from attrib.search import Candidates
 from attrib.settings import CollectionSettings, SharesSettings
 from attrib.shares import soft_shares
@@ -85,7 +89,7 @@ def queries(tmp_path) -> pa.Table:
             "steps": pa.nulls(2, pa.int64()),
         }
         STORAGE.write_table(manifest.partition_uri(partition), pa.table(rows))
-    return block_queries(embeddings, manifest, [1, 0], STORAGE)
+    return block_queries(embeddings, manifest, [Slice(1, 0, 2), Slice(0, 0, 2)], STORAGE)
 
 
 @pytest.fixture
@@ -189,7 +193,7 @@ def test_a_manifest_of_other_images_is_refused(tmp_path):
     manifest = make_manifest(embeddings.manifest_uri, [2], [])
     STORAGE.write_table(manifest.partition_uri(0), pa.table({"id": ids + 1, "key": ["a", "b"], "uri": ["a", "b"]}))
     with pytest.raises(MismatchError, match="list different images"):
-        block_queries(embeddings, manifest, [0], STORAGE)
+        block_queries(embeddings, manifest, [Slice(0, 0, 2)], STORAGE)
 
 
 def test_partial_results_survive_storage(best, tmp_path):
@@ -208,10 +212,39 @@ def test_sources_are_read_from_whichever_shards_hold_them(tmp_path):
     ids = np.arange(100, 160)
     vectors = np.random.default_rng(18).standard_normal((60, 4)).astype(np.float16)
     shards = make_index(tmp_path, ids, vectors, make_plan("flat"), np.arange(60) % 3)
-    index = Index(str(tmp_path), "d", {}, "flat", False, shards, 0, 8, {}, ["owner"])
+    index = Index(str(tmp_path), "d", {}, "flat", False, 0, None, shards, 0, 8, {}, ["owner"], True, {})
     found = read_sources(index, np.array([131, 102, 131, 100, 159]), STORAGE)
     assert found.equals(make_sources(np.array([100, 102, 131, 159])))
     assert len(read_sources(index, np.empty(0, np.int64), STORAGE)) == 0
+
+
+def test_sources_of_one_shard_are_its_own_and_by_id(tmp_path):
+    ids = np.arange(100, 160)
+    vectors = np.random.default_rng(18).standard_normal((60, 4)).astype(np.float16)
+    shards = make_index(tmp_path, ids, vectors, make_plan("flat"), np.arange(60) % 3)
+    index = Index(str(tmp_path), "d", {}, "flat", False, 0, None, shards, 0, 8, {}, ["owner"], True, {})
+    found = read_shard_sources(index, 1, np.array([101, 102, 131, 158]), STORAGE)
+    assert found.equals(make_sources(np.array([101, 131, 158])))
+
+
+def test_wanted_sources_are_named_once_by_shard():
+    table = wanted_table(np.array([7, 3, 9, 3, 5, 7]), np.array([1, 0, 1, 0, 0, 1]))
+    assert table.to_pydict() == {"shard": [0, 0, 1, 1], "source_id": [3, 5, 7, 9]}
+    assert len(wanted_table(np.empty(0, np.int64), np.empty(0, np.int64))) == 0
+
+
+def test_blocks_are_of_one_size_and_cover_every_row_once():
+    for num_rows, most, sizes in (
+        ([3, 0, 4], 100, [7]),
+        ([10_000], 100_000, [1000] * 10),
+        ([900, 900, 900], 100_000, [900] * 3),
+        ([50_000, 50_000], 2_000, [2000] * 50),
+        ([0], 10, []),
+    ):
+        blocks = plan_blocks(num_rows, most)
+        assert [block_rows(block) for block in blocks] == sizes
+        seen = [(part.unit, row) for block in blocks for part in block for row in range(part.start, part.stop)]
+        assert seen == [(unit, row) for unit, rows in enumerate(num_rows) for row in range(rows)]
 
 
 def test_metadata_that_would_take_the_name_of_a_column_is_reserved():

@@ -18,8 +18,9 @@ from shards import (
 )
 
 from attrib.errors import AttribError, MismatchError
-from attrib.index import Index, build_shard, check_same_encoder, open_shard, read_index, train_template, unit_rows
+from attrib.index import Index, build_shard, check_same_encoder, inverse_norms, open_shard, unit_rows
 from attrib.search import merge, search_shard
+from attrib.template import centroids, train_template
 from attrib.vectors import Embeddings
 
 NUM, DIMENSION, K = 400, 16, 5
@@ -39,28 +40,47 @@ def answers(folder, records, queries, compressed, num_candidates=50):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_shard_holds_its_images_once_by_ascending_id_beside_their_sources(kind, collection, tmp_path):
+def test_a_shard_holds_its_images_once_list_by_list_beside_their_sources(kind, collection, tmp_path):
     ids, vectors = collection
     failed = np.arange(NUM) % 7 == 0
     partition_of = np.arange(NUM) % 3
     records = make_index(tmp_path, ids, vectors, make_plan(kind), partition_of, [[2, 0], [1]], failed)
     for shard, members in enumerate(([0, 2], [1])):
         expected = np.flatnonzero(np.isin(partition_of, members) & ~failed)
-        expected = expected[np.argsort(ids[expected])]
-        opened = open_shard(str(tmp_path / f"shard-{shard:05d}"), records[shard], STORAGE, str(tmp_path))
+        opened = open_index_shards(tmp_path, records)[shard]
+        lists = np.zeros(len(expected), int)
+        if kind != "flat":
+            means = centroids(opened.template)
+            lists = (unit_rows(vectors[expected]).astype(np.float64) @ means.T).argmax(axis=1)
+            assert np.array_equal(np.diff(opened.offsets), np.bincount(lists, minlength=opened.template.nlist))
+            assert opened.offsets[0] == 0
+        expected = expected[np.lexsort((ids[expected], lists))]
         assert np.array_equal(opened.ids, ids[expected])
         assert np.array_equal(opened.vectors, vectors[expected])
+        np.testing.assert_allclose(
+            opened.inverse_norms, 1 / np.linalg.norm(vectors[expected].astype(float), axis=1), rtol=1e-6
+        )
+        assert np.array_equal(opened.positions_of(opened.ids[[5, 2, 9]]), [5, 2, 9])
+        assert (opened.codes is not None) == (kind in ("ivf_sq8", "ivf_pq"))
         sources = STORAGE.read_table(str(tmp_path / f"shard-{shard:05d}" / "sources.parquet"))
+        by_id = np.sort(ids[expected])
         everything = make_sources(ids)
-        assert sources.equals(everything.take(np.searchsorted(everything["id"].to_numpy(), opened.ids)))
-        assert sources["key"].to_pylist() == [f"{i}.jpg" for i in opened.ids]
-        assert records[shard]["num_vectors"] == len(expected)
-        if kind != "flat":
-            listed = [
-                faiss.rev_swig_ptr(opened.lists.invlists.get_ids(i), opened.lists.invlists.list_size(i)).copy()
-                for i in range(opened.lists.nlist)
-            ]
-            assert np.array_equal(np.sort(np.concatenate(listed)), opened.ids)
+        assert sources.equals(everything.take(np.searchsorted(everything["id"].to_numpy(), by_id)))
+        assert sources["key"].to_pylist() == [f"{i}.jpg" for i in by_id]
+
+
+@pytest.mark.parametrize("kind", ["ivf_sq8", "ivf_pq"])
+def test_codes_are_those_that_faiss_keeps(kind, collection, tmp_path):
+    ids, vectors = collection
+    opened = open_index_shards(tmp_path, make_index(tmp_path, ids, vectors, make_plan(kind), np.zeros(NUM, int)))[0]
+    lists = faiss.clone_index(opened.template)
+    lists.add_with_ids(unit_rows(opened.vectors), opened.ids)
+    for number in range(lists.nlist):
+        rows = slice(opened.offsets[number], opened.offsets[number + 1])
+        size = lists.invlists.list_size(number)
+        kept = faiss.rev_swig_ptr(lists.invlists.get_ids(number), size)
+        codes = faiss.rev_swig_ptr(lists.invlists.get_codes(number), size * lists.code_size).reshape(size, -1)
+        assert np.array_equal(kept, opened.ids[rows]) and np.array_equal(codes, opened.codes[rows])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -69,7 +89,7 @@ def test_a_build_is_the_same_bytes_twice(kind, collection, tmp_path):
     for name in ("first", "second"):
         ids, vectors = collection
         built.append(make_index(tmp_path / name, ids, vectors, make_plan(kind), np.arange(NUM) % 2))
-        assert len(built[-1][0]["files"]) == (2 if kind == "flat" else 3)
+        assert len(built[-1][0]["files"]) == {"flat": 3, "ivf_flat": 4}.get(kind, 5)
     assert built[0] == built[1]
 
 
@@ -94,7 +114,7 @@ def test_order_and_grouping_of_partitions_do_not_change_answers(kind, collection
         assert np.array_equal(found[name].id, found["one"].id) and np.array_equal(found[name].score, found["one"].score)
 
 
-@pytest.mark.parametrize("name", ["vectors.npy", "ids.npy", "lists.faiss"])
+@pytest.mark.parametrize("name", ["vectors.npy", "inverse_norms.npy", "ids.npy", "offsets.npy", "codes.npy"])
 @pytest.mark.parametrize("damage", ["flipped bit", "cut off"])
 def test_a_damaged_file_is_refused_by_name(damage, name, collection, tmp_path):
     ids, vectors = collection
@@ -167,19 +187,9 @@ def test_a_template_depends_on_its_seed_alone(collection):
     assert made[0] == made[1] != made[2]
 
 
-def test_opened_pq_lists_hold_no_tables(collection, tmp_path):
-    """FAISS computes them at every reading, of up to 2 GiB, unless told not to."""
-    ids, vectors = collection
-    records = make_index(tmp_path, ids, vectors, make_plan("ivf_pq"), np.zeros(NUM, int))
-    path = str(tmp_path / "shard-00000" / "lists.faiss")
-    assert faiss.read_index(path).precomputed_table.size() > 0
-    assert open_index_shards(tmp_path, records)[0].lists.precomputed_table.size() == 0
-    assert read_index(path, STORAGE).precomputed_table.size() == 0
-
-
 def test_queries_of_another_encoder_are_refused():
     encoder = {"model_digest": "a", "preprocessing": "p", "dimension": 8}
-    index = Index("/index", "d", encoder, "flat", False, [], 0, 8, {}, [])
+    index = Index("/index", "d", encoder, "flat", False, 0, None, [], 0, 8, {}, [], True, {})
 
     def queries(**changes):
         return Embeddings("/queries", "/manifest", encoder | changes, "q", [1], [1])

@@ -9,7 +9,7 @@ import pytest
 from shards import KINDS, make_index
 
 from attrib.errors import AttribError
-from attrib.planning import IndexPlan, group_partitions, plan_index
+from attrib.planning import IndexPlan, group_partitions, plan_index, training_rows
 from attrib.settings import IndexSettings
 
 MILLION = 1_000_000
@@ -20,28 +20,35 @@ def plan(num_vectors: int, dimension: int = 256, shard_sizes: list[int] | None =
     return plan_index(settings, num_vectors, shard_sizes or [num_vectors], dimension)
 
 
-def test_less_memory_means_a_smaller_kind_and_in_the_end_a_refusal():
-    """At a million vectors of 256 dimensions: 1 GiB of float32, 256 MiB of bytes, 32 MiB of PQ codes, each with 32 MiB of ids and centroids."""
-    kinds = {gib: plan(MILLION, worker_memory_gib=gib).kind for gib in (8, 1.1, 0.9, 0.3, 0.2, 0.07)}
-    assert kinds == {8: "ivf_flat", 1.1: "ivf_flat", 0.9: "ivf_sq8", 0.3: "ivf_sq8", 0.2: "ivf_pq", 0.07: "ivf_pq"}
+def test_less_memory_means_a_smaller_kind():
+    """At a million vectors of 256 dimensions: 488 MiB of float16, 244 MiB of bytes, 31 MiB of PQ codes, each beside 16 MiB of centroids."""
+    gibs = (8, 0.5, 0.48, 0.26, 0.25, 0.05, 0.04)
+    kinds = [plan(MILLION, worker_memory_gib=gib, num_lists=16_384) for gib in gibs]
+    assert [p.kind for p in kinds] == ["ivf_flat", "ivf_flat", "ivf_sq8", "ivf_sq8", "ivf_pq", "ivf_pq", "ivf_pq"]
+    assert [p.template_bytes // 2**20 for p in kinds[:3]] == [16, 16, 16]
+    assert ["come from the disk" in p.reason for p in kinds] == [False] * 6 + [True]
+
+
+def test_a_kind_larger_than_memory_is_built_and_said_to_come_from_the_disk():
+    chosen = plan(MILLION, kind="ivf_flat", worker_memory_gib=0.4)
+    assert chosen.kind == "ivf_flat"
+    assert (
+        "its 0.48 GiB exceed worker_memory_gib = 0.4" in chosen.reason and "shard_rows (now 1,000,000)" in chosen.reason
+    )
+
+
+def test_centroids_that_no_worker_can_hold_are_refused():
+    limits = {"num_lists": 65_536, "worker_memory_gib": 0.06}
     with pytest.raises(
-        AttribError, match=r"1,000,000 vectors as ivf_pq needs 0\.05 GiB, more than worker_memory_gib = 0\.04"
+        AttribError, match=r"65,536 centroids of 256 dimensions need 0\.06 GiB .*worker_memory_gib = 0\.06"
     ):
-        plan(MILLION, worker_memory_gib=0.04)
-    with pytest.raises(AttribError, match=r"as ivf_flat needs 0\.97 GiB.*lower shard_rows \(now 1,000,000;"):
-        plan(MILLION, kind="ivf_flat", worker_memory_gib=0.9)
-    for kind in KINDS:
-        fitting = plan(MILLION, kind=kind)
-        assert fitting.kind == kind
-        gib = fitting.shard_memory_bytes / 2**30
-        assert plan(MILLION, kind=kind, worker_memory_gib=gib).shard_memory_bytes == fitting.shard_memory_bytes
-        with pytest.raises(AttribError, match=f"as {kind} needs"):
-            plan(MILLION, kind=kind, worker_memory_gib=gib * 0.999)
+        plan(MILLION, **limits)
+    assert plan(MILLION, **limits, kind="flat").template_bytes == 0
 
 
 def test_the_largest_shard_decides():
-    even = plan(MILLION, shard_sizes=[500_000, 500_000], worker_memory_gib=0.9)
-    uneven = plan(MILLION, shard_sizes=[50_000, 950_000], worker_memory_gib=0.9)
+    even = plan(MILLION, shard_sizes=[500_000, 500_000], worker_memory_gib=0.4)
+    uneven = plan(MILLION, shard_sizes=[50_000, 950_000], worker_memory_gib=0.4)
     assert (even.kind, uneven.kind) == ("ivf_flat", "ivf_sq8")
     assert even.num_shards == uneven.num_shards == 2
 
@@ -55,12 +62,21 @@ def test_few_vectors_are_searched_exactly():
 
 def test_number_of_lists():
     expected = {1: 1, 2: 1, 39: 1, 77: 1, 78: 2, 1_000: 25, 10_000: 256, 100_000: 2_048, 999_999: 4_096}
-    expected |= {MILLION: 16_384, 10 * MILLION - 1: 16_384, 10 * MILLION: 65_536, 300 * MILLION: 65_536}
+    expected |= {MILLION: 4_096, 4 * MILLION: 8_192, 10 * MILLION: 16_384, 300 * MILLION: 65_536, 10**9: 65_536}
     for num_vectors, num_lists in expected.items():
-        ample = {"kind": "ivf_flat", "worker_memory_gib": 1e6, "training_rows": 10 * MILLION}
+        ample = {"kind": "ivf_flat", "worker_memory_gib": 1e6}
         assert plan(num_vectors, **ample).num_lists == num_lists
         assert plan(num_vectors, **ample | {"training_rows": 39_000}).num_lists == min(num_lists, 1_000)
         assert plan(num_vectors, kind="ivf_flat", worker_memory_gib=1e6, num_lists=7).num_lists == min(7, num_vectors)
+
+
+def test_training_rows_follow_the_lists_unless_given():
+    given = IndexSettings(embeddings="/embeddings", output="/index", training_rows=50_000)
+    by_rule = IndexSettings(embeddings="/embeddings", output="/index")
+    for num_vectors, expected in {100_000: 131_072, 60_000: 65_536, 10 * MILLION: 64 * 16_384}.items():
+        made = plan(num_vectors)
+        assert (training_rows(by_rule, made), training_rows(given, made)) == (expected, 50_000)
+    assert training_rows(given, plan(1_000)) == training_rows(by_rule, plan(1_000)) == 0
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 7, 8, 100, 127, 192, 384, 768, 1280, 2048])
@@ -77,7 +93,7 @@ def test_pq_bytes_divide_the_dimension(dimension):
 
 def test_pq_bytes_are_checked_where_memory_leads_to_pq():
     with pytest.raises(AttribError, match=r"pq_bytes = 30 does not divide the dimension 256; near: \[8, 16, 32\]"):
-        plan(MILLION, pq_bytes=30, worker_memory_gib=0.2)
+        plan(MILLION, pq_bytes=30, worker_memory_gib=0.1)
     assert plan(MILLION, pq_bytes=30).kind == "ivf_flat"
 
 
@@ -88,13 +104,12 @@ def test_estimated_bytes_are_those_of_built_files(kind, tmp_path):
     partition_of = (np.arange(6_000) >= 4_000).astype(int)
     planned = plan(6_000, 32, shard_sizes=[4_000, 2_000], kind=kind, num_lists=32)
     make_index(tmp_path, ids, vectors, planned, partition_of)
-    size = {name: os.path.getsize(tmp_path / "shard-00000" / name) for name in ("vectors.npy", "ids.npy")}
+    sizes = {f.name: f.stat().st_size for f in (tmp_path / "shard-00000").iterdir() if f.suffix == ".npy"}
+    scanned = sizes["codes.npy" if planned.is_compressed else "vectors.npy"]
+    assert planned.shard_disk_bytes == pytest.approx(sum(sizes.values()), rel=0.01)
+    assert planned.shard_scan_bytes == pytest.approx(scanned, rel=0.01)
     if kind != "flat":
-        size["lists.faiss"] = os.path.getsize(tmp_path / "shard-00000" / "lists.faiss")
-    on_disk = sum(size.values())
-    held = on_disk if kind == "flat" else on_disk - size["vectors.npy"]
-    assert planned.shard_disk_bytes == pytest.approx(on_disk, rel=0.05)
-    assert planned.shard_memory_bytes == pytest.approx(held, rel=0.05)
+        assert planned.template_bytes == pytest.approx(os.path.getsize(tmp_path / "template.faiss"), rel=0.05)
 
 
 def test_group_partitions():

@@ -88,7 +88,10 @@ class SmallRun:
             join(index, "index.json"),
             {
                 "settings": {"embeddings": sources.embeddings, "rerank_factor": 8},
-                "plan": {"kind": "ivf_flat", "shard_memory_bytes": 0},
+                "plan": {"kind": "ivf_flat", "num_lists": 4},
+                "template_sha256": "t",
+                "vectors_fit": True,
+                "rates": {},
                 "is_compressed": False,
                 "shards": [{"num_vectors": len(sources.ids)}],
                 "digest": "i" * 64,

@@ -3,12 +3,12 @@
 import faiss
 import numpy as np
 import pytest
-from shards import KINDS, exact_scores, make_index, make_plan, nearest, open_index_shards
+from shards import KINDS, exact_scores, flat_shard, make_index, make_plan, nearest, open_index_shards
 
 from attrib import index, search
-from attrib.errors import AttribError
-from attrib.index import Shard, unit_rows
-from attrib.search import SCAN_TOLERANCE, Candidates, merge, ranks, search_shard
+from attrib.index import unit_rows
+from attrib.kernels import SCAN_TOLERANCE, to_unit_float32
+from attrib.search import Candidates, merge, ranks, search_shard
 
 NUM_LISTS, K = 8, 10
 COMPRESSED = ("ivf_sq8", "ivf_pq")
@@ -67,11 +67,11 @@ def assert_same(found: Candidates, expected: tuple[np.ndarray, np.ndarray]) -> N
     np.testing.assert_allclose(found.score, scores[real], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("num_queries", [1, 3, 60])  # FAISS has one kernel below 20 queries and another above
+@pytest.mark.parametrize("num_queries", [1, 3, 60])
 @pytest.mark.parametrize("num_shards", [1, 2, 5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_full_probe_equals_brute_force(kind, num_shards, num_queries, collection, queries, open_shards, monkeypatch):
-    monkeypatch.setattr(search, "ADD_ROWS", 128)
+    monkeypatch.setattr(search, "BLOCK_ROWS", 128)
     ids, vectors = collection
     num_candidates = len(ids) if kind in COMPRESSED else 20
     found = search_all(open_shards(kind, num_shards), queries[:num_queries], K, num_candidates, NUM_LISTS, kind)
@@ -82,10 +82,11 @@ def test_full_probe_equals_brute_force(kind, num_shards, num_queries, collection
 def test_small_blocks_of_memory_change_nothing(kind, queries, open_shards, monkeypatch):
     expected = search_all(open_shards(kind, 2), queries, K, 40, 5, kind)
     assert len(expected.id) == K * len(queries)
-    monkeypatch.setattr(search, "ADD_ROWS", 50)
-    monkeypatch.setattr(search, "SCAN_CELLS", 300)
+    monkeypatch.setattr(search, "BLOCK_ROWS", 23)
+    monkeypatch.setattr(search, "SCORE_CELLS", 200)
+    monkeypatch.setattr(search, "SCAN_CELLS", 100)
     monkeypatch.setattr(search, "RESCORE_BYTES", 8 * 24 * 7)
-    monkeypatch.setattr(search, "TIED_QUERIES", 1)
+    monkeypatch.setattr(search, "MAX_KEPT", 0)
     found = search_all(open_shards(kind, 2), queries, K, 40, 5, kind)
     assert_same(found, (expected.id.reshape(-1, K), expected.score.reshape(-1, K)))
 
@@ -109,23 +110,23 @@ def test_sharding_does_not_change_answers(kind, num_queries, queries, open_shard
         assert_same(other, (one.id.reshape(-1, K), one.score.reshape(-1, K)))
 
 
-def in_probed_lists(lists: faiss.IndexIVF, queries: np.ndarray, vectors: np.ndarray, nprobe: int) -> np.ndarray:
+def in_probed_lists(template: faiss.IndexIVF, queries: np.ndarray, vectors: np.ndarray, nprobe: int) -> np.ndarray:
     """bool [n, m]: vector j lies in one of the nprobe lists nearest to query i, by squared distances in float64."""
-    centroids = lists.quantizer.reconstruct_n(0, lists.nlist).astype(np.float64)
+    centroids = template.quantizer.reconstruct_n(0, template.nlist).astype(np.float64)
     distances = [((rows[:, None] - centroids) ** 2).sum(axis=2) for rows in (queries, unit_rows(vectors))]
     probed = np.argsort(distances[0], axis=1)[:, :nprobe]
     return (probed[:, :, None] == distances[1].argmin(axis=1)).any(axis=1)
 
 
 @pytest.mark.parametrize("nprobe", [1, 2, 5])
-@pytest.mark.parametrize("num_queries", [2, 60])  # few queries are searched one by one, many list by list
+@pytest.mark.parametrize("num_queries", [2, 60])
 @pytest.mark.parametrize("kind", ["ivf_flat", "ivf_sq8", "ivf_pq"])
 def test_partial_probe_equals_brute_force_over_the_probed_lists(
     kind, num_queries, nprobe, collection, queries, open_shards
 ):
     ids, vectors = collection
     shards, queries = open_shards(kind, 2), queries[3 : 3 + num_queries]
-    probed = in_probed_lists(shards[0].lists, queries, vectors, nprobe)
+    probed = in_probed_lists(shards[0].template, queries, vectors, nprobe)
     assert 0 < probed.sum() < probed.size
     found = search_all(shards, queries, K, len(ids), nprobe, kind)
     assert_same(found, nearest(np.where(probed, exact_scores(queries, vectors), -np.inf), ids, K))
@@ -188,17 +189,19 @@ def test_scan_scores_stay_well_within_their_tolerance(spread, dimension):
     vectors = vectors.astype(np.float16)
     queries = unit_rows(vectors[:40])
     expected = exact_scores(queries, vectors)
-    lists = faiss.IndexIVFFlat(faiss.IndexFlatL2(dimension), dimension, 1, faiss.METRIC_L2)
-    lists.train(unit_rows(vectors))
-    lists.add(unit_rows(vectors))
     for num_queries in (1, 40):
-        for opened in (None, lists):
-            shard = Shard(np.arange(300), vectors, opened)
-            found = search_shard(shard, queries[:num_queries], 300, 300, 1, False)
-            error = np.abs(found.scan_score - expected[found.query, found.id]).max()
-            assert 0 < error < SCAN_TOLERANCE / 4
-    products = faiss.pairwise_distances(queries[:8], unit_rows(vectors), faiss.METRIC_INNER_PRODUCT)
-    assert np.abs(products - expected[:8]).max() < SCAN_TOLERANCE / 4
+        found = search_shard(flat_shard(np.arange(300), vectors), queries[:num_queries], 300, 300, 0, False)
+        error = np.abs(found.scan_score - expected[found.query, found.id]).max()
+        assert 0 < error < SCAN_TOLERANCE / 4
+
+
+def test_every_float16_is_converted_exactly():
+    everything = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = everything[np.isfinite(everything)].reshape(-1, 16)
+    assert finite.size == 2 * 31 * 1024
+    assert np.array_equal(to_unit_float32(finite, np.ones(len(finite), np.float32)), finite.astype(np.float32))
+    scale = np.linspace(0.5, 2, len(finite), dtype=np.float32)
+    assert np.array_equal(to_unit_float32(finite, scale), finite.astype(np.float32) * scale[:, None])
 
 
 def test_smallest_and_largest_float16_vectors_have_directions_too():
@@ -207,7 +210,7 @@ def test_smallest_and_largest_float16_vectors_have_directions_too():
     vectors = np.array([[tiny, 0, 0, 0], [huge, huge, huge, huge], [0, -huge, 0, tiny], [0, 0, 1, 0]], np.float16)
     assert (vectors != 0).any(axis=1).all()
     queries = unit_rows(vectors)
-    found = search_shard(Shard(np.arange(4), vectors, None), queries, 4, 4, 0, False)
+    found = search_shard(flat_shard(np.arange(4), vectors), queries, 4, 4, 0, False)
     assert_same(found, nearest(exact_scores(queries, vectors), np.arange(4), 4))
     assert found.score[found.query == found.id] == pytest.approx(1.0, abs=1e-6)
 
@@ -243,27 +246,8 @@ def test_ranks():
 
 
 def test_shards_filled_block_by_block_hold_the_same_lists(collection, queries, open_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "ADD_ROWS", 64)
+    monkeypatch.setattr(index, "BLOCK_ROWS", 64)
     ids, vectors = collection
     records = make_index(tmp_path, ids, vectors, make_plan("ivf_flat", NUM_LISTS), np.zeros(len(ids), int))
     found = search_all(open_index_shards(tmp_path, records), queries, K, 80, NUM_LISTS, "ivf_flat")
     assert_same(found, nearest(exact_scores(queries, vectors), ids, K))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_gpu_gives_the_answers_of_the_cpu_and_its_absence_is_not_hidden(kind, queries, open_shards):
-    shard, compressed = open_shards(kind, 1)[0], kind in COMPRESSED
-    if not faiss.get_num_gpus():
-        with pytest.raises(AttribError, match="FAISS sees no GPU"):
-            search_shard(shard, queries, K, 80, NUM_LISTS, compressed, gpu=True)
-        return
-    on_gpu, on_cpu = (
-        merge([search_shard(shard, queries, K, 80, NUM_LISTS, compressed, gpu=gpu)], K, 80) for gpu in (True, False)
-    )
-    assert np.array_equal(on_gpu.id, on_cpu.id) and np.array_equal(on_gpu.score, on_cpu.score)
-
-
-def test_more_candidates_than_a_gpu_scans_for_are_refused(queries):
-    vectors = np.random.default_rng(2).standard_normal((3000, 24)).astype(np.float16)
-    with pytest.raises(AttribError, match="2100 candidates are more than the 2032"):
-        search_shard(Shard(np.arange(3000), vectors, None), queries, 2100, 2100, 0, False, gpu=True)

@@ -1,42 +1,35 @@
 """The attribute job: every shard against every block of queries, then an exact merge per block.
 
-A search task opens one shard and works through blocks of queries one at a time, so that neither the index nor the batch has to fit a machine.
-Its finds are published per (block, shard); a merge task per block reads them and writes the final rows.
+A search task opens one shard and takes all blocks of its group through it at once, so that each list is read once for as many queries as memory
+holds. What it finds is published per (block, shard); then, each in tasks of its own: the best of all shards per block, the metadata of their
+sources per shard, and the final rows per block. Neither the index nor the batch nor the sources' metadata has to fit a machine, and each is read
+a fixed number of times.
 """
 
 import sys
 
-import faiss
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet
 
-from attrib.attribution import (
-    RECORD,
-    RunStamp,
-    attribution_rows,
-    block_name,
-    block_queries,
-    partial_table,
-    partial_uri,
-    read_partial,
-    read_sources,
-)
+from attrib.attribution import RECORD, RunStamp, block_name, block_rows, partial_table, partial_uri, read_block
+from attrib.distributed.attribution_job import AttributionJob, parts_per_shard, pending_blocks, use_threads
+from attrib.distributed.attribution_results import describe_sources, merge_blocks, write_blocks
 from attrib.distributed.sampling import sample_vectors
-from attrib.distributed.session import connect, num_cluster_cpus, num_cluster_gpus
+from attrib.distributed.session import connect, device_of
 from attrib.distributed.tasks import run_units
-from attrib.errors import AttribError, FailedShareError
-from attrib.index import Index, check_same_encoder, open_index, open_shard, unit_rows
-from attrib.manifest import Manifest, open_manifest
-from attrib.planning import group_partitions
+from attrib.errors import FailedShareError
+from attrib.index import check_same_encoder, open_index, open_shard, unit_rows
+from attrib.manifest import open_manifest
 from attrib.progress import Progress
 from attrib.recall import recall
 from attrib.records import begin, finish, run_identity
-from attrib.search import Candidates, keep_candidates, merge, ranks, search_shard
+from attrib.search import Candidates, merge, ranks, search_shard
+from attrib.search_plan import plan_search
 from attrib.settings import AttributeSettings
 from attrib.storage import Storage, join, scratch_folder
-from attrib.vectors import Embeddings, open_embeddings, read_vectors
+from attrib.vectors import open_embeddings
+
+SEARCH_ROWS = 131_072  # queries whose vectors a search task holds at a time
 
 
 def run(settings: AttributeSettings) -> dict:
@@ -46,33 +39,30 @@ def run(settings: AttributeSettings) -> dict:
     queries = open_embeddings(settings.queries, storage)
     check_same_encoder(index, queries)
     manifest = open_manifest(queries.manifest_uri, storage)
-    job = AttributionJob(settings, index, queries, manifest)
+    plan = plan_search(index, sum(queries.num_embedded), settings.engine, settings.nprobe)
+    job = AttributionJob(settings, index, queries, manifest, plan)
     inputs = {
         "index": index.digest,
         "queries": queries.digest,
         "query_rows": manifest.rows_digest,
-        # An index may be measured again and store another nprobe with the same shards.
-        "nprobe": job.nprobe,
+        # An index may be measured again and store another nprobe, or other rates, with the same shards.
+        "engine": plan.engine,
+        "nprobe": plan.nprobe,
         "num_candidates": job.num_candidates,
     }
     record = begin(settings, RECORD, inputs, storage)
     if record:
         return record
     connect(settings.ray)
-    job.use_gpu = _use_gpu(settings)
-    job_stamp = RunStamp(
+    job.device = device_of(settings.device, "attribute")
+    stamp = RunStamp(
         settings.run_id or run_identity(settings, inputs)[:16], index.encoder["model_digest"], index.digest
     )
-    blocks = group_partitions(queries.num_rows, settings.query_block_rows)
-    print(
-        f"attribute: {sum(queries.num_rows):,} queries in {len(blocks)} block(s) against {index.num_vectors:,} vectors in {len(index.shards)} "
-        f"shard(s), {index.kind}"
-        + (f", nprobe {job.nprobe}" if job.nprobe else "")
-        + (", on GPUs" if job.use_gpu else ", on CPUs"),
-        file=sys.stderr,
-    )
-    _search(job, blocks, storage)
-    counts = _merge(job, blocks, job_stamp, storage)
+    print(job.describe(), file=sys.stderr)
+    _search(job, storage)
+    merge_blocks(job, storage)
+    describe_sources(job, storage)
+    counts = write_blocks(job, stamp, storage)
     num_queries, num_failed = sum(c["num_queries"] for c in counts), sum(c["num_failed"] for c in counts)
     if num_failed > settings.max_failed_share * num_queries:
         raise FailedShareError(
@@ -80,147 +70,88 @@ def run(settings: AttributeSettings) -> dict:
             f"see {join(queries.uri, 'failures.parquet')}"
         )
     results = {
-        "run_id": job_stamp.run_id,
+        "run_id": stamp.run_id,
         "num_queries": num_queries,
         "num_attributed": num_queries - num_failed,
         "num_failed": num_failed,
         "num_rows": sum(c["num_rows"] for c in counts),
-        "num_blocks": len(blocks),
-        "nprobe": job.nprobe,
+        "num_blocks": len(job.blocks),
+        "engine": plan.engine,
+        "engine_reason": plan.reason,
+        "nprobe": plan.nprobe,
         "num_candidates": job.num_candidates,
         "model": index.encoder,
         "index_digest": index.digest,
         "index_recall": index.recall,
-        "batch_recall": _check_recall(job, blocks, storage),
+        "batch_recall": _check_recall(job, storage),
     }
     storage.delete_folder(join(settings.output, "_partials"))
     return finish(settings, RECORD, inputs, results, storage)
 
 
-def _use_gpu(settings: AttributeSettings) -> bool:
-    if settings.device == "cuda" and not num_cluster_gpus():
-        raise AttribError(
-            "attribute.device is 'cuda' but the cluster has no GPU; use 'auto' or 'cpu', or start GPU workers"
-        )
-    return settings.device != "cpu" and num_cluster_gpus() > 0
-
-
-class AttributionJob:
-    """What every task of a run needs to know."""
-
-    def __init__(self, settings: AttributeSettings, index: Index, queries: Embeddings, manifest: Manifest):
-        self.settings, self.index, self.queries, self.manifest = settings, index, queries, manifest
-        self.nprobe = settings.nprobe or index.nprobe
-        self.num_candidates = settings.top_k * (settings.rerank_factor or index.rerank_factor)
-        self.use_gpu = False  # known once the cluster is joined
-
-    def read_block(self, partitions: list[int], storage: Storage) -> tuple[np.ndarray, np.ndarray]:
-        """ids int64 [n] ascending and unit vectors float32 [n, d] of the block's queries that have one."""
-        parts = [read_vectors(self.queries, p, storage) for p in partitions]
-        ids = np.concatenate([ids for ids, _ in parts])
-        order = np.argsort(ids)
-        return ids[order], unit_rows(np.concatenate([vectors for _, vectors in parts])[order])
-
-
-def _search(job: AttributionJob, blocks: list[list[int]], storage: Storage) -> None:
-    finished = set(storage.names(join(job.settings.output, "outcomes"), suffix=".parquet"))
-    pending = [b for b in range(len(blocks)) if block_name(b) not in finished]
+def _search(job: AttributionJob, storage: Storage) -> None:
+    pending = pending_blocks(job, storage)
     if not pending:
         return
-    # Few shards: share out the blocks as well, or workers would idle; many shards: open each only once.
-    num_groups = min(len(pending), max(1, -(-2 * num_cluster_cpus() // len(job.index.shards))))
+    num_groups = min(len(pending), parts_per_shard(job))
     units = [
-        (job, shard, group.tolist(), blocks, storage)
+        (job, shard, group.tolist(), storage)
         for shard in range(len(job.index.shards))
         for group in np.array_split(pending, num_groups)
     ]
-    progress = Progress(
-        "search",
-        sum(sum(job.queries.num_rows[p] for p in blocks[b]) for _, _, group, _, _ in units for b in group),
-        "query-shard pairs",
-    )
+    counts = [sum(block_rows(job.blocks[b]) for b in group) for _, _, group, _ in units]
+    progress = Progress("search", sum(counts), "query-shard pairs")
     for i, _ in run_units(
-        _search_task,
-        units,
-        num_cpus=job.settings.threads_per_task,
-        num_gpus=int(job.use_gpu),
-        memory_bytes=job.index.shard_memory_bytes,
+        _search_task, units, num_cpus=job.settings.threads_per_task, num_gpus=int(job.device == "cuda")
     ):
-        progress.update(sum(sum(job.queries.num_rows[p] for p in blocks[b]) for b in units[i][2]))
+        progress.update(counts[i])
     progress.close()
 
 
-def _search_task(job: AttributionJob, shard: int, group: list[int], blocks: list[list[int]], storage: Storage) -> None:
+def _search_task(job: AttributionJob, shard: int, group: list[int], storage: Storage) -> None:
     pending = [b for b in group if not storage.exists(partial_uri(job.settings.output, b, shard))]
     if not pending:
         return
-    faiss.omp_set_num_threads(job.settings.threads_per_task)
+    use_threads(job)
     with scratch_folder() as folder:
-        opened = open_shard(job.index.shard_uri(shard), job.index.shards[shard], storage, folder)
-        for block in pending:
-            ids, vectors = job.read_block(blocks[block], storage)
-            candidates = search_shard(
+        opened = job.open_shard(shard, storage, folder)
+        for together in _batches(job, pending):
+            read = [read_block(job.queries, job.blocks[block], storage) for block in together]
+            found = search_shard(
                 opened,
-                vectors,
+                np.concatenate([vectors for _, vectors in read]),
                 job.settings.top_k,
                 job.num_candidates,
-                job.nprobe,
-                job.index.is_compressed,
-                job.use_gpu,
+                job.plan.nprobe,
+                job.scans_codes,
+                job.kernel(),
             )
-            storage.write_table(partial_uri(job.settings.output, block, shard), partial_table(candidates, ids))
+            starts = np.cumsum([0, *(len(ids) for ids, _ in read)])
+            cuts = np.searchsorted(found.query, starts)
+            for i, block in enumerate(together):
+                part = found.at(np.arange(cuts[i], cuts[i + 1]))
+                part = Candidates(part.query - starts[i], part.id, part.scan_score, part.score)
+                storage.write_table(partial_uri(job.settings.output, block, shard), partial_table(part, read[i][0]))
 
 
-def _merge(job: AttributionJob, blocks: list[list[int]], stamp: RunStamp, storage: Storage) -> list[dict]:
-    counts: list[dict] = [{}] * len(blocks)
-    progress = Progress("merge", sum(job.queries.num_rows), "queries")
-    for i, count in run_units(
-        _merge_task, ((job, b, partitions, stamp, storage) for b, partitions in enumerate(blocks))
-    ):
-        counts[i] = count
-        progress.update(count["num_queries"], count["num_failed"])
-    progress.close()
-    return counts
+def _batches(job: AttributionJob, blocks: list[int]) -> list[list[int]]:
+    """Consecutive blocks of at most SEARCH_ROWS queries together (a larger one stands alone)."""
+    batches: list[list[int]] = []
+    filled = 0
+    for block in blocks:
+        rows = block_rows(job.blocks[block])
+        if not batches or filled + rows > SEARCH_ROWS:
+            batches.append([])
+            filled = 0
+        batches[-1].append(block)
+        filled += rows
+    return batches
 
 
-def _merge_task(job: AttributionJob, block: int, partitions: list[int], stamp: RunStamp, storage: Storage) -> dict:
-    rows_uri = join(job.settings.output, "attributions", block_name(block))
-    outcomes_uri = join(job.settings.output, "outcomes", block_name(block))
-    if not storage.exists(outcomes_uri):
-        queries = block_queries(job.queries, job.manifest, partitions, storage)
-        query_ids = queries["id"].to_numpy()
-        best = _merge_shards(job, block, query_ids, storage)
-        sources = read_sources(job.index, best.id, storage)
-        attributions, outcomes = attribution_rows(
-            best, queries, sources, job.settings.top_k, job.settings.shares, stamp
-        )
-        storage.write_table(rows_uri, attributions)
-        # The outcomes come last: they say that the block is done.
-        storage.write_table(outcomes_uri, outcomes)
-    status = storage.read_table(outcomes_uri, columns=["status"])["status"]
-    num_failed = int(np.sum(status.to_numpy(zero_copy_only=False) == "failed"))
-    filesystem, path = storage.resolve(rows_uri)
-    num_rows = pa.parquet.read_metadata(path, filesystem=filesystem).num_rows
-    return {"num_queries": len(status), "num_failed": num_failed, "num_rows": num_rows}
-
-
-def _merge_shards(job: AttributionJob, block: int, query_ids: np.ndarray, storage: Storage) -> Candidates:
-    """One shard at a time, so that memory does not grow with their number."""
-    num_candidates = job.num_candidates if job.index.is_compressed else None
-    kept: list[Candidates] = []
-    for shard in range(len(job.index.shards)):
-        found = read_partial(storage.read_table(partial_uri(job.settings.output, block, shard)), query_ids)
-        if num_candidates is None:
-            kept = [merge([*kept, found], job.settings.top_k)]
-        else:
-            kept = [keep_candidates([*kept, found], num_candidates)]
-    return merge(kept, job.settings.top_k, num_candidates)
-
-
-def _check_recall(job: AttributionJob, blocks: list[list[int]], storage: Storage) -> dict | None:
+def _check_recall(job: AttributionJob, storage: Storage) -> dict | None:
     """Recall of this batch's own queries against exact search: generated images may lie where held-out sources do not."""
     wanted, k = job.settings.recall_check_queries, job.settings.top_k
-    if not wanted or job.index.kind == "flat" or not sum(job.queries.num_embedded):
+    if not wanted or job.plan.engine == "exact" or not sum(job.queries.num_embedded):
         return None
     ids, vectors = sample_vectors(job.queries, wanted, storage)
     order = np.argsort(ids)
@@ -228,7 +159,7 @@ def _check_recall(job: AttributionJob, blocks: list[list[int]], storage: Storage
     work = ((job, shard, queries, storage) for shard in range(len(job.index.shards)))
     exact_finds = run_units(_exact_task, work, num_cpus=job.settings.threads_per_task)
     truth = merge([found for _, found in exact_finds], k)
-    uris = [join(job.settings.output, "attributions", block_name(block)) for block in range(len(blocks))]
+    uris = [join(job.settings.output, "attributions", block_name(block)) for block in range(len(job.blocks))]
     rows = storage.dataset(uris, format="parquet").to_table(
         columns=["query_id", "rank", "source_id"], filter=pc.field("query_id").isin(ids)
     )
@@ -241,9 +172,8 @@ def _check_recall(job: AttributionJob, blocks: list[list[int]], storage: Storage
     return {"k": k, "recall": round(measured, 6), "num_queries": len(ids)}
 
 
-def _exact_task(job: AttributionJob, shard: int, queries: np.ndarray, storage: Storage):
-    faiss.omp_set_num_threads(job.settings.threads_per_task)
+def _exact_task(job: AttributionJob, shard: int, queries: np.ndarray, storage: Storage) -> Candidates:
+    use_threads(job)
     with scratch_folder() as folder:
         opened = open_shard(job.index.shard_uri(shard), job.index.shards[shard], storage, folder)
-        opened.lists = None
         return search_shard(opened, queries, job.settings.top_k, job.num_candidates, 0, False)

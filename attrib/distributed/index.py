@@ -8,29 +8,20 @@ import pyarrow as pa
 
 from attrib.config import digest
 from attrib.distributed.sampling import sample_vectors
-from attrib.distributed.session import connect
+from attrib.distributed.session import connect, device_of, num_node_cpus
 from attrib.distributed.tasks import run_units
 from attrib.errors import AttribError
-from attrib.index import (
-    RECORD,
-    SHARD_RECORD,
-    TEMPLATE,
-    build_shard,
-    open_shard,
-    read_index,
-    shard_name,
-    train_template,
-    unit_rows,
-    write_index,
-)
+from attrib.index import RECORD, SHARD_RECORD, TEMPLATE, build_shard, open_shard, shard_name, unit_rows
 from attrib.manifest import Manifest, open_manifest
-from attrib.planning import IndexPlan, group_partitions, plan_index
+from attrib.planning import IndexPlan, group_partitions, plan_index, training_rows
 from attrib.progress import Progress
 from attrib.recall import recall, recall_by_nprobe, smallest_nprobe, without_self
 from attrib.records import begin, finish
 from attrib.search import Candidates, merge, search_shard
+from attrib.search_plan import measure_rates
 from attrib.settings import IndexSettings
-from attrib.storage import Storage, join, scratch_folder
+from attrib.storage import Storage, bytes_sha256, join, scratch_folder
+from attrib.template import nearest_lists, read_template, train_template, write_template
 from attrib.vectors import Embeddings, open_embeddings
 
 MAX_HELD_OUT_SHARE = 0.2
@@ -54,13 +45,15 @@ def run(settings: IndexSettings) -> dict:
     print(describe(plan, num_vectors, embeddings.dimension), file=sys.stderr)
     connect(settings.ray)
 
+    device = device_of(settings.device, "index")
     held_out_rows = min(settings.held_out_rows, max(1, int(MAX_HELD_OUT_SHARE * num_vectors)))
-    training_rows = settings.training_rows if plan.kind != "flat" else 0
-    sample_ids, sample = sample_vectors(embeddings, held_out_rows + training_rows, storage)
+    sample_ids, sample = sample_vectors(embeddings, held_out_rows + training_rows(settings, plan), storage)
     held_out_ids, held_out = sample_ids[:held_out_rows], unit_rows(sample[:held_out_rows])
-    template_uri = _train(settings, sample[held_out_rows:], plan, storage)
-    shards = _build_shards(settings, plan, embeddings, manifest, groups, template_uri, storage)
+    template_uri = _train(settings, sample[held_out_rows:], plan, device, storage)
+    shards = _build_shards(settings, plan, embeddings, manifest, groups, template_uri, device, storage)
     measured = _measure(settings, plan, shards, template_uri, held_out_ids, held_out, storage)
+    rates = run_units(_rates_task, [(settings, embeddings.dimension)], num_cpus=settings.threads_per_task)
+    template_sha256 = bytes_sha256(storage.read_bytes(template_uri)) if template_uri else None
     results = {
         "encoder": embeddings.encoder,
         "metric": "cosine",
@@ -70,8 +63,14 @@ def run(settings: IndexSettings) -> dict:
         "metadata_columns": manifest.metadata_columns,
         "nprobe": measured["nprobe"],
         "recall": measured,
+        "template_sha256": template_sha256,
         "shards": shards,
-        "digest": digest([embeddings.encoder, plan.kind, inputs, [shard["files"] for shard in shards]]),
+        "vectors_fit": plan.template_bytes + 2 * embeddings.dimension * max(sizes)
+        <= settings.worker_memory_gib * 2**30,
+        "rates": next(iter(rates))[1],
+        "digest": digest(
+            [embeddings.encoder, plan.kind, inputs, template_sha256, [shard["files"] for shard in shards]]
+        ),
     }
     return finish(settings, RECORD, inputs, results, storage)
 
@@ -80,24 +79,40 @@ def describe(plan: IndexPlan, num_vectors: int, dimension: int) -> str:
     lists = f", {plan.num_lists:,} lists" if plan.num_lists else ""
     return (
         f"index: {num_vectors:,} vectors of {dimension} dimensions as {plan.kind}{lists} in {plan.num_shards} shard(s) ({plan.reason}); "
-        f"at most {plan.shard_memory_bytes / 2**20:,.1f} MiB of memory and {plan.shard_disk_bytes / 2**20:,.1f} MiB of disk a shard"
+        f"at most {plan.shard_disk_bytes / 2**20:,.1f} MiB of disk a shard, {plan.shard_scan_bytes / 2**20:,.1f} MiB of it scanned"
     )
 
 
-def _train(settings: IndexSettings, training: np.ndarray, plan: IndexPlan, storage: Storage) -> str | None:
+def _rates_task(settings: IndexSettings, dimension: int) -> dict:
+    faiss.omp_set_num_threads(settings.threads_per_task)
+    return measure_rates(dimension).to_dict()
+
+
+def _train(settings: IndexSettings, training: np.ndarray, plan: IndexPlan, device: str, storage: Storage) -> str | None:
     if plan.kind == "flat":
         return None
     uri = join(settings.output, TEMPLATE)
     if not storage.exists(uri):
         print(f"train: {plan.num_lists:,} centroids on {len(training):,} vectors", file=sys.stderr)
-        for _ in run_units(_train_task, [(settings, training, plan, uri, storage)], num_cpus=settings.threads_per_task):
+        # Nothing else runs meanwhile, so it takes all CPUs of a node.
+        threads = num_node_cpus()
+        work = [(settings, training, plan, device, threads, uri, storage)]
+        for _ in run_units(_train_task, work, num_cpus=threads, num_gpus=int(device == "cuda")):
             pass
     return uri
 
 
-def _train_task(settings: IndexSettings, training: np.ndarray, plan: IndexPlan, uri: str, storage: Storage) -> None:
-    faiss.omp_set_num_threads(settings.threads_per_task)
-    write_index(train_template(unit_rows(training), plan, settings.seed), uri, storage)
+def _train_task(
+    settings: IndexSettings,
+    training: np.ndarray,
+    plan: IndexPlan,
+    device: str,
+    threads: int,
+    uri: str,
+    storage: Storage,
+) -> None:
+    faiss.omp_set_num_threads(threads)
+    write_template(train_template(unit_rows(training), plan, settings.seed, device), uri, storage)
 
 
 def _build_shards(
@@ -107,6 +122,7 @@ def _build_shards(
     manifest: Manifest,
     groups: list[list[int]],
     template_uri: str | None,
+    device: str,
     storage: Storage,
 ) -> list[dict]:
     records: list[dict] = [{}] * len(groups)
@@ -119,14 +135,13 @@ def _build_shards(
             manifest,
             group,
             template_uri,
+            device,
             settings.threads_per_task,
             storage,
         )
         for i, group in enumerate(groups)
     )
-    for i, record in run_units(
-        _build_task, work, num_cpus=settings.threads_per_task, memory_bytes=plan.shard_memory_bytes
-    ):
+    for i, record in run_units(_build_task, work, num_cpus=settings.threads_per_task, num_gpus=int(device == "cuda")):
         records[i] = record
         progress.update(sizes[i])
     progress.close()
@@ -139,6 +154,7 @@ def _build_task(
     manifest: Manifest,
     partitions: list[int],
     template_uri: str | None,
+    device: str,
     threads: int,
     storage: Storage,
 ) -> dict:
@@ -147,7 +163,8 @@ def _build_task(
     faiss.omp_set_num_threads(threads)
     columns = ["id", "key", "uri", *manifest.metadata_columns]
     sources = pa.concat_tables([storage.read_table(manifest.partition_uri(p), columns=columns) for p in partitions])
-    return build_shard(uri, embeddings, partitions, template_uri, sources.sort_by("id").combine_chunks(), storage)
+    template = read_template(template_uri, storage) if template_uri else None
+    return build_shard(uri, embeddings, partitions, template, sources.sort_by("id").combine_chunks(), storage, device)
 
 
 def _measure(
@@ -165,10 +182,10 @@ def _measure(
     included, is measured there, and nprobe is raised until it meets the target or gains nothing more.
     """
     k = settings.recall_k
-    truth, lists = _search_held_out(settings, shards, held_out_ids, held_out, None, template_uri, storage)
+    truth, lists, _ = _search_held_out(settings, plan, shards, held_out_ids, held_out, 0, template_uri, storage)
     nprobe, curve = 0, {}
     if template_uri:
-        by_nprobe = recall_by_nprobe(read_index(template_uri, storage), held_out, lists)
+        by_nprobe = recall_by_nprobe(read_template(template_uri, storage), held_out, lists)
         nprobe = min(int(np.searchsorted(by_nprobe, settings.recall_target)) + 1, plan.num_lists)
         curve = {
             str(n): round(float(by_nprobe[n - 1]), 6)
@@ -176,11 +193,18 @@ def _measure(
             if n <= plan.num_lists
         }
 
+    probed_share = {0: 1.0}
+
     def measure(nprobe: int) -> float:
-        found, _ = _search_held_out(settings, shards, held_out_ids, held_out, nprobe, None, storage)
+        found, _, num_probed = _search_held_out(
+            settings, plan, shards, held_out_ids, held_out, nprobe, template_uri, storage
+        )
+        probed_share[nprobe] = num_probed / (len(held_out) * sum(record["num_vectors"] for record in shards))
         return recall(found, truth)
 
-    nprobe, measured = smallest_nprobe(measure, nprobe, plan.num_lists, settings.recall_target)
+    measured = 1.0
+    if template_uri:
+        nprobe, measured = smallest_nprobe(measure, nprobe, plan.num_lists, settings.recall_target)
     result = {
         "nprobe": nprobe,
         "k": k,
@@ -188,6 +212,7 @@ def _measure(
         "target": settings.recall_target,
         "met": measured >= settings.recall_target,
         "num_held_out": len(held_out),
+        "probed_share": round(probed_share[nprobe], 6),  # of all vectors, what a query sees
         "rerank_factor": settings.rerank_factor,
         "list_recall_by_nprobe": curve,
     }
@@ -206,56 +231,51 @@ def _measure(
 
 def _search_held_out(
     settings: IndexSettings,
+    plan: IndexPlan,
     shards: list[dict],
     ids: np.ndarray,
     vectors: np.ndarray,
-    nprobe: int | None,
+    nprobe: int,
     template_uri: str | None,
     storage: Storage,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours int64 [n, k] of the held-out images, and their lists if template_uri is given. nprobe None: exact search."""
-    work = ((settings, i, record, vectors, nprobe, template_uri, storage) for i, record in enumerate(shards))
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Neighbours int64 [n, k] of the held-out images, their lists, and how many vectors were probed. nprobe 0: exact search."""
+    work = ((settings, plan, i, record, vectors, nprobe, template_uri, storage) for i, record in enumerate(shards))
     found = [result for _, result in run_units(_search_held_out_task, work, num_cpus=settings.threads_per_task)]
-    compressed = nprobe is not None and any(result[2] for result in found)
+    compressed = bool(nprobe) and plan.is_compressed
     best = merge(
         [result[0] for result in found], settings.recall_k + 1, _num_candidates(settings) if compressed else None
     )
     neighbours = without_self(ids, best.query, best.id, settings.recall_k)
-    if not template_uri:
-        return neighbours, np.empty(0)
     pairs = np.concatenate([result[1] for result in found])
     pairs = pairs[np.argsort(pairs[:, 0])]
     at = np.minimum(np.searchsorted(pairs[:, 0], neighbours), len(pairs) - 1)
-    return neighbours, np.where(neighbours >= 0, pairs[at, 1], -1)
+    return neighbours, np.where(neighbours >= 0, pairs[at, 1], -1), sum(result[2] for result in found)
 
 
 def _search_held_out_task(
     settings: IndexSettings,
+    plan: IndexPlan,
     shard: int,
     record: dict,
     queries: np.ndarray,
-    nprobe: int | None,
+    nprobe: int,
     template_uri: str | None,
     storage: Storage,
-) -> tuple[Candidates, np.ndarray, bool]:
-    """Candidates, int64 [m, 2] (id, list) of each candidate if template_uri is given, and whether scan scores are of codes."""
+) -> tuple[Candidates, np.ndarray, int]:
+    """Candidates, int64 [m, 2] (id, list) of each candidate, and how many vectors were probed."""
     faiss.omp_set_num_threads(settings.threads_per_task)
+    template = read_template(template_uri, storage) if template_uri else None
     with scratch_folder() as folder:
-        opened = open_shard(join(settings.output, shard_name(shard)), record, storage, folder)
-        if nprobe is None:
-            opened.lists = None
-        compressed = opened.lists is not None and not isinstance(opened.lists, faiss.IndexIVFFlat)
-        candidates = search_shard(
-            opened, queries, settings.recall_k + 1, _num_candidates(settings), nprobe or 0, compressed
-        )
-        lists = np.empty((0, 2), np.int64)
-        if template_uri:
-            found = np.unique(candidates.id)
-            vectors = unit_rows(opened.vectors[np.searchsorted(opened.ids, found)])
-            # The template must outlive its quantizer: the latter is a borrowed pointer, and Python would free the index before the call.
-            template = read_index(template_uri, storage)
-            lists = np.stack([found, template.quantizer.assign(vectors, 1)[:, 0]], axis=1)
-    return candidates, lists, compressed
+        opened = open_shard(join(settings.output, shard_name(shard)), record, storage, folder, template)
+        compressed = bool(nprobe) and plan.is_compressed
+        candidates = search_shard(opened, queries, settings.recall_k + 1, _num_candidates(settings), nprobe, compressed)
+        ids = np.unique(candidates.id)
+        if template is None:
+            return candidates, np.stack([ids, np.zeros_like(ids)], axis=1), len(queries) * len(opened.ids)
+        lists = np.searchsorted(opened.offsets, opened.positions_of(ids), side="right") - 1
+        num_probed = np.diff(opened.offsets)[nearest_lists(template, queries, max(nprobe, 1))].sum()
+    return candidates, np.stack([ids, lists], axis=1), int(num_probed)
 
 
 def _num_candidates(settings: IndexSettings) -> int:

@@ -6,6 +6,7 @@ import sys
 
 import ray
 
+from attrib.errors import AttribError
 from attrib.settings import RaySettings
 
 
@@ -41,6 +42,20 @@ def connect(settings: RaySettings, dashboard: bool = False) -> None:
 
 def num_cluster_cpus() -> int:
     return int(ray.cluster_resources().get("CPU", 1))
+
+
+def num_node_cpus() -> int:
+    """Of the largest node: what a task that runs alone may take."""
+    return int(max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]))
+
+
+def device_of(wanted: str, job: str) -> str:
+    """ "cuda" or "cpu" for `wanted` auto, cpu or cuda. Raises AttribError rather than fall back from a GPU that was asked for."""
+    if wanted == "cuda" and not num_cluster_gpus():
+        raise AttribError(
+            f"{job}.device is 'cuda' but the cluster has no GPU; use 'auto' or 'cpu', or start GPU workers"
+        )
+    return "cuda" if wanted != "cpu" and num_cluster_gpus() else "cpu"
 
 
 def num_cluster_gpus() -> int:

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from attrib.errors import MismatchError
-from attrib.index import Index, unit_rows
+from attrib.index import Index
 from attrib.manifest import Manifest, Slice, plan_partitions
 from attrib.search import Candidates, ranks
 from attrib.settings import SharesSettings
 from attrib.shares import soft_shares
 from attrib.storage import Storage, join
+from attrib.units import unit_rows
 from attrib.vectors import Embeddings, read_vectors
 
 RECORD = "attributions.json"

@@ -15,7 +15,7 @@ Vectors are compared by cosine.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import faiss
@@ -25,28 +25,17 @@ import pyarrow as pa
 from attrib.errors import AttribError, MismatchError
 from attrib.storage import Storage, file_sha256, join, scratch_folder
 from attrib.template import centroids, encode, nearest_lists, read_template
+from attrib.units import inverse_norms, to_float32
 from attrib.vectors import Embeddings, read_vectors
 
 RECORD = "index.json"
 TEMPLATE = "template.faiss"
 SHARD_RECORD = "shard.json"
-BLOCK_ROWS = 16_384  # vectors that are float32 at a time while a shard is built
+BLOCK_BYTES = 1 << 24  # of vectors that are float32 at a time while a shard is built
 
 
 def shard_name(shard: int) -> str:
     return f"shard-{shard:05d}"
-
-
-def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """[n, d] of any float type -> float32 [n, d] of length one."""
-    rows = vectors.astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows
-
-
-def inverse_norms(vectors: np.ndarray) -> np.ndarray:
-    """float16 [n, d] -> float32 [n]."""
-    return (1 / np.linalg.norm(vectors.astype(np.float32), axis=1)).astype(np.float32)
 
 
 def build_shard(
@@ -65,15 +54,15 @@ def build_shard(
     """
     with scratch_folder() as folder:
         arrived = os.path.join(folder, "arrived.npy")
-        ids, lists = _receive(arrived, embeddings, partitions, _assigner(template, device), sources, storage)
+        ids, lists, norms = _receive(arrived, embeddings, partitions, _assigner(template, device), sources, storage)
         order = np.lexsort((ids, lists))
-        ids, lists = ids[order], lists[order]
-        arrays = {"ids.npy": ids}
+        ids, lists, norms = ids[order], lists[order], norms[order]
+        arrays = {"ids.npy": ids, "inverse_norms.npy": norms}
         if template is not None:
             arrays["offsets.npy"] = np.searchsorted(lists, np.arange(template.nlist + 1))
         for name, array in arrays.items():
             np.save(os.path.join(folder, name), array)
-        names = [*arrays, *_put_in_order(folder, np.load(arrived, mmap_mode="r"), order, lists, template)]
+        names = [*arrays, *_put_in_order(folder, np.load(arrived, mmap_mode="r"), order, lists, norms, template)]
         os.unlink(arrived)
         files = {}
         for name in names:
@@ -108,54 +97,69 @@ def _receive(
     lists_of: Callable[[np.ndarray], np.ndarray],
     sources: pa.Table,
     storage: Storage,
-) -> tuple[np.ndarray, np.ndarray]:
-    """ids int64 [n] and list numbers int64 [n] as they come, and their vectors in a new file: each partition is read once."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ids int64 [n], list numbers int64 [n] and inverse norms float32 [n] as they come, and their vectors in a new file.
+
+    Each partition is read once.
+    """
     num_vectors = sum(embeddings.num_embedded[p] for p in partitions)
     vectors = np.lib.format.open_memmap(path, "w+", np.float16, (num_vectors, embeddings.dimension))
     ids, lists = np.empty(num_vectors, np.int64), np.empty(num_vectors, np.int64)
+    norms = np.empty(num_vectors, np.float32)
     source_ids = sources["id"].to_numpy()
     start = 0
     for partition in partitions:
         part_ids, part = read_vectors(embeddings, partition, storage)
         stop = start + len(part)
-        absent = np.setdiff1d(part_ids, source_ids)
+        at = np.searchsorted(source_ids, part_ids)
+        absent = part_ids[np.append(source_ids, -1)[at] != part_ids]
         if len(absent):
             raise MismatchError(
                 f"{embeddings.uri} holds {len(absent):,} images that {embeddings.manifest_uri} does not list, such as id {absent[0]}; "
                 "embed the manifest again"
             )
         ids[start:stop], vectors[start:stop] = part_ids, part
-        for first in range(start, stop, BLOCK_ROWS):
-            rows = slice(first, min(first + BLOCK_ROWS, stop))
-            lists[rows] = lists_of(unit_rows(vectors[rows]))
+        for rows in _blocks(start, stop, embeddings.dimension):
+            units = to_float32(vectors[rows])
+            norms[rows] = inverse_norms(units)
+            units *= norms[rows, None]
+            lists[rows] = lists_of(units)
         start = stop
     vectors.flush()
-    return ids, lists
+    return ids, lists, norms
 
 
 def _put_in_order(
-    folder: str, arrived: np.ndarray, order: np.ndarray, lists: np.ndarray, template: faiss.IndexIVF | None
+    folder: str,
+    arrived: np.ndarray,
+    order: np.ndarray,
+    lists: np.ndarray,
+    norms: np.ndarray,
+    template: faiss.IndexIVF | None,
 ) -> list[str]:
-    """Write vectors, norms and codes in the order int64 [n] and return the files' names. lists: of the rows in that order."""
+    """Write vectors and codes in the order int64 [n] and return the files' names. lists and norms: of the rows in that order."""
 
     def create(name: str, dtype, *shape: int) -> np.ndarray:
         return np.lib.format.open_memmap(os.path.join(folder, name), "w+", dtype, shape)
 
     vectors = create("vectors.npy", np.float16, *arrived.shape)
-    norms = create("inverse_norms.npy", np.float32, len(arrived))
-    files = {"vectors.npy": vectors, "inverse_norms.npy": norms}
+    files = {"vectors.npy": vectors}
     is_compressed = template is not None and not isinstance(template, faiss.IndexIVFFlat)
     if is_compressed:
         files["codes.npy"] = create("codes.npy", np.uint8, len(arrived), template.code_size)
-    for start in range(0, len(arrived), BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
+    for rows in _blocks(0, *arrived.shape):
         vectors[rows] = arrived[order[rows]]
-        norms[rows] = inverse_norms(vectors[rows])
         if is_compressed:
-            files["codes.npy"][rows] = encode(template, unit_rows(vectors[rows]), lists[rows])
+            files["codes.npy"][rows] = encode(template, to_float32(vectors[rows]) * norms[rows, None], lists[rows])
     for file in files.values():
         file.flush()
     return list(files)
+
+
+def _blocks(start: int, stop: int, dimension: int) -> Iterator[slice]:
+    rows = max(1, BLOCK_BYTES // (4 * dimension))
+    for first in range(start, stop, rows):
+        yield slice(first, min(first + rows, stop))
 
 
 @dataclass

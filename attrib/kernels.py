@@ -8,6 +8,7 @@ import numpy as np
 
 from attrib.index import Shard
 from attrib.template import decode
+from attrib.units import to_float32
 
 # Well above the rounding error of float32 products of unit vectors: tests/test_search.py holds that to a quarter.
 SCAN_TOLERANCE = 1e-5
@@ -28,7 +29,9 @@ class CpuKernel:
 
     def vectors(self, shard: Shard, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) as unit float32."""
-        return to_unit_float32(shard.vectors[start:stop], shard.inverse_norms[start:stop])
+        rows = to_float32(shard.vectors[start:stop])
+        rows *= shard.inverse_norms[start:stop, None]
+        return rows
 
     def decoded(self, shard: Shard, list_number: int, start: int, stop: int) -> np.ndarray:
         """What the codes of rows [start, stop), all of one list, stand for; of unit length, as what they were made from."""
@@ -69,18 +72,3 @@ class CpuKernel:
 
     def raise_floors(self, floors: np.ndarray) -> None:
         np.maximum(self.floors, floors, out=self.floors)
-
-
-def to_unit_float32(vectors: np.ndarray, inverse_norms: np.ndarray) -> np.ndarray:
-    """float16 [n, d] times float32 [n] -> float32 [n, d].
-
-    NumPy's own cast of float16 goes one number at a time and would take longer than the products. Moved to float32's place, the bits of a
-    float16 are its value times 2^-112, exactly, denormals included.
-    """
-    bits = vectors.view(np.int16).astype(np.int32)
-    np.left_shift(bits, 13, out=bits)
-    np.bitwise_and(bits, np.int32(-0x70000001), out=bits)  # the sign was carried into the three bits beside it
-    values = bits.view(np.float32)
-    values *= np.float32(2.0**112)
-    values *= inverse_norms[:, None]
-    return values

@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 
 from attrib.index import Index
-from attrib.kernels import CpuKernel, to_unit_float32
+from attrib.kernels import CpuKernel
+from attrib.units import to_float32
 
 Engine = Literal["exact", "lists", "codes"]
 
@@ -54,20 +55,19 @@ def measure_rates(dimension: int) -> SearchRates:
     """Rates of this process with the threads it has, in about a second."""
     generator = np.random.default_rng(0)
     vectors = generator.standard_normal((MEASURED_BLOCK_ROWS, dimension)).astype(np.float16)
-    norms = np.ones(len(vectors), np.float32)
     queries = generator.standard_normal((MEASURED_MANY_QUERIES, dimension)).astype(np.float32)
-    block = to_unit_float32(vectors, norms)
+    block = to_float32(vectors)
 
     def product_seconds(num_queries: int, num_vectors: int) -> float:
         kernel = CpuKernel(queries, WIDTH, 0.0)
         rows = np.arange(num_queries)
         return _seconds(lambda: kernel.reaching(rows, block[:num_vectors])) / (num_queries * num_vectors * dimension)
 
-    converted = _seconds(lambda: to_unit_float32(vectors[:MEASURED_LIST_ROWS], norms[:MEASURED_LIST_ROWS]))
+    converted = _seconds(lambda: to_float32(vectors[:MEASURED_LIST_ROWS]))
     one = np.zeros(1, np.int64)
     kernel = CpuKernel(queries, WIDTH, 0.0)
     return SearchRates(
-        per_list=_seconds(lambda: kernel.reaching(one, to_unit_float32(vectors[:1], norms[:1]))),
+        per_list=_seconds(lambda: kernel.reaching(one, to_float32(vectors[:1]))),
         per_value=converted / (MEASURED_LIST_ROWS * dimension),
         per_list_product=product_seconds(MEASURED_QUERIES, MEASURED_LIST_ROWS),
         per_block_product=product_seconds(MEASURED_MANY_QUERIES, MEASURED_BLOCK_ROWS),

@@ -6,11 +6,12 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from attrib.index import TEMPLATE, Shard, build_shard, inverse_norms, open_shard, shard_name, unit_rows
+from attrib.index import TEMPLATE, Shard, build_shard, open_shard, shard_name
 from attrib.planning import IndexPlan
 from attrib.settings import StorageSettings
 from attrib.storage import Storage
 from attrib.template import read_template, train_template, write_template
+from attrib.units import inverse_norms, to_float32, unit_rows
 from attrib.vectors import Embeddings, schema
 
 faiss.omp_set_num_threads(1)  # on a busy machine, threads for such small work mostly wait for one another
@@ -97,7 +98,7 @@ def open_index_shards(folder: Path, records: list[dict]) -> list[Shard]:
 
 def flat_shard(ids: np.ndarray, vectors: np.ndarray) -> Shard:
     """In memory, of kind flat. ids: int64 [n] ascending; vectors: float16 [n, d]."""
-    return Shard(ids, vectors, inverse_norms(vectors))
+    return Shard(ids, vectors, inverse_norms(to_float32(vectors)))
 
 
 def exact_scores(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:

@@ -18,9 +18,10 @@ from shards import (
 )
 
 from attrib.errors import AttribError, MismatchError
-from attrib.index import Index, build_shard, check_same_encoder, inverse_norms, open_shard, unit_rows
+from attrib.index import Index, build_shard, check_same_encoder
 from attrib.search import merge, search_shard
 from attrib.template import centroids, train_template
+from attrib.units import unit_rows
 from attrib.vectors import Embeddings
 
 NUM, DIMENSION, K = 400, 16, 5

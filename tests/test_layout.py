@@ -51,10 +51,11 @@ try:
     importlib.import_module("attrib.distributed.tasks")
 except ImportError:
     print("blocked")
-from attrib.index import Shard, inverse_norms, unit_rows
+from attrib.index import Shard
+from attrib.units import inverse_norms, unit_rows
 from attrib.search import search_shard
 vectors = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float16)
-found = search_shard(Shard(np.arange(100), vectors, inverse_norms(vectors)), unit_rows(vectors[7:9]), 1, 5, 1, False)
+found = search_shard(Shard(np.arange(100), vectors, inverse_norms(vectors.astype(np.float32))), unit_rows(vectors[7:9]), 1, 5, 1, False)
 print(found.id.tolist())
 """
 

@@ -5,9 +5,9 @@ import pytest
 from shards import exact_scores, make_index, make_plan, nearest, open_index_shards
 
 from attrib.identity import sampling_rank
-from attrib.index import unit_rows
 from attrib.recall import lowest_ranked, recall, recall_by_nprobe, sample_threshold, smallest_nprobe, without_self
 from attrib.search import merge, search_shard
+from attrib.units import unit_rows
 
 NUM_LISTS, K = 12, 5
 

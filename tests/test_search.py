@@ -6,9 +6,9 @@ import pytest
 from shards import KINDS, exact_scores, flat_shard, make_index, make_plan, nearest, open_index_shards
 
 from attrib import index, search
-from attrib.index import unit_rows
-from attrib.kernels import SCAN_TOLERANCE, to_unit_float32
+from attrib.kernels import SCAN_TOLERANCE
 from attrib.search import Candidates, merge, ranks, search_shard
+from attrib.units import unit_rows
 
 NUM_LISTS, K = 8, 10
 COMPRESSED = ("ivf_sq8", "ivf_pq")
@@ -195,15 +195,6 @@ def test_scan_scores_stay_well_within_their_tolerance(spread, dimension):
         assert 0 < error < SCAN_TOLERANCE / 4
 
 
-def test_every_float16_is_converted_exactly():
-    everything = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-    finite = everything[np.isfinite(everything)].reshape(-1, 16)
-    assert finite.size == 2 * 31 * 1024
-    assert np.array_equal(to_unit_float32(finite, np.ones(len(finite), np.float32)), finite.astype(np.float32))
-    scale = np.linspace(0.5, 2, len(finite), dtype=np.float32)
-    assert np.array_equal(to_unit_float32(finite, scale), finite.astype(np.float32) * scale[:, None])
-
-
 def test_smallest_and_largest_float16_vectors_have_directions_too():
     """Denormal and nearly overflowing components must neither vanish nor overflow when vectors are made unit length."""
     tiny, huge = np.float16(6e-8), np.float16(65504)
@@ -246,7 +237,7 @@ def test_ranks():
 
 
 def test_shards_filled_block_by_block_hold_the_same_lists(collection, queries, open_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "BLOCK_ROWS", 64)
+    monkeypatch.setattr(index, "BLOCK_BYTES", 4 * 24 * 64)
     ids, vectors = collection
     records = make_index(tmp_path, ids, vectors, make_plan("ivf_flat", NUM_LISTS), np.zeros(len(ids), int))
     found = search_all(open_index_shards(tmp_path, records), queries, K, 80, NUM_LISTS, "ivf_flat")

@@ -18,7 +18,7 @@ from attrib.distributed.sampling import sample_vectors
 from attrib.distributed.session import connect, device_of
 from attrib.distributed.tasks import run_units
 from attrib.errors import FailedShareError
-from attrib.index import check_same_encoder, open_index, open_shard, unit_rows
+from attrib.index import check_same_encoder, open_index, open_shard
 from attrib.manifest import open_manifest
 from attrib.progress import Progress
 from attrib.recall import recall
@@ -27,6 +27,7 @@ from attrib.search import Candidates, merge, ranks, search_shard
 from attrib.search_plan import plan_search
 from attrib.settings import AttributeSettings
 from attrib.storage import Storage, join, scratch_folder
+from attrib.units import unit_rows
 from attrib.vectors import open_embeddings
 
 SEARCH_ROWS = 131_072  # queries whose vectors a search task holds at a time

@@ -13,9 +13,9 @@ from attrib.demo.corpus import draw_corpus
 from attrib.demo.generator import fit_and_sample
 from attrib.distributed import pipeline
 from attrib.images import decode_image
-from attrib.index import unit_rows
 from attrib.settings import BackboneSettings, DemoSettings, PipelineSettings
 from attrib.storage import Storage, fresh_folder
+from attrib.units import unit_rows
 
 RECALL_AT = (1, 10)
 MAX_MEGAPIXELS = 10.0

@@ -11,7 +11,7 @@ from attrib.distributed.sampling import sample_vectors
 from attrib.distributed.session import connect, device_of, num_node_cpus
 from attrib.distributed.tasks import run_units
 from attrib.errors import AttribError
-from attrib.index import RECORD, SHARD_RECORD, TEMPLATE, build_shard, open_shard, shard_name, unit_rows
+from attrib.index import RECORD, SHARD_RECORD, TEMPLATE, build_shard, open_shard, shard_name
 from attrib.manifest import Manifest, open_manifest
 from attrib.planning import IndexPlan, group_partitions, plan_index, training_rows
 from attrib.progress import Progress
@@ -22,6 +22,7 @@ from attrib.search_plan import measure_rates
 from attrib.settings import IndexSettings
 from attrib.storage import Storage, bytes_sha256, join, scratch_folder
 from attrib.template import nearest_lists, read_template, train_template, write_template
+from attrib.units import unit_rows
 from attrib.vectors import Embeddings, open_embeddings
 
 MAX_HELD_OUT_SHARE = 0.2

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from attrib.errors import AttribError, MismatchError
+from attrib.planning import IndexPlan
 from attrib.storage import Storage, file_sha256, join, scratch_folder
 from attrib.template import centroids, encode, nearest_lists, read_template
 from attrib.units import inverse_norms, to_float32
@@ -214,9 +215,7 @@ class Index:
     uri: str
     digest: str
     encoder: dict
-    kind: str
-    is_compressed: bool
-    num_lists: int
+    plan: IndexPlan
     template_sha256: str | None
     shards: list[dict]
     nprobe: int
@@ -225,6 +224,19 @@ class Index:
     metadata_columns: list[str]
     vectors_fit: bool  # the vectors of a shard stay in the memory that a worker was given
     rates: dict  # SearchRates.to_dict() of the machine that built it
+
+    @property
+    def kind(self) -> str:
+        return self.plan.kind
+
+    @property
+    def is_compressed(self) -> bool:
+        return self.plan.is_compressed
+
+    @property
+    def num_lists(self) -> int:
+        """0 for kind flat."""
+        return self.plan.num_lists
 
     def shard_uri(self, shard: int) -> str:
         return join(self.uri, shard_name(shard))
@@ -247,9 +259,7 @@ def open_index(uri: str, storage: Storage) -> Index:
         uri=uri,
         digest=record["digest"],
         encoder=record["encoder"],
-        kind=record["plan"]["kind"],
-        is_compressed=record["is_compressed"],
-        num_lists=record["plan"]["num_lists"],
+        plan=IndexPlan(**record["plan"]),
         template_sha256=record["template_sha256"],
         shards=record["shards"],
         nprobe=record["nprobe"],

@@ -200,6 +200,9 @@ class EmbedSettings(JobSettings):
     device_batch_size: Positive | None = None  # None: 16 on a CPU, 128 on a GPU
     io_threads: Positive = 8  # concurrent reads per chunk; object stores answer slowly but in parallel
     max_megapixels: float = Field(default=100.0, gt=0)
+    # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that leaves its shorter side this many times what the network's preprocessing
+    # resizes it to. At 2 the vectors keep a cosine of 0.999 to those of full decoding. None: always at full size, as timm does.
+    jpeg_margin: float | None = Field(default=2.0, ge=1)
     retry_failed: bool = False  # embed again only the images that failed in an earlier run
 
 
@@ -245,7 +248,7 @@ class AttributeSettings(JobSettings):
     top_k: Positive = 10
     nprobe: Positive | None = None  # None: the one that met the recall target when the index was built
     rerank_factor: Positive | None = None  # None: the index's own
-    query_block_rows: Positive = 100_000
+    query_block_rows: Positive = 100_000  # most that are merged and written together
     engine: Literal["auto", "exact", "lists", "codes"] = "auto"  # auto: the quickest by the rates stored with the index
     device: Literal["auto", "cpu", "cuda"] = "auto"  # of the scan; candidates are scored again on the CPU either way
     recall_check_queries: int = Field(default=64, ge=0)  # queries of this batch that are also searched exactly

@@ -212,7 +212,7 @@ def test_sources_are_read_from_whichever_shards_hold_them(tmp_path):
     ids = np.arange(100, 160)
     vectors = np.random.default_rng(18).standard_normal((60, 4)).astype(np.float16)
     shards = make_index(tmp_path, ids, vectors, make_plan("flat"), np.arange(60) % 3)
-    index = Index(str(tmp_path), "d", {}, "flat", False, 0, None, shards, 0, 8, {}, ["owner"], True, {})
+    index = Index(str(tmp_path), "d", {}, make_plan("flat"), None, shards, 0, 8, {}, ["owner"], True, {})
     found = read_sources(index, np.array([131, 102, 131, 100, 159]), STORAGE)
     assert found.equals(make_sources(np.array([100, 102, 131, 159])))
     assert len(read_sources(index, np.empty(0, np.int64), STORAGE)) == 0
@@ -222,7 +222,7 @@ def test_sources_of_one_shard_are_its_own_and_by_id(tmp_path):
     ids = np.arange(100, 160)
     vectors = np.random.default_rng(18).standard_normal((60, 4)).astype(np.float16)
     shards = make_index(tmp_path, ids, vectors, make_plan("flat"), np.arange(60) % 3)
-    index = Index(str(tmp_path), "d", {}, "flat", False, 0, None, shards, 0, 8, {}, ["owner"], True, {})
+    index = Index(str(tmp_path), "d", {}, make_plan("flat"), None, shards, 0, 8, {}, ["owner"], True, {})
     found = read_shard_sources(index, 1, np.array([101, 102, 131, 158]), STORAGE)
     assert found.equals(make_sources(np.array([101, 131, 158])))
 

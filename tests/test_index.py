@@ -190,7 +190,7 @@ def test_a_template_depends_on_its_seed_alone(collection):
 
 def test_queries_of_another_encoder_are_refused():
     encoder = {"model_digest": "a", "preprocessing": "p", "dimension": 8}
-    index = Index("/index", "d", encoder, "flat", False, 0, None, [], 0, 8, {}, [], True, {})
+    index = Index("/index", "d", encoder, make_plan("flat"), None, [], 0, 8, {}, [], True, {})
 
     def queries(**changes):
         return Embeddings("/queries", "/manifest", encoder | changes, "q", [1], [1])

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from shards import make_plan
 
 from attrib.attribution import RunStamp, attribution_rows, block_name
 from attrib.corpus import LOCATION_FIELDS
@@ -88,7 +89,7 @@ class SmallRun:
             join(index, "index.json"),
             {
                 "settings": {"embeddings": sources.embeddings, "rerank_factor": 8},
-                "plan": {"kind": "ivf_flat", "num_lists": 4},
+                "plan": make_plan("ivf_flat").to_dict(),
                 "template_sha256": "t",
                 "vectors_fit": True,
                 "rates": {},

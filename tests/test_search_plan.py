@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from shards import make_plan
 
 from attrib.index import Index
 from attrib.search_plan import SearchRates, exact_seconds, lists_seconds, measure_rates, plan_search
@@ -13,12 +14,10 @@ MILLION = 1_000_000
 
 
 def index(kind: str = "ivf_flat", num_vectors: int = MILLION, nprobe: int = 40, **changes) -> Index:
-    num_lists = 0 if kind == "flat" else 4096
     recall = {"probed_share": nprobe / 4096}
     shards = [{"num_vectors": num_vectors // 2}] * 2
-    compressed = kind in ("ivf_sq8", "ivf_pq")
     encoder = {"dimension": 256}
-    made = Index("/i", "d", encoder, kind, compressed, num_lists, "t", shards, nprobe, 8, recall, [], True, {})
+    made = Index("/i", "d", encoder, make_plan(kind, 4096), "t", shards, nprobe, 8, recall, [], True, {})
     return dataclasses.replace(made, rates=RATES.to_dict(), **changes)
 
 
@@ -46,7 +45,11 @@ def test_codes_are_scanned_only_where_the_vectors_do_not_fit():
 def test_what_the_config_says_goes():
     for wanted in ("exact", "lists", "codes"):
         plan = plan_search(index("ivf_pq"), 10_000, wanted)
-        assert (plan.engine, plan.nprobe, plan.reason) == (wanted, 0 if wanted == "exact" else 40, "chosen in the config")
+        assert (plan.engine, plan.nprobe, plan.reason) == (
+            wanted,
+            0 if wanted == "exact" else 40,
+            "chosen in the config",
+        )
     assert plan_search(index(nprobe=3900), 10_000, nprobe=3950).engine == "lists"
     assert plan_search(index(), 10, nprobe=99_999).nprobe == 4096
 

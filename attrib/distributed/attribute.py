@@ -12,29 +12,35 @@ import numpy as np
 import pyarrow.compute as pc
 
 from attrib.attribution import RECORD, RunStamp, block_name, block_rows, partial_table, partial_uri, read_block
+from attrib.distributed.admission import admit
 from attrib.distributed.attribution_job import AttributionJob, parts_per_shard, pending_blocks, use_threads
 from attrib.distributed.attribution_results import describe_sources, merge_blocks, write_blocks
 from attrib.distributed.sampling import sample_vectors
-from attrib.distributed.session import connect, device_of
+from attrib.distributed.session import connect, device_of, num_cluster_cpus
 from attrib.distributed.tasks import run_units
 from attrib.errors import FailedShareError
+from attrib.estimates import Estimate
 from attrib.index import check_same_encoder, open_index, open_shard
 from attrib.manifest import open_manifest
+from attrib.probing import RowBytes, baseline_bytes, measure_machine, row_bytes
 from attrib.progress import Progress
 from attrib.recall import recall
 from attrib.records import begin, finish, run_identity
 from attrib.search import Candidates, merge, ranks, search_shard
+from attrib.search_estimates import estimate_attribute, shard_sizes
 from attrib.search_plan import plan_search
 from attrib.settings import AttributeSettings
-from attrib.storage import Storage, join, scratch_folder
+from attrib.storage import Storage, is_remote, join, scratch_folder
 from attrib.units import unit_rows
 from attrib.vectors import open_embeddings
 
 SEARCH_ROWS = 131_072  # queries whose vectors a search task holds at a time
+SAMPLED_SOURCES = 4_096  # rows, to see how large they are
 
 
 def run(settings: AttributeSettings) -> dict:
     """Attribute every query and return the record. Raises MismatchError unless queries and index come from the same encoder."""
+    baseline_bytes()
     storage = Storage(settings.storage)
     index = open_index(settings.index, storage)
     queries = open_embeddings(settings.queries, storage)
@@ -60,6 +66,7 @@ def run(settings: AttributeSettings) -> dict:
         settings.run_id or run_identity(settings, inputs)[:16], index.encoder["model_digest"], index.digest
     )
     print(job.describe(), file=sys.stderr)
+    admitted = admit(_estimate(job, storage), settings)
     _search(job, storage)
     merge_blocks(job, storage)
     describe_sources(job, storage)
@@ -85,9 +92,33 @@ def run(settings: AttributeSettings) -> dict:
         "index_digest": index.digest,
         "index_recall": index.recall,
         "batch_recall": _check_recall(job, storage),
+        "estimate": admitted.to_dict(),
     }
     storage.delete_folder(join(settings.output, "_partials"))
     return finish(settings, RECORD, inputs, results, storage)
+
+
+def _estimate(job: AttributionJob, storage: Storage) -> Estimate:
+    settings, index = job.settings, job.index
+    num_rows, dimension = max(block_rows(block) for block in job.blocks), job.queries.dimension
+    sizes = [shard["num_vectors"] for shard in index.shards]
+    sources = storage.read_rows(join(index.shard_uri(0), "sources.parquet"), 0, min(SAMPLED_SOURCES, sizes[0]))
+    return estimate_attribute(
+        shard_sizes(dimension, index.plan, sizes, num_rows, RowBytes.of(sources)),
+        num_queries=sum(job.queries.num_rows),
+        queries_together=SEARCH_ROWS,
+        block_rows=num_rows,
+        top_k=settings.top_k,
+        num_candidates=job.num_candidates if job.scans_codes else settings.top_k,
+        nprobe=job.plan.nprobe,
+        query=row_bytes(job.manifest, storage),
+        search_seconds=job.plan.seconds,
+        baseline_bytes=baseline_bytes(),
+        rates=measure_machine(dimension, settings.threads_per_task),
+        num_workers=max(1, num_cluster_cpus() // settings.threads_per_task),
+        copies_shards=is_remote(index.uri),
+        on_gpus=job.device == "cuda",
+    )
 
 
 def _search(job: AttributionJob, storage: Storage) -> None:

@@ -7,17 +7,20 @@ import numpy as np
 import pyarrow as pa
 
 from attrib.config import digest
+from attrib.distributed.admission import admit
 from attrib.distributed.sampling import sample_vectors
-from attrib.distributed.session import connect, device_of, num_node_cpus
+from attrib.distributed.session import connect, device_of, num_cluster_cpus, num_node_cpus
 from attrib.distributed.tasks import run_units
 from attrib.errors import AttribError
 from attrib.index import RECORD, SHARD_RECORD, TEMPLATE, build_shard, open_shard, shard_name
 from attrib.manifest import Manifest, open_manifest
 from attrib.planning import IndexPlan, group_partitions, plan_index, training_rows
+from attrib.probing import baseline_bytes, measure_machine, row_bytes
 from attrib.progress import Progress
 from attrib.recall import recall, recall_by_nprobe, smallest_nprobe, without_self
 from attrib.records import begin, finish
 from attrib.search import Candidates, merge, search_shard
+from attrib.search_estimates import estimate_index, shard_sizes
 from attrib.search_plan import measure_rates
 from attrib.settings import IndexSettings
 from attrib.storage import Storage, bytes_sha256, join, scratch_folder
@@ -30,6 +33,7 @@ MAX_HELD_OUT_SHARE = 0.2
 
 def run(settings: IndexSettings) -> dict:
     """Build the index and return its record. Raises AttribError if there is nothing to index or no kind fits the memory of a worker."""
+    baseline_bytes()
     storage = Storage(settings.storage)
     embeddings = open_embeddings(settings.embeddings, storage)
     manifest = open_manifest(embeddings.manifest_uri, storage)
@@ -48,12 +52,19 @@ def run(settings: IndexSettings) -> dict:
 
     device = device_of(settings.device, "index")
     held_out_rows = min(settings.held_out_rows, max(1, int(MAX_HELD_OUT_SHARE * num_vectors)))
-    sample_ids, sample = sample_vectors(embeddings, held_out_rows + training_rows(settings, plan), storage)
+    sizes_of = shard_sizes(embeddings.dimension, plan, sizes, max(embeddings.num_rows), row_bytes(manifest, storage))
+    rates = measure_machine(embeddings.dimension, settings.threads_per_task)
+    num_workers = max(1, num_cluster_cpus() // settings.threads_per_task)
+    num_training = training_rows(settings, plan)
+    admitted = admit(
+        estimate_index(sizes_of, num_training, held_out_rows, baseline_bytes(), rates, num_workers), settings
+    )
+    sample_ids, sample = sample_vectors(embeddings, held_out_rows + num_training, storage)
     held_out_ids, held_out = sample_ids[:held_out_rows], unit_rows(sample[:held_out_rows])
     template_uri = _train(settings, sample[held_out_rows:], plan, device, storage)
     shards = _build_shards(settings, plan, embeddings, manifest, groups, template_uri, device, storage)
     measured = _measure(settings, plan, shards, template_uri, held_out_ids, held_out, storage)
-    rates = run_units(_rates_task, [(settings, embeddings.dimension)], num_cpus=settings.threads_per_task)
+    search_rates = run_units(_rates_task, [(settings, embeddings.dimension)], num_cpus=settings.threads_per_task)
     template_sha256 = bytes_sha256(storage.read_bytes(template_uri)) if template_uri else None
     results = {
         "encoder": embeddings.encoder,
@@ -68,7 +79,8 @@ def run(settings: IndexSettings) -> dict:
         "shards": shards,
         "vectors_fit": plan.template_bytes + 2 * embeddings.dimension * max(sizes)
         <= settings.worker_memory_gib * 2**30,
-        "rates": next(iter(rates))[1],
+        "rates": next(iter(search_rates))[1],
+        "estimate": admitted.to_dict(),
         "digest": digest(
             [embeddings.encoder, plan.kind, inputs, template_sha256, [shard["files"] for shard in shards]]
         ),

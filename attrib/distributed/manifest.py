@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -9,21 +10,26 @@ import pyarrow.compute as pc
 
 from attrib.config import digest
 from attrib.corpus import RESERVED_COLUMNS, ListingUnit, list_images, list_units, open_sidecar
-from attrib.distributed.session import connect
+from attrib.distributed.admission import admit
+from attrib.distributed.session import connect, num_cluster_cpus
 from attrib.distributed.tasks import run_units
 from attrib.errors import AttribError
+from attrib.estimates import Estimate, estimate_manifest
 from attrib.identity import duplicated_ids, resolve_collisions
 from attrib.manifest import RECORD, Slice, build_partition, ids_digest, part_name, plan_partitions
+from attrib.probing import RowBytes, baseline_bytes
 from attrib.progress import Progress
 from attrib.records import begin, finish
 from attrib.settings import CollectionSettings, ManifestSettings
 from attrib.storage import Storage, join
 
 LISTINGS = "_listings"
+SAMPLE_ROWS = 4_096  # of a listing, to see how large its rows are
 
 
 def run(settings: ManifestSettings) -> dict:
     """Make the manifest and return its record. Raises AttribError for an empty collection or a key that occurs twice."""
+    baseline_bytes()
     storage = Storage(settings.storage)
     record = begin(settings, RECORD, {}, storage, resumable=False)
     if record:
@@ -43,6 +49,7 @@ def run(settings: ManifestSettings) -> dict:
     listings = [join(settings.output, LISTINGS, f"unit-{i:06d}.parquet") for i in range(len(units))]
     ids_by_unit: list[np.ndarray] = [np.empty(0, np.int64)] * len(units)
     progress = Progress(f"list {collection.name}", len(units), "units")
+    started = time.monotonic()
     schemas: list[pa.Schema | None] = [None] * len(units)
     work = ((unit, collection, uri, storage) for unit, uri in zip(units, listings))
     for i, (ids, schema) in run_units(_list_unit, work):
@@ -54,6 +61,7 @@ def run(settings: ManifestSettings) -> dict:
     if not len(sorted_ids):
         wanted = f"files ending in {', '.join(collection.extensions)}" if collection.format != "parquet" else "rows"
         raise AttribError(f"collection {collection.name!r}: no {wanted} below {collection.uri}")
+    admit(_estimate(settings, listings, ids_by_unit, time.monotonic() - started, storage), settings)
     moved = _settle_collisions(sorted_ids, listings, ids_by_unit, storage)
     sorted_ids = np.union1d(sorted_ids, np.array(list(moved.values()), np.int64))
 
@@ -84,6 +92,27 @@ def run(settings: ManifestSettings) -> dict:
     }
     storage.delete_folder(join(settings.output, LISTINGS))
     return finish(settings, RECORD, {}, results, storage)
+
+
+def _estimate(
+    settings: ManifestSettings,
+    listings: list[str],
+    ids_by_unit: list[np.ndarray],
+    listed_seconds: float,
+    storage: Storage,
+) -> Estimate:
+    """What a collection costs is known once it is listed."""
+    largest = max(range(len(listings)), key=lambda unit: len(ids_by_unit[unit]))
+    sample = storage.read_rows(listings[largest], 0, min(SAMPLE_ROWS, len(ids_by_unit[largest])))
+    num_images, num_workers = sum(map(len, ids_by_unit)), num_cluster_cpus()
+    return estimate_manifest(
+        num_images=num_images,
+        partition_rows=settings.partition_rows,
+        row=RowBytes.of(sample),
+        baseline_bytes=baseline_bytes(),
+        num_workers=num_workers,
+        seconds_per_image=listed_seconds * num_workers / num_images,
+    )
 
 
 def _list_unit(

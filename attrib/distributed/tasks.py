@@ -71,6 +71,6 @@ def _warn_if_too_large(needed: dict[str, float]) -> None:
         if amount > largest:
             print(
                 f"WARNING: a task needs {amount:g} {name} and the largest node has {largest:g}: waiting for a larger node. "
-                "If none will come, stop and lower threads_per_task or worker_memory_gib",
+                "If none will come, stop and lower threads_per_task",
                 file=sys.stderr,
             )

@@ -21,18 +21,23 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from safetensors.torch import load, save
 
-from attrib.backbone import Network, load_network, model_digest, preprocessing_of
+from attrib.backbone import Network, load_encoder, load_network, model_digest, preprocessing_of
 from attrib.batches import InputBatches, Inputs
+from attrib.distributed.admission import admit
 from attrib.distributed.features import sampled_images, view_features
-from attrib.distributed.session import connect, num_cluster_gpus
+from attrib.distributed.session import connect, num_cluster_cpus, num_cluster_gpus
 from attrib.distributed.tasks import plain_errors
 from attrib.errors import AttribError
+from attrib.estimates import Estimate, estimate_train
+from attrib.features import FeatureExtractor
 from attrib.fine_tuning import PixelBatches
 from attrib.fitting import fitted_model, paired_inputs, read_pairs, training_inputs, with_control
 from attrib.manifest import Manifest, open_manifest
 from attrib.model import AttributionModel, save_model
+from attrib.probing import baseline_bytes, measure_machine, probe_encoder
+from attrib.projection import projected_sizes
 from attrib.records import begin, finish
-from attrib.settings import BackboneSettings
+from attrib.settings import BackboneSettings, EmbedSettings
 from attrib.storage import Storage, is_remote, join
 from attrib.student import parallel, student_of, trained_groups
 from attrib.train_settings import TrainSettings
@@ -50,6 +55,7 @@ MAX_FAILURES = 3  # of workers, in one run
 
 def run(settings: TrainSettings) -> dict:
     """Train, or make a control, and return the record. A run that was killed continues from its last epoch."""
+    baseline_bytes()
     storage = Storage(settings.storage)
     settings = with_control(settings)
     manifest = open_manifest(settings.manifest, storage)
@@ -64,9 +70,41 @@ def run(settings: TrainSettings) -> dict:
     if record:
         return record
     connect(settings.ray, dashboard=True)
+    admit(_estimate(settings, manifest, storage), settings, {"max_process_gib": "lower max_images or views_per_image"})
     started = time.monotonic()
     results = _train(settings, manifest, synthetic, network, storage)
     return finish(settings, RECORD, inputs, results | {"seconds": round(time.monotonic() - started, 1)}, storage)
+
+
+def _estimate(settings: TrainSettings, manifest: Manifest, storage: Storage) -> Estimate:
+    """Of features and training; unpaired generated images are not counted, since only the originals of them are read."""
+    encoder = load_encoder(settings.backbone, storage)
+    embed = EmbedSettings(
+        manifest=settings.manifest,
+        output=settings.output,
+        backbone=settings.backbone,
+        chunk_rows=settings.chunk_rows,
+        storage=settings.storage,
+    )
+    probe = probe_encoder(encoder, manifest, embed, storage)
+    sizes = FeatureExtractor(encoder.model, settings.features, encoder.preprocessing.crop_px).sizes
+    num_images = min(settings.max_images, manifest.num_images)
+    projected = projected_sizes(sizes, num_images, settings.head)
+    inputs = [sum(projected[block] for block in part.blocks) for part in settings.head.parts.values()]
+    uses_views = settings.head.net != "none" and not settings.fine_tune and settings.control is None
+    return estimate_train(
+        num_images=num_images,
+        views_per_image=settings.views_per_image if uses_views else 0,
+        feature_dimension=sum(sizes.values()),
+        largest_block=max(sizes.values()),
+        input_dimension=sum(inputs),
+        num_parameters=sum(size * size for size in inputs) if settings.head.net != "none" else 0,
+        num_epochs=settings.optimiser.num_epochs,
+        images_in_flight=settings.chunk_rows,
+        probe=probe,
+        rates=measure_machine(256, 1),
+        num_workers=num_cluster_cpus(),
+    )
 
 
 def _train(

@@ -1,0 +1,94 @@
+"""Estimates of the index and attribute jobs against real work, at sizes that no constant was fitted on."""
+
+import numpy as np
+import pytest
+from measured import folder_bytes, measure, template
+from shards import STORAGE, make_sources, write_embeddings
+
+from attrib.index import TEMPLATE, shard_name
+from attrib.manifest import part_name
+from attrib.probing import MachineRates, RowBytes
+from attrib.search_estimates import (
+    ShardSizes,
+    build_bytes,
+    estimate_attribute,
+    estimate_index,
+    results_bytes,
+    search_bytes,
+)
+from attrib.template import write_template
+
+TOLERANCE = 0.25
+RATES = MachineRates(5e10, 8e8, 1e9, 1e9, 1e9, 1e8)
+
+
+@pytest.mark.parametrize(
+    ("num_vectors", "dimension", "num_lists", "num_queries", "k", "nprobe"),
+    [(90_000, 160, 512, 12_000, 10, 16), (50_000, 320, 0, 6_000, 20, 0)],
+)
+def test_a_shard_takes_the_memory_and_the_bytes_that_were_estimated(
+    tmp_path, num_vectors, dimension, num_lists, num_queries, k, nprobe
+):
+    generator = np.random.default_rng(dimension)
+    ids = generator.permutation(np.unique(generator.integers(0, 2**62, num_vectors)))
+    partition_of = np.sort(np.arange(num_vectors) % 3)
+    vectors = generator.standard_normal((num_vectors, dimension), dtype=np.float32).astype(np.float16)
+    partitions = write_embeddings(tmp_path, ids, vectors, partition_of).num_rows
+    for partition in range(3):
+        sources = make_sources(ids[partition_of == partition])
+        STORAGE.write_table(str(tmp_path / "manifest" / part_name(partition)), sources)
+    if num_lists:
+        write_template(template(num_lists, dimension), str(tmp_path / TEMPLATE), STORAGE)
+    write_embeddings(tmp_path / "queries", np.arange(num_queries), vectors[:num_queries], np.zeros(num_queries, int))
+    sizes = ShardSizes(
+        num_vectors, 1, num_vectors, dimension, num_lists, 0, RowBytes.of(make_sources(ids[:2000])), max(partitions)
+    )
+
+    built = measure("build", folder=str(tmp_path), dimension=dimension, num_lists=num_lists, partitions=partitions)
+    on_disk = folder_bytes(tmp_path / shard_name(0)) + sizes.template_bytes
+    assert on_disk == pytest.approx(sizes.disk_bytes, rel=TOLERANCE)
+    _check(built, build_bytes(sizes))
+    searched = measure("search", folder=str(tmp_path), num_queries=num_queries, dimension=dimension, k=k, nprobe=nprobe)
+    _check(searched, search_bytes(sizes, num_queries, nprobe, k))
+    most = searched["baseline_bytes"] + search_bytes(sizes, num_queries, nprobe, k) + sizes.mapped_bytes
+    assert searched["peak_bytes"] <= (1 + TOLERANCE) * most
+
+
+def _check(found: dict, estimated: int) -> None:
+    """Beyond the libraries, and with them. Mapped files are the page cache's and not counted."""
+    growth = found["anonymous_bytes"] - found["baseline_anonymous_bytes"]
+    assert growth == pytest.approx(estimated, rel=TOLERANCE)
+    baseline = found["baseline_bytes"]
+    assert baseline + growth == pytest.approx(baseline + estimated, rel=TOLERANCE)
+
+
+def sizes(num_vectors: int, num_shards: int, num_lists: int = 4096) -> ShardSizes:
+    return ShardSizes(num_vectors, num_shards, -(-num_vectors // num_shards), 256, num_lists, 0, RowBytes(100, 40))
+
+
+def test_memory_of_a_worker_follows_the_shard_and_not_the_index():
+    some, more = (estimate_index(sizes(n, n // 10**6), 65_536, 1000, 10**8, RATES, 4) for n in (4 * 10**6, 4 * 10**9))
+    assert some.worker_bytes == more.worker_bytes and some.scratch_bytes == more.scratch_bytes
+    assert more.output_bytes == pytest.approx(1000 * some.output_bytes, rel=0.01)
+    assert estimate_index(sizes(10**6, 1), 65_536, 1000, 10**8, RATES, 4).num_workers == 1
+
+
+def test_a_batch_of_any_size_takes_the_memory_of_what_is_read_together():
+    few, many = (
+        estimate_attribute(
+            sizes(10**6, 1000), n, 131_072, 100_000, 10, 10, 16, RowBytes(100, 40), 60.0, 10**8, RATES, 2, True
+        )
+        for n in (200_000, 2_000_000)
+    )
+    assert few.worker_bytes == many.worker_bytes
+    assert many.output_bytes == pytest.approx(10 * few.output_bytes)
+    assert many.temporary_bytes == pytest.approx(10 * few.temporary_bytes)
+    assert few.scratch_bytes == few.mapped_bytes > 0
+
+
+def test_re_ranking_many_candidates_and_wide_blocks_cost_memory():
+    one = sizes(10**6, 1)
+    assert search_bytes(one, 10_000, 16, 80) > search_bytes(one, 10_000, 16, 10)
+    assert search_bytes(one, 10_000, 512, 10) > search_bytes(one, 10_000, 16, 10)
+    query = RowBytes(100, 40)
+    assert results_bytes(one, 10_000, 10_000, 50, 50, query) > results_bytes(one, 10_000, 10_000, 10, 10, query)

@@ -92,6 +92,11 @@ def block_rows(block: list[Slice]) -> int:
     return sum(part.stop - part.start for part in block)
 
 
+def lists_uri(output: str, block: int) -> str:
+    """The lists that each query probes, the same in every shard: int32 [n, nprobe]."""
+    return join(_partials(output, block), "lists.npy")
+
+
 def partial_uri(output: str, block: int, shard: int) -> str:
     """Candidates of one shard."""
     return join(_partials(output, block), f"shard-{shard:05d}.parquet")

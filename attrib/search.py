@@ -11,6 +11,7 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import faiss
 import numpy as np
 
 from attrib.index import Shard
@@ -46,12 +47,13 @@ def search_shard(
     nprobe: int,
     compressed: bool,
     kernel: type[CpuKernel] = CpuKernel,
+    lists: np.ndarray | None = None,
 ) -> Candidates:
     """Candidates of one shard for unit queries float32 [n, d], by query. nprobe: lists that each query sees; 0: all vectors.
 
     compressed: scan the codes; the `num_candidates` best by scan score (and what ties with the last of them), each with its exact score, for
     `merge` to cut over all shards. Otherwise the vectors are scanned, and these are the k nearest of what was probed. kernel: where the arithmetic
-    runs (kernels.CpuKernel, torch_kernel.TorchKernel).
+    runs (kernels.CpuKernel, torch_kernel.TorchKernel). lists: int [n, nprobe], those that each query probes, where they are known.
     """
     width = max(num_candidates, k) if compressed else k
     rows = min(QUERY_ROWS, max(1, SCAN_CELLS // max(nprobe, 1)))
@@ -61,17 +63,24 @@ def search_shard(
         # A vector among the `width` best by exact score may be below the width-th best scan score by two rounding errors.
         margin = SCAN_TOLERANCE if compressed else 2 * kernel.tolerance
         best = _Best(shard, kernel(block, width, margin), block, k, compressed)
-        _scan(shard, best, block, nprobe, compressed)
+        if nprobe and shard.offsets is not None:
+            probed = probed_lists(shard.template, block, nprobe) if lists is None else lists[start : start + rows]
+            _scan(shard, best, _visits(shard, probed), compressed)
+        else:
+            _scan(shard, best, _everything(shard, len(block)), compressed)
         part = best.finish()
         found.append(Candidates(part.query + start, part.id, part.scan_score, part.score))
     return _concatenate(found)
 
 
-def _scan(shard: Shard, best: "_Best", queries: np.ndarray, nprobe: int, compressed: bool) -> None:
+def probed_lists(template: faiss.IndexIVF, queries: np.ndarray, nprobe: int) -> np.ndarray:
+    """int32 [n, nprobe]: the lists that unit queries float32 [n, d] probe; of all lists, where nprobe is more."""
+    return nearest_lists(template, queries, min(nprobe, template.nlist)).astype(np.int32)
+
+
+def _scan(shard: Shard, best: "_Best", visits: Iterator[tuple[int, int, int, np.ndarray]], compressed: bool) -> None:
+    """visits: list number, its rows [start, stop), and the queries that want it, int64 [m]."""
     kernel = best.kernel
-    visits = (
-        _probed_lists(shard, queries, nprobe) if nprobe and shard.offsets is not None else _everything(shard, queries)
-    )
     upcoming = next(visits, None)
     while upcoming is not None:
         (list_number, start, stop, rows), upcoming = upcoming, next(visits, None)
@@ -89,15 +98,14 @@ def _scan(shard: Shard, best: "_Best", queries: np.ndarray, nprobe: int, compres
                 best.add(some[query], position + first, score)
 
 
-def _everything(shard: Shard, queries: np.ndarray) -> Iterator[tuple[int, int, int, np.ndarray]]:
-    rows = np.arange(len(queries))
+def _everything(shard: Shard, num_queries: int) -> Iterator[tuple[int, int, int, np.ndarray]]:
+    rows = np.arange(num_queries)
     for start in range(0, len(shard.ids), BLOCK_ROWS):
         yield 0, start, min(start + BLOCK_ROWS, len(shard.ids)), rows
 
 
-def _probed_lists(shard: Shard, queries: np.ndarray, nprobe: int) -> Iterator[tuple[int, int, int, np.ndarray]]:
-    """List number, its rows [start, stop), and the queries that probe it, int64 [m], for every list that is neither empty nor unprobed."""
-    lists = nearest_lists(shard.template, queries, min(nprobe, shard.template.nlist))
+def _visits(shard: Shard, lists: np.ndarray) -> Iterator[tuple[int, int, int, np.ndarray]]:
+    """Every list that is neither empty nor unprobed. lists: int [n, nprobe], of each query."""
     order = np.argsort(lists, axis=None, kind="stable")
     query = order // lists.shape[1]
     ends = np.cumsum(np.bincount(lists.ravel(), minlength=shard.template.nlist))

@@ -100,7 +100,7 @@ def lists_seconds(
     coarse = num_queries * num_lists * dimension * rates.per_block_product
     seen = index.num_vectors * dimension * min(1.0, visited / num_lists) * rates.per_value
     products = num_queries * probed_share * index.num_vectors * dimension * rates.per_list_product
-    return len(index.shards) * (coarse + visited * rates.per_list) + seen + products
+    return coarse + len(index.shards) * visited * rates.per_list + seen + products
 
 
 def plan_search(index: Index, num_queries: int, wanted: str = "auto", nprobe: int | None = None) -> SearchPlan:

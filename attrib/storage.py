@@ -67,6 +67,7 @@ class Storage:
             region=settings.region or ("us-east-1" if settings.endpoint else None),
             connect_timeout=settings.connect_timeout_seconds,
             request_timeout=settings.request_timeout_seconds,
+            allow_delayed_open=True,  # a small object is then one request, not the three of a multipart upload
             retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=settings.max_attempts),
         )
 
@@ -155,6 +156,14 @@ class Storage:
         finally:
             if os.path.exists(beside):
                 os.unlink(beside)
+
+    def write_array(self, uri: str, array: np.ndarray) -> None:
+        sink = io.BytesIO()
+        np.save(sink, array, allow_pickle=False)
+        self.write_bytes(uri, sink.getbuffer())
+
+    def read_array(self, uri: str) -> np.ndarray:
+        return np.load(io.BytesIO(self.read_bytes(uri)), allow_pickle=False)
 
     def write_json(self, uri: str, value) -> None:
         self.write_bytes(uri, json.dumps(value, indent=1, sort_keys=False, default=str).encode())

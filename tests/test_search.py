@@ -7,7 +7,7 @@ from shards import KINDS, exact_scores, flat_shard, make_index, make_plan, neare
 
 from attrib import index, search
 from attrib.kernels import SCAN_TOLERANCE
-from attrib.search import Candidates, merge, ranks, search_shard
+from attrib.search import Candidates, merge, probed_lists, ranks, search_shard
 from attrib.units import unit_rows
 
 NUM_LISTS, K = 8, 10
@@ -130,6 +130,16 @@ def test_partial_probe_equals_brute_force_over_the_probed_lists(
     assert 0 < probed.sum() < probed.size
     found = search_all(shards, queries, K, len(ids), nprobe, kind)
     assert_same(found, nearest(np.where(probed, exact_scores(queries, vectors), -np.inf), ids, K))
+
+
+def test_lists_found_ahead_give_the_same_answers(queries, open_shards, monkeypatch):
+    shards = open_shards("ivf_flat", 2)
+    expected = search_all(shards, queries, K, K, 3, "ivf_flat")
+    lists = probed_lists(shards[0].template, queries, 3)
+    assert lists.shape == (len(queries), 3) and lists.dtype == np.int32
+    monkeypatch.setattr(search, "SCAN_CELLS", 60)
+    found = merge([search_shard(shard, queries, K, K, 3, False, lists=lists) for shard in shards], K)
+    assert np.array_equal(found.id, expected.id) and np.array_equal(found.score, expected.score)
 
 
 @pytest.mark.parametrize("kind", KINDS)

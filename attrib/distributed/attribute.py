@@ -11,7 +11,16 @@ import sys
 import numpy as np
 import pyarrow.compute as pc
 
-from attrib.attribution import RECORD, RunStamp, block_name, block_rows, partial_table, partial_uri, read_block
+from attrib.attribution import (
+    RECORD,
+    RunStamp,
+    block_name,
+    block_rows,
+    lists_uri,
+    partial_table,
+    partial_uri,
+    read_block,
+)
 from attrib.distributed.admission import admit
 from attrib.distributed.attribution_job import AttributionJob, parts_per_shard, pending_blocks, use_threads
 from attrib.distributed.attribution_results import describe_sources, merge_blocks, write_blocks
@@ -26,7 +35,7 @@ from attrib.probing import RowBytes, baseline_bytes, measure_machine, row_bytes
 from attrib.progress import Progress
 from attrib.recall import recall
 from attrib.records import begin, finish, run_identity
-from attrib.search import Candidates, merge, ranks, search_shard
+from attrib.search import Candidates, merge, probed_lists, ranks, search_shard
 from attrib.search_estimates import estimate_attribute, shard_sizes
 from attrib.search_plan import plan_search
 from attrib.settings import AttributeSettings
@@ -125,6 +134,13 @@ def _search(job: AttributionJob, storage: Storage) -> None:
     pending = pending_blocks(job, storage)
     if not pending:
         return
+    if job.shares_lists:
+        progress = Progress("probe", sum(block_rows(job.blocks[b]) for b in pending), "queries")
+        for i, _ in run_units(
+            _probe_task, [(job, block, storage) for block in pending], num_cpus=job.settings.threads_per_task
+        ):
+            progress.update(block_rows(job.blocks[pending[i]]))
+        progress.close()
     num_groups = min(len(pending), parts_per_shard(job))
     units = [
         (job, shard, group.tolist(), storage)
@@ -140,6 +156,15 @@ def _search(job: AttributionJob, storage: Storage) -> None:
     progress.close()
 
 
+def _probe_task(job: AttributionJob, block: int, storage: Storage) -> None:
+    """Which lists a block's queries probe: found once, and not in every shard again."""
+    uri = lists_uri(job.settings.output, block)
+    if not storage.exists(uri):
+        use_threads(job)
+        _, vectors = read_block(job.queries, job.blocks[block], storage)
+        storage.write_array(uri, probed_lists(job.index.read_template(storage), vectors, job.plan.nprobe))
+
+
 def _search_task(job: AttributionJob, shard: int, group: list[int], storage: Storage) -> None:
     pending = [b for b in group if not storage.exists(partial_uri(job.settings.output, b, shard))]
     if not pending:
@@ -149,6 +174,9 @@ def _search_task(job: AttributionJob, shard: int, group: list[int], storage: Sto
         opened = job.open_shard(shard, storage, folder)
         for together in _batches(job, pending):
             read = [read_block(job.queries, job.blocks[block], storage) for block in together]
+            lists = None
+            if job.shares_lists:
+                lists = np.concatenate([storage.read_array(lists_uri(job.settings.output, b)) for b in together])
             found = search_shard(
                 opened,
                 np.concatenate([vectors for _, vectors in read]),
@@ -157,6 +185,7 @@ def _search_task(job: AttributionJob, shard: int, group: list[int], storage: Sto
                 job.plan.nprobe,
                 job.scans_codes,
                 job.kernel(),
+                lists,
             )
             starts = np.cumsum([0, *(len(ids) for ids, _ in read)])
             cuts = np.searchsorted(found.query, starts)

@@ -34,6 +34,11 @@ class AttributionJob:
     def scans_codes(self) -> bool:
         return self.plan.engine == "codes"
 
+    @property
+    def shares_lists(self) -> bool:
+        """Whether the lists that queries probe are found ahead of the search, for all shards."""
+        return self.plan.engine != "exact" and len(self.index.shards) > 1
+
     def describe(self) -> str:
         engine = (
             "exact search" if self.plan.engine == "exact" else f"nprobe {self.plan.nprobe} of {self.index.num_lists:,}"

@@ -71,7 +71,8 @@ def run(settings: ManifestSettings) -> dict:
     num_described = 0
     progress = Progress(f"manifest {collection.name}", len(sorted_ids), "images")
     work = (
-        (slices, listings, moved, collection, join(settings.output, part_name(i)), storage)
+        # A task is given the listings of its own slices: with all of them, arguments would grow with the square of the collection.
+        ([listings[s.unit] for s in slices], slices, moved, collection, join(settings.output, part_name(i)), storage)
         for i, slices in enumerate(partitions)
     )
     for i, (columns, described, order[i], rows[i]) in run_units(_write_partition, work):
@@ -148,15 +149,15 @@ def _settle_collisions(
 
 
 def _write_partition(
-    slices: list[Slice],
     listings: list[str],
+    slices: list[Slice],
     moved: dict[str, int],
     collection: CollectionSettings,
     uri: str,
     storage: Storage,
 ) -> tuple[list[str], int, str, str]:
-    """The metadata columns, how many images the sidecar describes, a digest of the images in their order and places, and one of all that is written."""
-    tables = [storage.read_rows(listings[s.unit], s.start, s.stop) for s in slices]
+    """listings: of each slice. The metadata columns, how many images the sidecar describes, a digest of the images in their order and places, and one of all that is written."""
+    tables = [storage.read_rows(uri, s.start, s.stop) for uri, s in zip(listings, slices)]
     images = build_partition(tables, moved, collection, storage)
     storage.write_table(uri, images)
     columns = [name for name in images.schema.names if name not in RESERVED_COLUMNS]

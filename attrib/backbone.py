@@ -3,7 +3,7 @@
 import ctypes
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import timm
@@ -13,12 +13,21 @@ from safetensors import SafetensorError, safe_open
 
 from attrib.config import digest
 from attrib.errors import AttribError, first_line
+from attrib.folding import fold_batch_norms
 from attrib.images import Preprocessing
 from attrib.model import CHECKPOINT_KEY, AttributionModel, model_from_checkpoint
 from attrib.settings import BackboneSettings
 from attrib.storage import Storage, scratch_folder
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
+KEEP_FROM_BYTES, KEEP_UP_TO_BYTES = 1 << 30, (1 << 31) - 1
+# The environment of a process that encodes in a thread which is not its first: glibc reads it before any thread has an arena of its own, and
+# in such an arena, of 64 MB at most, every large block is mapped afresh whatever `keep_freed_memory` says: 3,000 page faults for an image.
+KEEP_FREED_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(KEEP_FROM_BYTES),
+    "MALLOC_TRIM_THRESHOLD_": str(KEEP_UP_TO_BYTES),
+}
 CPU_BATCH_SIZE = 16  # activations of larger batches fall out of the cache
 GPU_BATCH_SIZE = 128  # as many as a chunk holds by default; a larger one would mostly be padding
 
@@ -53,16 +62,20 @@ class Encoder:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)
+        shape = (2, 3, preprocessing.crop_px, preprocessing.crop_px)
+        probe = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        self._network = fold_batch_norms(self.model, self._normalise(probe))
         # timm's num_features is not always what the pooled output has (MobileNetV3 widens it in the head), so ask the network.
-        probe = torch.zeros(1, 3, preprocessing.crop_px, preprocessing.crop_px, dtype=torch.uint8)
         dimension = self._forward(probe).shape[1]
         self.identity = EncoderIdentity(name, model_digest(name, model), preprocessing.to_dict(), dimension)
 
+    def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        images = self.preprocessing.normalise(pixels, self.device, torch.float32)
+        return images.contiguous(memory_format=torch.channels_last)
+
     @torch.inference_mode()
     def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        images = self.preprocessing.normalise(pixels, self.device, torch.float32)
-        features = self.model(images.contiguous(memory_format=torch.channels_last))
-        return features.float().cpu()
+        return self._network(self._normalise(pixels)).float().cpu()
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [n, 3, h, w], resized and cropped -> float32 [n, d], not normalised.
@@ -90,11 +103,16 @@ class Network:
 
 
 def load_encoder(
-    settings: BackboneSettings, storage: Storage, device: str = "cpu", batch_size: int | None = None
+    settings: BackboneSettings,
+    storage: Storage,
+    device: str = "cpu",
+    batch_size: int | None = None,
+    jpeg_margin: float | None = None,
 ) -> Encoder:
-    """Raises AttribError if the network is unknown to timm or the weights do not fit it."""
+    """jpeg_margin: see Preprocessing. Raises AttribError if the network is unknown to timm or the weights do not fit it."""
     network = load_network(settings, storage)
-    return Encoder(network.model, settings.name, preprocessing_of(network, settings.name), device, batch_size)
+    preprocessing = replace(preprocessing_of(network, settings.name), jpeg_margin=jpeg_margin)
+    return Encoder(network.model, settings.name, preprocessing, device, batch_size)
 
 
 def preprocessing_of(network: Network, name: str) -> Preprocessing:
@@ -183,10 +201,9 @@ def model_digest(name: str, model: torch.nn.Module) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed: by default every activation is mapped afresh and zeroed page by page."""
+    """Tell glibc to keep what is freed, in the first thread of a process: by default every activation is mapped afresh and zeroed page by page."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
-        # Ray Data calls an encoder from a thread of its own, whose arena could not hold large blocks and would map them each time.
         mallopt(M_ARENA_MAX, 1)
-        mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+        mallopt(M_MMAP_THRESHOLD, KEEP_FROM_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEEP_UP_TO_BYTES)

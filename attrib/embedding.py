@@ -12,10 +12,10 @@ from pyarrow import ipc
 from attrib.backbone import Encoder
 from attrib.corpus import read_image_or_error, read_parquet_images
 from attrib.errors import ImageError
-from attrib.images import Preprocessing, decode_image
+from attrib.images import Preprocessing
 from attrib.manifest import Manifest
 from attrib.settings import EmbedSettings
-from attrib.storage import Storage
+from attrib.storage import Storage, is_remote
 from attrib.vectors import OUTCOME_FIELDS, schema
 
 
@@ -48,7 +48,9 @@ def prepare_images(
 ) -> PreparedChunk:
     """Read, decode and resize the images of some manifest rows; a failure becomes its row's stage and reason."""
     rows = images.select(["id", "uri", "offset", "num_bytes", "row_group", "row"]).to_pylist()
-    outcomes, pixels = [], []
+    # In one piece: small arrays kept among the decoder's large ones would leave holes that nothing fits into.
+    pixels = np.empty((len(rows), 3, preprocessing.crop_px, preprocessing.crop_px), np.uint8)
+    outcomes, num_decoded = [], 0
     for row, data in zip(rows, read_all(rows, manifest, settings.io_threads, storage)):
         outcome = {"id": row["id"]}
         outcomes.append(outcome)
@@ -56,22 +58,23 @@ def prepare_images(
             if isinstance(data, ImageError):
                 raise data
             outcome["content_sha256"] = sha256(data).digest()
-            image = decode_image(data, max_megapixels=settings.max_megapixels)
+            image = preprocessing.decode(data, max_megapixels=settings.max_megapixels)
             outcome |= {"width": image.width, "height": image.height, "format": image.format}
-            pixels.append(preprocessing.resize_and_crop(image.pixels).numpy())
+            pixels[num_decoded] = preprocessing.resize_and_crop(image).numpy()
+            num_decoded += 1
         except ImageError as error:
             outcome |= {"stage": error.stage, "reason": error.reason}
-    shape = (0, 3, preprocessing.crop_px, preprocessing.crop_px)
-    return PreparedChunk(
-        pa.Table.from_pylist(outcomes, schema=pa.schema(OUTCOME_FIELDS)),
-        np.stack(pixels) if pixels else np.empty(shape, np.uint8),
-    )
+    return PreparedChunk(pa.Table.from_pylist(outcomes, schema=pa.schema(OUTCOME_FIELDS)), pixels[:num_decoded])
 
 
 def read_all(rows: list[dict], manifest: Manifest, io_threads: int, storage: Storage) -> Iterator[bytes | ImageError]:
     """The encoded bytes of manifest rows (LOCATION_FIELDS), in their order, or why they could not be read."""
     if manifest.collection.bytes_column:
         yield from read_parquet_images(rows, manifest.collection.bytes_column, storage)
+        return
+    if not any(is_remote(row["uri"]) for row in rows):
+        # The system reads local files ahead; threads would only take turns with the decoder.
+        yield from (read_image_or_error(row, storage) for row in rows)
         return
 
     with ThreadPoolExecutor(io_threads) as pool:

@@ -2,7 +2,8 @@
 
 The files come from anywhere, so the header is judged before any pixel is decoded, and every way in which a file can be bad ends in
 an ImageError that fits into one row of a failures table. Pillow reads the header and decodes whatever is rare; TorchCodec decodes
-plain JPEGs, which most of the web is made of, to the same values in less time.
+plain JPEGs, which most of the web is made of, to the same values in less time. Large JPEGs may be decoded at a fraction of their size, which
+only Pillow offers.
 """
 
 import io
@@ -52,6 +53,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = (5, 6, 7, 8)
+JPEG_SHRINKS = (8, 4, 2)  # what libjpeg scales by in the frequency domain and Pillow offers
 FULL_SCALES = (1.0, 255.0, 65535.0)
 MAX_REASON_CHARS = 200
 # Above this ratio of the sides, resizing all of the image before the crop wastes most of the work (1x5000 would pass through 983 MB).
@@ -62,12 +65,17 @@ CropMode = Literal["center", "squash"]  # as timm names them
 
 @dataclass(frozen=True, eq=False)
 class DecodedImage:
-    """pixels: uint8 [3, height, width], RGB, upright; width and height in pixels; format: Pillow's name, e.g. "JPEG"."""
+    """An upright RGB picture. width, height: of the original, in pixels; format: Pillow's name, e.g. "JPEG".
+
+    pixels: uint8 [3, ceil(height / shrink), ceil(width / shrink)]. What does not divide leaves a last row or column that the picture
+    fills in part.
+    """
 
     pixels: torch.Tensor
     width: int
     height: int
     format: str
+    shrink: int = 1
 
 
 def decoder_name() -> Literal["torchcodec", "pillow"]:
@@ -75,8 +83,11 @@ def decoder_name() -> Literal["torchcodec", "pillow"]:
     return "pillow" if decode_jpeg is None else "torchcodec"
 
 
-def decode_image(data: bytes, *, max_megapixels: float) -> DecodedImage:
+def decode_image(data: bytes, *, max_megapixels: float, min_side_px: float = math.inf) -> DecodedImage:
     """The first frame of an encoded image as 8-bit RGB with its EXIF orientation applied; the content alone decides the format.
+
+    A JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8 of its size that leaves its shorter side min_side_px pixels or more: scaled in
+    the frequency domain, which costs less than to decode and to shrink what is then thrown away. Other formats have no such scaling.
 
     Transparent parts are composited on white, the background on which most viewers show them: the colours stored under alpha 0
     are whatever an editor left there. 16-bit samples keep their high byte; 32-bit integer and float samples are scaled from
@@ -95,7 +106,11 @@ def decode_image(data: bytes, *, max_megapixels: float) -> DecodedImage:
         # Pillow accepts a JPEG whose tail is zeros, as interrupted downloads leave it, and TorchCodec does not.
         if is_jpeg and not _has_end_of_image(data):
             raise ImageError("decode", f"damaged {header.format}: truncated, it has no end-of-image marker")
-        pixels = _decode_plain_jpeg(data, width, height) if is_jpeg and _is_plain(header) else None
+        shrink = _shrink(header, min_side_px) if is_jpeg else 1
+        if shrink > 1:
+            header.draft(None, (width // shrink, height // shrink))
+        is_plain = is_jpeg and shrink == 1 and _is_plain(header)
+        pixels = _decode_plain_jpeg(data, width, height) if is_plain else None
         if pixels is None:
             pixels = _decode_with_pillow(header)
     except ImageError:
@@ -104,7 +119,11 @@ def decode_image(data: bytes, *, max_megapixels: float) -> DecodedImage:
         raise ImageError("decode", f"out of memory for {width}x{height} pixels") from None
     except Exception as error:
         raise ImageError("decode", f"damaged {header.format}: {_brief(error)}") from error
-    return DecodedImage(pixels, width=pixels.shape[2], height=pixels.shape[1], format=header.format)
+    if shrink == 1:
+        height, width = pixels.shape[1:]
+    elif _orientation(header) in SIDEWAYS:
+        width, height = height, width
+    return DecodedImage(pixels, width=width, height=height, format=header.format, shrink=shrink)
 
 
 def _read_header(data: bytes, max_megapixels: float) -> ImageFile.ImageFile:
@@ -161,6 +180,16 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _shrink(header: ImageFile.ImageFile, min_side_px: float) -> int:
+    width, height = header.size
+    for shrink in JPEG_SHRINKS:
+        # A turn would move the row or column that the picture fills in part from the end to the start, where no one expects it.
+        divides = width % shrink == 0 and height % shrink == 0
+        if min(width, height) >= shrink * min_side_px and (divides or _orientation(header) not in TURNS):
+            return shrink
+    return 1
+
+
 def _is_plain(header: ImageFile.ImageFile) -> bool:
     # TorchCodec turns by EXIF as well, but not by XMP as Pillow does, so every turned image goes one way.
     return header.mode in ("RGB", "L") and _orientation(header) not in TURNS
@@ -193,7 +222,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert() copies even where there is nothing to do
 
 
 def _scale_to_8_bit(samples: np.ndarray) -> np.ndarray:
@@ -212,7 +241,8 @@ class Preprocessing:
     """A backbone's input: the shorter side resized to resize_px, the centre crop_px x crop_px cut out, then (x / 255 - mean) / std.
 
     mean and std: per RGB channel, on the scale of 0 to 1. With crop_mode "squash" both sides are resized to resize_px, so that with a
-    crop_px as large nothing of the picture is lost. Raises ValueError that names the invalid value.
+    crop_px as large nothing of the picture is lost. jpeg_margin: a JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8 of its size that
+    leaves its shorter side jpeg_margin times resize_px; None: always at its full size. Raises ValueError that names the invalid value.
     """
 
     resize_px: int
@@ -221,6 +251,7 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop_mode: CropMode = "center"
+    jpeg_margin: float | None = None
 
     def __post_init__(self):
         if self.crop_mode not in get_args(CropMode):
@@ -233,6 +264,10 @@ class Preprocessing:
             )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std} must have three values each, those of std above 0")
+        if self.jpeg_margin is not None and not self.jpeg_margin >= 1:
+            raise ValueError(
+                f"jpeg_margin {self.jpeg_margin} must be 1 or more: below it the picture would be enlarged"
+            )
 
     @classmethod
     def from_timm(cls, data_config: dict) -> "Preprocessing":
@@ -260,43 +295,54 @@ class Preprocessing:
         """The inverse of to_dict. Raises TypeError for missing or unknown keys and ValueError for invalid values."""
         return cls(**(values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])}))
 
-    def resize_and_crop(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 [3, h, w] -> uint8 [3, crop_px, crop_px], as timm's evaluation transform gives for a Pillow image.
+    def decode(self, data: bytes, *, max_megapixels: float) -> DecodedImage:
+        """As decode_image, with the scaling that these settings allow."""
+        min_side_px = math.inf if self.jpeg_margin is None else self.jpeg_margin * self.resize_px
+        return decode_image(data, max_megapixels=max_megapixels, min_side_px=min_side_px)
 
-        On photographs at most 2 grey levels apart, 0.003 in the mean. Pillow filters some tall panoramas in the other order of the axes,
-        which is up to 20 grey levels apart at single pixels of white noise, 0.4 in the mean.
+    def resize_and_crop(self, image: DecodedImage | torch.Tensor) -> torch.Tensor:
+        """An image, or uint8 [3, h, w] -> uint8 [3, crop_px, crop_px], as timm's evaluation transform gives for a Pillow image.
+
+        On photographs at most 2 grey levels apart, 0.003 in the mean, where the decoder did not scale. Pillow filters some tall panoramas in
+        the other order of the axes, which is up to 20 grey levels apart at single pixels of white noise, 0.4 in the mean.
         """
-        height, width = pixels.shape[1:]
+        if isinstance(image, torch.Tensor):
+            image = DecodedImage(image, image.shape[2], image.shape[1], "")
+        shorter = min(image.height, image.width)
         if self.crop_mode == "squash":
-            return self._squash(pixels)
-        if max(height, width) > PANORAMA_RATIO * min(height, width):
-            return self._resize_the_centre(pixels)
-        resized = functional.resize(
-            pixels, [self.resize_px], interpolation=InterpolationMode(self.interpolation), antialias=True
-        )
+            size = [self.resize_px, self.resize_px]
+        else:
+            size = [self.resize_px * image.height // shorter, self.resize_px * image.width // shorter]
+            if max(image.height, image.width) > PANORAMA_RATIO * shorter:
+                return self._resize_the_centre(image, *size)
+        if image.shrink == 1:
+            mode = InterpolationMode(self.interpolation)
+            resized = functional.resize(image.pixels, size, interpolation=mode, antialias=True)
+        else:
+            resized = self._resize_what_is_filled(image, *size)
         return functional.center_crop(resized, [self.crop_px, self.crop_px])
 
-    def _squash(self, pixels: torch.Tensor) -> torch.Tensor:
-        resized = functional.resize(
-            pixels, [self.resize_px] * 2, interpolation=InterpolationMode(self.interpolation), antialias=True
+    def _resize_what_is_filled(self, image: DecodedImage, height: int, width: int) -> torch.Tensor:
+        """The same grid over the picture as without scaling: whole pixels would move it by up to half of one, which costs ten times the accuracy."""
+        scales = [size * image.shrink / full for size, full in ((height, image.height), (width, image.width))]
+        # Rounded down by torch to the size of the result: a hair more than a whole number, never a hair less.
+        scales = [scale * (1 + 1e-9) for scale in scales]
+        resized = torch.nn.functional.interpolate(
+            image.pixels[None], scale_factor=scales, mode=self.interpolation, antialias=True
         )
-        return functional.center_crop(resized, [self.crop_px, self.crop_px])
+        return resized[0, :, :height, :width]
 
-    def _resize_the_centre(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _resize_the_centre(self, image: DecodedImage, resized_height: int, resized_width: int) -> torch.Tensor:
         """The same result where only the source pixels under the crop (and the filter's reach around it) are touched."""
-        height, width = pixels.shape[1:]
-        shorter = min(height, width)
-        resized_height, resized_width = self.resize_px * height // shorter, self.resize_px * width // shorter
         top, left = round((resized_height - self.crop_px) / 2), round((resized_width - self.crop_px) / 2)
-        x, y = width / resized_width, height / resized_height
+        x, y = image.width / image.shrink / resized_width, image.height / image.shrink / resized_height
         filter = Image.Resampling[self.interpolation.upper()]
-        image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+        picture = Image.fromarray(np.ascontiguousarray(image.pixels.permute(1, 2, 0).numpy()))
         # One axis at a time: given both, Pillow picks the order by the shape of the crop, and the rounding between the two would differ.
-        image = image.resize((self.crop_px, height), filter, box=(left * x, 0, (left + self.crop_px) * x, height))
-        image = image.resize(
-            (self.crop_px, self.crop_px), filter, box=(0, top * y, self.crop_px, (top + self.crop_px) * y)
-        )
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        size, box = (self.crop_px, picture.height), (left * x, 0, (left + self.crop_px) * x, picture.height)
+        picture = picture.resize(size, filter, box=box)
+        size, box = (self.crop_px, self.crop_px), (0, top * y, self.crop_px, (top + self.crop_px) * y)
+        return torch.from_numpy(np.array(picture.resize(size, filter, box=box))).permute(2, 0, 1)
 
     def normalise(self, batch: torch.Tensor, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
         """uint8 [n, 3, h, w] -> dtype [n, 3, h, w] on device; bytes travel, as floats would be four times as many."""

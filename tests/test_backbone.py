@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,10 +16,10 @@ from samples import picture, write_folder
 from timm import create_model
 from timm.data import create_transform, resolve_data_config
 
-from attrib.backbone import CHECKPOINT_KEY, Encoder, load_encoder
+from attrib.backbone import CHECKPOINT_KEY, KEEP_FREED_MEMORY, Encoder, load_encoder
 from attrib.errors import AttribError
 from attrib.images import Preprocessing, decode_image
-from attrib.settings import BackboneSettings, StorageSettings
+from attrib.settings import BackboneSettings, EmbedSettings, StorageSettings
 from attrib.storage import Storage
 
 NAME = "test_resnet"
@@ -216,6 +220,68 @@ def test_vectors_equal_those_of_timm_on_real_images_and_weights(data_folder, rea
     weights = data_folder / "weights" / "mobilenetv2_100.safetensors"
     check_equals_timm(load(weights, name="mobilenetv2_100"), real_images[:12])
     assert len(load_file(weights)) > 100
+
+
+ALLOCATE_IN_A_THREAD = """
+import resource, sys, threading
+import numpy as np
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def work():
+    for _ in range(3):
+        np.ones(1 << 25, np.uint8)
+    before = faults()
+    for _ in range(10):
+        np.ones(1 << 25, np.uint8)
+    print(faults() - before)
+
+for target in (lambda: np.ones(1000), work):  # threads of Ray take arenas before an encoder is made
+    thread = threading.Thread(target=target)
+    thread.start()
+    thread.join()
+"""
+
+
+def page_faults(**environment) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", ALLOCATE_IN_A_THREAD], env=os.environ | environment, capture_output=True, check=True
+    )
+    return int(done.stdout)
+
+
+def test_a_thread_of_a_worker_keeps_what_it_frees():
+    """Ten times 32 MiB, in pages of 4 KiB: 81,920 faults where each block is mapped afresh."""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("the environment is that of glibc")
+    assert page_faults(**KEEP_FREED_MEMORY) < 100
+    assert page_faults() > 100  # fewer than 81,920 where the system makes huge pages
+
+
+def test_scaled_decoding_keeps_the_vectors_of_real_images(data_folder, real_images):
+    """At the margin that the embed job has by default; mirrored at their edges, since enlarging them would leave nothing to lose."""
+    margin = EmbedSettings.model_fields["jpeg_margin"].default
+    settings = BackboneSettings(
+        name="mobilenetv2_100", weights=str(data_folder / "weights" / "mobilenetv2_100.safetensors")
+    )
+    full = load_encoder(settings, LOCAL)
+    scaled = load_encoder(settings, LOCAL, jpeg_margin=margin)
+    assert scaled.identity != full.identity and scaled.identity.model_digest == full.identity.model_digest
+    vectors = {full: [], scaled: []}
+    for number, data in enumerate(real_images[:12]):
+        pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        sides = (1537 + 7 * number, 1591)
+        reach = [(0, side - length) for side, length in zip(sides, pixels.shape)]
+        buffer = io.BytesIO()
+        Image.fromarray(np.pad(pixels, [*reach, (0, 0)], mode="symmetric")).save(buffer, "JPEG", quality=90)
+        for encoder, found in vectors.items():
+            decoded = encoder.preprocessing.decode(buffer.getvalue(), max_megapixels=100)
+            assert decoded.shrink == (1 if encoder is full else 2)
+            found.append(encoder.preprocessing.resize_and_crop(decoded).numpy())
+    full_vectors, scaled_vectors = (encoder.encode(np.stack(found)) for encoder, found in vectors.items())
+    norms = np.linalg.norm(full_vectors, axis=1) * np.linalg.norm(scaled_vectors, axis=1)
+    assert ((full_vectors * scaled_vectors).sum(axis=1) / norms).min() > 0.999
 
 
 def test_a_network_without_a_square_rgb_input_is_refused(state, tmp_path):

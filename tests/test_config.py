@@ -211,7 +211,8 @@ def test_versions_name_what_took_part():
 def settings_of(path: Path):
     """The settings class of an example config: a first line names its job."""
     job = path.read_text(encoding="utf-8").split("jobs.", 1)[1].split()[0].strip(".:,;()")
-    own = f"attrib.{job}_settings"
+    package = importlib.util.find_spec(f"attrib.{job}")
+    own = f"attrib.{job}.settings" if package and package.submodule_search_locations else f"attrib.{job}_settings"
     module = importlib.import_module(own) if importlib.util.find_spec(own) else known
     return getattr(module, f"{job.capitalize()}Settings")
 

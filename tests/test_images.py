@@ -1,5 +1,6 @@
 """Decoding and preprocessing, compared with Pillow, with arithmetic and with timm's own transform."""
 
+import dataclasses
 import io
 import json
 import pickle
@@ -321,6 +322,127 @@ def test_squash_shows_the_whole_picture(size):
     for part, channel in ((found[:, :, :8], 0), (found[:, :, -8:], 1), (found[:, :8], 2)):
         assert part[channel].float().mean() > 240
     assert (found[:, 100:, 100:124] == 0).all()
+
+
+def large_jpeg(width: int, height: int, **options) -> bytes:
+    return encode(picture(width, height), "JPEG", **{"quality": 98, "subsampling": 0} | options)
+
+
+def means_of_blocks(pixels: torch.Tensor, shrink: int) -> torch.Tensor:
+    """uint8 [3, h, w] -> float32 [3, h // shrink, w // shrink]: whole blocks only."""
+    return torch.nn.functional.avg_pool2d(pixels.float(), shrink)
+
+
+@pytest.mark.parametrize(
+    ("size", "min_side_px", "shrink"),
+    [
+        ((640, 480), 241, 1),
+        ((640, 480), 240, 2),
+        ((480, 640), 121, 2),
+        ((640, 480), 120, 4),
+        ((643, 485), 60, 8),
+        ((643, 485), 7, 8),
+    ],
+)
+def test_a_jpeg_is_decoded_at_the_smallest_scale_that_keeps_enough(size, min_side_px, shrink, decoder):
+    data = large_jpeg(*size)
+    image = decode_image(data, max_megapixels=1.0, min_side_px=min_side_px)
+    assert (image.shrink, image.width, image.height) == (shrink, *size)
+    assert image.pixels.shape == (3, -(-size[1] // shrink), -(-size[0] // shrink))
+    expected = means_of_blocks(decode_image(data, max_megapixels=1.0).pixels, shrink)
+    _, height, width = expected.shape
+    assert (image.pixels[:, :height, :width] - expected).abs().max() <= 3
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 2}, {"restart_marker_blocks": 3}])
+def test_every_kind_of_jpeg_is_scaled(options):
+    data = large_jpeg(320, 240, **options)
+    image = decode_image(data, max_megapixels=1.0, min_side_px=120)
+    expected = means_of_blocks(decode_image(data, max_megapixels=1.0).pixels, 2)
+    assert image.shrink == 2 and (image.pixels - expected).abs().mean() < 1
+
+
+@pytest.mark.parametrize("name", ["greyscale.jpg", "cmyk.jpg", "two_pictures.mpo"])
+def test_rare_jpegs_are_scaled_to_the_same_colours(name):
+    whole = decode_image(HOSTILE[name][0], max_megapixels=1.0)
+    image = decode_image(HOSTILE[name][0], max_megapixels=1.0, min_side_px=32)
+    assert (image.shrink, image.width, image.height, image.format) == (2, whole.width, whole.height, whole.format)
+    assert (image.pixels - means_of_blocks(whole.pixels, 2)).abs().mean() < 3
+
+
+def test_other_formats_are_decoded_at_full_size():
+    for format in ("PNG", "WEBP", "TIFF"):
+        image = decode_image(encode(picture(), format), max_megapixels=1.0, min_side_px=1)
+        assert image.shrink == 1 and image.pixels.shape == (3, 64, 96)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_jpeg_is_scaled_where_nothing_is_left_over(orientation):
+    data = oriented_jpeg(orientation)  # upright 96 x 64
+    whole = decode_image(data, max_megapixels=1.0)
+    image = decode_image(data, max_megapixels=1.0, min_side_px=32)
+    assert (image.shrink, image.width, image.height) == (2, whole.width, whole.height)
+    assert (image.pixels - means_of_blocks(whole.pixels, 2)).abs().max() <= 12
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    uneven = decode_image(large_jpeg(97, 64, exif=exif), max_megapixels=1.0, min_side_px=32)
+    assert uneven.shrink == (2 if orientation == 1 else 1)
+
+
+@pytest.mark.parametrize("name", ["plain.jpg", "progressive.jpg", "greyscale.jpg", "cmyk.jpg"])
+def test_scaling_changes_no_verdict_on_a_damaged_jpeg(name):
+    rng = np.random.default_rng(11)
+    for trial in range(150):
+        damaged = bytearray(HOSTILE[name][0])
+        for _ in range(rng.integers(1, 4)):
+            damaged[rng.integers(len(damaged))] = rng.integers(256)
+        if trial % 5 == 0:
+            del damaged[rng.integers(len(damaged)) :]
+        outcomes = []
+        for min_side_px in (float("inf"), 1):
+            try:
+                image = decode_image(bytes(damaged), max_megapixels=1.0, min_side_px=min_side_px)
+                outcomes.append((image.width, image.height, image.format))
+            except ImageError as error:
+                outcomes.append(error.reason)
+        assert outcomes[0] == outcomes[1]
+
+
+def test_the_size_limit_is_that_of_the_original():
+    with pytest.raises(ImageError, match=r"640x480 pixels exceed the limit of 0\.3 megapixels"):
+        decode_image(large_jpeg(640, 480), max_megapixels=0.3, min_side_px=60)
+
+
+def waves(width: int, height: int, period_px: tuple[float, float]) -> bytes:
+    """Sines across and down, so that a shift shows everywhere in the picture."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    wave = np.sin(2 * np.pi * x / period_px[0]) + np.sin(2 * np.pi * y / period_px[1] + 1)
+    return encode(Image.fromarray(np.rint(128 + 60 * wave).astype(np.uint8)), "JPEG", quality=100)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("size", [(640, 480), (641, 483), (487, 645), (1290, 965), (4111, 321)])
+def test_a_scaled_picture_lies_on_the_same_grid(size, crop_mode, interpolation):
+    """Taken as whole, the last row and column, which the picture fills in part, would move the waves by ten grey levels and more."""
+    config = TIMM_CONFIG | {"input_size": (3, 96, 96), "crop_mode": crop_mode, "interpolation": interpolation}
+    preprocessing = dataclasses.replace(Preprocessing.from_timm(config), jpeg_margin=1.0)
+    data = waves(*size, [20 * (side if crop_mode == "squash" else min(size)) / 96 for side in size])
+    image = preprocessing.decode(data, max_megapixels=2.0)
+    assert image.shrink == {480: 4, 483: 4, 487: 4, 965: 8, 321: 2}[min(size)]
+    found = preprocessing.resize_and_crop(image).to(torch.int16)
+    expected = preprocessing.resize_and_crop(decode_image(data, max_megapixels=2.0)).to(torch.int16)
+    assert found.shape == (3, 96, 96)
+    assert (found - expected).abs().max() <= 4
+
+
+def test_without_a_margin_jpegs_are_decoded_as_they_are():
+    preprocessing = Preprocessing.from_timm(TIMM_CONFIG)
+    assert preprocessing.jpeg_margin is None
+    assert preprocessing.decode(large_jpeg(2000, 1500), max_megapixels=3.0).shrink == 1
+    assert dataclasses.replace(preprocessing, jpeg_margin=2.0).to_dict() != preprocessing.to_dict()
+    with pytest.raises(ValueError, match=r"jpeg_margin 0\.9 must be 1 or more"):
+        dataclasses.replace(preprocessing, jpeg_margin=0.9)
 
 
 def test_normalise_equals_timm():

@@ -15,16 +15,19 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy
 
-from attrib.backbone import Encoder, EncoderIdentity, load_encoder
+from attrib.backbone import KEEP_FREED_MEMORY, Encoder, EncoderIdentity, load_encoder
 from attrib.chunks import Chunk, chunk_folder, plan_chunks
 from attrib.corpus import LOCATION_FIELDS
+from attrib.distributed.admission import admit
 from attrib.distributed.assemble import assemble
 from attrib.distributed.session import connect, num_cluster_cpus, num_cluster_gpus
 from attrib.distributed.tasks import plain_errors, run_units
 from attrib.embedding import PreparedChunk, encode_chunk, prepare_images
 from attrib.errors import AttribError, FailedShareError, MismatchError
+from attrib.estimates import Estimate, estimate_embed
 from attrib.images import Preprocessing, decoder_name
 from attrib.manifest import Manifest, open_manifest, part_name
+from attrib.probing import EncoderProbe, baseline_bytes, probe_encoder
 from attrib.progress import Progress
 from attrib.records import begin, finish
 from attrib.settings import EmbedSettings, StorageSettings
@@ -37,9 +40,11 @@ def run(settings: EmbedSettings) -> dict:
 
     Raises FailedShareError once more images failed than `max_failed_share` allows; what was embedded stays and a restart continues.
     """
+    baseline_bytes()
     storage = Storage(settings.storage)
     manifest = open_manifest(settings.manifest, storage)
-    encoder = load_encoder(settings.backbone, storage).identity
+    loaded = load_encoder(settings.backbone, storage, jpeg_margin=settings.jpeg_margin)
+    encoder = loaded.identity
     # Chunks are known by their place in the manifest, so another order of the same images is another input.
     inputs = {
         "manifest": manifest.digest,
@@ -53,6 +58,7 @@ def run(settings: EmbedSettings) -> dict:
     connect(settings.ray)
     pool = EncoderPool.plan(settings)
     print(pool.describe(encoder.name, encoder.dimension), file=sys.stderr)
+    admitted = admit(_estimate(settings, manifest, loaded, pool, storage), settings)
     results = record
     if not record:
         embed_pending(settings, manifest, encoder, pool, storage)
@@ -63,10 +69,36 @@ def run(settings: EmbedSettings) -> dict:
             storage.delete_file(join(settings.output, RECORD))
         _retry_failed(settings, manifest, encoder, pool, storage)
         results = assemble(settings, manifest, storage)
-    results["encoder"] = encoder.to_dict()
+    results |= {"encoder": encoder.to_dict(), "estimate": admitted.to_dict()}
     if results["num_failed"] > settings.max_failed_share * manifest.num_images:
         raise _too_many_failed(settings, results["num_failed"], manifest.num_images, results["failure_reasons"])
     return finish(settings, RECORD, inputs, results, storage)
+
+
+def _estimate(
+    settings: EmbedSettings, manifest: Manifest, encoder: Encoder, pool: "EncoderPool", storage: Storage
+) -> Estimate:
+    """From a few images. Those of GPU workers are encoded by one of them, whose GPU the driver may not have."""
+    if pool.device == "cuda":
+        probe = next(iter(run_units(_probe_task, [(settings, manifest, storage)], num_gpus=1)))[1]
+    else:
+        probe = probe_encoder(encoder, manifest, settings, storage)
+    return estimate_embed(
+        manifest.num_images,
+        encoder.identity.dimension,
+        max(manifest.num_rows),
+        settings.chunk_rows,
+        settings.max_megapixels,
+        probe,
+        pool.num_workers,
+        pool.device == "cuda",
+    )
+
+
+def _probe_task(settings: EmbedSettings, manifest: Manifest, storage: Storage) -> EncoderProbe:
+    baseline_bytes()
+    encoder = load_encoder(settings.backbone, storage, "cuda", settings.device_batch_size, settings.jpeg_margin)
+    return probe_encoder(encoder, manifest, settings, storage)
 
 
 class EncoderPool:
@@ -109,12 +141,14 @@ def embed_pending(
         return
     items = [{"partition": c.partition, "start": c.start, "stop": c.stop} for c in pending]
     chunks = ray.data.from_items(items, override_num_blocks=min(len(items), 10_000))
+    environment = {"env_vars": KEEP_FREED_MEMORY}  # Ray Data calls what it maps from a thread of its own
     if pool.device == "cuda":
-        chunks = chunks.map(ChunkDecoder(settings, manifest, encoder), num_cpus=1)
+        chunks = chunks.map(ChunkDecoder(settings, manifest, encoder), num_cpus=1, runtime_env=environment)
     finished = chunks.map(
         ChunkEncoder,
         fn_constructor_args=(settings, manifest, encoder, pool.device),
         compute=ActorPoolStrategy(min_size=1, max_size=pool.num_workers, initial_size=pool.num_workers),
+        runtime_env=environment,
         **pool.resources(),
     )
     with plain_errors():
@@ -184,7 +218,7 @@ class ChunkEncoder:
 
 def _load_same(expected: EncoderIdentity, settings: EmbedSettings, storage: Storage, device: str) -> Encoder:
     """The encoder of a worker. Raises MismatchError if it is not the driver's: a local path may hold other weights on another node."""
-    encoder = load_encoder(settings.backbone, storage, device, settings.device_batch_size)
+    encoder = load_encoder(settings.backbone, storage, device, settings.device_batch_size, settings.jpeg_margin)
     if encoder.identity != expected:
         raise MismatchError(
             f"{settings.backbone.weights} of {settings.backbone.name!r} is not the same on all nodes (or their versions of timm "

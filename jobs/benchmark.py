@@ -1,7 +1,7 @@
-"""Measure the jobs against their parts, as ratios: python -m jobs.benchmark --config FILE"""
+"""Measure every stage beside its ceiling and its peers: python -m jobs.benchmark --config FILE"""
 
-from attrib.config import parse_arguments, versions
-from attrib.settings import BenchmarkSettings
+from attrib.benchmark.settings import BenchmarkSettings
+from attrib.config import parse_arguments
 from jobs.exit import reported
 
 
@@ -9,12 +9,8 @@ def main() -> None:
     settings = parse_arguments(BenchmarkSettings, __doc__)
     with reported():
         from attrib.distributed import benchmark
-        from attrib.storage import Storage, join
 
-        rows = benchmark.run(settings)
-        result = {"rows": rows, "settings": settings.model_dump(mode="json"), "versions": versions()}
-        Storage(settings.storage).write_json(join(settings.output, "benchmark.json"), result)
-        print(benchmark.format_table(rows))
+        print(benchmark.run(settings)["table"])
 
 
 if __name__ == "__main__":

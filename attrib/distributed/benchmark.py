@@ -1,205 +1,228 @@
-"""Speed of the jobs over that of their parts. Every pair is measured in turn in one run and told as a ratio, since machines are shared."""
+"""Speed of every stage over its ceiling and its peers: each contender in a process of its own, in turn, told as ratios (attrib/benchmark/).
+
+<output>/inputs/          images and vectors, kept from run to run
+<output>/work/            indexes and rows of this run
+<output>/benchmark.json   rows, facts, constants, settings, versions; written after every stage
+"""
 
 import os
-import statistics
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 
-import faiss
-import numpy as np
-import ray
-import torch
+from attrib.benchmark import facts, stages, train_contenders
+from attrib.benchmark.bench import Bench, as_json
+from attrib.benchmark.facts import Fact
+from attrib.benchmark.harness import Contender, Row
+from attrib.benchmark.settings import BenchmarkSettings
+from attrib.benchmark.table import format_table
+from attrib.config import versions
+from attrib.distributed import resume_benchmark
+from attrib.storage import Storage, join
 
-from attrib.backbone import load_encoder
-from attrib.chunks import chunk_folder
-from attrib.demo.corpus import draw_corpus
-from attrib.distributed import embed, manifest, resume_benchmark
-from attrib.distributed.session import connect
-from attrib.embedding import prepare_images
-from attrib.index import Shard, train_template, unit_rows
-from attrib.manifest import open_manifest
-from attrib.planning import IndexPlan
-from attrib.search import search_shard
-from attrib.settings import BenchmarkSettings, CollectionSettings, EmbedSettings, ManifestSettings
-from attrib.storage import Storage, fresh_folder, join
-
-CHUNK_ROWS = 32
-READY_IMAGES = 64  # images that the bare encoders see over and over
+IMAGES, SEARCH = stages.IMAGES, stages.SEARCH
+JOBS, IMAGE_JOBS = "attrib.distributed.benchmark_jobs", "attrib.distributed.benchmark_image_jobs"
+COMMAND = "python -m jobs.benchmark --config configs/benchmark.yaml"
+BARE_SECONDS = 8.0  # of the bare network and of bare decoding
 
 
-def run(settings: BenchmarkSettings) -> list[dict]:
-    """Rows of what, ratio (median over rounds), lowest, highest, and the figures behind them."""
-    parts = {"embed": _embed_rows, "search": _search_rows, "resume": _resume_rows}
-    fresh_folder(settings.output, "jobs.benchmark")
-    rows = []
-    for name in settings.only:
-        print(f"benchmark: {name}", file=sys.stderr)
-        rows += parts[name](settings)
-    return rows
+def run(settings: BenchmarkSettings) -> dict:
+    """Rows, facts and constants, also written to `benchmark.json`."""
+    bench = Bench(settings)
+    parts = {
+        "decode": stages.decode,
+        "embed": embed,
+        "build": build,
+        "search": stages.search,
+        "attribute": attribute,
+        "train": train,
+        "ray": overhead,
+        "resume": resume,
+    }
+    result: dict = {}
+    minutes: dict[str, float] = {}
+    for name, part in parts.items():
+        if name in settings.only:
+            started = time.monotonic()
+            part(bench)
+            minutes[name] = (time.monotonic() - started) / 60
+            print(f"benchmark: {name} took {minutes[name]:.1f} minutes", file=sys.stderr)
+            result = _result(bench, minutes)
+            Storage(settings.storage).write_json(join(settings.output, "benchmark.json"), result)
+    return result | {"table": f"{format_table(bench.rows)}\n\nfacts\n{facts.format_facts(_facts(bench))}"}
 
 
-def format_table(rows: list[dict]) -> str:
-    lines = [f"{'what':66} {'median':>8} {'lowest':>8} {'highest':>8}  figures"]
-    for row in rows:
-        numbers = " ".join(f"{row[name]:8.3f}" for name in ("median", "lowest", "highest"))
-        lines.append(f"{row['what']:66} {numbers}  {row['figures']}")
-    return "\n".join(lines)
-
-
-def _row(what: str, ratios: list[float], figures: str) -> dict:
+def _result(bench: Bench, minutes: dict[str, float]) -> dict:
     return {
-        "what": what,
-        "median": statistics.median(ratios),
-        "lowest": min(ratios),
-        "highest": max(ratios),
-        "figures": figures,
+        "rows": [row.to_dict() for row in bench.rows],
+        "facts": [vars(fact) for fact in _facts(bench)],
+        "constants": facts.constants(bench.rows, COMMAND),
+        "minutes": minutes,
+        "num_cpus": os.cpu_count(),
+        "settings": as_json(bench.settings),
+        "versions": versions(),
     }
 
 
-def _embed_rows(settings: BenchmarkSettings) -> list[dict]:
-    storage = Storage(settings.storage)
-    connect(settings.ray)
-    collection = settings.collection
-    if collection is None:
-        folder = Path(settings.output) / "images"
-        draw_corpus(folder, settings.num_images, seed=0, image_px=settings.image_px)
-        collection = CollectionSettings(name="drawn", uri=str(folder))
-    listed = ManifestSettings(collection=collection, output=join(settings.output, "manifest"))
-    manifest.run(listed)
-    job_rates, bare_rates, prepare_rates = [], [], []
-    for turn in range(settings.num_rounds):
-        job_rates.append(_job_rate(settings, listed.output, turn, storage))
-        bare_rates.append(_in_workers(settings, listed.output, _encode_ready))
-        prepare_rates.append(_in_workers(settings, listed.output, _prepare_only))
-    ceilings = [1 / (1 / bare + 1 / prepare) for bare, prepare in zip(bare_rates, prepare_rates)]
-    job, bare, prepare = (statistics.median(rates) for rates in (job_rates, bare_rates, prepare_rates))
-    figures = f"{job:.1f} job, {bare:.1f} bare encoder, {prepare:.0f} read + decode + resize, images/s in {settings.num_workers} processes"
+def _facts(bench: Bench) -> list[Fact]:
+    wanted, rows = bench.settings.vectors, bench.rows
     return [
-        _row(
-            "embed job, steady, over the bare backbone on ready tensors",
-            [j / b for j, b in zip(job_rates, bare_rates)],
-            figures,
-        ),
-        _row("embed job, steady, over 1 / (decode + forward)", [j / c for j, c in zip(job_rates, ceilings)], ""),
+        *facts.embed_shares(rows),
+        *facts.peak_shares(rows),
+        *facts.build_slopes(rows, wanted.sizes),
+        *facts.search_slopes(rows, wanted.sizes, wanted.batches),
+        *facts.speed_up(rows, "build by workers", "index job's build"),
+        *facts.speed_up(rows, "attribute job", "jobs.attribute"),
+        *facts.identical(rows),
+        *facts.ray_share(rows),
     ]
 
 
-def _job_rate(settings: BenchmarkSettings, manifest_uri: str, turn: int, storage: Storage) -> float:
-    """Images/s of the embed job between the first chunk of every worker and the last chunk of all, by the times of the chunk files."""
-    job = EmbedSettings(
-        manifest=manifest_uri,
-        output=join(settings.output, f"embeddings-{turn}"),
-        backbone=settings.backbone,
-        num_workers=settings.num_workers,
-        chunk_rows=CHUNK_ROWS,
-    )
-    opened = open_manifest(manifest_uri, storage)
-    identity = load_encoder(settings.backbone, storage).identity
-    embed.embed_pending(job, opened, identity, embed.EncoderPool.plan(job), storage)
-    committed = []
-    for partition in range(len(opened.num_rows)):
-        with os.scandir(chunk_folder(job.output, partition)) as files:
-            for file in files:
-                start, stop = file.name.removesuffix(".parquet").split("-")[1:]
-                committed.append((file.stat().st_mtime, int(stop) - int(start)))
-    committed.sort()
-    started = committed[settings.num_workers - 1][0]
-    return sum(count for _, count in committed[settings.num_workers :]) / (committed[-1][0] - started)
-
-
-def _in_workers(settings: BenchmarkSettings, manifest_uri: str, work: Callable) -> float:
-    """Images/s of `work` in as many one-thread processes as the job has, running at the same time."""
-    remote = ray.remote(num_cpus=1)(work)
-    return sum(ray.get([remote.remote(settings, manifest_uri) for _ in range(settings.num_workers)]))
-
-
-def _ready(settings: BenchmarkSettings, manifest_uri: str):
-    torch.set_num_threads(1)
-    storage = Storage(settings.storage)
-    opened = open_manifest(manifest_uri, storage)
-    job = EmbedSettings(manifest=manifest_uri, output=settings.output, backbone=settings.backbone)
-    encoder = load_encoder(settings.backbone, storage)
-    images = storage.read_table(opened.partition_uri(0)).slice(0, READY_IMAGES)
-    return encoder, lambda: prepare_images(images, opened, encoder.preprocessing, job, storage)
-
-
-def _encode_ready(settings: BenchmarkSettings, manifest_uri: str) -> float:
-    encoder, prepare = _ready(settings, manifest_uri)
-    pixels = prepare().pixels
-    encoder.encode(pixels[: encoder.batch_size])
-    return _rate(lambda: encoder.encode(pixels), len(pixels), seconds=6.0)
-
-
-def _prepare_only(settings: BenchmarkSettings, manifest_uri: str) -> float:
-    _, prepare = _ready(settings, manifest_uri)
-    return _rate(prepare, len(prepare().pixels), seconds=2.0)
-
-
-def _rate(work: Callable, count: int, seconds: float) -> float:
-    turns, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        work()
-        turns += 1
-    return turns * count / (time.perf_counter() - started)
-
-
-def _search_rows(settings: BenchmarkSettings) -> list[dict]:
-    """List-major batch search with exact re-scoring against FAISS's own query by query search of the same lists, on one thread each."""
-    faiss.omp_set_num_threads(1)
-    generator = np.random.default_rng(0)
-    centres = generator.standard_normal((settings.num_vectors // 100, settings.dimension))
-    vectors = centres[generator.integers(0, len(centres), settings.num_vectors)]
-    vectors = (vectors + 0.7 * generator.standard_normal(vectors.shape)).astype(np.float16)
-    chosen = generator.integers(0, settings.num_vectors, settings.num_queries)
-    queries = unit_rows(vectors[chosen] + 0.3 * generator.standard_normal((settings.num_queries, settings.dimension)))
-    plan = IndexPlan("ivf_flat", int(4 * settings.num_vectors**0.5), 0, 1, 0, 0, "benchmark")
-    units = unit_rows(vectors)
-    lists = train_template(units[:: max(1, settings.num_vectors // 100_000)], plan, seed=0)
-    ids = np.arange(settings.num_vectors)
-    lists.add_with_ids(units, ids)
-    lists.nprobe = settings.nprobe
-    shard = Shard(ids, vectors, lists)
-    k = settings.top_k
-
-    ours, theirs, brute = [], [], []
-    for _ in range(settings.num_rounds):
-        started = time.perf_counter()
-        found = search_shard(shard, queries, k, 2 * k, settings.nprobe, compressed=False)
-        ours.append(time.perf_counter() - started)
-        started = time.perf_counter()
-        lists.search(queries, k)
-        theirs.append(time.perf_counter() - started)
-        started = time.perf_counter()
-        _, exact = faiss.knn(queries, units, k, metric=faiss.METRIC_INNER_PRODUCT)
-        brute.append(time.perf_counter() - started)
-    hits = sum(len(np.intersect1d(a, b)) for a, b in zip(found.id.reshape(-1, k), exact))
-    size = f"{settings.num_queries:,} queries, {settings.num_vectors:,} x {settings.dimension}, nprobe {settings.nprobe}, one thread"
-    figures = f"recall@{k} {hits / exact.size:.4f}; {size}"
-    return [
-        _row("index.search time over batch search time, same lists", [t / o for t, o in zip(theirs, ours)], figures),
-        _row(
-            "exact search time over batch search time",
-            [b / o for b, o in zip(brute, ours)],
-            "faiss.knn over all vectors",
-        ),
-    ]
-
-
-def _resume_rows(settings: BenchmarkSettings) -> list[dict]:
-    """Images embedded twice after a SIGKILL half-way: Ray Data's row-level checkpointing, and our committed chunks."""
-    rows = []
-    for name, what in (("ray", "Ray Data row-level checkpointing"), ("attrib", "embed job, committed chunks")):
-        shares = [
-            resume_benchmark.measure(name, join(settings.output, f"resume-{name}-{turn}"))
-            for turn in range(settings.num_rounds)
-        ]
-        rows.append(
-            _row(
-                f"share of images embedded twice after a kill at half: {what}",
-                shares,
-                f"{resume_benchmark.NUM_IMAGES} images",
-            )
+def embed(bench: Bench) -> list[Row]:
+    settings, wanted = bench.settings, bench.settings.images
+    workers = settings.num_workers
+    job = {
+        "folder": bench.jpegs,
+        "num_images": wanted.num_images,
+        "backbone": as_json(settings.backbone),
+        "workers": workers,
+        "chunk_rows": wanted.chunk_rows,
+        "seconds": BARE_SECONDS,
+        "output": os.path.join(bench.work, "embed"),
+        "loader_batch_size": 16,
+    }
+    loaders = [
+        Contender(
+            f"DataLoader script, {count} loader(s)",
+            f"{IMAGES}:data_loader",
+            job | {"loaders": count, "num_images": min(wanted.loader_images, wanted.num_images)},
+            threads=workers - count,
+            note=f"{workers} threads in all; PIL, torchvision",
         )
+        for count in range(workers)
+    ]
+    contenders = [
+        Contender("jobs.embed", f"{IMAGE_JOBS}:embed_job", job, workers=workers, note="steady state"),
+        Contender("bare network", f"{IMAGES}:bare_encoder", job, workers=workers, note="tensors ready: the ceiling"),
+        Contender("decode + resize alone", f"{IMAGES}:decode_at_once", job, workers=workers),
+        *loaders,
+    ]
+    rows = bench.compare(
+        "embed job", {"image": f"an image of {wanted.num_images:,} JPEGs, {workers} threads"}, contenders
+    )
     return rows
+
+
+def build(bench: Bench) -> list[Row]:
+    rows = stages.build(bench) + stages.build_slope(bench)
+    vectors = bench.largest
+    job = vectors.job(bench.settings, num_shards=bench.settings.vectors.num_shards)
+    contenders = [
+        Contender(
+            "index job's build",
+            f"{JOBS}:build_shards",
+            job | {"workers": workers, "output": os.path.join(bench.work, f"shards-by-{workers}")},
+            workers=workers,
+        )
+        for workers in (1, bench.settings.num_workers)
+    ]
+    size = f"{vectors.size:,} x {bench.settings.vectors.dimension} in {bench.settings.vectors.num_shards} shards, under Ray"
+    return rows + bench.compare("build by workers", {"build": size}, contenders)
+
+
+def attribute(bench: Bench) -> list[Row]:
+    """The whole job with one worker and with more, then what follows the search beside a plain write of the same rows."""
+    vectors, wanted = bench.largest, bench.settings.vectors
+    if not os.path.exists(vectors.job(bench.settings)["shard"]):
+        stages.prepare_template(bench, vectors)
+    prepared = vectors.job(bench.settings, timed_queries=wanted.argsort_queries)
+    found = bench.prepare("exact neighbours", f"{SEARCH}:prepare", prepared)
+    job = prepared | {
+        "index": os.path.join(bench.work, "index"),
+        "asked": os.path.join(prepared["queries_folder"], "embeddings"),
+        "num_shards": wanted.num_shards,
+        "num_lists": found["num_lists"],
+        "memory_gib": 64.0,
+    }
+    indexing = Contender(
+        "jobs.index",
+        f"{JOBS}:index_job",
+        job | {"workers": bench.settings.num_workers, "output": job["index"]},
+        workers=bench.settings.num_workers,
+        note="training apart; recall measured on 1,000 held-out vectors",
+    )
+    size = f"{vectors.size:,} x {wanted.dimension} in {wanted.num_shards} shards"
+    rows = bench.compare("index job", {"job": size}, [indexing], num_rounds=1)
+    contenders = [
+        Contender(
+            "jobs.attribute",
+            f"{JOBS}:attribute_job",
+            job | {"workers": workers, "output": os.path.join(bench.work, f"attributions-by-{workers}")},
+            workers=workers,
+            note="the whole job; Ray and its workers started before",
+        )
+        for workers in (1, bench.settings.num_workers)
+    ]
+    asked = f"{wanted.batches[-1]:,} queries, {size}"
+    rows += bench.compare("attribute job", {"job": asked}, contenders)
+    output = os.path.join(bench.work, "written")
+    writers = [
+        Contender("attrib", f"{JOBS}:merge_score_write", job | {"workers": 1, "output": output}, note="as Ray tasks"),
+        Contender(
+            "pyarrow, write alone",
+            "attrib.benchmark.write_contenders:plain_write",
+            {"output": output, "folder": os.path.join(bench.work, "plainly")},
+            note="rows in memory already",
+        ),
+    ]
+    return rows + bench.compare("merge, score, write", {"rows": asked}, writers)
+
+
+def train(bench: Bench) -> list[Row]:
+    settings = bench.settings
+    folder = os.path.join(bench.work, "train")
+    job = {
+        "settings": as_json(train_contenders.train_settings(settings, folder)),
+        "sizes": as_json(settings.train),
+        "folder": folder,
+        "workers": 1,
+        "criterion": False,
+    }
+    found = bench.prepare("training inputs", "attrib.benchmark.train_contenders:prepare", job)
+    plain = "attrib.benchmark.train_contenders:plain_loop"
+    threads = os.cpu_count() or 1  # which the job gives to its only worker
+    contenders = [
+        Contender(
+            "jobs.train", f"{IMAGE_JOBS}:train_job", job, threads, note="Ray Train; criterion and checkpoint included"
+        ),
+        Contender("plain PyTorch loop", plain, job, threads, note="same batches"),
+        Contender("plain PyTorch loop, criterion", plain, job | {"criterion": True}, threads, note="same batches"),
+    ]
+    size = f"a step of {settings.train.batch_size} views, {found['num_inputs']:,} inputs to {settings.train.dimension}"
+    return bench.compare("train a head", {"step": size}, contenders)
+
+
+def overhead(bench: Bench) -> list[Row]:
+    """One process measures all three, so that they come in one comparison of its laps."""
+    workers, num_tasks = bench.settings.num_workers, bench.settings.num_ray_tasks
+    contender = Contender("Ray", f"{JOBS}:overhead", {"workers": workers, "num_tasks": num_tasks}, workers=workers)
+    laps = {
+        "first row": "start of the process to a first no-op result",
+        "task": f"a no-op task of run_units, mean of {num_tasks}",
+        "chunk": f"a no-op chunk through Ray Data, mean of {num_tasks}",
+    }
+    rows = bench.compare("ray", laps, [contender])
+    multiply = "attrib.benchmark.gemm_contender:gemm"
+    products = [Contender("NumPy float32", multiply, {}, threads) for threads in sorted({1, bench.num_cpus})]
+    size = "a billion operations of a 2,048 x 256 by 256 x 4,096 product"
+    return rows + bench.compare("gemm", {"gflop": size}, products)
+
+
+def resume(bench: Bench) -> list[Row]:
+    """Images embedded twice after a SIGKILL half-way: Ray Data's row-level checkpointing, and our committed chunks."""
+    job = {"folder": os.path.join(bench.work, "resume")}
+    contenders = [
+        Contender(what, f"{resume_benchmark.__name__}:contender", job | {"name": name}, workers=1, max_rounds=1)
+        for name, what in (("attrib", "embed job, committed chunks"), ("ray", "Ray Data row-level checkpointing"))
+    ]
+    size = f"{resume_benchmark.NUM_IMAGES:,} images, killed at half and started again"
+    return bench.compare("resume", {"whole": size}, contenders)

@@ -1,0 +1,85 @@
+"""Benchmark vectors as the jobs read them: a manifest and embeddings on disk, of images that do not exist."""
+
+import os
+
+import numpy as np
+import pyarrow as pa
+
+from attrib.config import digest
+from attrib.corpus import LOCATION_FIELDS
+from attrib.identity import image_ids
+from attrib.manifest import RECORD as MANIFEST_RECORD
+from attrib.manifest import part_name
+from attrib.settings import CollectionSettings, StorageSettings
+from attrib.storage import Storage, join
+from attrib.vectors import OUTCOME_FIELDS, schema
+from attrib.vectors import RECORD as EMBEDDINGS_RECORD
+
+PARTITION_ROWS = 16_384  # the manifest job's default
+
+
+def row_ids(name: str, num_rows: int) -> np.ndarray:
+    """int64 [n]: the id of each vector, by its row."""
+    return image_ids(name, [_key(row) for row in range(num_rows)])
+
+
+def _key(row: int) -> str:
+    return f"{row:08d}.jpg"
+
+
+def write_dataset(folder: str, name: str, vectors: np.ndarray) -> str:
+    """The URI of embeddings of `vectors`, float16 [n, d], in rows of ascending id within each partition; written once.
+
+    Ids are those of the keys 00000000.jpg and so on in a collection `name`: spread over all of int64, as real ones are.
+    """
+    storage = Storage(StorageSettings())
+    uri, manifest_uri = join(folder, "embeddings"), join(folder, "manifest")
+    if storage.exists(join(uri, EMBEDDINGS_RECORD)):
+        return uri
+    num_rows = []
+    for partition, start in enumerate(range(0, len(vectors), PARTITION_ROWS)):
+        rows = np.arange(start, min(start + PARTITION_ROWS, len(vectors)))
+        keys = [_key(row) for row in rows]
+        ids = image_ids(name, keys)
+        order = np.argsort(ids)
+        num_rows.append(len(rows))
+        _write_manifest_part(join(manifest_uri, part_name(partition)), name, keys, ids, order, storage)
+        _write_embeddings_part(join(uri, part_name(partition)), ids[order], vectors[rows[order]], storage)
+    collection = CollectionSettings(name=name, uri=folder)
+    stamp = digest([name, len(vectors), vectors.shape[1], os.path.basename(folder)])
+    listed = {
+        "settings": {"collection": collection.model_dump(mode="json")},
+        "num_rows": num_rows,
+        "metadata_columns": [],
+    }
+    digests = dict.fromkeys(("digest", "order_digest", "rows_digest"), stamp)
+    storage.write_json(join(manifest_uri, MANIFEST_RECORD), listed | digests)
+    embedded = {
+        "settings": {"manifest": manifest_uri},
+        "encoder": {
+            "name": "benchmark",
+            "model_digest": "benchmark",
+            "preprocessing": {},
+            "dimension": vectors.shape[1],
+        },
+        "digest": stamp,
+        "num_rows": num_rows,
+        "num_embedded": num_rows,
+    }
+    storage.write_json(join(uri, EMBEDDINGS_RECORD), embedded)
+    return uri
+
+
+def _write_manifest_part(uri: str, name: str, keys: list[str], ids: np.ndarray, order: np.ndarray, storage: Storage):
+    columns = {field.name: pa.nulls(len(keys), field.type) for field in LOCATION_FIELDS}
+    columns["id"] = pa.array(ids[order])
+    columns["key"] = pa.array([keys[i] for i in order])
+    columns["uri"] = pa.array([f"/{name}/{keys[i]}" for i in order])
+    storage.write_table(uri, pa.table(list(columns.values()), schema=pa.schema(LOCATION_FIELDS)))
+
+
+def _write_embeddings_part(uri: str, ids: np.ndarray, vectors: np.ndarray, storage: Storage) -> None:
+    columns = [pa.nulls(len(ids), field.type) for field in OUTCOME_FIELDS]
+    columns[0] = pa.array(ids)
+    embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    storage.write_table(uri, pa.table([*columns, embedding], schema=schema(vectors.shape[1])))

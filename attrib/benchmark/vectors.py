@@ -1,0 +1,215 @@
+"""Benchmark vectors: embeddings of crops and augmentations of real images, many per image, without a million passes of the network.
+
+Every image is drawn in a few augmented versions (crop, flip, colour) at `map_px`; the network runs over each as over any picture, and every
+vector is the mean of its last feature map under a random window: what pooling gives for that crop but for the borders, whose context it sees.
+PCA to `dimension` (fitted on a sample of windows) commutes with means, so maps are projected first; then length one, float16. Queries come from
+one further version of each image, distorted more, under windows that lie off the grid. Vectors of one image are as near to each other as crops
+are, so neighbours are dense: harder to rank than distinct photographs, easier to cluster than noise.
+
+<folder>/vectors.npy  float16 [n, d] in random order, so that the first rows are a sample
+<folder>/queries.npy  float16 [m, d]
+<folder>/made.json    written last
+"""
+
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torchvision.transforms.v2 import functional
+
+from attrib.backbone import load_network, preprocessing_of
+from attrib.config import digest
+from attrib.images import decode_image
+from attrib.settings import BackboneSettings, StorageSettings
+from attrib.storage import Storage
+
+MIN_WINDOW = 3  # cells of the map
+PCA_IMAGES = 256
+PCA_WINDOWS = 32  # of each
+GAUSSIAN_ROWS = 65_536  # float32 at a time
+RECORD = "made.json"
+
+
+@dataclass(frozen=True)
+class VectorPlan:
+    """What vectors are made of; its digest names their folder."""
+
+    images: list[str]
+    backbone: dict
+    dimension: int
+    map_px: int
+    versions_per_image: int
+    num_vectors: int
+    num_queries: int
+
+    @property
+    def digest(self) -> str:
+        return digest(vars(self) | {"images": [os.path.basename(path) for path in self.images]})[:16]
+
+
+def make_vectors(plan: VectorPlan, folder: str, num_processes: int) -> None:
+    """Fill `folder`, unless it is filled. Processes have one thread each."""
+    if os.path.exists(os.path.join(folder, RECORD)):
+        return
+    os.makedirs(folder, exist_ok=True)
+    fitted = plan.images[:: max(1, len(plan.images) // PCA_IMAGES)][:PCA_IMAGES]
+    places = np.arange(len(plan.images))
+    with ProcessPoolExecutor(num_processes, get_context("spawn"), _start, (plan.backbone, plan.map_px)) as pool:
+        sample = np.concatenate(list(pool.map(_sample, fitted, range(len(fitted)))))
+        mean, projection = _principal(sample, plan.dimension)
+        stored = _spread(plan.num_vectors, len(places))
+        asked = _spread(plan.num_queries, len(places))
+        work = [
+            (plan.images[i], int(i), plan.versions_per_image, int(stored[i]), int(asked[i]), mean, projection)
+            for i in places
+        ]
+        vectors, queries = (
+            np.lib.format.open_memmap(os.path.join(folder, f"{name}.npy"), "w+", np.float16, (count, plan.dimension))
+            for name, count in (("vectors", plan.num_vectors), ("queries", plan.num_queries))
+        )
+        # Images are spread over the rows by one permutation, drawn from the count alone.
+        order = np.random.default_rng(plan.num_vectors).permutation(plan.num_vectors)
+        done, done_queries = 0, 0
+        for found, found_queries in pool.map(_image_vectors, work, chunksize=4):
+            vectors[order[done : done + len(found)]] = found
+            queries[done_queries : done_queries + len(found_queries)] = found_queries
+            done, done_queries = done + len(found), done_queries + len(found_queries)
+        vectors.flush()
+        queries.flush()
+    _record(folder, plan.num_vectors, plan.num_queries)
+
+
+def make_gaussian(folder: str, num_vectors: int, num_queries: int, dimension: int) -> None:
+    """The worst case: no neighbour is nearer than chance has it, and lists follow nothing."""
+    if os.path.exists(os.path.join(folder, RECORD)):
+        return
+    os.makedirs(folder, exist_ok=True)
+    generator = np.random.default_rng(0)
+    for name, count in (("vectors", num_vectors), ("queries", num_queries)):
+        rows = np.lib.format.open_memmap(os.path.join(folder, f"{name}.npy"), "w+", np.float16, (count, dimension))
+        for start in range(0, count, GAUSSIAN_ROWS):
+            block = generator.standard_normal((min(GAUSSIAN_ROWS, count - start), dimension), np.float32)
+            rows[start : start + len(block)] = block / np.linalg.norm(block, axis=1, keepdims=True)
+        rows.flush()
+    _record(folder, num_vectors, num_queries)
+
+
+def _record(folder: str, num_vectors: int, num_queries: int) -> None:
+    with open(os.path.join(folder, RECORD), "w", encoding="utf-8") as file:
+        json.dump({"num_vectors": num_vectors, "num_queries": num_queries}, file)
+
+
+def _spread(total: int, parts: int) -> np.ndarray:
+    return np.diff(np.arange(parts + 1) * total // parts)
+
+
+def _principal(sample: np.ndarray, dimension: int) -> tuple[np.ndarray, np.ndarray]:
+    """mean float32 [c] and projection float32 [c, dimension] of unit-length rows float32 [n, c]. A narrow network keeps all it has."""
+    mean = sample.mean(axis=0)
+    _, directions = np.linalg.eigh(np.cov(sample - mean, rowvar=False))
+    projection = directions[:, ::-1][:, :dimension].astype(np.float32)
+    if projection.shape[1] < dimension:
+        raise ValueError(f"the network has {projection.shape[1]} channels, fewer than vectors.dimension = {dimension}")
+    return mean, projection
+
+
+_network: torch.nn.Module
+_preprocessing = None
+_map_px = 0
+
+
+def _start(backbone: dict, map_px: int) -> None:
+    """Once per process."""
+    global _network, _preprocessing, _map_px
+    torch.set_num_threads(1)
+    settings = BackboneSettings.model_validate(backbone)
+    network = load_network(settings, Storage(StorageSettings()))
+    _network = network.model.eval().to(memory_format=torch.channels_last)
+    _preprocessing, _map_px = preprocessing_of(network, settings.name), map_px
+
+
+def _sample(path: str, seed: int) -> np.ndarray:
+    generator = np.random.default_rng([seed, 0])
+    feature_map = _map(_read(path), generator, distorted=False)
+    windows = _windows(PCA_WINDOWS, feature_map.shape[0], generator, off_grid=False)
+    rows = _means(feature_map, windows)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _image_vectors(work: tuple) -> tuple[np.ndarray, np.ndarray]:
+    path, seed, num_versions, num_vectors, num_queries, mean, projection = work
+    pixels = _read(path)
+    found = []
+    for version, count in enumerate(_spread(num_vectors, num_versions)):
+        if count:
+            found.append(_version(pixels, [seed, 1, version], int(count), False, mean, projection))
+    queries = _version(pixels, [seed, 2], num_queries, True, mean, projection) if num_queries else []
+    empty = np.empty((0, projection.shape[1]), np.float16)
+    return np.concatenate([empty, *found]), np.concatenate([empty, queries]) if num_queries else empty
+
+
+def _version(pixels, seed: list[int], count: int, held_out: bool, mean, projection) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    feature_map = _map(pixels, generator, distorted=held_out)
+    windows = _windows(count, feature_map.shape[0], generator, off_grid=held_out)
+    # Windows are scaled to length one before PCA's mean is taken off, as in the sample it was fitted on.
+    lengths = np.linalg.norm(_means(feature_map, windows), axis=1, keepdims=True)
+    rows = _means(feature_map @ projection, windows) / lengths - mean @ projection
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+
+
+def _read(path: str) -> torch.Tensor:
+    with open(path, "rb") as file:
+        return decode_image(file.read(), max_megapixels=100.0).pixels
+
+
+@torch.inference_mode()
+def _map(pixels: torch.Tensor, generator: np.random.Generator, distorted: bool) -> np.ndarray:
+    """float32 [h, w, c] of one augmented version."""
+    height, width = pixels.shape[1:]
+    share = generator.uniform(0.6, 1.0) ** 0.5
+    crop_height, crop_width = max(1, int(share * height)), max(1, int(share * width))
+    top, left = generator.integers(0, height - crop_height + 1), generator.integers(0, width - crop_width + 1)
+    picture = functional.resized_crop(
+        pixels, int(top), int(left), crop_height, crop_width, [_map_px] * 2, antialias=True
+    )
+    if generator.random() < 0.5:
+        picture = functional.horizontal_flip(picture)
+    strength = 0.4 if distorted else 0.2
+    picture = functional.adjust_brightness(picture, generator.uniform(1 - strength, 1 + strength))
+    picture = functional.adjust_saturation(picture, generator.uniform(1 - strength, 1 + strength))
+    if distorted:
+        picture = functional.jpeg(picture, int(generator.integers(30, 70)))
+    batch = _preprocessing.normalise(picture[None], "cpu", torch.float32).contiguous(memory_format=torch.channels_last)
+    return _network.forward_features(batch)[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def _windows(count: int, cells: int, generator: np.random.Generator, off_grid: bool) -> np.ndarray:
+    """float64 [count, 4]: top, left, bottom, right in cells; whole numbers, and none twice while there are enough, unless off_grid."""
+    least = min(MIN_WINDOW, cells)
+    if off_grid:
+        size = generator.uniform(least, cells, (count, 2))
+        start = generator.uniform(0, cells - size)
+        return np.concatenate([start, start + size], axis=1)
+    spans = np.array([(start, start + size) for size in range(least, cells + 1) for start in range(cells - size + 1)])
+    chosen = generator.choice(len(spans) ** 2, count, replace=count > len(spans) ** 2)
+    rows, columns = spans[chosen // len(spans)], spans[chosen % len(spans)]
+    return np.stack([rows[:, 0], columns[:, 0], rows[:, 1], columns[:, 1]], axis=1).astype(np.float64)
+
+
+def _means(feature_map: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """float32 [n, c] of float32 [h, w, c]: sums over windows from the integral image, which is read between its points by interpolation."""
+    integral = torch.zeros(1, feature_map.shape[2], feature_map.shape[0] + 1, feature_map.shape[1] + 1)
+    integral[0, :, 1:, 1:] = torch.from_numpy(feature_map.cumsum(0, dtype=np.float64).cumsum(1)).permute(2, 0, 1)
+    corners = torch.from_numpy(windows[:, [[0, 1], [0, 3], [2, 1], [2, 3]]])  # [n, 4, (y, x)]
+    scale = torch.tensor([integral.shape[2] - 1, integral.shape[3] - 1])
+    grid = (2 * corners / scale - 1).flip(-1)[None].float()
+    at = F.grid_sample(integral, grid, mode="bilinear", align_corners=True)[0]  # [c, n, 4]
+    sums = at[:, :, 3] - at[:, :, 1] - at[:, :, 2] + at[:, :, 0]
+    area = torch.from_numpy((windows[:, 2] - windows[:, 0]) * (windows[:, 3] - windows[:, 1])).float()
+    return (sums / area).T.numpy()

@@ -19,7 +19,7 @@ class ImageBenchmarkSettings(Settings):
     quality: int = Field(default=90, ge=1, le=95)
     decode_images: Positive = 192  # of them, for the decode stage
     loader_images: Positive = 640  # of them, for the DataLoader script, which is steady after the first batches
-    chunk_rows: Positive = 32  # of the embed job
+    chunk_rows: Positive = 128  # of the embed job, as its default is
 
     @model_validator(mode="after")
     def _order(self):

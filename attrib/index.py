@@ -16,7 +16,9 @@ Vectors are compared by cosine.
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import faiss
 import numpy as np
@@ -69,8 +71,7 @@ def build_shard(
         for name in names:
             path = os.path.join(folder, name)
             files[name] = {"sha256": file_sha256(path), "num_bytes": os.path.getsize(path)}
-            storage.upload(path, join(uri, name))
-            os.unlink(path)
+            storage.publish(path, join(uri, name))
     ids.sort()
     storage.write_table(
         join(uri, "sources.parquet"), sources.take(pa.array(np.searchsorted(sources["id"].to_numpy(), ids)))
@@ -104,29 +105,29 @@ def _receive(
     Each partition is read once.
     """
     num_vectors = sum(embeddings.num_embedded[p] for p in partitions)
-    vectors = np.lib.format.open_memmap(path, "w+", np.float16, (num_vectors, embeddings.dimension))
     ids, lists = np.empty(num_vectors, np.int64), np.empty(num_vectors, np.int64)
     norms = np.empty(num_vectors, np.float32)
     source_ids = sources["id"].to_numpy()
     start = 0
-    for partition in partitions:
-        part_ids, part = read_vectors(embeddings, partition, storage)
-        stop = start + len(part)
-        at = np.searchsorted(source_ids, part_ids)
-        absent = part_ids[np.append(source_ids, -1)[at] != part_ids]
-        if len(absent):
-            raise MismatchError(
-                f"{embeddings.uri} holds {len(absent):,} images that {embeddings.manifest_uri} does not list, such as id {absent[0]}; "
-                "embed the manifest again"
-            )
-        ids[start:stop], vectors[start:stop] = part_ids, part
-        for rows in _blocks(start, stop, embeddings.dimension):
-            units = to_float32(vectors[rows])
-            norms[rows] = inverse_norms(units)
-            units *= norms[rows, None]
-            lists[rows] = lists_of(units)
-        start = stop
-    vectors.flush()
+    with _array_file(path, np.float16, (num_vectors, embeddings.dimension)) as file:
+        for partition in partitions:
+            part_ids, part = read_vectors(embeddings, partition, storage)
+            at = np.searchsorted(source_ids, part_ids)
+            absent = part_ids[np.append(source_ids, -1)[at] != part_ids]
+            if len(absent):
+                raise MismatchError(
+                    f"{embeddings.uri} holds {len(absent):,} images that {embeddings.manifest_uri} does not list, such as id {absent[0]}; "
+                    "embed the manifest again"
+                )
+            part.tofile(file)
+            ids[start : start + len(part)] = part_ids
+            for rows in _blocks(0, *part.shape):
+                units = to_float32(part[rows])
+                there = slice(start + rows.start, start + rows.stop)
+                norms[there] = inverse_norms(units)
+                units *= norms[there, None]
+                lists[there] = lists_of(units)
+            start += len(part)
     return ids, lists, norms
 
 
@@ -140,21 +141,27 @@ def _put_in_order(
 ) -> list[str]:
     """Write vectors and codes in the order int64 [n] and return the files' names. lists and norms: of the rows in that order."""
 
-    def create(name: str, dtype, *shape: int) -> np.ndarray:
-        return np.lib.format.open_memmap(os.path.join(folder, name), "w+", dtype, shape)
-
-    vectors = create("vectors.npy", np.float16, *arrived.shape)
-    files = {"vectors.npy": vectors}
     is_compressed = template is not None and not isinstance(template, faiss.IndexIVFFlat)
-    if is_compressed:
-        files["codes.npy"] = create("codes.npy", np.uint8, len(arrived), template.code_size)
-    for rows in _blocks(0, *arrived.shape):
-        vectors[rows] = arrived[order[rows]]
-        if is_compressed:
-            files["codes.npy"][rows] = encode(template, to_float32(vectors[rows]) * norms[rows, None], lists[rows])
-    for file in files.values():
-        file.flush()
-    return list(files)
+    code_bytes = template.code_size if is_compressed else 0
+    with (
+        _array_file(os.path.join(folder, "vectors.npy"), np.float16, arrived.shape) as vectors_file,
+        _array_file(os.path.join(folder, "codes.npy"), np.uint8, (len(arrived), code_bytes)) as codes_file,
+    ):
+        for rows in _blocks(0, *arrived.shape):
+            vectors = arrived[order[rows]]
+            vectors.tofile(vectors_file)
+            if is_compressed:
+                encode(template, to_float32(vectors) * norms[rows, None], lists[rows]).tofile(codes_file)
+    return ["vectors.npy", "codes.npy"] if is_compressed else ["vectors.npy"]
+
+
+@contextmanager
+def _array_file(path: str, dtype: type, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
+    """A .npy file whose rows are then written to it: unlike those of a mapped file, they do not stay in the process's memory."""
+    with open(path, "wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        yield file
 
 
 def _blocks(start: int, stop: int, dimension: int) -> Iterator[slice]:

@@ -23,7 +23,7 @@ from attrib.storage import Storage
 PROBE_BATCHES = 3  # of images; one is too few to tell what each further image adds
 RATE_ROWS = 16_384
 SAMPLE_ROWS = 4_096  # of a table, to see how large its rows are
-MIN_SECONDS = 0.1  # of each timed operation
+MIN_SECONDS = 0.03  # of each timed operation
 
 
 def resident_bytes() -> int:

@@ -134,14 +134,22 @@ class Storage:
             return
         self._write_local(path, lambda file: file.write(data))
 
-    def upload(self, local_path: str, uri: str) -> None:
-        """Publish a finished local file as `uri`."""
+    def publish(self, local_path: str, uri: str) -> None:
+        """Move a finished local file to `uri`."""
         if is_remote(uri):
             filesystem, path = self.resolve(uri)
             pyarrow.fs.copy_files(local_path, path, source_filesystem=self._local, destination_filesystem=filesystem)
+            os.unlink(local_path)
+            return
+        os.makedirs(os.path.dirname(uri), exist_ok=True)
+        if os.stat(local_path).st_dev == os.stat(os.path.dirname(uri)).st_dev:
+            with open(local_path, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(local_path, uri)
             return
         with open(local_path, "rb") as source:
             self._write_local(uri, lambda file: shutil.copyfileobj(source, file, 1 << 24))
+        os.unlink(local_path)
 
     @staticmethod
     def _write_local(path: str, write) -> None:

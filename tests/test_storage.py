@@ -111,19 +111,20 @@ def test_delete_leaves_the_neighbours(place):
     assert not storage.exists(join(root, "file"))
 
 
-def test_upload_and_localise(place, tmp_path):
+def test_publish_and_localise(place, tmp_path):
     storage, root = place
     source = tmp_path / "made here.bin"
-    source.write_bytes(b"content" * 1000)
     for folder in ("a_b/c", "a/b_c"):
-        storage.upload(str(source), join(root, folder, "file.bin"))
+        source.write_bytes(b"content" * 1000)
+        storage.publish(str(source), join(root, folder, "file.bin"))
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     copies = [storage.localise(join(root, folder, "file.bin"), str(scratch)) for folder in ("a_b/c", "a/b_c")]
     assert copies[0] != copies[1]
     for copy in copies:
         with open(copy, "rb") as file:
-            assert file.read() == source.read_bytes()
+            assert file.read() == b"content" * 1000
+    assert not source.exists()
     if not root.startswith("s3://"):
         assert copies[0] == join(root, "a_b/c/file.bin") and files_below(scratch) == []
 

@@ -100,6 +100,15 @@ def embed_shares(rows: list[Row]) -> list[Fact]:
     ]
 
 
+def estimates(rows: list[Row]) -> list[Fact]:
+    """Of a job's time: what it said before it started, over what it took."""
+    return [
+        Fact(f"{row.contender}: time estimated over taken", row.found["estimated_over_measured"], row.size)
+        for row in rows
+        if "estimated_over_measured" in row.found
+    ]
+
+
 def peak_shares(rows: list[Row]) -> list[Fact]:
     """Our peak resident memory over autofaiss's, libraries included, training included."""
     return [

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from attrib.errors import AttribError
 
-POLL_SECONDS = 0.5  # of a process, its highest is kept by the system; more often would take from what is measured
+POLL_SECONDS = 0.2  # of a process, its highest is kept by the system; more often would take from what is measured
 PACKAGE_FOLDER = str(Path(__file__).resolve().parents[2])
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 MAX_NOTE_CHARS = 160

@@ -33,12 +33,15 @@ class VectorBenchmarkSettings(Settings):
 
     sizes: tuple[Positive, ...] = Field(default=(10_000, 100_000, 1_000_000), min_length=1)
     dimension: Positive = 256
-    map_px: Positive = 384  # side of the pictures whose feature maps are pooled over windows
-    versions_per_image: Positive = 3  # augmented pictures of each image
+    map_px: Positive = 320  # side of the pictures whose feature maps are pooled over windows
+    versions_per_image: Positive = 2  # augmented pictures of each image
     gaussian_size: Positive | None = 100_000  # the worst case beside them; None: left out
     batches: tuple[Positive, ...] = Field(default=(100, 10_000), min_length=1)
     top_k: Positive = 10
     recall_target: float = Field(default=0.99, gt=0, le=1)  # which sets nprobe
+    more_nprobes: tuple[Positive, ...] = (
+        64,
+    )  # beside it: windows of few pictures lie closer together than a corpus of many does
     threads: tuple[Positive, ...] = Field(default=(1, 2), min_length=1)
     num_shards: Positive = 4  # that two workers share
     slow_peer_queries: int = Field(default=2_000, ge=1)  # brute force is timed on these and scaled

@@ -115,10 +115,11 @@ def search(bench: Bench) -> list[Row]:
         wanted = bench.settings.vectors
         job = vectors.job(bench.settings, timed_queries=min(wanted.slow_peer_queries, wanted.batches[-1]))
         found = bench.prepare("exact neighbours", f"{SEARCH}:prepare", job)
-        job["nprobe"] = found["nprobe"]
-        # The worst case needs one look: it is slow for all.
-        for threads in wanted.threads if vectors.kind == "images" else wanted.threads[:1]:
-            rows += _search(bench, vectors, job, threads, found)
+        more = [nprobe for nprobe in wanted.more_nprobes if found["nprobe"] < nprobe < found["num_lists"]]
+        for nprobe in (found["nprobe"], *more):
+            # The worst case needs one look: it is slow for all.
+            for threads in wanted.threads if vectors.kind == "images" else wanted.threads[:1]:
+                rows += _search(bench, vectors, job | {"nprobe": nprobe}, threads, found)
     return rows
 
 
@@ -133,7 +134,7 @@ def _search(bench: Bench, vectors: VectorSet, job: dict, threads: int, found: di
         Contender("faiss.knn, exact", f"{SEARCH}:brute_force", job, threads),
         Contender("argsort per query (AbC)", f"{SEARCH}:argsort_loop", argsort, threads),
     ]
-    lists = f"nprobe {found['nprobe']} of {found['num_lists']:,}"
+    lists = f"nprobe {job['nprobe']} of {found['num_lists']:,}"
     sizes = {
         str(batch): f"{batch:,} queries, {_described(bench, vectors)}, {lists}, {threads} thread(s)"
         for batch in job["batches"]

@@ -39,6 +39,7 @@ def embed_job(job: dict, clock: Clock) -> dict:
     started = time.time()
     with _appearing(os.path.join(settings.output, CHUNKS), ".parquet") as seen:
         record = embed.run(settings)
+    ended = time.time()
     times = sorted((at, _chunk_rows(name)) for name, at in seen.items())
     steady = times[job["workers"] - 1 : len(times) - job["workers"] + 1]
     seconds = steady[-1][0] - steady[0][0]
@@ -48,6 +49,7 @@ def embed_job(job: dict, clock: Clock) -> dict:
         "images_per_second": num_images / seconds,
         "start_to_first_chunk_seconds": times[0][0] - started,
         "num_failed": record["num_failed"],
+        "estimated_over_measured": record["estimate"]["seconds"] / (ended - started),
     }
 
 

@@ -14,8 +14,8 @@ from attrib.config import versions
 from attrib.distributed.scale_constants import measure_constants
 from attrib.distributed.simulate import simulate
 from attrib.errors import AttribError
-from attrib.scale.derive import Plan, by_size, derive
 from attrib.scale.check import Check, check
+from attrib.scale.derive import Plan, by_size, derive
 from attrib.scale.limits import Break, breaks
 from attrib.scale.page import PAGE, SIZES, amount, count, hours, ratio, write_page
 from attrib.scale.settings import Constant, Constants, ScaleSettings, unit_of

@@ -29,7 +29,7 @@ def count_storage() -> None:
         @wraps(original)
         def method(self, *arguments, **options):
             found = original(self, *arguments, **options)
-            uri = arguments[1] if name == "upload" else arguments[0]
+            uri = arguments[1] if name == "publish" else arguments[0]
             for one in uri if isinstance(uri, list) else [uri]:
                 note(kind, one, num_bytes(*arguments))
             return found
@@ -37,7 +37,7 @@ def count_storage() -> None:
         setattr(Storage, name, method)
 
     counted("write_bytes", "write", lambda _, data: memoryview(data).nbytes)
-    counted("upload", "write", lambda path, _: os.path.getsize(path))
+    counted("publish", "write", lambda _, uri: os.path.getsize(uri))  # the local file has gone
     for name in ("open", "read_table", "dataset", "localise"):
         counted(name, "read")
     counted("exists", "head")

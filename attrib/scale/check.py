@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 
+from attrib.probing import num_probed
 from attrib.scale.layout import file_counts, lay_out, simulated_target, task_counts
 from attrib.scale.settings import Constant, ScaleSettings
 from attrib.scale.work import describe_work
 
 CHUNKS = "embeddings/_chunks/part-#/rows-#-#.parquet"
+
+CPU_BATCH_SIZE = 16  # of attrib.backbone, which loads torch
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,10 @@ def _requests(settings: ScaleSettings, target, layout, files, simulated: Simulat
     # Tar shards are listed without Storage, so that they are not in the log.
     streams = layout.sources.num_units + layout.queries.num_units
     images = target.num_sources + target.num_queries
+    for cut in (layout.sources, layout.queries):  # each embed job looks at some before it starts
+        partition = min(target.partition_rows, cut.num_images)
+        probed = num_probed(CPU_BATCH_SIZE, partition, target.chunk_rows)
+        images += probed + min(CPU_BATCH_SIZE, probed)
     return [
         Row("images read", images, simulated.requests.get("images", {}).get("read", 0)),
         Row(

@@ -9,8 +9,8 @@ from attrib import index, search
 from attrib.estimates import READER_BYTES, TABLE_COPIES, WRITER_BYTES, Estimate, embedding_row_bytes
 from attrib.planning import IndexPlan
 from attrib.probing import MachineRates, RowBytes
+from attrib.template import KMEANS_ITERATIONS, MAX_POINTS_PER_CENTROID
 
-KMEANS_ITERATIONS = 20
 READ_COPIES = 6  # of a column while Arrow reads it and rows are picked: pages, chunks, what is picked; its pool gives none of it back
 SOURCES_COPIES = 3.5  # of the sources' table: as read and sorted, in the shard's order, as written
 COMPACTED_BYTES = 50  # of a hit (query int64, position int64, score float32) while hits are joined and sorted
@@ -84,7 +84,7 @@ def estimate_index(
     # float16 as it arrives, float32, and the squares of its norms
     training = training_rows * (2 + 4 + 4) * d + 2 * sizes.template_bytes
     seconds_assigning = 2 * sizes.num_vectors * sizes.num_lists * d / rates.flops_per_second
-    points = min(training_rows, 256 * sizes.num_lists)
+    points = min(training_rows, MAX_POINTS_PER_CENTROID * sizes.num_lists)
     seconds_training = KMEANS_ITERATIONS * 2 * points * sizes.num_lists * d / rates.flops_per_second
     files = sizes.num_vectors * sizes.file_bytes_per_vector
     seconds_files = files * (2 / rates.written_bytes_per_second + 1 / rates.hashed_bytes_per_second)

@@ -179,7 +179,7 @@ def _collection_rates(folder: str, storage: Storage) -> dict[str, float]:
     part_uri = join(folder, "manifest", part_name(0))
     slices = [Slice(0, 0, PARTITION_ROWS)]
     numbering = _cpu_seconds(
-        lambda: _write_partition(slices, [join(folder, "unit.parquet")], {}, collection, part_uri, storage)
+        lambda: _write_partition([join(folder, "unit.parquet")], slices, {}, collection, part_uri, storage)
     )
     manifest = Manifest(join(folder, "manifest"), collection, "", "", "", [PARTITION_ROWS], [])
     job = EmbedSettings(manifest=manifest.uri, output=join(folder, "assembled"), backbone={"name": "test_vit"})

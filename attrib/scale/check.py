@@ -8,7 +8,6 @@ from attrib.scale.settings import Constant, ScaleSettings
 from attrib.scale.work import describe_work
 
 CHUNKS = "embeddings/_chunks/part-#/rows-#-#.parquet"
-
 CPU_BATCH_SIZE = 16  # of attrib.backbone, which loads torch
 
 
@@ -127,12 +126,13 @@ def _requests(settings: ScaleSettings, target, layout, files, simulated: Simulat
     # Tar shards are listed without Storage, so that they are not in the log.
     streams = layout.sources.num_units + layout.queries.num_units
     images = target.num_sources + target.num_queries
-    for cut in (layout.sources, layout.queries):  # each embed job looks at some before it starts
+    looked_at = 0  # by each embed job before it starts; the works do not count them
+    for cut in (layout.sources, layout.queries):
         partition = min(target.partition_rows, cut.num_images)
         probed = num_probed(CPU_BATCH_SIZE, partition, target.chunk_rows)
-        images += probed + min(CPU_BATCH_SIZE, probed)
+        looked_at += probed + min(CPU_BATCH_SIZE, probed)
     return [
-        Row("images read", images, simulated.requests.get("images", {}).get("read", 0)),
+        Row("images read", images + looked_at, simulated.requests.get("images", {}).get("read", 0)),
         Row(
             "other reads (GET and HEAD)",
             sum(work.reads for work in works) - streams - images,

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from attrib.config import digest
 from attrib.errors import AttribError, first_line
 from attrib.folding import fold_batch_norms
-from attrib.images import Preprocessing
 from attrib.model import CHECKPOINT_KEY, AttributionModel, model_from_checkpoint
+from attrib.preprocessing import Preprocessing
 from attrib.settings import BackboneSettings
 from attrib.storage import Storage, scratch_folder
 

@@ -12,8 +12,8 @@ from pyarrow import ipc
 from attrib.backbone import Encoder
 from attrib.corpus import read_image_or_error, read_parquet_images
 from attrib.errors import ImageError
-from attrib.images import Preprocessing
 from attrib.manifest import Manifest
+from attrib.preprocessing import Preprocessing
 from attrib.settings import EmbedSettings
 from attrib.storage import Storage, is_remote
 from attrib.vectors import OUTCOME_FIELDS, schema

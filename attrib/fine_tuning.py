@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from attrib.batches import is_validation
 from attrib.errors import AttribError
 from attrib.gather import gather_fixed
-from attrib.images import Preprocessing
 from attrib.manifest import Manifest
 from attrib.objective import NOBODY, Batch, Student
+from attrib.preprocessing import Preprocessing
 from attrib.storage import Storage
 from attrib.train_settings import TrainSettings
 from attrib.training import mean_reciprocal_rank

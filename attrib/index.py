@@ -16,7 +16,7 @@ Vectors are compared by cosine.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -140,13 +140,12 @@ def _put_in_order(
     template: faiss.IndexIVF | None,
 ) -> list[str]:
     """Write vectors and codes in the order int64 [n] and return the files' names. lists and norms: of the rows in that order."""
-
     is_compressed = template is not None and not isinstance(template, faiss.IndexIVFFlat)
-    code_bytes = template.code_size if is_compressed else 0
-    with (
-        _array_file(os.path.join(folder, "vectors.npy"), np.float16, arrived.shape) as vectors_file,
-        _array_file(os.path.join(folder, "codes.npy"), np.uint8, (len(arrived), code_bytes)) as codes_file,
-    ):
+    with ExitStack() as files:
+        vectors_file = files.enter_context(_array_file(os.path.join(folder, "vectors.npy"), np.float16, arrived.shape))
+        if is_compressed:
+            codes_shape = len(arrived), template.code_size
+            codes_file = files.enter_context(_array_file(os.path.join(folder, "codes.npy"), np.uint8, codes_shape))
         for rows in _blocks(0, *arrived.shape):
             vectors = arrived[order[rows]]
             vectors.tofile(vectors_file)
@@ -209,7 +208,8 @@ def open_shard(uri: str, record: dict, storage: Storage, folder: str, template: 
                     f"{join(uri, name)} is damaged: its checksum is not that of the index's record; delete the shard and build it again"
                 )
             _verified.add(seen)
-        arrays[name.removesuffix(".npy")] = np.load(path, mmap_mode="r", allow_pickle=False)
+        # As plain arrays: each slice of a memmap costs more than a short list's product.
+        arrays[name.removesuffix(".npy")] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     if template is None:
         arrays = {name: arrays[name] for name in ("ids", "vectors", "inverse_norms")}
     return Shard(**arrays, template=template)

@@ -17,6 +17,7 @@ import numpy as np
 from attrib.index import Shard
 from attrib.kernels import SCAN_TOLERANCE, CpuKernel
 from attrib.template import nearest_lists
+from attrib.units import to_float32
 
 QUERY_ROWS = 131_072  # queries in one pass over the shard, if their probed lists fit SCAN_CELLS
 SCAN_CELLS = 1 << 23  # (query, probed list) pairs in memory at a time
@@ -119,11 +120,11 @@ def _visits(shard: Shard, lists: np.ndarray) -> Iterator[tuple[int, int, int, np
 
 def _prefetch(stored: np.ndarray, start: int, stop: int) -> None:
     """Tell the kernel to read what comes next while this list is multiplied."""
-    mapped = getattr(stored, "_mmap", None)
-    if mapped is not None:
-        row_bytes = stored.strides[0]
-        first = (stored.offset + start * row_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        mapped.madvise(mmap.MADV_WILLNEED, first, min(len(mapped), stored.offset + stop * row_bytes) - first)
+    mapped = stored.base
+    if isinstance(mapped, np.memmap):
+        row_bytes, pages = stored.strides[0], mapped._mmap
+        first = (mapped.offset + start * row_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        pages.madvise(mmap.MADV_WILLNEED, first, min(len(pages), mapped.offset + stop * row_bytes) - first)
 
 
 class _Best:
@@ -148,6 +149,9 @@ class _Best:
         columns = zip((self.query, self.position, self.scan_score), *self.pending)
         query, position, score = (np.concatenate(parts) for parts in columns)
         self.pending, self.num_pending = [], 0
+        # Floors have risen since most of this was found; what is sorted are few of it.
+        kept = score >= self.kernel.floors_of(query)
+        query, position, score = query[kept], position[kept], score[kept]
         order = np.lexsort((-score, query))
         query, position, score = query[order], position[order], score[order]
         last = np.flatnonzero(ranks(query) == self.kernel.width - 1)
@@ -185,7 +189,7 @@ def _exact_scores(shard: Shard, queries: np.ndarray, query: np.ndarray, position
     rows = max(1, RESCORE_BYTES // (8 * queries.shape[1]))
     for start in range(0, len(query), rows):
         some = order[start : start + rows]
-        vectors = shard.vectors[position[some]].astype(np.float64)
+        vectors = to_float32(shard.vectors[position[some]]).astype(np.float64)
         products = np.einsum("md,md->m", queries[query[some]].astype(np.float64), vectors)
         scores[some] = products / np.sqrt(np.einsum("md,md->m", vectors, vectors))
     return scores

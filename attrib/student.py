@@ -7,8 +7,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from attrib.errors import AttribError
 from attrib.heads import Head, join_parts
-from attrib.images import Preprocessing
 from attrib.model import AttributionModel
+from attrib.preprocessing import Preprocessing
 from attrib.settings import Domain
 from attrib.train_settings import TrainSettings
 

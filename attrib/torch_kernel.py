@@ -67,6 +67,9 @@ class TorchKernel:
         found = scores[query, position]
         return query.cpu().numpy(), position.cpu().numpy(), found.cpu().numpy()
 
+    def floors_of(self, queries: np.ndarray) -> np.ndarray:
+        return self.floors.cpu().numpy()[queries]
+
     def raise_floors(self, floors: np.ndarray) -> None:
         self.floors = torch.maximum(self.floors, torch.from_numpy(floors).to(self.device))
 

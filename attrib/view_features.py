@@ -18,8 +18,9 @@ from torchvision.transforms.v2 import functional
 
 from attrib.embedding import read_all
 from attrib.errors import AttribError, ImageError
-from attrib.images import Preprocessing, decode_image
+from attrib.images import decode_image
 from attrib.manifest import Manifest
+from attrib.preprocessing import Preprocessing
 from attrib.storage import Storage, scratch_folder
 from attrib.train_settings import TrainSettings
 from attrib.view_settings import DONOR_KINDS, KINDS, Kind, ViewSettings

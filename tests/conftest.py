@@ -46,6 +46,19 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(params=["torchcodec", "pillow"])
+def decoder(request, monkeypatch) -> str:
+    """The test runs once with each decoder of plain JPEGs."""
+    from attrib import images
+
+    if request.param == "pillow":
+        monkeypatch.setattr(images, "decode_jpeg", None)
+    elif images.decode_jpeg is None:
+        pytest.skip("torchcodec does not load on this system")
+    assert images.decoder_name() == request.param
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def real_images(data_folder) -> list[bytes]:
     return [path.read_bytes() for path in sorted((data_folder / "dev" / "sources").glob("*.jpg"))[:40]]

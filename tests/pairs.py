@@ -1,9 +1,12 @@
 """Collections with known pairs, as the jobs leave them, and truth tables about them."""
 
 import csv
+import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from attrib.corpus import LOCATION_FIELDS
 from attrib.evaluate_settings import EvaluateSettings
@@ -65,6 +68,15 @@ def write_case(folder, storage, sources, queries, truth, prefix="q/", others=())
         csv.writer(file, delimiter="\t").writerows([("query", "role", "source_group"), *truth])
     table = {"uri": str(folder / "truth.tsv"), "key_column": "query", "key_prefix": prefix}
     return EvaluateSettings(methods=[method, *others], truth=table, output=str(folder / "out"))
+
+
+def evaluate_by_job(start_job, settings: EvaluateSettings, folder: Path) -> tuple[str, dict]:
+    """What `jobs.evaluate` prints and what is in its evaluation.json, which must be strict JSON. folder: for its config."""
+    job = start_job("evaluate", settings.model_dump(mode="json"), folder)
+    said, errors = job.communicate(timeout=120)
+    assert job.returncode == 0, errors
+    text = (Path(settings.output) / "evaluation.json").read_text()
+    return said, json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
 
 
 def drawn_case(seed: int):

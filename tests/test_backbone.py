@@ -18,7 +18,8 @@ from timm.data import create_transform, resolve_data_config
 
 from attrib.backbone import CHECKPOINT_KEY, KEEP_FREED_MEMORY, Encoder, load_encoder
 from attrib.errors import AttribError
-from attrib.images import Preprocessing, decode_image
+from attrib.images import decode_image
+from attrib.preprocessing import Preprocessing
 from attrib.settings import BackboneSettings, EmbedSettings, StorageSettings
 from attrib.storage import Storage
 

@@ -83,6 +83,21 @@ def test_means_under_windows_are_those_of_the_cells_they_cover():
             assert np.allclose(found, expected, atol=1e-4)
 
 
+def test_mosaics_are_means_of_crops_by_area():
+    crops = np.eye(40, dtype=np.float32)
+    made = np.empty((500, 40), np.float16)
+    vectors.fill_with_mosaics(made, crops, seed=0)
+    again = np.empty_like(made)
+    vectors.fill_with_mosaics(again, crops, seed=0)
+    assert np.array_equal(made, again)
+    # Of orthogonal crops, each leaves its area's share of the length.
+    assert (made >= 0).all() and np.allclose(np.linalg.norm(made.astype(np.float32), axis=1), 1, atol=2e-3)
+    num_shown = (made > 1e-3).sum(axis=1)
+    assert num_shown.max() == vectors.CROPS_PER_MOSAIC and num_shown.mean() > 3.5
+    areas = made.astype(np.float32) / made.astype(np.float32).sum(axis=1, keepdims=True)
+    assert areas.sum(axis=0) == pytest.approx(500 / 40, rel=0.5)  # no crop is preferred
+
+
 def test_slopes():
     assert log_slope(2.0, 20.0, 10) == pytest.approx(1)
     assert log_slope(1.0, 8.0, 4) == pytest.approx(1.5)

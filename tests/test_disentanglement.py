@@ -10,6 +10,8 @@ import torch
 from attrib.disentanglement import RunningCovariance, cca_ssg, cor_infomax, gaussian_infomax
 from attrib.errors import AttribError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NUM, DIM = 12, 4
 EPS = 1e-3
 
@@ -34,15 +36,6 @@ def mixed(seed: int, num: int = NUM, dim: int = DIM) -> np.ndarray:
     """Correlated dimensions of unequal scale, away from the origin."""
     generator = np.random.default_rng(seed)
     return generator.normal(size=(num, dim)) @ generator.normal(size=(dim, dim)) + generator.normal(size=dim)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On matrices this small, threads that wait for each other cost a hundred times the arithmetic."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from pairs import drawn_case, write_case, write_method
+from pairs import drawn_case, evaluate_by_job, write_case, write_method
 
 from attrib.collection import Collection
 from attrib.config import validate
@@ -154,13 +154,8 @@ def test_settings_that_do_not_fit_are_named(values, expected):
 def test_the_job_prints_a_table_and_writes_strict_json(start_job, tmp_path, local):
     sources, queries, truth = drawn_case(0)
     settings = write_case(tmp_path, local, sources, queries, truth[:20])
-    job = start_job("evaluate", settings.model_dump(mode="json"), tmp_path)
-    said, errors = job.communicate(timeout=120)
-    assert job.returncode == 0, errors
+    said, written = evaluate_by_job(start_job, settings, tmp_path)
     out = tmp_path / "out"
-    written = json.loads(
-        (out / "evaluation.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON")
-    )
     summary = summarise(evaluate(settings, local))
     assert written["methods"] == summary["methods"] and written["cells"] == summary["cells"]
     assert written["methods"]["one"]["macro"] is None  # no cell has 30 rows

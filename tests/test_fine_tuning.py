@@ -20,10 +20,11 @@ from attrib.batches import is_validation
 from attrib.corpus import list_images, list_units
 from attrib.errors import AttribError
 from attrib.fine_tuning import PixelBatches
-from attrib.images import Preprocessing, decode_image
+from attrib.images import decode_image
 from attrib.manifest import Manifest
 from attrib.model import build_model
 from attrib.objective import NOBODY, Batch
+from attrib.preprocessing import Preprocessing
 from attrib.settings import CollectionSettings, StorageSettings
 from attrib.storage import Storage
 from attrib.student import parallel, student_of, trained_groups

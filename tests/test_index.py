@@ -1,6 +1,7 @@
 """Shards on disk: what they hold, that they are the same bytes twice, and that damage is refused."""
 
 import shutil
+from contextlib import nullcontext
 
 import faiss
 import numpy as np
@@ -17,6 +18,7 @@ from shards import (
     write_embeddings,
 )
 
+from attrib import index
 from attrib.errors import AttribError, MismatchError
 from attrib.index import Index, build_shard, check_same_encoder
 from attrib.search import merge, search_shard
@@ -92,6 +94,16 @@ def test_a_build_is_the_same_bytes_twice(kind, collection, tmp_path):
         built.append(make_index(tmp_path / name, ids, vectors, make_plan(kind), np.arange(NUM) % 2))
         assert len(built[-1][0]["files"]) == {"flat": 3, "ivf_flat": 4}.get(kind, 5)
     assert built[0] == built[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_build_leaves_no_other_files_than_those_of_its_shard(kind, collection, tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(index, "scratch_folder", lambda: nullcontext(str(scratch)))
+    ids, vectors = collection
+    make_index(tmp_path, ids, vectors, make_plan(kind), np.zeros(NUM, int))
+    assert not list(scratch.iterdir())  # publishing moves a file
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -190,14 +202,14 @@ def test_a_template_depends_on_its_seed_alone(collection):
 
 def test_queries_of_another_encoder_are_refused():
     encoder = {"model_digest": "a", "preprocessing": "p", "dimension": 8}
-    index = Index("/index", "d", encoder, make_plan("flat"), None, [], 0, 8, {}, [], True, {})
+    built = Index("/index", "d", encoder, make_plan("flat"), None, [], 0, 8, {}, [], True, {})
 
     def queries(**changes):
         return Embeddings("/queries", "/manifest", encoder | changes, "q", [1], [1])
 
-    check_same_encoder(index, queries())
+    check_same_encoder(built, queries())
     for key, value in {"model_digest": "b", "preprocessing": "q", "dimension": 9}.items():
         with pytest.raises(
             MismatchError, match=rf"/queries were embedded with {key} {value!r}.*/index with {encoder[key]!r}"
         ):
-            check_same_encoder(index, queries(**{key: value}))
+            check_same_encoder(built, queries(**{key: value}))

@@ -1,13 +1,12 @@
 """Theory and shares of known pairs against loops over a truth table, folds that would leak, and what the job leaves behind."""
 
-import json
 import math
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from pairs import drawn_case, write_case
+from pairs import drawn_case, evaluate_by_job, write_case
 
 from attrib import calibration, cca, pair_measures
 from attrib.collection import Collection
@@ -218,13 +217,8 @@ def job_settings(settings: EvaluateSettings, name: str, **measures) -> EvaluateS
 
 def test_the_job_writes_the_numbers_and_the_figures(start_job, tmp_path, local):
     settings = job_settings(write_case(tmp_path, local, *drawn_case(0)), "a <b>method</b>", shares_top_k=TOP_K)
-    job = start_job("evaluate", settings.model_dump(mode="json"), tmp_path)
-    said, errors = job.communicate(timeout=120)
-    assert job.returncode == 0, errors
+    said, written = evaluate_by_job(start_job, settings, tmp_path)
     out = tmp_path / "out"
-    written = json.loads(
-        (out / "evaluation.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON")
-    )
     sources, queries, truth = in_memory()
     sources, queries = (replace(c, vectors=c.vectors.astype(np.float16)) for c in (sources, queries))
     theory = pair_theory(sources, queries, truth, "content")

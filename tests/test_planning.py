@@ -61,8 +61,8 @@ def test_few_vectors_are_searched_exactly():
 
 
 def test_number_of_lists():
-    expected = {1: 1, 2: 1, 39: 1, 77: 1, 78: 2, 1_000: 25, 10_000: 256, 100_000: 2_048, 999_999: 4_096}
-    expected |= {MILLION: 4_096, 4 * MILLION: 8_192, 10 * MILLION: 16_384, 300 * MILLION: 65_536, 10**9: 65_536}
+    expected = {1: 1, 2: 1, 39: 1, 77: 1, 78: 2, 1_000: 25, 10_000: 256, 100_000: 1_024, 999_999: 2_048}
+    expected |= {MILLION: 2_048, 4 * MILLION: 4_096, 10 * MILLION: 8_192, 300 * MILLION: 65_536, 10**9: 65_536}
     for num_vectors, num_lists in expected.items():
         ample = {"kind": "ivf_flat", "worker_memory_gib": 1e6}
         assert plan(num_vectors, **ample).num_lists == num_lists
@@ -73,7 +73,7 @@ def test_number_of_lists():
 def test_training_rows_follow_the_lists_unless_given():
     given = IndexSettings(embeddings="/embeddings", output="/index", training_rows=50_000)
     by_rule = IndexSettings(embeddings="/embeddings", output="/index")
-    for num_vectors, expected in {100_000: 131_072, 60_000: 65_536, 10 * MILLION: 64 * 16_384}.items():
+    for num_vectors, expected in {100_000: 65_536, 60_000: 65_536, 10 * MILLION: 64 * 8_192}.items():
         made = plan(num_vectors)
         assert (training_rows(by_rule, made), training_rows(given, made)) == (expected, 50_000)
     assert training_rows(given, plan(1_000)) == training_rows(by_rule, plan(1_000)) == 0

@@ -1,11 +1,24 @@
 """Measurements of this process and machine."""
 
+import time
+from dataclasses import asdict
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from attrib.manifest import Manifest
-from attrib.probing import RowBytes, measure_machine, peak_bytes, reset_peak, resident_bytes, row_bytes, spread
+from attrib.probing import (
+    RowBytes,
+    fastest,
+    measure_answers,
+    measure_machine,
+    peak_bytes,
+    reset_peak,
+    resident_bytes,
+    row_bytes,
+    spread,
+)
 
 MIB = 2**20
 
@@ -40,6 +53,13 @@ def test_images_are_taken_from_all_of_a_partition():
     assert spread(rows, 500)["id"].to_pylist() == list(range(100))
 
 
-def test_rates_of_a_machine_are_figures_that_can_be_stored():
-    rates = measure_machine(64, 1).to_dict()
-    assert len(rates) == 6 and all(0 < value < float("inf") for value in rates.values())
+@pytest.mark.parametrize("measured", [lambda: measure_machine(64, 1), lambda: measure_answers(64)])
+def test_rates_are_finite(measured):
+    rates = asdict(measured())
+    assert len(rates) == 4 and all(0 < value < float("inf") for value in rates.values())
+
+
+def test_the_quickest_call_is_told_and_the_first_is_left_out():
+    seconds = iter([0.0, 0.02, 0.005, 0.02, *[1.0] * 9])
+    assert 0.005 <= fastest(lambda: time.sleep(next(seconds))) < 0.02
+    assert next(seconds) == 1.0  # it stopped once MIN_SECONDS had passed

@@ -17,8 +17,8 @@ from attrib.distributed.scale import with_constants
 from attrib.errors import AttribError
 from attrib.manifest import plan_partitions
 from attrib.planning import group_partitions
-from attrib.scale.derive import by_size, derive, schedule
 from attrib.scale.check import Simulated, check, waves
+from attrib.scale.derive import by_size, derive, schedule
 from attrib.scale.layout import file_counts, id_bytes, lay_out, simulated_target, task_counts
 from attrib.scale.limits import breaks, growths
 from attrib.scale.page import amount, count, size_chart, write_page

@@ -7,19 +7,21 @@ from shards import STORAGE, make_sources, write_embeddings
 
 from attrib.index import TEMPLATE, shard_name
 from attrib.manifest import part_name
-from attrib.probing import MachineRates, RowBytes
+from attrib.probing import AnswerRates, MachineRates, RowBytes
 from attrib.search_estimates import (
     ShardSizes,
     build_bytes,
     estimate_attribute,
     estimate_index,
+    parts_per_shard,
+    probe_groups,
     results_bytes,
     search_bytes,
 )
 from attrib.template import write_template
 
 TOLERANCE = 0.25
-RATES = MachineRates(5e10, 8e8, 1e9, 1e9, 1e9, 1e8)
+RATES, ANSWER_RATES = MachineRates(5e10, 1e9, 1e9, 5e8), AnswerRates(1e9, 8e8, 2e8, 5e6)
 
 
 @pytest.mark.parametrize(
@@ -67,16 +69,31 @@ def sizes(num_vectors: int, num_shards: int, num_lists: int = 4096) -> ShardSize
 
 
 def test_memory_of_a_worker_follows_the_shard_and_not_the_index():
-    some, more = (estimate_index(sizes(n, n // 10**6), 65_536, 1000, 10**8, RATES, 4) for n in (4 * 10**6, 4 * 10**9))
+    some, more = (
+        estimate_index(sizes(n, n // 10**6), 65_536, 1000, 10**8, RATES, 4, 2) for n in (4 * 10**6, 4 * 10**9)
+    )
     assert some.worker_bytes == more.worker_bytes and some.scratch_bytes == more.scratch_bytes
     assert more.output_bytes == pytest.approx(1000 * some.output_bytes, rel=0.01)
-    assert estimate_index(sizes(10**6, 1), 65_536, 1000, 10**8, RATES, 4).num_workers == 1
+    assert estimate_index(sizes(10**6, 1), 65_536, 1000, 10**8, RATES, 4, 2).num_workers == 1
 
 
 def test_a_batch_of_any_size_takes_the_memory_of_what_is_read_together():
     few, many = (
         estimate_attribute(
-            sizes(10**6, 1000), n, 131_072, 100_000, 10, 10, 16, RowBytes(100, 40), 60.0, 10**8, RATES, 2, True
+            sizes(10**6, 1000),
+            n,
+            131_072,
+            100_000,
+            10,
+            10,
+            16,
+            RowBytes(100, 40),
+            60.0,
+            1.0,
+            10**8,
+            ANSWER_RATES,
+            2,
+            True,
         )
         for n in (200_000, 2_000_000)
     )
@@ -92,3 +109,49 @@ def test_re_ranking_many_candidates_and_wide_blocks_cost_memory():
     assert search_bytes(one, 10_000, 512, 10) > search_bytes(one, 10_000, 16, 10)
     query = RowBytes(100, 40)
     assert results_bytes(one, 10_000, 10_000, 50, 50, query) > results_bytes(one, 10_000, 10_000, 10, 10, query)
+
+
+def attribute_seconds(num_queries: int, num_shards: int, num_workers: int, search_seconds: float) -> float:
+    shards, query = sizes(10**6, num_shards), RowBytes(100, 40)
+    rows = (num_queries, 131_072, 1_000, 10, 10, 16, query)
+    return estimate_attribute(
+        shards, *rows, search_seconds, 0.0, 10**8, ANSWER_RATES, num_workers, copies_shards=False
+    ).seconds
+
+
+def test_a_template_that_is_there_is_not_trained_again():
+    one = sizes(10**6, 4)
+    trained, found = (estimate_index(one, rows, 1000, 10**8, RATES, 2, 2) for rows in (262_144, 0))
+    flops = 20 * 2 * 262_144 * 4096 * 256
+    assert trained.seconds - found.seconds == pytest.approx(flops / 5e10 / 2, rel=0.05)
+    assert found.driver_bytes < trained.driver_bytes and found.output_bytes == trained.output_bytes
+
+
+def test_seconds_of_a_search_are_shared_by_workers_and_never_less_than_its_largest_shard_takes():
+    one, two = (attribute_seconds(10_000, 4, workers, 100.0) for workers in (1, 2))
+    assert 1.9 < one / two < 2
+    alone = attribute_seconds(10_000, 16, 10, 100.0)
+    # Sixteen shards, each in two parts, in four rounds of ten workers.
+    assert alone == pytest.approx(attribute_seconds(10_000, 16, 1, 100.0) / 10, rel=0.2)
+
+
+def test_a_short_job_takes_its_fixed_costs():
+    assert 0.3 < attribute_seconds(10, 1, 8, 0.0) < 1.5
+    many, few = (attribute_seconds(100_000, shards, 2, 0.0) for shards in (200, 2))
+    assert many > few + 10  # each block meets each shard in a file
+
+
+def test_shards_are_cut_so_that_a_round_fills_the_workers():
+    assert [parts_per_shard(shards, 2) for shards in (1, 2, 3, 4, 5)] == [2, 1, 1, 1, 1]
+    assert [parts_per_shard(shards, 16) for shards in (1, 9, 16, 17, 1000)] == [12, 3, 1, 3, 1]
+    for shards in range(1, 40):
+        for workers in range(1, 20):
+            units = shards * parts_per_shard(shards, workers)
+            assert units >= 0.75 * workers * -(-units // workers)
+
+
+def test_every_worker_reads_as_many_queries_before_the_search():
+    assert [probe_groups(10, 10_000, workers) for workers in (1, 2, 16)] == [1, 2, 10]
+    assert probe_groups(100, 10**7, 8) == 100
+    assert probe_groups(1000, 10**6, 8) == 64
+    assert probe_groups(0, 0, 8) == 0

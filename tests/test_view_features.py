@@ -17,9 +17,10 @@ from attrib.backbone import load_network
 from attrib.corpus import list_images, list_units
 from attrib.errors import AttribError
 from attrib.features import FeatureExtractor
-from attrib.images import Preprocessing, decode_image
+from attrib.images import decode_image
 from attrib.manifest import Manifest
 from attrib.model import features_data_config
+from attrib.preprocessing import Preprocessing
 from attrib.settings import CollectionSettings, StorageSettings
 from attrib.storage import Storage
 from attrib.train_settings import TrainSettings

@@ -19,6 +19,8 @@ from attrib.alignment import MomentumQueue, info_nce, moco, momentum_update
 from attrib.disentanglement import RunningCovariance, cca_ssg, cor_infomax, gaussian_infomax
 from attrib.gather import gather, gather_fixed
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORLD_SIZE = 2
 NUM_STEPS = 3
 # Of one worker: more rows than dimensions, so that no covariance is singular.
@@ -137,15 +139,6 @@ def workers(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("workers")
     mp.spawn(work, args=(str(folder),), nprocs=WORLD_SIZE)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD_SIZE)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On matrices this small, threads that wait for each other cost a hundred times the arithmetic."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @cache

@@ -17,7 +17,8 @@ from torchvision.transforms import v2
 
 from attrib.backbone import load_encoder, load_network, preprocessing_of
 from attrib.benchmark.contender import Clock, cpu_seconds, set_threads
-from attrib.images import Preprocessing, decode_jpeg
+from attrib.images import decode_jpeg
+from attrib.preprocessing import Preprocessing
 from attrib.settings import BackboneSettings, EmbedSettings, StorageSettings
 from attrib.storage import Storage
 

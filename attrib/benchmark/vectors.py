@@ -1,12 +1,14 @@
-"""Benchmark vectors: embeddings of crops and augmentations of real images, many per image, without a million passes of the network.
+"""Benchmark vectors: embeddings of collages of crops of real, augmented images, without a million passes of the network.
 
 Every image is drawn in a few augmented versions (crop, flip, colour) at `map_px`; the network runs over each as over any picture, and every
-vector is the mean of its last feature map under a random window: what pooling gives for that crop but for the borders, whose context it sees.
-PCA to `dimension` (fitted on a sample of windows) commutes with means, so maps are projected first; then length one, float16. Queries come from
-one further version of each image, distorted more, under windows that lie off the grid. Vectors of one image are as near to each other as crops
-are, so neighbours are dense: harder to rank than distinct photographs, easier to cluster than noise.
+crop's vector is the mean of its last feature map under a random window: what pooling gives for that crop but for the borders, whose context it
+sees. PCA to `dimension` (fitted on a sample of windows) commutes with means, so maps are projected first; then length one. A vector of the
+benchmark is that of a mosaic, an augmentation of its own, which shows crops of four images at random areas: the mean of their vectors, weighted by
+area. So a million vectors are a million different pictures, which shade into each other as a corpus does, where a million crops of some
+thousand images would be as many tight clusters that any search finds. Queries are mosaics of crops of one further version of each image,
+distorted more, under windows that lie off the grid.
 
-<folder>/vectors.npy  float16 [n, d] in random order, so that the first rows are a sample
+<folder>/vectors.npy  float16 [n, d], of which any first rows are a sample
 <folder>/queries.npy  float16 [m, d]
 <folder>/made.json    written last
 """
@@ -29,10 +31,12 @@ from attrib.settings import BackboneSettings, StorageSettings
 from attrib.storage import Storage
 
 MIN_WINDOW = 3  # cells of the map
+CROPS_PER_IMAGE = 128
+CROPS_PER_MOSAIC = 4
 PCA_IMAGES = 256
 PCA_WINDOWS = 32  # of each
 WHITENING_ROWS, WHITENING_SHRINKAGE = 100_000, 0.01  # vectors that it is fitted on; of the widest direction's variance
-GAUSSIAN_ROWS = 65_536  # float32 at a time
+BLOCK_ROWS = 65_536  # float32 at a time
 RECORD = "made.json"
 
 
@@ -50,7 +54,8 @@ class VectorPlan:
 
     @property
     def digest(self) -> str:
-        return digest(vars(self) | {"images": [os.path.basename(path) for path in self.images]})[:16]
+        recipe = {"crops_per_image": CROPS_PER_IMAGE, "crops_per_mosaic": CROPS_PER_MOSAIC}
+        return digest(vars(self) | recipe | {"images": [os.path.basename(path) for path in self.images]})[:16]
 
 
 def make_vectors(plan: VectorPlan, folder: str, num_processes: int) -> None:
@@ -59,45 +64,46 @@ def make_vectors(plan: VectorPlan, folder: str, num_processes: int) -> None:
         return
     os.makedirs(folder, exist_ok=True)
     fitted = plan.images[:: max(1, len(plan.images) // PCA_IMAGES)][:PCA_IMAGES]
-    places = np.arange(len(plan.images))
     with ProcessPoolExecutor(num_processes, get_context("spawn"), _start, (plan.backbone, plan.map_px)) as pool:
         sample = np.concatenate(list(pool.map(_sample, fitted, range(len(fitted)))))
         mean, projection = _principal(sample, plan.dimension)
-        stored = _spread(plan.num_vectors, len(places))
-        asked = _spread(plan.num_queries, len(places))
-        work = [
-            (plan.images[i], int(i), plan.versions_per_image, int(stored[i]), int(asked[i]), mean, projection)
-            for i in places
-        ]
-        vectors, queries = (
-            np.lib.format.open_memmap(os.path.join(folder, f"{name}.npy"), "w+", np.float16, (count, plan.dimension))
-            for name, count in (("vectors", plan.num_vectors), ("queries", plan.num_queries))
-        )
-        # Images are spread over the rows by one permutation, drawn from the count alone.
-        order = np.random.default_rng(plan.num_vectors).permutation(plan.num_vectors)
-        done, done_queries = 0, 0
-        for found, found_queries in pool.map(_image_vectors, work, chunksize=4):
-            vectors[order[done : done + len(found)]] = found
-            queries[done_queries : done_queries + len(found_queries)] = found_queries
-            done, done_queries = done + len(found), done_queries + len(found_queries)
-        whiten(vectors, queries)
-        vectors.flush()
-        queries.flush()
+        work = [(path, i, plan.versions_per_image, mean, projection) for i, path in enumerate(plan.images)]
+        crops, held_out_crops = (np.concatenate(found) for found in zip(*pool.map(_image_crops, work, chunksize=4)))
+    vectors, queries = (
+        np.lib.format.open_memmap(os.path.join(folder, f"{name}.npy"), "w+", np.float16, (count, plan.dimension))
+        for name, count in (("vectors", plan.num_vectors), ("queries", plan.num_queries))
+    )
+    fill_with_mosaics(vectors, crops, seed=0)
+    fill_with_mosaics(queries, held_out_crops, seed=1)
+    whiten(vectors, queries)
+    vectors.flush()
+    queries.flush()
     _record(folder, plan.num_vectors, plan.num_queries)
+
+
+def fill_with_mosaics(vectors: np.ndarray, crops: np.ndarray, seed: int) -> None:
+    """Every row of float16 [n, d] becomes a mosaic of some of the crops float32 [m, d] of length one; areas are uniform on the simplex."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        count = min(BLOCK_ROWS, len(vectors) - start)
+        areas = generator.dirichlet(np.ones(CROPS_PER_MOSAIC), count).astype(np.float32)
+        chosen = generator.integers(0, len(crops), (count, CROPS_PER_MOSAIC))
+        mosaics = sum(areas[:, i, None] * crops[chosen[:, i]] for i in range(CROPS_PER_MOSAIC))
+        vectors[start : start + count] = mosaics / np.linalg.norm(mosaics, axis=1, keepdims=True)
 
 
 def whiten(vectors: np.ndarray, queries: np.ndarray) -> None:
     """Make the directions of the vectors float16 [n, d] alike in width, in place, as the shipped recipe's projection does, and queries likewise.
 
-    Left as they are, all windows of a picture would lie in one list, and any search that looks into a few lists would find all.
+    Left as they are, most of their variance would lie in a few directions, and any search that looks into a few lists would find all.
     """
     sample = vectors[:: max(1, len(vectors) // WHITENING_ROWS)].astype(np.float64)
     mean = sample.mean(axis=0)
     variances, directions = np.linalg.eigh(np.cov(sample - mean, rowvar=False))
     projection = directions / np.sqrt(variances + WHITENING_SHRINKAGE * variances[-1])
     for rows in (vectors, queries):
-        for start in range(0, len(rows), GAUSSIAN_ROWS):
-            block = (rows[start : start + GAUSSIAN_ROWS].astype(np.float32) - mean) @ projection
+        for start in range(0, len(rows), BLOCK_ROWS):
+            block = (rows[start : start + BLOCK_ROWS].astype(np.float32) - mean) @ projection
             rows[start : start + len(block)] = block / np.linalg.norm(block, axis=1, keepdims=True)
 
 
@@ -109,8 +115,8 @@ def make_gaussian(folder: str, num_vectors: int, num_queries: int, dimension: in
     generator = np.random.default_rng(0)
     for name, count in (("vectors", num_vectors), ("queries", num_queries)):
         rows = np.lib.format.open_memmap(os.path.join(folder, f"{name}.npy"), "w+", np.float16, (count, dimension))
-        for start in range(0, count, GAUSSIAN_ROWS):
-            block = generator.standard_normal((min(GAUSSIAN_ROWS, count - start), dimension), np.float32)
+        for start in range(0, count, BLOCK_ROWS):
+            block = generator.standard_normal((min(BLOCK_ROWS, count - start), dimension), np.float32)
             rows[start : start + len(block)] = block / np.linalg.norm(block, axis=1, keepdims=True)
         rows.flush()
     _record(folder, num_vectors, num_queries)
@@ -119,10 +125,6 @@ def make_gaussian(folder: str, num_vectors: int, num_queries: int, dimension: in
 def _record(folder: str, num_vectors: int, num_queries: int) -> None:
     with open(os.path.join(folder, RECORD), "w", encoding="utf-8") as file:
         json.dump({"num_vectors": num_vectors, "num_queries": num_queries}, file)
-
-
-def _spread(total: int, parts: int) -> np.ndarray:
-    return np.diff(np.arange(parts + 1) * total // parts)
 
 
 def _principal(sample: np.ndarray, dimension: int) -> tuple[np.ndarray, np.ndarray]:
@@ -159,26 +161,27 @@ def _sample(path: str, seed: int) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def _image_vectors(work: tuple) -> tuple[np.ndarray, np.ndarray]:
-    path, seed, num_versions, num_vectors, num_queries, mean, projection = work
+def _image_crops(work: tuple) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [CROPS_PER_IMAGE, d] twice: of an image's versions, and held-out."""
+    path, seed, num_versions, mean, projection = work
     pixels = _read(path)
-    found = []
-    for version, count in enumerate(_spread(num_vectors, num_versions)):
-        if count:
-            found.append(_version(pixels, [seed, 1, version], int(count), False, mean, projection))
-    queries = _version(pixels, [seed, 2], num_queries, True, mean, projection) if num_queries else []
-    empty = np.empty((0, projection.shape[1]), np.float16)
-    return np.concatenate([empty, *found]), np.concatenate([empty, queries]) if num_queries else empty
+    counts = np.diff(np.arange(num_versions + 1) * CROPS_PER_IMAGE // num_versions)
+    versions = [
+        _version(pixels, [seed, 1, version], int(count), False, mean, projection)
+        for version, count in enumerate(counts)
+    ]
+    return np.concatenate(versions), _version(pixels, [seed, 2], CROPS_PER_IMAGE, True, mean, projection)
 
 
 def _version(pixels, seed: list[int], count: int, held_out: bool, mean, projection) -> np.ndarray:
+    """float32 [count, d] of length one."""
     generator = np.random.default_rng(seed)
     feature_map = _map(pixels, generator, distorted=held_out)
     windows = _windows(count, feature_map.shape[0], generator, off_grid=held_out)
     # Windows are scaled to length one before PCA's mean is taken off, as in the sample it was fitted on.
     lengths = np.linalg.norm(_means(feature_map, windows), axis=1, keepdims=True)
     rows = _means(feature_map @ projection, windows) / lengths - mean @ projection
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def _read(path: str) -> torch.Tensor:

@@ -107,25 +107,30 @@ def embed(bench: Bench) -> list[Row]:
         Contender("decode + resize alone", f"{IMAGES}:decode_at_once", job, workers=workers),
         *loaders,
     ]
-    rows = bench.compare(
+    return bench.compare(
         "embed job", {"image": f"an image of {wanted.num_images:,} JPEGs, {workers} threads"}, contenders
     )
-    return rows
+
+
+def _by_workers(bench: Bench, name: str, run: str, job: dict, folder: str, note: str = "") -> list[Contender]:
+    """The same job of benchmark_jobs by one worker and by all of them, each into a folder of its own."""
+    return [
+        Contender(
+            name,
+            f"{JOBS}:{run}",
+            job | {"workers": workers, "output": os.path.join(bench.work, f"{folder}-by-{workers}")},
+            workers=workers,
+            note=note,
+        )
+        for workers in (1, bench.settings.num_workers)
+    ]
 
 
 def build(bench: Bench) -> list[Row]:
     rows = stages.build(bench) + stages.build_slope(bench)
     vectors = bench.largest
     job = vectors.job(bench.settings, num_shards=bench.settings.vectors.num_shards)
-    contenders = [
-        Contender(
-            "index job's build",
-            f"{JOBS}:build_shards",
-            job | {"workers": workers, "output": os.path.join(bench.work, f"shards-by-{workers}")},
-            workers=workers,
-        )
-        for workers in (1, bench.settings.num_workers)
-    ]
+    contenders = _by_workers(bench, "index job's build", "build_shards", job, "shards")
     size = f"{vectors.size:,} x {bench.settings.vectors.dimension} in {bench.settings.vectors.num_shards} shards, under Ray"
     return rows + bench.compare("build by workers", {"build": size}, contenders)
 
@@ -153,16 +158,8 @@ def attribute(bench: Bench) -> list[Row]:
     )
     size = f"{vectors.size:,} x {wanted.dimension} in {wanted.num_shards} shards"
     rows = bench.compare("index job", {"job": size}, [indexing], num_rounds=1)
-    contenders = [
-        Contender(
-            "jobs.attribute",
-            f"{JOBS}:attribute_job",
-            job | {"workers": workers, "output": os.path.join(bench.work, f"attributions-by-{workers}")},
-            workers=workers,
-            note="the whole job; Ray and its workers started before",
-        )
-        for workers in (1, bench.settings.num_workers)
-    ]
+    note = "the whole job; Ray and its workers started before"
+    contenders = _by_workers(bench, "jobs.attribute", "attribute_job", job, "attributions", note)
     asked = f"{wanted.batches[-1]:,} queries, {size}"
     rows += bench.compare("attribute job", {"job": asked}, contenders)
     output = os.path.join(bench.work, "written")

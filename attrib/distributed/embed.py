@@ -25,8 +25,9 @@ from attrib.distributed.tasks import plain_errors, run_units
 from attrib.embedding import PreparedChunk, encode_chunk, prepare_images
 from attrib.errors import AttribError, FailedShareError, MismatchError
 from attrib.estimates import Estimate, estimate_embed
-from attrib.images import Preprocessing, decoder_name
+from attrib.images import decoder_name
 from attrib.manifest import Manifest, open_manifest, part_name
+from attrib.preprocessing import Preprocessing
 from attrib.probing import EncoderProbe, baseline_bytes, probe_encoder
 from attrib.progress import Progress
 from attrib.records import begin, finish

@@ -14,10 +14,10 @@ from attrib.distributed.tasks import run_units
 from attrib.errors import FailedShareError
 from attrib.features import FeatureExtractor
 from attrib.identity import sampling_rank
-from attrib.images import Preprocessing
 from attrib.manifest import Manifest
 from attrib.model import features_data_config
 from attrib.model_settings import FeatureSettings
+from attrib.preprocessing import Preprocessing
 from attrib.progress import Progress
 from attrib.settings import BackboneSettings
 from attrib.storage import Storage, join

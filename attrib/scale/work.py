@@ -23,10 +23,9 @@ from attrib.scale.layout import (
     task_counts,
 )
 from attrib.scale.settings import ScaleSettings
+from attrib.template import KMEANS_ITERATIONS, MAX_POINTS_PER_CENTROID
 
 GIB = 2**30
-KMEANS_ITERATIONS = 20  # of attrib.index.train_template
-KMEANS_POINTS_PER_LIST = 256
 FOUND_BYTES = 24  # of a find that returns to the driver: query, id and two scores
 
 
@@ -168,7 +167,7 @@ def _index_work(
         serial_seconds=constants.start_seconds.value + arguments / pickle_rate,
     )
     if layout.num_lists:
-        training = min(layout.training_rows, KMEANS_POINTS_PER_LIST * layout.num_lists)
+        training = min(layout.training_rows, MAX_POINTS_PER_CENTROID * layout.num_lists)
         yield Work(
             "sources",
             "train lists",

@@ -11,7 +11,6 @@ from attrib.probing import EncoderProbe, MachineRates, RowBytes
 from attrib.settings import PriceSettings
 
 GIB = 2**30
-HALF_BYTES_ON_DISK = 1.9  # of 2: zstd takes 5 to 10 % of the float16 values of embeddings
 OUTCOME_BYTES_ON_DISK = 50  # of an image beside its vector: id and content hash, which do not compress
 IMAGE_OVERHEAD_BYTES = 4_096  # Python's rows of one image while its chunk is prepared
 READER_BYTES = 40 << 20  # of Arrow's threads and pools once a Parquet file was read
@@ -152,8 +151,8 @@ def estimate_embed(
 
 
 def embedding_row_bytes(dimension: int) -> float:
-    """On disk, of an image with its vector."""
-    return HALF_BYTES_ON_DISK * dimension + OUTCOME_BYTES_ON_DISK
+    """On disk, of an image with its vector, which is stored plainly (attrib/storage.py)."""
+    return 2 * dimension + OUTCOME_BYTES_ON_DISK
 
 
 def estimate_train(

@@ -1,6 +1,6 @@
 """Measurements that estimates start from: what a process holds, what a network needs for one batch, how fast this machine is.
 
-All together they take about two seconds at a job's start, in the process that asks, so nothing is stored that could grow old.
+Each takes a fraction of a second at a job's start, in the process that asks, so nothing is stored that could grow old.
 """
 
 import ctypes
@@ -9,8 +9,10 @@ import resource
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +25,7 @@ from attrib.storage import Storage
 PROBE_BATCHES = 3  # of images; one is too few to tell what each further image adds
 RATE_ROWS = 16_384
 SAMPLE_ROWS = 4_096  # of a table, to see how large its rows are
-MIN_SECONDS = 0.03  # of each timed operation
+MIN_SECONDS = 0.01  # of each timed operation; a job's workers wait for them
 
 
 def resident_bytes() -> int:
@@ -160,33 +162,37 @@ def _growth(work) -> tuple[int, float, object]:
 
 @dataclass(frozen=True)
 class MachineRates:
-    """Of one worker with its threads: float32 products (flop/s), float64 scoring (bytes of float16 vectors/s), hashing, publishing and reading
-    back files of the output's storage, and Parquet of float16 vectors (bytes/s)."""
+    """Of one worker with its threads: float32 products (flop/s), and in bytes/s hashing, publishing files to the local disk, and reading
+    Parquet of float16 vectors."""
 
     flops_per_second: float
-    scored_bytes_per_second: float
     hashed_bytes_per_second: float
     written_bytes_per_second: float
-    read_bytes_per_second: float
-    table_bytes_per_second: float
+    decoded_bytes_per_second: float
 
-    def to_dict(self) -> dict[str, float]:
-        return {name: float(f"{value:.4g}") for name, value in asdict(self).items()}
+
+@dataclass(frozen=True)
+class AnswerRates:
+    """Of one worker that opens shards and turns what it finds into rows: in bytes/s hashing, float64 scoring of float16 vectors, and tables of
+    ids, numbers and strings, written or read as Parquet; and (query, source) pairs that are put in order."""
+
+    hashed_bytes_per_second: float
+    scored_bytes_per_second: float
+    table_bytes_per_second: float
+    ordered_pairs_per_second: float
 
 
 def measure_machine(dimension: int, num_threads: int) -> MachineRates:
-    """About a second."""
-    from hashlib import sha256
-
+    """In about a third of a second."""
     import faiss
 
-    generator = np.random.default_rng(0)
-    halves = generator.standard_normal((RATE_ROWS, dimension)).astype(np.float16)
-    floats = halves.astype(np.float32)
-    queries = floats[:256].copy()
+    floats = np.random.default_rng(0).standard_normal((RATE_ROWS, dimension), np.float32)
+    queries, halves = floats[:256].copy(), floats.astype(np.float16)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(halves.ravel()), dimension)
+    stored = pa.BufferOutputStream()
+    pa.parquet.write_table(pa.table({"embedding": vectors}), stored, compression="none", use_dictionary=False)
     faiss.omp_set_num_threads(num_threads)
-    data = halves.tobytes()
-    table = pa.table({"embedding": pa.FixedSizeListArray.from_arrays(pa.array(halves.ravel()), dimension)})
+    data = floats.tobytes()
     with tempfile.TemporaryDirectory(prefix="attrib-", dir=os.environ.get("ATTRIB_SCRATCH")) as folder:
         path = os.path.join(folder, "probe")
 
@@ -196,34 +202,57 @@ def measure_machine(dimension: int, num_threads: int) -> MachineRates:
                 file.flush()
                 os.fsync(file.fileno())
 
-        def read():
-            with open(path, "rb") as file:
-                file.read()
+        def decode():
+            column = pa.parquet.read_table(pa.BufferReader(stored.getvalue()))["embedding"]
+            column.combine_chunks().flatten().to_numpy(zero_copy_only=False).copy()
 
-        def score():
-            vectors = halves.astype(np.float64)
-            np.einsum("md,md->m", vectors, vectors)
-            np.einsum("md,md->m", vectors, vectors)
-
+        products = fastest(lambda: faiss.pairwise_distances(queries, floats, faiss.METRIC_INNER_PRODUCT))
         return MachineRates(
-            flops_per_second=2 * queries.size * RATE_ROWS
-            / _seconds(lambda: faiss.pairwise_distances(queries, floats, faiss.METRIC_INNER_PRODUCT)),
-            scored_bytes_per_second=halves.nbytes / _seconds(score),
-            hashed_bytes_per_second=len(data) / _seconds(lambda: sha256(data).digest()),
-            written_bytes_per_second=len(data) / _seconds(write),
-            read_bytes_per_second=len(data) / _seconds(read),
-            table_bytes_per_second=len(data)
-            / _seconds(lambda: pa.parquet.write_table(table, pa.BufferOutputStream(), compression="zstd")),
-        )  # fmt: skip
+            flops_per_second=2 * queries.size * RATE_ROWS / products,
+            hashed_bytes_per_second=_hashed_bytes_per_second(data),
+            written_bytes_per_second=len(data) / fastest(write),
+            decoded_bytes_per_second=halves.nbytes / fastest(decode),
+        )
 
 
-def _seconds(work) -> float:
-    """Of one call, the fastest of as many as fit into MIN_SECONDS: on a shared machine the others were disturbed."""
+def measure_answers(dimension: int) -> AnswerRates:
+    """In about a tenth of a second."""
+    generator = np.random.default_rng(0)
+    ids, scores = generator.integers(0, 2**62, RATE_ROWS), generator.random(RATE_ROWS, np.float32)
+    queries = np.repeat(np.arange(RATE_ROWS // 16), 16)
+    table = pa.table({"id": ids, "score": scores, "key": [f"{i:08d}.jpg" for i in range(RATE_ROWS)]})
+    floats = generator.standard_normal((RATE_ROWS // 8, dimension), np.float32)
+    halves = floats.astype(np.float16)
+
+    def score():
+        vectors = halves.astype(np.float64)
+        np.einsum("md,md->m", vectors, vectors)
+        np.einsum("md,md->m", vectors, vectors)
+
+    def write_and_read():
+        sink = pa.BufferOutputStream()
+        pa.parquet.write_table(table, sink, compression="zstd")
+        pa.parquet.read_table(pa.BufferReader(sink.getvalue()))
+
+    return AnswerRates(
+        hashed_bytes_per_second=_hashed_bytes_per_second(floats.tobytes()),
+        scored_bytes_per_second=halves.nbytes / fastest(score),
+        table_bytes_per_second=2 * table.nbytes / fastest(write_and_read),
+        ordered_pairs_per_second=RATE_ROWS / fastest(lambda: np.lexsort((ids, scores, queries))),
+    )
+
+
+def _hashed_bytes_per_second(data: bytes) -> float:
+    return len(data) / fastest(lambda: sha256(data).digest())
+
+
+def fastest(work: Callable[[], object], min_seconds: float = MIN_SECONDS) -> float:
+    """Seconds of one call, the quickest of as many as fit into min_seconds: what disturbs a run only ever makes it longer."""
     work()
-    fastest, spent = float("inf"), 0.0
-    while spent < MIN_SECONDS:
+    quickest, spent = float("inf"), 0.0
+    while spent < min_seconds:
         started = time.perf_counter()
         work()
         took = time.perf_counter() - started
-        fastest, spent = min(fastest, took), spent + took
-    return fastest
+        quickest, spent = min(quickest, took), spent + took
+    return quickest

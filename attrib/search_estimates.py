@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from attrib import index, search
 from attrib.estimates import READER_BYTES, TABLE_COPIES, WRITER_BYTES, Estimate, embedding_row_bytes
 from attrib.planning import IndexPlan
-from attrib.probing import MachineRates, RowBytes
+from attrib.probing import AnswerRates, MachineRates, RowBytes
 from attrib.template import KMEANS_ITERATIONS, MAX_POINTS_PER_CENTROID
 
+READ_ROWS = 16_384  # queries that are read together, at least: their files' row groups
+FILLED_SHARE = 0.75  # of the workers, in the last round of a phase's tasks
 READ_COPIES = 6  # of a column while Arrow reads it and rows are picked: pages, chunks, what is picked; its pool gives none of it back
 SOURCES_COPIES = 3.5  # of the sources' table: as read and sorted, in the shard's order, as written
 COMPACTED_BYTES = 50  # of a hit (query int64, position int64, score float32) while hits are joined and sorted
@@ -23,6 +25,16 @@ STAMP_BYTES = 160  # run id and digests of an attribution row, in memory
 FIXED_ROW_BYTES = 40  # its numbers
 ROW_NUMBERS_BYTES = 12  # on disk: source id and similarity; most shares are zero, and what belongs to the query repeats
 OUTCOME_NUMBERS_BYTES = 24
+
+# What a job takes beside its work, on a local disk and a warm cluster of today: rough, for jobs of seconds, which are little else.
+START_SECONDS = 0.3  # records, rates, admission
+PHASE_SECONDS = 0.02  # until the first task of a phase runs, and from its last to the next
+TASK_SECONDS = 0.004  # of Ray
+FILE_SECONDS = 0.0015  # to open and close one, or to publish it, beside its bytes
+RATES_SECONDS = 0.3  # of attrib/search_plan.py
+LIST_SECONDS = 7e-5  # of a visited list, beside its products; measured and stored with an index once it is there
+ORDER_SECONDS = 1.2e-7  # of a list that is put in order for a held-out image
+RECALL_PASSES = 2  # searches until nprobe is found: one where the true neighbours' lists told it at once
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,22 @@ def shard_sizes(
     return ShardSizes(*sizes, dimension, plan.num_lists, code_bytes, source, partition_rows)
 
 
+def shard_parts(num_shards: int, num_workers: int) -> list[int]:
+    """In how many parts the work of each shard is cut, so that workers end together: shards that fill whole rounds in one, the rest in several.
+
+    Not all: queries that are cut apart visit the same lists again, and each part opens the shard.
+    """
+    rest, parts = num_shards % num_workers, 1
+    while rest * parts < FILLED_SHARE * num_workers * -(-rest * parts // num_workers):
+        parts += 1
+    return [1] * (num_shards - rest) + [parts] * rest
+
+
+def probe_groups(num_blocks: int, num_queries: int, num_workers: int) -> int:
+    """Tasks that read the blocks before the search: about READ_ROWS queries in each, and as many for every worker."""
+    return min(num_blocks, num_workers * max(1, -(-num_queries // (num_workers * READ_ROWS))))
+
+
 def estimate_index(
     sizes: ShardSizes,
     training_rows: int,
@@ -74,35 +102,52 @@ def estimate_index(
     baseline_bytes: int,
     rates: MachineRates,
     num_workers: int,
+    training_threads: int,
 ) -> Estimate:
-    """training_rows: 0 for kind flat."""
+    """training_rows: 0 for kind flat, and where the template of an earlier start is there; training_threads: of the task that trains."""
     n, d = sizes.shard_vectors, sizes.dimension
     training_rows = min(training_rows, sizes.num_vectors) if sizes.num_lists else 0
-    sampled = training_rows + held_out_rows
-    num_workers = min(num_workers, sizes.num_shards)
+    num_partitions = -(-sizes.num_vectors // sizes.partition_rows)
     building = build_bytes(sizes)
     # float16 as it arrives, float32, and the squares of its norms
-    training = training_rows * (2 + 4 + 4) * d + 2 * sizes.template_bytes
-    seconds_assigning = 2 * sizes.num_vectors * sizes.num_lists * d / rates.flops_per_second
-    points = min(training_rows, MAX_POINTS_PER_CENTROID * sizes.num_lists)
-    seconds_training = KMEANS_ITERATIONS * 2 * points * sizes.num_lists * d / rates.flops_per_second
-    files = sizes.num_vectors * sizes.file_bytes_per_vector
-    seconds_files = files * (2 / rates.written_bytes_per_second + 1 / rates.hashed_bytes_per_second)
-    seconds_tables = sizes.num_vectors * embedding_row_bytes(d) / rates.read_bytes_per_second
-    seconds_exact = (
-        2 * held_out_rows * sizes.num_vectors * d / rates.flops_per_second + files / rates.hashed_bytes_per_second
-    )
+    training = training_rows * (2 + 4 + 4) * d + (2 * sizes.template_bytes if training_rows else 0)
     return Estimate(
-        num_workers=num_workers,
+        num_workers=min(num_workers, sizes.num_shards),
         worker_bytes=baseline_bytes + max(building, training),
-        driver_bytes=baseline_bytes + 3 * 2 * d * sampled,
+        driver_bytes=baseline_bytes + 3 * 2 * d * (training_rows + held_out_rows),
         mapped_bytes=2 * d * n + sizes.mapped_bytes,  # as they arrive, and in order
         scratch_bytes=2 * d * n + sizes.mapped_bytes,
         output_bytes=sizes.disk_bytes,
-        seconds=seconds_training + (seconds_assigning + seconds_files + seconds_tables + seconds_exact) / num_workers,
+        seconds=_index_seconds(sizes, training_rows, held_out_rows, rates, num_workers, training_threads),
         num_writes=sizes.num_shards * 7 + 3,
-        num_reads=sizes.num_shards * 4 * 6 + 2 * -(-sizes.num_vectors // sizes.partition_rows),
+        num_reads=sizes.num_shards * 4 * 6 + 2 * num_partitions,
     )
+
+
+def _index_seconds(
+    sizes: ShardSizes, training_rows: int, held_out_rows: int, rates: MachineRates, num_workers: int, threads: int
+) -> float:
+    n, d, lists, shards = sizes.num_vectors, sizes.dimension, sizes.num_lists, sizes.num_shards
+    # Of the largest shard, relative to a worker's even share: who has it ends last.
+    filling = max(1.0, sizes.shard_vectors * min(num_workers, shards) / n)
+    num_partitions, files = -(-n // sizes.partition_rows), n * sizes.file_bytes_per_vector
+    reading = n * embedding_row_bytes(d) / rates.decoded_bytes_per_second + num_partitions * (
+        TASK_SECONDS + FILE_SECONDS
+    )
+    # All that is drawn is joined and put in order by one process.
+    sampling = 3 * 2 * d * (training_rows + held_out_rows) / rates.decoded_bytes_per_second
+    points = min(training_rows, MAX_POINTS_PER_CENTROID * lists)
+    training = KMEANS_ITERATIONS * 2 * points * lists * d / rates.flops_per_second / threads
+    assigning = 2 * n * lists * d / rates.flops_per_second
+    publishing = files * (2 / rates.written_bytes_per_second + 1 / rates.hashed_bytes_per_second)
+    # Rows of sources are read, sorted and written.
+    listing = 3 * n * sizes.source.in_memory / rates.decoded_bytes_per_second
+    exact = 2 * held_out_rows * n * d / rates.flops_per_second + files / rates.hashed_bytes_per_second
+    visits = RECALL_PASSES * (shards * min(lists, held_out_rows) * LIST_SECONDS) if lists else 0.0
+    ordering = held_out_rows * lists * ORDER_SECONDS
+    spread = assigning + reading + publishing + listing + exact + visits
+    phases = START_SECONDS + (3 + RECALL_PASSES) * PHASE_SECONDS + RATES_SECONDS
+    return phases + reading / num_workers + sampling + training + filling * spread / min(num_workers, shards) + ordering
 
 
 def build_bytes(sizes: ShardSizes) -> int:
@@ -125,7 +170,7 @@ def search_bytes(
     that are read at a time (None: all).
     """
     d, wanted = sizes.dimension, min(num_candidates, sizes.shard_vectors)
-    read_rows = min(block_rows or num_queries, num_queries)
+    read_rows = min(max(block_rows, READ_ROWS) if block_rows else num_queries, num_queries)
     reading = READ_COPIES * 2 * d * read_rows
     converting = read_rows * (2 * 2 * d + 2 * 4 * d)  # joined, by id, as float32, and the squares of their norms
     # Blocks, and all of them joined.
@@ -169,22 +214,20 @@ def estimate_attribute(
     nprobe: int,
     query: RowBytes,
     search_seconds: float,
+    check_seconds: float,
     baseline_bytes: int,
-    rates: MachineRates,
+    rates: AnswerRates,
     num_workers: int,
     copies_shards: bool,
     on_gpus: bool = False,
 ) -> Estimate:
     """queries_together: in one pass over a shard; num_candidates: per query and shard (top_k where vectors are scanned); query: a manifest row of
-    the queries; search_seconds: of one worker, from the planner; copies_shards: from an object store to the local disk."""
+    the queries; search_seconds, check_seconds: of one worker, from the planner, for the batch and for the queries that are also searched exactly;
+    copies_shards: from an object store to the local disk."""
     block_rows, queries_together = min(block_rows, num_queries), min(queries_together, num_queries)
     num_blocks = -(-num_queries // max(1, block_rows))
     pairs = num_queries * min(num_candidates, sizes.shard_vectors) * sizes.num_shards
-    scoring = pairs * 2 * sizes.dimension / rates.scored_bytes_per_second
-    opening = sizes.num_vectors * sizes.file_bytes_per_vector / rates.hashed_bytes_per_second
     rows = num_queries * min(top_k, sizes.num_vectors)
-    row_bytes = FIXED_ROW_BYTES + STAMP_BYTES + sizes.source.in_memory + query.in_memory
-    tables = (2 * pairs * CANDIDATE_BYTES + rows * row_bytes) / rates.table_bytes_per_second
     searching = search_bytes(sizes, queries_together, nprobe, num_candidates, block_rows)
     finishing = results_bytes(sizes, num_queries, block_rows, top_k, num_candidates, query)
     outcomes = num_queries * (2 * query.on_disk + OUTCOME_NUMBERS_BYTES)
@@ -196,8 +239,41 @@ def estimate_attribute(
         scratch_bytes=sizes.mapped_bytes if copies_shards else 0,
         output_bytes=round(rows * (ROW_NUMBERS_BYTES + sizes.source.on_disk) + outcomes),
         temporary_bytes=round((pairs + rows) * CANDIDATE_BYTES_ON_DISK + rows * sizes.source.on_disk),
-        seconds=(search_seconds + scoring + opening + tables) / num_workers,
-        num_writes=num_blocks * (2 * sizes.num_shards + 4) + 2,
+        seconds=_attribute_seconds(
+            sizes, num_queries, num_blocks, pairs, rows, query, search_seconds, check_seconds, rates, num_workers
+        ),
+        num_writes=num_blocks * (2 * sizes.num_shards + 4) + sizes.num_shards + 2,
         num_reads=sizes.num_shards * (6 + 6 * num_blocks) + 8 * num_blocks,
         on_gpus=on_gpus,
     )
+
+
+def _attribute_seconds(
+    sizes: ShardSizes,
+    num_queries: int,
+    num_blocks: int,
+    pairs: int,
+    rows: int,
+    query: RowBytes,
+    search_seconds: float,
+    check_seconds: float,
+    rates: AnswerRates,
+    num_workers: int,
+) -> float:
+    """pairs: (query, source) that the shards propose; rows: that are written."""
+    shards, parts = sizes.num_shards, shard_parts(sizes.num_shards, num_workers)
+    opening = sizes.num_vectors * sizes.file_bytes_per_vector / rates.hashed_bytes_per_second
+    reading = (1 + shards) * num_queries * 2 * sizes.dimension / rates.table_bytes_per_second
+    scoring = pairs * 2 * sizes.dimension / rates.scored_bytes_per_second
+    searching = search_seconds + check_seconds + opening + reading + scoring
+    # Who searches the largest shard ends last.
+    searching = max(searching / num_workers, searching * sizes.shard_vectors / sizes.num_vectors / parts[0])
+    merging = 2 * pairs / rates.ordered_pairs_per_second
+    row_bytes = FIXED_ROW_BYTES + STAMP_BYTES + sizes.source.in_memory + query.in_memory
+    table_bytes = 3 * pairs * CANDIDATE_BYTES + sizes.num_vectors * sizes.source.in_memory + rows * row_bytes
+    # Lists, candidates, what is merged and wanted, sources and results are written; most of them are read by a task each.
+    files = num_blocks * (13 + 5 * shards + 2 * sum(parts))
+    tasks = probe_groups(num_blocks, num_queries, num_workers) + 2 * sum(parts) + 2 * num_blocks
+    fixed = files * FILE_SECONDS + tasks * TASK_SECONDS
+    spread = merging + table_bytes / rates.table_bytes_per_second + fixed
+    return START_SECONDS + 5 * PHASE_SECONDS + searching + spread / num_workers

@@ -5,30 +5,35 @@ SearchRates, which the index job measures on a worker and stores with the index.
 the same way, whichever machine asks.
 """
 
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+import faiss
 import numpy as np
 
-from attrib.index import Index
+from attrib.index import Index, Shard
 from attrib.kernels import CpuKernel
+from attrib.probing import fastest
+from attrib.search import search_shard
 from attrib.units import to_float32
 
 Engine = Literal["exact", "lists", "codes"]
 
 MEASURED_LIST_ROWS, MEASURED_BLOCK_ROWS = 256, 4096  # vectors in a usual list, and in a block of an exact search
 MEASURED_QUERIES, MEASURED_MANY_QUERIES = 64, 1024  # queries that meet at a list, and in an exact search
+MEASURED_SHORT_ROWS, MEASURED_SHORT_QUERIES = (
+    16,
+    4,
+)  # of a list where its visit, and not its products, is what takes time
 WIDTH = 10
-REPEATS = 5
+MIN_SECONDS = 0.1  # of each timed operation: every later batch is planned by these rates
 
 
 @dataclass(frozen=True)
 class SearchRates:
     """What the parts of a scan take on one worker, in seconds.
 
-    per_list: each visited list, before any work on it; per_value: each stored number made float32; per_list_product: each multiplication of a
+    per_list: each visited list, before any work on its vectors; per_value: each stored number made float32; per_list_product: each multiplication of a
     query's number with a vector's, in the small products of a list, comparison included; per_block_product: the same in an exact search.
     """
 
@@ -61,29 +66,31 @@ def measure_rates(dimension: int) -> SearchRates:
     def product_seconds(num_queries: int, num_vectors: int) -> float:
         kernel = CpuKernel(queries, WIDTH, 0.0)
         rows = np.arange(num_queries)
-        return _seconds(lambda: kernel.reaching(rows, block[:num_vectors])) / (num_queries * num_vectors * dimension)
+        return fastest(lambda: kernel.reaching(rows, block[:num_vectors]), MIN_SECONDS) / (
+            num_queries * num_vectors * dimension
+        )
 
-    converted = _seconds(lambda: to_float32(vectors[:MEASURED_LIST_ROWS]))
-    one = np.zeros(1, np.int64)
-    kernel = CpuKernel(queries, WIDTH, 0.0)
     return SearchRates(
-        per_list=_seconds(lambda: kernel.reaching(one, to_float32(vectors[:1]))),
-        per_value=converted / (MEASURED_LIST_ROWS * dimension),
+        per_list=_list_seconds(vectors, queries),
+        per_value=fastest(lambda: to_float32(vectors[:MEASURED_LIST_ROWS]), MIN_SECONDS)
+        / (MEASURED_LIST_ROWS * dimension),
         per_list_product=product_seconds(MEASURED_QUERIES, MEASURED_LIST_ROWS),
         per_block_product=product_seconds(MEASURED_MANY_QUERIES, MEASURED_BLOCK_ROWS),
     )
 
 
-def _seconds(work: Callable) -> float:
-    """The quickest of some runs: what disturbs a run only ever makes it longer."""
-    found = []
-    for _ in range(REPEATS):
-        times, started = 0, time.perf_counter()
-        while time.perf_counter() - started < 0.02:
-            work()
-            times += 1
-        found.append((time.perf_counter() - started) / times)
-    return min(found)
+def _list_seconds(vectors: np.ndarray, queries: np.ndarray) -> float:
+    """Of a visit to a short list for a few queries, with all that a search does around its products."""
+    num_vectors, dimension = vectors.shape
+    starts = np.arange(0, num_vectors + 1, MEASURED_SHORT_ROWS)
+    template = faiss.IndexIVFFlat(faiss.IndexFlatL2(dimension), dimension, len(starts) - 1, faiss.METRIC_L2)
+    ids, norms = np.arange(num_vectors), np.ones(num_vectors, np.float32)
+    shard = Shard(ids=ids, vectors=vectors, inverse_norms=norms, offsets=starts, template=template)
+    units = queries[: MEASURED_SHORT_QUERIES * (len(starts) - 1)]
+    lists = np.arange(len(units))[:, None] % (len(starts) - 1)
+    return fastest(lambda: search_shard(shard, units, WIDTH, WIDTH, 1, False, lists=lists), MIN_SECONDS) / (
+        len(starts) - 1
+    )
 
 
 def exact_seconds(rates: SearchRates, num_vectors: int, num_queries: int, dimension: int) -> float:

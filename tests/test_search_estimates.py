@@ -13,10 +13,10 @@ from attrib.search_estimates import (
     build_bytes,
     estimate_attribute,
     estimate_index,
-    parts_per_shard,
     probe_groups,
     results_bytes,
     search_bytes,
+    shard_parts,
 )
 from attrib.template import write_template
 
@@ -131,7 +131,7 @@ def test_seconds_of_a_search_are_shared_by_workers_and_never_less_than_its_large
     one, two = (attribute_seconds(10_000, 4, workers, 100.0) for workers in (1, 2))
     assert 1.9 < one / two < 2
     alone = attribute_seconds(10_000, 16, 10, 100.0)
-    # Sixteen shards, each in two parts, in four rounds of ten workers.
+    # A round of whole shards, and one of the other six in parts.
     assert alone == pytest.approx(attribute_seconds(10_000, 16, 1, 100.0) / 10, rel=0.2)
 
 
@@ -141,13 +141,13 @@ def test_a_short_job_takes_its_fixed_costs():
     assert many > few + 10  # each block meets each shard in a file
 
 
-def test_shards_are_cut_so_that_a_round_fills_the_workers():
-    assert [parts_per_shard(shards, 2) for shards in (1, 2, 3, 4, 5)] == [2, 1, 1, 1, 1]
-    assert [parts_per_shard(shards, 16) for shards in (1, 9, 16, 17, 1000)] == [12, 3, 1, 3, 1]
+def test_shards_are_cut_so_that_the_last_round_fills_the_workers():
+    assert [shard_parts(shards, 2) for shards in (1, 2, 3, 5)] == [[2], [1, 1], [1, 1, 2], [1, 1, 1, 1, 2]]
+    assert shard_parts(5, 8) == [3] * 5 and shard_parts(9, 8) == [1] * 8 + [6]
     for shards in range(1, 40):
         for workers in range(1, 20):
-            units = shards * parts_per_shard(shards, workers)
-            assert units >= 0.75 * workers * -(-units // workers)
+            parts = shard_parts(shards, workers)
+            assert len(parts) == shards and sum(parts) >= 0.75 * workers * -(-sum(parts) // workers)
 
 
 def test_every_worker_reads_as_many_queries_before_the_search():

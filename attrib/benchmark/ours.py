@@ -3,7 +3,6 @@
 import json
 import os
 
-import faiss
 import numpy as np
 import pyarrow as pa
 
@@ -32,12 +31,6 @@ def train(vectors: np.ndarray, template: str) -> int:
     plan, num_training = ivf_plan(*vectors.shape)
     write_template(train_template(unit_rows(vectors[:num_training]), plan, seed=0), template, STORAGE)
     return plan.num_lists
-
-
-def set_threads(threads: int) -> None:
-    """Of a task that another process runs."""
-    faiss.omp_set_num_threads(threads)
-    pa.set_cpu_count(threads)
 
 
 def build(embeddings_uri: str, template: str, folder: str, partitions: list[int] | None = None) -> None:

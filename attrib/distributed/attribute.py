@@ -3,7 +3,7 @@
 A search task opens one shard and takes all blocks of its group through it at once, so that each list is read once for as many queries as memory
 holds. What it finds is published per (block, shard); then, each in tasks of its own: the best of all shards per block, the metadata of their
 sources per shard, and the final rows per block. Neither the index nor the batch nor the sources' metadata has to fit a machine, and each is read
-a fixed number of times.
+a fixed number of times. A few queries are searched exactly as well, by the same tasks while they have a shard open.
 """
 
 import sys
@@ -19,28 +19,35 @@ from attrib.attribution import (
     lists_uri,
     partial_table,
     partial_uri,
-    read_block,
+    read_partial,
 )
 from attrib.distributed.admission import admit
-from attrib.distributed.attribution_job import AttributionJob, parts_per_shard, pending_blocks, use_threads
+from attrib.distributed.attribution_job import (
+    AttributionJob,
+    exact_uri,
+    num_checked,
+    num_workers,
+    parts_of_shards,
+    pending_blocks,
+    use_threads,
+)
 from attrib.distributed.attribution_results import describe_sources, merge_blocks, write_blocks
-from attrib.distributed.sampling import sample_vectors
-from attrib.distributed.session import connect, device_of, num_cluster_cpus
+from attrib.distributed.session import connect, device_of
 from attrib.distributed.tasks import run_units
 from attrib.errors import FailedShareError
 from attrib.estimates import Estimate
-from attrib.index import check_same_encoder, open_index, open_shard
+from attrib.identity import sampling_rank
+from attrib.index import check_same_encoder, open_index
 from attrib.manifest import open_manifest
-from attrib.probing import RowBytes, baseline_bytes, measure_machine, row_bytes
+from attrib.probing import RowBytes, baseline_bytes, measure_answers, row_bytes
 from attrib.progress import Progress
-from attrib.recall import recall
+from attrib.recall import lowest_ranked, recall, sample_threshold
 from attrib.records import begin, finish, run_identity
 from attrib.search import Candidates, merge, probed_lists, ranks, search_shard
-from attrib.search_estimates import estimate_attribute, shard_sizes
+from attrib.search_estimates import estimate_attribute, probe_groups, shard_sizes
 from attrib.search_plan import plan_search
 from attrib.settings import AttributeSettings
 from attrib.storage import Storage, is_remote, join, scratch_folder
-from attrib.units import unit_rows
 from attrib.vectors import open_embeddings
 
 SEARCH_ROWS = 131_072  # queries whose vectors a search task holds at a time
@@ -76,7 +83,8 @@ def run(settings: AttributeSettings) -> dict:
     )
     print(job.describe(), file=sys.stderr)
     admitted = admit(_estimate(job, storage), settings)
-    _search(job, storage)
+    checked = _probe(job, storage)
+    _search(job, checked, storage)
     merge_blocks(job, storage)
     describe_sources(job, storage)
     counts = write_blocks(job, stamp, storage)
@@ -100,7 +108,7 @@ def run(settings: AttributeSettings) -> dict:
         "model": index.encoder,
         "index_digest": index.digest,
         "index_recall": index.recall,
-        "batch_recall": _check_recall(job, storage),
+        "batch_recall": _check_recall(job, checked[0], storage),
         "estimate": admitted.to_dict(),
     }
     storage.delete_folder(join(settings.output, "_partials"))
@@ -122,32 +130,68 @@ def _estimate(job: AttributionJob, storage: Storage) -> Estimate:
         nprobe=job.plan.nprobe,
         query=row_bytes(job.manifest, storage),
         search_seconds=job.plan.seconds,
+        check_seconds=plan_search(index, num_checked(job), "exact").seconds if num_checked(job) else 0.0,
         baseline_bytes=baseline_bytes(),
-        rates=measure_machine(dimension, settings.threads_per_task),
-        num_workers=max(1, num_cluster_cpus() // settings.threads_per_task),
+        rates=measure_answers(dimension),
+        num_workers=num_workers(job),
         copies_shards=is_remote(index.uri),
         on_gpus=job.device == "cuda",
     )
 
 
-def _search(job: AttributionJob, storage: Storage) -> None:
-    pending = pending_blocks(job, storage)
-    if not pending:
-        return
+def _probe(job: AttributionJob, storage: Storage) -> tuple[np.ndarray, np.ndarray]:
+    """One pass over the queries before the search: which lists they probe, found once and not in every shard again, and those that recall is
+    measured on: ids int64 [n] ascending and unit vectors float32 [n, d], without rows where it is not."""
+    wanted = num_checked(job)
+    # A restart draws the same sample again, also from blocks that are finished.
+    blocks = range(len(job.blocks)) if wanted else pending_blocks(job, storage) if job.shares_lists else []
+    num_rows = sum(block_rows(job.blocks[block]) for block in blocks)
+    num_groups = probe_groups(len(blocks), num_rows, num_workers(job))
+    groups = [group.tolist() for group in np.array_split(blocks, num_groups)] if num_groups else []
+    threshold = sample_threshold(wanted, sum(job.queries.num_embedded)) if wanted else None
+    progress = Progress("probe", num_rows, "queries")
+    sampled = {}
+    units = [(job, group, threshold, storage) for group in groups]
+    for i, found in run_units(_probe_task, units, num_cpus=job.settings.threads_per_task):
+        sampled[i] = found
+        progress.update(sum(block_rows(job.blocks[block]) for block in groups[i]))
+    progress.close()
+    if not wanted:
+        return np.empty(0, np.int64), np.empty((0, job.queries.dimension), np.float32)
+    ids, vectors = (np.concatenate([found[column] for found in sampled.values()]) for column in (0, 1))
+    ids, vectors = lowest_ranked(ids, vectors, wanted)
+    order = np.argsort(ids)
+    return ids[order], vectors[order]
+
+
+def _probe_task(
+    job: AttributionJob, blocks: list[int], threshold: np.uint64 | None, storage: Storage
+) -> tuple[np.ndarray, np.ndarray]:
+    """Writes the blocks' lists; ids and unit vectors of their queries with a sampling_rank up to the threshold."""
+    use_threads(job)
+    read = job.read_blocks(blocks, storage)
     if job.shares_lists:
-        progress = Progress("probe", sum(block_rows(job.blocks[b]) for b in pending), "queries")
-        for i, _ in run_units(
-            _probe_task, [(job, block, storage) for block in pending], num_cpus=job.settings.threads_per_task
-        ):
-            progress.update(block_rows(job.blocks[pending[i]]))
-        progress.close()
-    num_groups = min(len(pending), parts_per_shard(job))
-    units = [
-        (job, shard, group.tolist(), storage)
-        for shard in range(len(job.index.shards))
-        for group in np.array_split(pending, num_groups)
-    ]
-    counts = [sum(block_rows(job.blocks[b]) for b in group) for _, _, group, _ in units]
+        template = job.index.read_template(storage)
+        for block, (_, units) in zip(blocks, read):
+            uri = lists_uri(job.settings.output, block)
+            if not storage.exists(uri):
+                storage.write_array(uri, probed_lists(template, units, job.plan.nprobe))
+    ids, units = (np.concatenate([columns[i] for columns in read]) for i in (0, 1))
+    chosen = np.zeros(len(ids), bool) if threshold is None else sampling_rank(ids) <= threshold
+    return ids[chosen], units[chosen]
+
+
+def _search(job: AttributionJob, checked: tuple[np.ndarray, np.ndarray], storage: Storage) -> None:
+    """checked: ids and unit vectors of the queries that are also searched exactly, while a shard is open."""
+    output, pending = job.settings.output, pending_blocks(job, storage)
+    units = []
+    for shard, num_parts in enumerate(parts_of_shards(job)):
+        is_checked = not len(checked[0]) or storage.exists(exact_uri(output, shard))
+        for i, part in enumerate(np.array_split(pending, min(max(1, len(pending)), num_parts))):
+            mine = checked if i == 0 and not is_checked else None
+            if len(part) or mine:
+                units.append((job, shard, part.tolist(), mine, storage))
+    counts = [sum(block_rows(job.blocks[b]) for b in group) for _, _, group, _, _ in units]
     progress = Progress("search", sum(counts), "query-shard pairs")
     for i, _ in run_units(
         _search_task, units, num_cpus=job.settings.threads_per_task, num_gpus=int(job.device == "cuda")
@@ -156,27 +200,24 @@ def _search(job: AttributionJob, storage: Storage) -> None:
     progress.close()
 
 
-def _probe_task(job: AttributionJob, block: int, storage: Storage) -> None:
-    """Which lists a block's queries probe: found once, and not in every shard again."""
-    uri = lists_uri(job.settings.output, block)
-    if not storage.exists(uri):
-        use_threads(job)
-        _, vectors = read_block(job.queries, job.blocks[block], storage)
-        storage.write_array(uri, probed_lists(job.index.read_template(storage), vectors, job.plan.nprobe))
-
-
-def _search_task(job: AttributionJob, shard: int, group: list[int], storage: Storage) -> None:
-    pending = [b for b in group if not storage.exists(partial_uri(job.settings.output, b, shard))]
-    if not pending:
+def _search_task(
+    job: AttributionJob, shard: int, group: list[int], checked: tuple[np.ndarray, np.ndarray] | None, storage: Storage
+) -> None:
+    """What one shard holds for the queries of some blocks and, unless None, what exact search finds for those that are checked."""
+    output = job.settings.output
+    pending = [b for b in group if not storage.exists(partial_uri(output, b, shard))]
+    if checked and storage.exists(exact_uri(output, shard)):
+        checked = None
+    if not pending and not checked:
         return
     use_threads(job)
     with scratch_folder() as folder:
         opened = job.open_shard(shard, storage, folder)
-        for together in _batches(job, pending):
-            read = [read_block(job.queries, job.blocks[block], storage) for block in together]
+        for together in job.together(pending, SEARCH_ROWS):
+            read = job.read_blocks(together, storage)
             lists = None
             if job.shares_lists:
-                lists = np.concatenate([storage.read_array(lists_uri(job.settings.output, b)) for b in together])
+                lists = np.concatenate([storage.read_array(lists_uri(output, b)) for b in together])
             found = search_shard(
                 opened,
                 np.concatenate([vectors for _, vectors in read]),
@@ -192,34 +233,20 @@ def _search_task(job: AttributionJob, shard: int, group: list[int], storage: Sto
             for i, block in enumerate(together):
                 part = found.at(np.arange(cuts[i], cuts[i + 1]))
                 part = Candidates(part.query - starts[i], part.id, part.scan_score, part.score)
-                storage.write_table(partial_uri(job.settings.output, block, shard), partial_table(part, read[i][0]))
+                storage.write_table(partial_uri(output, block, shard), partial_table(part, read[i][0]))
+        if checked:
+            ids, vectors = checked
+            exact = search_shard(opened, vectors, job.settings.top_k, job.num_candidates, 0, False, job.kernel())
+            storage.write_table(exact_uri(output, shard), partial_table(exact, ids))
 
 
-def _batches(job: AttributionJob, blocks: list[int]) -> list[list[int]]:
-    """Consecutive blocks of at most SEARCH_ROWS queries together (a larger one stands alone)."""
-    batches: list[list[int]] = []
-    filled = 0
-    for block in blocks:
-        rows = block_rows(job.blocks[block])
-        if not batches or filled + rows > SEARCH_ROWS:
-            batches.append([])
-            filled = 0
-        batches[-1].append(block)
-        filled += rows
-    return batches
-
-
-def _check_recall(job: AttributionJob, storage: Storage) -> dict | None:
+def _check_recall(job: AttributionJob, ids: np.ndarray, storage: Storage) -> dict | None:
     """Recall of this batch's own queries against exact search: generated images may lie where held-out sources do not."""
-    wanted, k = job.settings.recall_check_queries, job.settings.top_k
-    if not wanted or job.plan.engine == "exact" or not sum(job.queries.num_embedded):
+    if not len(ids):
         return None
-    ids, vectors = sample_vectors(job.queries, wanted, storage)
-    order = np.argsort(ids)
-    ids, queries = ids[order], unit_rows(vectors[order])
-    work = ((job, shard, queries, storage) for shard in range(len(job.index.shards)))
-    exact_finds = run_units(_exact_task, work, num_cpus=job.settings.threads_per_task)
-    truth = merge([found for _, found in exact_finds], k)
+    k, num_shards = job.settings.top_k, len(job.index.shards)
+    exact_uris = [exact_uri(job.settings.output, shard) for shard in range(num_shards)]
+    truth = merge([read_partial(storage.read_table(uri), ids) for uri in exact_uris], k)
     uris = [join(job.settings.output, "attributions", block_name(block)) for block in range(len(job.blocks))]
     rows = storage.dataset(uris, format="parquet").to_table(
         columns=["query_id", "rank", "source_id"], filter=pc.field("query_id").isin(ids)
@@ -231,10 +258,3 @@ def _check_recall(job: AttributionJob, storage: Storage) -> dict | None:
     measured = recall(found, exact)
     print(f"recall@{k} {measured:.4f} of exact search on {len(ids)} queries of this batch", file=sys.stderr)
     return {"k": k, "recall": round(measured, 6), "num_queries": len(ids)}
-
-
-def _exact_task(job: AttributionJob, shard: int, queries: np.ndarray, storage: Storage) -> Candidates:
-    use_threads(job)
-    with scratch_folder() as folder:
-        opened = open_shard(job.index.shard_uri(shard), job.index.shards[shard], storage, folder)
-        return search_shard(opened, queries, job.settings.top_k, job.num_candidates, 0, False)

@@ -1,14 +1,16 @@
 """What every task of an attribution run needs to know."""
 
 import faiss
+import numpy as np
 import pyarrow as pa
 
-from attrib.attribution import block_name, plan_blocks
+from attrib.attribution import block_name, block_rows, plan_blocks, read_block
 from attrib.distributed.session import num_cluster_cpus
 from attrib.errors import AttribError
 from attrib.index import Index, Shard, open_shard
 from attrib.kernels import CpuKernel
-from attrib.manifest import Manifest
+from attrib.manifest import Manifest, Slice
+from attrib.search_estimates import READ_ROWS, shard_parts
 from attrib.search_plan import SearchPlan
 from attrib.settings import AttributeSettings
 from attrib.storage import Storage, join
@@ -53,6 +55,43 @@ class AttributionJob:
         template = None if self.plan.engine == "exact" else self.index.read_template(storage)
         return open_shard(self.index.shard_uri(shard), self.index.shards[shard], storage, folder, template)
 
+    def together(self, blocks: list[int], max_rows: int) -> list[list[int]]:
+        """Consecutive blocks of at most max_rows queries in all (a larger one stands alone)."""
+        batches: list[list[int]] = []
+        filled = 0
+        for block in blocks:
+            rows = block_rows(self.blocks[block])
+            if not batches or filled + rows > max_rows:
+                batches.append([])
+                filled = 0
+            batches[-1].append(block)
+            filled += rows
+        return batches
+
+    def block_ids(self, block: int, storage: Storage) -> np.ndarray:
+        """int64 [n] ascending: all queries of a block, those without a vector included."""
+        return np.sort(self._ids(_joined(self.blocks[block]), storage))
+
+    def _ids(self, slices: list[Slice], storage: Storage) -> np.ndarray:
+        uris = [self.queries.part_uri(part.unit) for part in slices]
+        rows = [storage.read_rows(uri, part.start, part.stop, ["id"]) for uri, part in zip(uris, slices)]
+        return np.concatenate([part["id"].to_numpy() for part in rows])
+
+    def read_blocks(self, blocks: list[int], storage: Storage) -> list[tuple[np.ndarray, np.ndarray]]:
+        """ids int64 [n] ascending and unit vectors float32 [n, d] of each block's queries that have one. Small blocks share row groups of a file, which are read once for READ_ROWS queries."""
+        read = []
+        for group in self.together(blocks, READ_ROWS):
+            spans = _joined([part for block in group for part in self.blocks[block]])
+            ids, units = read_block(self.queries, spans, storage)
+            if len(group) == 1:
+                read.append((ids, units))
+                continue
+            ends = np.cumsum([block_rows(self.blocks[block]) for block in group])
+            for everyone in np.split(self._ids(spans, storage), ends[:-1]):
+                mine = np.flatnonzero(np.isin(ids, everyone))
+                read.append((ids[mine], units[mine]))
+        return read
+
     def kernel(self) -> type[CpuKernel]:
         if self.device == "cpu":
             return CpuKernel
@@ -61,15 +100,39 @@ class AttributionJob:
         return TorchKernel
 
 
+def _joined(slices: list[Slice]) -> list[Slice]:
+    """The same rows in as few slices as they need. Slices that adjoin follow each other."""
+    joined: list[Slice] = []
+    for part in slices:
+        if joined and (part.unit, part.start) == (joined[-1].unit, joined[-1].stop):
+            joined[-1] = Slice(part.unit, joined[-1].start, part.stop)
+        else:
+            joined.append(part)
+    return joined
+
+
+def exact_uri(output: str, shard: int) -> str:
+    """What exact search finds in one shard for the queries that recall is measured on."""
+    return join(output, "_partials", "exact", f"shard-{shard:05d}.parquet")
+
+
 def pending_blocks(job: AttributionJob, storage: Storage) -> list[int]:
     """The blocks without their final rows."""
     finished = set(storage.names(join(job.settings.output, "outcomes"), suffix=".parquet"))
     return [b for b in range(len(job.blocks)) if block_name(b) not in finished]
 
 
-def parts_per_shard(job: AttributionJob) -> int:
-    """Few shards: their work is cut, or workers would idle; many shards: each is opened only once."""
-    return max(1, -(-num_cluster_cpus() // (len(job.index.shards) * job.settings.threads_per_task)))
+def num_workers(job: AttributionJob) -> int:
+    return max(1, num_cluster_cpus() // job.settings.threads_per_task)
+
+
+def parts_of_shards(job: AttributionJob) -> list[int]:
+    return shard_parts(len(job.index.shards), num_workers(job))
+
+
+def num_checked(job: AttributionJob) -> int:
+    """Queries that are also searched exactly, to measure recall."""
+    return 0 if job.plan.engine == "exact" else min(job.settings.recall_check_queries, sum(job.queries.num_embedded))
 
 
 def use_threads(job: AttributionJob) -> None:

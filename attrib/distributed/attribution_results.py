@@ -15,14 +15,13 @@ from attrib.attribution import (
     merged_uri,
     partial_table,
     partial_uri,
-    read_block,
     read_partial,
     read_shard_sources,
     read_sources,
     wanted_table,
     wanted_uri,
 )
-from attrib.distributed.attribution_job import AttributionJob, parts_per_shard, pending_blocks, use_threads
+from attrib.distributed.attribution_job import AttributionJob, parts_of_shards, pending_blocks, use_threads
 from attrib.distributed.tasks import run_units
 from attrib.progress import Progress
 from attrib.search import Candidates, keep_candidates, merge
@@ -49,7 +48,7 @@ def _merge_task(job: AttributionJob, block: int, storage: Storage) -> None:
     if storage.exists(wanted_uri(output, block)):
         return
     use_threads(job)
-    query_ids = read_block(job.queries, job.blocks[block], storage)[0]
+    query_ids = job.block_ids(block, storage)
     num_candidates = job.num_candidates if job.scans_codes else None
     best: list[Candidates] = []
     for shard in range(len(job.index.shards)):
@@ -71,9 +70,10 @@ def _merge_task(job: AttributionJob, block: int, storage: Storage) -> None:
 
 def describe_sources(job: AttributionJob, storage: Storage) -> None:
     pending = pending_blocks(job, storage)
-    num_parts = parts_per_shard(job)
     units = [
-        (job, pending, shard, p, num_parts, storage) for shard in range(len(job.index.shards)) for p in range(num_parts)
+        (job, pending, shard, part, num_parts, storage)
+        for shard, num_parts in enumerate(parts_of_shards(job))
+        for part in range(num_parts)
     ]
     progress = Progress("sources", len(units), "parts of shards")
     for _ in run_units(_describe_task, units if pending else []):
@@ -97,7 +97,7 @@ def _describe_task(
     sources = read_shard_sources(job.index, shard, ids, storage)
     found = sources["id"].to_numpy()
     for block, block_ids in zip(blocks, wanted):
-        mine = np.searchsorted(found, np.intersect1d(block_ids, ids))
+        mine = np.searchsorted(found, block_ids[(block_ids >= ids[0]) & (block_ids <= ids[-1])])
         if len(mine):
             storage.write_table(described_uri(output, block, shard, part), sources.take(pa.array(mine)))
 

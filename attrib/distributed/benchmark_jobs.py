@@ -15,7 +15,7 @@ from ray.data import ActorPoolStrategy
 
 from attrib.attribution import RunStamp
 from attrib.benchmark import ours
-from attrib.benchmark.contender import Clock
+from attrib.benchmark.contender import Clock, set_threads
 from attrib.distributed import attribute, index
 from attrib.distributed.attribution_job import AttributionJob
 from attrib.distributed.attribution_results import describe_sources, merge_blocks, write_blocks
@@ -68,7 +68,7 @@ def build_shards(job: dict, clock: Clock) -> dict:
 
 
 def _build(job: dict, partitions: list[int], shard: int) -> None:
-    ours.set_threads(1)
+    set_threads(1)
     ours.build(job["embeddings"], job["template"], os.path.join(job["output"], f"shard-{shard}"), partitions)
 
 
@@ -134,7 +134,7 @@ def merge_score_write(job: dict, clock: Clock) -> dict:
     plan = plan_search(opened, sum(queries.num_embedded), settings.engine, settings.nprobe)
     run = AttributionJob(settings, opened, queries, open_manifest(queries.manifest_uri, storage), plan)
     start_ray(job, clock)
-    attribute._search(run, storage)  # which the attribute stage measures
+    attribute._search(run, attribute._probe(run, storage), storage)  # which the attribute stage measures
     with clock.lap("rows"):
         merge_blocks(run, storage)
         describe_sources(run, storage)

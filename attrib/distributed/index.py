@@ -55,9 +55,11 @@ def run(settings: IndexSettings) -> dict:
     sizes_of = shard_sizes(embeddings.dimension, plan, sizes, max(embeddings.num_rows), row_bytes(manifest, storage))
     rates = measure_machine(embeddings.dimension, settings.threads_per_task)
     num_workers = max(1, num_cluster_cpus() // settings.threads_per_task)
-    num_training = training_rows(settings, plan)
+    has_template = storage.exists(join(settings.output, TEMPLATE))
+    num_training = 0 if has_template else training_rows(settings, plan)
     admitted = admit(
-        estimate_index(sizes_of, num_training, held_out_rows, baseline_bytes(), rates, num_workers), settings
+        estimate_index(sizes_of, num_training, held_out_rows, baseline_bytes(), rates, num_workers, num_node_cpus()),
+        settings,
     )
     sample_ids, sample = sample_vectors(embeddings, held_out_rows + num_training, storage)
     held_out_ids, held_out = sample_ids[:held_out_rows], unit_rows(sample[:held_out_rows])

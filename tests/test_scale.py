@@ -150,7 +150,9 @@ def test_kinds_of_index_differ_in_their_files():
     layout = lay_out(flat.target)
     assert "index/template.faiss" not in file_counts(layout, flat.target, flat.constants, 64)
     tasks = task_counts(layout, flat.target, 64)
-    assert "index: _train_task" not in tasks and "attributions: _exact_task" not in tasks
+    assert "index: _train_task" not in tasks and "attributions/_partials/exact/shard-#.parquet" not in file_counts(
+        layout, flat.target, flat.constants, 64
+    )
     assert tasks["index: _search_held_out_task"] == layout.num_shards
 
 

@@ -100,6 +100,24 @@ def embed_shares(rows: list[Row]) -> list[Fact]:
     ]
 
 
+def embed_cpu(rows: list[Row]) -> list[Fact]:
+    """Where the CPU time of the job's steady part goes, beside what decoding and the network alone take: what bounds it."""
+    job, bare, decoded = (
+        find(rows, "embed job", name) for name in ("jobs.embed", "bare network", "decode + resize alone")
+    )
+    if not (job and bare and decoded and "cpu_ms_per_image" in job[0].found):
+        return []
+    spent = job[0].found["cpu_ms_per_image"]
+    alone = 1000 * (bare[0].seconds * bare[0].workers + decoded[0].seconds * decoded[0].workers)
+    facts = [Fact(f"embed job: CPU ms an image of {role}", value) for role, value in spent.items()]
+    idle = 1000 * job[0].seconds * job[0].workers - sum(spent.values())
+    return [
+        *facts,
+        Fact("embed job: ms an image that its workers' cores were idle", idle),
+        Fact("decode + forward alone: ms an image", alone),
+    ]
+
+
 def estimates(rows: list[Row]) -> list[Fact]:
     """Of a job's time: what it said before it started, over what it took."""
     return [

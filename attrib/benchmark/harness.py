@@ -16,7 +16,8 @@ from pathlib import Path
 
 from attrib.errors import AttribError
 
-POLL_SECONDS = 0.2  # of a process, its highest is kept by the system; more often would take from what is measured
+# Of a process, its highest is kept by the system; to look often at all of a job's processes would take from what is measured.
+POLL_SECONDS, SLOW_POLL_SECONDS, SLOW_AFTER_SECONDS = 0.2, 1.0, 5.0
 PACKAGE_FOLDER = str(Path(__file__).resolve().parents[2])
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 MAX_NOTE_CHARS = 160
@@ -95,19 +96,20 @@ def run_contender(contender: Contender) -> dict:
 def _watch(process: subprocess.Popen) -> tuple[list[float], float]:
     """Peak resident MiB of each process below `process`, and the highest sum of their anonymous memory, until it ends."""
     peaks: dict[int, float] = {}
-    highest = 0.0
+    highest, started = 0.0, time.monotonic()
     while process.poll() is None:
         total = 0.0
-        for pid in _tree(process.pid):
+        for pid in process_tree(process.pid):
             values = _status(pid)
             peaks[pid] = max(peaks.get(pid, 0.0), values.get("VmHWM", 0.0))
             total += values.get("RssAnon", 0.0)
         highest = max(highest, total)
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS if time.monotonic() - started < SLOW_AFTER_SECONDS else SLOW_POLL_SECONDS)
     return list(peaks.values()), highest
 
 
-def _tree(pid: int) -> list[int]:
+def process_tree(pid: int) -> list[int]:
+    """A process and all below it."""
     found = [pid]
     for parent in found:
         try:

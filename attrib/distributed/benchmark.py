@@ -67,6 +67,7 @@ def _facts(bench: Bench) -> list[Fact]:
     wanted, rows = bench.settings.vectors, bench.rows
     return [
         *facts.embed_shares(rows),
+        *facts.embed_cpu(rows),
         *facts.estimates(rows),
         *facts.peak_shares(rows),
         *facts.build_slopes(rows, wanted.sizes),

@@ -11,13 +11,15 @@ import numpy as np
 
 from attrib.benchmark import ours, train_contenders
 from attrib.benchmark.contender import Clock
+from attrib.benchmark.harness import process_tree
 from attrib.chunks import CHUNKS
 from attrib.distributed import embed, manifest, train
 from attrib.distributed.benchmark_jobs import start_ray
 from attrib.settings import CollectionSettings, EmbedSettings, ManifestSettings
 from attrib.train_settings import TrainSettings
 
-POLL_SECONDS = 0.2  # rarely, so as not to take from what is measured: times are those that the file system noted
+# Rarely, so as not to take from what is measured: times of files are those that the file system noted.
+POLL_SECONDS, CPU_POLL_SECONDS = 0.2, 2.0
 
 
 def embed_job(job: dict, clock: Clock) -> dict:
@@ -37,7 +39,7 @@ def embed_job(job: dict, clock: Clock) -> dict:
         device="cpu",
     )
     started = time.time()
-    with _appearing(os.path.join(settings.output, CHUNKS), ".parquet") as seen:
+    with _appearing(os.path.join(settings.output, CHUNKS), ".parquet") as seen, _cpu_noted() as noted:
         record = embed.run(settings)
     ended = time.time()
     times = sorted((at, _chunk_rows(name)) for name, at in seen.items())
@@ -48,6 +50,7 @@ def embed_job(job: dict, clock: Clock) -> dict:
     return {
         "images_per_second": num_images / seconds,
         "start_to_first_chunk_seconds": times[0][0] - started,
+        "cpu_ms_per_image": {role: 1000 * spent / num_images for role, spent in _spent(noted, steady).items()},
         "num_failed": record["num_failed"],
         "estimated_over_measured": record["estimate"]["seconds"] / (ended - started),
     }
@@ -56,6 +59,49 @@ def embed_job(job: dict, clock: Clock) -> dict:
 def _chunk_rows(name: str) -> int:
     start, stop = name.removesuffix(".parquet").split("-")[-2:]
     return int(stop) - int(start)
+
+
+def _spent(noted: list[tuple[float, dict[str, float]]], steady: list[tuple[float, int]]) -> dict[str, float]:
+    """CPU seconds by role between the first and the last time of `steady`, read between two samples by interpolation."""
+    at = [when for when, _ in noted]
+    roles = noted[-1][1]
+    spent = {role: [found.get(role, 0.0) for _, found in noted] for role in roles}
+    return {role: float(np.diff(np.interp([steady[0][0], steady[-1][0]], at, spent[role]))[0]) for role in roles}
+
+
+@contextmanager
+def _cpu_noted():
+    """[(time, CPU seconds so far by role)] of this process and all below it, filled in by a thread while the context lasts."""
+    noted: list[tuple[float, dict[str, float]]] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while True:
+            noted.append((time.time(), _cpu_seconds()))
+            if done.wait(CPU_POLL_SECONDS):
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield noted
+    finally:
+        done.set()
+        thread.join()
+
+
+def _cpu_seconds() -> dict[str, float]:
+    """Of the driver (this process), the encoders, and all else, which is Ray's own."""
+    found = dict.fromkeys(("driver", "encoders", "Ray"), 0.0)
+    for pid in process_tree(os.getpid()):
+        with suppress(OSError):
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                title = file.read()
+            with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+                ticks = file.read().rpartition(")")[2].split()[11:13]  # of user and system, behind the name in brackets
+            role = "driver" if pid == os.getpid() else "encoders" if b"MapWorker" in title else "Ray"
+            found[role] += sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+    return found
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 from attrib.attribution import MIN_BLOCK_ROWS, USUAL_BLOCKS
 from attrib.planning import plan_index, training_rows
 from attrib.scale.settings import Constants, SimulationSettings, TargetSettings
+from attrib.search_estimates import probe_groups, shard_parts
 from attrib.settings import IndexSettings
 from attrib.storage import PARQUET_ROW_GROUP_ROWS
 
@@ -116,11 +117,6 @@ def rows_per_block(num_queries: int, query_block_rows: int) -> int:
     return _ceil(num_queries, _ceil(num_queries, rows))
 
 
-def parts_per_shard(layout: Layout, num_cpus: int) -> int:
-    """Tasks that share the work of one shard where shards are few (attrib.distributed.attribution_job)."""
-    return max(1, _ceil(num_cpus, layout.num_shards))
-
-
 def task_counts(layout: Layout, target: TargetSettings, num_cpus: int) -> dict[str, int]:
     """Ray tasks by "job: function"; of the embed job's encoders, which are Ray Data's, the chunks instead."""
     counts: dict[str, int] = {}
@@ -136,17 +132,19 @@ def task_counts(layout: Layout, target: TargetSettings, num_cpus: int) -> dict[s
     counts["index: _build_task"] = shards
     counts["index: _search_held_out_task"] = shards * (1 + (target.num_recall_passes if layout.num_lists else 0))
     counts["index: _rates_task"] = 1
-    parts = parts_per_shard(layout, num_cpus)
-    if layout.shares_lists:
-        counts["attributions: _probe_task"] = layout.num_blocks
-    counts["attributions: _search_task"] = shards * min(layout.num_blocks, parts)
+    parts = shard_parts(shards, num_cpus)
+    if layout.shares_lists or num_checked(layout, target):
+        counts["attributions: _probe_task"] = probe_groups(layout.num_blocks, layout.queries.num_images, num_cpus)
+    counts["attributions: _search_task"] = sum(min(layout.num_blocks, of_shard) for of_shard in parts)
     counts["attributions: _merge_task"] = layout.num_blocks
-    counts["attributions: _describe_task"] = shards * parts
+    counts["attributions: _describe_task"] = sum(parts)
     counts["attributions: _write_task"] = layout.num_blocks
-    if target.recall_check_queries and layout.num_lists:
-        counts["attributions: _sample_partition"] = layout.queries.num_partitions
-        counts["attributions: _exact_task"] = shards
     return counts
+
+
+def num_checked(layout: Layout, target: TargetSettings) -> int:
+    """Queries that are also searched exactly."""
+    return min(target.recall_check_queries, layout.queries.num_images) if layout.num_lists else 0
 
 
 @dataclass(frozen=True)
@@ -192,6 +190,12 @@ def file_counts(layout: Layout, target: TargetSettings, constants: Constants, nu
     table(partials, "partial", blocks * shards, found_rows, kept=False)
     ids = blocks * shards * id_bytes(found_rows / (blocks * shards), vectors / shards)
     found[partials] = replace(found[partials], num_bytes=found[partials].num_bytes + ids)
+    checked = num_checked(layout, target)
+    if checked:
+        exact, each = "attributions/_partials/exact/shard-#.parquet", checked * min(target.top_k, layout.shard_vectors)
+        table(exact, "partial", shards, shards * each, kept=False)
+        ids = shards * id_bytes(each, vectors / shards)
+        found[exact] = replace(found[exact], num_bytes=found[exact].num_bytes + ids)
     if layout.shares_lists:
         lists = 4.0 * min(target.nprobe, layout.num_lists) * queries + blocks * header
         found["attributions/_partials/block-#/lists.npy"] = Files(blocks, lists, kept=False)
@@ -201,7 +205,7 @@ def file_counts(layout: Layout, target: TargetSettings, constants: Constants, nu
     ids = blocks * id_bytes(rows / blocks, vectors)
     found[merged] = replace(found[merged], num_bytes=found[merged].num_bytes + ids)
     table("attributions/_partials/block-#/wanted.parquet", "wanted", blocks, described, kept=False)
-    pieces = blocks * shards * parts_per_shard(layout, num_cpus)
+    pieces = blocks * sum(shard_parts(shards, num_cpus))
     table("attributions/_partials/block-#/sources-#-#.parquet", "source", min(pieces, described), described, kept=False)
     table("attributions/attributions/block-#.parquet", "attribution", blocks, rows)
     table("attributions/outcomes/block-#.parquet", "outcome", blocks, queries)

@@ -18,11 +18,12 @@ from attrib.scale.layout import (
     Layout,
     described_sources,
     file_counts,
-    parts_per_shard,
+    num_checked,
     shard_files,
     task_counts,
 )
 from attrib.scale.settings import ScaleSettings
+from attrib.search_estimates import READ_ROWS, shard_parts
 from attrib.template import KMEANS_ITERATIONS, MAX_POINTS_PER_CENTROID
 
 GIB = 2**30
@@ -220,7 +221,8 @@ def _attribution_work(
     cut, shards, blocks = layout.queries, layout.num_shards, layout.num_blocks
     per_file, per_write = constants.requests_per_file.value, constants.requests_per_write.value
     pickle_rate = constants.pickle_bytes_per_second.value
-    parts = parts_per_shard(layout, num_cpus)
+    parts = shard_parts(shards, num_cpus)
+    describing = sum(parts) / shards  # times that the metadata of all sources is read
     arrays = sum(
         f.num_bytes for pattern, f in files.items() if pattern.startswith("index/") and pattern.endswith(".npy")
     )
@@ -229,22 +231,29 @@ def _attribution_work(
     results = sum(files[f"attributions/{name}/block-#.parquet"].num_bytes for name in ("attributions", "outcomes"))
     sources = files["index/shard-#/sources.parquet"].num_bytes
     query_vectors = files["generated/embeddings/part-#.parquet"].num_bytes
-    num_search = tasks["attributions: _search_task"]
-    arguments = shard_argument_bytes(settings, layout, num_search)
+    num_search, num_probe = tasks["attributions: _search_task"], tasks.get("attributions: _probe_task", 0)
+    checked = num_checked(layout, target)
+    exact = sum(f.num_bytes for pattern, f in files.items() if pattern.startswith("attributions/_partials/exact/"))
+    arguments = shard_argument_bytes(settings, layout, num_search + num_probe)
+    # Small blocks share row groups, which are read together; then ids are read again to tell the blocks apart.
+    block_rows = -(-cut.num_images // blocks)
+    spans = min(layout.num_query_slices, 2 * (-(-cut.num_images // READ_ROWS) + cut.num_partitions))
+    per_pass = (layout.num_query_slices if block_rows >= READ_ROWS else spans) * per_file
     yield Work(
         "queries",
         "search",
         on,
-        num_search,
-        search_seconds(settings, layout, cut.num_images),
+        num_search + num_probe,
+        search_seconds(settings, layout, cut.num_images)
+        + 2.0 * target.dimension * checked * layout.sources.num_images / (constants.gemm_gflops.value * 1e9),
         memory_bytes=layout.worker_memory_bytes,
         # Every shard meets every query, and a task opens its shard once.
-        read_bytes=min(parts, blocks) * arrays + shards * (query_vectors + lists),
-        written_bytes=partials + lists,
-        moved_bytes=arguments,
-        reads=(shards * layout.num_query_slices + num_search * (shard_files(layout) + 1)) * per_file
+        read_bytes=num_search / shards * arrays + shards * (query_vectors + lists) + bool(num_probe) * query_vectors,
+        written_bytes=partials + lists + exact,
+        moved_bytes=arguments + shards * checked * 4.0 * target.dimension,
+        reads=((shards + bool(num_probe)) * per_pass + num_search * (shard_files(layout) + 1) * per_file)
         + blocks * shards * (1 + layout.shares_lists * per_file),
-        writes=blocks * (shards + layout.shares_lists) * per_write + 3,
+        writes=(blocks * (shards + layout.shares_lists) + bool(checked) * shards) * per_write + 3,
         serial_seconds=constants.start_seconds.value + arguments / pickle_rate,
     )
     arguments = shard_argument_bytes(settings, layout, blocks)
@@ -256,7 +265,7 @@ def _attribution_work(
         tasks["attributions: _merge_task"],
         found_rows(layout) / constants.merge_rows_per_second.value,
         # Ids are read once more to see which shard each find lies in.
-        read_bytes=partials * 1.5 + query_vectors,
+        read_bytes=partials * 1.5 + 8.0 * cut.num_images,
         written_bytes=small,
         moved_bytes=arguments,
         reads=(2 * blocks * shards + layout.num_query_slices) * per_file + blocks,
@@ -271,8 +280,8 @@ def _attribution_work(
         "describe sources",
         on,
         num_describe,
-        parts * layout.sources.num_images / constants.sources_rows_per_second.value,
-        read_bytes=parts * sources + small,
+        describing * layout.sources.num_images / constants.sources_rows_per_second.value,
+        read_bytes=describing * sources + small,
         written_bytes=pieces.num_bytes,
         moved_bytes=arguments,
         reads=num_describe * (blocks + 1) * per_file,
@@ -290,22 +299,10 @@ def _attribution_work(
         read_bytes=small + pieces.num_bytes,
         written_bytes=results,
         moved_bytes=arguments,
-        reads=(pieces.num_files + 2 * layout.num_query_slices + 2 * blocks) * per_file + blocks,
-        # The partial files are deleted at the end.
-        writes=blocks * (2 * per_write + 1) + blocks * (shards + 2) + pieces.num_files,
+        # The rows of the queries that recall is measured on are read again, and the partial files deleted at the end.
+        reads=(pieces.num_files + 2 * layout.num_query_slices + 2 * blocks + bool(checked) * (blocks + shards))
+        * per_file
+        + blocks,
+        writes=blocks * (2 * per_write + 1) + blocks * (shards + 2) + pieces.num_files + bool(checked) * shards,
         serial_seconds=arguments / pickle_rate,
     )
-    if "attributions: _exact_task" in tasks:
-        asked = min(target.recall_check_queries, cut.num_images)
-        arguments = shard_argument_bytes(settings, layout, shards)
-        yield Work(
-            "queries",
-            "check recall",
-            on,
-            tasks["attributions: _sample_partition"] + tasks["attributions: _exact_task"],
-            2.0 * target.dimension * asked * layout.sources.num_images / (constants.gemm_gflops.value * 1e9),
-            read_bytes=query_vectors + arrays,
-            moved_bytes=arguments + shards * asked * 4.0 * target.dimension,
-            reads=(cut.num_partitions + shards * shard_files(layout) + blocks) * per_file,
-            serial_seconds=arguments / pickle_rate,
-        )

@@ -132,14 +132,19 @@ def task_counts(layout: Layout, target: TargetSettings, num_cpus: int) -> dict[s
     counts["index: _build_task"] = shards
     counts["index: _search_held_out_task"] = shards * (1 + (target.num_recall_passes if layout.num_lists else 0))
     counts["index: _rates_task"] = 1
-    parts = shard_parts(shards, num_cpus)
     if layout.shares_lists or num_checked(layout, target):
         counts["attributions: _probe_task"] = probe_groups(layout.num_blocks, layout.queries.num_images, num_cpus)
-    counts["attributions: _search_task"] = sum(min(layout.num_blocks, of_shard) for of_shard in parts)
+    counts["attributions: _search_task"] = num_parts(layout, num_cpus, layout.num_blocks)
     counts["attributions: _merge_task"] = layout.num_blocks
-    counts["attributions: _describe_task"] = sum(parts)
+    counts["attributions: _describe_task"] = num_parts(layout, num_cpus)
     counts["attributions: _write_task"] = layout.num_blocks
     return counts
+
+
+def num_parts(layout: Layout, num_cpus: int, most: int | None = None) -> int:
+    """Of all shards, those of an unfilled last round cut in several (attrib.search_estimates.shard_parts), each in `most` at most."""
+    rest = layout.num_shards % num_cpus
+    return layout.num_shards - rest + sum(min(parts, most or parts) for parts in shard_parts(rest, num_cpus))
 
 
 def num_checked(layout: Layout, target: TargetSettings) -> int:
@@ -205,7 +210,7 @@ def file_counts(layout: Layout, target: TargetSettings, constants: Constants, nu
     ids = blocks * id_bytes(rows / blocks, vectors)
     found[merged] = replace(found[merged], num_bytes=found[merged].num_bytes + ids)
     table("attributions/_partials/block-#/wanted.parquet", "wanted", blocks, described, kept=False)
-    pieces = blocks * sum(shard_parts(shards, num_cpus))
+    pieces = blocks * num_parts(layout, num_cpus)
     table("attributions/_partials/block-#/sources-#-#.parquet", "source", min(pieces, described), described, kept=False)
     table("attributions/attributions/block-#.parquet", "attribution", blocks, rows)
     table("attributions/outcomes/block-#.parquet", "outcome", blocks, queries)

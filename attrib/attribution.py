@@ -61,7 +61,16 @@ OUTCOME_FIELDS = [
     pa.field("top_similarity", pa.float32()),
     pa.field("top_share", pa.float64()),
     pa.field("run_id", pa.string(), nullable=False),
+    # What jobs.identify says of the image; null where it was not asked (attrib/generators/verdict_files.py).
+    pa.field("generator", pa.string()),  # that the image is consistent with
+    pa.field("generator_verdict", pa.string()),  # known, family, unknown or unassessable
+    pa.field("generator_score", pa.float32()),
+    pa.field("generator_margin", pa.float32()),
+    pa.field("generator_p_value", pa.float64()),
+    pa.field("generator_reason", pa.string()),
 ]
+# Columns of the verdicts, in the order of the last outcome columns.
+GENERATOR_COLUMNS = ("generator", "verdict", "score", "margin", "p_value", "reason")
 
 
 @dataclass(frozen=True)
@@ -180,11 +189,18 @@ def block_queries(queries: Embeddings, manifest: Manifest, block: list[Slice], s
 
 
 def attribution_rows(
-    best: Candidates, queries: pa.Table, sources: pa.Table, top_k: int, settings: SharesSettings, stamp: RunStamp
+    best: Candidates,
+    queries: pa.Table,
+    sources: pa.Table,
+    top_k: int,
+    settings: SharesSettings,
+    stamp: RunStamp,
+    verdicts: pa.Table | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """Attribution rows and outcome rows of one block.
 
-    best: merged candidates, `query` a position in queries; queries: `block_queries`; sources: `read_sources` of (at least) every candidate.
+    best: merged candidates, `query` a position in queries; queries: `block_queries`; sources: `read_sources` of (at least) every candidate;
+    verdicts: `block_verdicts` of the same images, None where generators were not asked for. Raises MismatchError if they are of others.
     """
     similarity = np.full((len(queries), top_k), -np.inf, np.float32)
     rank = ranks(best.query)
@@ -216,16 +232,22 @@ def attribution_rows(
             ATTRIBUTION_FIELDS + [sources.schema.field(name).with_name(f"source_{name}") for name in names]
         ),
     )
-    return attributions, _outcome_rows(best, rank, similarity, shares, found, queries, stamp)
+    return attributions, _outcome_rows(best, rank, similarity, shares, found, queries, stamp, verdicts)
 
 
-def _outcome_rows(best, rank, similarity, shares, found, queries, stamp) -> pa.Table:
+def _outcome_rows(best, rank, similarity, shares, found, queries, stamp, verdicts) -> pa.Table:
     absent = pa.array(~found)
     # A query may have a vector and yet meet no source: every list that it probed was empty.
     unmatched = pc.and_(absent, queries["stage"].is_null())
     top_source = np.zeros(len(queries), np.int64)
     top_source[best.query[rank == 0]] = best.id[rank == 0]
     names = [name for name in queries.schema.names if name not in ("id", "key", "uri", "stage", "reason")]
+    kinds = [field.type for field in OUTCOME_FIELDS[-len(GENERATOR_COLUMNS) :]]
+    generators = [pa.nulls(len(queries), kind) for kind in kinds]
+    if verdicts is not None:
+        if not verdicts["id"].combine_chunks().equals(queries["id"].combine_chunks()):
+            raise MismatchError("the verdicts are of other images than the queries; run jobs.identify on this manifest")
+        generators = [verdicts[name] for name in GENERATOR_COLUMNS]
     return pa.table(
         [
             queries["id"],
@@ -240,6 +262,7 @@ def _outcome_rows(best, rank, similarity, shares, found, queries, stamp) -> pa.T
             pc.if_else(absent, None, pa.array(np.where(found, similarity[:, 0], 0).astype(np.float32))),
             pc.if_else(absent, None, pa.array(shares[:, 0])),
             pa.array([stamp.run_id] * len(queries)),
+            *generators,
             *(queries[name] for name in names),
         ],
         schema=pa.schema(OUTCOME_FIELDS + [queries.schema.field(name).with_name(f"query_{name}") for name in names]),

@@ -112,6 +112,7 @@ def write_report(settings: ReportSettings) -> dict:
         query_images=query_images,
         source_images=source_images,
         failures=_failures(run.outcomes) if run.record["num_failed"] else None,
+        generators=run.record.get("generators"),  # runs of earlier versions have none
     ).encode()
     storage.write_bytes(settings.output, page)
     return summary | {"output": settings.output, "num_bytes": len(page)}

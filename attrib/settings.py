@@ -1,4 +1,4 @@
-"""Every option of every job, in one place.
+"""Most options of the jobs, in one place; those of a whole flow are in attrib/pipeline_settings.py.
 
 Models are frozen, reject unknown keys and are validated before any work. This module imports nothing heavy, so that
 a config error or `--help` answers in about a second.
@@ -7,7 +7,7 @@ a config error or `--help` answers in about a second.
 import os
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 def _absolute_uri(uri: str) -> str:
@@ -240,11 +240,14 @@ class SharesSettings(Settings):
 class AttributeSettings(JobSettings):
     """jobs.attribute: the sources of every generated image of a batch."""
 
-    execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {"device"}
+    execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {"device", "generators"}
 
     queries: Uri  # embeddings of the generated images
     index: Uri
     output: Uri
+    generators: Uri | None = (
+        None  # output of jobs.identify on the same images: outcomes then say which generator each is consistent with
+    )
     max_failed_share: Share = 0.05
     top_k: Positive = 10
     nprobe: Positive | None = None  # None: the one that met the recall target when the index was built
@@ -269,69 +272,6 @@ class ReportSettings(JobSettings):
     num_gallery: Positive = 24
     num_sources: Positive = 20
     thumbnail_px: Positive = 112
-
-
-class PipelineSettings(JobSettings):
-    """jobs.pipeline: the whole flow; every stage keeps its own section, inputs and outputs are filled in."""
-
-    sources: CollectionSettings
-    generated: CollectionSettings
-    output: Uri
-    max_failed_share: Share = 0.05  # of the embed and attribute stages
-    backbone: BackboneSettings
-    manifest: dict = {}
-    embed: dict = {}
-    index: dict = {}
-    attribute: dict = {}
-    report: dict = {}
-    sections: ClassVar[dict[str, type[JobSettings]]] = {
-        "manifest": ManifestSettings,
-        "embed": EmbedSettings,
-        "index": IndexSettings,
-        "attribute": AttributeSettings,
-        "report": ReportSettings,
-    }
-
-    def stages(self) -> dict[str, JobSettings]:
-        """The settings of every stage, each validated here, before any work."""
-        made: dict[str, JobSettings] = {}
-        for role, collection in (("sources", self.sources), ("generated", self.generated)):
-            manifest, vectors = f"{self.output}/{role}/manifest", f"{self.output}/{role}/embeddings"
-            made[f"{role}/manifest"] = self._stage("manifest", collection=collection, output=manifest)
-            backbone = self.backbone.model_copy(update={"domain": "real" if role == "sources" else "synthetic"})
-            made[f"{role}/embeddings"] = self._stage("embed", manifest=manifest, output=vectors, backbone=backbone)
-        sources, generated, index, attributions = (
-            f"{self.output}/{name}" for name in ("sources/embeddings", "generated/embeddings", "index", "attributions")
-        )
-        made["index"] = self._stage("index", embeddings=sources, output=index)
-        made["attributions"] = self._stage("attribute", queries=generated, index=index, output=attributions)
-        made["report"] = self._stage("report", attributions=attributions, output=f"{self.output}/report.html")
-        return made
-
-    def _stage(self, section: str, **filled_in) -> JobSettings:
-        kind, given = self.sections[section], getattr(self, section)
-        names = {"storage", "ray", "budget", "max_failed_share"} & kind.model_fields.keys()
-        common = {name: getattr(self, name) for name in names}
-        for key in filled_in.keys() & given.keys():
-            raise ValueError(f"{section}.{key} is filled in by the pipeline; leave it out")
-        try:
-            return kind.model_validate(common | given | filled_in)
-        except ValidationError as error:
-            # Without the section's name in front, the place of the error would read as a key of the pipeline itself.
-            found = [
-                {"type": e["type"], "loc": (section, *e["loc"]), "input": e["input"], "ctx": e.get("ctx", {})}
-                for e in error.errors()
-            ]
-            raise ValidationError.from_exception_data(kind.__name__, found) from None
-
-    @model_validator(mode="after")
-    def _stages_valid(self):
-        if self.sources.name == self.generated.name:
-            raise ValueError(
-                f"sources and generated share the name {self.sources.name!r}; ids are made from it, so give each its own"
-            )
-        self.stages()
-        return self
 
 
 class DemoSettings(JobSettings):

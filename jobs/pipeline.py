@@ -1,7 +1,7 @@
 """The whole flow, from two collections to a page: python -m jobs.pipeline --config FILE"""
 
 from attrib.config import parse_arguments
-from attrib.settings import PipelineSettings
+from attrib.pipeline_settings import PipelineSettings
 from jobs.exit import reported
 
 

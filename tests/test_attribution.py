@@ -20,6 +20,7 @@ from attrib.attribution import (
 )
 from attrib.corpus import RESERVED_COLUMNS
 from attrib.errors import MismatchError
+from attrib.generators.verdict_files import VERDICT_FIELDS
 from attrib.index import Index
 from attrib.manifest import Manifest, Slice
 from attrib.search import Candidates
@@ -56,6 +57,12 @@ OUTCOME_SCHEMA = {
     "top_similarity": ("float", True),
     "top_share": ("double", True),
     "run_id": ("string", False),
+    "generator": ("string", True),
+    "generator_verdict": ("string", True),
+    "generator_score": ("float", True),
+    "generator_margin": ("float", True),
+    "generator_p_value": ("double", True),
+    "generator_reason": ("string", True),
     "query_prompt": ("string", True),
     "query_steps": ("int64", True),
 }
@@ -154,6 +161,12 @@ def test_rows_equal_rows_made_one_by_one(queries, best, tmp_path):
             "top_similarity": top[1],
             "top_share": top[2],
             "run_id": "run",
+            "generator": None,
+            "generator_verdict": None,
+            "generator_score": None,
+            "generator_margin": None,
+            "generator_p_value": None,
+            "generator_reason": None,
             "query_prompt": prompt,
             "query_steps": None,
         }
@@ -168,6 +181,37 @@ def test_rows_equal_rows_made_one_by_one(queries, best, tmp_path):
         outcome(30, "attributed", 1, False, (3, value(0.4), 1.0), ""),
         outcome(40, "attributed", 3, True, (1, value(0.5), pytest.approx(1 / 3)), "ein Hund"),
     ]
+
+
+def test_verdicts_on_generators_stand_beside_the_outcomes(queries, best):
+    rows = [
+        {
+            "id": 10,
+            "key": "",
+            "uri": "",
+            "verdict": "known",
+            "generator": "a",
+            "score": 0.5,
+            "margin": 0.25,
+            "p_value": 0.01,
+        },
+        {"id": 20, "key": "", "uri": "", "verdict": "unassessable", "reason": "decode: cut off"},
+        {"id": 30, "key": "", "uri": "", "verdict": "unknown", "score": 0.25, "p_value": 0.5, "reason": "nearest is a"},
+        {"id": 40, "key": "", "uri": "", "verdict": "family", "generator": "b|c", "score": 0.5, "p_value": 0.02},
+    ]
+    verdicts = pa.Table.from_pylist(rows, schema=pa.schema(VERDICT_FIELDS))
+    given = (best, queries, make_sources(np.arange(12)), TOP_K, SharesSettings(), STAMP)
+    attributions, outcomes = attribution_rows(*given, verdicts)
+    plain = attribution_rows(*given)
+    assert attributions.equals(plain[0]) and described(outcomes.schema) == OUTCOME_SCHEMA
+    columns = [name for name in OUTCOME_SCHEMA if name.startswith("generator")]
+    assert outcomes.drop_columns(columns).equals(plain[1].drop_columns(columns))
+    for row, said in zip(outcomes.to_pylist(), verdicts.to_pylist(), strict=True):
+        assert [row[name] for name in columns] == [
+            said[name] for name in ("generator", "verdict", "score", "margin", "p_value", "reason")
+        ]
+    with pytest.raises(MismatchError, match="verdicts are of other images"):
+        attribution_rows(*given, verdicts.slice(0, 3))
 
 
 def test_a_block_in_which_every_query_failed(queries, best):

@@ -8,11 +8,11 @@ from attrib.budget import check_budget, check_free_space
 from attrib.config import validate
 from attrib.errors import AttribError
 from attrib.estimates import Estimate
+from attrib.pipeline_settings import PipelineSettings
 from attrib.settings import (
     BudgetSettings,
     JobSettings,
     ManifestSettings,
-    PipelineSettings,
     PriceSettings,
     result_settings,
 )

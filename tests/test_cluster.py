@@ -19,7 +19,8 @@ import yaml
 from cluster_tools import S3Server, drawn_image, submit
 
 from attrib.distributed import pipeline
-from attrib.settings import PipelineSettings, StorageSettings
+from attrib.pipeline_settings import PipelineSettings
+from attrib.settings import StorageSettings
 from attrib.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import pkgutil
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,13 @@ from attrib import settings as known
 from attrib.config import digest, load_settings, parse_arguments, validate, versions
 from attrib.errors import AttribError
 from attrib.evaluate_settings import EvaluateSettings
+from attrib.pipeline_settings import PipelineSettings
 from attrib.settings import (
     AttributeSettings,
     CollectionSettings,
     EmbedSettings,
     IndexSettings,
     ManifestSettings,
-    PipelineSettings,
     StorageSettings,
 )
 from attrib.train_settings import TrainSettings
@@ -211,10 +212,17 @@ def test_versions_name_what_took_part():
 def settings_of(path: Path):
     """The settings class of an example config: a first line names its job."""
     job = path.read_text(encoding="utf-8").split("jobs.", 1)[1].split()[0].strip(".:,;()")
+    name = "".join(word.capitalize() for word in job.split("_")) + "Settings"
     package = importlib.util.find_spec(f"attrib.{job}")
     own = f"attrib.{job}.settings" if package and package.submodule_search_locations else f"attrib.{job}_settings"
-    module = importlib.import_module(own) if importlib.util.find_spec(own) else known
-    return getattr(module, f"{job.capitalize()}Settings")
+    if importlib.util.find_spec(own):
+        return getattr(importlib.import_module(own), name)
+    generators = importlib.import_module("attrib.generators")
+    found = [
+        m.name for m in pkgutil.iter_modules(generators.__path__, "attrib.generators.") if m.name.endswith("_settings")
+    ]
+    modules = [known, *map(importlib.import_module, found)]
+    return next(getattr(module, name) for module in modules if hasattr(module, name))
 
 
 def test_every_example_config_is_valid(monkeypatch):

@@ -8,7 +8,8 @@ from hostile import encode
 from samples import picture, write_folder, write_tars
 
 from attrib.distributed import pipeline
-from attrib.settings import PipelineSettings, StorageSettings
+from attrib.pipeline_settings import PipelineSettings
+from attrib.settings import StorageSettings
 from attrib.storage import Storage, join
 
 NUM_SOURCES, NUM_GENERATED = 90, 25

@@ -312,6 +312,83 @@ def test_gone_and_broken_originals_leave_a_placeholder(run, tmp_path):
     assert "painting-" in text
 
 
+def generators_of(run: SmallRun, **values) -> dict:
+    """What jobs.identify says of a dump, put into the record of a run."""
+    shares = [
+        {
+            "name": name,
+            "num_images": count,
+            "share": share,
+            "low": share / 2,
+            "high": share * 1.5,
+            "of_all_low": 0.0,
+            "of_all_high": 1.0,
+        }
+        for name, count, share in (
+            ("gan-a", 5, 0.5),
+            ("gan-b|gan-c", 1, 0.125),
+            ("(no registered generator)", 3, 0.375),
+        )
+    ]
+    change = {"name": "gan-a", "change": 0.2, "low": 0.1, "high": 0.3, "changed": True}
+    candidate = {
+        "name": "candidate-01",
+        "num_images": 11,
+        "cohesion": 0.8,
+        "cut": 0.5,
+        "nearest": "gan-a",
+        "nearest_score": 0.3,
+    }
+    said = {
+        "verdicts": {"known": 5, "family": 1, "unknown": 3, "unassessable": 3},
+        "shares": shares,
+        "changes": [change],
+        "candidates": [candidate | {"exemplars": [{"id": 1, "key": HOSTILE, "uri": "u"}]}],
+        "negatives": {"photographs": 30},
+        "floor": 1 / 31,
+        "abstains": None,
+        "warnings": ["all are " + HOSTILE],
+        "unassessable_reasons": [{"reason": "decode: " + HOSTILE, "count": 3}],
+        "sets": {"num_sets": 2, "num_too_small": 1, "verdicts": {"known": 1, "unknown": 1}},
+    }
+    record = STORAGE.read_json(join(run.uri, "attributions.json"))
+    STORAGE.write_json(join(run.uri, "attributions.json"), record | {"generators": said | values})
+    return said
+
+
+def test_generators_are_shown_with_intervals_and_careful_words(run, tmp_path):
+    _, without = run.report(tmp_path)
+    assert "generators the images are consistent with" not in without
+    generators_of(run)
+    _, text = run.report(tmp_path)
+    page = Page(text)
+    shown = " ".join("".join(page.texts).split())
+    assert not page.open and "script" not in [tag for tag, _ in page.tags]
+    assert "5 consistent with a registered generator, 1 with a family" in shown and "No verdict proves" in shown
+    assert "25.0 to 75.0 %" in shown and "+20.0 (+10.0 to +30.0) *" in shown and "new" in shown
+    assert "calibrated on 30 photographs" in shown and "is 0.0323" in shown and "2 sets were tested" in shown
+    before = " ".join("".join(Page(without).texts).split())
+    assert shown.count(HOSTILE) == before.count(HOSTILE) + 3 and "made by" not in shown
+    bars = [attributes for tag, attributes in page.tags if tag == "line" and attributes.get("class") == "whisker"]
+    assert len(bars) == 3 and float(bars[0]["x1"]) == pytest.approx(150 + 220 / 3, abs=0.01)
+    assert float(bars[0]["x2"]) == pytest.approx(370)
+
+
+def test_abstention_is_shown_in_place_of_shares(run, tmp_path):
+    generators_of(
+        run,
+        abstains="the rate 0.01 is below the floor",
+        shares=None,
+        changes=None,
+        candidates=[],
+        sets=None,
+        negatives={},
+    )
+    _, text = run.report(tmp_path)
+    assert "Nothing was attributed: the rate 0.01 is below the floor." in text
+    assert "Estimated shares" not in text and "no negatives" in text and not Page(text).open
+
+
 def test_failures_are_counted_and_listed(run, tmp_path):
     _, text = run.report(tmp_path)
     shown = "".join(Page(text).texts)

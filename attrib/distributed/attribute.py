@@ -36,6 +36,7 @@ from attrib.distributed.session import connect, device_of
 from attrib.distributed.tasks import run_units
 from attrib.errors import FailedShareError
 from attrib.estimates import Estimate
+from attrib.generators.verdict_files import check_same_images, open_identified
 from attrib.identity import sampling_rank
 from attrib.index import check_same_encoder, open_index
 from attrib.manifest import open_manifest
@@ -73,6 +74,10 @@ def run(settings: AttributeSettings) -> dict:
         "nprobe": plan.nprobe,
         "num_candidates": job.num_candidates,
     }
+    if settings.generators:
+        job.identified = open_identified(settings.generators, storage)
+        check_same_images(job.identified, manifest)
+        inputs["generators"] = job.identified.digest
     record = begin(settings, RECORD, inputs, storage)
     if record:
         return record
@@ -110,6 +115,7 @@ def run(settings: AttributeSettings) -> dict:
         "index_recall": index.recall,
         "batch_recall": _check_recall(job, checked[0], storage),
         "estimate": admitted.to_dict(),
+        "generators": job.identified.summary if job.identified else None,
     }
     storage.delete_folder(join(settings.output, "_partials"))
     return finish(settings, RECORD, inputs, results, storage)

@@ -7,6 +7,7 @@ import pyarrow as pa
 from attrib.attribution import block_name, block_rows, plan_blocks, read_block
 from attrib.distributed.session import num_cluster_cpus
 from attrib.errors import AttribError
+from attrib.generators.verdict_files import Identified
 from attrib.index import Index, Shard, open_shard
 from attrib.kernels import CpuKernel
 from attrib.manifest import Manifest, Slice
@@ -18,7 +19,8 @@ from attrib.vectors import Embeddings
 
 
 class AttributionJob:
-    """The run's settings, inputs and plan. device: "cpu" or "cuda", known once the cluster is joined."""
+    """The run's settings, inputs and plan. device: "cpu" or "cuda", known once the cluster is joined. identified: verdicts on the queries' generators,
+    where they were asked for."""
 
     def __init__(
         self, settings: AttributeSettings, index: Index, queries: Embeddings, manifest: Manifest, plan: SearchPlan
@@ -31,6 +33,7 @@ class AttributionJob:
         self.blocks = plan_blocks(queries.num_rows, settings.query_block_rows)
         self.num_candidates = settings.top_k * (settings.rerank_factor or index.rerank_factor)
         self.device = "cpu"
+        self.identified: Identified | None = None
 
     @property
     def scans_codes(self) -> bool:

@@ -23,6 +23,7 @@ from attrib.attribution import (
 )
 from attrib.distributed.attribution_job import AttributionJob, parts_of_shards, pending_blocks, use_threads
 from attrib.distributed.tasks import run_units
+from attrib.generators.verdict_files import block_verdicts
 from attrib.progress import Progress
 from attrib.search import Candidates, keep_candidates, merge
 from attrib.storage import Storage, join
@@ -121,8 +122,9 @@ def _write_task(job: AttributionJob, block: int, stamp: RunStamp, storage: Stora
         queries = block_queries(job.queries, job.manifest, job.blocks[block], storage)
         best = read_partial(storage.read_table(merged_uri(output, block)), queries["id"].to_numpy())
         sources = _described(job, block, storage)
+        verdicts = block_verdicts(job.identified, job.blocks[block], storage) if job.identified else None
         attributions, outcomes = attribution_rows(
-            best, queries, sources, job.settings.top_k, job.settings.shares, stamp
+            best, queries, sources, job.settings.top_k, job.settings.shares, stamp, verdicts
         )
         storage.write_table(rows_uri, attributions)
         # The outcomes come last: they say that the block is done.

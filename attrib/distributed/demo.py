@@ -13,7 +13,8 @@ from attrib.demo.corpus import draw_corpus
 from attrib.demo.generator import fit_and_sample
 from attrib.distributed import pipeline
 from attrib.images import decode_image
-from attrib.settings import BackboneSettings, DemoSettings, PipelineSettings
+from attrib.pipeline_settings import PipelineSettings
+from attrib.settings import BackboneSettings, DemoSettings
 from attrib.storage import Storage, fresh_folder
 from attrib.units import unit_rows
 

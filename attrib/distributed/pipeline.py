@@ -1,8 +1,9 @@
 """All stages in one process and one Ray session. Each stage finds out by itself whether it was done before."""
 
 from attrib.distributed import attribute, embed, index, manifest
+from attrib.distributed.generators import identify
+from attrib.pipeline_settings import PipelineSettings
 from attrib.report import write_report
-from attrib.settings import PipelineSettings
 from attrib.storage import join
 
 
@@ -13,6 +14,8 @@ def run(settings: PipelineSettings) -> dict:
         manifest.run(stages[f"{role}/manifest"])
         embed.run(stages[f"{role}/embeddings"])
     built = index.run(stages["index"])
+    if "generators" in stages:
+        identify.run(stages["generators"])
     attributed = attribute.run(stages["attributions"])
     write_report(stages["report"])
     return {

@@ -29,9 +29,9 @@ from attrib.distributed import attribute, embed, index, manifest
 from attrib.distributed.storage_log import HOOK, LOG_FOLDER, count_storage
 from attrib.distributed.tasks import run_units
 from attrib.errors import AttribError
+from attrib.pipeline_settings import PipelineSettings
 from attrib.scale.check import Simulated
 from attrib.scale.settings import SimulationSettings
-from attrib.settings import PipelineSettings
 from attrib.storage import join
 from attrib.vectors import RECORD
 

@@ -1,0 +1,1 @@
+"""The generator jobs on Ray: synthesize, fingerprint, identify, evaluate."""

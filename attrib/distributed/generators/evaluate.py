@@ -1,0 +1,173 @@
+"""The evaluation of fingerprint methods: real generators trained as Ray tasks, then every method on every tier as a task.
+
+<output>/evaluation.json, table.txt, evaluation.html   figures per method and tier, their table and their page
+<output>/generators/NAME.npy, NAME.json                images of the generators trained here, and how they were trained
+<output>/photographs/                                  manifest of the photographs that they were trained on
+<output>/discriminant/                                 the linear discriminant of log spectra, fitted on the pool
+<output>/_parts/                                       what is measured: a killed run continues
+"""
+
+import sys
+
+import ray
+import torch
+
+from attrib.config import digest
+from attrib.distributed import manifest
+from attrib.distributed.features import sampled_images
+from attrib.distributed.session import connect
+from attrib.distributed.tasks import run_units
+from attrib.generators.controls import methods_from
+from attrib.generators.degradations import parse
+from attrib.generators.evaluation import Embedded, cluster_cut, evaluate_tier
+from attrib.generators.evaluation_page import render_page
+from attrib.generators.evaluation_settings import TRAINED_TIER, EvaluateGeneratorsSettings
+from attrib.generators.evaluation_summary import format_table, summarise
+from attrib.generators.extractor import load_extractor
+from attrib.generators.methods import Method
+from attrib.generators.photographs import Photographs, read_photographs
+from attrib.generators.pool import Pool, open_pool
+from attrib.generators.real_generators import TrainedGenerator, generator_name, train_generator
+from attrib.generators.synthesis import one_thread
+from attrib.generators.tiers import Tier, as_samples, folder_tier, formats, make_tier, pool_tier, tuning_tier
+from attrib.identity import sampling_rank
+from attrib.manifest import open_manifest
+from attrib.progress import Progress
+from attrib.records import begin, finish
+from attrib.settings import ManifestSettings
+from attrib.storage import Storage, join
+
+RECORD, TABLE, PAGE = "evaluation.json", "table.txt", "evaluation.html"
+SPARE = 4  # images listed per photograph needed: copies, small and damaged ones are passed over
+
+
+def run(settings: EvaluateGeneratorsSettings) -> dict:
+    """Evaluate and return the record, with the table under "table". What is finished is found, not done again."""
+    storage = Storage(settings.storage)
+    for name in (*settings.degradations, settings.real_degradation):
+        parse(name)
+    pool = open_pool(settings.pool, storage)
+    extractor = load_extractor(settings.extractor, storage) if settings.extractor else None
+    connect(settings.ray)
+    inputs = {"pool": pool.digest, "extractor": extractor.digest if extractor else None}
+    given = _given_tiers(settings, pool, storage)
+    inputs |= {f"tier {tier.name}": tier.digest() for tier in given}
+    photographs = _photographs(settings, storage) if settings.trained else None
+    if photographs:
+        inputs["photographs"] = photographs.digest()
+    finished = begin(settings, RECORD, inputs, storage)
+    if finished:
+        print(f"evaluate_generators: finished at {finished['written_at']}", file=sys.stderr)
+        return finished
+    tiers = ([_trained_tier(settings, photographs, storage)] if photographs else []) + given
+    methods = methods_from(settings.methods, pool, storage, extractor, join(settings.output, "discriminant"))
+    measured = _measure(settings, methods, tiers, tuning_tier(pool, storage), storage)
+    described = {tier.name: _described(tier) | {"methods": measured[tier.name]} for tier in tiers}
+    summary = summarise(described, {method.name: method.looks_at_trace for method in methods})
+    table = format_table(summary)
+    storage.write_bytes(join(settings.output, TABLE), f"{table}\n".encode())
+    results = summary | {"measured": measured, "digests": {m.name: m.digest for m in methods}, "table": table}
+    record = finish(settings, RECORD, inputs, results, storage)
+    stamp = {name: record[name] for name in ("settings", "inputs", "versions", "digests")}
+    storage.write_bytes(join(settings.output, PAGE), render_page(summary, tiers, settings.title, stamp).encode())
+    return record
+
+
+def _given_tiers(settings: EvaluateGeneratorsSettings, pool: Pool, storage: Storage) -> list[Tier]:
+    """In the order of the page: the published generators, then the unseen part of the grid."""
+    folders = [folder_tier(name, tier, settings.max_megapixels, storage) for name, tier in settings.folders.items()]
+    return folders + [pool_tier(name, tier, pool, storage) for name, tier in settings.pools.items()]
+
+
+def _photographs(settings: EvaluateGeneratorsSettings, storage: Storage) -> Photographs:
+    """Those trained on, and as many others as a generator has images, which stand for what is real."""
+    wanted = settings.trained
+    output = join(settings.output, "photographs")
+    common = {"storage": settings.storage, "ray": settings.ray}
+    manifest.run(ManifestSettings(collection=wanted.photographs, output=output, **common))
+    listed = open_manifest(output, storage)
+    images = sampled_images(listed, SPARE * (wanted.max_images + wanted.num_training_photographs), storage)
+    return read_photographs(
+        images.take(sampling_rank(images["id"].to_numpy()).argsort()),
+        listed,
+        px=wanted.photograph_px,
+        num_shown=wanted.max_images,
+        num_training=wanted.num_training_photographs,
+        max_megapixels=settings.max_megapixels,
+        storage=storage,
+    )
+
+
+def _trained_tier(settings: EvaluateGeneratorsSettings, photographs: Photographs, storage: Storage) -> Tier:
+    wanted = settings.trained
+    folder = join(settings.output, "generators")
+    asked = [(kind, seed) for kind in wanted.kinds for seed in wanted.seeds]
+    names = {generator_name(kind, seed): (kind, seed) for kind, seed in asked}
+    pending = [asked for name, asked in names.items() if not storage.exists(join(folder, f"{name}.npy"))]
+    progress = Progress("train generators", len(names), "generators", already_done=len(names) - len(pending))
+    training = ray.put(photographs.training)
+    for _, made in run_units(train_generator, [(kind, seed, training, wanted) for kind, seed in pending]):
+        _write_generator(made, folder, storage)
+        progress.update(1)
+    progress.close()
+    images = {name: as_samples(torch.from_numpy(storage.read_array(join(folder, f"{name}.npy")))) for name in names}
+    real = as_samples(_middle(photographs.shown, wanted.px))
+    return make_tier(TRAINED_TIER, wanted, images, real, families=[kind for kind, _ in asked])
+
+
+def _write_generator(made: TrainedGenerator, folder: str, storage: Storage) -> None:
+    described = {name: getattr(made, name) for name in ("kind", "seed", "num_steps", "num_parameters", "loss")}
+    storage.write_json(join(folder, f"{made.name}.json"), described)
+    storage.write_array(join(folder, f"{made.name}.npy"), made.samples.numpy())  # last: it stands for both
+
+
+def _middle(pictures: torch.Tensor, px: int) -> torch.Tensor:
+    top = (pictures.shape[-1] - px) // 2
+    return pictures[:, :, top : top + px, top : top + px].contiguous()
+
+
+def _measure(
+    settings: EvaluateGeneratorsSettings, methods: list[Method], tiers: list[Tier], tuning: Tier, storage: Storage
+) -> dict[str, dict[str, dict]]:
+    """{tier: {method: what evaluate_tier found}}. Methods of one digest embed alike and share a task."""
+    groups: dict[str, list[Method]] = {}
+    for method in methods:
+        groups.setdefault(method.digest, []).append(method)
+    parts = {
+        (tier.name, key): join(settings.output, "_parts", f"{tier.name}-{digest([tier.digest(), key])[:16]}.json")
+        for tier in tiers
+        for key in groups
+    }
+    pending = [(place, uri) for place, uri in parts.items() if not storage.exists(uri)]
+    shared, shared_tuning = {tier.name: ray.put(tier) for tier in tiers}, ray.put(tuning)
+    units = [(groups[key], shared[name], shared_tuning, settings, uri, storage) for (name, key), uri in pending]
+    progress = Progress("evaluate", len(parts), "parts", already_done=len(parts) - len(pending))
+    for _ in run_units(_measure_part, units):
+        progress.update(1)
+    progress.close()
+    found: dict[str, dict[str, dict]] = {tier.name: {} for tier in tiers}
+    for (name, _), uri in parts.items():
+        found[name] |= storage.read_json(uri)
+    return {name: {method.name: part[method.name] for method in methods} for name, part in found.items()}
+
+
+def _measure_part(
+    methods: list[Method], tier: Tier, tuning: Tier, settings: EvaluateGeneratorsSettings, uri: str, storage: Storage
+) -> None:
+    with one_thread():
+        embedded, cut = Embedded(methods[0], tier), cluster_cut(Embedded(methods[0], tuning))
+        found = {method.name: evaluate_tier(method, embedded, cut, settings) for method in methods}
+    storage.write_json(uri, found)
+
+
+def _described(tier: Tier) -> dict:
+    return {
+        "generators": list(tier.names),
+        "families": list(tier.families),
+        "judged": tier.settings.judged,
+        "note": tier.settings.note,
+        "same_content": tier.same_content,
+        "num_images": len(tier.samples),
+        "num_real": len(tier.real),
+        "formats": formats(tier),
+    }

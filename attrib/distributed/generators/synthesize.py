@@ -1,0 +1,205 @@
+"""The synthesis job: a pool of small generators as many small Ray tasks, or one supernet and its virtual models.
+
+A model commits by itself, so a killed run goes on with the first that is missing. On a GPU several workers share the device: a model of a few
+thousand weights is bound by the launches of its kernels, not by the GPU.
+"""
+
+import statistics
+import sys
+from dataclasses import dataclass
+
+import ray
+from safetensors.torch import load, save
+
+from attrib.distributed import manifest
+from attrib.distributed.features import sampled_images
+from attrib.distributed.session import connect, device_of
+from attrib.distributed.tasks import run_units
+from attrib.generators.architectures import DecoderSpec, sample_specs
+from attrib.generators.photographs import Photographs, read_photographs
+from attrib.generators.pool import (
+    PHOTOGRAPHS,
+    RECORD,
+    Pool,
+    PoolModel,
+    model_uri,
+    pool_digest,
+    read_card,
+    write_model,
+)
+from attrib.generators.pool_measures import measure_pool, real_profiles
+from attrib.generators.supernet import DecoderPath, Supernet, draw_paths, train_supernet, virtual_model
+from attrib.generators.synthesis import (
+    CHECKED_PHOTOGRAPHS,
+    as_floats,
+    draw_batches,
+    reconstruction_mse,
+    render,
+    train_autoencoder,
+)
+from attrib.generators.synthesis_settings import SynthesizeSettings
+from attrib.identity import sampling_rank
+from attrib.manifest import Manifest, open_manifest
+from attrib.progress import Progress
+from attrib.records import begin, finish
+from attrib.settings import CollectionSettings, ManifestSettings
+from attrib.storage import Storage, join
+
+SUPERNET = "supernet.safetensors"
+SPARE = 4  # images listed per photograph needed: copies, small and damaged ones are passed over
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A model to make."""
+
+    model_id: str
+    spec: DecoderSpec | DecoderPath
+    seed: int
+
+
+def run(settings: SynthesizeSettings) -> dict:
+    """Make the pool and return its record. Raises AttribError if the photographs are too few or the grid too small."""
+    storage = Storage(settings.storage)
+    planned = plan(settings)
+    connect(settings.ray)
+    device = device_of(settings.device, "synthesize")
+    photographs = _photographs(settings, storage)
+    inputs = {"photographs": photographs.digest()}
+    finished = begin(settings, RECORD, inputs, storage)
+    if finished:
+        print(f"synthesize: finished at {finished['written_at']}", file=sys.stderr)
+        return finished
+    real = _real_profiles(settings, storage)
+    storage.write_array(join(settings.output, PHOTOGRAPHS), photographs.shown.numpy())
+    models = _make(settings, planned, photographs, device, storage)
+    pool = Pool(
+        settings.output, models, settings.px, len(photographs.shown), pool_digest(models, inputs["photographs"])
+    )
+    results = {
+        "models": [model.model_dump(mode="json") for model in models],
+        "digest": pool.digest,
+        "median_loss": statistics.median(model.loss for model in models),
+        "share_at_target": sum(model.loss <= settings.training.target_mse for model in models) / len(models),
+        "measures": measure_pool(pool, real, storage),
+    }
+    return finish(settings, RECORD, inputs, results, storage)
+
+
+def plan(settings: SynthesizeSettings) -> list[Planned]:
+    """All models of the pool, in its order; ids are distinct and fit for file names."""
+    seeds = [
+        1000 * settings.seed + i for i in range(settings.seeds_per_architecture)
+    ]  # pools of other seeds share none
+    if settings.supernet:
+        paths = draw_paths(settings.num_models, settings.grid, settings.supernet.num_levels, settings.seed)
+        return [Planned(f"path-{i:05d}", path, seeds[0]) for i, path in enumerate(paths)]
+    specs = sample_specs(
+        settings.num_models // len(seeds),
+        settings.seed,
+        settings=settings.grid,
+        width=settings.width,
+        first=settings.first_architecture,
+    )
+    return [Planned(f"{spec.name}-{seed}", spec, seed) for seed in seeds for spec in specs]
+
+
+def _photographs(settings: SynthesizeSettings, storage: Storage) -> Photographs:
+    listed = _listed(settings, "photographs", settings.photographs, storage)
+    num_wanted = settings.num_photographs + settings.num_training_photographs
+    images = sampled_images(listed, SPARE * num_wanted, storage)
+    images = images.take(sampling_rank(images["id"].to_numpy()).argsort())
+    return read_photographs(
+        images,
+        listed,
+        px=settings.px,
+        num_shown=settings.num_photographs,
+        num_training=settings.num_training_photographs,
+        max_megapixels=settings.max_megapixels,
+        storage=storage,
+    )
+
+
+def _listed(settings: SynthesizeSettings, name: str, collection: CollectionSettings, storage: Storage) -> Manifest:
+    output = join(settings.output, "_manifests", name)
+    manifest.run(ManifestSettings(collection=collection, output=output, storage=settings.storage, ray=settings.ray))
+    return open_manifest(output, storage)
+
+
+def _real_profiles(settings: SynthesizeSettings, storage: Storage) -> dict:
+    if settings.real_generators is None:
+        return {}
+    listed = _listed(settings, "real_generators", settings.real_generators.collection, storage)
+    return real_profiles(listed, settings.real_generators.left_out, settings.max_megapixels, storage)
+
+
+def _make(
+    settings: SynthesizeSettings, planned: list[Planned], photographs: Photographs, device: str, storage: Storage
+) -> list[PoolModel]:
+    """Every planned model, those of an earlier run as they were committed."""
+    committed = set(storage.names(join(settings.output, "models")))
+    made = {
+        model.model_id: read_card(settings.output, model.model_id, storage)
+        for model in planned
+        if model_uri("", model.model_id).rsplit("/", 1)[1] in committed
+    }
+    pending = [model for model in planned if model.model_id not in made]
+    shared = ray.put(photographs)
+    common = {"num_cpus": 1, "num_gpus": settings.gpu_share if device == "cuda" else 0}
+    if settings.supernet and pending and not storage.exists(join(settings.output, SUPERNET)):
+        for _ in run_units(_train_supernet, [(settings, shared, device, storage)], **common):
+            print("synthesize: the supernet is trained", file=sys.stderr)
+    make = _virtual_models if settings.supernet else _train_models
+    units = [
+        (settings, pending[start : start + settings.models_per_task], shared, device, storage)
+        for start in range(0, len(pending), settings.models_per_task)
+    ]
+    progress = Progress("synthesize", len(planned), "models", already_done=len(made))
+    for _, models in run_units(make, units, **common):
+        made |= {model.model_id: model for model in models}
+        progress.update(len(models))
+    progress.close()
+    return [made[model.model_id] for model in planned]
+
+
+def _train_models(
+    settings: SynthesizeSettings, planned: list[Planned], photographs: Photographs, device: str, storage: Storage
+) -> list[PoolModel]:
+    made = []
+    for model in planned:
+        trained = train_autoencoder(
+            model.spec, model.seed, photographs.training, photographs.shown, settings.training, device
+        )
+        samples = render(trained.model, photographs.shown)
+        made.append(
+            write_model(
+                settings.output, model.model_id, model.spec, model.seed, trained.model, trained.loss, trained.num_steps, samples, storage
+            )
+        )  # fmt: skip
+    return made
+
+
+def _train_supernet(settings: SynthesizeSettings, photographs: Photographs, device: str, storage: Storage) -> None:
+    supernet, _ = train_supernet(
+        photographs.training, settings.grid, settings.width, settings.supernet, settings.seed, device
+    )
+    state = {name: value.contiguous() for name, value in supernet.state_dict().items()}
+    storage.write_bytes(join(settings.output, SUPERNET), save(state))
+
+
+def _virtual_models(
+    settings: SynthesizeSettings, planned: list[Planned], photographs: Photographs, device: str, storage: Storage
+) -> list[PoolModel]:
+    chosen = settings.supernet
+    supernet = Supernet(settings.width, chosen.num_levels)
+    supernet.load_state_dict(load(storage.read_bytes(join(settings.output, SUPERNET))))
+    made = []
+    for model in planned:
+        batches = draw_batches(photographs.training, chosen.batch_size, chosen.crop_px, model.seed)
+        virtual = virtual_model(supernet, model.spec, batches)
+        samples = render(virtual, photographs.shown)
+        loss = reconstruction_mse(virtual, as_floats(photographs.shown[:CHECKED_PHOTOGRAPHS]))
+        made.append(
+            write_model(settings.output, model.model_id, model.spec, model.seed, virtual, loss, chosen.num_steps, samples, storage)
+        )  # fmt: skip
+    return made

@@ -1,0 +1,239 @@
+"""What verdicts are measured by: the scores of negatives and of the generators' own references, degraded in every way of the grid.
+
+The claim that is tested is "some registered generator made this". An image that none made may be a photograph, an image of another
+generator, or like a synthetic model's; so a p-value is computed against each kind of negatives, and the largest counts: it holds whichever it
+was. Nobody says how the image was degraded either. It goes to the gallery of its highest score, and its p-value is
+
+    (1 + how often negatives, under any degradation of the grid, come to that gallery and stand there as high) / (1 + negatives).
+
+A gallery gets the share 1 / D of the rate, so that the rate holds for an image that is degraded in a way drawn from the grid; and for each way alone, as
+far as images that are degraded alike go to one gallery. Negatives that never come to a gallery count as well as those that score low there.
+
+Where an image stands is between what the negatives in the gallery score in the mean (0) and what the generator's own references do (1): a
+generator that everything resembles asks for more, and one whose images vary for less. The mean includes the image itself: it and the
+negatives are treated alike, as exact p-values need (attrib/generators/conformal.py).
+
+Negatives are what was registered as such, and the references of each generator, scored without it and its family: images of a generator
+that is not registered.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from attrib.generators.conformal import conformal_p_values
+from attrib.generators.galleries import Galleries, families
+from attrib.generators.methods import Method
+from attrib.generators.registry import Registry
+from attrib.generators.registry_settings import VerdictSettings
+from attrib.storage import Storage
+
+KINDS = ("photographs", "generators", "synthetic")
+KIND_OF = {"generator": 1, "other-generator": 1, "photographs": 0, "synthetic": 2}
+SMALLEST_SPAN = 1e-6
+CHUNK_ROWS = 64  # queries that are compared with all negatives at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Stratum:
+    """What comes to one gallery of the negatives, each once for every degradation that leads it there.
+
+    scores: float64 [k, G], nan where the generator, or its family, made the negative; image: int64 [k], its place.
+    """
+
+    scores: np.ndarray
+    image: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """names, family: of the G generators; family: int64, the position of the first in the same one.
+
+    negatives: float32 [D, n, D, G], by degradation, image, gallery and generator, nan for an image too small once degraded, and where the
+    generator, or its family, made it. kind, source: int64 [n]. own: float32 [D, R, D, G], references left out in turn; owner: int64 [R], their
+    generator.
+    """
+
+    names: list[str]
+    degradations: tuple[str, ...]
+    family: np.ndarray
+    negatives: np.ndarray
+    kind: np.ndarray
+    source: np.ndarray
+    own: np.ndarray
+    owner: np.ndarray
+    settings: VerdictSettings
+
+    def units(self) -> dict[str, int]:
+        """Of each kind that there is: the number of images, or with unit "source" of sources; every photograph is one."""
+        ids = np.arange(len(self.kind)) if self.settings.unit == "image" else self.source
+        counts = {name: len(np.unique(ids[self.kind == kind])) for kind, name in enumerate(KINDS)}
+        return {name: count for name, count in counts.items() if count}
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """float64 [n]: what each negative counts for, so that the units of a kind sum to their number."""
+        if self.settings.unit == "image" or not len(self.source):
+            return np.ones(len(self.source))
+        return 1.0 / np.bincount(self.source)[self.source]
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """int64 [n]: the kind of each negative, as a null of its own; kinds too few to show the rate are counted with the largest."""
+        units = np.bincount(self.kind, self.weights, minlength=len(KINDS))
+        few = 1 / (units + 1) > self.settings.false_attribution_rate + 1e-12
+        return np.where(few, int(units.argmax()), np.arange(len(KINDS)))[self.kind]
+
+    @property
+    def floor(self) -> float:
+        """The least p-value that an image can get: 1 / (units + 1) of the smallest group of negatives; 1 without any."""
+        return max((1 / (1 + self.weights[self.groups == one].sum()) for one in np.unique(self.groups)), default=1.0)
+
+    @cached_property
+    def strata(self) -> list[Stratum]:
+        """Of each gallery."""
+        chosen, found = gallery_of(self.negatives), []
+        for gallery in range(len(self.degradations)):
+            degradation, image = np.nonzero(chosen == gallery)
+            found.append(Stratum(self.negatives[degradation, image, gallery].astype(np.float64), image))
+        return found
+
+    @cached_property
+    def own_means(self) -> np.ndarray:
+        """float64 [D, G]: what a generator's references, left out in turn, score in the mean in the gallery degraded as they are."""
+        means = np.full((len(self.degradations), len(self.names)), np.nan)
+        for gallery in range(len(self.degradations)):
+            for g in range(len(self.names)):
+                values = self.own_scores(gallery, g)
+                means[gallery, g] = values.mean() if len(values) else np.nan
+        return means
+
+    def own_scores(self, gallery: int, generator: int) -> np.ndarray:
+        """float64 [r]: of a generator's references, left out in turn, in the gallery degraded as they are."""
+        values = self.own[gallery, self.owner == generator, gallery, generator].astype(np.float64)
+        return values[~np.isnan(values)]
+
+    def p_values(self, scores: np.ndarray, gallery: np.ndarray, exclude: np.ndarray | None = None) -> np.ndarray:
+        """float64 [m]: of the best generator of each row of scores [m, G] in a gallery, int64 [m].
+
+        exclude: int64 [m], for rows that are negatives themselves, their own place among them: it, or with unit "source" all of its source,
+        is left out.
+        """
+        found = np.ones(len(scores))
+        for one in np.unique(gallery):
+            rows = np.flatnonzero(gallery == one)
+            for start in range(0, len(rows), CHUNK_ROWS):
+                some = rows[start : start + CHUNK_ROWS]
+                excluded = None if exclude is None else exclude[some]
+                found[some] = self._p_values(scores[some].astype(np.float64), int(one), excluded)
+        return found
+
+    def _p_values(self, scores: np.ndarray, gallery: int, exclude: np.ndarray | None) -> np.ndarray:
+        stratum = self.strata[gallery]
+        weights = np.broadcast_to(self.weights, (len(scores), len(self.weights)))
+        if exclude is not None:
+            ids = np.arange(len(self.kind)) if self.settings.unit == "image" else self.source
+            weights = weights * (ids[None, :] != ids[exclude][:, None])
+        kept = weights[:, stratum.image]
+        present = ~np.isnan(stratum.scores)
+        filled = np.where(present, stratum.scores, 0.0)
+        known = np.isfinite(scores)
+        mean = (kept @ filled + np.where(known, scores, 0.0)) / np.maximum(kept @ present + known, SMALLEST_SPAN)
+        span = self.own_means[gallery] - mean
+        at, best, top = np.arange(len(scores)), best_of(scores), best_of(stratum.scores)
+        observed = standing(scores[at, best], mean[at, best], span[at, best])
+        values = standing(filled[np.arange(len(top)), top], mean[:, top], span[:, top])
+        largest = np.zeros(len(scores)) if len(self.kind) else np.ones(len(scores))
+        for one in np.unique(self.groups):
+            mine = self.groups[stratum.image] == one
+            total = weights[:, self.groups == one].sum(axis=1)
+            p_value = conformal_p_values(values[:, mine], kept[:, mine], observed, total)
+            largest = np.maximum(largest, p_value)
+        return largest
+
+    def own_p_values(
+        self, scores: np.ndarray, gallery: np.ndarray, generator: np.ndarray, exclude: np.ndarray | None = None
+    ) -> np.ndarray:
+        """float64 [m]: how usual a score [m] of a generator in a gallery is among the generator's own references there, left out in turn.
+
+        Low: unlike them. (1 + references that score as low) / (references + 1). The image chose its best gallery and the references did not, so
+        that fewer of a generator's own images come out low than is said. exclude: int64 [m], for rows that are references themselves, their place.
+        """
+        found = np.ones(len(scores))
+        for one, g in {(int(a), int(b)) for a, b in zip(gallery, generator)}:
+            rows = np.flatnonzero((gallery == one) & (generator == g))
+            places = np.flatnonzero(self.owner == g)
+            values = self.own[one, places, one, g].astype(np.float64)
+            places, values = places[~np.isnan(values)], values[~np.isnan(values)]
+            weights = np.ones((len(rows), len(values)))
+            if exclude is not None:
+                weights[places[None, :] == exclude[rows][:, None]] = 0
+            low = np.broadcast_to(-values, weights.shape)  # low scores are what is looked for
+            found[rows] = conformal_p_values(low, weights, -scores[rows].astype(np.float64))
+        return found
+
+
+def best_of(scores: np.ndarray) -> np.ndarray:
+    """int64 [m]: the column of the highest score in [m, G], nan taking no part, the first of equals."""
+    return np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)
+
+
+def gallery_of(scores: np.ndarray) -> np.ndarray:
+    """int64 [...]: of scores [..., D, G] the gallery that holds the highest, the first of equals; -1 without any score."""
+    filled = np.where(np.isnan(scores), -np.inf, scores).max(axis=-1)
+    return np.where(np.isinf(filled).all(axis=-1), -1, filled.argmax(axis=-1))
+
+
+def first_in(chosen: np.ndarray, gallery: int) -> np.ndarray:
+    """int64 [n]: of the galleries chosen [D, n] by each image under each degradation, a degradation that leads to this one; -1 without one.
+
+    Preferred is the gallery's own degradation.
+    """
+    here = chosen == gallery
+    return np.where(here[gallery], gallery, np.where(here.any(axis=0), here.argmax(axis=0), -1))
+
+
+def standing(scores: np.ndarray, mean: np.ndarray, span: np.ndarray) -> np.ndarray:
+    """(scores - mean) / span; 0 where the span is not positive: there a generator's own references are no more like it than negatives are."""
+    return np.where(span > SMALLEST_SPAN, (scores - mean) / np.where(span > SMALLEST_SPAN, span, 1.0), 0.0)
+
+
+def calibrate(
+    registry: Registry, method: Method, settings: VerdictSettings, storage: Storage
+) -> tuple[Galleries, Calibration]:
+    """Raises MismatchError if the registry was made by another method. The registry has one generator or more."""
+    registry.check_method(method)
+    galleries = Galleries(method, [registry.read(entry, storage) for entry in registry.generators])
+    own, owner = galleries.leave_one_out()
+    family = families(own[0, :, 0], owner, settings.family_accuracy, settings.family_level)
+    # References as images of a generator that is not registered: without the scores of their own family.
+    related = family[owner][:, None] == family[None, :]
+    scored = [np.where(related[None, :, None], np.nan, own)]
+    kinds, sources = [np.full(len(owner), KIND_OF["generator"])], [family[owner]]
+    num_sources = len(registry.generators)
+    for entry in registry.negatives:
+        rows = registry.read(entry, storage)
+        scores = np.full((*rows.shape[:2], *own.shape[2:]), np.nan, np.float32)
+        for degradation, queries in enumerate(rows):
+            present = np.isfinite(queries).all(axis=1)
+            if present.any():
+                scores[degradation, present] = galleries.scores(queries[present])
+        scored.append(scores)
+        kinds.append(np.full(entry.num_images, KIND_OF[entry.role]))
+        sources.append(num_sources + np.repeat(np.arange(len(entry.source_sizes)), entry.source_sizes))
+        num_sources += len(entry.source_sizes)
+    negatives, kind, source = np.concatenate(scored, axis=1), np.concatenate(kinds), np.concatenate(sources)
+    usable = ~np.isnan(negatives).all(axis=(0, 2, 3))
+    calibration = Calibration(
+        names=[entry.name for entry in registry.generators],
+        degradations=registry.degradations,
+        family=family,
+        negatives=negatives[:, usable],
+        kind=kind[usable],
+        source=source[usable],
+        own=own,
+        owner=owner,
+        settings=settings,
+    )
+    return galleries, calibration

@@ -1,0 +1,83 @@
+"""Exact tests without a model of the scores: conformal p-values, permutation tests and binomial tails."""
+
+import math
+
+import numpy as np
+
+
+def conformal_p_values(
+    values: np.ndarray, weights: np.ndarray, observed: np.ndarray, total: np.ndarray | None = None
+) -> np.ndarray:
+    """float64 [m]: (1 + weight of the values at or above what was observed) / (1 + total), at most 1.
+
+    values: [n] or [m, n]; weights: >= 0, of the same shape; observed: [m]; total: [m], the weight of all there is, by default of the values.
+    With weights of one: P(p <= a) <= a for every a if the observation is exchangeable with the values (Vovk et al., Algorithmic Learning in
+    a Random World, 2005). With weights of 1 / n_k for the n_k values of source k: the same if it is the first draw of a new source,
+    exchangeable with the sources (Dunn, Wasserman and Ramdas, arXiv 1809.07441). Ties count against the observation.
+    """
+    reached = np.where(values >= observed[:, None], weights, 0.0).sum(axis=-1)
+    return np.minimum(1.0, (1.0 + reached) / (1.0 + (weights.sum(axis=-1) if total is None else total)))
+
+
+def permutation_p_value(strata: list[tuple[np.ndarray, np.ndarray]], num_permutations: int, generator) -> float:
+    """Whether m rows are higher than others, by the largest of their columns' means.
+
+    strata: (float [m_s, G], float [n_s, G]), the rows and what they are compared with in each stratum. Exact if the m_s + n_s rows of every
+    stratum are exchangeable: which of them are the m_s is drawn again num_permutations times.
+    """
+    observed = np.concatenate([own for own, _ in strata]).mean(axis=0).max()
+    pools = [(len(own), np.concatenate([own, others])) for own, others in strata]
+    return (1 + _reached(pools, observed, num_permutations, generator)) / (1 + num_permutations)
+
+
+def source_p_value(own: list[np.ndarray], sources: list[list[np.ndarray]], num_draws: int, generator) -> float:
+    """Whether m rows are higher than as many rows of any one of K sources, by the largest of their columns' means.
+
+    own: float [m_s, G] of each stratum; sources: of each source float [n_s, G] of each stratum, where m_s > 0 some. (1 + the sum over
+    sources of the share of num_draws sets of m_s of their rows that are as high) / (K + 1): exact if the m rows are all from a new source that
+    is exchangeable with the others and n_s >= m_s. A source of fewer rows is drawn from with replacement, which spreads its means
+    wider than they are and so errs to the safe side.
+    """
+    observed = np.concatenate(own).mean(axis=0).max()
+    shares = [
+        _reached([(len(mine), rows) for mine, rows in zip(own, source) if len(mine)], observed, num_draws, generator)
+        / num_draws
+        for source in sources
+    ]
+    return (1 + sum(shares)) / (1 + len(sources))
+
+
+def _reached(pools: list[tuple[int, np.ndarray]], observed: float, num_draws: int, generator) -> int:
+    """How often the mean of count rows drawn from each pool, (count, rows), has a column at or above what was observed."""
+    total = sum(count for count, _ in pools)
+    reached = 0
+    for size in _batches(num_draws, sum(len(rows) + count * rows.shape[1] for count, rows in pools)):
+        sums = sum(_drawn(count, rows, size, generator).sum(axis=1) for count, rows in pools)
+        reached += np.count_nonzero((sums / total).max(axis=1) >= observed - 1e-12)
+    return reached
+
+
+def _drawn(count: int, rows: np.ndarray, size: int, generator) -> np.ndarray:
+    """[size, count, G]: rows drawn without replacement, with it where there are too few."""
+    if len(rows) < count:
+        return rows[generator.integers(0, len(rows), (size, count))]
+    return rows[np.argpartition(generator.random((size, len(rows))), count - 1, axis=1)[:, :count]]
+
+
+def binomial_tail(successes: int, trials: int, probability: float) -> float:
+    """P(X >= successes) of a binomial."""
+    if successes <= 0:
+        return 1.0
+    log_yes, log_no = math.log(probability), math.log1p(-probability)
+    counts = range(successes, trials + 1)
+    logs = [
+        math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1) + k * log_yes + (trials - k) * log_no
+        for k in counts
+    ]
+    return min(1.0, math.fsum(map(math.exp, logs)))
+
+
+def _batches(total: int, numbers_per_draw: int) -> list[int]:
+    """Sizes that keep a batch of draws below about two million numbers."""
+    size = max(1, 2_000_000 // max(1, numbers_per_draw))
+    return [min(size, total - start) for start in range(0, total, size)]

@@ -1,0 +1,130 @@
+"""Shares of the generators in a dump, with intervals, and what changed since an earlier one.
+
+Verdicts err: some images of a generator are called unknown or another's, some of no registered one are attributed. How often is known from
+the references and the negatives, each left out in turn. With C[j, k] the rate at which an image of j gets verdict k, verdicts are expected
+at rates pi C; pi is estimated by maximum likelihood (EM), and its interval by drawing both the dump's rates and the rows of C from their
+Dirichlet posteriors, whose priors weigh one image. That assumes that images of no registered generator are like the negatives, and that
+shares do not depend on how images were degraded. Images that cannot be assessed are left out; `of_all` bounds the share among all images,
+whatever those are.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+PRIOR_IMAGES = 1.0  # weight of the even prior on the dump's rates and on each row of the confusion
+MAX_STEPS = 2_000  # of EM
+TOLERANCE = 1e-7
+INTERVAL_PERCENT = (2.5, 97.5)
+DRAWS_TOGETHER = 100
+OTHER = "(no registered generator)"
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of the assessed images, corrected; low, high: 95 %. num_images: verdicts as they came. of_all_low, of_all_high: of all images, if those
+    that could not be assessed were all of others, or all of this one."""
+
+    name: str
+    num_images: int
+    share: float
+    low: float
+    high: float
+    of_all_low: float
+    of_all_high: float
+
+
+def estimate_shares(
+    names: list[str], counts: np.ndarray, confusion: np.ndarray, num_unassessable: int, num_draws: int, seed: int
+) -> tuple[list[Share], np.ndarray]:
+    """Shares of `names` and of OTHER, in this order, and the draws of all: float64 [num_draws, J], J = len(names) + 1.
+
+    counts: [J], the dump's verdicts; confusion: [J, J], number of images of row j (left out) that got verdict k. The estimate is that of the
+    posterior means, so that a verdict that no reference got has a rate above zero.
+    """
+    generator = np.random.default_rng(seed)
+    size = len(counts)
+    rates = counts + PRIOR_IMAGES / size
+    rows = confusion + PRIOR_IMAGES / size
+    estimate = solve_shares((rates / rates.sum())[None], (rows / rows.sum(axis=1, keepdims=True))[None])[0]
+    draws = np.empty((num_draws, size))
+    for start in range(0, num_draws, DRAWS_TOGETHER):
+        together = min(DRAWS_TOGETHER, num_draws - start)
+        drawn_rates = _dirichlet(np.broadcast_to(rates, (together, size)), generator)
+        drawn_rows = _dirichlet(np.broadcast_to(rows, (together, size, size)), generator)
+        draws[start : start + together] = solve_shares(drawn_rates, drawn_rows)
+    low, high = np.percentile(draws, INTERVAL_PERCENT, axis=0)
+    low, high = np.minimum(low, estimate), np.maximum(high, estimate)
+    absent = num_unassessable / max(1.0, num_unassessable + counts.sum())
+    shares = [
+        Share(
+            name=name,
+            num_images=int(counts[i]),
+            share=float(estimate[i]),
+            low=float(low[i]),
+            high=float(high[i]),
+            of_all_low=float(low[i] * (1 - absent)),
+            of_all_high=float(high[i] * (1 - absent) + absent),
+        )
+        for i, name in enumerate([*names, OTHER])
+    ]
+    return shares, draws
+
+
+def solve_shares(rates: np.ndarray, confusion: np.ndarray) -> np.ndarray:
+    """float64 [b, J]: shares pi >= 0 of sum one that maximise sum_k rates_k log(pi C)_k, by EM from even shares.
+
+    rates: [b, K], each of sum one; confusion: [b, J, K], rows of sum one. Where C has an inverse and rates C^-1 >= 0, that is the solution.
+    """
+    shares = np.full(confusion.shape[:2], 1.0 / confusion.shape[1])
+    for _ in range(MAX_STEPS):
+        expected = np.einsum("bj,bjk->bk", shares, confusion)
+        ratio = rates / np.maximum(expected, 1e-300)
+        moved = shares * np.einsum("bjk,bk->bj", confusion, ratio)
+        change = np.abs(moved - shares).max()
+        shares = moved
+        if change < TOLERANCE:
+            break
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def mixed_confusion(confusion: np.ndarray, gallery_counts: np.ndarray) -> np.ndarray:
+    """float64 [J, J]: the rates of counts [D, J, J] by gallery, averaged by how many of the dump's images [D] went to each, times the images
+    behind them. Where a gallery has none of a row, the rates of all galleries stand in."""
+    totals = confusion.sum(axis=2, keepdims=True)
+    pooled = confusion.sum(axis=0) / np.maximum(totals.sum(axis=0), 1e-12)
+    rates = np.where(totals > 0, confusion / np.maximum(totals, 1e-12), pooled)
+    weights = (
+        gallery_counts / gallery_counts.sum() if gallery_counts.sum() else np.full(len(confusion), 1 / len(confusion))
+    )
+    return np.tensordot(weights, rates, axes=1) * totals.max(axis=0)
+
+
+def changes(names: list[str], draws: np.ndarray, earlier_names: list[str], earlier_draws: np.ndarray) -> list[dict]:
+    """Of each name in both runs: its share now minus then, with the 95 % interval; changed: whether that leaves out 0.
+
+    draws: float64 [n, J] and [m, J'], of the names in their order. The two runs' errors are taken as independent; those of a common
+    registry are in part the same, which makes the interval wider than it need be.
+    """
+    found = []
+    count = min(len(draws), len(earlier_draws))
+    for name in names:
+        if name in earlier_names:
+            now, then = draws[:count, names.index(name)], earlier_draws[:count, earlier_names.index(name)]
+            low, high = np.percentile(now - then, INTERVAL_PERCENT)
+            found.append(
+                {
+                    "name": name,
+                    "change": float(np.mean(now) - np.mean(then)),
+                    "low": float(low),
+                    "high": float(high),
+                    "changed": bool(low > 0 or high < 0),
+                }
+            )
+    return found
+
+
+def _dirichlet(weights: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Rows of the last axis drawn from Dirichlet(weights)."""
+    drawn = np.maximum(generator.standard_gamma(weights), 1e-300)
+    return drawn / drawn.sum(axis=-1, keepdims=True)

@@ -1,0 +1,120 @@
+"""The page of an evaluation: what is shipped and why, a table and plots per tier, and a look at what was told apart."""
+
+import base64
+import io
+import json
+import re
+from functools import partial
+from importlib import resources
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from attrib.generators.evaluation_charts import Steps, step_chart
+from attrib.generators.evaluation_summary import DECIDING, LOSS_DEGRADATION, MAX_LOSS, VALUES
+from attrib.generators.tiers import Tier
+from attrib.scores import BOOTSTRAP_DRAWS
+
+SHOWN_IMAGES = 12  # of each generator
+SHOWN_GENERATORS = 12  # of each tier
+SHOWN_PX = 64  # larger pictures are shrunk to it
+STRIP_GAP_PX = 2
+
+
+def render_page(summary: dict, tiers: list[Tier], title: str, record: dict) -> str:
+    """One self-contained HTML page. summary: of `evaluation_summary.summarise`; tiers: their images; record: settings and versions."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {
+        "score": _score,
+        "short": lambda value, sign=False: f"{value:+.2f}" if sign else f"{value:.2f}",
+        "pretty": partial(json.dumps, indent=1, ensure_ascii=False),
+    }
+    template = resources.files("attrib.generators").joinpath("evaluation.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        title=title,
+        summary=summary,
+        tiers={tier.name: _shown_tier(summary, tier) for tier in tiers},
+        values=VALUES,
+        deciding=DECIDING,
+        max_loss=MAX_LOSS,
+        loss_degradation=LOSS_DEGRADATION,
+        settings=record["settings"],
+        record=record,
+        bootstrap_draws=BOOTSTRAP_DRAWS,
+    )
+
+
+def _shown_tier(summary: dict, tier: Tier) -> dict:
+    found = summary["tiers"][tier.name]
+    shipped = summary["shipped"] and summary["shipped"]["method"]
+    return {
+        "values": [v for v in VALUES if any(method["values"].get(v) for method in found["methods"].values())],
+        "strips": {tier.names[g]: picture_strip(tier, g) for g in range(min(tier.num_generators, SHOWN_GENERATORS))},
+        "curves": _curves(found),
+        "degradations": _degradations(found),
+        "confusion": _confusion(found, shipped),
+    }
+
+
+def _chart(svg: str) -> dict[str, object]:
+    """{svg, width_px}: shown at its own size, or smaller."""
+    return {"svg": svg, "width_px": int(re.search(r'viewBox="0 0 (\d+)', svg)[1])}
+
+
+def _curves(found: dict) -> dict | None:
+    chance = 1 / len(found["generators"])
+    panels = []
+    for key, title in (("references", "Identified, by references"), ("sets", "Identified, by images per set")):
+        labels = list(dict.fromkeys(label for method in found["methods"].values() for label in method[key]))
+        lines = {name: [_mean(method[key].get(label)) for label in labels] for name, method in found["methods"].items()}
+        if len(labels) > 1:
+            panels.append(Steps(title, labels, lines, chance))
+    return _chart(step_chart(panels)) if panels else None
+
+
+def _degradations(found: dict) -> dict | None:
+    methods = {name: method["degradations"] for name, method in found["methods"].items() if method["degradations"]}
+    if not methods:
+        return None
+    labels = list(dict.fromkeys(label for held in methods.values() for label in held))
+    panels = []
+    for gallery in ("clean", "matched"):
+        lines = {
+            name: [_mean(held[label] and held[label][gallery]["identification"]) for label in labels]
+            for name, held in methods.items()
+        }
+        panels.append(Steps(f"Identified, {gallery} gallery", labels, lines, 1 / len(found["generators"])))
+    return _chart(step_chart(panels, step_px=34))
+
+
+def _confusion(found: dict, shipped: str | None) -> dict | None:
+    """{names, rows: shares} of the shipped method; None where it would be too large to read."""
+    if shipped is None or len(found["generators"]) > SHOWN_GENERATORS:
+        return None
+    return {"names": found["generators"], "rows": found["methods"][shipped]["confusion"]}
+
+
+def picture_strip(tier: Tier, generator: int) -> dict[str, object]:
+    """The first pictures of a generator side by side: {data_uri, width_px}; small ones shown at twice their size."""
+    images = [tier.samples[row].image for row in tier.rows_of(generator)[:SHOWN_IMAGES]]
+    pictures = [Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())) for image in images]
+    for picture in pictures:
+        picture.thumbnail((SHOWN_PX, SHOWN_PX))
+    step = max(picture.width for picture in pictures) + STRIP_GAP_PX
+    strip = Image.new("RGB", (step * len(pictures) - STRIP_GAP_PX, max(p.height for p in pictures)), "white")
+    for place, picture in enumerate(pictures):
+        strip.paste(picture, (step * place, 0))
+    file = io.BytesIO()
+    strip.save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+    scale = 2 if strip.height <= SHOWN_PX // 2 else 1
+    return {"data_uri": f"data:image/png;base64,{data}", "width_px": scale * strip.width}
+
+
+def _mean(interval: dict | None) -> float | None:
+    return interval["mean"] if interval else None
+
+
+def _score(value: float, sign: bool = False) -> str:
+    return (f"{value:+.3f}" if sign else f"{value:.3f}").replace("-", "\N{MINUS SIGN}")

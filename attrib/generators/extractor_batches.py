@@ -1,0 +1,180 @@
+"""What the extractor trains on and is judged by: patches of the pool's images, degraded on the fly, and held-out models with references.
+
+Every draw depends on the seed and the step alone: not on how many workers share a batch, nor on where a restart begins.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attrib.errors import AttribError
+from attrib.generators.contrast import check_batch, draw_batch
+from attrib.generators.degradations import NONE, Degradation, degrade, random_degradation
+from attrib.generators.extractor import Extractor
+from attrib.generators.extractor_settings import FingerprintSettings
+from attrib.generators.pool import Pool
+from attrib.storage import Storage
+
+NUM_REFERENCES = 10
+MAX_QUERIES = 20  # of each held-out model in a validation
+VALIDATION = (NONE, Degradation("jpeg", 85))  # references and queries are degraded alike
+NUM_AHEAD = 2  # batches that each loader may have ready
+
+
+@dataclass(frozen=True, eq=False)
+class PoolImages:
+    """uint8 [n, 3, px, px] of each class, of the same photographs in the same order: those that train and those that judge."""
+
+    training: list[Tensor]
+    held_out: list[Tensor]
+
+    @property
+    def num_images(self) -> int:
+        return len(self.training[0])
+
+    @property
+    def px(self) -> int:
+        return self.training[0].shape[-1]
+
+
+def check_pool(pool: Pool, settings: FingerprintSettings) -> None:
+    """Raises AttribError if the pool is too small, in any sense, for what the settings ask."""
+    num_held_out = _num_held_out(pool, settings)
+    num_training = len(pool.models) - num_held_out
+    if num_training < 2:
+        raise AttribError(
+            f"the pool has {len(pool.models)} models, of which {num_held_out} are held out; synthesize at least 4, or lower validation_share"
+        )
+    num_classes = num_training + settings.photographs_as_class
+    contrast = settings.contrast
+    check_batch(num_classes, pool.num_photographs, contrast.models_per_batch, contrast.images_per_model)
+    if pool.px < settings.network.patch_px:
+        raise AttribError(
+            f"network.patch_px is {settings.network.patch_px} and the pool's images have {pool.px} px; lower it, or make a pool of larger images"
+        )
+    if pool.num_photographs <= NUM_REFERENCES:
+        raise AttribError(
+            f"the pool has {pool.num_photographs} images of each model; validation takes {NUM_REFERENCES} references and at least one query"
+        )
+
+
+def read_pool(pool: Pool, settings: FingerprintSettings, storage: Storage) -> PoolImages:
+    """All images of the pool; the models that are held out are drawn by the seed."""
+    order = torch.randperm(len(pool.models), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+    num_held_out = _num_held_out(pool, settings)
+    held_out, training = (
+        [pool.samples(pool.models[i].model_id, storage) for i in sorted(chosen)]
+        for chosen in (order[:num_held_out], order[num_held_out:])
+    )
+    if settings.photographs_as_class:
+        training.append(pool.photographs(storage))
+    return PoolImages(training, held_out)
+
+
+def _num_held_out(pool: Pool, settings: FingerprintSettings) -> int:
+    return max(2, round(settings.validation_share * len(pool.models)))
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One worker's part of a step. patches: uint8 [p * k, 3, s, s]; labels: int64 [p * k], places of the models among the training classes."""
+
+    patches: Tensor
+    labels: Tensor
+
+
+class Batches:
+    """The batches of one worker: its models of every global batch."""
+
+    def __init__(self, images: PoolImages, settings: FingerprintSettings, rank: int, num_workers: int):
+        self.images, self.settings, self.rank, self.num_workers = images, settings, rank, num_workers
+        self.smallest_scale = settings.network.patch_px / images.px
+
+    def steps(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches of the steps start to stop, in order, made ahead by num_loaders threads: codecs run without Python's lock."""
+        waiting: deque = deque()
+        with ThreadPoolExecutor(self.settings.num_loaders) as loaders:
+            for step in range(start, stop):
+                waiting.append(loaders.submit(self.make, step))
+                if len(waiting) > NUM_AHEAD * self.settings.num_loaders:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def make(self, step: int) -> Batch:
+        """This worker's part of a step's batch. All images of a batch are degraded alike, and in a same-content batch cut alike too."""
+        contrast, patch_px = self.settings.contrast, self.settings.network.patch_px
+        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)
+        draw = draw_batch(
+            len(self.images.training),
+            self.images.num_images,
+            contrast.models_per_batch,
+            contrast.images_per_model,
+            contrast.same_content_share,
+            generator,
+        )
+        is_degraded = torch.rand((), generator=generator) < self.settings.degraded_share
+        degradation = random_degradation(generator, self.smallest_scale) if is_degraded else NONE
+        num_rows = 1 if draw.same_content else contrast.models_per_batch
+        places = torch.rand(num_rows, contrast.images_per_model, 3, generator=generator)
+        places = places.expand(contrast.models_per_batch, -1, -1)
+        mine = range(self.rank, contrast.models_per_batch, self.num_workers)
+        cut = [
+            augmented(self.images.training[draw.models[p]][draw.images[p, k]], degradation, places[p, k], patch_px)
+            for p in mine
+            for k in range(contrast.images_per_model)
+        ]
+        labels = draw.models[list(mine)].repeat_interleave(contrast.images_per_model)
+        return Batch(torch.stack(cut), labels)
+
+
+def augmented(image: Tensor, degradation: Degradation, place: Tensor, patch_px: int) -> Tensor:
+    """uint8 [3, h, w] -> uint8 [3, patch_px, patch_px], degraded; place: float32 [3] in 0..1.
+
+    place[:2] is where the patch lies. place[2] below a half cuts before degrading, else after: a small image meets a codec's blocks at its
+    corner, a patch of a large one anywhere.
+    """
+    if place[2] < 0.5:
+        scale = degradation.strength if degradation.kind in ("resize", "crop") else 1.0
+        image = _window(image, min(image.shape[-1], math.ceil(patch_px / scale)), place)
+    return _window(degrade(image, degradation), patch_px, place)
+
+
+def _window(image: Tensor, size: int, place: Tensor) -> Tensor:
+    top, left = (int(place[axis] * (image.shape[1 + axis] - size + 1)) for axis in (0, 1))
+    return image[:, top : top + size, left : left + size]
+
+
+class Validation:
+    """Identification of held-out models from references, one patch of the middle of each image: as small as what may come."""
+
+    def __init__(self, held_out: list[Tensor], patch_px: int):
+        num_images = min(len(held_out[0]), NUM_REFERENCES + MAX_QUERIES)
+        middle = torch.full((3,), 0.5)
+        self.cut = {
+            degradation.name: torch.stack(
+                [
+                    augmented(image, degradation, middle, patch_px)
+                    for images in held_out
+                    for image in images[:num_images]
+                ]
+            )
+            for degradation in VALIDATION
+        }
+        self.num_models, self.num_images = len(held_out), num_images
+
+    def __call__(self, extractor: Extractor) -> dict[str, float]:
+        """Accuracy of identification under each degradation of VALIDATION, by its name, ties counted as wrong."""
+        return {name: self._accuracy(extractor.embed_patches(cut)) for name, cut in self.cut.items()}
+
+    def _accuracy(self, embedded: Tensor) -> float:
+        embedded = embedded.view(self.num_models, self.num_images, -1)
+        gallery = torch.nn.functional.normalize(embedded[:, :NUM_REFERENCES].mean(dim=1), dim=1)
+        scores = embedded[:, NUM_REFERENCES:] @ gallery.T  # [models, queries, models]
+        own = scores.diagonal(dim1=0, dim2=2).T[..., None]
+        return float(((scores >= own).sum(dim=2) == 1).float().mean())

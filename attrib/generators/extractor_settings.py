@@ -1,0 +1,91 @@
+"""Options of jobs.fingerprint: the extractor, its batches, its losses and its optimiser."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from attrib.settings import JobSettings, Positive, Settings, Share, Uri
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class NetworkSettings(Settings):
+    """The extractor (attrib/generators/extractor.py)."""
+
+    patch_px: Annotated[int, Field(ge=16, multiple_of=8)] = 32  # images with a shorter side cannot be assessed
+    max_patches: Positive = 16  # of one image, on an even grid
+    window_px: Annotated[int, Field(ge=4, multiple_of=2)] = (
+        8  # of the colour spectrum, averaged over overlapping windows
+    )
+    hidden: Positive = 256  # units of the learned correction
+    width: Positive = 32  # channels of the first convolutions over the residual; twice and four times as many follow
+
+    @property
+    def dimension(self) -> int:
+        """Of the embedding: the numbers of a patch's colour spectrum."""
+        return 2 * 6 * self.window_px * (self.window_px // 2 + 1)
+
+    @model_validator(mode="after")
+    def _window_fits(self):
+        if self.window_px > self.patch_px:
+            raise ValueError(f"window_px {self.window_px} exceeds patch_px {self.patch_px}; windows lie within a patch")
+        return self
+
+
+class ContrastSettings(Settings):
+    """The batches and their loss (attrib/generators/contrast.py)."""
+
+    models_per_batch: Annotated[int, Field(ge=2)] = 32  # of the global batch, over all workers
+    images_per_model: Annotated[int, Field(ge=2)] = 4
+    same_content_share: Share = 0.5  # of the batches: all models show the same photographs, degraded alike
+    temperature: float = Field(default=0.1, gt=0)
+    contrast_weight: Weight = 1.0  # of the supervised contrastive loss
+    classification_weight: Weight = 1.0  # of the cross-entropy over the pool's models
+    class_scale: float = Field(default=16.0, gt=0)  # of the cosines that the cross-entropy sees
+
+    @model_validator(mode="after")
+    def _something_to_learn(self):
+        if not self.contrast_weight and not self.classification_weight:
+            raise ValueError("contrast_weight and classification_weight are both 0: there is nothing to learn")
+        return self
+
+
+class ExtractorOptimiserSettings(Settings):
+    num_steps: Positive = 1500
+    learning_rate: float = Field(default=3e-4, gt=0)
+    weight_decay: Weight = 0.01
+    warmup_share: Share = 0.05  # of all steps; then the rate falls by a cosine
+    validation_steps: Positive = 150  # between two validations, each of which leaves a checkpoint
+
+
+class FingerprintSettings(JobSettings):
+    """jobs.fingerprint: a fingerprint extractor from a pool of synthetic models alone."""
+
+    execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {
+        "pool",
+        "num_workers",
+        "num_loaders",
+        "device",
+    }
+
+    pool: Uri  # output of jobs.synthesize
+    output: Uri
+    network: NetworkSettings = NetworkSettings()
+    contrast: ContrastSettings = ContrastSettings()
+    optimiser: ExtractorOptimiserSettings = ExtractorOptimiserSettings()
+    photographs_as_class: bool = True  # the pool's photographs are one more class beside its models
+    degraded_share: Share = 0.75  # of the batches: their images are degraded (attrib/generators/degradations.py)
+    validation_share: float = Field(default=0.15, gt=0, lt=1)  # of the pool's models, which judge and train nothing
+    num_workers: Positive = 1  # of the training
+    num_loaders: Positive = 1  # threads per worker that degrade and cut
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _batches_divide(self):
+        if self.contrast.models_per_batch % self.num_workers:
+            raise ValueError(
+                f"contrast.models_per_batch {self.contrast.models_per_batch} is not a multiple of num_workers {self.num_workers}; "
+                "each worker takes as many models"
+            )
+        return self

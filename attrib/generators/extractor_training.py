@@ -1,0 +1,183 @@
+"""The extractor's training loop, read from top to bottom: its start from whitened colour spectra, steps, validation, a state to resume from.
+
+The criterion is identification from ten references among held-out models of the pool, untouched and at JPEG 85. No image of a real generator
+takes part.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attrib.errors import AttribError
+from attrib.gather import gather, gather_fixed
+from attrib.generators.contrast import classification, supervised_contrastive
+from attrib.generators.degradations import degrade
+from attrib.generators.extractor import Extractor, FingerprintNetwork
+from attrib.generators.extractor_batches import VALIDATION, Batch, Batches, PoolImages, Validation
+from attrib.generators.extractor_settings import FingerprintSettings, NetworkSettings
+from attrib.generators.spectrum import colour_spectrum, patches, residual
+from attrib.training import rate
+
+START_IMAGES = 64  # of each model, whose patches fit the whitening
+SHRINKAGE = 0.15
+
+
+class ExtractorRun:
+    """A training run and its state. Every worker holds the same network and prototypes, and sees its part of each batch."""
+
+    def __init__(
+        self, network: FingerprintNetwork, num_classes: int, settings: FingerprintSettings, device: torch.device
+    ):
+        self.network, self.settings, self.device = network.to(device), settings, device
+        generator = torch.Generator().manual_seed(settings.seed)
+        prototypes = torch.randn(num_classes, settings.network.dimension, generator=generator)
+        self.prototypes = nn.Parameter(F.normalize(prototypes, dim=1).to(device))
+        self.parameters = [*self.network.parameters(), self.prototypes]
+        optimiser = settings.optimiser
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=optimiser.learning_rate, weight_decay=optimiser.weight_decay
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimiser, lambda step: rate(step, optimiser.num_steps, optimiser.warmup_share)
+        )
+        self.step = 0
+        self.history: list[dict] = []  # per validation: step, loss, criterion, and the accuracy under each degradation
+        self.best = _copied(self.network)
+
+    def train(self, batches: Batches, validation: Validation, on_validation: Callable[["ExtractorRun"], None]) -> None:
+        """Until the steps are done; `on_validation` is called before the first and after each validation. Ends with the best weights.
+
+        Raises AttribError if the loss is not finite.
+        """
+        if not self.history:
+            self._note(None, validation)
+            on_validation(self)
+        total = 0.0
+        optimiser = self.settings.optimiser
+        for batch in batches.steps(self.step, optimiser.num_steps):
+            total += self.train_step(batch)
+            self.step += 1
+            is_last = self.step == optimiser.num_steps
+            if self.step % optimiser.validation_steps and not is_last:
+                continue
+            if not math.isfinite(total):
+                raise AttribError(f"the loss is not finite at step {self.step}; lower optimiser.learning_rate")
+            self._note(total / (self.step - self.history[-1]["step"]), validation)
+            total = 0.0
+            on_validation(self)
+        self.network.load_state_dict(self.best)
+
+    def train_step(self, batch: Batch) -> float:
+        self.network.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        own = self.network(batch.patches.to(self.device))
+        loss = self._loss(gather(own), gather_fixed(batch.labels.to(self.device)))
+        loss.backward()
+        average_gradients(self.parameters)
+        self.optimiser.step()
+        self.schedule.step()
+        return float(loss.detach())
+
+    def _loss(self, embedded: Tensor, labels: Tensor) -> Tensor:
+        contrast = self.settings.contrast
+        loss = embedded.new_zeros(())
+        if contrast.contrast_weight:
+            loss = loss + contrast.contrast_weight * supervised_contrastive(embedded, labels, contrast.temperature)
+        if contrast.classification_weight:
+            found = classification(embedded, self.prototypes, labels, contrast.class_scale)
+            loss = loss + contrast.classification_weight * found
+        return loss
+
+    def _note(self, loss: float | None, validation: Validation) -> None:
+        found = validation(Extractor(self.network, self.device))
+        criterion = sum(found.values()) / len(found)
+        if criterion > max((row["criterion"] for row in self.history), default=-math.inf):
+            self.best = _copied(self.network)
+        self.history.append({"step": self.step, "loss": loss, "criterion": criterion, **found})
+
+    def progress(self) -> str:
+        last, best = self.history[-1], max(row["criterion"] for row in self.history)
+        loss = "-" if last["loss"] is None else f"{last['loss']:.4f}"
+        accuracies = "  ".join(f"{degradation.name} {last[degradation.name]:.3f}" for degradation in VALIDATION)
+        num_steps = self.settings.optimiser.num_steps
+        return f"fingerprint: step {last['step']:,} of {num_steps:,}  loss {loss}  held-out models: {accuracies}  (best mean {best:.3f})"
+
+    def state(self) -> dict:
+        """Tensors and plain values only, so that it loads with torch.load(weights_only=True)."""
+        return {
+            "network": _copied(self.network),
+            "prototypes": self.prototypes.detach().clone(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "history": self.history,
+            "best": self.best,
+        }
+
+    def restore(self, state: dict) -> None:
+        self.network.load_state_dict(state["network"])
+        with torch.no_grad():
+            self.prototypes.copy_(state["prototypes"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.history, self.best = state["step"], list(state["history"]), state["best"]
+        self.schedule.last_epoch = self.step  # the rates are the optimiser's; load_state_dict wants lambdas
+
+
+def started_network(images: PoolImages, settings: FingerprintSettings) -> FingerprintNetwork:
+    """A network with the pool's whitening (`fit_whitening`); what is learned is drawn by the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        network = FingerprintNetwork(settings.network)
+    mean, directions = fit_whitening(_spectra(images.training, settings.network))
+    network.start_from(mean.float(), directions.float())
+    return network
+
+
+def fit_whitening(groups: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """groups: [n_g, d] of each model -> (mean of the models' means, float64 [d]; directions, float64 [d, d]).
+
+    In (x - mean) @ directions the covariance within models, with SHRINKAGE of its mean variance added, is the identity, and the directions
+    stand by falling variance between the models' means. All are kept, and alike: a generator that was never seen may differ from others
+    where the pool's models do not.
+    """
+    means, scatter, num_rows = [], 0.0, 0
+    for rows in groups:
+        rows = rows.double()
+        means.append(rows.mean(dim=0))
+        scatter = scatter + (rows - means[-1]).T @ (rows - means[-1])
+        num_rows += len(rows)
+    covariance = scatter / (num_rows - len(means))
+    covariance += SHRINKAGE * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype)
+    whiten = torch.linalg.inv(torch.linalg.cholesky(covariance)).T
+    mean = torch.stack(means).mean(dim=0)
+    between = (torch.stack(means) - mean) @ whiten
+    _, rotation = torch.linalg.eigh(between.T @ between)
+    return mean, whiten @ rotation.flip(1)
+
+
+def _spectra(models: list[Tensor], network: NetworkSettings) -> Iterator[Tensor]:
+    """float32 [START_IMAGES, dimension] of each model under each degradation of VALIDATION: degraded alike, a class of its own."""
+    for degradation in VALIDATION:
+        for images in models:
+            shown = [patches(degrade(image, degradation), network.patch_px, 1) for image in images[:START_IMAGES]]
+            residuals = residual(torch.cat(shown).float() / 255)
+            yield colour_spectrum(residuals, network.window_px).flatten(1)
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Over the workers, in one message. Where all compute the same loss of gathered rows this gives the gradient of one process."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat, op=dist.ReduceOp.SUM)
+    flat /= dist.get_world_size()
+    for gradient, averaged in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
+        gradient.copy_(averaged.view_as(gradient))
+
+
+def _copied(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}

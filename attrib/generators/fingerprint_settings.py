@@ -1,0 +1,59 @@
+"""Options of the fingerprint methods beside the trained extractor: what each looks at, and how its references are scored."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from attrib.model_settings import FeatureSettings
+from attrib.settings import BackboneSettings, Positive, Settings
+
+Shrinkage = Literal["ledoit_wolf"] | Annotated[float, Field(gt=0, le=1)]
+
+
+class SpectrumSettings(Settings):
+    """Which patches of an image its log spectrum is the mean of. Images below patch_px cannot be assessed."""
+
+    patch_px: int = Field(default=32, ge=8, multiple_of=2)
+    max_patches: Positive = 16
+
+
+class DiscriminantSettings(Settings):
+    """Linear maps of log spectra, fitted on the synthetic models (attrib/generators/discriminant.py).
+
+    shrinkage: of the covariance within models, towards a multiple of the identity. Ledoit and Wolf's estimate (0.003 here) suits more
+    images of the same models; on families of upsamplers that were left out of the fit, and under JPEG, much more shrinkage is better.
+    """
+
+    shrinkage: Shrinkage = 0.5  # of the discriminant
+    whitening_shrinkage: float = Field(default=0.8, gt=0, le=1)
+    num_directions: Positive | None = None  # of largest variance between models; None: all, one less than the models
+    degradations: tuple[str, ...] = Field(default=("none",), min_length=1)  # of the models' images: each is fitted on
+    images_per_model: Positive | None = None  # the first of each model; None: all
+
+    @field_validator("degradations")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"degradations names one twice: {list(names)}")
+        return names
+
+
+class BackboneFeatureSettings(Settings):
+    """Features of a frozen timm network, as the network's own preprocessing shows it the image.
+
+    Early and intermediate levels keep what a generator leaves behind and the last ones what is shown, so the levels are the option that
+    counts: `features.moment_levels`.
+    """
+
+    backbone: BackboneSettings
+    features: FeatureSettings = FeatureSettings(pooled=False, moment_levels=(1,))
+    num_neighbours: Positive = 5
+
+
+class MethodsSettings(Settings):
+    """All methods that are compared, except the trained extractor, which has its own job."""
+
+    spectrum: SpectrumSettings = SpectrumSettings()
+    discriminant: DiscriminantSettings = DiscriminantSettings()
+    backbone: BackboneFeatureSettings | None = None  # None: these three rows are left out
+    logistic_strength: float = Field(default=1.0, gt=0)  # of the penalty; features have unit variance in the mean

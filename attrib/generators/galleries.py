@@ -1,0 +1,94 @@
+"""Scores against galleries of references that were degraded alike, references left out in turn, and which generators cannot be told apart.
+
+Nobody says how a query was compressed or resized on its way. So each generator keeps its references under every degradation of a small
+grid, and a query is scored against all of them: the highest score names gallery and generator at once.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from attrib.generators.conformal import binomial_tail
+from attrib.generators.methods import Method
+
+
+@dataclass(frozen=True, eq=False)
+class Galleries:
+    """references: float32 [degradations, r_g, d] of each generator, nan where there is none.
+
+    The method scores each generator by its own references alone, as cosine with their mean and with the nearest of them do.
+    """
+
+    method: Method
+    references: list[np.ndarray]
+
+    @property
+    def num_degradations(self) -> int:
+        return self.references[0].shape[0]
+
+    def scores(self, queries: np.ndarray, without: int | None = None) -> np.ndarray:
+        """float32 [n, galleries, G]; nan where a generator has no reference in a gallery. without: a place among each generator's references, which
+        takes no part."""
+        every = np.full((len(queries), self.num_degradations, len(self.references)), np.nan, np.float32)
+        for gallery in range(self.num_degradations):
+            rows = [_present(group[gallery], without) for group in self.references]
+            there = [g for g, group in enumerate(rows) if len(group)]
+            if there:
+                every[:, gallery, there] = self.method.scores([rows[g] for g in there], queries)
+        return every
+
+    def leave_one_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [degradations, R, galleries, G]: scores of every reference under every degradation where it has no part in any gallery, nan
+        where it is too small once degraded; int64 [R]: its generator. The i-th reference of all generators is left out at a time."""
+        sizes = [group.shape[1] for group in self.references]
+        owner = np.repeat(np.arange(len(sizes)), sizes)
+        place = np.concatenate([np.arange(size) for size in sizes])
+        rows = np.concatenate(self.references, axis=1)
+        count = self.num_degradations
+        found = np.full((count, len(owner), count, len(sizes)), np.nan, np.float32)
+        for left_out in range(max(sizes)):
+            at = np.flatnonzero(place == left_out)
+            for degradation in range(count):
+                mine = at[np.isfinite(rows[degradation, at]).all(axis=1)]
+                if len(mine):
+                    found[degradation, mine] = self.scores(rows[degradation, mine], left_out)
+        return found, owner
+
+
+def _present(rows: np.ndarray, without: int | None) -> np.ndarray:
+    kept = np.isfinite(rows).all(axis=1)
+    if without is not None and without < len(rows):
+        kept[without] = False
+    return rows[kept]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """num_right: of the num_images references of two generators, left out in turn, how many score higher for their own. p_value: of as many
+    or more, if each were right with the probability that counts as not told apart."""
+
+    num_right: int
+    num_images: int
+    p_value: float
+
+
+def compare(left_out: np.ndarray, owner: np.ndarray, a: int, b: int, accuracy: float) -> Pair:
+    """left_out: float [R, G], of `Galleries.leave_one_out` in one gallery. Ties count as wrong."""
+    right = np.concatenate(
+        [left_out[owner == own, own] > left_out[owner == own, other] for own, other in ((a, b), (b, a))]
+    )
+    num_right = int(np.count_nonzero(right))
+    return Pair(num_right, len(right), binomial_tail(num_right, len(right), accuracy))
+
+
+def families(left_out: np.ndarray, owner: np.ndarray, accuracy: float, level: float) -> np.ndarray:
+    """int64 [G]: a label of each generator, that of the first in its family. Two generators that `compare` does not tell apart at `level` are
+    one family, and so are all that are linked in this way."""
+    num_generators = left_out.shape[1]
+    label = np.arange(num_generators)
+    for a in range(num_generators):
+        for b in range(a + 1, num_generators):
+            if compare(left_out, owner, a, b, accuracy).p_value > level:
+                joined = (label == label[a]) | (label == label[b])
+                label[joined] = label[joined].min()
+    return label

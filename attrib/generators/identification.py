@@ -1,0 +1,94 @@
+"""From the bytes of a manifest's images to rows of verdicts, and what gallery and queries do not have in common."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+
+from attrib.errors import ImageError
+from attrib.generators.registry import Entry
+from attrib.generators.samples import Sample, read_sample
+from attrib.generators.verdict_files import VERDICT_FIELDS, schema
+from attrib.generators.verdicts import UNASSESSABLE, Judge, Verdict, assess
+
+MAX_WAITING = 64  # decoded images that are held until their fingerprints are taken
+MAX_WAITING_BYTES = 64 << 20
+
+
+def verdict_rows(
+    rows: list[dict], encoded: Iterable[bytes | ImageError], judge: Judge, max_megapixels: float
+) -> pa.Table:
+    """The rows of `schema` for manifest rows and their bytes, in their order. Whatever is wrong with an image becomes its reason."""
+    found: list[dict] = []
+    vectors = np.full((len(rows), judge.galleries.references[0].shape[2]), np.nan, np.float32)
+    waiting: dict[int, Sample] = {}
+    for place, (row, data) in enumerate(zip(rows, encoded)):
+        verdict = {"id": row["id"], "key": row["key"], "uri": row["uri"]}
+        found.append(verdict)
+        try:
+            if isinstance(data, ImageError):
+                raise data
+            sample = read_sample(data, max_megapixels)
+        except ImageError as error:
+            verdict |= {"verdict": UNASSESSABLE, "stage": error.stage, "reason": f"{error.stage}: {error.reason}"}
+            continue
+        height, width = sample.image.shape[1:]
+        verdict |= {"width": width, "height": height, "codec": sample.codec}
+        waiting[place] = sample
+        if len(waiting) == MAX_WAITING or sum(s.image.numel() for s in waiting.values()) > MAX_WAITING_BYTES:
+            _assess(waiting, found, vectors, judge)
+    _assess(waiting, found, vectors, judge)
+    table = pa.Table.from_pylist(found, schema=pa.schema(VERDICT_FIELDS))
+    absent, dimension = np.isnan(vectors).any(axis=1), vectors.shape[1]
+    halves = np.where(absent[:, None], 0, vectors).astype(np.float16)
+    fingerprints = pa.FixedSizeListArray.from_arrays(
+        pa.array(halves.ravel()), type=pa.list_(pa.float16(), dimension), mask=pa.array(absent)
+    )
+    return pa.table([*table.columns, fingerprints], schema=schema(dimension))
+
+
+def _assess(waiting: dict[int, Sample], found: list[dict], vectors: np.ndarray, judge: Judge) -> None:
+    """Puts the verdicts and fingerprints of the samples, by place, where they belong, and lets go of the samples."""
+    verdicts, fingerprints = assess(list(waiting.values()), judge)
+    for place, verdict, vector in zip(waiting, verdicts, fingerprints):
+        found[place] |= _columns(verdict)
+        vectors[place] = vector
+    waiting.clear()
+
+
+def _columns(verdict: Verdict) -> dict:
+    return {
+        "verdict": verdict.kind,
+        "generator": verdict.generator,
+        "nearest": verdict.nearest,
+        "score": verdict.score,
+        "margin": verdict.margin,
+        "p_value": verdict.p_value,
+        "own_p_value": verdict.own_p_value,
+        "gallery": verdict.gallery,
+        "reason": verdict.reason,
+    }
+
+
+def codec_warnings(codecs: dict[str, int], sides_px: tuple[int, int] | None, entries: list[Entry]) -> list[str]:
+    """What gallery and queries do not have in common: another format or size alone can look like another generator.
+
+    codecs: number of queries by format; sides_px: their 5th and 95th percentile of the shorter side; entries: of the registry.
+    """
+    warnings = []
+    total = sum(codecs.values())
+    known = {codec for entry in entries for codec in entry.codecs}
+    strange = {codec: count for codec, count in codecs.items() if codec not in known}
+    if total and sum(strange.values()) > 0.05 * total:
+        warnings.append(
+            f"{sum(strange.values()):,} of {total:,} images are {', '.join(sorted(strange))}, and all references are "
+            f"{', '.join(sorted(known))}: register references of these formats, or read their verdicts with care"
+        )
+    if sides_px and entries:
+        low, high = min(entry.sides_px[0] for entry in entries), max(entry.sides_px[1] for entry in entries)
+        if sides_px[0] > 1.5 * high or sides_px[1] < low / 1.5:
+            warnings.append(
+                f"the images have {sides_px[0]:g} to {sides_px[1]:g} px on the shorter side and the references {low} to {high}: a resized "
+                "image carries the trace of the resizing"
+            )
+    return warnings

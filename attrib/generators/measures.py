@@ -1,0 +1,167 @@
+"""How well generators are told apart: pure functions of scores, each equal to a count over pairs or images that a test can make by hand.
+
+No tie ever helps by accident: an image whose own generator shares the highest score with another is not identified, an area under a
+curve counts equal scores half, and a threshold accepts only what lies above it. So a method that gives everything one score has accuracy
+0 and an area of one half.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from attrib.errors import AttribError
+from attrib.scores import BOOTSTRAP_DRAWS, Interval
+
+
+class TransferredRates(NamedTuple):
+    """Of a threshold that was set without a generator: the share of its pairs accepted, and of pairs of it with others."""
+
+    true_positive: float
+    false_positive: float
+
+
+def identified(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """int64 [n]: the generator with the highest score; where the true one shares it, the first other that does.
+
+    scores: float [n, G]; truth: int [n] in 0..G-1.
+    """
+    rows = np.arange(len(truth))
+    own = scores[rows, truth]
+    others = scores.astype(np.float64)
+    others[rows, truth] = -np.inf
+    rival = others.argmax(axis=1)
+    return np.where(own > others[rows, rival], truth, rival)
+
+
+def recalls(predicted: np.ndarray, truth: np.ndarray, num_generators: int) -> np.ndarray:
+    """float64 [G]: of each generator's images the share that is identified; nan for one without images. Their mean is the accuracy."""
+    hits = np.bincount(truth[predicted == truth], minlength=num_generators)
+    counts = np.bincount(truth, minlength=num_generators)
+    return hits / np.where(counts, counts, np.nan)
+
+
+def f1_scores(predicted: np.ndarray, truth: np.ndarray, num_generators: int) -> np.ndarray:
+    """float64 [G]: 2 TP / (2 TP + FP + FN) of each generator, nan for one that is neither true nor predicted; their mean is the macro-F1."""
+    hits = np.bincount(truth[predicted == truth], minlength=num_generators)
+    named = np.bincount(predicted, minlength=num_generators) + np.bincount(truth, minlength=num_generators)
+    return 2 * hits / np.where(named, named, np.nan)
+
+
+def auc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Share of (positive, negative) pairs in which the positive scores higher, equal scores counted half; nan without pairs."""
+    return oscr(positive, np.ones(len(positive), bool), negative)
+
+
+def oscr(known: np.ndarray, correct: np.ndarray, unknown: np.ndarray) -> float:
+    """Area under the curve of correct identification against false acceptance, over all thresholds (Dhamija et al., NeurIPS 2018).
+
+    known: float [n], highest score of each image of a known generator; correct: bool [n], whether it was identified; unknown: float [m],
+    highest score of each image of none. A step at which several scores are equal is a straight line, so the area is the share of pairs
+    in which the known image is identified and scores higher, equal scores counted half. nan without pairs.
+    """
+    if not len(known) or not len(unknown):
+        return float("nan")
+    ascending = np.sort(unknown)
+    below = np.searchsorted(ascending, known, side="left")
+    reached = np.searchsorted(ascending, known, side="right")
+    return float(np.mean(np.where(correct, below + reached, 0)) / (2 * len(unknown)))
+
+
+def threshold_at(negative: np.ndarray, false_positive_rate: float) -> float:
+    """The least of the negatives (or -inf) such that at most this share of them lies above it; what lies above is accepted.
+
+    Raises AttribError without negatives, from which no threshold can be had.
+    """
+    if not len(negative):
+        raise AttribError("a threshold needs scores of negatives, and there are none; give more generators")
+    num_allowed = int(np.floor(false_positive_rate * len(negative) + 1e-9))
+    if num_allowed >= len(negative):
+        return -np.inf
+    place = len(negative) - 1 - num_allowed
+    return float(np.partition(negative, place)[place])
+
+
+def pair_scores(similarity: np.ndarray, generator: np.ndarray, which: int) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities of the pairs within one generator, and of its images with those of others. similarity: float [n, n]; generator: int [n]."""
+    own = generator == which
+    within = similarity[np.ix_(own, own)]
+    return within[np.triu_indices(len(within), k=1)], similarity[np.ix_(own, ~own)].ravel()
+
+
+def transferred_rates(
+    similarity: np.ndarray, generator: np.ndarray, which: int, false_positive_rate: float
+) -> TransferredRates:
+    """Verification of one generator's pairs by a threshold that pairs of two *other* generators set at false_positive_rate.
+
+    similarity: float [n, n]; generator: int [n]. nan with fewer than three generators, where there is no such pair.
+    """
+    places = np.flatnonzero(generator != which)
+    others = generator[places]
+    rows, columns = np.triu_indices(len(places), k=1)
+    apart = others[rows] != others[columns]
+    if not apart.any():
+        return TransferredRates(float("nan"), float("nan"))
+    threshold = threshold_at(similarity[places[rows[apart]], places[columns[apart]]], false_positive_rate)
+    positive, negative = pair_scores(similarity, generator, which)
+    return TransferredRates(_share_above(positive, threshold), _share_above(negative, threshold))
+
+
+def contingency(clusters: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """int64 [number of clusters, number of generators]: images by cluster and generator. clusters: any int [n]; truth: int [n] from 0."""
+    _, numbered = np.unique(clusters, return_inverse=True)
+    table = np.zeros((numbered.max() + 1, truth.max() + 1), np.int64)
+    np.add.at(table, (numbered, truth), 1)
+    return table
+
+
+def adjusted_rand(table: np.ndarray) -> float:
+    """Agreement of two partitions over pairs of images, 0 by chance and 1 for the same partition (Hubert & Arabie 1985).
+
+    table: counts [clusters, generators]. 1 where both partitions are trivial in the same way.
+    """
+    together = _pairs(table).sum()
+    by_cluster, by_generator = _pairs(table.sum(axis=1)).sum(), _pairs(table.sum(axis=0)).sum()
+    expected = by_cluster * by_generator / max(_pairs(table.sum()), 1.0)
+    most = (by_cluster + by_generator) / 2
+    return 1.0 if most == expected else float((together - expected) / (most - expected))
+
+
+def purity(table: np.ndarray) -> float:
+    """Share of images that are of the most frequent generator of their cluster. table: counts [clusters, generators]."""
+    return float(table.max(axis=1).sum() / table.sum())
+
+
+def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
+    """Mean over generators and its 95 % interval by a bootstrap over them. values: float64 [G]; nan, where one has no value, is left out."""
+    if np.isnan(values).all():
+        return Interval(float("nan"), float("nan"), float("nan"))
+    draws = values[resampled(len(values), seed)]
+    counts = (~np.isnan(draws)).sum(axis=1)
+    means = np.nansum(draws, axis=1)[counts > 0] / counts[counts > 0]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(np.nanmean(values)), float(low), float(high))
+
+
+def table_interval(measure: Callable[[np.ndarray], float], table: np.ndarray) -> Interval:
+    """A measure of a contingency table and 1.96 standard errors around it by the jackknife: the clusters as they are, each generator in turn
+    left out. A bootstrap would draw tables of fewer generators, whose clusters are purer. table: of three generators or more.
+    """
+    count = table.shape[1]
+    value = measure(table)
+    without = np.array([measure(np.delete(table, g, axis=1)) for g in range(count)])
+    error = np.sqrt((count - 1) / count * np.square(without - without.mean()).sum())
+    return Interval(value, float(value - 1.96 * error), float(min(1.0, value + 1.96 * error)))
+
+
+def resampled(num_generators: int, seed: int = 0) -> np.ndarray:
+    """int64 [BOOTSTRAP_DRAWS, G]: generators drawn with replacement, alike for all methods and values."""
+    return np.random.default_rng(seed).integers(0, num_generators, size=(BOOTSTRAP_DRAWS, num_generators))
+
+
+def _share_above(scores: np.ndarray, threshold: float) -> float:
+    return float(np.mean(scores > threshold)) if len(scores) else float("nan")
+
+
+def _pairs(counts: np.ndarray) -> np.ndarray:
+    return counts * (counts - 1.0) / 2

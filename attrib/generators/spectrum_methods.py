@@ -1,0 +1,135 @@
+"""Methods without a trained network: the log spectrum of an image as it is, and through linear maps that were fitted on the pool."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from attrib.config import digest
+from attrib.errors import AttribError
+from attrib.generators.degradations import degrade, parse
+from attrib.generators.discriminant import (
+    Discriminant,
+    fit_discriminant,
+    fit_whitening,
+    load_discriminant,
+    model_statistics,
+    save_discriminant,
+)
+from attrib.generators.fingerprint_settings import DiscriminantSettings, SpectrumSettings
+from attrib.generators.methods import Method, check_sides, unit_or_zero
+from attrib.generators.pool import Pool
+from attrib.generators.samples import Sample
+from attrib.generators.spectrum import image_spectrum
+from attrib.storage import Storage, bytes_sha256, join
+
+DISCRIMINANT, WHITENING = "lda.safetensors", "whitening.safetensors"
+
+
+class LogSpectrum(Method):
+    """Cosine of log spectra around their mean over the synthetic models, each without its own level.
+
+    Without the mean all cosines are near 1, and with the level, which is the picture's contrast, content decides many of them.
+    """
+
+    name = "log-spectrum"
+
+    def __init__(self, mean: np.ndarray, settings: SpectrumSettings):
+        """mean: float64 [d]."""
+        self.mean, self.settings = mean, settings
+        self.min_side_px = settings.patch_px
+        self.digest = digest([self.name, settings.model_dump(mode="json"), _sha256(mean)])
+
+    def embed(self, samples: Sequence[Sample]) -> np.ndarray:
+        check_sides(samples, self)
+        rows = spectra(samples, self.settings) - self.mean
+        return unit_or_zero(rows - rows.mean(axis=1, keepdims=True)).astype(np.float32)
+
+
+class SpectrumDiscriminant(Method):
+    """Cosine in the discriminant's space of log spectra."""
+
+    name = "spectrum-lda"
+
+    def __init__(self, discriminant: Discriminant, settings: SpectrumSettings):
+        self.discriminant, self.settings = discriminant, settings
+        self.min_side_px = settings.patch_px
+        arrays = [_sha256(discriminant.mean), _sha256(discriminant.projection)]
+        self.digest = digest([self.name, settings.model_dump(mode="json"), *arrays])
+
+    def embed(self, samples: Sequence[Sample]) -> np.ndarray:
+        check_sides(samples, self)
+        return unit_or_zero(self.discriminant(spectra(samples, self.settings))).astype(np.float32)
+
+
+class SpectrumWhitened(SpectrumDiscriminant):
+    """Cosine of whitened log spectra without their level."""
+
+    name = "spectrum-whitened"
+
+
+def spectra(samples: Sequence[Sample], settings: SpectrumSettings) -> np.ndarray:
+    """float32 [n, 3 * s * (s // 2 + 1)]: the log spectra, flat. Raises AttribError for an image below patch_px."""
+    size = 3 * settings.patch_px * (settings.patch_px // 2 + 1)
+    found = np.empty((len(samples), size), np.float32)
+    for row, sample in zip(found, samples):
+        row[:] = image_spectrum(sample.image, settings.patch_px, settings.max_patches).numpy().ravel()
+    return found
+
+
+def pool_spectra(
+    pool: Pool, spectrum: SpectrumSettings, settings: DiscriminantSettings, storage: Storage
+) -> Iterator[np.ndarray]:
+    """float32 [n, d] of each synthetic model, its images under every degradation: what that changes counts as noise within the model."""
+    degradations = [parse(name) for name in settings.degradations]
+    for model in pool.models:
+        images = pool.samples(model.model_id, storage)[: settings.images_per_model]
+        degraded = (Sample(degrade(image, degradation), "", 0) for degradation in degradations for image in images)
+        yield spectra(list(degraded), spectrum)
+
+
+def fitted_maps(
+    pool: Pool, spectrum: SpectrumSettings, settings: DiscriminantSettings, storage: Storage, folder: str | None = None
+) -> dict[str, Discriminant]:
+    """{DISCRIMINANT: ..., WHITENING: ...}, fitted on the pool in one pass over its images.
+
+    With a folder they are kept there under these names, and taken from it where the same fit was done before. Raises AttribError if the
+    folder holds another one, or the pool has fewer than two models.
+    """
+    declared = {
+        "pool": pool.digest,
+        "spectrum": spectrum.model_dump(mode="json"),
+        "discriminant": settings.model_dump(mode="json"),
+    }
+    if folder and all(storage.exists(join(folder, name)) for name in (DISCRIMINANT, WHITENING)):
+        return {name: _kept(join(folder, name), declared, storage) for name in (DISCRIMINANT, WHITENING)}
+    statistics = model_statistics(pool_spectra(pool, spectrum, settings, storage))
+    fitted = {
+        DISCRIMINANT: fit_discriminant(statistics, settings.shrinkage, settings.num_directions),
+        WHITENING: fit_whitening(statistics, settings.whitening_shrinkage),
+    }
+    for name, found in fitted.items() if folder else ():
+        save_discriminant(found, declared, join(folder, name), storage)
+    return fitted
+
+
+def _kept(uri: str, declared: dict, storage: Storage) -> Discriminant:
+    found, held = load_discriminant(uri, storage)
+    if held != declared:
+        raise AttribError(f"{uri} was fitted on another pool or with other options; choose another folder or delete it")
+    return found
+
+
+def load_spectrum_discriminant(folder: str, storage: Storage) -> SpectrumDiscriminant:
+    """The method as `fitted_maps` left it, without the pool."""
+    discriminant, held = load_discriminant(join(folder, DISCRIMINANT), storage)
+    return SpectrumDiscriminant(discriminant, SpectrumSettings.model_validate(held["spectrum"]))
+
+
+def load_spectrum_whitened(folder: str, storage: Storage) -> SpectrumWhitened:
+    """The method as `fitted_maps` left it, without the pool."""
+    whitening, held = load_discriminant(join(folder, WHITENING), storage)
+    return SpectrumWhitened(whitening, SpectrumSettings.model_validate(held["spectrum"]))
+
+
+def _sha256(array: np.ndarray) -> str:
+    return bytes_sha256(np.ascontiguousarray(array).tobytes())

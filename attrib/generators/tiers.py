@@ -1,0 +1,169 @@
+"""Sets of generators that are told apart from each other: what every method of an evaluation is shown, the same for all."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from attrib.config import digest
+from attrib.errors import AttribError, ImageError
+from attrib.generators.architectures import DecoderSpec
+from attrib.generators.evaluation_settings import FolderTierSettings, PoolTierSettings, TierSettings
+from attrib.generators.pool import Pool, open_pool
+from attrib.generators.samples import Sample, drawn_sample, read_sample
+from attrib.generators.supernet import DecoderPath
+from attrib.storage import Storage, join
+
+TUNING_MODELS, TUNING_IMAGES = 40, 10  # images of each
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+
+
+@dataclass(frozen=True, eq=False)
+class Tier:
+    """names, families: of each generator; generators of one family differ in nothing but the seed of their training.
+
+    samples, generator: n images and whose they are, int64 [n]. real: photographs, of no generator. same_content: the i-th image of every
+    generator shows the same, so references and queries are divided alike for all, and no query shows what a reference shows.
+    """
+
+    name: str
+    settings: TierSettings
+    names: tuple[str, ...]
+    families: tuple[str, ...]
+    samples: list[Sample]
+    generator: np.ndarray
+    real: list[Sample]
+    same_content: bool = False
+
+    @property
+    def num_generators(self) -> int:
+        return len(self.names)
+
+    def rows_of(self, generator: int) -> np.ndarray:
+        return np.flatnonzero(self.generator == generator)
+
+    @property
+    def family_numbers(self) -> np.ndarray:
+        """int64 [G]."""
+        return np.unique(self.families, return_inverse=True)[1]
+
+    @property
+    def has_families(self) -> bool:
+        return len(set(self.families)) < len(self.families)
+
+    def digest(self) -> str:
+        """Of all that the tier holds."""
+        pixels = hashlib.sha256()
+        for sample in [*self.samples, *self.real]:
+            pixels.update(f"{sample.codec} {sample.num_bytes} {tuple(sample.image.shape)}".encode())
+            pixels.update(np.ascontiguousarray(sample.image.numpy()))
+        return digest([self.name, self.names, self.families, self.generator.tolist(), pixels.hexdigest()])
+
+
+def folder_tier(name: str, settings: FolderTierSettings, max_megapixels: float, storage: Storage) -> Tier:
+    """Generators in folders. Raises AttribError for a folder without images, or a file that is no complete image."""
+    folders = [*settings.generators, *([settings.real] if settings.real else [])]
+    found = [
+        _read_folder(join(settings.uri, folder), settings.max_images, max_megapixels, storage) for folder in folders
+    ]
+    return make_tier(
+        name,
+        settings,
+        dict(zip(settings.generators, found)),
+        real=found[-1] if settings.real else (),
+    )
+
+
+def pool_tier(name: str, settings: PoolTierSettings, training: Pool, storage: Storage) -> Tier:
+    """Models of another pool that the training pool holds nothing like, evenly from the pool's order; a family is an architecture.
+
+    Raises AttribError if they are fewer than three.
+    """
+    pool = open_pool(settings.uri, storage)
+    traits = _upsamplers if settings.unseen == "upsamplers" else _architecture
+    seen = set().union(*(traits(model.spec) for model in training.models))
+    unseen = [model for model in pool.models if not traits(model.spec) & seen]
+    if len(unseen) < 3:
+        raise AttribError(
+            f"{settings.uri} holds {len(unseen)} models with {settings.unseen} that the training pool does not have, and tier {name!r} "
+            "needs 3; synthesize some with another first_architecture, or with a grid.upsamplers that the training pool leaves out"
+        )
+    kept = [
+        unseen[i] for i in np.linspace(0, len(unseen) - 1, min(settings.max_models, len(unseen))).round().astype(int)
+    ]
+    images = {
+        model.model_id: as_samples(pool.samples(model.model_id, storage)[: settings.max_images]) for model in kept
+    }
+    return make_tier(
+        name,
+        settings,
+        images,
+        real=as_samples(pool.photographs(storage)[: settings.max_images]),
+        families=[model.spec.name for model in kept],
+        same_content=True,
+    )
+
+
+def tuning_tier(training: Pool, storage: Storage) -> Tier:
+    """Models of the training pool, from which thresholds may be taken; no picture is shown by two models, as far as there are enough."""
+    models = training.models[:: -(-len(training.models) // TUNING_MODELS)]
+    images = {}
+    for number, model in enumerate(models):
+        shown = (TUNING_IMAGES * number + np.arange(TUNING_IMAGES)) % training.num_photographs
+        images[model.model_id] = as_samples(training.samples(model.model_id, storage)[np.unique(shown)])
+    return make_tier("synthetic models", TierSettings(), images)
+
+
+def make_tier(
+    name: str,
+    settings: TierSettings,
+    images: dict[str, Sequence[Sample]],
+    real: Sequence[Sample] = (),
+    families: Sequence[str] | None = None,
+    same_content: bool = False,
+) -> Tier:
+    """A tier of {generator: its images}, and photographs. families: as `images`; None: every generator is its own."""
+    return Tier(
+        name,
+        settings,
+        tuple(images),
+        tuple(families or images),
+        [sample for samples in images.values() for sample in samples],
+        np.repeat(np.arange(len(images)), [len(samples) for samples in images.values()]),
+        list(real),
+        same_content,
+    )
+
+
+def as_samples(pixels: torch.Tensor) -> list[Sample]:
+    """uint8 [n, 3, h, w] that were never files."""
+    return [drawn_sample(image) for image in pixels]
+
+
+def formats(tier: Tier) -> dict[str, str]:
+    """{"generated", "real": formats of the files as they came}: a reader shall see what the files alone would tell."""
+    sides = {"generated": tier.samples, "real": tier.real}
+    return {side: ", ".join(sorted({sample.codec for sample in found})) for side, found in sides.items() if found}
+
+
+def _architecture(spec: DecoderSpec | DecoderPath) -> set[str]:
+    return {spec.name}
+
+
+def _upsamplers(spec: DecoderSpec | DecoderPath) -> set[str]:
+    return {spec.upsampler} if isinstance(spec, DecoderSpec) else {level.upsampler for level in spec.levels}
+
+
+def _read_folder(uri: str, max_images: int, max_megapixels: float, storage: Storage) -> list[Sample]:
+    files = [name for name in storage.names(uri) if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+    if not files:
+        raise AttribError(f"{uri} holds no image ({', '.join(EXTENSIONS)}); correct the tier's uri or its generators")
+    samples = []
+    for name in files[:max_images]:
+        try:
+            samples.append(read_sample(storage.read_bytes(join(uri, name)), max_megapixels))
+        except ImageError as error:
+            raise AttribError(f"{join(uri, name)} cannot be evaluated on ({error}); remove it") from error
+    return samples

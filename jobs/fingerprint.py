@@ -1,0 +1,25 @@
+"""Train a fingerprint extractor on a pool of synthetic models: python -m jobs.fingerprint --config FILE"""
+
+from attrib.config import parse_arguments
+from attrib.generators.extractor_settings import FingerprintSettings
+from jobs.exit import reported
+
+
+def main() -> None:
+    settings = parse_arguments(FingerprintSettings, __doc__)
+    with reported():
+        from attrib.distributed.generators import fingerprint
+
+        record = fingerprint.run(settings)
+        first, best = record["history"][0], max(record["history"], key=lambda row: row["criterion"])
+        print(
+            f"extractor of {record['num_parameters']:,} parameters from {record['num_training_models']:,} synthetic models "
+            f"in {record['seconds']:,.0f} s, in {settings.output}"
+        )
+        print(
+            f"criterion ({record['criterion']}): {first['criterion']:.4f} before training, {best['criterion']:.4f} at its best"
+        )
+
+
+if __name__ == "__main__":
+    main()

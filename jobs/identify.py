@@ -1,0 +1,29 @@
+"""Say which registered generator each image of a manifest is consistent with: python -m jobs.identify --config FILE"""
+
+from attrib.config import parse_arguments
+from attrib.generators.registry_settings import IdentifySettings
+from jobs.exit import reported
+
+
+def main() -> None:
+    settings = parse_arguments(IdentifySettings, __doc__)
+    with reported():
+        from attrib.distributed.generators import identify
+
+        record = identify.run(settings)
+        print(
+            f"{record['num_images']:,} images: " + ", ".join(f"{n:,} {kind}" for kind, n in record["verdicts"].items())
+        )
+        for share in record["shares"] or []:
+            print(
+                f"  {share['name']}: {share['share']:.1%} ({share['low']:.1%} to {share['high']:.1%}) of those assessed"
+            )
+        for candidate in record["candidates"]:
+            print(
+                f"  {candidate['name']}: {candidate['num_images']:,} unknown images, cohesion {candidate['cohesion']:.2f}"
+            )
+        print(f"in {settings.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Batches of P models x K images, and the losses against their formulas as loops."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from attrib.errors import AttribError
+from attrib.generators.contrast import classification, draw_batch, supervised_contrastive
+
+
+def draws(count: int, share: float, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    return [draw_batch(9, 12, 5, 4, share, generator) for _ in range(count)]
+
+
+def test_a_batch_is_of_different_models_and_images():
+    for draw in draws(50, 0.5):
+        assert draw.models.shape == (5,) and draw.images.shape == (5, 4)
+        assert len(set(draw.models.tolist())) == 5 and 0 <= draw.models.min() and draw.models.max() < 9
+        for row in draw.images.tolist():
+            assert len(set(row)) == 4 and min(row) >= 0 and max(row) < 12
+        assert draw.same_content == bool((draw.images == draw.images[0]).all())
+
+
+def test_the_share_of_same_content():
+    assert all(draw.same_content for draw in draws(20, 1.0))
+    assert not any(draw.same_content for draw in draws(20, 0.0))
+    assert 60 < sum(draw.same_content for draw in draws(300, 0.3)) < 125
+
+
+def test_all_models_and_images_are_drawn():
+    found = draws(200, 0.5)
+    assert set(torch.stack([draw.models for draw in found]).flatten().tolist()) == set(range(9))
+    assert set(torch.stack([draw.images for draw in found]).flatten().tolist()) == set(range(12))
+    again = draws(200, 0.5)
+    assert all(torch.equal(a.images, b.images) and torch.equal(a.models, b.models) for a, b in zip(found, again))
+
+
+def test_a_pool_that_is_too_small_is_refused():
+    with pytest.raises(AttribError, match="5 models and 4 images of each, but 4 and 12 are there"):
+        draw_batch(4, 12, 5, 4, 0.5, torch.Generator())
+
+
+def unit(count: int, dimension: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(count, dimension, dtype=torch.float64, generator=generator), dim=1)
+
+
+def contrastive_as_loops(embeddings, labels, temperature) -> float:
+    rows = []
+    for i, own in enumerate(labels):
+        others = [j for j in range(len(labels)) if j != i]
+        total = sum(math.exp(float(embeddings[i] @ embeddings[j]) / temperature) for j in others)
+        terms = [
+            -math.log(math.exp(float(embeddings[i] @ embeddings[j]) / temperature) / total)
+            for j in others
+            if labels[j] == own
+        ]
+        if terms:
+            rows.append(sum(terms) / len(terms))
+    return sum(rows) / len(rows)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_supervised_contrastive_is_its_definition(temperature):
+    embeddings, labels = unit(8, 5, 1), [0, 0, 1, 2, 1, 0, 3, 1]  # 2 and 3 have no positive
+    found = supervised_contrastive(embeddings, torch.tensor(labels), temperature)
+    assert float(found) == pytest.approx(contrastive_as_loops(embeddings, labels, temperature), rel=1e-9)
+
+
+def test_supervised_contrastive_has_a_gradient_and_none_without_positives():
+    embeddings = unit(6, 4, 2).requires_grad_()
+    labels = torch.tensor([0, 0, 1, 1, 2, 3])
+    assert torch.autograd.gradcheck(lambda rows: supervised_contrastive(rows, labels, 0.2), (embeddings,))
+    loss = supervised_contrastive(embeddings, torch.arange(6), 0.2)
+    (gradient,) = torch.autograd.grad(loss, embeddings)
+    assert loss == 0 and not gradient.isnan().any()
+
+
+def test_classification_is_the_log_share_of_the_own_prototype():
+    embeddings, prototypes, labels = unit(4, 3, 3), 5 * unit(6, 3, 4), [2, 0, 5, 5]
+    expected = 0.0
+    for row, label in zip(embeddings, labels):
+        cosines = [float(row @ prototype / prototype.norm()) for prototype in prototypes]
+        expected -= 7 * cosines[label] - math.log(sum(math.exp(7 * cosine) for cosine in cosines))
+    found = classification(embeddings, prototypes, torch.tensor(labels), 7.0)
+    assert float(found) == pytest.approx(expected / 4, rel=1e-9)

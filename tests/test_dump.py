@@ -1,0 +1,185 @@
+"""Shares of a dump: the estimator against algebra, its intervals in simulations with a known truth; clusters against brute force."""
+
+import math
+
+import numpy as np
+import pytest
+from generator_samples import around, unit
+
+from attrib.generators.candidates import average_linkage, find_candidates, reference_cut
+from attrib.generators.dump import OTHER, changes, estimate_shares, mixed_confusion, solve_shares
+
+CONFUSION = np.array(
+    [
+        [0.80, 0.05, 0.00, 0.15],
+        [0.10, 0.70, 0.05, 0.15],
+        [0.00, 0.02, 0.90, 0.08],
+        [0.02, 0.02, 0.01, 0.95],
+    ]
+)
+
+
+def test_shares_solve_the_equations_where_they_have_a_solution():
+    shares = np.array([[0.5, 0.1, 0.15, 0.25], [0.05, 0.05, 0.05, 0.85]])
+    rates = shares @ CONFUSION
+    found = solve_shares(rates, np.broadcast_to(CONFUSION, (2, 4, 4)))
+    assert found == pytest.approx(shares, abs=2e-4)
+    assert found == pytest.approx(rates @ np.linalg.inv(CONFUSION), abs=2e-4)
+
+
+def test_shares_are_the_likeliest_where_the_equations_have_none():
+    """Fewer verdicts than even the errors of the others explain: the solution by algebra is negative, the estimate is at the border."""
+    rates = np.array([[0.0, 0.01, 0.02, 0.97]])
+    assert (rates @ np.linalg.inv(CONFUSION)).min() < 0
+    found = solve_shares(rates, CONFUSION[None])[0]
+
+    def likelihood(shares):
+        expected = shares @ CONFUSION
+        return (rates[0, 1:] * np.log(expected[1:])).sum()
+
+    best = max(
+        (likelihood(np.array([a, b, c, 1 - a - b - c])) for a in np.linspace(0, 0.1, 21) for b in np.linspace(0, 0.1, 21)
+         for c in np.linspace(0, 0.1, 21)),
+    )  # fmt: skip
+    assert likelihood(found) >= best - 1e-6 and found.sum() == pytest.approx(1) and found.min() >= 0
+
+
+def simulated(shares, num_images, num_references, generator):
+    """Verdict counts of a dump, and of references of each generator."""
+    truth = generator.multinomial(num_images, shares)
+    counts = sum(generator.multinomial(n, row) for n, row in zip(truth, CONFUSION))
+    return counts.astype(float), np.stack([generator.multinomial(num_references, row) for row in CONFUSION]).astype(
+        float
+    )
+
+
+@pytest.mark.parametrize(
+    ("shares", "num_references"),
+    [([0.4, 0.3, 0.1, 0.2], 50), ([0.0, 0.05, 0.15, 0.8], 50), ([0.25, 0.25, 0.25, 0.25], 15)],
+)
+def test_intervals_hold_the_true_shares_as_often_as_they_say(shares, num_references):
+    generator = np.random.default_rng(0)
+    held, repeats, naive = np.zeros(4), 120, np.zeros(4)
+    for repeat in range(repeats):
+        counts, confusion = simulated(shares, 400, num_references, generator)
+        found, _ = estimate_shares(["a", "b", "c"], counts, confusion, 0, 200, repeat)
+        held += [share.low - 1e-9 <= true <= share.high + 1e-9 for share, true in zip(found, shares)]
+        error = 1.96 * np.sqrt(counts / 400 * (1 - counts / 400) / 400)
+        naive += np.abs(counts / 400 - shares) <= error
+    assert (held / repeats >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / repeats)).all(), held / repeats
+    assert (naive / repeats).min() < 0.8  # what uncorrected shares would hold
+    assert [share.name for share in found] == ["a", "b", "c", OTHER]
+
+
+def test_errors_of_the_verdicts_are_taken_out():
+    counts = 100_000 * np.array([0.1, 0.2, 0.05, 0.65]) @ CONFUSION
+    found, draws = estimate_shares(["a", "b", "c"], counts, 10_000 * CONFUSION, 0, 200, 0)
+    assert [share.share for share in found] == pytest.approx([0.1, 0.2, 0.05, 0.65], abs=0.005)
+    assert draws.shape == (200, 4) and draws.sum(axis=1) == pytest.approx(np.ones(200))
+    again = estimate_shares(["a", "b", "c"], counts, 10_000 * CONFUSION, 0, 200, 0)
+    assert again[0] == found
+
+
+def test_what_could_not_be_assessed_widens_the_bounds_among_all_images():
+    counts, confusion = np.array([30.0, 70.0]), np.array([[50.0, 0.0], [0.0, 50.0]])
+    found, _ = estimate_shares(["a"], counts, confusion, 100, 200, 0)
+    assert found[0].of_all_low == pytest.approx(found[0].low / 2)
+    assert found[0].of_all_high == pytest.approx(found[0].high / 2 + 0.5)
+
+
+def test_confusion_is_that_of_how_the_dump_was_degraded():
+    confusion = np.array([[[10.0, 0], [1, 9]], [[3, 2], [0, 0]]])
+    rates = 0.75 * np.array([[1, 0], [0.1, 0.9]]) + 0.25 * np.array([[0.6, 0.4], [0.1, 0.9]])
+    assert mixed_confusion(confusion, np.array([30.0, 10.0])) == pytest.approx(10 * rates)
+
+
+def test_a_change_is_seen_and_none_is_reported_as_often_as_it_should_be():
+    generator = np.random.default_rng(1)
+    repeats, wrong, seen = 60, 0, 0
+    names = ["a", "b", "c", OTHER]
+    for repeat in range(repeats):
+        runs = []
+        for shares in ([0.3, 0.3, 0.1, 0.3], [0.3, 0.3, 0.1, 0.3], [0.5, 0.1, 0.1, 0.3]):
+            counts, confusion = simulated(shares, 400, 60, generator)
+            runs.append(estimate_shares(names[:3], counts, confusion, 0, 200, len(runs) + 3 * repeat)[1])
+        wrong += changes(names, runs[1], names, runs[0])[0]["changed"]
+        seen += changes(names, runs[2], names, runs[0])[0]["changed"]
+    assert wrong <= 8 and seen >= 50
+    moved = changes(["b", "new"], runs[2][:, [1, 0]], names, runs[0])
+    assert [row["name"] for row in moved] == ["b"]
+    assert moved[0]["change"] == pytest.approx(runs[2][:, 1].mean() - runs[0][:, 1].mean())
+
+
+def linked_one_by_one(vectors: np.ndarray, cut: float) -> set[frozenset[int]]:
+    """The pair of highest mean cosine is joined, again and again."""
+    clusters = [[i] for i in range(len(vectors))]
+    similarity = (vectors @ vectors.T).astype(np.float64)
+    while len(clusters) > 1:
+        pairs = [
+            (np.mean(similarity[np.ix_(a, b)]), i, j)
+            for i, a in enumerate(clusters)
+            for j, b in enumerate(clusters[:i])
+        ]
+        highest, i, j = max(pairs)
+        if highest < cut:
+            break
+        clusters[j] += clusters.pop(i)
+    return {frozenset(cluster) for cluster in clusters}
+
+
+@pytest.mark.parametrize("cut", [-1.0, 0.0, 0.2, 0.5, 0.9, 2.0])
+def test_average_linkage_equals_joining_the_nearest_pair_again_and_again(cut):
+    generator = np.random.default_rng(2)
+    vectors = np.concatenate([around(c, 8, 0.4, generator) for c in generator.standard_normal((4, 6))])
+    label = average_linkage(vectors, cut)
+    found = {frozenset(np.flatnonzero(label == cluster).tolist()) for cluster in range(label.max() + 1)}
+    assert found == linked_one_by_one(vectors, cut)
+    assert label[0] == 0 and np.array_equal(np.unique(label), np.arange(label.max() + 1))
+
+
+def test_equal_vectors_and_single_ones_are_clustered():
+    assert average_linkage(np.eye(3, dtype=np.float32)[[0, 0, 1, 0, 1]], 0.9).tolist() == [0, 0, 1, 0, 1]
+    assert average_linkage(np.ones((1, 3), np.float32), 0.5).tolist() == [0]
+
+
+@pytest.mark.parametrize("max_clustered", [500, 60])
+def test_unknown_images_become_candidates_whatever_their_order(max_clustered):
+    generator = np.random.default_rng(3)
+    centres = unit(generator.standard_normal((3, 32)))
+    vectors = np.concatenate(
+        [
+            *(around(c, n, 0.08, generator) for c, n in zip(centres, (40, 60, 25))),
+            unit(generator.standard_normal((30, 32))),
+        ]
+    )
+    ids = np.unique(generator.integers(0, 2**62, 200))[: len(vectors)]
+    options = {"cut": 0.5, "max_clustered": max_clustered, "min_images": 10, "num_exemplars": 4}
+    found = find_candidates(ids, vectors, **options)
+    truth = [set(ids[40:100].tolist()), set(ids[:40].tolist()), set(ids[100:125].tolist())]
+    assert [set(candidate.ids.tolist()) for candidate in found] == truth
+    order = generator.permutation(len(ids))
+    for candidate, same in zip(found, find_candidates(ids[order], vectors[order], **options), strict=True):
+        assert np.array_equal(candidate.ids, same.ids) and np.array_equal(candidate.exemplars, same.exemplars)
+        members = vectors[np.isin(ids, candidate.ids)]
+        cosine = members @ members.T
+        assert candidate.cohesion == pytest.approx(cosine[~np.eye(len(members), dtype=bool)].mean(), abs=1e-4)
+        mean = members.mean(axis=0)
+        best = ids[np.isin(ids, candidate.ids)][np.argsort(-(members @ mean))[:4]]
+        assert set(candidate.exemplars.tolist()) == set(best.tolist())
+    assert find_candidates(ids[:0], vectors[:0], **options) == []
+
+
+def test_the_cut_separates_pairs_of_references_best():
+    generator = np.random.default_rng(4)
+    groups = [around(c, 9, 0.5, generator) for c in generator.standard_normal((3, 8))]
+    cut = reference_cut(groups)
+    rows, owner = np.concatenate(groups), np.repeat(np.arange(3), 9)
+    first, second = np.triu_indices(27, 1)
+    cosine, same = (rows[first] * rows[second]).sum(axis=1), owner[first] == owner[second]
+
+    def error(at):
+        return np.mean(cosine[same] < at) + np.mean(cosine[~same] >= at)
+
+    assert error(cut) == pytest.approx(min(error(at) for at in [*cosine, 2.0]), abs=1e-9)
+    alone = reference_cut(groups[:1])
+    assert np.mean((groups[0] @ groups[0].T)[np.triu_indices(9, 1)] < alone) == pytest.approx(0.05, abs=0.04)

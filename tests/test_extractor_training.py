@@ -1,0 +1,186 @@
+"""Batches, validation and the loop: exact draws, one process against two, and continuing from a state."""
+
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from tiny_pool import smooth_images, traced
+
+from attrib.errors import AttribError
+from attrib.generators.degradations import NONE, Degradation, degrade
+from attrib.generators.extractor import Extractor, FingerprintNetwork
+from attrib.generators.extractor_batches import Batches, PoolImages, Validation, augmented
+from attrib.generators.extractor_settings import FingerprintSettings
+from attrib.generators.extractor_training import ExtractorRun
+
+WORLD_SIZE = 2
+CPU = torch.device("cpu")
+
+
+def settings(**changes) -> FingerprintSettings:
+    values = {
+        "pool": "pool",
+        "output": "output",
+        "network": {"patch_px": 16, "window_px": 4, "hidden": 16, "width": 8},
+        "contrast": {"models_per_batch": 4, "images_per_model": 3},
+        "optimiser": {"num_steps": 6, "learning_rate": 3e-3, "validation_steps": 3},
+    }
+    return FingerprintSettings(**values | changes)
+
+
+def pool_images(px: int = 24) -> PoolImages:
+    photographs = smooth_images(20, px, 0)
+    return PoolImages([traced(photographs, seed) for seed in range(6)], [traced(photographs, s) for s in (50, 51, 52)])
+
+
+def network_of(given: FingerprintSettings) -> FingerprintNetwork:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return FingerprintNetwork(given.network)
+
+
+def trained(given: FingerprintSettings, rank: int = 0, num_workers: int = 1) -> ExtractorRun:
+    images = pool_images()
+    training = ExtractorRun(network_of(given), len(images.training), given, CPU)
+    training.train(Batches(images, given, rank, num_workers), Validation(images.held_out, 16), lambda _: None)
+    return training
+
+
+def marked_pool() -> PoolImages:
+    """Every pixel says model (red), image (green) and row (blue)."""
+    images = torch.zeros(6, 20, 3, 24, 24, dtype=torch.uint8)
+    images[:, :, 0] = torch.arange(6)[:, None, None, None]
+    images[:, :, 1] = torch.arange(20)[None, :, None, None]
+    images[:, :, 2] = torch.arange(24)[:, None]
+    return PoolImages(list(images), [])
+
+
+def test_a_batch_holds_the_models_that_its_labels_name():
+    given = settings(
+        degraded_share=0.0, contrast={"models_per_batch": 4, "images_per_model": 3, "same_content_share": 0.5}
+    )
+    kinds = set()
+    for batch in Batches(marked_pool(), given, 0, 1).steps(0, 30):
+        assert batch.patches.shape == (12, 3, 16, 16) and batch.patches.dtype == torch.uint8
+        assert torch.equal(batch.patches[:, 0, 0, 0].long(), batch.labels)
+        assert torch.equal(batch.labels, batch.labels[::3].repeat_interleave(3)) and len(batch.labels.unique()) == 4
+        shown, tops = (batch.patches[:, channel, 0, 0].view(4, 3) for channel in (1, 2))
+        assert all(len(row.unique()) == 3 for row in shown)
+        same = bool((shown == shown[0]).all())
+        assert not same or bool((tops == tops[0]).all())
+        assert tops.max() <= 8
+        kinds.add(same)
+    assert kinds == {True, False}
+
+
+def test_workers_share_a_batch_and_draws_depend_on_the_step_alone():
+    given = settings(num_loaders=3)
+    whole = list(Batches(pool_images(), given, 0, 1).steps(0, 8))
+    parts = [list(Batches(pool_images(), given, rank, 2).steps(4, 8)) for rank in (0, 1)]
+    for step, (first, second) in enumerate(zip(*parts), start=4):
+        order = torch.tensor([0, 1, 2, 6, 7, 8, 3, 4, 5, 9, 10, 11])
+        assert torch.equal(torch.cat([first.patches, second.patches]), whole[step].patches[order])
+        assert torch.equal(torch.cat([first.labels, second.labels]), whole[step].labels[order])
+    assert not torch.equal(whole[0].patches, whole[1].patches)
+
+
+@pytest.mark.parametrize(
+    "degradation", [Degradation("resize", 0.7), Degradation("crop", 0.67), Degradation("jpeg", 60), NONE]
+)
+def test_an_image_is_cut_before_or_after(degradation):
+    image = smooth_images(1, 24, 1)[0]
+    before, after = (augmented(image, degradation, torch.tensor([0.0, 0.0, order]), 16) for order in (0.1, 0.9))
+    assert before.shape == after.shape == (3, 16, 16)
+    assert torch.equal(after, degrade(image, degradation)[:, :16, :16])
+    scale = degradation.strength if degradation.kind in ("resize", "crop") else 1
+    side = min(24, math.ceil(16 / scale))
+    assert torch.equal(before, degrade(image[:, :side, :side], degradation)[:, :16, :16])
+
+
+def test_a_place_reaches_every_window():
+    image = torch.arange(24, dtype=torch.uint8).expand(3, 24, 24)
+    lefts = {int(augmented(image, NONE, torch.tensor([0.0, x / 100, 0.9]), 16)[0, 0, 0]) for x in range(100)}
+    assert lefts == set(range(9))
+
+
+class Chosen(Extractor):
+    """Embeds by a rule in place of a network."""
+
+    def __init__(self, rule):
+        self.rule = rule
+
+    def embed_patches(self, cut):
+        return F.normalize(self.rule(cut), dim=1)
+
+
+def test_validation_counts_queries_that_find_their_model():
+    held_out = [torch.full((15, 3, 16, 16), 10 * model + 5, dtype=torch.uint8) for model in range(4)]
+    held_out[2][12] = held_out[0][0]  # one of five queries of model 2 looks like model 0
+    validation = Validation(held_out, 16)
+    angles = lambda cut: cut[:, 0, 8, 8].float() / 25  # noqa: E731
+    found = validation(Chosen(lambda cut: torch.stack([angles(cut).cos(), angles(cut).sin()], dim=1)))
+    assert found == {"none": pytest.approx(0.95), "jpeg-85": pytest.approx(0.95)}
+    assert validation(Chosen(lambda cut: torch.ones(len(cut), 2)))["none"] == 0.0  # ties are wrong
+
+
+def test_training_learns(one_thread):
+    given = settings(optimiser={"num_steps": 60, "learning_rate": 3e-3, "validation_steps": 20}, degraded_share=0.0)
+    training = trained(given)
+    assert [row["step"] for row in training.history] == [0, 20, 40, 60]
+    assert training.history[-1]["loss"] < training.history[1]["loss"] - 0.3
+    best = max(row["criterion"] for row in training.history)
+    found = Validation(pool_images().held_out, 16)(Extractor(training.network))
+    assert sum(found.values()) / 2 == pytest.approx(best)
+
+
+def test_a_run_continues_from_its_state(one_thread):
+    whole, states = trained(settings()), []
+    images, given = pool_images(), settings()
+    first = ExtractorRun(network_of(given), 6, given, CPU)
+
+    class KilledError(Exception):
+        pass
+
+    def note(training):
+        states.append(training.state())
+        if training.step == 3:
+            raise KilledError
+
+    batches, validation = Batches(images, given, 0, 1), Validation(images.held_out, 16)
+    with pytest.raises(KilledError):
+        first.train(batches, validation, note)
+    second = ExtractorRun(FingerprintNetwork(given.network), 6, given, CPU)
+    second.restore(states[-1])
+    second.train(batches, validation, lambda _: None)
+    assert second.history == whole.history
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(second.network.state_dict()[name], value), name
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(one_thread):
+    with pytest.raises(AttribError, match=r"not finite at step 3; lower optimiser\.learning_rate"):
+        trained(settings(contrast={"models_per_batch": 4, "images_per_model": 3, "temperature": 1e-45}))
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
+    try:
+        training = trained(settings(num_workers=WORLD_SIZE), rank, WORLD_SIZE)
+        torch.save(training.state(), f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_workers_train_as_one(tmp_path, one_thread):
+    mp.spawn(work, args=(str(tmp_path),), nprocs=WORLD_SIZE)
+    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(WORLD_SIZE)]
+    alone = trained(settings()).state()
+    for name, value in alone["network"].items():
+        assert torch.equal(states[0]["network"][name], states[1]["network"][name]), name
+        torch.testing.assert_close(states[0]["network"][name], value, rtol=2e-2, atol=2e-4)
+    losses = [row["loss"] for row in alone["history"][1:]]
+    assert [row["loss"] for row in states[0]["history"][1:]] == pytest.approx(losses, rel=1e-3)

@@ -1,0 +1,87 @@
+"""The fingerprint job under Ray Train, on a pool whose traces are drawn."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny_pool import smooth_images, traced, write_tiny_pool
+
+from attrib.distributed.generators import fingerprint
+from attrib.errors import AttribError
+from attrib.generators.extractor import load_extractor
+from attrib.generators.extractor_settings import FingerprintSettings
+from attrib.settings import StorageSettings
+from attrib.storage import Storage
+
+LOCAL = Storage(StorageSettings())
+
+
+def values(folder, **changes) -> dict:
+    return {
+        "pool": f"{folder}/pool",
+        "output": f"{folder}/extractor",
+        "network": {"patch_px": 16, "window_px": 4, "hidden": 16, "width": 8, "max_patches": 4},
+        "contrast": {"models_per_batch": 4, "images_per_model": 3},
+        "optimiser": {"num_steps": 6, "validation_steps": 3},
+        "num_workers": 2,
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fingerprint")
+    write_tiny_pool(f"{folder}/pool", LOCAL, num_models=8, num_images=14, px=24)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def record(folder, local_ray) -> dict:
+    with pytest.MonkeyPatch.context() as patch:
+        # Ray Train otherwise looks every two seconds whether a worker has reported.
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+        return fingerprint.run(FingerprintSettings(**values(folder)))
+
+
+def test_the_job_leaves_an_extractor(folder, record):
+    assert record == json.loads((folder / "extractor" / "extractor.json").read_text())
+    assert (record["num_training_models"], record["num_held_out_models"], record["num_images_per_model"]) == (6, 2, 14)
+    assert [row["step"] for row in record["history"]] == [0, 3, 6]
+    extractor = load_extractor(f"{folder}/extractor", LOCAL)
+    assert extractor.digest == record["digest"]
+    images = list(traced(smooth_images(3, 40, 5), 70))
+    embedded = extractor.embed_images(images)
+    assert embedded.shape == (3, 144)
+    np.testing.assert_allclose(np.linalg.norm(embedded, axis=1), 1, atol=1e-5)
+
+
+def test_a_finished_run_is_found_and_another_is_refused(folder, record):
+    assert fingerprint.run(FingerprintSettings(**values(folder, num_workers=1, num_loaders=2))) == record
+    with pytest.raises(AttribError, match="seed"):
+        fingerprint.run(FingerprintSettings(**values(folder, seed=1)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": {"patch_px": 32}}, "patch_px is 32 and the pool's images have 24 px"),
+        ({"pool": "few"}, "the pool has 10 images of each model; validation takes 10"),
+        ({"validation_share": 0.9}, "8 models, of which 7 are held out"),
+        (
+            {"contrast": {"models_per_batch": 16}},
+            "a batch takes 16 models and 4 images of each, but 7 and 14 are there",
+        ),
+        ({"pool": "/nowhere/pool"}, r"run jobs\.synthesize to its end first"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_any_work(folder, changes, message):
+    if changes.get("pool") == "few":
+        changes = {"pool": f"{folder}/few"}
+        write_tiny_pool(changes["pool"], LOCAL, num_models=8, num_images=10, px=24)
+    with pytest.raises(AttribError, match=message):
+        fingerprint.run(FingerprintSettings(**values(folder, output=f"{folder}/other", **changes)))
+    assert not (folder / "other").exists()
+
+
+def test_workers_must_divide_the_batch():
+    with pytest.raises(ValueError, match="models_per_batch 4 is not a multiple of num_workers 3"):
+        FingerprintSettings(**values("/x", num_workers=3))

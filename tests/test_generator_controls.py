@@ -1,0 +1,378 @@
+"""Controls against their definitions: discriminants against the eigenproblem, regressions against a slow minimiser, leaks against what they must not see."""
+
+import numpy as np
+import pytest
+import torch
+from samples import picture
+
+from attrib.errors import AttribError
+from attrib.generators.architectures import build_autoencoder, sample_specs
+from attrib.generators.backbone_features import BackboneFeatures
+from attrib.generators.controls import methods_from
+from attrib.generators.degradations import degrade, parse
+from attrib.generators.discriminant import fit_discriminant as fit_from_statistics
+from attrib.generators.discriminant import (
+    fit_whitening,
+    ledoit_wolf,
+    load_discriminant,
+    model_statistics,
+    save_discriminant,
+)
+from attrib.generators.fingerprint_settings import (
+    BackboneFeatureSettings,
+    DiscriminantSettings,
+    MethodsSettings,
+    SpectrumSettings,
+)
+from attrib.generators.leak_controls import CodecAndSize, ContentOnly
+from attrib.generators.logistic import fit_logistic, logistic_scores
+from attrib.generators.methods import unit_or_zero
+from attrib.generators.pool import Pool, write_model
+from attrib.generators.samples import Sample, drawn_sample
+from attrib.generators.spectrum import image_spectrum
+from attrib.generators.spectrum_methods import (
+    DISCRIMINANT,
+    WHITENING,
+    LogSpectrum,
+    SpectrumDiscriminant,
+    SpectrumWhitened,
+    fitted_maps,
+    load_spectrum_discriminant,
+    load_spectrum_whitened,
+    pool_spectra,
+    spectra,
+)
+from attrib.generators.synthesis import render
+from attrib.model_settings import FeatureSettings
+from attrib.settings import BackboneSettings, StorageSettings
+from attrib.storage import Storage
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+STORAGE = Storage(StorageSettings())
+SPECTRUM = SpectrumSettings(patch_px=16, max_patches=4)
+BACKBONE = BackboneSettings(name="test_resnet", weights="random")
+
+
+def groups(num_groups: int, num_rows: int, dimension: int, seed: int = 0) -> list[np.ndarray]:
+    """Gaussians of one covariance around different means, of unequal counts."""
+    random = np.random.default_rng(seed)
+    mixing = random.standard_normal((dimension, dimension))
+    means = random.standard_normal((num_groups, dimension))
+    return [mean + random.standard_normal((num_rows + g, dimension)) @ mixing for g, mean in enumerate(means)]
+
+
+def fit_discriminant(parts, shrinkage, num_directions):
+    return fit_from_statistics(model_statistics(parts), shrinkage, num_directions)
+
+
+def within_covariance(parts: list[np.ndarray], shrinkage: float) -> np.ndarray:
+    total = 0.0
+    for rows in parts:
+        for row in rows:
+            total = total + np.outer(row - rows.mean(axis=0), row - rows.mean(axis=0))
+    covariance = total / (sum(map(len, parts)) - len(parts))
+    identity = np.eye(len(covariance))
+    return (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / len(covariance) * identity
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory) -> Pool:
+    """Five small decoders that were never trained, so that their traces are strong."""
+    uri = str(tmp_path_factory.mktemp("pool"))
+    shown = torch.stack([image(seed, 32, 32) for seed in range(8)])
+    models = []
+    for seed, spec in enumerate(sample_specs(5, seed=0, width=4)):
+        model = build_autoencoder(spec, seed).eval()
+        models.append(write_model(uri, f"{seed:04}", spec, seed, model, 0.1, 1, render(model, shown), STORAGE))
+    return Pool(uri, models, px=32, num_photographs=8, digest="of five")
+
+
+def image(seed: int, width: int = 64, height: int = 48) -> torch.Tensor:
+    return torch.from_numpy(np.array(picture(seed, width, height))).permute(2, 0, 1)
+
+
+def with_trace(pixels: torch.Tensor) -> torch.Tensor:
+    """The same picture with a chequerboard of two grey levels, which every even area's mean cancels."""
+    height, width = pixels.shape[1:]
+    board = (torch.arange(height)[:, None] + torch.arange(width)) % 2 * 4 - 2
+    return (pixels.int().clamp(2, 253) + board).to(torch.uint8)
+
+
+def test_ledoit_wolf_is_the_sum_of_its_definition():
+    rows = np.random.default_rng(0).standard_normal((30, 5)) * [1, 2, 3, 1, 1]
+    rows -= rows.mean(axis=0)
+    covariance = rows.T @ rows / 30
+    mean_variance = sum(covariance[i, i] for i in range(5)) / 5
+    distance = sum((covariance[i, j] - mean_variance * (i == j)) ** 2 for i in range(5) for j in range(5))
+    error = sum(((np.outer(row, row) - covariance) ** 2).sum() for row in rows) / 30**2
+    fourth = sum((row @ row) ** 2 for row in rows)
+    assert ledoit_wolf(covariance, fourth, 30) == pytest.approx(error / distance, rel=1e-12)
+    assert ledoit_wolf(np.eye(5), fourth, 30) == 1
+
+
+def test_two_gaussians_are_parted_along_the_closed_form():
+    parts = groups(2, 40, 6)
+    found = fit_discriminant(parts, 0.2, None)
+    expected = np.linalg.solve(within_covariance(parts, 0.2), parts[1].mean(axis=0) - parts[0].mean(axis=0))
+    assert found.projection.shape == (6, 1)
+    cosine = found.projection[:, 0] @ expected / np.linalg.norm(found.projection) / np.linalg.norm(expected)
+    assert abs(cosine) == pytest.approx(1, abs=1e-9)
+    np.testing.assert_allclose(found.mean, (parts[0].mean(axis=0) + parts[1].mean(axis=0)) / 2)
+
+
+@pytest.mark.parametrize("shrinkage", [0.05, 1.0])
+def test_directions_solve_the_generalised_eigenproblem(shrinkage):
+    parts = groups(5, 30, 8)
+    found = fit_discriminant(iter(parts), shrinkage, None)
+    within = within_covariance(parts, shrinkage)
+    means = np.stack([rows.mean(axis=0) for rows in parts])
+    between = np.cov(means.T, bias=True) * len(means)
+    values, vectors = np.linalg.eig(np.linalg.solve(within, between))
+    order = np.argsort(-values.real)[:4]
+    assert found.projection.shape == (8, 4)
+    for k, j in enumerate(order):
+        vector = vectors[:, j].real
+        cosine = vector @ found.projection[:, k] / np.linalg.norm(vector) / np.linalg.norm(found.projection[:, k])
+        assert abs(cosine) == pytest.approx(1, abs=1e-7)
+    np.testing.assert_allclose(found.projection.T @ within @ found.projection, np.eye(4), atol=1e-9)
+    np.testing.assert_allclose(fit_discriminant(parts, shrinkage, 2).projection, found.projection[:, :2])
+
+
+def test_the_shrinkage_of_a_fit_is_that_of_all_rows_around_their_means():
+    parts = groups(3, 20, 4)
+    centred = np.concatenate([rows - rows.mean(axis=0) for rows in parts])
+    expected = ledoit_wolf(centred.T @ centred / len(centred), sum((row @ row) ** 2 for row in centred), len(centred))
+    assert 0 < expected < 1
+    found = fit_discriminant(parts, "ledoit_wolf", None)
+    assert found.shrinkage == pytest.approx(expected)
+    np.testing.assert_allclose(found.projection, fit_discriminant(parts, expected, None).projection)
+
+
+def test_fewer_images_than_dimensions_are_enough():
+    found = fit_discriminant(groups(4, 3, 50), "ledoit_wolf", None)
+    assert found.projection.shape == (50, 3) and np.isfinite(found.projection).all()
+
+
+def test_a_whitening_takes_away_the_level_and_makes_the_rest_of_a_model_round():
+    parts = groups(4, 30, 7)
+    found = fit_whitening(model_statistics(parts), 0.2)
+    rows = np.concatenate(parts)
+    np.testing.assert_allclose(found(rows + 3.0), found(rows), atol=1e-9)
+    levelled = [part - part.mean(axis=1, keepdims=True) for part in parts]
+    expected = np.linalg.inv(within_covariance(levelled, 0.2))
+    without_level = np.eye(7) - 1 / 7
+    np.testing.assert_allclose(found.projection @ found.projection.T, without_level @ expected @ without_level)
+    np.testing.assert_allclose(found.mean, np.mean([part.mean(axis=0) for part in parts], axis=0))
+
+
+def test_a_pool_that_cannot_be_fitted_is_refused():
+    with pytest.raises(AttribError, match="2 models or more, and the pool has 1"):
+        fit_discriminant(groups(1, 5, 3), 0.1, None)
+    with pytest.raises(AttribError, match="model 1 has 1 images"):
+        fit_discriminant([np.zeros((2, 3)), np.zeros((1, 3))], 0.1, None)
+    with pytest.raises(AttribError, match="all images of each model are alike"):
+        fit_discriminant([np.zeros((2, 3)), np.ones((2, 3))], 0.1, None)
+
+
+def test_a_discriminant_is_the_same_after_its_file(tmp_path):
+    fitted = fit_discriminant(groups(4, 30, 7), 0.1, None)
+    uri = str(tmp_path / "lda.safetensors")
+    save_discriminant(fitted, {"pool": "abc"}, uri, STORAGE)
+    found, declared = load_discriminant(uri, STORAGE)
+    assert declared == {"pool": "abc"} and found.shrinkage == 0.1
+    assert np.array_equal(found.mean, fitted.mean) and np.array_equal(found.projection, fitted.projection)
+    rows = groups(1, 5, 7, seed=3)[0]
+    expected = [[(row - fitted.mean) @ column for column in fitted.projection.T] for row in rows]
+    np.testing.assert_allclose(found(rows), expected)
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors", b"\x02\0\0\0\0\0\0\0{}"])
+def test_another_file_is_refused(tmp_path, content):
+    (tmp_path / "lda.safetensors").write_bytes(content)
+    with pytest.raises(AttribError, match="is no discriminant that this version understands"):
+        load_discriminant(str(tmp_path / "lda.safetensors"), STORAGE)
+    with pytest.raises(AttribError, match="absent is not there"):
+        load_discriminant(str(tmp_path / "absent"), STORAGE)
+
+
+def slow_logistic(rows, labels, num_classes, strength):
+    """The minimum by Newton's method on all numbers at once."""
+    num_rows, dimension = rows.shape
+    extended = np.column_stack([rows, np.ones(num_rows)])
+    targets = np.eye(num_classes)[labels]
+    share = num_rows / num_classes / targets.sum(axis=0)[labels]
+    penalty = np.tile(np.append(np.full(dimension, strength), 1e-9), (num_classes, 1)).ravel()
+    weights = np.zeros(num_classes * (dimension + 1))
+    for _ in range(60):
+        logits = extended @ weights.reshape(num_classes, -1).T
+        probability = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probability /= probability.sum(axis=1, keepdims=True)
+        gradient = ((probability - targets) * share[:, None]).T @ extended
+        hessian = np.diag(penalty)
+        for p, w, x in zip(probability, share, extended):
+            hessian += w * np.kron(np.diag(p) - np.outer(p, p), np.outer(x, x))
+        weights = weights - np.linalg.solve(hessian, gradient.ravel() + penalty * weights)
+    weights = weights.reshape(num_classes, -1)
+    return weights[:, :-1].T, weights[:, -1] - weights[:, -1].mean()
+
+
+@pytest.mark.parametrize("dimension", [3, 40])  # fewer and more than there are rows
+def test_logistic_regression_is_at_its_only_minimum(dimension):
+    parts = groups(3, 6, dimension)
+    rows, labels = np.concatenate(parts), np.repeat(range(3), [6, 7, 8])
+    weights, bias = fit_logistic(rows, labels, 3, 2.0)
+    expected_weights, expected_bias = slow_logistic(rows, labels, 3, 2.0)
+    np.testing.assert_allclose(weights, expected_weights, atol=2e-5)
+    np.testing.assert_allclose(bias, expected_bias, atol=2e-5)
+
+
+def test_logistic_scores_are_log_probabilities_that_no_count_of_references_favours():
+    parts = [rows.astype(np.float32) for rows in groups(3, 10, 5)]
+    queries = np.concatenate(parts)
+    scores = logistic_scores(1.0)
+    found = scores(parts, queries)
+    np.testing.assert_allclose(np.exp(found).sum(axis=1), 1, atol=1e-6)
+    assert (found.argmax(axis=1) == np.repeat(range(3), [10, 11, 12])).mean() > 0.8
+    # The same rows written twice change nothing but the penalty's weight against the loss.
+    doubled = logistic_scores(2.0)([np.concatenate([rows, rows]) for rows in parts], queries)
+    np.testing.assert_allclose(doubled, found, atol=1e-4)
+    # References that say nothing say so, however unequal their counts.
+    np.testing.assert_allclose(np.exp(scores([queries[:1], queries[:1].repeat(9, axis=0)], queries)), 0.5, atol=1e-6)
+    with pytest.raises(AttribError, match="has no references"):
+        scores([parts[0], parts[1][:0]], queries)
+
+
+def test_the_log_spectrum_sees_a_trace_whatever_is_shown():
+    plain, traced = ([change(image(seed)) for seed in range(8)] for change in (lambda pixels: pixels, with_trace))
+    mean = spectra([drawn_sample(pixels) for pixels in plain + traced], SPECTRUM).mean(axis=0)
+    method = LogSpectrum(mean, SPECTRUM)
+    vectors = {name: method.embed([drawn_sample(p) for p in found]) for name, found in (("a", plain), ("b", traced))}
+    expected = image_spectrum(plain[3], 16, 4).numpy().ravel() - mean
+    expected -= sum(expected) / len(expected)
+    np.testing.assert_allclose(vectors["a"][3], expected / np.linalg.norm(expected), atol=1e-5)
+    scores = method.scores([vectors["a"][:4], vectors["b"][:4]], np.concatenate([vectors["a"][4:], vectors["b"][4:]]))
+    assert scores.argmax(axis=1).tolist() == [0] * 4 + [1] * 4
+
+
+def test_a_spectrum_discriminant_is_cosine_in_its_space_and_its_digest_tells_fits_apart():
+    samples = [drawn_sample(image(seed)) for seed in range(12)]
+    rows = spectra(samples, SPECTRUM)
+    fits = [fit_discriminant([rows[:6], rows[6:9], rows[9:]], shrinkage, None) for shrinkage in (0.1, 0.2)]
+    one, other = (SpectrumDiscriminant(fitted, SPECTRUM) for fitted in fits)
+    expected = (rows.astype(np.float64) - fits[0].mean) @ fits[0].projection
+    np.testing.assert_allclose(
+        one.embed(samples), expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6
+    )
+    assert one.digest == SpectrumDiscriminant(fits[0], SPECTRUM).digest != other.digest
+    assert SpectrumDiscriminant(fits[0], SpectrumSettings(patch_px=16, max_patches=1)).digest != one.digest
+    with pytest.raises(AttribError, match="needs 16"):
+        one.embed([drawn_sample(image(0, 15, 40))])
+
+
+def test_content_only_sees_what_is_shown_and_no_trace():
+    method = ContentOnly()
+    plain = [image(seed).clamp(2, 253) for seed in range(4)]
+    vectors = method.embed([drawn_sample(pixels) for pixels in plain])
+    traced = method.embed([Sample(with_trace(pixels), "JPEG", 1) for pixels in plain])
+    np.testing.assert_allclose(traced, vectors, atol=1e-6)
+    others = vectors @ vectors.T - 2 * np.eye(4)
+    assert others.max() < 0.99 and not method.looks_at_trace
+
+
+def test_codec_and_size_sees_no_pixel():
+    method = CodecAndSize()
+
+    def vector(codec="PNG", num_bytes=1000, width=64, seed=0) -> np.ndarray:
+        return method.embed([Sample(image(seed, width), codec, num_bytes)])[0]
+
+    start = vector()
+    assert np.array_equal(start, vector(seed=5)) and not method.looks_at_trace
+    assert start @ start == pytest.approx(1, abs=1e-6)
+    similar = [float(start @ vector(num_bytes=num_bytes)) for num_bytes in (1000, 1005, 1020)]
+    assert similar == sorted(similar, reverse=True) and len(set(similar)) == 3
+    assert max(start @ vector(codec="JPEG"), start @ vector(num_bytes=2100), start @ vector(width=90)) < 0.9
+
+
+def test_backbone_features_are_those_of_the_encoder_and_score_by_the_nearest_reference():
+    settings = BackboneFeatureSettings(backbone=BACKBONE, features=FeatureSettings(pooled=False, moment_levels=(1,)))
+    method = BackboneFeatures(settings, STORAGE)
+    samples = [drawn_sample(image(seed)) for seed in range(5)]
+    vectors = method.embed(samples)
+    preprocessing = method.encoder.preprocessing
+    with torch.inference_mode():
+        network = method.encoder.model.backbone
+        pixels = torch.stack([preprocessing.resize_and_crop(sample.image) for sample in samples])
+        levels = network.forward_intermediates(preprocessing.normalise(pixels, "cpu", torch.float32), norm=False)[1]
+        deviation, mean = torch.std_mean(levels[1], dim=(2, 3), correction=0)
+    expected = unit_or_zero(torch.cat([mean, deviation], dim=1).numpy())
+    np.testing.assert_allclose(vectors, expected, atol=1e-4)
+    scores = method.scores([vectors[:2], vectors[2:]], vectors)
+    np.testing.assert_allclose(scores[:, 0], (vectors @ vectors[:2].T).max(axis=1))
+    deeper = settings.model_copy(update={"features": FeatureSettings(pooled=False, moment_levels=(2,))})
+    assert BackboneFeatures(deeper, STORAGE).digest != method.digest == BackboneFeatures(settings, STORAGE).digest
+
+
+def test_a_model_of_the_pool_holds_its_images_under_every_degradation(pool):
+    settings = DiscriminantSettings(degradations=("none", "jpeg-85"), images_per_model=3)
+    found = list(pool_spectra(pool, SPECTRUM, settings, STORAGE))
+    assert [rows.shape for rows in found] == [(6, 3 * 16 * 9)] * 5
+    drawn = pool.samples("0002", STORAGE)[1]
+    for row, pixels in ((found[2][1], drawn), (found[2][4], degrade(drawn, parse("jpeg-85")))):
+        np.testing.assert_allclose(row, image_spectrum(pixels, 16, 4).numpy().ravel())
+
+
+def test_a_fit_is_kept_in_its_folder_and_belongs_to_one_pool_and_config(pool, tmp_path):
+    folder, settings = str(tmp_path), DiscriminantSettings()
+    fitted = fitted_maps(pool, SPECTRUM, settings, STORAGE, folder)
+    without_models = Pool(pool.uri, [], px=32, num_photographs=8, digest=pool.digest)
+    again = fitted_maps(without_models, SPECTRUM, settings, STORAGE, folder)  # there is nothing to fit on
+    assert list(again) == list(fitted) == [DISCRIMINANT, WHITENING]
+    for name, found in fitted.items():
+        assert np.array_equal(again[name].projection, found.projection)
+    loaded = load_spectrum_discriminant(folder, STORAGE)
+    assert loaded.digest == SpectrumDiscriminant(fitted[DISCRIMINANT], SPECTRUM).digest and loaded.min_side_px == 16
+    whitened = load_spectrum_whitened(folder, STORAGE)
+    assert whitened.digest == SpectrumWhitened(fitted[WHITENING], SPECTRUM).digest != loaded.digest
+    with pytest.raises(AttribError, match="was fitted on another pool or with other options"):
+        fitted_maps(pool, SPECTRUM, DiscriminantSettings(shrinkage=0.2), STORAGE, folder)
+
+
+def test_all_methods_of_a_table_tell_models_apart_that_share_their_content(pool):
+    settings = MethodsSettings(spectrum=SPECTRUM, backbone=BackboneFeatureSettings(backbone=BACKBONE))
+    methods = methods_from(settings, pool, STORAGE)
+    names = ["spectrum-whitened", "spectrum-lda", "log-spectrum", "log-spectrum-logistic"]
+    names += ["backbone-max-cosine", "backbone-knn", "backbone-logistic"]
+    leaks = ["content-only", "codec-and-size"]
+    assert [method.name for method in methods] == names + leaks
+    assert [method.name for method in methods if method.looks_at_trace] == names
+    by_digest = {}
+    for method in methods:
+        by_digest.setdefault(method.digest, []).append(method.name)
+    assert list(by_digest.values()) == [names[:1], names[1:2], names[2:4], names[4:], leaks[:1], leaks[1:]]
+    samples = [[drawn_sample(pixels) for pixels in pool.samples(model.model_id, STORAGE)] for model in pool.models]
+    for method in methods:
+        vectors = [method.embed(group) for group in samples]
+        assert vectors[0].dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(np.concatenate(vectors), axis=1), 1, atol=1e-5)
+        # Vectors do not depend on what else is embedded beside them.
+        np.testing.assert_allclose(method.embed(samples[1][2:3])[0], vectors[1][2], atol=1e-6)
+        scores = method.scores([rows[:4] for rows in vectors], np.concatenate([rows[4:] for rows in vectors]))
+        assert scores.shape == (20, 5) and np.isfinite(scores).all()
+        if method.looks_at_trace:
+            assert (scores.argmax(axis=1) == np.repeat(range(5), 4)).mean() > 0.8, method.name
+
+
+def test_a_trained_extractor_comes_first_and_without_a_backbone_its_rows_are_left_out(pool):
+    extractor = ContentOnly()
+    methods = methods_from(MethodsSettings(spectrum=SPECTRUM), pool, STORAGE, extractor)
+    assert methods[0] is extractor and methods[1].digest == extractor.digest
+    controls = [
+        "spectrum-whitened",
+        "spectrum-lda",
+        "log-spectrum",
+        "log-spectrum-logistic",
+        "content-only",
+        "codec-and-size",
+    ]
+    assert [method.name for method in methods[1:]] == ["content-only-logistic", *controls]

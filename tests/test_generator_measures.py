@@ -1,0 +1,182 @@
+"""Every measure against its definition, counted pair by pair, with ties."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from attrib.errors import AttribError
+from attrib.generators import measures
+
+
+def tied(rng, *shape) -> np.ndarray:
+    """Scores of few values, so that many are equal."""
+    return rng.integers(0, 6, shape) / 5.0
+
+
+def half_for_ties(a: float, b: float) -> float:
+    return 1.0 if a > b else 0.5 if a == b else 0.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_identified_only_above_all_others(seed):
+    rng = np.random.default_rng(seed)
+    scores, truth = tied(rng, 60, 4), rng.integers(0, 4, 60)
+    predicted = measures.identified(scores, truth)
+    for row, own, found in zip(scores, truth, predicted):
+        others = np.delete(row, own)
+        assert (found == own) == (row[own] > others.max())
+        if found != own:
+            assert row[found] == row.max()
+    assert np.isfinite(scores).all(), "scores are left as they were given"
+
+
+def test_one_score_for_all_identifies_nothing():
+    truth = np.array([0, 1, 2, 2])
+    predicted = measures.identified(np.ones((4, 3)), truth)
+    assert (predicted != truth).all()
+    assert measures.auc(np.ones(3), np.ones(5)) == 0.5
+    assert measures.oscr(np.ones(3), np.zeros(3, bool), np.ones(5)) == 0.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_recalls_and_f1_are_counts(seed):
+    rng = np.random.default_rng(seed)
+    predicted, truth = rng.integers(0, 5, 40), rng.integers(0, 5, 40)
+    recalls = measures.recalls(predicted, truth, 5)
+    f1 = measures.f1_scores(predicted, truth, 5)
+    for g in range(5):
+        hits = sum(p == t == g for p, t in zip(predicted, truth))
+        missed = sum(t == g != p for p, t in zip(predicted, truth))
+        wrong = sum(p == g != t for p, t in zip(predicted, truth))
+        assert recalls[g] == pytest.approx(hits / (hits + missed))
+        assert f1[g] == pytest.approx(2 * hits / (2 * hits + missed + wrong))
+
+
+def test_a_generator_without_images_has_no_recall():
+    recalls = measures.recalls(np.array([0, 0, 1]), np.array([0, 0, 0]), 3)
+    assert recalls[0] == pytest.approx(2 / 3) and np.isnan(recalls[1:]).all()
+    assert math.isnan(measures.f1_scores(np.array([0]), np.array([0]), 2)[1])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_areas_are_shares_of_pairs(seed):
+    rng = np.random.default_rng(seed)
+    known, unknown, correct = tied(rng, 30), tied(rng, 20), rng.integers(0, 2, 30).astype(bool)
+    pairs = [(c, half_for_ties(k, u)) for (k, c), u in itertools.product(zip(known, correct), unknown)]
+    assert measures.auc(known, unknown) == pytest.approx(np.mean([half for _, half in pairs]))
+    assert measures.oscr(known, correct, unknown) == pytest.approx(np.mean([c * half for c, half in pairs]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_oscr_is_the_area_under_its_curve(seed):
+    """Correct identification against false acceptance at every threshold, joined by straight lines."""
+    rng = np.random.default_rng(seed)
+    known, unknown, correct = tied(rng, 50), tied(rng, 40), rng.integers(0, 2, 50).astype(bool)
+    thresholds = [np.inf, *sorted({*known, *unknown}, reverse=True)]
+    accepted = [np.mean(unknown >= t) for t in thresholds]
+    identified = [np.mean(correct & (known >= t)) for t in thresholds]
+    assert measures.oscr(known, correct, unknown) == pytest.approx(np.trapezoid(identified, accepted))
+
+
+def test_no_pairs_no_area():
+    assert math.isnan(measures.auc(np.array([]), np.ones(3)))
+    assert math.isnan(measures.oscr(np.ones(3), np.ones(3, bool), np.array([])))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.01, 0.1, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_threshold_is_the_least_that_keeps_the_rate(rate, size):
+    negative = tied(np.random.default_rng(size), size)
+    threshold = measures.threshold_at(negative, rate)
+    assert np.mean(negative > threshold) <= rate + 1e-12
+    lower = [value for value in {*negative, -np.inf} if value < threshold]
+    assert all(np.mean(negative > value) > rate for value in lower)
+
+
+def test_threshold_needs_negatives():
+    with pytest.raises(AttribError, match="needs scores of negatives"):
+        measures.threshold_at(np.array([]), 0.01)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_verification_by_thresholds_of_the_others(seed):
+    rng = np.random.default_rng(seed)
+    generator = rng.permutation(np.repeat(np.arange(4), 6))
+    similarity = tied(rng, 24, 24)
+    similarity = np.maximum(similarity, similarity.T)
+    pairs = list(itertools.combinations(range(24), 2))
+    for which in range(4):
+        within = [similarity[i, j] for i, j in pairs if generator[i] == generator[j] == which]
+        across = [similarity[i, j] for i, j in pairs if (generator[i] == which) != (generator[j] == which)]
+        others = [
+            similarity[i, j]
+            for i, j in pairs
+            if which not in (generator[i], generator[j]) and generator[i] != generator[j]
+        ]
+        threshold = measures.threshold_at(np.array(others), 0.1)
+        found = measures.transferred_rates(similarity, generator, which, 0.1)
+        assert found.true_positive == pytest.approx(np.mean(np.array(within) > threshold))
+        assert found.false_positive == pytest.approx(np.mean(np.array(across) > threshold))
+        positive, negative = measures.pair_scores(similarity, generator, which)
+        assert sorted(positive) == sorted(within) and sorted(negative) == sorted(across)
+
+
+def test_two_generators_set_no_threshold_for_each_other():
+    rates = measures.transferred_rates(np.ones((4, 4)), np.array([0, 0, 1, 1]), 0, 0.01)
+    assert math.isnan(rates.true_positive) and math.isnan(rates.false_positive)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_adjusted_rand_and_purity_by_counting(seed):
+    rng = np.random.default_rng(seed)
+    clusters, truth = rng.integers(3, 7, 40), rng.integers(0, 4, 40)
+    table = measures.contingency(clusters, truth)
+    pairs = list(itertools.combinations(range(40), 2))
+    same_cluster = [clusters[i] == clusters[j] for i, j in pairs]
+    same_truth = [truth[i] == truth[j] for i, j in pairs]
+    both = sum(a and b for a, b in zip(same_cluster, same_truth))
+    expected = sum(same_cluster) * sum(same_truth) / len(pairs)
+    most = (sum(same_cluster) + sum(same_truth)) / 2
+    assert measures.adjusted_rand(table) == pytest.approx((both - expected) / (most - expected))
+    right = sum(max(np.bincount(truth[clusters == c])) for c in set(clusters))
+    assert measures.purity(table) == pytest.approx(right / 40)
+
+
+def test_trivial_partitions_agree():
+    assert measures.adjusted_rand(np.array([[5]])) == 1.0
+    assert measures.adjusted_rand(np.eye(4, dtype=int)) == 1.0
+    assert measures.adjusted_rand(np.array([[5, 0], [0, 3]])) == 1.0
+    assert measures.adjusted_rand(np.array([[5, 5]])) == 0.0
+
+
+def test_intervals_are_of_resampled_generators():
+    values = np.array([0.2, 0.9, np.nan, 0.7])
+    drawn = measures.resampled(4, seed=3)
+    means = [np.nanmean(values[row]) for row in drawn if not np.isnan(values[row]).all()]
+    found = measures.mean_interval(values, seed=3)
+    assert found.mean == pytest.approx(np.nanmean(values))
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+    assert measures.mean_interval(np.full(3, 0.4)) == pytest.approx((0.4, 0.4, 0.4))
+    assert all(math.isnan(x) for x in measures.mean_interval(np.full(3, np.nan)))
+
+
+def test_differences_are_paired():
+    """A method that is better by the same amount everywhere is better for sure, however much generators differ."""
+    worse = np.random.default_rng(0).random(5)
+    found = measures.mean_interval((worse + 0.1) - worse)
+    assert (found.low, found.high) == pytest.approx((0.1, 0.1))
+
+
+def test_table_intervals_are_jackknifed_over_generators():
+    table = np.array([[8, 0, 1], [2, 9, 1], [0, 1, 8]])
+    found = measures.table_interval(measures.purity, table)
+    without = [measures.purity(table[:, kept]) for kept in ([1, 2], [0, 2], [0, 1])]
+    error = np.sqrt(2 / 3 * sum((value - np.mean(without)) ** 2 for value in without))
+    assert found.mean == measures.purity(table)
+    assert found.low == pytest.approx(found.mean - 1.96 * error)
+    assert found.high == pytest.approx(min(1.0, found.mean + 1.96 * error))
+    assert measures.table_interval(measures.purity, 5 * np.eye(4, dtype=int)) == (1.0, 1.0, 1.0)
+    one_cluster = measures.table_interval(measures.purity, np.full((1, 4), 7))
+    assert one_cluster == pytest.approx((0.25, 0.25, 0.25))

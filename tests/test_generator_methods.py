@@ -1,0 +1,149 @@
+"""Samples and scores of fingerprint methods, against files written by Pillow and loops over numbers."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from samples import picture
+
+from attrib.errors import AttribError, ImageError
+from attrib.generators.degradations import GRID, Degradation, degrade
+from attrib.generators.methods import (
+    Method,
+    Rescored,
+    check_sides,
+    max_cosine,
+    mean_cosine,
+    nearest_neighbours,
+    unit_or_zero,
+)
+from attrib.generators.samples import Sample, drawn_sample, read_sample, recoded
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def pixels(seed: int, width: int = 48, height: int = 40) -> torch.Tensor:
+    return torch.from_numpy(np.array(picture(seed, width, height))).permute(2, 0, 1)
+
+
+def rows(seed: int, count: int, dimension: int = 6) -> np.ndarray:
+    return unit_or_zero(np.random.default_rng(seed).standard_normal((count, dimension))).astype(np.float32)
+
+
+GALLERY = [rows(1, 3), rows(2, 5), rows(3, 1)]
+QUERIES = rows(4, 20)
+
+
+@pytest.mark.parametrize("codec", ["PNG", "JPEG", "WEBP"])
+def test_a_sample_holds_the_pixels_and_the_facts_of_its_file(codec):
+    file = io.BytesIO()
+    picture(0).save(file, codec)
+    sample = read_sample(file.getvalue(), max_megapixels=1)
+    assert (sample.codec, sample.num_bytes, sample.side_px) == (codec, len(file.getvalue()), 48)
+    file.seek(0)
+    assert np.array_equal(sample.image.permute(1, 2, 0).numpy(), np.array(Image.open(file).convert("RGB")))
+    with pytest.raises(ImageError, match="exceed the limit"):
+        read_sample(file.getvalue(), max_megapixels=0.001)
+
+
+@pytest.mark.parametrize("degradation", GRID, ids=lambda degradation: degradation.name)
+def test_recoding_leaves_the_facts_of_the_file_that_a_platform_would_serve(degradation):
+    given = Sample(pixels(0), "GIF", 17)
+    found = recoded(given, degradation)
+    assert torch.equal(found.image, degrade(given.image, degradation))
+    file = io.BytesIO()
+    if degradation.kind in ("jpeg", "webp"):
+        Image.fromarray(given.image.permute(1, 2, 0).numpy()).save(
+            file, degradation.kind, quality=int(degradation.strength)
+        )
+    else:
+        Image.fromarray(found.image.permute(1, 2, 0).numpy()).save(file, "PNG", compress_level=1)
+    served = read_sample(file.getvalue(), max_megapixels=1)
+    assert (found.codec, found.num_bytes) == (served.codec, served.num_bytes)
+    assert torch.equal(found.image, served.image)
+
+
+def test_recoded_alike_the_file_no_longer_tells_where_an_image_came_from():
+    image = pixels(1)
+    one, other = Sample(image, "JPEG", 900), drawn_sample(image)
+    for degradation in (Degradation("none"), Degradation("jpeg", 85)):
+        found = [recoded(sample, degradation) for sample in (one, other)]
+        assert found[0].codec == found[1].codec and found[0].num_bytes == found[1].num_bytes
+
+
+def test_mean_cosine():
+    found = mean_cosine(GALLERY, QUERIES)
+    for i, query in enumerate(QUERIES):
+        for g, group in enumerate(GALLERY):
+            mean = sum(group.astype(np.float64)) / len(group)
+            expected = sum(query * mean) / np.sqrt(sum(mean**2)) / np.sqrt(sum(query.astype(np.float64) ** 2))
+            assert found[i, g] == pytest.approx(expected, abs=1e-6)
+    assert found.dtype == np.float32
+
+
+def test_max_cosine():
+    found = max_cosine(GALLERY, QUERIES)
+    expected = [[max(float(sum(query * row)) for row in group) for group in GALLERY] for query in QUERIES]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_neighbours", [1, 4, 9, 100])
+def test_nearest_neighbours(num_neighbours):
+    found = nearest_neighbours(num_neighbours)(GALLERY, QUERIES)
+    for i, query in enumerate(QUERIES):
+        near = sorted(((float(query @ row), g) for g, group in enumerate(GALLERY) for row in group), reverse=True)
+        near = near[:num_neighbours]
+        expected = [sum((1 + cosine) / 2 for cosine, g in near if g == wanted) / len(near) for wanted in range(3)]
+        np.testing.assert_allclose(found[i], expected, atol=1e-6)
+    if num_neighbours == 1:
+        assert np.array_equal(found.argmax(axis=1), max_cosine(GALLERY, QUERIES).argmax(axis=1))
+
+
+def test_of_equal_neighbours_the_earlier_counts():
+    twice = np.array([[1, 0], [1, 0]], np.float32)
+    assert nearest_neighbours(1)([twice[:1], twice[1:]], twice[:1]).tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize("scores", [mean_cosine, max_cosine, nearest_neighbours(3)])
+def test_a_generator_without_references_is_refused(scores):
+    with pytest.raises(AttribError, match="generator 1 has no references"):
+        scores([GALLERY[0], GALLERY[1][:0]], QUERIES)
+    with pytest.raises(AttribError, match="there are no generators"):
+        scores([], QUERIES)
+
+
+def test_a_vector_without_direction_is_like_nothing():
+    found = unit_or_zero(np.array([[0.0, 0.0], [3.0, 4.0]]))
+    assert found.tolist() == [[0, 0], [0.6, 0.8]]
+    assert mean_cosine([found[1:]], found)[0, 0] == 0
+
+
+class Means(Method):
+    """The mean colour of an image."""
+
+    name, digest, min_side_px, looks_at_trace = "means", "d", 32, False
+
+    def embed(self, samples):
+        check_sides(samples, self)
+        return unit_or_zero(np.array([sample.image.float().mean(dim=(1, 2)).numpy() for sample in samples]))
+
+
+def test_images_that_are_too_small_are_named_with_what_is_needed():
+    assert Means().embed([drawn_sample(pixels(0, 32, 32))]).shape == (1, 3)
+    with pytest.raises(AttribError, match="31x40 pixels is too small for means, which needs 32"):
+        Means().embed([drawn_sample(pixels(0)), drawn_sample(pixels(0, 31, 40))])
+
+
+def test_a_rescored_method_embeds_as_the_one_it_is_made_of():
+    method = Means()
+    rescored = Rescored(method, "nearest means", max_cosine)
+    samples = [drawn_sample(pixels(seed)) for seed in range(6)]
+    vectors = rescored.embed(samples)
+    assert np.array_equal(vectors, method.embed(samples))
+    assert (rescored.name, rescored.digest, rescored.min_side_px) == ("nearest means", method.digest, 32)
+    assert not rescored.looks_at_trace
+    references = [vectors[:2], vectors[2:4]]
+    assert np.array_equal(rescored.scores(references, vectors), max_cosine(references, vectors))
+    assert np.array_equal(method.scores(references, vectors), mean_cosine(references, vectors))

@@ -1,0 +1,87 @@
+"""A pool on disk: what was written is read again, and a model's weights make its samples."""
+
+import pytest
+import torch
+
+from attrib.errors import AttribError
+from attrib.generators.architectures import build_autoencoder, sample_specs
+from attrib.generators.pool import (
+    PHOTOGRAPHS,
+    RECORD,
+    PoolModel,
+    load_model,
+    model_uri,
+    open_pool,
+    pool_digest,
+    read_card,
+    samples_uri,
+    write_model,
+)
+from attrib.generators.supernet import Supernet, draw_paths, virtual_model
+from attrib.generators.synthesis import draw_batches, render
+from attrib.generators.synthesis_settings import GridSettings
+from attrib.storage import join
+
+
+@pytest.fixture
+def photographs():
+    return torch.randint(0, 256, (5, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def write(place, model_id, spec, model, photographs):
+    storage, uri = place
+    model = model.to(memory_format=torch.channels_last).eval()
+    samples = render(model, photographs)
+    return write_model(uri, model_id, spec, 7, model, 0.25, 3, samples, storage), samples
+
+
+def test_a_model_and_its_samples_come_back(place, photographs):
+    storage, uri = place
+    spec = next(spec for spec in sample_specs(20, 0, width=8) if spec.norm == "batch")
+    card, samples = write(place, f"{spec.name}-7", spec, build_autoencoder(spec, 7), photographs)
+    assert read_card(uri, card.model_id, storage) == card
+    assert (card.spec, card.seed, card.loss, card.num_steps) == (spec, 7, 0.25, 3)
+    storage.write_array(join(uri, PHOTOGRAPHS), photographs.numpy())
+    record = {"models": [card.model_dump(mode="json")], "digest": "d", "settings": {"px": 16, "num_photographs": 5}}
+    storage.write_json(join(uri, RECORD), record)
+    pool = open_pool(uri, storage)
+    assert pool.models == [card] and (pool.px, pool.num_photographs, pool.digest) == (16, 5, "d")
+    assert torch.equal(pool.photographs(storage), photographs)
+    assert torch.equal(pool.samples(card.model_id, storage), samples)
+    assert torch.equal(render(load_model(uri, card.model_id, storage), photographs), samples)
+
+
+def test_a_virtual_model_comes_back(local, tmp_path, photographs):
+    path = next(p for p in draw_paths(30, GridSettings(), 2, seed=0) if "batch" in p.name and len(p.levels) == 2)
+    virtual = virtual_model(Supernet(8, 3), path, draw_batches(photographs, 4, 16, seed=0))
+    card, samples = write((local, str(tmp_path)), "path-00000", path, virtual, photographs)
+    assert read_card(str(tmp_path), "path-00000", local) == card and card.spec == path
+    assert torch.equal(render(load_model(str(tmp_path), "path-00000", local), photographs), samples)
+
+
+def test_the_digest_follows_samples_and_photographs():
+    spec = sample_specs(1, 0)[0]
+    card = PoolModel(model_id="a", spec=spec, seed=0, loss=0.1, num_steps=1, samples_sha256="x")
+    digests = {
+        pool_digest([card], "p"),
+        pool_digest([card], "q"),
+        pool_digest([card.model_copy(update={"samples_sha256": "y"})], "p"),
+        pool_digest([card, card], "p"),
+    }
+    assert len(digests) == 4
+
+
+def test_what_is_no_pool_is_refused(local, tmp_path, photographs):
+    with pytest.raises(AttribError, match=r"jobs\.synthesize"):
+        open_pool(str(tmp_path), local)
+    spec = sample_specs(1, 0, width=4)[0]
+    write((local, str(tmp_path)), "a", spec, build_autoencoder(spec, 0), photographs)
+    local.write_bytes(
+        model_uri(str(tmp_path), "b"),
+        local.read_bytes(model_uri(str(tmp_path), "a"))
+        .replace(b'"model_id', b'"model_ie', 1)
+        .replace(b'\\"model_id', b'\\"model_ie', 1),
+    )
+    with pytest.raises(AttribError, match="no synthetic generator"):
+        read_card(str(tmp_path), "b", local)
+    assert local.exists(samples_uri(str(tmp_path), "a"))

@@ -17,7 +17,7 @@ from pathlib import Path
 from attrib.errors import AttribError
 
 # Of a process, its highest is kept by the system; to look often at all of a job's processes would take from what is measured.
-POLL_SECONDS, SLOW_POLL_SECONDS, SLOW_AFTER_SECONDS = 0.2, 1.0, 5.0
+POLL_SECONDS, SLOW_POLL_SECONDS, FEW_PROCESSES = 0.2, 1.0, 4
 PACKAGE_FOLDER = str(Path(__file__).resolve().parents[2])
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 MAX_NOTE_CHARS = 160
@@ -96,15 +96,15 @@ def run_contender(contender: Contender) -> dict:
 def _watch(process: subprocess.Popen) -> tuple[list[float], float]:
     """Peak resident MiB of each process below `process`, and the highest sum of their anonymous memory, until it ends."""
     peaks: dict[int, float] = {}
-    highest, started = 0.0, time.monotonic()
+    highest = 0.0
     while process.poll() is None:
-        total = 0.0
-        for pid in process_tree(process.pid):
+        total, below = 0.0, process_tree(process.pid)
+        for pid in below:
             values = _status(pid)
             peaks[pid] = max(peaks.get(pid, 0.0), values.get("VmHWM", 0.0))
             total += values.get("RssAnon", 0.0)
         highest = max(highest, total)
-        time.sleep(POLL_SECONDS if time.monotonic() - started < SLOW_AFTER_SECONDS else SLOW_POLL_SECONDS)
+        time.sleep(POLL_SECONDS if len(below) <= FEW_PROCESSES else SLOW_POLL_SECONDS)
     return list(peaks.values()), highest
 
 

@@ -59,7 +59,8 @@ def test_peaks_are_those_of_the_contender_alone():
     here = np.ones(300 << 20, np.uint8)  # in this process, whose memory is none of the contender's
     ended = run_contender(Contender("A", f"{SAMPLES}:filler", {"mib": 128}))
     del here
-    assert ended["start_mib"] + 16 <= ended["laps"]["small"]["peak_mib"] <= ended["start_mib"] + 64
+    # The kernel counts pages in batches, so up to half a MiB may be missing.
+    assert ended["start_mib"] + 15 <= ended["laps"]["small"]["peak_mib"] <= ended["start_mib"] + 64
     assert ended["start_mib"] + 120 <= ended["peak_mib"] <= ended["start_mib"] + 180
     assert ended["peak_mib"] < 300 and 120 <= ended["anonymous_mib"] <= ended["peak_mib"]
 

@@ -26,13 +26,12 @@ from attrib.distributed.attribution_job import (
     AttributionJob,
     exact_uri,
     num_checked,
-    num_workers,
     parts_of_shards,
     pending_blocks,
     use_threads,
 )
 from attrib.distributed.attribution_results import describe_sources, merge_blocks, write_blocks
-from attrib.distributed.session import connect, device_of
+from attrib.distributed.session import connect, device_of, num_cluster_cpus
 from attrib.distributed.tasks import run_units
 from attrib.errors import FailedShareError
 from attrib.estimates import Estimate
@@ -83,6 +82,7 @@ def run(settings: AttributeSettings) -> dict:
         return record
     connect(settings.ray)
     job.device = device_of(settings.device, "attribute")
+    job.num_workers = max(1, num_cluster_cpus() // settings.threads_per_task)
     stamp = RunStamp(
         settings.run_id or run_identity(settings, inputs)[:16], index.encoder["model_digest"], index.digest
     )
@@ -139,7 +139,7 @@ def _estimate(job: AttributionJob, storage: Storage) -> Estimate:
         check_seconds=plan_search(index, num_checked(job), "exact").seconds if num_checked(job) else 0.0,
         baseline_bytes=baseline_bytes(),
         rates=measure_answers(dimension),
-        num_workers=num_workers(job),
+        num_workers=job.num_workers,
         copies_shards=is_remote(index.uri),
         on_gpus=job.device == "cuda",
     )
@@ -152,7 +152,7 @@ def _probe(job: AttributionJob, storage: Storage) -> tuple[np.ndarray, np.ndarra
     # A restart draws the same sample again, also from blocks that are finished.
     blocks = range(len(job.blocks)) if wanted else pending_blocks(job, storage) if job.shares_lists else []
     num_rows = sum(block_rows(job.blocks[block]) for block in blocks)
-    num_groups = probe_groups(len(blocks), num_rows, num_workers(job))
+    num_groups = probe_groups(len(blocks), num_rows, job.num_workers)
     groups = [group.tolist() for group in np.array_split(blocks, num_groups)] if num_groups else []
     threshold = sample_threshold(wanted, sum(job.queries.num_embedded)) if wanted else None
     progress = Progress("probe", num_rows, "queries")

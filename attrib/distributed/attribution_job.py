@@ -5,7 +5,6 @@ import numpy as np
 import pyarrow as pa
 
 from attrib.attribution import block_name, block_rows, plan_blocks, read_block
-from attrib.distributed.session import num_cluster_cpus
 from attrib.errors import AttribError
 from attrib.generators.verdict_files import Identified
 from attrib.index import Index, Shard, open_shard
@@ -32,7 +31,7 @@ class AttributionJob:
         self.settings, self.index, self.queries, self.manifest, self.plan = settings, index, queries, manifest, plan
         self.blocks = plan_blocks(queries.num_rows, settings.query_block_rows)
         self.num_candidates = settings.top_k * (settings.rerank_factor or index.rerank_factor)
-        self.device = "cpu"
+        self.device, self.num_workers = "cpu", 1
         self.identified: Identified | None = None
 
     @property
@@ -125,12 +124,8 @@ def pending_blocks(job: AttributionJob, storage: Storage) -> list[int]:
     return [b for b in range(len(job.blocks)) if block_name(b) not in finished]
 
 
-def num_workers(job: AttributionJob) -> int:
-    return max(1, num_cluster_cpus() // job.settings.threads_per_task)
-
-
 def parts_of_shards(job: AttributionJob) -> list[int]:
-    return shard_parts(len(job.index.shards), num_workers(job))
+    return shard_parts(len(job.index.shards), job.num_workers)
 
 
 def num_checked(job: AttributionJob) -> int:

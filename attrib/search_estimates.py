@@ -11,6 +11,7 @@ from attrib.planning import IndexPlan
 from attrib.probing import AnswerRates, MachineRates, RowBytes
 from attrib.template import KMEANS_ITERATIONS, MAX_POINTS_PER_CENTROID
 
+DESCRIBED_AT_ONCE = 4  # parts of all shards, at least: each goes through its shard's whole table
 READ_ROWS = 16_384  # queries that are read together, at least: their files' row groups
 FILLED_SHARE = 0.75  # of the workers, in the last round of a phase's tasks
 READ_COPIES = 6  # of a column while Arrow reads it and rows are picked: pages, chunks, what is picked; its pool gives none of it back
@@ -88,6 +89,12 @@ def shard_parts(num_shards: int, num_workers: int) -> list[int]:
     while rest * parts < FILLED_SHARE * num_workers * -(-rest * parts // num_workers):
         parts += 1
     return [1] * (num_shards - rest) + [parts] * rest
+
+
+def describe_parts(num_shards: int) -> int:
+    """In how many parts the metadata of each shard's sources is looked up: of few shards in several. Not by the workers that there are, since parts
+    are files, which a restart on another cluster must find."""
+    return max(1, -(-DESCRIBED_AT_ONCE // num_shards))
 
 
 def probe_groups(num_blocks: int, num_queries: int, num_workers: int) -> int:
@@ -272,8 +279,9 @@ def _attribute_seconds(
     row_bytes = FIXED_ROW_BYTES + STAMP_BYTES + sizes.source.in_memory + query.in_memory
     table_bytes = 3 * pairs * CANDIDATE_BYTES + sizes.num_vectors * sizes.source.in_memory + rows * row_bytes
     # Lists, candidates, what is merged and wanted, sources and results are written; most of them are read by a task each.
-    files = num_blocks * (13 + 5 * shards + 2 * sum(parts))
-    tasks = probe_groups(num_blocks, num_queries, num_workers) + 2 * sum(parts) + 2 * num_blocks
+    described = shards * describe_parts(shards)
+    files = num_blocks * (13 + 5 * shards + 2 * described)
+    tasks = probe_groups(num_blocks, num_queries, num_workers) + sum(parts) + described + 2 * num_blocks
     fixed = files * FILE_SECONDS + tasks * TASK_SECONDS
     spread = merging + table_bytes / rates.table_bytes_per_second + fixed
     return START_SECONDS + 5 * PHASE_SECONDS + searching + spread / num_workers

@@ -21,11 +21,12 @@ from attrib.attribution import (
     wanted_table,
     wanted_uri,
 )
-from attrib.distributed.attribution_job import AttributionJob, parts_of_shards, pending_blocks, use_threads
+from attrib.distributed.attribution_job import AttributionJob, pending_blocks, use_threads
 from attrib.distributed.tasks import run_units
 from attrib.generators.verdict_files import block_verdicts
 from attrib.progress import Progress
 from attrib.search import Candidates, keep_candidates, merge
+from attrib.search_estimates import describe_parts
 from attrib.storage import Storage, join
 
 
@@ -71,10 +72,10 @@ def _merge_task(job: AttributionJob, block: int, storage: Storage) -> None:
 
 def describe_sources(job: AttributionJob, storage: Storage) -> None:
     pending = pending_blocks(job, storage)
+    num_shards = len(job.index.shards)
+    num_parts = describe_parts(num_shards)
     units = [
-        (job, pending, shard, part, num_parts, storage)
-        for shard, num_parts in enumerate(parts_of_shards(job))
-        for part in range(num_parts)
+        (job, pending, shard, part, num_parts, storage) for shard in range(num_shards) for part in range(num_parts)
     ]
     progress = Progress("sources", len(units), "parts of shards")
     for _ in run_units(_describe_task, units if pending else []):

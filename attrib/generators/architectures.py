@@ -104,8 +104,8 @@ def build_autoencoder(spec: DecoderSpec, seed: int) -> Autoencoder:
 class Encoder(nn.Module):
     """float32 [n, 3, h, w] -> codes [n, width * 2 ** (num_blocks - 1), h / 2 ** num_blocks, w / 2 ** num_blocks].
 
-    The same for all specs of one depth: only decoders leave traces. The linear part lets decoders train in few steps; the other can tell those
-    that end in a norm how bright the picture is, which no linear code can.
+    The same for all specs of one depth: only decoders leave traces. The linear part lets decoders train in few steps; the other part
+    can tell those that norm their codes how bright the picture is, which no linear code can.
     """
 
     def __init__(self, num_blocks: int, width: int):

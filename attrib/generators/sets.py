@@ -1,8 +1,9 @@
 """Many images of one account at once: a far stronger test than any of them alone.
 
 The images of a set are taken to have one origin. Where each of its scores stands between the negatives' mean and the references' own is
-averaged by generator, and the highest mean is compared with that of as many negatives in the same galleries: by permutation where images are the unit and for
-photographs, by sets from one source at a time where sources are. As for single images, the largest p-value over the kinds of negatives counts.
+averaged by generator, and the highest mean is compared with that of as many negatives in the same galleries: by permutation where images
+are the unit and for photographs, by sets from one source at a time where sources are. As for single images, the largest p-value over the
+kinds of negatives counts.
 
 Of a family, whose members single images do not tell apart, a set keeps those whose own references it is like: each is given up if a
 permutation test says that the set scores lower than they do.

@@ -63,7 +63,8 @@ class Judge:
     """A calibrated registry. `families` names the families in the order of `confusion`, whose last row and column are all else.
 
     confusion: float64 [galleries, J, J], how many of the references of each family (left out in turn) and of the negatives (all kinds
-    counting the same) that went to a gallery get which verdict. floor: the least p-value that can come out. assessable: bool [galleries], whether references that go there are recognised at all.
+    counting the same) that went to a gallery get which verdict. floor: the least p-value that can come out. assessable: bool [galleries],
+    whether references that go there are recognised at all.
     """
 
     def __init__(self, galleries: Galleries, calibration: Calibration):

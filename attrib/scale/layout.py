@@ -12,7 +12,7 @@ import numpy as np
 from attrib.attribution import MIN_BLOCK_ROWS, USUAL_BLOCKS
 from attrib.planning import plan_index, training_rows
 from attrib.scale.settings import Constants, SimulationSettings, TargetSettings
-from attrib.search_estimates import probe_groups, shard_parts
+from attrib.search_estimates import describe_parts, probe_groups, shard_parts
 from attrib.settings import IndexSettings
 from attrib.storage import PARQUET_ROW_GROUP_ROWS
 
@@ -136,15 +136,15 @@ def task_counts(layout: Layout, target: TargetSettings, num_cpus: int) -> dict[s
         counts["attributions: _probe_task"] = probe_groups(layout.num_blocks, layout.queries.num_images, num_cpus)
     counts["attributions: _search_task"] = num_parts(layout, num_cpus, layout.num_blocks)
     counts["attributions: _merge_task"] = layout.num_blocks
-    counts["attributions: _describe_task"] = num_parts(layout, num_cpus)
+    counts["attributions: _describe_task"] = shards * describe_parts(shards)
     counts["attributions: _write_task"] = layout.num_blocks
     return counts
 
 
-def num_parts(layout: Layout, num_cpus: int, most: int | None = None) -> int:
+def num_parts(layout: Layout, num_cpus: int, most: int) -> int:
     """Of all shards, those of an unfilled last round cut in several (attrib.search_estimates.shard_parts), each in `most` at most."""
     rest = layout.num_shards % num_cpus
-    return layout.num_shards - rest + sum(min(parts, most or parts) for parts in shard_parts(rest, num_cpus))
+    return layout.num_shards - rest + sum(min(parts, most) for parts in shard_parts(rest, num_cpus))
 
 
 def num_checked(layout: Layout, target: TargetSettings) -> int:
@@ -210,7 +210,7 @@ def file_counts(layout: Layout, target: TargetSettings, constants: Constants, nu
     ids = blocks * id_bytes(rows / blocks, vectors)
     found[merged] = replace(found[merged], num_bytes=found[merged].num_bytes + ids)
     table("attributions/_partials/block-#/wanted.parquet", "wanted", blocks, described, kept=False)
-    pieces = blocks * num_parts(layout, num_cpus)
+    pieces = blocks * shards * describe_parts(shards)
     table("attributions/_partials/block-#/sources-#-#.parquet", "source", min(pieces, described), described, kept=False)
     table("attributions/attributions/block-#.parquet", "attribution", blocks, rows)
     table("attributions/outcomes/block-#.parquet", "outcome", blocks, queries)

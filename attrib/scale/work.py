@@ -19,12 +19,11 @@ from attrib.scale.layout import (
     described_sources,
     file_counts,
     num_checked,
-    num_parts,
     shard_files,
     task_counts,
 )
 from attrib.scale.settings import ScaleSettings
-from attrib.search_estimates import READ_ROWS
+from attrib.search_estimates import READ_ROWS, describe_parts
 from attrib.template import KMEANS_ITERATIONS, MAX_POINTS_PER_CENTROID
 
 GIB = 2**30
@@ -222,7 +221,7 @@ def _attribution_work(
     cut, shards, blocks = layout.queries, layout.num_shards, layout.num_blocks
     per_file, per_write = constants.requests_per_file.value, constants.requests_per_write.value
     pickle_rate = constants.pickle_bytes_per_second.value
-    describing = num_parts(layout, num_cpus) / shards  # times that the metadata of all sources is read
+    describing = describe_parts(shards)  # times that the metadata of all sources is read
     arrays = sum(
         f.num_bytes for pattern, f in files.items() if pattern.startswith("index/") and pattern.endswith(".npy")
     )

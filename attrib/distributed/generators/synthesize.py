@@ -167,6 +167,9 @@ def _train_models(
 ) -> list[PoolModel]:
     made = []
     for model in planned:
+        if storage.exists(model_uri(settings.output, model.model_id)):  # by this task, before it lost its worker
+            made.append(read_card(settings.output, model.model_id, storage))
+            continue
         trained = train_autoencoder(
             model.spec, model.seed, photographs.training, photographs.shown, settings.training, device
         )

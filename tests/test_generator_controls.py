@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from samples import picture
 
 from attrib.errors import AttribError
@@ -18,6 +19,8 @@ from attrib.generators.discriminant import (
     model_statistics,
     save_discriminant,
 )
+from attrib.generators.extractor import Extractor, FingerprintNetwork
+from attrib.generators.extractor_settings import NetworkSettings
 from attrib.generators.fingerprint_settings import (
     BackboneFeatureSettings,
     DiscriminantSettings,
@@ -29,7 +32,7 @@ from attrib.generators.logistic import fit_logistic, logistic_scores
 from attrib.generators.methods import unit_or_zero
 from attrib.generators.pool import Pool, write_model
 from attrib.generators.samples import Sample, drawn_sample
-from attrib.generators.spectrum import image_spectrum
+from attrib.generators.spectrum import colour_spectrum, image_spectrum, patches, residual
 from attrib.generators.spectrum_methods import (
     DISCRIMINANT,
     WHITENING,
@@ -37,8 +40,7 @@ from attrib.generators.spectrum_methods import (
     SpectrumDiscriminant,
     SpectrumWhitened,
     fitted_maps,
-    load_spectrum_discriminant,
-    load_spectrum_whitened,
+    load_spectrum_method,
     pool_spectra,
     spectra,
 )
@@ -51,6 +53,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 STORAGE = Storage(StorageSettings())
 SPECTRUM = SpectrumSettings(patch_px=16, max_patches=4)
+COLOURS = SpectrumSettings(patch_px=16, max_patches=4, window_px=8)
+NAMES = ["spectrum-whitened", "spectrum-lda", "log-spectrum", "log-spectrum-logistic"]
+COLOUR_NAMES = ["colour-spectrum-whitened", "colour-spectrum-lda", "colour-spectrum", "colour-spectrum-logistic"]
 BACKBONE = BackboneSettings(name="test_resnet", weights="random")
 
 
@@ -330,26 +335,39 @@ def test_a_fit_is_kept_in_its_folder_and_belongs_to_one_pool_and_config(pool, tm
     assert list(again) == list(fitted) == [DISCRIMINANT, WHITENING]
     for name, found in fitted.items():
         assert np.array_equal(again[name].projection, found.projection)
-    loaded = load_spectrum_discriminant(folder, STORAGE)
+    loaded = load_spectrum_method("spectrum-lda", folder, STORAGE)
     assert loaded.digest == SpectrumDiscriminant(fitted[DISCRIMINANT], SPECTRUM).digest and loaded.min_side_px == 16
-    whitened = load_spectrum_whitened(folder, STORAGE)
+    whitened = load_spectrum_method("spectrum-whitened", folder, STORAGE)
     assert whitened.digest == SpectrumWhitened(fitted[WHITENING], SPECTRUM).digest != loaded.digest
+    plain = load_spectrum_method("log-spectrum", folder, STORAGE)
+    assert plain.digest == LogSpectrum(fitted[DISCRIMINANT].mean, SPECTRUM).digest
+    with pytest.raises(AttribError, match="holds spectrum-lda and log-spectrum, not colour-spectrum; correct"):
+        load_spectrum_method("colour-spectrum", folder, STORAGE)
     with pytest.raises(AttribError, match="was fitted on another pool or with other options"):
         fitted_maps(pool, SPECTRUM, DiscriminantSettings(shrinkage=0.2), STORAGE, folder)
 
 
 def test_all_methods_of_a_table_tell_models_apart_that_share_their_content(pool):
-    settings = MethodsSettings(spectrum=SPECTRUM, backbone=BackboneFeatureSettings(backbone=BACKBONE))
+    settings = MethodsSettings(
+        spectrum=SPECTRUM, colour_spectrum=COLOURS, backbone=BackboneFeatureSettings(backbone=BACKBONE)
+    )
     methods = methods_from(settings, pool, STORAGE)
-    names = ["spectrum-whitened", "spectrum-lda", "log-spectrum", "log-spectrum-logistic"]
-    names += ["backbone-max-cosine", "backbone-knn", "backbone-logistic"]
+    names = [*COLOUR_NAMES, *NAMES, "backbone-max-cosine", "backbone-knn", "backbone-logistic"]
     leaks = ["content-only", "codec-and-size"]
     assert [method.name for method in methods] == names + leaks
     assert [method.name for method in methods if method.looks_at_trace] == names
     by_digest = {}
     for method in methods:
         by_digest.setdefault(method.digest, []).append(method.name)
-    assert list(by_digest.values()) == [names[:1], names[1:2], names[2:4], names[4:], leaks[:1], leaks[1:]]
+    assert list(by_digest.values()) == [
+        *([name] for name in names[:2]),
+        names[2:4],
+        *([name] for name in names[4:6]),
+        names[6:8],
+        names[8:],
+        leaks[:1],
+        leaks[1:],
+    ]
     samples = [[drawn_sample(pixels) for pixels in pool.samples(model.model_id, STORAGE)] for model in pool.models]
     for method in methods:
         vectors = [method.embed(group) for group in samples]
@@ -363,16 +381,26 @@ def test_all_methods_of_a_table_tell_models_apart_that_share_their_content(pool)
             assert (scores.argmax(axis=1) == np.repeat(range(5), 4)).mean() > 0.8, method.name
 
 
-def test_a_trained_extractor_comes_first_and_without_a_backbone_its_rows_are_left_out(pool):
-    extractor = ContentOnly()
-    methods = methods_from(MethodsSettings(spectrum=SPECTRUM), pool, STORAGE, extractor)
+def test_a_trained_extractor_comes_first_then_its_start_and_without_a_backbone_its_rows_are_left_out(pool):
+    network = FingerprintNetwork(NetworkSettings(patch_px=16, window_px=8, hidden=8, width=8))
+    start = Extractor(network).embed([drawn_sample(image(0))])
+    with torch.no_grad():
+        network.correction[-1].bias.normal_(generator=torch.Generator().manual_seed(0))
+    extractor = Extractor(network)
+    methods = methods_from(MethodsSettings(spectrum=SPECTRUM, colour_spectrum=COLOURS), pool, STORAGE, extractor)
     assert methods[0] is extractor and methods[1].digest == extractor.digest
-    controls = [
-        "spectrum-whitened",
-        "spectrum-lda",
-        "log-spectrum",
-        "log-spectrum-logistic",
-        "content-only",
-        "codec-and-size",
-    ]
-    assert [method.name for method in methods[1:]] == ["content-only-logistic", *controls]
+    of_extractor = ["extractor", "extractor-logistic", "extractor-untrained"]
+    leaks = ["content-only", "codec-and-size"]
+    assert [method.name for method in methods] == [*of_extractor, *COLOUR_NAMES, *NAMES, *leaks]
+    assert np.array_equal(methods[2].embed([drawn_sample(image(0))]), start)
+    assert not np.allclose(extractor.embed([drawn_sample(image(0))]), start)
+    assert len({method.digest for method in methods[:3]}) == 2
+
+
+def test_colour_spectra_are_windows_of_each_patch():
+    pixels = image(3)
+    expected = colour_spectrum(residual(patches(pixels, 16, 4).float() / 255), 8).mean(dim=0).numpy().ravel()
+    assert COLOURS.dimension == len(expected) == 2 * 6 * 8 * 5
+    np.testing.assert_allclose(spectra([drawn_sample(pixels)], COLOURS)[0], expected)
+    with pytest.raises(ValidationError, match="window_px 32 exceeds patch_px 16"):
+        SpectrumSettings(patch_px=16, window_px=32)

@@ -1,6 +1,7 @@
 """All methods of one table, made from one config: what is trained, what it must beat, and what measures leaks."""
 
 from attrib.generators.backbone_features import BackboneFeatures
+from attrib.generators.extractor import Extractor, untrained
 from attrib.generators.fingerprint_settings import MethodsSettings
 from attrib.generators.leak_controls import CodecAndSize, ContentOnly
 from attrib.generators.logistic import logistic_scores
@@ -14,14 +15,16 @@ from attrib.generators.spectrum_methods import (
     SpectrumWhitened,
     fitted_maps,
 )
-from attrib.storage import Storage
+from attrib.storage import Storage, join
+
+COLOUR_FOLDER = "colour"  # below what is fitted on the pool
 
 
 def methods_from(
     settings: MethodsSettings,
     pool: Pool,
     storage: Storage,
-    extractor: Method | None = None,
+    extractor: Extractor | None = None,
     folder: str | None = None,
     device: str = "cpu",
 ) -> list[Method]:
@@ -29,17 +32,18 @@ def methods_from(
 
     extractor: the trained one, first if there; folder: where what is fitted on the pool is kept, see `fitted_maps`.
     """
-    maps = fitted_maps(pool, settings.spectrum, settings.discriminant, storage, folder)
     logistic = logistic_scores(settings.logistic_strength)
-    methods: list[Method] = (
-        [extractor, Rescored(extractor, f"{extractor.name}-logistic", logistic)] if extractor else []
-    )
-    methods += [
-        SpectrumWhitened(maps[WHITENING], settings.spectrum),
-        SpectrumDiscriminant(maps[DISCRIMINANT], settings.spectrum),
-        spectrum := LogSpectrum(maps[DISCRIMINANT].mean, settings.spectrum),
-        Rescored(spectrum, "log-spectrum-logistic", logistic),
-    ]
+    methods: list[Method] = []
+    if extractor:
+        methods += [extractor, Rescored(extractor, f"{extractor.name}-logistic", logistic), untrained(extractor)]
+    for spectrum, place in ((settings.colour_spectrum, COLOUR_FOLDER), (settings.spectrum, "")):
+        maps = fitted_maps(pool, spectrum, settings.discriminant, storage, folder and join(folder, place))
+        methods += [
+            SpectrumWhitened(maps[WHITENING], spectrum),
+            SpectrumDiscriminant(maps[DISCRIMINANT], spectrum),
+            plain := LogSpectrum(maps[DISCRIMINANT].mean, spectrum),
+            Rescored(plain, f"{plain.name}-logistic", logistic),
+        ]
     if settings.backbone:
         features = BackboneFeatures(settings.backbone, storage, device)
         neighbours = nearest_neighbours(settings.backbone.num_neighbours)

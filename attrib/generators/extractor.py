@@ -5,6 +5,7 @@ starts at zero. The whitening is fitted and not trained: it keeps all directions
 models do not. The correction sees the same spectrum, and a few convolutions over the residual at full resolution.
 """
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,8 +54,7 @@ class FingerprintNetwork(nn.Module):
         self.correction = nn.Sequential(
             nn.Linear(size + 8 * width, settings.hidden), nn.GELU(), nn.Linear(settings.hidden, size)
         )
-        nn.init.zeros_(self.correction[-1].weight)
-        nn.init.zeros_(self.correction[-1].bias)
+        self.leave_out_correction()
 
     def forward(self, pixels: Tensor) -> Tensor:
         residuals = residual(pixels.float() / 255)
@@ -67,6 +67,10 @@ class FingerprintNetwork(nn.Module):
         pooled = torch.cat([maps.mean(dim=(2, 3)), (maps.var(dim=(2, 3)) + VARIANCE_FLOOR).sqrt()], dim=1)
         seen = torch.cat([F.layer_norm(whitened, whitened.shape[1:]), self.norm(pooled)], dim=1)
         return F.normalize(whitened + self.correction(seen), dim=1)
+
+    def leave_out_correction(self) -> None:
+        nn.init.zeros_(self.correction[-1].weight)
+        nn.init.zeros_(self.correction[-1].bias)
 
     def start_from(self, mean: Tensor, directions: Tensor) -> None:
         """mean: float32 [dimension]; directions: float32 [dimension, dimension]. Training does not change them."""
@@ -118,6 +122,15 @@ class Extractor(Method):
             padded = torch.cat([batch, batch[:1].expand(missing, -1, -1, -1)]) if missing else batch
             vectors.append(self.network(padded.to(self.device))[: len(batch)].float().cpu())
         return torch.cat(vectors)
+
+
+def untrained(extractor: Extractor) -> Extractor:
+    """What the extractor's training began with: the whitened colour spectrum, without the learned correction."""
+    network = copy.deepcopy(extractor.network)
+    network.leave_out_correction()
+    found = Extractor(network, str(extractor.device))
+    found.name = f"{extractor.name}-untrained"
+    return found
 
 
 def extractor_digest(network: FingerprintNetwork) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from attrib.model_settings import FeatureSettings
 from attrib.settings import BackboneSettings, Positive, Settings
@@ -11,14 +11,28 @@ Shrinkage = Literal["ledoit_wolf"] | Annotated[float, Field(gt=0, le=1)]
 
 
 class SpectrumSettings(Settings):
-    """Which patches of an image its log spectrum is the mean of. Images below patch_px cannot be assessed."""
+    """Which patches of an image its spectrum is the mean of. Images below patch_px cannot be assessed."""
 
     patch_px: int = Field(default=32, ge=8, multiple_of=2)
     max_patches: Positive = 16
+    # None: the log spectrum of each channel of a whole patch. Else the colour spectrum (attrib/generators/spectrum.py) of windows of this size.
+    window_px: Annotated[int, Field(ge=4, multiple_of=2)] | None = None
+
+    @model_validator(mode="after")
+    def _window_fits(self):
+        if self.window_px and self.window_px > self.patch_px:
+            raise ValueError(f"window_px {self.window_px} exceeds patch_px {self.patch_px}; windows lie within a patch")
+        return self
+
+    @property
+    def dimension(self) -> int:
+        """Numbers of a spectrum."""
+        side = self.window_px or self.patch_px
+        return (12 if self.window_px else 3) * side * (side // 2 + 1)
 
 
 class DiscriminantSettings(Settings):
-    """Linear maps of log spectra, fitted on the synthetic models (attrib/generators/discriminant.py).
+    """Linear maps of spectra, fitted on the synthetic models (attrib/generators/discriminant.py).
 
     shrinkage: of the covariance within models, towards a multiple of the identity. Ledoit and Wolf's estimate (0.003 here) suits more
     images of the same models; on families of upsamplers that were left out of the fit, and under JPEG, much more shrinkage is better.
@@ -54,6 +68,9 @@ class MethodsSettings(Settings):
     """All methods that are compared, except the trained extractor, which has its own job."""
 
     spectrum: SpectrumSettings = SpectrumSettings()
+    colour_spectrum: SpectrumSettings = SpectrumSettings(
+        window_px=8
+    )  # what the extractor sees, without what it learned
     discriminant: DiscriminantSettings = DiscriminantSettings()
     backbone: BackboneFeatureSettings | None = None  # None: these three rows are left out
     logistic_strength: float = Field(default=1.0, gt=0)  # of the penalty; features have unit variance in the mean

@@ -8,6 +8,8 @@ from attrib.generators.fingerprint_settings import BackboneFeatureSettings
 from attrib.settings import CollectionSettings, JobSettings, Positive, Settings, Share, Uri
 
 MIN_REFERENCES = 10
+SpectrumName = Literal["log-spectrum", "spectrum-lda", "spectrum-whitened"]
+SpectrumName |= Literal["colour-spectrum", "colour-spectrum-lda", "colour-spectrum-whitened"]
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9._-]+$")]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 # "generator": to be recognised. All others are negatives, which nothing is ever attributed to: photographs, generators that are known not to
@@ -18,8 +20,9 @@ Role = Literal["generator", "photographs", "other-generator", "synthetic"]
 class RegistryMethodSettings(Settings):
     """What makes the fingerprints of a registry. Methods that do not look at the generator's trace are not offered."""
 
-    name: Literal["extractor", "spectrum-lda", "log-spectrum", "backbone"] = "extractor"
-    uri: Uri | None = None  # output of jobs.fingerprint; for the two spectrum methods the folder with lda.safetensors
+    name: Literal["extractor", "backbone"] | SpectrumName = "extractor"
+    # Output of jobs.fingerprint; for the spectrum methods the folder with lda.safetensors that jobs.evaluate_generators leaves
+    uri: Uri | None = None
     backbone: BackboneFeatureSettings | None = None  # for name: backbone
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Methods without a trained network: the log spectrum of an image as it is, and through linear maps that were fitted on the pool."""
+"""Methods without a trained network: the spectrum of an image as it is, and through linear maps that were fitted on the pool."""
 
 from collections.abc import Iterator, Sequence
 
@@ -26,15 +26,14 @@ DISCRIMINANT, WHITENING = "lda.safetensors", "whitening.safetensors"
 
 
 class LogSpectrum(Method):
-    """Cosine of log spectra around their mean over the synthetic models, each without its own level.
+    """Cosine of spectra around their mean over the synthetic models, each without its own level.
 
     Without the mean all cosines are near 1, and with the level, which is the picture's contrast, content decides many of them.
     """
 
-    name = "log-spectrum"
-
     def __init__(self, mean: np.ndarray, settings: SpectrumSettings):
         """mean: float64 [d]."""
+        self.name = "colour-spectrum" if settings.window_px else "log-spectrum"
         self.mean, self.settings = mean, settings
         self.min_side_px = settings.patch_px
         self.digest = digest([self.name, settings.model_dump(mode="json"), _sha256(mean)])
@@ -46,11 +45,12 @@ class LogSpectrum(Method):
 
 
 class SpectrumDiscriminant(Method):
-    """Cosine in the discriminant's space of log spectra."""
+    """Cosine in the discriminant's space of spectra."""
 
-    name = "spectrum-lda"
+    map_name = "lda"
 
     def __init__(self, discriminant: Discriminant, settings: SpectrumSettings):
+        self.name = f"{'colour-' if settings.window_px else ''}spectrum-{self.map_name}"
         self.discriminant, self.settings = discriminant, settings
         self.min_side_px = settings.patch_px
         arrays = [_sha256(discriminant.mean), _sha256(discriminant.projection)]
@@ -62,17 +62,17 @@ class SpectrumDiscriminant(Method):
 
 
 class SpectrumWhitened(SpectrumDiscriminant):
-    """Cosine of whitened log spectra without their level."""
+    """Cosine of whitened spectra without their level."""
 
-    name = "spectrum-whitened"
+    map_name = "whitened"
 
 
 def spectra(samples: Sequence[Sample], settings: SpectrumSettings) -> np.ndarray:
-    """float32 [n, 3 * s * (s // 2 + 1)]: the log spectra, flat. Raises AttribError for an image below patch_px."""
-    size = 3 * settings.patch_px * (settings.patch_px // 2 + 1)
-    found = np.empty((len(samples), size), np.float32)
+    """float32 [n, settings.dimension]: the spectra, flat. Raises AttribError for an image below patch_px."""
+    found = np.empty((len(samples), settings.dimension), np.float32)
     for row, sample in zip(found, samples):
-        row[:] = image_spectrum(sample.image, settings.patch_px, settings.max_patches).numpy().ravel()
+        spectrum = image_spectrum(sample.image, settings.patch_px, settings.max_patches, settings.window_px)
+        row[:] = spectrum.numpy().ravel()
     return found
 
 
@@ -119,16 +119,21 @@ def _kept(uri: str, declared: dict, storage: Storage) -> Discriminant:
     return found
 
 
-def load_spectrum_discriminant(folder: str, storage: Storage) -> SpectrumDiscriminant:
-    """The method as `fitted_maps` left it, without the pool."""
-    discriminant, held = load_discriminant(join(folder, DISCRIMINANT), storage)
-    return SpectrumDiscriminant(discriminant, SpectrumSettings.model_validate(held["spectrum"]))
-
-
-def load_spectrum_whitened(folder: str, storage: Storage) -> SpectrumWhitened:
-    """The method as `fitted_maps` left it, without the pool."""
-    whitening, held = load_discriminant(join(folder, WHITENING), storage)
-    return SpectrumWhitened(whitening, SpectrumSettings.model_validate(held["spectrum"]))
+def load_spectrum_method(name: str, folder: str, storage: Storage) -> Method:
+    """The method of this name as `fitted_maps` left it, without the pool. Raises AttribError if the folder holds no such method."""
+    file = WHITENING if name.endswith(SpectrumWhitened.map_name) else DISCRIMINANT
+    found, held = load_discriminant(join(folder, file), storage)
+    settings = SpectrumSettings.model_validate(held["spectrum"])
+    methods = [
+        SpectrumWhitened(found, settings) if file == WHITENING else SpectrumDiscriminant(found, settings),
+        LogSpectrum(found.mean, settings),
+    ]
+    for method in methods:
+        if method.name == name:
+            return method
+    raise AttribError(
+        f"{folder} holds {' and '.join(method.name for method in methods)}, not {name}; correct method.name or method.uri"
+    )
 
 
 def _sha256(array: np.ndarray) -> str:

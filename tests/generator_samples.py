@@ -11,7 +11,8 @@ from safetensors.numpy import save
 
 from attrib.generators.discriminant import FILE_KEY
 from attrib.generators.fingerprint_settings import SpectrumSettings
-from attrib.generators.methods import Method, mean_cosine
+from attrib.generators.leak_controls import ContentOnly
+from attrib.generators.methods import Rescored, mean_cosine
 from attrib.generators.samples import Sample, drawn_sample
 from attrib.generators.spectrum_methods import DISCRIMINANT, LogSpectrum
 from attrib.storage import Storage, join
@@ -67,16 +68,11 @@ def _mean() -> np.ndarray:
     return spectra(samples, SPECTRUM).astype(np.float64).mean(axis=0)
 
 
-class Vectors(Method):
-    """Scores without images: by mean or by nearest reference."""
-
-    name, digest = "vectors", "v"
+class Vectors(Rescored):
+    """For tests that bring vectors of their own: a method that scores them by mean or by nearest reference."""
 
     def __init__(self, scores=mean_cosine):
-        self.scores = scores
-
-    def embed(self, samples):
-        raise NotImplementedError
+        super().__init__(ContentOnly(), "vectors", scores)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

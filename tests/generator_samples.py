@@ -12,8 +12,9 @@ from safetensors.numpy import save
 from attrib.generators.discriminant import FILE_KEY
 from attrib.generators.fingerprint_settings import SpectrumSettings
 from attrib.generators.leak_controls import ContentOnly
-from attrib.generators.methods import Rescored, mean_cosine
+from attrib.generators.methods import Rescored
 from attrib.generators.samples import Sample, drawn_sample
+from attrib.generators.scoring import mean_cosine
 from attrib.generators.spectrum_methods import DISCRIMINANT, LogSpectrum
 from attrib.storage import Storage, join
 
@@ -71,8 +72,8 @@ def _mean() -> np.ndarray:
 class Vectors(Rescored):
     """For tests that bring vectors of their own: a method that scores them by mean or by nearest reference."""
 
-    def __init__(self, scores=mean_cosine):
-        super().__init__(ContentOnly(), "vectors", scores)
+    def __init__(self, scoring=mean_cosine):
+        super().__init__(ContentOnly(), "vectors", scoring)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

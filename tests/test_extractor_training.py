@@ -127,7 +127,7 @@ def test_validation_counts_queries_that_find_their_model():
 
 
 def test_training_learns(one_thread):
-    given = settings(optimiser={"num_steps": 60, "learning_rate": 3e-3, "validation_steps": 20}, degraded_share=0.0)
+    given = settings(optimiser={"num_steps": 60, "learning_rate": 1e-2, "validation_steps": 20}, degraded_share=0.0)
     training = trained(given)
     assert [row["step"] for row in training.history] == [0, 20, 40, 60]
     assert training.history[-1]["loss"] < training.history[1]["loss"] - 0.3

@@ -30,7 +30,7 @@ def values(folder, **changes) -> dict:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fingerprint")
-    write_tiny_pool(f"{folder}/pool", LOCAL, num_models=8, num_images=14, px=24)
+    write_tiny_pool(f"{folder}/pool", LOCAL, num_models=8, num_images=24, px=24, num_bicubic=2)
     return folder
 
 
@@ -44,7 +44,7 @@ def record(folder, local_ray) -> dict:
 
 def test_the_job_leaves_an_extractor(folder, record):
     assert record == json.loads((folder / "extractor" / "extractor.json").read_text())
-    assert (record["num_training_models"], record["num_held_out_models"], record["num_images_per_model"]) == (6, 2, 14)
+    assert (record["num_training_models"], record["num_held_out_models"], record["num_images_per_model"]) == (6, 2, 12)
     assert [row["step"] for row in record["history"]] == [0, 3, 6]
     extractor = load_extractor(f"{folder}/extractor", LOCAL)
     assert extractor.digest == record["digest"]
@@ -64,11 +64,14 @@ def test_a_finished_run_is_found_and_another_is_refused(folder, record):
     ("changes", "message"),
     [
         ({"network": {"patch_px": 32}}, "patch_px is 32 and the pool's images have 24 px"),
-        ({"pool": "few"}, "the pool has 10 images of each model; validation takes 10"),
-        ({"validation_share": 0.9}, "8 models, of which 7 are held out"),
+        ({"pool": "few"}, "the pool has 20 images of each model, half of which may judge; validation takes 10"),
+        (
+            {"validation_upsampler": "transposed"},
+            "of the pool's 8 models 0 have validation_upsampler 'transposed' and judge, and 8",
+        ),
         (
             {"contrast": {"models_per_batch": 16}},
-            "a batch takes 16 models and 4 images of each, but 7 and 14 are there",
+            "a batch takes 16 models and 4 images of each, but 7 and 12 are there",
         ),
         ({"pool": "/nowhere/pool"}, r"run jobs\.synthesize to its end first"),
     ],
@@ -76,7 +79,7 @@ def test_a_finished_run_is_found_and_another_is_refused(folder, record):
 def test_what_cannot_be_trained_is_said_before_any_work(folder, changes, message):
     if changes.get("pool") == "few":
         changes = {"pool": f"{folder}/few"}
-        write_tiny_pool(changes["pool"], LOCAL, num_models=8, num_images=10, px=24)
+        write_tiny_pool(changes["pool"], LOCAL, num_models=8, num_images=20, px=24, num_bicubic=2)
     with pytest.raises(AttribError, match=message):
         fingerprint.run(FingerprintSettings(**values(folder, output=f"{folder}/other", **changes)))
     assert not (folder / "other").exists()

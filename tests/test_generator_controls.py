@@ -29,10 +29,10 @@ from attrib.generators.fingerprint_settings import (
 )
 from attrib.generators.leak_controls import CodecAndSize, ContentOnly
 from attrib.generators.logistic import fit_logistic, logistic_scores
-from attrib.generators.methods import unit_or_zero
 from attrib.generators.pool import Pool, write_model
 from attrib.generators.samples import Sample, drawn_sample
-from attrib.generators.spectrum import colour_spectrum, image_spectrum, patches, residual
+from attrib.generators.scoring import unit_or_zero
+from attrib.generators.spectrum import colour_spectrum, log_spectrum, patches, residual
 from attrib.generators.spectrum_methods import (
     DISCRIMINANT,
     WHITENING,
@@ -54,8 +54,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 STORAGE = Storage(StorageSettings())
 SPECTRUM = SpectrumSettings(patch_px=16, max_patches=4)
 COLOURS = SpectrumSettings(patch_px=16, max_patches=4, window_px=8)
-NAMES = ["spectrum-whitened", "spectrum-lda", "log-spectrum", "log-spectrum-logistic"]
-COLOUR_NAMES = ["colour-spectrum-whitened", "colour-spectrum-lda", "colour-spectrum", "colour-spectrum-logistic"]
+PLAIN = ["spectrum-lda", "spectrum-lda-adapted", "log-spectrum", "log-spectrum-adapted", "log-spectrum-logistic"]
+COLOUR_NAMES = [f"colour-spectrum{name.removeprefix('spectrum').removeprefix('log-spectrum')}" for name in PLAIN]
+NAMES = [*PLAIN, "spectrum-whitened"]
 BACKBONE = BackboneSettings(name="test_resnet", weights="random")
 
 
@@ -95,6 +96,11 @@ def pool(tmp_path_factory) -> Pool:
 
 def image(seed: int, width: int = 64, height: int = 48) -> torch.Tensor:
     return torch.from_numpy(np.array(picture(seed, width, height))).permute(2, 0, 1)
+
+
+def image_spectrum(pixels: torch.Tensor) -> np.ndarray:
+    each = [log_spectrum(residual(patch[None].float() / 255))[0] for patch in patches(pixels, 16, 4)]
+    return (sum(each) / len(each)).numpy().ravel()
 
 
 def with_trace(pixels: torch.Tensor) -> torch.Tensor:
@@ -161,7 +167,7 @@ def test_fewer_images_than_dimensions_are_enough():
 
 def test_a_whitening_takes_away_the_level_and_makes_the_rest_of_a_model_round():
     parts = groups(4, 30, 7)
-    found = fit_whitening(model_statistics(parts), 0.2)
+    found = fit_whitening(model_statistics(parts), 0.2, without_level=True)
     rows = np.concatenate(parts)
     np.testing.assert_allclose(found(rows + 3.0), found(rows), atol=1e-9)
     levelled = [part - part.mean(axis=1, keepdims=True) for part in parts]
@@ -169,6 +175,10 @@ def test_a_whitening_takes_away_the_level_and_makes_the_rest_of_a_model_round():
     without_level = np.eye(7) - 1 / 7
     np.testing.assert_allclose(found.projection @ found.projection.T, without_level @ expected @ without_level)
     np.testing.assert_allclose(found.mean, np.mean([part.mean(axis=0) for part in parts], axis=0))
+    whole = fit_whitening(model_statistics(parts), 0.2, without_level=False)
+    np.testing.assert_allclose(
+        whole.projection.T @ within_covariance(parts, 0.2) @ whole.projection, np.eye(7), atol=1e-9
+    )
 
 
 def test_a_pool_that_cannot_be_fitted_is_refused():
@@ -236,16 +246,16 @@ def test_logistic_scores_are_log_probabilities_that_no_count_of_references_favou
     parts = [rows.astype(np.float32) for rows in groups(3, 10, 5)]
     queries = np.concatenate(parts)
     scores = logistic_scores(1.0)
-    found = scores(parts, queries)
+    found = scores(parts)(queries)
     np.testing.assert_allclose(np.exp(found).sum(axis=1), 1, atol=1e-6)
     assert (found.argmax(axis=1) == np.repeat(range(3), [10, 11, 12])).mean() > 0.8
     # The same rows written twice change nothing but the penalty's weight against the loss.
-    doubled = logistic_scores(2.0)([np.concatenate([rows, rows]) for rows in parts], queries)
+    doubled = logistic_scores(2.0)([np.concatenate([rows, rows]) for rows in parts])(queries)
     np.testing.assert_allclose(doubled, found, atol=1e-4)
     # References that say nothing say so, however unequal their counts.
-    np.testing.assert_allclose(np.exp(scores([queries[:1], queries[:1].repeat(9, axis=0)], queries)), 0.5, atol=1e-6)
+    np.testing.assert_allclose(np.exp(scores([queries[:1], queries[:1].repeat(9, axis=0)])(queries)), 0.5, atol=1e-6)
     with pytest.raises(AttribError, match="has no references"):
-        scores([parts[0], parts[1][:0]], queries)
+        scores([parts[0], parts[1][:0]])
 
 
 def test_the_log_spectrum_sees_a_trace_whatever_is_shown():
@@ -253,7 +263,7 @@ def test_the_log_spectrum_sees_a_trace_whatever_is_shown():
     mean = spectra([drawn_sample(pixels) for pixels in plain + traced], SPECTRUM).mean(axis=0)
     method = LogSpectrum(mean, SPECTRUM)
     vectors = {name: method.embed([drawn_sample(p) for p in found]) for name, found in (("a", plain), ("b", traced))}
-    expected = image_spectrum(plain[3], 16, 4).numpy().ravel() - mean
+    expected = image_spectrum(plain[3]) - mean
     expected -= sum(expected) / len(expected)
     np.testing.assert_allclose(vectors["a"][3], expected / np.linalg.norm(expected), atol=1e-5)
     scores = method.scores([vectors["a"][:4], vectors["b"][:4]], np.concatenate([vectors["a"][4:], vectors["b"][4:]]))
@@ -318,13 +328,13 @@ def test_backbone_features_are_those_of_the_encoder_and_score_by_the_nearest_ref
     assert BackboneFeatures(deeper, STORAGE).digest != method.digest == BackboneFeatures(settings, STORAGE).digest
 
 
-def test_a_model_of_the_pool_holds_its_images_under_every_degradation(pool):
+def test_a_model_under_a_degradation_is_a_class_of_its_own(pool):
     settings = DiscriminantSettings(degradations=("none", "jpeg-85"), images_per_model=3)
     found = list(pool_spectra(pool, SPECTRUM, settings, STORAGE))
-    assert [rows.shape for rows in found] == [(6, 3 * 16 * 9)] * 5
+    assert [rows.shape for rows in found] == [(3, 3 * 16 * 9)] * 10
     drawn = pool.samples("0002", STORAGE)[1]
-    for row, pixels in ((found[2][1], drawn), (found[2][4], degrade(drawn, parse("jpeg-85")))):
-        np.testing.assert_allclose(row, image_spectrum(pixels, 16, 4).numpy().ravel())
+    for row, pixels in ((found[4][1], drawn), (found[5][1], degrade(drawn, parse("jpeg-85")))):
+        np.testing.assert_allclose(row, image_spectrum(pixels), atol=1e-5)
 
 
 def test_a_fit_is_kept_in_its_folder_and_belongs_to_one_pool_and_config(pool, tmp_path):
@@ -352,22 +362,16 @@ def test_all_methods_of_a_table_tell_models_apart_that_share_their_content(pool)
         spectrum=SPECTRUM, colour_spectrum=COLOURS, backbone=BackboneFeatureSettings(backbone=BACKBONE)
     )
     methods = methods_from(settings, pool, STORAGE)
-    names = [*COLOUR_NAMES, *NAMES, "backbone-max-cosine", "backbone-knn", "backbone-logistic"]
+    names = [*COLOUR_NAMES, *NAMES, "backbone", "backbone-knn", "backbone-logistic"]
     leaks = ["content-only", "codec-and-size"]
     assert [method.name for method in methods] == names + leaks
     assert [method.name for method in methods if method.looks_at_trace] == names
     by_digest = {}
     for method in methods:
         by_digest.setdefault(method.digest, []).append(method.name)
-    assert list(by_digest.values()) == [
-        *([name] for name in names[:2]),
-        names[2:4],
-        *([name] for name in names[4:6]),
-        names[6:8],
-        names[8:],
-        leaks[:1],
-        leaks[1:],
-    ]
+    alike = [names[0:2], names[2:5], names[5:7], names[7:10], names[10:11], names[11:]]
+    assert list(by_digest.values()) == [*alike, leaks[:1], leaks[1:]]
+    assert all((method.registered_as is None) == (method.name in leaks) for method in methods)
     samples = [[drawn_sample(pixels) for pixels in pool.samples(model.model_id, STORAGE)] for model in pool.models]
     for method in methods:
         vectors = [method.embed(group) for group in samples]
@@ -389,12 +393,14 @@ def test_a_trained_extractor_comes_first_then_its_start_and_without_a_backbone_i
     extractor = Extractor(network)
     methods = methods_from(MethodsSettings(spectrum=SPECTRUM, colour_spectrum=COLOURS), pool, STORAGE, extractor)
     assert methods[0] is extractor and methods[1].digest == extractor.digest
-    of_extractor = ["extractor", "extractor-logistic", "extractor-untrained"]
+    of_extractor = ["extractor", "extractor-cosine", "extractor-logistic"]
+    of_extractor += ["extractor-untrained", "extractor-untrained-logistic"]
     leaks = ["content-only", "codec-and-size"]
     assert [method.name for method in methods] == [*of_extractor, *COLOUR_NAMES, *NAMES, *leaks]
-    assert np.array_equal(methods[2].embed([drawn_sample(image(0))]), start)
+    assert np.array_equal(methods[3].embed([drawn_sample(image(0))]), start)
     assert not np.allclose(extractor.embed([drawn_sample(image(0))]), start)
-    assert len({method.digest for method in methods[:3]}) == 2
+    assert len({method.digest for method in methods[:5]}) == 2
+    assert methods[4].registered_as == "name: extractor-untrained, scoring: logistic"
 
 
 def test_colour_spectra_are_windows_of_each_patch():

@@ -10,16 +10,16 @@ from samples import picture
 
 from attrib.errors import AttribError, ImageError
 from attrib.generators.degradations import GRID, Degradation, degrade
-from attrib.generators.methods import (
-    Method,
-    Rescored,
-    check_sides,
+from attrib.generators.methods import SCORINGS, Method, Rescored, asked, check_sides
+from attrib.generators.samples import Sample, drawn_sample, read_sample, recoded
+from attrib.generators.scoring import (
+    ADAPTED_SHRINKAGE,
+    adapted_cosine,
     max_cosine,
     mean_cosine,
     nearest_neighbours,
     unit_or_zero,
 )
-from attrib.generators.samples import Sample, drawn_sample, read_sample, recoded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -74,7 +74,7 @@ def test_recoded_alike_the_file_no_longer_tells_where_an_image_came_from():
 
 
 def test_mean_cosine():
-    found = mean_cosine(GALLERY, QUERIES)
+    found = mean_cosine(GALLERY)(QUERIES)
     for i, query in enumerate(QUERIES):
         for g, group in enumerate(GALLERY):
             mean = sum(group.astype(np.float64)) / len(group)
@@ -84,40 +84,77 @@ def test_mean_cosine():
 
 
 def test_max_cosine():
-    found = max_cosine(GALLERY, QUERIES)
+    found = max_cosine(GALLERY)(QUERIES)
     expected = [[max(float(sum(query * row)) for row in group) for group in GALLERY] for query in QUERIES]
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_neighbours", [1, 4, 9, 100])
 def test_nearest_neighbours(num_neighbours):
-    found = nearest_neighbours(num_neighbours)(GALLERY, QUERIES)
+    found = nearest_neighbours(num_neighbours)(GALLERY)(QUERIES)
     for i, query in enumerate(QUERIES):
         near = sorted(((float(query @ row), g) for g, group in enumerate(GALLERY) for row in group), reverse=True)
         near = near[:num_neighbours]
         expected = [sum((1 + cosine) / 2 for cosine, g in near if g == wanted) / len(near) for wanted in range(3)]
         np.testing.assert_allclose(found[i], expected, atol=1e-6)
     if num_neighbours == 1:
-        assert np.array_equal(found.argmax(axis=1), max_cosine(GALLERY, QUERIES).argmax(axis=1))
+        assert np.array_equal(found.argmax(axis=1), max_cosine(GALLERY)(QUERIES).argmax(axis=1))
 
 
 def test_of_equal_neighbours_the_earlier_counts():
     twice = np.array([[1, 0], [1, 0]], np.float32)
-    assert nearest_neighbours(1)([twice[:1], twice[1:]], twice[:1]).tolist() == [[1, 0]]
+    assert nearest_neighbours(1)([twice[:1], twice[1:]])(twice[:1]).tolist() == [[1, 0]]
 
 
-@pytest.mark.parametrize("scores", [mean_cosine, max_cosine, nearest_neighbours(3)])
-def test_a_generator_without_references_is_refused(scores):
+def test_adapted_cosine_is_a_cosine_in_the_references_own_space():
+    gallery = [rows(1, 3), rows(2, 5), rows(3, 4)]
+    means = [sum(group.astype(np.float64)) / len(group) for group in gallery]
+    origin = sum(means) / 3
+    within = sum(np.outer(r - mean, r - mean) for group, mean in zip(gallery, means) for r in group.astype(float)) / 9
+    shrunk = (1 - ADAPTED_SHRINKAGE) * within + ADAPTED_SHRINKAGE * np.trace(within) / 6 * np.eye(6)
+    values, vectors = np.linalg.eigh(shrunk)
+    root = vectors / np.sqrt(values) @ vectors.T  # another root of the inverse: cosines do not see which
+
+    def adapted(row):
+        moved = root @ (row - origin)
+        return moved / np.sqrt(sum(moved**2))
+
+    found = adapted_cosine(gallery)(QUERIES)
+    for i, query in enumerate(QUERIES):
+        for g, group in enumerate(gallery):
+            centre = sum(adapted(row) for row in group)
+            assert found[i, g] == pytest.approx(adapted(query) @ centre / np.sqrt(sum(centre**2)), abs=1e-5)
+    assert found.dtype == np.float32
+
+
+def test_adapted_cosine_without_anything_to_adapt_to():
+    alone = adapted_cosine([GALLERY[2]])(QUERIES)  # one generator, one reference
+    np.testing.assert_allclose(alone, mean_cosine([GALLERY[2]])(QUERIES), atol=1e-6)
+    copies = adapted_cosine([GALLERY[0][:1].repeat(3, axis=0), GALLERY[1][:1]])(QUERIES)
+    np.testing.assert_allclose(copies[:, 0], -copies[:, 1], atol=1e-5)  # on either side of the mean of two
+
+
+def test_what_all_generators_share_does_not_make_a_query_like_them():
+    """A direction that every reference has tells nothing; without it a query is like one generator or none."""
+    shared = np.array([3, 0, 0, 0, 0, 0])
+    make = lambda own, seed: unit_or_zero(shared + own + 0.1 * rows(seed, 10)).astype(np.float32)  # noqa: E731
+    a, b, other = make(np.eye(6)[1], 5), make(np.eye(6)[2], 6), make(np.eye(6)[3], 7)
+    assert mean_cosine([a, b])(other).min() > 0.8
+    assert adapted_cosine([a, b])(other).max() < 0.5 < adapted_cosine([a, b])(a).max(axis=1).min()
+
+
+@pytest.mark.parametrize("scoring", SCORINGS.values(), ids=SCORINGS)
+def test_a_generator_without_references_is_refused(scoring):
     with pytest.raises(AttribError, match="generator 1 has no references"):
-        scores([GALLERY[0], GALLERY[1][:0]], QUERIES)
+        scoring([GALLERY[0], GALLERY[1][:0]])
     with pytest.raises(AttribError, match="there are no generators"):
-        scores([], QUERIES)
+        scoring([])
 
 
 def test_a_vector_without_direction_is_like_nothing():
     found = unit_or_zero(np.array([[0.0, 0.0], [3.0, 4.0]]))
     assert found.tolist() == [[0, 0], [0.6, 0.8]]
-    assert mean_cosine([found[1:]], found)[0, 0] == 0
+    assert mean_cosine([found[1:]])(found)[0, 0] == 0
 
 
 class Means(Method):
@@ -145,5 +182,14 @@ def test_a_rescored_method_embeds_as_the_one_it_is_made_of():
     assert (rescored.name, rescored.digest, rescored.min_side_px) == ("nearest means", method.digest, 32)
     assert not rescored.looks_at_trace
     references = [vectors[:2], vectors[2:4]]
-    assert np.array_equal(rescored.scores(references, vectors), max_cosine(references, vectors))
-    assert np.array_equal(method.scores(references, vectors), mean_cosine(references, vectors))
+    assert np.array_equal(rescored.scores(references, vectors), max_cosine(references)(vectors))
+    assert np.array_equal(method.scores(references, vectors), mean_cosine(references)(vectors))
+
+
+def test_a_row_of_the_table_names_the_method_that_a_registry_takes():
+    method = Means()
+    assert asked(method, "cosine") is method and method.registered_as is None  # it looks at no trace
+    method.looks_at_trace = True
+    assert method.registered_as == "name: means, scoring: cosine"
+    row = asked(method, "nearest")
+    assert (row.name, row.registered_as) == ("means-nearest", "name: means, scoring: nearest")

@@ -8,12 +8,12 @@ from attrib.errors import AttribError, MismatchError
 from attrib.generators.degradations import parse
 from attrib.generators.galleries import Galleries, compare, families
 from attrib.generators.leak_controls import CodecAndSize
-from attrib.generators.methods import max_cosine, mean_cosine
 from attrib.generators.registration import as_sources, describe
 from attrib.generators.registry import create_registry, embed_degraded, open_registry, register, remove
 from attrib.generators.registry_action import run
 from attrib.generators.registry_settings import RegistryMethodSettings, RegistrySettings, VerdictSettings
 from attrib.generators.samples import recoded
+from attrib.generators.scoring import adapted_cosine, max_cosine, mean_cosine
 from attrib.settings import StorageSettings
 from attrib.storage import Storage
 
@@ -95,27 +95,37 @@ def test_another_method_another_file_and_leak_controls_are_refused(registry, met
         create_registry(str(tmp_path / "other"), METHOD, CodecAndSize(), DEGRADATIONS, STORAGE)
 
 
-@pytest.mark.parametrize("scores", [mean_cosine, max_cosine])
-def test_references_left_out_in_turn_equal_galleries_built_without_them(scores):
+def raw_scores(references, scoring, degradation, own, i, kept_groups, without=None):
+    """[galleries, G] of one reference by galleries of these groups, each without its reference at place `without`."""
+    raw = np.full((2, len(references)), np.nan)
+    query = references[own][degradation, i]
+    for gallery in range(2) if not np.isnan(query).any() else ():
+        kept = [
+            np.stack([v for j, v in enumerate(references[g][gallery]) if j != without and not np.isnan(v).any()])
+            for g in kept_groups
+        ]
+        raw[gallery, kept_groups] = scoring(kept)(query[None])[0]
+    return raw
+
+
+@pytest.mark.parametrize("scoring", [mean_cosine, max_cosine, adapted_cosine])
+def test_references_left_out_in_turn_equal_galleries_built_without_them(scoring):
     generator = np.random.default_rng(0)
-    sizes, degradations = (4, 6, 3), 2
-    references = [unit(generator.standard_normal((degradations, size, 5))) for size in sizes]
+    references = [unit(generator.standard_normal((2, size, 5))) for size in (4, 6, 3)]
     references[1][1, 2] = np.nan
-    galleries = Galleries(Vectors(scores), references)
+    galleries = Galleries(Vectors(scoring), references)
     found, owner = galleries.leave_one_out()
-    raw = np.full(found.shape, np.nan)
+    unregistered = galleries.as_unregistered(np.array([0, 1, 0]))
     assert owner.tolist() == [0] * 4 + [1] * 6 + [2] * 3
     place = [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 0, 1, 2]
-    for degradation in range(degradations):
+    others = {0: [1], 1: [0, 2], 2: [1]}  # the first and the third generator are one family
+    for degradation in range(2):
         for row, (own, i) in enumerate(zip(owner, place)):
-            query = references[own][degradation, i]
-            if np.isnan(query).any():
-                continue
-            for g, group in enumerate(references):
-                for gallery in range(degradations):
-                    kept = [v for j, v in enumerate(group[gallery]) if j != i and not np.isnan(v).any()]
-                    raw[degradation, row, gallery, g] = scores([np.stack(kept)], query[None])[0, 0]
-    assert np.allclose(found, raw, atol=1e-6, equal_nan=True)
+            expected = raw_scores(references, scoring, degradation, own, i, [0, 1, 2], without=i)
+            np.testing.assert_allclose(found[degradation, row], expected, atol=1e-5)
+            expected = raw_scores(references, scoring, degradation, own, i, others[own])
+            np.testing.assert_allclose(unregistered[degradation, row], expected, atol=1e-5)
+    assert np.isnan(galleries.as_unregistered(np.zeros(3, int))).all()  # nobody is left to be taken for
 
 
 def test_a_query_meets_the_gallery_that_was_degraded_alike(method):
@@ -166,7 +176,7 @@ def test_every_entry_tells_its_self_similarity_and_the_nearest_one(registry, met
     )
     assert rows["camera"]["num_sources"] == 10 and rows["b"]["num_sources"] == 1
     references = registry.read(registry.generators[2], STORAGE)[0]
-    own = [mean_cosine([np.delete(references, i, axis=0)], references[i : i + 1])[0, 0] for i in range(10)]
+    own = [mean_cosine([np.delete(references, i, axis=0)])(references[i : i + 1])[0, 0] for i in range(10)]
     assert rows["b"]["self_similarity"] == pytest.approx(np.mean(own), abs=1e-4)
 
 

@@ -12,8 +12,8 @@ from attrib.generators.spectrum import (
     MEAN_POWER_FLOOR,
     azimuthal_power,
     colour_spectrum,
-    image_spectrum,
     log_spectrum,
+    patch_spectra,
     patches,
     residual,
 )
@@ -133,8 +133,9 @@ def test_colour_spectrum_averages_windows_before_and_after_the_logarithm(size, w
     np.testing.assert_allclose(found, np.stack([of_mean, mean_of], axis=1), atol=1e-4)
 
 
-def test_image_spectrum_is_the_mean_of_its_patches():
+def test_spectra_of_patches_are_those_of_their_residuals():
     image = torch.randint(0, 256, (3, 40, 70), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     cut = patches(image, 16, 5)
-    each = [log_spectrum(residual(patch[None].float() / 255))[0] for patch in cut]
-    torch.testing.assert_close(image_spectrum(image, 16, 5), torch.stack(each).mean(dim=0))
+    residuals = residual(cut.float() / 255)
+    torch.testing.assert_close(patch_spectra(cut), log_spectrum(residuals))
+    torch.testing.assert_close(patch_spectra(cut, 8), colour_spectrum(residuals, 8))

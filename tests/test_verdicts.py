@@ -366,7 +366,8 @@ def test_references_serve_as_negatives_without_their_own_family(judge):
     assert calibration.negatives.shape == (2, 85, 2, 3) and calibration.units() == {"generators": 45, "photographs": 40}
     is_nan = np.isnan(calibration.negatives[0, :45, 1])
     assert np.array_equal(is_nan, calibration.owner[:, None] == np.arange(3)[None])
-    assert np.array_equal(calibration.negatives[0, :45, 1][~is_nan], calibration.own[0, :, 1][~is_nan])
+    expected = judge.galleries.as_unregistered(calibration.family)[0, :, 1]
+    assert np.array_equal(calibration.negatives[0, :45, 1][~is_nan], expected[~is_nan])
 
 
 def test_pictures_get_their_verdicts_and_bad_ones_a_reason(judge):

@@ -30,7 +30,10 @@ def traced(photographs: Tensor, seed: int, strength: float = 0.12) -> Tensor:
     return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
-def write_tiny_pool(uri: str, storage: Storage, num_models: int, num_images: int, px: int, seed: int = 0) -> None:
+def write_tiny_pool(
+    uri: str, storage: Storage, num_models: int, num_images: int, px: int, seed: int = 0, num_bicubic: int = 0
+) -> None:
+    """num_bicubic: of the models, the last."""
     photographs = smooth_images(num_images, px, seed)
     storage.write_array(join(uri, PHOTOGRAPHS), photographs.numpy())
     models = []
@@ -38,8 +41,9 @@ def write_tiny_pool(uri: str, storage: Storage, num_models: int, num_images: int
         model_id, samples = f"m{number:03}", traced(photographs, number).numpy()
         storage.write_array(samples_uri(uri, model_id), samples)
         digest = bytes_sha256(samples.tobytes())
+        spec = SPEC.model_copy(update={"upsampler": "bicubic"}) if number >= num_models - num_bicubic else SPEC
         models.append(
-            PoolModel(model_id=model_id, spec=SPEC, seed=number, loss=0.001, num_steps=1, samples_sha256=digest)
+            PoolModel(model_id=model_id, spec=spec, seed=number, loss=0.001, num_steps=1, samples_sha256=digest)
         )
     storage.write_json(
         join(uri, RECORD),

@@ -10,8 +10,9 @@ from attrib.backbone import Encoder, load_network, preprocessing_of
 from attrib.config import digest
 from attrib.features import FeatureExtractor
 from attrib.generators.fingerprint_settings import BackboneFeatureSettings
-from attrib.generators.methods import Method, References, max_cosine, unit_or_zero
+from attrib.generators.methods import Method
 from attrib.generators.samples import Sample
+from attrib.generators.scoring import unit_or_zero
 from attrib.model import features_data_config
 from attrib.storage import Storage
 
@@ -21,7 +22,8 @@ CHUNK_IMAGES = 64  # whose prepared pixels are held at a time
 class BackboneFeatures(Method):
     """Nearest reference by the cosine of chosen levels. The image is resized as the network wants it, which costs part of its trace."""
 
-    name = "backbone-max-cosine"
+    name = "backbone"
+    scoring = "nearest"
 
     def __init__(self, settings: BackboneFeatureSettings, storage: Storage, device: str = "cpu"):
         """Raises AttribError if the network or its weights are not there, or it lacks a level."""
@@ -40,6 +42,3 @@ class BackboneFeatures(Method):
             pixels = [self.encoder.preprocessing.resize_and_crop(sample.image) for sample in chunk]
             rows[start : start + len(chunk)] = self.encoder.encode(torch.stack(pixels).numpy())
         return unit_or_zero(rows)
-
-    def scores(self, references: References, queries: np.ndarray) -> np.ndarray:
-        return max_cosine(references, queries)

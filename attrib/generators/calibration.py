@@ -1,23 +1,28 @@
 """What verdicts are measured by: the scores of negatives and of the generators' own references, degraded in every way of the grid.
 
-The claim that is tested is "some registered generator made this". An image that none made may be a photograph, an image of another
-generator, or like a synthetic model's; so a p-value is computed against each kind of negatives, and the largest counts: it holds whichever it
-was. Nobody says how the image was degraded either. It goes to the gallery of its highest score, and its p-value is
+The claim that is tested is "some registered generator made this". An image that none made is a photograph, or some other generator made it;
+a p-value is computed against the negatives of either origin, and the larger counts: it holds whichever it was. Photographs never stand for
+generated images: they resemble a generator less, and a rate that holds for them says nothing of a generator that nobody registered. Where
+nothing generated is among the negatives, nothing can be attributed.
 
-    (1 + how often negatives, under any degradation of the grid, come to that gallery and stand there as high) / (1 + negatives).
+Nobody says how the image was degraded either. It goes to the gallery of its highest score, and its p-value is
 
-A gallery gets the share 1 / D of the rate, so that the rate holds for an image that is degraded in a way drawn from the grid; and for each way alone, as
-far as images that are degraded alike go to one gallery. Negatives that never come to a gallery count as well as those that score low there.
+    (m + how often negatives, under any degradation of the grid, come to that gallery and stand there as high) / (1 + negatives),
+
+m being how often one negative comes there at most, as the image itself might. A gallery gets the share 1 / D of the rate, so that the rate
+holds for an image that is degraded in a way drawn from the grid; and for each way alone, as far as images that are degraded alike go to one
+gallery. Negatives that never come to a gallery count as well as those that score low there.
 
 Where an image stands is between what the negatives in the gallery score in the mean (0) and what the generator's own references do (1): a
 generator that everything resembles asks for more, and one whose images vary for less. The mean includes the image itself: it and the
 negatives are treated alike, as exact p-values need (attrib/generators/conformal.py).
 
 Negatives are what was registered as such, and the references of each generator, scored without it and its family: images of a generator
-that is not registered.
+that is not registered. Such a reference has fewer generators to be like than an image that none of them made; so it counts, where it stands
+as high, for the generators in the gallery over those that it was scored by.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -31,6 +36,8 @@ from attrib.storage import Storage
 
 KINDS = ("photographs", "generators", "synthetic")
 KIND_OF = {"generator": 1, "other-generator": 1, "photographs": 0, "synthetic": 2}
+ORIGINS = ("photographs", "generated images")  # of negatives, each a null of its own
+GENERATED = 1
 SMALLEST_SPAN = 1e-6
 CHUNK_ROWS = 64  # queries that are compared with all negatives at a time
 
@@ -39,11 +46,14 @@ CHUNK_ROWS = 64  # queries that are compared with all negatives at a time
 class Stratum:
     """What comes to one gallery of the negatives, each once for every degradation that leads it there.
 
-    scores: float64 [k, G], nan where the generator, or its family, made the negative; image: int64 [k], its place.
+    scores: float64 [k, G], nan where the generator, or its family, made the negative; image: int64 [k], its place; factor: float64 [k],
+    generators in the gallery over those that it has a score for; most: how often one negative comes, 1 if none does.
     """
 
     scores: np.ndarray
     image: np.ndarray
+    factor: np.ndarray
+    most: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +61,7 @@ class Calibration:
     """names, family: of the G generators; family: int64, the position of the first in the same one.
 
     negatives: float32 [D, n, D, G], by degradation, image, gallery and generator, nan for an image too small once degraded, and where the
-    generator, or its family, made it. kind, source: int64 [n]. own: float32 [D, R, D, G], references left out in turn; owner: int64 [R], their
+    generator, or its family, made it. kind, source: int64 [n], the source of a generator's reference being its family. own: float32 [D, R, D, G], references left out in turn; owner: int64 [R], their
     generator.
     """
 
@@ -79,16 +89,29 @@ class Calibration:
         return 1.0 / np.bincount(self.source)[self.source]
 
     @cached_property
-    def groups(self) -> np.ndarray:
-        """int64 [n]: the kind of each negative, as a null of its own; kinds too few to show the rate are counted with the largest."""
-        units = np.bincount(self.kind, self.weights, minlength=len(KINDS))
-        few = 1 / (units + 1) > self.settings.false_attribution_rate + 1e-12
-        return np.where(few, int(units.argmax()), np.arange(len(KINDS)))[self.kind]
+    def origins(self) -> np.ndarray:
+        """int64 [n]: the place among ORIGINS of each negative."""
+        return np.where(self.kind == KIND_OF["photographs"], 0, GENERATED)
+
+    @cached_property
+    def origin_units(self) -> np.ndarray:
+        """float64 [2]: images, or with unit "source" sources, of each of ORIGINS."""
+        return np.bincount(self.origins, self.weights, minlength=len(ORIGINS))
+
+    @cached_property
+    def floors(self) -> np.ndarray:
+        """float64 [D]: the least p-value that an image can get in each gallery, of the origin with fewer units; 1 without generated negatives.
+
+        Photographs may be missing: then the rate is not promised for them.
+        """
+        units = self.origin_units
+        fewest = units[units > 0].min() if units[GENERATED] else 0.0
+        return np.array([min(1.0, stratum.most / (fewest + 1)) for stratum in self.strata])
 
     @property
     def floor(self) -> float:
-        """The least p-value that an image can get: 1 / (units + 1) of the smallest group of negatives; 1 without any."""
-        return max((1 / (1 + self.weights[self.groups == one].sum()) for one in np.unique(self.groups)), default=1.0)
+        """The least p-value that an image can get in any gallery."""
+        return float(self.floors.min())
 
     @cached_property
     def strata(self) -> list[Stratum]:
@@ -96,7 +119,10 @@ class Calibration:
         chosen, found = gallery_of(self.negatives), []
         for gallery in range(len(self.degradations)):
             degradation, image = np.nonzero(chosen == gallery)
-            found.append(Stratum(self.negatives[degradation, image, gallery].astype(np.float64), image))
+            scores = self.negatives[degradation, image, gallery].astype(np.float64)
+            present = ~np.isnan(scores)
+            factor = present.any(axis=0).sum() / np.maximum(present.sum(axis=1), 1)
+            found.append(Stratum(scores, image, factor, int(np.bincount(image).max(initial=1))))
         return found
 
     @cached_property
@@ -113,6 +139,31 @@ class Calibration:
         """float64 [r]: of a generator's references, left out in turn, in the gallery degraded as they are."""
         values = self.own[gallery, self.owner == generator, gallery, generator].astype(np.float64)
         return values[~np.isnan(values)]
+
+    @cached_property
+    def own_floors(self) -> np.ndarray:
+        """float64 [D, G]: the least p-value that an image can get against a generator's own references in each gallery; 1 where there are none."""
+        every = range(len(self.degradations)), range(len(self.names))
+        return np.array([[1 / (1 + len(self.own_scores(gallery, g))) for g in every[1]] for gallery in every[0]])
+
+    def without(self, label: int) -> tuple["Calibration", np.ndarray]:
+        """As if a family, by its label, were not registered, and the places of its references among the negatives, int64 [r].
+
+        Other negatives keep the scores that they got beside it.
+        """
+        left, mine = self.family != label, (self.kind == KIND_OF["generator"]) & (self.source == label)
+        place, kept = np.cumsum(left) - 1, left[self.owner]
+        rest = replace(
+            self,
+            names=[name for name, stays in zip(self.names, left) if stays],
+            family=place[self.family[left]],
+            negatives=self.negatives[:, ~mine][..., left],
+            kind=self.kind[~mine],
+            source=self.source[~mine],
+            own=self.own[:, kept][..., left],
+            owner=place[self.owner[kept]],
+        )
+        return rest, np.flatnonzero(mine)
 
     def p_values(self, scores: np.ndarray, gallery: np.ndarray, exclude: np.ndarray | None = None) -> np.ndarray:
         """float64 [m]: of the best generator of each row of scores [m, G] in a gallery, int64 [m].
@@ -144,11 +195,14 @@ class Calibration:
         at, best, top = np.arange(len(scores)), best_of(scores), best_of(stratum.scores)
         observed = standing(scores[at, best], mean[at, best], span[at, best])
         values = standing(filled[np.arange(len(top)), top], mean[:, top], span[:, top])
-        largest = np.zeros(len(scores)) if len(self.kind) else np.ones(len(scores))
-        for one in np.unique(self.groups):
-            mine = self.groups[stratum.image] == one
-            total = weights[:, self.groups == one].sum(axis=1)
-            p_value = conformal_p_values(values[:, mine], kept[:, mine], observed, total)
+        if not self.origin_units[GENERATED]:
+            return np.ones(len(scores))
+        largest = np.zeros(len(scores))
+        for one in np.flatnonzero(self.origin_units):
+            mine = self.origins[stratum.image] == one
+            total = weights[:, self.origins == one].sum(axis=1)
+            reached = kept[:, mine] * stratum.factor[mine]
+            p_value = conformal_p_values(values[:, mine], reached, observed, total, stratum.most)
             largest = np.maximum(largest, p_value)
         return largest
 
@@ -207,9 +261,7 @@ def calibrate(
     galleries = Galleries(method, [registry.read(entry, storage) for entry in registry.generators])
     own, owner = galleries.leave_one_out()
     family = families(own[0, :, 0], owner, settings.family_accuracy, settings.family_level)
-    # References as images of a generator that is not registered: without the scores of their own family.
-    related = family[owner][:, None] == family[None, :]
-    scored = [np.where(related[None, :, None], np.nan, own)]
+    scored = [galleries.as_unregistered(family)]
     kinds, sources = [np.full(len(owner), KIND_OF["generator"])], [family[owner]]
     num_sources = len(registry.generators)
     for entry in registry.negatives:

@@ -1,11 +1,11 @@
 """All methods of one table, made from one config: what is trained, what it must beat, and what measures leaks."""
 
 from attrib.generators.backbone_features import BackboneFeatures
+from attrib.generators.discriminant import Discriminant
 from attrib.generators.extractor import Extractor, untrained
-from attrib.generators.fingerprint_settings import MethodsSettings
+from attrib.generators.fingerprint_settings import MethodsSettings, SpectrumSettings
 from attrib.generators.leak_controls import CodecAndSize, ContentOnly
-from attrib.generators.logistic import logistic_scores
-from attrib.generators.methods import Method, Rescored, nearest_neighbours
+from attrib.generators.methods import Method, asked
 from attrib.generators.pool import Pool
 from attrib.generators.spectrum_methods import (
     DISCRIMINANT,
@@ -32,24 +32,25 @@ def methods_from(
 
     extractor: the trained one, first if there; folder: where what is fitted on the pool is kept, see `fitted_maps`.
     """
-    logistic = logistic_scores(settings.logistic_strength)
     methods: list[Method] = []
     if extractor:
-        methods += [extractor, Rescored(extractor, f"{extractor.name}-logistic", logistic), untrained(extractor)]
-    for spectrum, place in ((settings.colour_spectrum, COLOUR_FOLDER), (settings.spectrum, "")):
-        maps = fitted_maps(pool, spectrum, settings.discriminant, storage, folder and join(folder, place))
-        methods += [
-            SpectrumWhitened(maps[WHITENING], spectrum),
-            SpectrumDiscriminant(maps[DISCRIMINANT], spectrum),
-            plain := LogSpectrum(maps[DISCRIMINANT].mean, spectrum),
-            Rescored(plain, f"{plain.name}-logistic", logistic),
-        ]
+        methods += [asked(extractor, scoring) for scoring in ("adapted", "cosine", "logistic")]
+        methods += [asked(untrained(extractor), scoring) for scoring in ("adapted", "logistic")]
+    # The whitened colour spectrum is the untrained extractor.
+    maps = fitted_maps(
+        pool, settings.colour_spectrum, settings.colour_discriminant, storage, folder and join(folder, COLOUR_FOLDER)
+    )
+    methods += _spectrum_methods(maps, settings.colour_spectrum)
+    maps = fitted_maps(pool, settings.spectrum, settings.discriminant, storage, folder)
+    methods += [*_spectrum_methods(maps, settings.spectrum), SpectrumWhitened(maps[WHITENING], settings.spectrum)]
     if settings.backbone:
         features = BackboneFeatures(settings.backbone, storage, device)
-        neighbours = nearest_neighbours(settings.backbone.num_neighbours)
-        methods += [
-            features,
-            Rescored(features, "backbone-knn", neighbours),
-            Rescored(features, "backbone-logistic", logistic),
-        ]
-    return [*methods, Rescored(ContentOnly(), "content-only", logistic), CodecAndSize()]
+        methods += [asked(features, scoring) for scoring in ("nearest", "knn", "logistic")]
+    return [*methods, ContentOnly(), CodecAndSize()]
+
+
+def _spectrum_methods(maps: dict[str, Discriminant], spectrum: SpectrumSettings) -> list[Method]:
+    discriminant = SpectrumDiscriminant(maps[DISCRIMINANT], spectrum)
+    plain = LogSpectrum(maps[DISCRIMINANT].mean, spectrum)
+    methods = [asked(discriminant, scoring) for scoring in ("cosine", "adapted")]
+    return methods + [asked(plain, scoring) for scoring in ("cosine", "adapted", "logistic")]

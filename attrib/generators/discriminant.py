@@ -88,16 +88,20 @@ def fit_discriminant(
     return Discriminant(mean, projection.numpy(), float(shrinkage))
 
 
-def fit_whitening(statistics: ModelStatistics, shrinkage: float) -> Discriminant:
-    """P L'^-1, with P the map that takes away the mean of a row's numbers, and L L' = S' shrunk as above from S = P covariance P.
+def fit_whitening(statistics: ModelStatistics, shrinkage: float, without_level: bool) -> Discriminant:
+    """L'^-1, with L L' = S' shrunk as above; without_level: P L'^-1, with P the map that takes away the mean of a row's numbers, and S = P covariance P.
 
     The mean of a log spectrum is the picture's contrast, in which pictures differ most.
     """
-    without_level = statistics.covariance - statistics.covariance.mean(axis=0)
-    without_level -= without_level.mean(axis=1, keepdims=True)
-    lower = torch.linalg.cholesky(torch.from_numpy(_shrunk(without_level, shrinkage)))
+    covariance = statistics.covariance
+    if without_level:
+        covariance = covariance - covariance.mean(axis=0)
+        covariance -= covariance.mean(axis=1, keepdims=True)
+    lower = torch.linalg.cholesky(torch.from_numpy(_shrunk(covariance, shrinkage)))
     projection = torch.linalg.solve_triangular(lower.T, torch.eye(len(lower), dtype=torch.float64), upper=True).numpy()
-    return Discriminant(statistics.means.mean(axis=0), projection - projection.mean(axis=0), shrinkage)
+    if without_level:
+        projection = projection - projection.mean(axis=0)
+    return Discriminant(statistics.means.mean(axis=0), projection, shrinkage)
 
 
 def _shrunk(covariance: np.ndarray, shrinkage: float) -> np.ndarray:

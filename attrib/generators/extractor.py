@@ -2,7 +2,9 @@
 
 The vector is the patch's colour spectrum, whitened by what varies within the pool's models, which is content, plus a learned correction that
 starts at zero. The whitening is fitted and not trained: it keeps all directions, so it serves generators that differ in ways in which the pool's
-models do not. The correction sees the same spectrum, and a few convolutions over the residual at full resolution.
+models do not. The correction is a small CNN of the patch at half its resolution: it sees what is shown, and hardly a trace, which is a
+pattern of single pixels. So it can learn what content does to a spectrum, and cannot learn the synthetic models' traces by heart, which a
+network that saw the spectrum did: it told them apart better than the whitening, and generators of other kinds worse.
 """
 
 import copy
@@ -22,20 +24,19 @@ from attrib.errors import AttribError
 from attrib.generators.extractor_settings import NetworkSettings
 from attrib.generators.methods import Method, check_sides
 from attrib.generators.samples import Sample
-from attrib.generators.spectrum import colour_spectrum, patches, residual
+from attrib.generators.spectrum import patch_spectra, patches
 from attrib.storage import Storage, join, scratch_folder
 
 WEIGHTS = "extractor.safetensors"
 RECORD = "extractor.json"
 DESCRIPTION_KEY = "attrib.extractor"  # of the weights' metadata: the network's settings as JSON
-COLOURS = 3  # of the residual as the convolutions see it: green, and red and blue less green
-GAIN, COLOUR_GAIN = 20.0, 60.0  # residuals of photographs deviate by a few hundredths, and their colours by less
+CONTENT_GAIN = 4.0  # pixels deviate by about a quarter
 VARIANCE_FLOOR = 1e-5
 PATCH_BATCH = 32  # every call of the network sees as many, so that a vector does not depend on its neighbours
 
 
 class FingerprintNetwork(nn.Module):
-    """uint8 [n, 3, s, s] -> float32 [n, dimension] of length one."""
+    """uint8 [n, 3, s, s] -> float32 [n, dimension] of length one, min_side_px <= s <= patch_px."""
 
     def __init__(self, settings: NetworkSettings):
         super().__init__()
@@ -44,7 +45,7 @@ class FingerprintNetwork(nn.Module):
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("directions", torch.eye(size))
         self.pixels = nn.Sequential(
-            *_convolution(COLOURS, width, stride=1),
+            *_convolution(3, width, stride=1),
             *_convolution(width, width, stride=2),
             *_convolution(width, 2 * width, stride=1),
             *_convolution(2 * width, 2 * width, stride=2),
@@ -52,21 +53,18 @@ class FingerprintNetwork(nn.Module):
         )
         self.norm = nn.LayerNorm(8 * width)
         self.correction = nn.Sequential(
-            nn.Linear(size + 8 * width, settings.hidden), nn.GELU(), nn.Linear(settings.hidden, size)
+            nn.Linear(8 * width, settings.hidden), nn.GELU(), nn.Linear(settings.hidden, size)
         )
         self.leave_out_correction()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        residuals = residual(pixels.float() / 255)
-        spectrum = colour_spectrum(residuals, self.settings.window_px).flatten(1)
+        spectrum = patch_spectra(pixels, self.settings.window_px).flatten(1)
         whitened = (spectrum - self.mean) @ self.directions
-        red, green, blue = residuals.unbind(dim=1)
-        colours = torch.stack([GAIN * green, COLOUR_GAIN * (red - green), COLOUR_GAIN * (blue - green)], dim=1)
-        maps = self.pixels(colours)
+        shown = F.avg_pool2d(pixels.float() / 255, 2)
+        maps = self.pixels(CONTENT_GAIN * (shown - shown.mean(dim=(2, 3), keepdim=True)))
         # The root of a variance of zero, as a flat patch has it, has no gradient.
         pooled = torch.cat([maps.mean(dim=(2, 3)), (maps.var(dim=(2, 3)) + VARIANCE_FLOOR).sqrt()], dim=1)
-        seen = torch.cat([F.layer_norm(whitened, whitened.shape[1:]), self.norm(pooled)], dim=1)
-        return F.normalize(whitened + self.correction(seen), dim=1)
+        return F.normalize(whitened + self.correction(self.norm(pooled)), dim=1)
 
     def leave_out_correction(self) -> None:
         nn.init.zeros_(self.correction[-1].weight)
@@ -88,13 +86,15 @@ def _convolution(num_in: int, num_out: int, stride: int) -> list[nn.Module]:
 
 
 class Extractor(Method):
-    """A frozen network on one device as a fingerprint method. patch_px: the smallest side that it can embed."""
+    """A frozen network on one device as a fingerprint method."""
 
     name = "extractor"
+    scoring = "adapted"
+    needs_colour = True
 
     def __init__(self, network: FingerprintNetwork, device: str = "cpu"):
         self.network, self.device = network.eval().to(device), torch.device(device)
-        self.patch_px, self.min_side_px = network.settings.patch_px, network.settings.patch_px
+        self.min_side_px = network.settings.min_side_px
         self.digest = extractor_digest(network)
 
     def embed(self, samples: Sequence[Sample]) -> np.ndarray:
@@ -105,17 +105,22 @@ class Extractor(Method):
     def embed_images(self, images: Sequence[Tensor]) -> np.ndarray:
         """uint8 [3, h, w] each -> float32 [n, dimension], rows of length one: the direction of the mean of the patches' unit vectors.
 
-        Raises AttribError for an image with a side below patch_px.
+        Patches have patch_px pixels on each side, or as many as the image's shorter side has.
         """
-        embedded = np.zeros((len(images), self.network.settings.dimension), np.float32)
-        for position, image in enumerate(images):
-            cut = patches(image, self.patch_px, self.network.settings.max_patches)
-            embedded[position] = F.normalize(self.embed_patches(cut).mean(dim=0), dim=0).numpy()
+        settings = self.network.settings
+        sides = [min(settings.patch_px, *image.shape[1:]) for image in images]
+        cut = [patches(image, side, settings.max_patches) for image, side in zip(images, sides)]
+        embedded = np.zeros((len(images), settings.dimension), np.float32)
+        for side in set(sides):
+            places = [place for place, own in enumerate(sides) if own == side]
+            vectors = self.embed_patches(torch.cat([cut[place] for place in places]))
+            for place, own in zip(places, vectors.split([len(cut[place]) for place in places])):
+                embedded[place] = F.normalize(own.mean(dim=0), dim=0).numpy()
         return embedded
 
     @torch.inference_mode()
     def embed_patches(self, cut: Tensor) -> Tensor:
-        """uint8 [p, 3, patch_px, patch_px] -> float32 [p, dimension] on the CPU, rows of length one."""
+        """uint8 [p, 3, s, s] -> float32 [p, dimension] on the CPU, rows of length one."""
         vectors = []
         for batch in cut.split(PATCH_BATCH):
             missing = PATCH_BATCH - len(batch)

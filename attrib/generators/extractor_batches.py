@@ -28,7 +28,7 @@ NUM_AHEAD = 2  # batches that each loader may have ready
 
 @dataclass(frozen=True, eq=False)
 class PoolImages:
-    """uint8 [n, 3, px, px] of each class, of the same photographs in the same order: those that train and those that judge."""
+    """uint8 [n, 3, px, px] of each class: those that train, of the same photographs in the same order, and those that judge, of others."""
 
     training: list[Tensor]
     held_out: list[Tensor]
@@ -44,40 +44,46 @@ class PoolImages:
 
 def check_pool(pool: Pool, settings: FingerprintSettings) -> None:
     """Raises AttribError if the pool is too small, in any sense, for what the settings ask."""
-    num_held_out = _num_held_out(pool, settings)
-    num_training = len(pool.models) - num_held_out
-    if num_training < 2:
+    held_out = [model for model in pool.models if settings.validation_upsampler in model.upsamplers]
+    num_training = len(pool.models) - len(held_out)
+    if len(held_out) < 2 or num_training < 2:
         raise AttribError(
-            f"the pool has {len(pool.models)} models, of which {num_held_out} are held out; synthesize at least 4, or lower validation_share"
+            f"of the pool's {len(pool.models)} models {len(held_out)} have validation_upsampler {settings.validation_upsampler!r} and judge, and "
+            f"{num_training} others train; both must be 2 or more: choose another upsampler, or synthesize more"
         )
-    num_classes = num_training + settings.photographs_as_class
     contrast = settings.contrast
-    check_batch(num_classes, pool.num_photographs, contrast.models_per_batch, contrast.images_per_model)
+    num_judging = _num_judging(pool)
+    num_classes, num_images = num_training + settings.photographs_as_class, pool.num_photographs - num_judging
+    check_batch(num_classes, num_images, contrast.models_per_batch, contrast.images_per_model)
     if pool.px < settings.network.patch_px:
         raise AttribError(
             f"network.patch_px is {settings.network.patch_px} and the pool's images have {pool.px} px; lower it, or make a pool of larger images"
         )
-    if pool.num_photographs <= NUM_REFERENCES:
+    if num_judging <= NUM_REFERENCES:
         raise AttribError(
-            f"the pool has {pool.num_photographs} images of each model; validation takes {NUM_REFERENCES} references and at least one query"
+            f"the pool has {pool.num_photographs} images of each model, half of which may judge; validation takes {NUM_REFERENCES} references and at "
+            "least one query"
         )
 
 
 def read_pool(pool: Pool, settings: FingerprintSettings, storage: Storage) -> PoolImages:
-    """All images of the pool; the models that are held out are drawn by the seed."""
-    order = torch.randperm(len(pool.models), generator=torch.Generator().manual_seed(settings.seed)).tolist()
-    num_held_out = _num_held_out(pool, settings)
-    held_out, training = (
-        [pool.samples(pool.models[i].model_id, storage) for i in sorted(chosen)]
-        for chosen in (order[:num_held_out], order[num_held_out:])
-    )
+    """All models of the pool: those that judge have an upsampler of which none that trains has any, and show other photographs."""
+    num_judging = _num_judging(pool)
+    training, held_out = [], []
+    for model in pool.models:
+        samples = pool.samples(model.model_id, storage)
+        if settings.validation_upsampler in model.upsamplers:
+            held_out.append(samples[-num_judging:].clone())  # a view would keep all
+        else:
+            training.append(samples[:-num_judging].clone())
     if settings.photographs_as_class:
-        training.append(pool.photographs(storage))
+        training.append(pool.photographs(storage)[:-num_judging].clone())
     return PoolImages(training, held_out)
 
 
-def _num_held_out(pool: Pool, settings: FingerprintSettings) -> int:
-    return max(2, round(settings.validation_share * len(pool.models)))
+def _num_judging(pool: Pool) -> int:
+    """The last photographs of the pool judge."""
+    return min(NUM_REFERENCES + MAX_QUERIES, pool.num_photographs // 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,15 +160,11 @@ class Validation:
     """Identification of held-out models from references, one patch of the middle of each image: as small as what may come."""
 
     def __init__(self, held_out: list[Tensor], patch_px: int):
-        num_images = min(len(held_out[0]), NUM_REFERENCES + MAX_QUERIES)
+        num_images = len(held_out[0])
         middle = torch.full((3,), 0.5)
         self.cut = {
             degradation.name: torch.stack(
-                [
-                    augmented(image, degradation, middle, patch_px)
-                    for images in held_out
-                    for image in images[:num_images]
-                ]
+                [augmented(image, degradation, middle, patch_px) for images in held_out for image in images]
             )
             for degradation in VALIDATION
         }

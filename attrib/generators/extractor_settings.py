@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from attrib.generators.synthesis_settings import Upsampler
 from attrib.settings import JobSettings, Positive, Settings, Share, Uri
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -12,13 +13,16 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class NetworkSettings(Settings):
     """The extractor (attrib/generators/extractor.py)."""
 
-    patch_px: Annotated[int, Field(ge=16, multiple_of=8)] = 32  # images with a shorter side cannot be assessed
+    patch_px: Annotated[int, Field(ge=16, multiple_of=8)] = 32
+    min_side_px: Annotated[int, Field(ge=8)] = (
+        16  # of images that can be assessed; below patch_px they are one smaller patch
+    )
     max_patches: Positive = 16  # of one image, on an even grid
     window_px: Annotated[int, Field(ge=4, multiple_of=2)] = (
         8  # of the colour spectrum, averaged over overlapping windows
     )
     hidden: Positive = 256  # units of the learned correction
-    width: Positive = 32  # channels of the first convolutions over the residual; twice and four times as many follow
+    width: Positive = 32  # channels of the first convolutions over what is shown; twice and four times as many follow
 
     @property
     def dimension(self) -> int:
@@ -27,8 +31,10 @@ class NetworkSettings(Settings):
 
     @model_validator(mode="after")
     def _window_fits(self):
-        if self.window_px > self.patch_px:
-            raise ValueError(f"window_px {self.window_px} exceeds patch_px {self.patch_px}; windows lie within a patch")
+        if not self.window_px <= self.min_side_px <= self.patch_px:
+            raise ValueError(
+                f"min_side_px {self.min_side_px} lies outside window_px {self.window_px} to patch_px {self.patch_px}; windows lie within a patch"
+            )
         return self
 
 
@@ -52,7 +58,7 @@ class ContrastSettings(Settings):
 
 class ExtractorOptimiserSettings(Settings):
     num_steps: Positive = 1500
-    learning_rate: float = Field(default=3e-4, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: Weight = 0.01
     warmup_share: Share = 0.05  # of all steps; then the rate falls by a cosine
     validation_steps: Positive = 150  # between two validations, each of which leaves a checkpoint
@@ -75,7 +81,9 @@ class FingerprintSettings(JobSettings):
     optimiser: ExtractorOptimiserSettings = ExtractorOptimiserSettings()
     photographs_as_class: bool = True  # the pool's photographs are one more class beside its models
     degraded_share: Share = 0.75  # of the batches: their images are degraded (attrib/generators/degradations.py)
-    validation_share: float = Field(default=0.15, gt=0, lt=1)  # of the pool's models, which judge and train nothing
+    # The pool's models of this upsampler judge and train nothing: held-out models of the families that are trained on would choose weights that
+    # know these families.
+    validation_upsampler: Upsampler = "bicubic"
     num_workers: Positive = 1  # of the training
     num_loaders: Positive = 1  # threads per worker that degrade and cut
     device: Literal["auto", "cpu", "cuda"] = "auto"

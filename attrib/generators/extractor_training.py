@@ -1,12 +1,13 @@
 """The extractor's training loop, read from top to bottom: its start from whitened colour spectra, steps, validation, a state to resume from.
 
-The criterion is identification from ten references among held-out models of the pool, untouched and at JPEG 85. No image of a real generator
-takes part.
+The criterion is identification from ten references among models of the pool whose upsampler no trained model has, of photographs that were not
+trained on, untouched and at JPEG 85. No image of a real generator takes part.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -16,14 +17,15 @@ from attrib.errors import AttribError
 from attrib.gather import gather, gather_fixed
 from attrib.generators.contrast import classification, supervised_contrastive
 from attrib.generators.degradations import degrade
+from attrib.generators.discriminant import fit_whitening, model_statistics
 from attrib.generators.extractor import Extractor, FingerprintNetwork
 from attrib.generators.extractor_batches import VALIDATION, Batch, Batches, PoolImages, Validation
 from attrib.generators.extractor_settings import FingerprintSettings, NetworkSettings
-from attrib.generators.spectrum import colour_spectrum, patches, residual
+from attrib.generators.spectrum import patch_spectra, patches
 from attrib.training import rate
 
 START_IMAGES = 64  # of each model, whose patches fit the whitening
-SHRINKAGE = 0.15
+SHRINKAGE = 0.15  # of the covariance within models
 
 
 class ExtractorRun:
@@ -127,44 +129,22 @@ class ExtractorRun:
 
 
 def started_network(images: PoolImages, settings: FingerprintSettings) -> FingerprintNetwork:
-    """A network with the pool's whitening (`fit_whitening`); what is learned is drawn by the seed."""
+    """A network that whitens by what varies within the pool's models; what is learned is drawn by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = FingerprintNetwork(settings.network)
-    mean, directions = fit_whitening(_spectra(images.training, settings.network))
-    network.start_from(mean.float(), directions.float())
+    statistics = model_statistics(_spectra(images.training, settings.network))
+    whitening = fit_whitening(statistics, SHRINKAGE, without_level=False)
+    network.start_from(torch.from_numpy(whitening.mean).float(), torch.from_numpy(whitening.projection).float())
     return network
 
 
-def fit_whitening(groups: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """groups: [n_g, d] of each model -> (mean of the models' means, float64 [d]; directions, float64 [d, d]).
-
-    In (x - mean) @ directions the covariance within models, with SHRINKAGE of its mean variance added, is the identity, and the directions
-    stand by falling variance between the models' means. All are kept, and alike: a generator that was never seen may differ from others
-    where the pool's models do not.
-    """
-    means, scatter, num_rows = [], 0.0, 0
-    for rows in groups:
-        rows = rows.double()
-        means.append(rows.mean(dim=0))
-        scatter = scatter + (rows - means[-1]).T @ (rows - means[-1])
-        num_rows += len(rows)
-    covariance = scatter / (num_rows - len(means))
-    covariance += SHRINKAGE * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype)
-    whiten = torch.linalg.inv(torch.linalg.cholesky(covariance)).T
-    mean = torch.stack(means).mean(dim=0)
-    between = (torch.stack(means) - mean) @ whiten
-    _, rotation = torch.linalg.eigh(between.T @ between)
-    return mean, whiten @ rotation.flip(1)
-
-
-def _spectra(models: list[Tensor], network: NetworkSettings) -> Iterator[Tensor]:
+def _spectra(models: list[Tensor], network: NetworkSettings) -> Iterator[np.ndarray]:
     """float32 [START_IMAGES, dimension] of each model under each degradation of VALIDATION: degraded alike, a class of its own."""
     for degradation in VALIDATION:
         for images in models:
             shown = [patches(degrade(image, degradation), network.patch_px, 1) for image in images[:START_IMAGES]]
-            residuals = residual(torch.cat(shown).float() / 255)
-            yield colour_spectrum(residuals, network.window_px).flatten(1)
+            yield patch_spectra(torch.cat(shown), network.window_px).flatten(1).numpy()
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from attrib.model_settings import FeatureSettings
 from attrib.settings import BackboneSettings, Positive, Settings
 
+ScoringName = Literal["cosine", "nearest", "adapted", "knn", "logistic"]  # attrib/generators/scoring.py
 Shrinkage = Literal["ledoit_wolf"] | Annotated[float, Field(gt=0, le=1)]
 
 
@@ -40,9 +41,10 @@ class DiscriminantSettings(Settings):
 
     shrinkage: Shrinkage = 0.5  # of the discriminant
     whitening_shrinkage: float = Field(default=0.8, gt=0, le=1)
-    num_directions: Positive | None = None  # of largest variance between models; None: all, one less than the models
-    degradations: tuple[str, ...] = Field(default=("none",), min_length=1)  # of the models' images: each is fitted on
-    images_per_model: Positive | None = None  # the first of each model; None: all
+    num_directions: Positive | None = None  # of largest variance between models; None: all, one less than the classes
+    # Of the models' images. A model's images that were degraded alike are one class, as they are for the extractor.
+    degradations: tuple[str, ...] = Field(default=("none", "jpeg-85"), min_length=1)
+    images_per_model: Positive | None = 64  # the first of each model; None: all
 
     @field_validator("degradations")
     @classmethod
@@ -61,7 +63,6 @@ class BackboneFeatureSettings(Settings):
 
     backbone: BackboneSettings
     features: FeatureSettings = FeatureSettings(pooled=False, moment_levels=(1,))
-    num_neighbours: Positive = 5
 
 
 class MethodsSettings(Settings):
@@ -72,5 +73,5 @@ class MethodsSettings(Settings):
         window_px=8
     )  # what the extractor sees, without what it learned
     discriminant: DiscriminantSettings = DiscriminantSettings()
+    colour_discriminant: DiscriminantSettings = DiscriminantSettings(shrinkage=0.15)
     backbone: BackboneFeatureSettings | None = None  # None: these three rows are left out
-    logistic_strength: float = Field(default=1.0, gt=0)  # of the penalty; features have unit variance in the mean

@@ -4,20 +4,20 @@ Nobody says how a query was compressed or resized on its way. So each generator 
 grid, and a query is scored against all of them: the highest score names gallery and generator at once.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from attrib.generators.conformal import binomial_tail
 from attrib.generators.methods import Method
+from attrib.generators.scoring import Scorer
 
 
 @dataclass(frozen=True, eq=False)
 class Galleries:
-    """references: float32 [degradations, r_g, d] of each generator, nan where there is none.
-
-    The method scores each generator by its own references alone, as cosine with their mean and with the nearest of them do.
-    """
+    """references: float32 [degradations, r_g, d] of each generator, nan where there is none."""
 
     method: Method
     references: list[np.ndarray]
@@ -26,33 +26,69 @@ class Galleries:
     def num_degradations(self) -> int:
         return self.references[0].shape[0]
 
-    def scores(self, queries: np.ndarray, without: int | None = None) -> np.ndarray:
-        """float32 [n, galleries, G]; nan where a generator has no reference in a gallery. without: a place among each generator's references, which
-        takes no part."""
-        every = np.full((len(queries), self.num_degradations, len(self.references)), np.nan, np.float32)
-        for gallery in range(self.num_degradations):
-            rows = [_present(group[gallery], without) for group in self.references]
-            there = [g for g, group in enumerate(rows) if len(group)]
+    def scores(self, queries: np.ndarray) -> np.ndarray:
+        """float32 [n, galleries, G]; nan where a generator has no reference in a gallery."""
+        found = np.full((len(queries), self.num_degradations, len(self.references)), np.nan, np.float32)
+        for gallery, (there, scorer) in enumerate(self._scorers):
             if there:
-                every[:, gallery, there] = self.method.scores([rows[g] for g in there], queries)
-        return every
+                found[:, gallery, there] = scorer(queries)
+        return found
+
+    @cached_property
+    def _scorers(self) -> list[tuple[list[int], Scorer | None]]:
+        return [self._fitted(gallery) for gallery in range(self.num_degradations)]
+
+    def _fitted(self, gallery: int, without: int | None = None) -> tuple[list[int], Scorer | None]:
+        """Generators that have references in a gallery, and what scores by them. without: a place among each generator's references, which takes
+        no part."""
+        rows = [_present(group[gallery], without) for group in self.references]
+        there = [g for g, group in enumerate(rows) if len(group)]
+        return there, self.method.fit([rows[g] for g in there]) if there else None
 
     def leave_one_out(self) -> tuple[np.ndarray, np.ndarray]:
         """float32 [degradations, R, galleries, G]: scores of every reference under every degradation where it has no part in any gallery, nan
         where it is too small once degraded; int64 [R]: its generator. The i-th reference of all generators is left out at a time."""
-        sizes = [group.shape[1] for group in self.references]
-        owner = np.repeat(np.arange(len(sizes)), sizes)
-        place = np.concatenate([np.arange(size) for size in sizes])
-        rows = np.concatenate(self.references, axis=1)
-        count = self.num_degradations
-        found = np.full((count, len(owner), count, len(sizes)), np.nan, np.float32)
-        for left_out in range(max(sizes)):
+        owner, place, rows = self._flat()
+        found = np.full((*rows.shape[:2], self.num_degradations, len(self.references)), np.nan, np.float32)
+        for left_out in range(place.max() + 1):
             at = np.flatnonzero(place == left_out)
-            for degradation in range(count):
-                mine = at[np.isfinite(rows[degradation, at]).all(axis=1)]
-                if len(mine):
-                    found[degradation, mine] = self.scores(rows[degradation, mine], left_out)
+            for gallery in range(self.num_degradations):
+                there, scorer = self._fitted(gallery, left_out)
+                if there:
+                    _fill(found[:, :, gallery], rows, at, there, scorer)
         return found, owner
+
+    def as_unregistered(self, family: np.ndarray) -> np.ndarray:
+        """float32 [degradations, R, galleries, G]: scores of every reference by galleries that its family has no part in, whose columns are nan: what an
+        image of a generator that is not registered gets. family: int64 [G]."""
+        owner, _, rows = self._flat()
+        found = np.full((*rows.shape[:2], self.num_degradations, len(self.references)), np.nan, np.float32)
+        for label in np.unique(family):
+            others = np.flatnonzero(family != label)
+            if not len(others):
+                continue
+            without = Galleries(self.method, [self.references[g] for g in others])
+            at = np.flatnonzero(family[owner] == label)
+            for gallery, (there, scorer) in enumerate(without._scorers):
+                if there:
+                    _fill(found[:, :, gallery], rows, at, others[there], scorer)
+        return found
+
+    def _flat(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """int64 [R], generator of each reference; int64 [R], its place among the generator's; float32 [degradations, R, d]."""
+        sizes = [group.shape[1] for group in self.references]
+        place = np.concatenate([np.arange(size) for size in sizes])
+        return np.repeat(np.arange(len(sizes)), sizes), place, np.concatenate(self.references, axis=1)
+
+
+def _fill(
+    found: np.ndarray, rows: np.ndarray, at: np.ndarray, columns: Sequence[int] | np.ndarray, scorer: Scorer
+) -> None:
+    """Scores of the rows at these places, float32 [degradations, R, d], into found [degradations, R, G]; rows of nan are passed over."""
+    for of_degradation, scores in zip(rows, found):
+        mine = at[np.isfinite(of_degradation[at]).all(axis=1)]
+        if len(mine):
+            scores[np.ix_(mine, columns)] = scorer(of_degradation[mine])
 
 
 def _present(rows: np.ndarray, without: int | None) -> np.ndarray:

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from attrib.config import digest
-from attrib.generators.methods import Method, unit_or_zero
+from attrib.generators.methods import Method
 from attrib.generators.samples import Sample
+from attrib.generators.scoring import unit_or_zero
 from attrib.images import FORMATS
 
 THUMBNAIL_PX = 8
@@ -23,6 +24,7 @@ class ContentOnly(Method):
 
     name = "content-only"
     looks_at_trace = False
+    scoring = "logistic"
 
     def __init__(self):
         self.digest = digest([self.name, THUMBNAIL_PX])

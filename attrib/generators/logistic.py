@@ -3,16 +3,18 @@
 import numpy as np
 import torch
 
-from attrib.generators.methods import References, Scores, check_references
+from attrib.generators.scoring import References, Scorer, Scoring, check_references
 
 GRADIENT_TOLERANCE = 1e-7  # of the mean loss; its values then agree to about ten digits
 MAX_ITERATIONS = 1000
+# torch's LBFGS learns nothing from a step whose product with the gradient's change is below 1e-10, which at this tolerance are most.
+LOSS_UNITS = 1e6
 
 
-def logistic_scores(strength: float) -> Scores:
-    """Scores float32 [n, G]: the log probability of each generator, after a regression fitted on all references."""
+def logistic_scores(strength: float) -> Scoring:
+    """The log probability of each generator, after a regression fitted on all references."""
 
-    def scores(references: References, queries: np.ndarray) -> np.ndarray:
+    def fit(references: References) -> Scorer:
         check_references(references)
         rows = np.concatenate(references).astype(np.float64)
         labels = np.repeat(np.arange(len(references)), [len(group) for group in references])
@@ -20,10 +22,14 @@ def logistic_scores(strength: float) -> Scores:
         # One scale for all dimensions keeps the geometry, and with it the meaning of the penalty whatever made the rows.
         scale = np.sqrt(np.square(rows - mean).mean()) or 1.0
         weights, bias = fit_logistic((rows - mean) / scale, labels, len(references), strength)
-        logits = torch.from_numpy((queries - mean) / scale @ weights + bias)
-        return torch.log_softmax(logits, dim=1).numpy().astype(np.float32)
 
-    return scores
+        def scores(queries: np.ndarray) -> np.ndarray:
+            logits = torch.from_numpy((queries - mean) / scale @ weights + bias)
+            return torch.log_softmax(logits, dim=1).numpy().astype(np.float32)
+
+        return scores
+
+    return fit
 
 
 def fit_logistic(
@@ -46,7 +52,7 @@ def fit_logistic(
     solver = torch.optim.LBFGS(
         [weights, bias],
         max_iter=MAX_ITERATIONS,
-        tolerance_grad=GRADIENT_TOLERANCE,
+        tolerance_grad=LOSS_UNITS * GRADIENT_TOLERANCE,
         tolerance_change=0,
         history_size=20,
         line_search_fn="strong_wolfe",
@@ -56,7 +62,7 @@ def fit_logistic(
         solver.zero_grad()
         log_probability = torch.log_softmax(coordinates @ weights + bias, dim=1)
         fit = -(share * log_probability.gather(1, targets[:, None])[:, 0]).sum()
-        total = fit + strength / (2 * len(rows)) * weights.square().sum()
+        total = LOSS_UNITS * (fit + strength / (2 * len(rows)) * weights.square().sum())
         total.backward()
         return total
 

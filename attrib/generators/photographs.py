@@ -39,23 +39,26 @@ def read_photographs(
     num_training: int,
     max_megapixels: float,
     storage: Storage,
+    first_shown: int = 0,
 ) -> Photographs:
-    """The first usable images of manifest rows: those shown, then those trained on; each distinct picture once.
+    """The first usable images of manifest rows: those trained on, then, `first_shown` further on, those shown; each distinct picture once.
+
+    So ranges of those shown that do not overlap share no picture, however many are trained on the same ones.
 
     Images that cannot be decoded or have a side below `px` are passed over: enlarging them would put an upsampler's trace into the very
     pictures that stand for none. Raises AttribError if too few remain.
     """
     found: dict[bytes, Tensor] = {}  # copies of one picture would be trained on and shown
-    wanted = num_shown + num_training
+    wanted = num_training + first_shown + num_shown
     for pixels in _usable(images, manifest, px, max_megapixels, storage):
         found.setdefault(pixels.numpy().tobytes(), pixels)
         if len(found) == wanted:
             stacked = torch.stack(list(found.values()))
-            return Photographs(stacked[:num_shown], stacked[num_shown:])
+            return Photographs(stacked[-num_shown:].clone(), stacked[:num_training].clone())  # a view would travel whole
     raise AttribError(
-        f"{wanted:,} photographs of {px} px or more are needed (num_photographs {num_shown:,} + num_training_photographs "
-        f"{num_training:,}) and collection {manifest.collection.name!r} has {len(found):,} that can be used; lower the numbers or px, "
-        "or take a larger collection"
+        f"{wanted:,} photographs of {px} px or more are needed (num_training_photographs {num_training:,}, first_photograph {first_shown:,} and "
+        f"num_photographs {num_shown:,}) and collection {manifest.collection.name!r} has {len(found):,} that can be used; lower the numbers or "
+        "px, or take a larger collection"
     )
 
 

@@ -38,6 +38,12 @@ class PoolModel(Settings):
     num_steps: Positive
     samples_sha256: str
 
+    @property
+    def upsamplers(self) -> frozenset[str]:
+        if isinstance(self.spec, DecoderSpec):
+            return frozenset([self.spec.upsampler])
+        return frozenset(level.upsampler for level in self.spec.levels)
+
 
 @dataclass(frozen=True)
 class Pool:

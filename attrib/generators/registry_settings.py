@@ -4,12 +4,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from attrib.generators.fingerprint_settings import BackboneFeatureSettings
+from attrib.generators.fingerprint_settings import BackboneFeatureSettings, ScoringName
 from attrib.settings import CollectionSettings, JobSettings, Positive, Settings, Share, Uri
 
 MIN_REFERENCES = 10
 SpectrumName = Literal["log-spectrum", "spectrum-lda", "spectrum-whitened"]
-SpectrumName |= Literal["colour-spectrum", "colour-spectrum-lda", "colour-spectrum-whitened"]
+SpectrumName |= Literal["colour-spectrum", "colour-spectrum-lda"]
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9._-]+$")]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 # "generator": to be recognised. All others are negatives, which nothing is ever attributed to: photographs, generators that are known not to
@@ -20,7 +20,8 @@ Role = Literal["generator", "photographs", "other-generator", "synthetic"]
 class RegistryMethodSettings(Settings):
     """What makes the fingerprints of a registry. Methods that do not look at the generator's trace are not offered."""
 
-    name: Literal["extractor", "backbone"] | SpectrumName = "extractor"
+    name: Literal["extractor", "extractor-untrained", "backbone"] | SpectrumName = "extractor"
+    scoring: ScoringName | None = None  # of a query by the references; None: the method's own
     # Output of jobs.fingerprint; for the spectrum methods the folder with lda.safetensors that jobs.evaluate_generators leaves
     uri: Uri | None = None
     backbone: BackboneFeatureSettings | None = None  # for name: backbone

@@ -84,11 +84,10 @@ def colour_spectrum(residuals: Tensor, window_px: int) -> Tensor:
     return torch.stack([of_mean, mean_of], dim=1) / 2
 
 
-def image_spectrum(image: Tensor, patch_px: int, max_patches: int, window_px: int | None = None) -> Tensor:
-    """uint8 [3, h, w] -> the mean spectrum of its patches: float32 [3, patch_px, patch_px // 2 + 1] of `log_spectrum`, or with window_px
-    float32 [2, 6, window_px, window_px // 2 + 1] of `colour_spectrum`. Raises as `patches`."""
-    residuals = residual(patches(image, patch_px, max_patches).float() / 255)
-    return (colour_spectrum(residuals, window_px) if window_px else log_spectrum(residuals)).mean(dim=0)
+def patch_spectra(cut: Tensor, window_px: int | None = None) -> Tensor:
+    """uint8 [p, 3, s, s] -> `log_spectrum` of the patches' residuals, or with window_px their `colour_spectrum`."""
+    residuals = residual(cut.float() / 255)
+    return colour_spectrum(residuals, window_px) if window_px else log_spectrum(residuals)
 
 
 def azimuthal_power(residuals: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 
 from attrib.config import digest
 from attrib.errors import AttribError
@@ -16,12 +17,14 @@ from attrib.generators.discriminant import (
     save_discriminant,
 )
 from attrib.generators.fingerprint_settings import DiscriminantSettings, SpectrumSettings
-from attrib.generators.methods import Method, check_sides, unit_or_zero
+from attrib.generators.methods import Method, check_sides
 from attrib.generators.pool import Pool
 from attrib.generators.samples import Sample
-from attrib.generators.spectrum import image_spectrum
+from attrib.generators.scoring import unit_or_zero
+from attrib.generators.spectrum import patch_spectra, patches
 from attrib.storage import Storage, bytes_sha256, join
 
+CHUNK_IMAGES = 32  # whose patches' spectra are held at a time
 DISCRIMINANT, WHITENING = "lda.safetensors", "whitening.safetensors"
 
 
@@ -70,21 +73,23 @@ class SpectrumWhitened(SpectrumDiscriminant):
 def spectra(samples: Sequence[Sample], settings: SpectrumSettings) -> np.ndarray:
     """float32 [n, settings.dimension]: the spectra, flat. Raises AttribError for an image below patch_px."""
     found = np.empty((len(samples), settings.dimension), np.float32)
-    for row, sample in zip(found, samples):
-        spectrum = image_spectrum(sample.image, settings.patch_px, settings.max_patches, settings.window_px)
-        row[:] = spectrum.numpy().ravel()
+    for start in range(0, len(samples), CHUNK_IMAGES):
+        cut = [patches(s.image, settings.patch_px, settings.max_patches) for s in samples[start : start + CHUNK_IMAGES]]
+        rows = patch_spectra(torch.cat(cut), settings.window_px).flatten(1)
+        for place, own in enumerate(rows.split([len(of_image) for of_image in cut]), start):
+            found[place] = own.mean(dim=0).numpy()
     return found
 
 
 def pool_spectra(
     pool: Pool, spectrum: SpectrumSettings, settings: DiscriminantSettings, storage: Storage
 ) -> Iterator[np.ndarray]:
-    """float32 [n, d] of each synthetic model, its images under every degradation: what that changes counts as noise within the model."""
+    """float32 [n, d] of each synthetic model under each degradation, a class of its own."""
     degradations = [parse(name) for name in settings.degradations]
     for model in pool.models:
         images = pool.samples(model.model_id, storage)[: settings.images_per_model]
-        degraded = (Sample(degrade(image, degradation), "", 0) for degradation in degradations for image in images)
-        yield spectra(list(degraded), spectrum)
+        for degradation in degradations:
+            yield spectra([Sample(degrade(image, degradation), "", 0) for image in images], spectrum)
 
 
 def fitted_maps(
@@ -105,7 +110,7 @@ def fitted_maps(
     statistics = model_statistics(pool_spectra(pool, spectrum, settings, storage))
     fitted = {
         DISCRIMINANT: fit_discriminant(statistics, settings.shrinkage, settings.num_directions),
-        WHITENING: fit_whitening(statistics, settings.whitening_shrinkage),
+        WHITENING: fit_whitening(statistics, settings.whitening_shrinkage, without_level=True),
     }
     for name, found in fitted.items() if folder else ():
         save_discriminant(found, declared, join(folder, name), storage)

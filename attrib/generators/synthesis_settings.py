@@ -45,7 +45,10 @@ PAPER_GRID = GridSettings(
 
 
 class AutoencoderSettings(Settings):
-    """How far each synthetic model is trained: to one fidelity, so that models are told apart by their traces and not by their quality."""
+    """How far each synthetic model is trained: to one fidelity, so that models are told apart by their traces and not by their quality.
+
+    Some decoders, such as those of two blocks with instance norm, do not get there in max_steps; the pool's record says how many did.
+    """
 
     target_mse: float = Field(default=0.004, gt=0)  # on held-out photographs, pixels in 0..1; the paper has 0.005
     max_steps: Positive = 500  # for those that do not get there
@@ -87,7 +90,8 @@ class SynthesizeSettings(JobSettings):
     output: Uri
     px: Annotated[int, Field(ge=16, multiple_of=8)] = 64  # of photographs and samples
     num_photographs: Positive = 128  # that every model renders; no model is trained on them
-    num_training_photographs: Positive = 512
+    first_photograph: int = Field(default=0, ge=0)  # pools of one collection with disjoint ranges show no picture in common
+    num_training_photographs: Positive = 384
     max_megapixels: float = Field(default=100.0, gt=0)
     num_models: Positive = 200
     seeds_per_architecture: Annotated[int, Field(ge=1, le=1000)] = 2  # models that differ in nothing else

@@ -24,7 +24,6 @@ from attrib.distributed.tasks import plain_errors
 from attrib.estimates import Estimate
 from attrib.generators.extractor import RECORD, FingerprintNetwork, extractor_digest, save_extractor
 from attrib.generators.extractor_batches import (
-    MAX_QUERIES,
     NUM_REFERENCES,
     VALIDATION,
     Batches,
@@ -83,7 +82,7 @@ def run(settings: FingerprintSettings) -> dict:
     results = counts | {
         "digest": extractor_digest(network),
         "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "criterion": f"identification among held-out models from {NUM_REFERENCES} references, mean of untouched and JPEG 85",
+        "criterion": f"identification among models of an upsampler that was not trained on, from {NUM_REFERENCES} references, mean of untouched and JPEG 85",
         "history": history,
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -103,7 +102,7 @@ def _estimate(settings: FingerprintSettings, images: PoolImages) -> Estimate:
         seconds.append(time.perf_counter() - started)
     images_bytes = sum(of_model.nbytes for of_model in (*images.training, *images.held_out))
     optimiser, contrast = settings.optimiser, settings.contrast
-    num_judged = len(images.held_out) * min(images.num_images, NUM_REFERENCES + MAX_QUERIES) * len(VALIDATION)
+    num_judged = len(images.held_out) * len(images.held_out[0]) * len(VALIDATION)
     # Judging is a forward pass, about a third of a step for as many patches.
     judging = num_judged / (contrast.models_per_batch * contrast.images_per_model) / 3
     num_judgements = 2 + optimiser.num_steps // optimiser.validation_steps

@@ -106,7 +106,7 @@ def plan(settings: SynthesizeSettings) -> list[Planned]:
 
 def _photographs(settings: SynthesizeSettings, storage: Storage) -> Photographs:
     listed = _listed(settings, "photographs", settings.photographs, storage)
-    num_wanted = settings.num_photographs + settings.num_training_photographs
+    num_wanted = settings.num_training_photographs + settings.first_photograph + settings.num_photographs
     images = sampled_images(listed, SPARE * num_wanted, storage)
     images = images.take(sampling_rank(images["id"].to_numpy()).argsort())
     return read_photographs(
@@ -115,6 +115,7 @@ def _photographs(settings: SynthesizeSettings, storage: Storage) -> Photographs:
         px=settings.px,
         num_shown=settings.num_photographs,
         num_training=settings.num_training_photographs,
+        first_shown=settings.first_photograph,
         max_megapixels=settings.max_megapixels,
         storage=storage,
     )

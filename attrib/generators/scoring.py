@@ -1,0 +1,98 @@
+"""From references of some generators to scores of queries: the ways that every fingerprint method can be asked in.
+
+A scoring is fitted on the references of all generators at once and then scores any number of queries. Nothing else takes part, so that leaving out
+a reference, or a generator, is to fit without it.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from attrib.errors import AttribError
+
+References = Sequence[np.ndarray]  # float32 [r_g, d] of each generator, unit rows
+Scorer = Callable[
+    [np.ndarray], np.ndarray
+]  # unit rows float32 [n, d] -> float32 [n, G]: the higher, the more is a query like generator g
+Scoring = Callable[[References], Scorer]
+ADAPTED_SHRINKAGE = 0.8  # of the covariance within a few references of each generator: most of it is chance
+
+
+def mean_cosine(references: References) -> Scorer:
+    """Cosine with the mean of each generator's references."""
+    check_references(references)
+    means = unit_or_zero(np.stack([rows.mean(axis=0, dtype=np.float64) for rows in references]))
+    return lambda queries: (queries.astype(np.float64) @ means.T).astype(np.float32)
+
+
+def max_cosine(references: References) -> Scorer:
+    """Cosine with the nearest of each generator's references."""
+    check_references(references)
+    return lambda queries: np.stack([(queries @ rows.T).max(axis=1) for rows in references], axis=1)
+
+
+def adapted_cosine(references: References) -> Scorer:
+    """Cosine with the mean of each generator's references, in the space in which the references of one generator vary alike in all directions.
+
+    The origin is the mean of the generators' means, since what they share tells none of them apart, and the scale is the covariance within
+    generators, shrunk by ADAPTED_SHRINKAGE towards a multiple of the identity. A single generator, which has nothing to share, keeps the
+    origin of the method; where no two references differ the scale stays too.
+    """
+    check_references(references)
+    groups = [rows.astype(np.float64) for rows in references]
+    means = np.stack([rows.mean(axis=0) for rows in groups])
+    origin = means.mean(axis=0) if len(groups) > 1 else np.zeros(means.shape[1])
+    spread = np.concatenate([rows - mean for rows, mean in zip(groups, means)])
+    freedom = len(spread) - len(groups)
+    whiten = np.eye(means.shape[1])
+    if freedom and spread.any():
+        covariance = spread.T @ spread / freedom
+        shrunk = (1 - ADAPTED_SHRINKAGE) * covariance
+        shrunk[np.diag_indices(len(shrunk))] += ADAPTED_SHRINKAGE * np.trace(covariance) / len(covariance)
+        whiten = np.linalg.inv(np.linalg.cholesky(shrunk)).T
+
+    def adapted(rows: np.ndarray) -> np.ndarray:
+        return unit_or_zero((rows - origin) @ whiten)
+
+    centres = unit_or_zero(np.stack([adapted(rows).mean(axis=0) for rows in groups]))
+    return lambda queries: (adapted(queries.astype(np.float64)) @ centres.T).astype(np.float32)
+
+
+def nearest_neighbours(num_neighbours: int) -> Scoring:
+    """How much of a query's nearest references, each weighted by its similarity, is of each generator.
+
+    A neighbour weighs (1 + cosine) / 2, so that a query far from all references scores low everywhere. Ties in rank go to the earlier
+    reference.
+    """
+
+    def fit(references: References) -> Scorer:
+        check_references(references)
+        rows = np.concatenate(references)
+        owner = np.repeat(np.arange(len(references)), [len(group) for group in references])
+        k = min(num_neighbours, len(rows))
+
+        def scores(queries: np.ndarray) -> np.ndarray:
+            similarity = queries @ rows.T
+            nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+            weights = (1 + np.take_along_axis(similarity, nearest, axis=1)) / 2
+            found = np.zeros((len(queries), len(references)), np.float32)
+            np.add.at(found, (np.arange(len(queries))[:, None], owner[nearest]), weights / k)
+            return found
+
+        return scores
+
+    return fit
+
+
+def check_references(references: References) -> None:
+    """Raises AttribError if there is no generator, or one without references."""
+    empty = [position for position, rows in enumerate(references) if len(rows) == 0]
+    if not len(references) or empty:
+        which = f"generator {empty[0]} has no references" if empty else "there are no generators"
+        raise AttribError(f"{which}; register each with 10 images or more")
+
+
+def unit_or_zero(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length one, in the given type; a row of zeros, which has no direction, stays zero and is like nothing."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)

@@ -130,3 +130,10 @@ def test_a_supernet_fills_a_pool_of_the_same_form(local_ray, collection, tmp_pat
     assert [m.model_id for m in pool.models] == [f"path-{i:05d}" for i in range(NUM_MODELS)]
     samples = {pool.samples(m.model_id, local).numpy().tobytes() for m in pool.models}
     assert len(samples) == NUM_MODELS and record["measures"]["diversity"]["num_models"] == NUM_MODELS
+
+
+def test_a_pool_beyond_the_budget_is_refused_before_any_model(local_ray, collection, tmp_path):
+    asked = settings(collection, tmp_path / "pool", budget={"max_hours": 1e-9})
+    with pytest.raises(AttribError, match=r"max_hours.*lower num_models, training\.max_steps or width"):
+        synthesize.run(asked)
+    assert not (tmp_path / "pool" / "models").exists()

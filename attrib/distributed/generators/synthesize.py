@@ -6,15 +6,18 @@ thousand weights is bound by the launches of its kernels, not by the GPU.
 
 import statistics
 import sys
+import time
 from dataclasses import dataclass
 
 import ray
 from safetensors.torch import load, save
 
 from attrib.distributed import manifest
+from attrib.distributed.admission import admit
 from attrib.distributed.features import sampled_images
 from attrib.distributed.session import connect, device_of
 from attrib.distributed.tasks import run_units
+from attrib.estimates import Estimate
 from attrib.generators.architectures import DecoderSpec, sample_specs
 from attrib.generators.photographs import Photographs, read_photographs
 from attrib.generators.pool import (
@@ -40,12 +43,20 @@ from attrib.generators.synthesis import (
 from attrib.generators.synthesis_settings import SynthesizeSettings
 from attrib.identity import sampling_rank
 from attrib.manifest import Manifest, open_manifest
+from attrib.probing import baseline_bytes, peak_bytes, reset_peak, resident_bytes
 from attrib.progress import Progress
 from attrib.records import begin, finish
 from attrib.settings import CollectionSettings, ManifestSettings
 from attrib.storage import Storage, join
 
 SUPERNET = "supernet.safetensors"
+PROBED_MODELS, PROBE_STEPS = 4, 5
+REMEDIES = {
+    "max_process_gib": "lower px, num_photographs or num_training_photographs",
+    "max_output_gib": "lower num_models, num_photographs or px",
+    "max_hours": "lower num_models, training.max_steps or width, or take more workers",
+    "max_cost": "lower num_models, training.max_steps or width",
+}
 SPARE = 4  # images listed per photograph needed: copies, small and damaged ones are passed over
 
 
@@ -60,6 +71,7 @@ class Planned:
 
 def run(settings: SynthesizeSettings) -> dict:
     """Make the pool and return its record. Raises AttribError if the photographs are too few or the grid too small."""
+    baseline_bytes()
     storage = Storage(settings.storage)
     planned = plan(settings)
     connect(settings.ray)
@@ -70,6 +82,7 @@ def run(settings: SynthesizeSettings) -> dict:
     if finished:
         print(f"synthesize: finished at {finished['written_at']}", file=sys.stderr)
         return finished
+    admit(_estimate(settings, planned, photographs, device), settings, REMEDIES)
     real = _real_profiles(settings, storage)
     storage.write_array(join(settings.output, PHOTOGRAPHS), photographs.shown.numpy())
     models = _make(settings, planned, photographs, device, storage)
@@ -84,6 +97,28 @@ def run(settings: SynthesizeSettings) -> dict:
         "measures": measure_pool(pool, real, storage),
     }
     return finish(settings, RECORD, inputs, results, storage)
+
+
+def _estimate(settings: SynthesizeSettings, planned: list[Planned], photographs: Photographs, device: str) -> Estimate:
+    """From a few steps of some models, taken here; few models need all of max_steps, so it is an upper bound."""
+    probed = settings.training.model_copy(update={"max_steps": PROBE_STEPS, "check_steps": PROBE_STEPS})
+    num_probed = 0 if settings.supernet else min(PROBED_MODELS, len(planned))
+    reset_peak()
+    before, started = resident_bytes(), time.perf_counter()
+    for model in planned[:: max(1, len(planned) // max(1, num_probed))][:num_probed]:
+        train_autoencoder(model.spec, model.seed, photographs.training, photographs.shown, probed)
+    step_seconds = (time.perf_counter() - started) / max(1, num_probed * PROBE_STEPS)
+    images_bytes = photographs.shown.nbytes + photographs.training.nbytes
+    resources = ray.cluster_resources()
+    num_workers = int(resources.get("GPU", 0) / settings.gpu_share if device == "cuda" else resources.get("CPU", 1))
+    return Estimate(
+        num_workers=max(1, num_workers),
+        worker_bytes=baseline_bytes() + images_bytes + max(0, peak_bytes() - before),
+        driver_bytes=baseline_bytes() + 2 * images_bytes + max(0, peak_bytes() - before),
+        output_bytes=len(planned) * photographs.shown.nbytes,
+        seconds=step_seconds * settings.training.max_steps * len(planned) / max(1, num_workers),
+        note="a supernet's time is not foretold" if settings.supernet else "at most, at the pace of this machine's CPU",
+    )
 
 
 def plan(settings: SynthesizeSettings) -> list[Planned]:

@@ -39,6 +39,15 @@ class Noise(Method):
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
+def noisy_tier(families=None, judged=True, **options):
+    """Three generators of the same noise, of which JPEG leaves no pixel as it was; no method can tell them apart."""
+    pixels = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (4, NUM_IMAGES, 3, PX, PX), dtype=np.uint8))
+    images = {name: as_samples(pixels[g]) for g, name in enumerate(("a", "b", "c"))}
+    return make_tier(
+        "noise", TierSettings(judged=judged, num_splits=3), images, as_samples(pixels[3]), families, **options
+    )
+
+
 def settings(**changes) -> EvaluateGeneratorsSettings:
     values = {
         "output": "/out",

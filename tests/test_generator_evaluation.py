@@ -1,19 +1,21 @@
-"""The evaluation of fingerprint methods: measures against methods of which every answer is known and loops over the definitions, then what is
-shipped by them, and the page."""
+"""The evaluation of fingerprint methods: measures against methods of which every answer is known and against loops over the definitions."""
 
-import json
-import re
+import itertools
+import pickle
 
 import numpy as np
 import pytest
-from evaluation_samples import NUM_IMAGES, Blind, MeanColour, Noise, coloured_tier, settings
+from evaluation_samples import NUM_IMAGES, Blind, MeanColour, Noise, coloured_tier, noisy_tier, settings
 
 from attrib.errors import AttribError
 from attrib.generators import measures
-from attrib.generators.evaluation import Embedded, cluster_cut, divisions, evaluate_tier
-from attrib.generators.evaluation_charts import Steps, step_chart
-from attrib.generators.evaluation_page import render_page
-from attrib.generators.evaluation_summary import choose, format_table, summarise
+from attrib.generators.degradations import parse
+from attrib.generators.evaluation import Embedded, cluster_cut, evaluate_tier
+from attrib.generators.evaluation_questions import divisions
+from attrib.generators.evaluation_settings import FolderTierSettings, TierSettings
+from attrib.generators.leak_controls import CodecAndSize
+from attrib.generators.samples import Sample, recoded
+from attrib.generators.tiers import make_tier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,8 +31,9 @@ def test_a_method_that_knows_has_everything_right():
         assert values == pytest.approx([1.0] * 3), name
     assert found["confusion"] == np.eye(3).tolist()
     assert sorted(found["clusters"]) == sorted((NUM_IMAGES * np.eye(3, dtype=int)).tolist())
-    assert found["references"] == {"1": [1.0] * 3, "6": [1.0] * 3}, "50 references leave no queries"
-    assert found["sets"] == {"1": [1.0] * 3, "3": [1.0] * 3}, "no generator has 20 queries"
+    for both_sides in ("none", "jpeg-85"):
+        assert found["references"][both_sides] == {"1": [1.0] * 3, "6": [1.0] * 3}, "50 references leave no queries"
+        assert found["sets"][both_sides] == {"1": [1.0] * 3, "3": [1.0] * 3}, "no generator has 20 queries"
     assert found["degradations"]["jpeg-85"]["clean"] == {"identification": [1.0] * 3, "rejection_auroc": [1.0] * 3}
     assert found["degradations"]["resize-0.5"] is None, "16 px are too small for the method"
 
@@ -43,29 +46,164 @@ def test_a_blind_method_identifies_nothing_and_rejects_by_chance():
     assert np.shape(found["clusters"]) == (1, 3)
 
 
-def test_measures_are_those_of_loops_over_the_divisions():
-    tier, method = coloured_tier(), Noise()
-    vectors = method.embed(tier.samples)
-    found = measured(method, tier)["values"]
-    identified, rejection, oscr = np.zeros((3, 3)), np.zeros((3, 3)), np.zeros((3, 3))
-    for number, question in enumerate(divisions(tier, 6, seed=0)):
-        means = [vectors[rows].mean(axis=0) for rows in question.references]
-        means = np.stack([mean / np.linalg.norm(mean) for mean in means])
-        scores = vectors[question.queries] @ means.T
-        right = scores.argmax(axis=1) == question.truth
-        identified[number] = [right[question.truth == g].mean() for g in range(3)]
+def loop_scores(gallery, vectors, question, known=(0, 1, 2)):
+    means = [gallery[question.references[g]].mean(axis=0) for g in known]
+    return vectors[question.queries] @ np.stack([mean / np.linalg.norm(mean) for mean in means]).T
+
+
+def loop_identification(tier, gallery, vectors, num_references=6) -> list[float]:
+    shares = []
+    for question in divisions(tier, num_references, seed=0):
+        right = loop_scores(gallery, vectors, question).argmax(axis=1) == question.truth
+        shares.append([right[question.truth == g].mean() for g in range(3)])
+    return np.mean(shares, axis=0).tolist()
+
+
+def loop_rejection(tier, gallery, vectors) -> tuple[list[float], list[float]]:
+    """AUROC and OSCR of each generator without its references."""
+    found = []
+    for question in divisions(tier, 6, seed=0):
         for unknown in range(3):
-            known = [g for g in range(3) if g != unknown]
+            known = np.array([g for g in range(3) if g != unknown])
+            scores = loop_scores(gallery, vectors, question, known)
             is_known = question.truth != unknown
-            others = scores[:, known]
-            correct = np.array(known)[others.argmax(axis=1)] == question.truth
-            highest = others.max(axis=1)
-            rejection[number, unknown] = measures.auc(highest[is_known], highest[~is_known])
-            oscr[number, unknown] = measures.oscr(highest[is_known], correct[is_known], highest[~is_known])
-    assert found["identification"] == pytest.approx(identified.mean(axis=0).tolist(), abs=1e-6)
-    assert 0 < np.mean(found["identification"]) < 1, "the test asks something"
-    assert found["rejection_auroc"] == pytest.approx(rejection.mean(axis=0).tolist(), abs=1e-6)
-    assert found["oscr"] == pytest.approx(oscr.mean(axis=0).tolist(), abs=1e-6)
+            correct = known[scores.argmax(axis=1)] == question.truth
+            pairs = list(itertools.product(np.flatnonzero(is_known), np.flatnonzero(~is_known)))
+            above = np.array([scores[k].max() > scores[u].max() for k, u in pairs])
+            found.append([above.mean(), (above & correct[[k for k, _ in pairs]]).mean()])
+    return tuple(np.array(found).reshape(3, 3, 2).mean(axis=0).T.tolist())
+
+
+def loop_sets(tier, vectors, size) -> list[float]:
+    shares = []
+    for question in divisions(tier, 6, seed=0):
+        scores = loop_scores(vectors, vectors, question)
+        for g in range(3):
+            own = scores[question.truth == g]
+            sets = [own[start : start + size].mean(axis=0) for start in range(0, len(own) - size + 1, size)]
+            shares.append(np.mean([mean.argmax() == g for mean in sets]))
+    return np.array(shares).reshape(3, 3).mean(axis=0).tolist()
+
+
+@pytest.fixture(scope="module")
+def noise():
+    """(tier, vectors by degradation, what evaluate_tier found)."""
+    tier, method = noisy_tier(), Noise()
+    vectors = {
+        name: method.embed([recoded(sample, parse(name)) for sample in tier.samples]) for name in ("none", "jpeg-85")
+    }
+    assert not np.isclose(vectors["none"], vectors["jpeg-85"]).all(axis=1).any(), "every image is changed"
+    return tier, vectors, measured(method, tier)
+
+
+def near(values):
+    return pytest.approx(values, abs=1e-6)
+
+
+def test_measures_are_those_of_loops_over_the_divisions(noise):
+    tier, vectors, found = noise
+    plain = vectors["none"]
+    assert found["values"]["identification"] == near(loop_identification(tier, plain, plain))
+    assert 0 < np.mean(found["values"]["identification"]) < 1, "the test asks something"
+    rejection, oscr = loop_rejection(tier, plain, plain)
+    assert found["values"]["rejection_auroc"] == near(rejection) and found["values"]["oscr"] == near(oscr)
+    counts, f1 = np.zeros((3, 3)), []
+    for question in divisions(tier, 6, seed=0):
+        predicted = loop_scores(plain, plain, question).argmax(axis=1)
+        for truth, named in zip(question.truth, predicted):
+            counts[truth, named] += 1
+        for g in range(3):
+            hits = sum((predicted == g) & (question.truth == g))
+            f1.append(2 * hits / (sum(predicted == g) + sum(question.truth == g)))
+    for row, expected in zip(found["confusion"], counts / 30):
+        assert row == near(expected.tolist())
+    assert not np.allclose(counts, counts.T), "the test would see rows taken for columns"
+    assert found["values"]["f1"] == near(np.reshape(f1, (3, 3)).mean(axis=0).tolist())
+
+
+def test_verification_is_that_of_a_loop_over_pairs(noise):
+    tier, vectors, found = noise
+    cosine = vectors["none"] @ vectors["none"].T
+    pairs = list(itertools.combinations(range(3 * NUM_IMAGES), 2))
+    for g in range(3):
+        within = [cosine[i, j] for i, j in pairs if tier.generator[i] == tier.generator[j] == g]
+        across = [cosine[i, j] for i, j in pairs if (tier.generator[i] == g) != (tier.generator[j] == g)]
+        others = [
+            cosine[i, j]
+            for i, j in pairs
+            if g not in (tier.generator[i], tier.generator[j]) and tier.generator[i] != tier.generator[j]
+        ]
+        threshold = sorted(others)[-1 - len(others) // 100]
+        assert found["values"]["verification_auc"][g] == near(np.mean([w > a for w in within for a in across]))
+        assert found["values"]["true_positive_rate"][g] == near(np.mean(within > threshold))
+        assert found["values"]["false_positive_rate"][g] == near(np.mean(across > threshold))
+
+
+def test_degraded_queries_are_asked_of_either_gallery(noise):
+    tier, vectors, found = noise
+    galleries = {"clean": vectors["none"], "matched": vectors["jpeg-85"]}
+    expected = {kind: loop_identification(tier, rows, vectors["jpeg-85"]) for kind, rows in galleries.items()}
+    held = found["degradations"]["jpeg-85"]
+    for kind, rows in galleries.items():
+        assert held[kind]["identification"] == near(expected[kind])
+        assert held[kind]["rejection_auroc"] == near(loop_rejection(tier, rows, vectors["jpeg-85"])[0])
+    untouched = found["values"]["identification"]
+    assert len({tuple(values) for values in (*expected.values(), untouched)}) == 3, "the test can tell them apart"
+    assert found["degradations"]["none"]["clean"] == found["degradations"]["none"]["matched"]
+
+
+def test_curves_are_those_of_loops_untouched_and_degraded(noise):
+    tier, vectors, found = noise
+    for name, rows in vectors.items():
+        for count in (1, 6):
+            assert found["references"][name][str(count)] == near(loop_identification(tier, rows, rows, count))
+        for size in (1, 3):
+            assert found["sets"][name][str(size)] == near(loop_sets(tier, rows, size))
+        assert found["references"][name]["6"] == found["sets"][name]["1"], "a set of one image is an image"
+    assert found["references"]["none"]["6"] == found["values"]["identification"]
+    assert found["references"]["jpeg-85"]["6"] == found["degradations"]["jpeg-85"]["matched"]["identification"]
+
+
+@pytest.mark.parametrize("history", [None, "jpeg-50"])
+def test_real_images_are_degraded_as_the_others(history):
+    """And generated ones first go through what the real ones went through before they came."""
+    plain = noisy_tier()
+    given = FolderTierSettings(
+        judged=True, num_splits=3, uri="/x", generators=plain.names, real="real", real_history=history
+    )
+    images = {name: [plain.samples[row] for row in plain.rows_of(g)] for g, name in enumerate(plain.names)}
+    tier, method = make_tier("noise", given, images, plain.real), Noise()
+    found = measured(method, tier, real_degradation="jpeg-70")["values"]["real_auroc"]
+    samples = tier.samples if history is None else [recoded(sample, parse(history)) for sample in tier.samples]
+    generated = method.embed([recoded(sample, parse("jpeg-70")) for sample in samples])
+    real = method.embed([recoded(sample, parse("jpeg-70")) for sample in tier.real])
+    expected = []
+    for question in divisions(tier, 6, seed=0):
+        known = loop_scores(generated, generated, question).max(axis=1)
+        means = [generated[rows].mean(axis=0) for rows in question.references]
+        unknown = (real @ np.stack([mean / np.linalg.norm(mean) for mean in means]).T).max(axis=1)
+        expected.append([np.mean([k > u for k in known[question.truth == g] for u in unknown]) for g in range(3)])
+    assert found == near(np.mean(expected, axis=0).tolist())
+
+
+def test_the_format_of_the_files_tells_nothing():
+    """The generators differ in nothing but what their files were: encoded alike, codec and size know none of them."""
+    plain = noisy_tier()
+    files = {"a": ("JPEG", 900), "b": ("PNG", 3_000), "c": ("WEBP", 500)}
+    images = {
+        name: [Sample(plain.samples[row].image, *files[name]) for row in plain.rows_of(g)]
+        for g, name in enumerate(plain.names)
+    }
+    values = measured(CodecAndSize(), make_tier("files", TierSettings(num_splits=3), images))["values"]
+    assert np.mean(values["identification"]) < 0.6 and np.mean(values["rejection_auroc"]) < 0.7
+    given = CodecAndSize().embed([sample for samples in images.values() for sample in samples])
+    assert measures.auc(*measures.pair_scores(given @ given.T, plain.generator, 0)) == 1.0, "as files they are known"
+
+
+def test_a_tier_travels_as_its_pixels():
+    tier = noisy_tier()
+    num_bytes = sum(sample.image.numel() for sample in [*tier.samples, *tier.real])
+    assert len(pickle.dumps(tier)) < 2 * num_bytes
 
 
 def test_divisions_use_every_image_once_and_differ():
@@ -105,8 +243,11 @@ def test_a_twin_counts_for_the_family_and_is_taken_away_with_it():
     assert values["family_rejection_auroc"][2] == values["rejection_auroc"][2]
 
 
-def test_only_judged_tiers_go_through_the_grid():
-    assert measured(MeanColour(), coloured_tier(judged=False, real=False))["degradations"] == {}
+def test_judged_tiers_go_through_the_grid_and_others_through_what_the_loss_is_of():
+    found = measured(MeanColour(), coloured_tier(judged=False, real=False))
+    assert list(found["degradations"]) == ["jpeg-85"] and found["degradations"]["jpeg-85"]["matched"]
+    grid = measured(MeanColour(), coloured_tier(real=False), degradations=["none", "blur-1"])["degradations"]
+    assert list(grid) == ["none", "blur-1", "jpeg-85"]
     assert "real_auroc" not in measured(MeanColour(), coloured_tier(real=False))["values"]
 
 
@@ -144,116 +285,3 @@ def test_vectors_are_made_once_for_methods_that_embed_alike():
 
 def test_the_cut_separates_generators_of_another_tier():
     assert 0.3 < cluster_cut(Embedded(MeanColour(), coloured_tier())) < 1.0
-
-
-# What is shipped, and the page.
-
-
-def tiers_of(values: dict[str, dict[str, tuple[float, float]]], judged=("first", "second")) -> dict:
-    """{tier: {method: (identification, rejection)}} as the job has it, each value the same for three generators."""
-    return {
-        tier: {
-            "generators": ["a", "b", "c"],
-            "families": ["a", "b", "c"],
-            "judged": tier in judged,
-            "note": "<i>what to know</i>",
-            "same_content": False,
-            "num_images": 48,
-            "num_real": 8,
-            "formats": {"generated": "PNG", "real": "JPEG"},
-            "methods": {
-                method: {
-                    "values": {
-                        "identification": [identification] * 3,
-                        "rejection_auroc": [rejection] * 3,
-                        "real_auroc": None,
-                    },
-                    "confusion": np.eye(3).tolist(),
-                    "clusters": [[8, 0, 0], [0, 8, 8]],
-                    "references": {"1": [identification / 2] * 3, "10": [identification] * 3},
-                    "sets": {"1": [identification] * 3},
-                    "degradations": {
-                        "jpeg-85": {
-                            kind: {"identification": [identification - 0.05] * 3, "rejection_auroc": [0.6] * 3}
-                            for kind in ("clean", "matched")
-                        },
-                        "resize-0.5": None,
-                    },
-                }
-                for method, (identification, rejection) in methods.items()
-            },
-        }
-        for tier, methods in values.items()
-    }
-
-
-LOOKS = {"extractor": True, "lda": True, "spectrum": True, "content-only": False}
-
-
-def chosen(values, looks=LOOKS, **options):
-    return choose(tiers_of(values, **options), looks)
-
-
-def test_the_extractor_is_shipped_if_it_beats_every_trace_based_control_everywhere():
-    winning = {"extractor": (0.9, 0.8), "lda": (0.8, 0.7), "spectrum": (0.85, 0.75), "content-only": (1.0, 1.0)}
-    found = chosen({"first": winning, "second": winning})
-    assert found["method"] == "extractor" and "beats every control" in found["reason"]
-    assert [row["loss"]["mean"] for row in found["losses"]] == pytest.approx([0.05, 0.05])
-    versus = {(row["tier"], row["value"], row["versus"]): row["mean"] for row in found["comparisons"]}
-    assert versus["first", "identification", "lda"] == pytest.approx(0.1)
-    assert len(versus) == 2 * 2 * 2, "the leak control is no rival"
-
-
-@pytest.mark.parametrize("place", ["first", "second"])
-@pytest.mark.parametrize("value", [0, 1])
-def test_a_tie_anywhere_ships_the_best_mean(place, value):
-    winning = {"extractor": (0.9, 0.8), "lda": (0.6, 0.7), "spectrum": (0.5, 0.5), "content-only": (1.0, 1.0)}
-    values = {"first": dict(winning), "second": dict(winning)}
-    equal = list(winning["lda"])
-    equal[value] = winning["extractor"][value]
-    values[place]["lda"] = tuple(equal)
-    found = chosen(values)
-    assert found["method"] == "extractor", "it still has the highest mean"
-    assert f"does not beat lda in {('identified', 'rejection AUROC')[value]} on {place}" in found["reason"]
-
-
-def test_a_control_that_is_better_on_the_whole_is_shipped():
-    values = {"extractor": (0.9, 0.8), "lda": (0.95, 0.9), "spectrum": (0.5, 0.5), "content-only": (1.0, 1.0)}
-    assert chosen({"first": values, "second": values})["method"] == "lda"
-    assert chosen({"first": values, "second": values}, {**LOOKS, "lda": False})["method"] == "extractor"
-
-
-def test_tiers_that_are_not_judged_decide_nothing():
-    good = {"extractor": (0.9, 0.9), "lda": (0.5, 0.5), "spectrum": (0.5, 0.5), "content-only": (0.5, 0.5)}
-    bad = {"extractor": (0.1, 0.1), "lda": (0.9, 0.9), "spectrum": (0.5, 0.5), "content-only": (0.5, 0.5)}
-    found = chosen({"first": good, "second": bad}, judged=("first",))
-    assert found["method"] == "extractor" and {row["tier"] for row in found["comparisons"]} == {"first"}
-    assert chosen({"first": good}, judged=()) is None
-
-
-def test_without_an_extractor_the_best_control_is_shipped():
-    found = chosen({"first": {"lda": (0.7, 0.7), "content-only": (1, 1)}}, {"lda": True, "content-only": False})
-    assert found["method"] == "lda" and "extractor" not in found["reason"]
-
-
-def test_table_and_page_hold_every_method_and_say_what_is_shipped():
-    values = {"extractor": (0.9, 0.8), "lda": (0.8, 0.7), "spectrum": (0.85, 0.75), "<b>content</b>": (0.4, 0.5)}
-    looks = {name: not name.startswith("<") for name in values}
-    summary = summarise(tiers_of({"colours": values}, judged=("colours",)), looks)
-    table = format_table(summary)
-    assert "shipped: extractor: it beats every control" in table
-    assert "0.900 (.90-.90)" in table and "leak control" in table and "less than 0.10" in table
-    assert "real AUROC" not in table, "no method has it"
-    record = {"settings": settings().model_dump(mode="json"), "versions": {"python": "3"}}
-    page = render_page(summary, [coloured_tier()], "Which <one>", record)
-    assert "Shipped: extractor" in page and "Which &lt;one&gt;" in page and "&lt;b&gt;content&lt;/b&gt;" in page
-    assert "<b>content</b>" not in page and "<i>what to know" not in page
-    assert not re.findall(r'(?:src|href)="(?!data:)', page), "nothing is fetched"
-    assert page.count("data:image/png;base64,") == 3, "a strip of each generator"
-    assert json.loads(json.dumps(summary)) == summary
-
-
-def test_a_line_is_cut_where_nothing_was_measured():
-    chart = step_chart([Steps("steps", ["a", "b", "c", "d"], {"one": [0.1, None, 0.3, 0.4]}, chance=0.2)])
-    assert chart.count("<polyline") == 2 and chart.count("<circle") == 3
-    assert 'stroke-dasharray="4 4"' in chart

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from evaluation_samples import PX, settings
 from PIL import Image
 from samples import pictures, write_folder
@@ -20,7 +21,7 @@ from attrib.generators.evaluation_settings import (
     FolderTierSettings,
     PoolTierSettings,
 )
-from attrib.generators.pool import open_pool
+from attrib.generators.pool import PHOTOGRAPHS, open_pool
 from attrib.generators.tiers import folder_tier, pool_tier, tuning_tier
 from attrib.storage import Storage, join
 
@@ -38,6 +39,8 @@ def test_settings_know_the_grid_and_refuse_what_cannot_be():
         ({"trained": {"photographs": photographs, "kinds": ["vae"], "seeds": [0, 1]}}, "fewer than three"),
         ({"trained": {"photographs": photographs, "seeds": [1, 1]}}, "names a value twice"),
         ({"trained": {"photographs": photographs, "photograph_px": 16}}, "is below px 32"),
+        ({"folders": {"f": {"uri": "/x", "generators": ["a", "b", "c"], "real_history": "jpeg-75"}}}, "under real"),
+        ({"budget": {"max_hours": 1}}, "makes no estimate"),
     ):
         with pytest.raises(ValueError, match=message):
             settings(**changes)
@@ -53,7 +56,7 @@ def rewrite_specs(uri: str, storage: Storage, changes: list[dict]) -> None:
 def test_a_pool_tier_holds_only_what_the_training_pool_does_not(tmp_path, local):
     training, other = str(tmp_path / "training"), str(tmp_path / "other")
     write_tiny_pool(training, local, num_models=2, num_images=4, px=16)
-    write_tiny_pool(other, local, num_models=6, num_images=4, px=16)
+    write_tiny_pool(other, local, num_models=6, num_images=4, px=16, seed=1)
     tanh = {"activation": "tanh"}
     bilinear = [{"upsampler": "bilinear", "norm": norm} for norm in ("none", "batch", "group")]
     rewrite_specs(other, local, [{}, tanh, tanh, *bilinear])
@@ -70,6 +73,48 @@ def test_a_pool_tier_holds_only_what_the_training_pool_does_not(tmp_path, local)
     assert pool_tier("unseen", few, pool, local).names == ("m001", "m003", "m005")
     with pytest.raises(AttribError, match="holds 0 models with architectures"):
         pool_tier("unseen", PoolTierSettings(uri=training), pool, local)
+
+
+def test_the_same_architecture_at_another_width_is_not_unseen(tmp_path, local):
+    training, other = str(tmp_path / "training"), str(tmp_path / "other")
+    write_tiny_pool(training, local, num_models=2, num_images=4, px=16)
+    write_tiny_pool(other, local, num_models=5, num_images=4, px=16, seed=1)
+    rewrite_specs(
+        other, local, [{"width": SPEC.width + 8}, *({"norm": norm} for norm in ("batch", "group", "instance"))]
+    )
+    tier = pool_tier("unseen", PoolTierSettings(uri=other), open_pool(training, local), local)
+    assert tier.names == ("m001", "m002", "m003")
+
+
+@pytest.mark.parametrize("px", [16, 32])
+def test_pictures_that_the_training_pool_shows_are_refused_in_any_size(tmp_path, local, px):
+    training, other = str(tmp_path / "training"), str(tmp_path / "other")
+    write_tiny_pool(training, local, num_models=2, num_images=4, px=32)
+    write_tiny_pool(other, local, num_models=4, num_images=6, px=px, seed=1)
+    rewrite_specs(other, local, [{}, *({"norm": norm} for norm in ("batch", "group", "instance"))])
+    pool, asked = open_pool(training, local), PoolTierSettings(uri=other)
+    assert len(pool_tier("unseen", asked, pool, local).names) == 3
+    shown, own = pool.photographs(local), open_pool(other, local).photographs(local)
+    smaller = F.interpolate(shown.float(), size=(px, px), mode="bilinear", antialias=True).round().to(torch.uint8)
+    local.write_array(join(other, PHOTOGRAPHS), torch.cat([own[:4], smaller[1:3]]).numpy())
+    with pytest.raises(AttribError, match=r"2 of its 6 photographs.*another first_photograph"):
+        pool_tier("unseen", asked, pool, local)
+    few = asked.model_copy(update={"max_images": 4})
+    assert len(pool_tier("unseen", few, pool, local).real) == 4, "only what the tier uses counts"
+
+
+def test_a_few_pictures_that_the_training_pool_shows_are_left_out(tmp_path, local):
+    training, other = str(tmp_path / "training"), str(tmp_path / "other")
+    write_tiny_pool(training, local, num_models=2, num_images=4, px=16)
+    write_tiny_pool(other, local, num_models=4, num_images=12, px=16, seed=1)
+    rewrite_specs(other, local, [{}, *({"norm": norm} for norm in ("batch", "group", "instance"))])
+    own = open_pool(other, local).photographs(local)
+    own[5] = open_pool(training, local).photographs(local)[2]
+    local.write_array(join(other, PHOTOGRAPHS), own.numpy())
+    tier = pool_tier("unseen", PoolTierSettings(uri=other), open_pool(training, local), local)
+    assert len(tier.real) == 11 and [len(tier.rows_of(g)) for g in range(3)] == [11] * 3
+    expected = open_pool(other, local).samples("m002", local)
+    assert torch.equal(tier.samples[tier.rows_of(1)[5]].image, expected[6]), "the model's picture of it goes too"
 
 
 def test_thresholds_come_from_different_pictures_of_the_training_pool(tmp_path, local):
@@ -182,6 +227,33 @@ def test_a_second_run_finds_the_first_and_a_broken_one_continues(evaluated, job_
     assert local.read_bytes(join(job_settings.output, "generators", "vae-0.npy")) == samples
     assert again["measured"] == evaluated["measured"] and "resuming" in capsys.readouterr().err
     assert kept in local.names(parts)
+
+
+def test_a_page_that_is_lost_or_has_another_title_is_written_again(evaluated, job_settings):
+    from attrib.distributed.generators import evaluate
+
+    page = Path(job_settings.output, "evaluation.html")
+    before = page.read_text(encoding="utf-8")
+    page.unlink()
+    evaluate.run(job_settings)
+    assert page.read_text(encoding="utf-8") == before
+    evaluate.run(job_settings.model_copy(update={"title": "Another title"}))
+    assert "<h1>Another title</h1>" in page.read_text(encoding="utf-8")
+
+
+def test_photographs_that_the_training_pool_shows_do_not_stand_for_real_ones(evaluated, job_settings, local, tmp_path):
+    from attrib.distributed.generators import evaluate
+
+    pool, trained = tmp_path / "pool", job_settings.trained
+    shutil.copytree(job_settings.pool, pool)
+    photographs = evaluate._photographs(job_settings, local)
+    local.write_array(str(pool / PHOTOGRAPHS), photographs.shown.numpy())
+    changed = {"pool": str(pool), "output": str(tmp_path / "out"), "folders": {}, "pools": {}}
+    with pytest.raises(AttribError, match=r"12 of its 12 photographs .*another trained\.first_photograph"):
+        evaluate.run(job_settings.model_copy(update=changed))
+    later = trained.model_copy(update={"first_photograph": 4})
+    moved = evaluate._photographs(job_settings.model_copy(update={"trained": later}), local)
+    assert torch.equal(moved.shown[:8], photographs.shown[4:]) and torch.equal(moved.training, photographs.training)
 
 
 def test_other_generators_are_not_mixed_into_the_output(evaluated, job_settings, local):

@@ -106,6 +106,7 @@ def test_verification_by_thresholds_of_the_others(seed):
     generator = rng.permutation(np.repeat(np.arange(4), 6))
     similarity = tied(rng, 24, 24)
     similarity = np.maximum(similarity, similarity.T)
+    cross_pairs = measures.CrossPairs(similarity, generator)
     pairs = list(itertools.combinations(range(24), 2))
     for which in range(4):
         within = [similarity[i, j] for i, j in pairs if generator[i] == generator[j] == which]
@@ -116,7 +117,9 @@ def test_verification_by_thresholds_of_the_others(seed):
             if which not in (generator[i], generator[j]) and generator[i] != generator[j]
         ]
         threshold = measures.threshold_at(np.array(others), 0.1)
-        found = measures.transferred_rates(similarity, generator, which, 0.1)
+        without = cross_pairs.without(which)
+        assert sorted(without) == sorted(others)
+        found = measures.transferred_rates(*measures.pair_scores(similarity, generator, which), without, 0.1)
         assert found.true_positive == pytest.approx(np.mean(np.array(within) > threshold))
         assert found.false_positive == pytest.approx(np.mean(np.array(across) > threshold))
         positive, negative = measures.pair_scores(similarity, generator, which)
@@ -124,7 +127,8 @@ def test_verification_by_thresholds_of_the_others(seed):
 
 
 def test_two_generators_set_no_threshold_for_each_other():
-    rates = measures.transferred_rates(np.ones((4, 4)), np.array([0, 0, 1, 1]), 0, 0.01)
+    others = measures.CrossPairs(np.ones((4, 4)), np.array([0, 0, 1, 1])).without(0)
+    rates = measures.transferred_rates(np.ones(1), np.ones(4), others, 0.01)
     assert math.isnan(rates.true_positive) and math.isnan(rates.false_positive)
 
 
@@ -151,15 +155,56 @@ def test_trivial_partitions_agree():
     assert measures.adjusted_rand(np.array([[5, 5]])) == 0.0
 
 
-def test_intervals_are_of_resampled_generators():
-    values = np.array([0.2, 0.9, np.nan, 0.7])
-    drawn = measures.resampled(4, seed=3)
-    means = [np.nanmean(values[row]) for row in drawn if not np.isnan(values[row]).all()]
-    found = measures.mean_interval(values, seed=3)
+def test_intervals_are_of_resampled_families():
+    """Twelve families of one to three generators, drawn whole."""
+    rng = np.random.default_rng(4)
+    families = np.repeat(np.arange(12), rng.integers(1, 4, 12))
+    values = rng.random(len(families))
+    values[5] = np.nan
+    means = [
+        np.nanmean(np.concatenate([values[families == family] for family in row])) for row in measures.resampled(12)
+    ]
+    found = measures.mean_interval(values, families)
     assert found.mean == pytest.approx(np.nanmean(values))
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+    alone = measures.mean_interval(values)
+    assert alone == measures.mean_interval(values, np.arange(len(values))) and alone != found
+
+
+def test_intervals_of_few_families_are_by_students_t():
+    values = np.array([0.2, 0.3, 0.9, 0.8, np.nan, 0.6])
+    families = np.array([0, 0, 1, 1, 2, 3])
+    found = measures.mean_interval(values[[0, 1, 2, 3]], families[[0, 1, 2, 3]])
+    means = np.array([0.25, 0.85])
+    assert found.mean == pytest.approx(0.55)
+    assert found.high - found.mean == pytest.approx(12.706 * np.std(means, ddof=1) / np.sqrt(2))
+    assert measures.mean_interval(values, families) == measures.mean_interval(
+        values[[0, 1, 2, 3, 5]], families[[0, 1, 2, 3, 5]]
+    )
+    assert measures.mean_interval(values, families, (0.0, 1.0))[1:] == (0.0, 1.0), "no share is above one"
     assert measures.mean_interval(np.full(3, 0.4)) == pytest.approx((0.4, 0.4, 0.4))
+    assert measures.mean_interval(np.array([0.2, 0.6]), np.array([7, 7])) == pytest.approx((0.4, 0.4, 0.4))
     assert all(math.isnan(x) for x in measures.mean_interval(np.full(3, np.nan)))
+
+
+def test_quantiles_are_students():
+    """The density's integral between them is 95 %."""
+    for freedom, quantile in enumerate(measures.STUDENT, 1):
+        x = np.linspace(-quantile, quantile, 20_001)
+        scale = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2) / math.sqrt(freedom * math.pi)
+        assert np.trapezoid(scale * (1 + x * x / freedom) ** (-(freedom + 1) / 2), x) == pytest.approx(0.95, abs=1e-4)
+
+
+@pytest.mark.parametrize(("num_families", "twins"), [(3, 2), (5, 1), (20, 2)])
+def test_intervals_hold_the_mean_about_as_often_as_they_say(num_families, twins):
+    """Of families whose difficulty varies as shares do; resamples of generators held it in 62 % for three families of twins."""
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(400):
+        found = measures.mean_interval(
+            np.repeat(rng.beta(4, 1.5, num_families), twins), np.repeat(np.arange(num_families), twins)
+        )
+        inside += found.low <= 4 / 5.5 <= found.high
+    assert 0.89 <= inside / 400 <= 0.98
 
 
 def test_differences_are_paired():
@@ -169,14 +214,19 @@ def test_differences_are_paired():
     assert (found.low, found.high) == pytest.approx((0.1, 0.1))
 
 
-def test_table_intervals_are_jackknifed_over_generators():
+def test_table_intervals_are_jackknifed_over_families():
     table = np.array([[8, 0, 1], [2, 9, 1], [0, 1, 8]])
-    found = measures.table_interval(measures.purity, table)
+    found = measures.table_interval(measures.purity, table, bounds=(0.0, 1.0))
     without = [measures.purity(table[:, kept]) for kept in ([1, 2], [0, 2], [0, 1])]
     error = np.sqrt(2 / 3 * sum((value - np.mean(without)) ** 2 for value in without))
     assert found.mean == measures.purity(table)
-    assert found.low == pytest.approx(found.mean - 1.96 * error)
-    assert found.high == pytest.approx(min(1.0, found.mean + 1.96 * error))
+    assert found.low == pytest.approx(found.mean - 4.303 * error)
+    assert found.high == pytest.approx(min(1.0, found.mean + 4.303 * error))
+    families = np.array([5, 5, 6])
+    pairs = [measures.purity(table[:, 2:]), measures.purity(table[:, :2])]
+    error = np.sqrt(1 / 2 * sum((value - np.mean(pairs)) ** 2 for value in pairs))
+    assert measures.table_interval(measures.purity, table, families).low == pytest.approx(found.mean - 12.706 * error)
     assert measures.table_interval(measures.purity, 5 * np.eye(4, dtype=int)) == (1.0, 1.0, 1.0)
     one_cluster = measures.table_interval(measures.purity, np.full((1, 4), 7))
     assert one_cluster == pytest.approx((0.25, 0.25, 0.25))
+    assert measures.table_interval(measures.purity, table, np.zeros(3)) == (found.mean,) * 3

@@ -20,15 +20,15 @@ class Steps:
     chance: float | None = None
 
 
-def step_chart(panels: Sequence[Steps], step_px: int = 62, x_label: str = "", low: float = 0.0) -> str:
-    """Panels side by side with one legend, as inline SVG; all share the vertical range `low` to 1."""
+def step_chart(panels: Sequence[Steps], step_px: int = 62) -> str:
+    """Panels side by side with one legend, as inline SVG; all share the vertical range 0 to 1."""
     drawn, left = [], LEFT
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
     turned = any(len(label) > 4 for panel in panels for label in panel.labels)
     bottom = TOP + HEIGHT + (66 if turned else 42)
     for steps in panels:
         width = max(step_px * len(steps.labels), MIN_WIDTH)
-        drawn += _panel(steps, names, left, width, x_label, turned, low)
+        drawn += _panel(steps, names, left, width, turned)
         left += width + GAP
     right = left - GAP + 20
     for i, name in enumerate(names):
@@ -39,8 +39,8 @@ def step_chart(panels: Sequence[Steps], step_px: int = 62, x_label: str = "", lo
     return drawing(right, bottom + 14 + LEGEND_ROW * len(names), label, drawn)
 
 
-def _panel(steps: Steps, names: list[str], left: int, width: int, x_label: str, turned: bool, low: float) -> list[str]:
-    panel = Panel(left, TOP, width, HEIGHT, (-0.5, len(steps.labels) - 0.5), (low, 1.0))
+def _panel(steps: Steps, names: list[str], left: int, width: int, turned: bool) -> list[str]:
+    panel = Panel(left, TOP, width, HEIGHT, (-0.5, len(steps.labels) - 0.5), (0.0, 1.0))
     bottom = TOP + HEIGHT
     drawn = [f'<text x="{left}" y="{TOP - 14}" font-weight="600">{escape(steps.title)}</text>']
     for value in ticks(*panel.y):
@@ -48,13 +48,11 @@ def _panel(steps: Steps, names: list[str], left: int, width: int, x_label: str, 
         drawn.append(f'<line x1="{left}" x2="{left + width}" y1="{y}" y2="{y}" stroke="currentColor" opacity="0.12"/>')
         drawn.append(f'<text x="{left - 7}" y="{y + 4}" text-anchor="end">{value:g}</text>')
     for i, label in enumerate(steps.labels):
-        x, _ = panel.at(i, low)
+        x, _ = panel.at(i, 0.0)
         place = f'transform="translate({x + 4} {bottom + 14}) rotate(-40)" text-anchor="end"'
         place = place if turned else f'x="{x}" y="{bottom + 17}" text-anchor="middle"'
         drawn.append(f"<text {place}>{escape(label)}</text>")
-    if x_label:
-        drawn.append(f'<text x="{left + width / 2}" y="{bottom + 36}" text-anchor="middle">{escape(x_label)}</text>')
-    if steps.chance is not None and steps.chance >= low:
+    if steps.chance is not None:
         _, y = panel.at(0, steps.chance)
         drawn.append(
             f'<line x1="{left}" x2="{left + width}" y1="{y}" y2="{y}" stroke="currentColor" stroke-dasharray="4 4" opacity="0.6"/>'
@@ -62,7 +60,7 @@ def _panel(steps: Steps, names: list[str], left: int, width: int, x_label: str, 
     for name, values in steps.lines.items():
         place = names.index(name)
         for run in _runs(values):
-            points = [panel.at(i, max(values[i], low)) for i in run]
+            points = [panel.at(i, values[i]) for i in run]
             path = " ".join(f"{x},{y}" for x, y in points)
             drawn.append(f'<polyline points="{path}" fill="none" {_stroke(place)}/>')
             for i, (x, y) in zip(run, points):

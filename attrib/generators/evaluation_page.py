@@ -12,7 +12,12 @@ import numpy as np
 from PIL import Image
 
 from attrib.generators.evaluation_charts import Steps, step_chart
-from attrib.generators.evaluation_summary import DECIDING, LOSS_DEGRADATION, MAX_LOSS, VALUES
+from attrib.generators.evaluation_choice import DECIDING, MAX_LOSS
+from attrib.generators.evaluation_curves import CURVE_DEGRADATIONS, MIN_QUERIES
+from attrib.generators.evaluation_intervals import VALUES
+from attrib.generators.evaluation_settings import LOSS_DEGRADATION
+from attrib.generators.evaluation_summary import TOO_SMALL, shown_values
+from attrib.generators.measures import MIN_RESAMPLED
 from attrib.generators.tiers import Tier
 from attrib.scores import BOOTSTRAP_DRAWS
 
@@ -34,25 +39,33 @@ def render_page(summary: dict, tiers: list[Tier], title: str, record: dict) -> s
     return environment.from_string(template).render(
         title=title,
         summary=summary,
-        tiers={tier.name: _shown_tier(summary, tier) for tier in tiers},
+        tiers={tier.name: _shown_tier(summary, tier, record["settings"]) for tier in tiers},
         values=VALUES,
         deciding=DECIDING,
         max_loss=MAX_LOSS,
         loss_degradation=LOSS_DEGRADATION,
+        min_queries=MIN_QUERIES,
+        min_resampled=MIN_RESAMPLED,
+        too_small=TOO_SMALL,
         settings=record["settings"],
         record=record,
         bootstrap_draws=BOOTSTRAP_DRAWS,
     )
 
 
-def _shown_tier(summary: dict, tier: Tier) -> dict:
+def _shown_tier(summary: dict, tier: Tier, settings: dict) -> dict:
     found = summary["tiers"][tier.name]
     shipped = summary["shipped"] and summary["shipped"]["method"]
     return {
-        "values": [v for v in VALUES if any(method["values"].get(v) for method in found["methods"].values())],
+        "values": shown_values(found),
         "strips": {tier.names[g]: picture_strip(tier, g) for g in range(min(tier.num_generators, SHOWN_GENERATORS))},
-        "curves": _curves(found),
+        "curves": [
+            *_curve(found, "references", "Identified, by references", settings["reference_counts"]),
+            *_curve(found, "sets", "Identified, by images per set", settings["set_sizes"]),
+        ],
         "degradations": _degradations(found),
+        "too_small": _too_small(found),
+        "smallest_px": min(sample.side_px for sample in tier.samples),
         "confusion": _confusion(found, shipped),
     }
 
@@ -62,22 +75,30 @@ def _chart(svg: str) -> dict[str, object]:
     return {"svg": svg, "width_px": int(re.search(r'viewBox="0 0 (\d+)', svg)[1])}
 
 
-def _curves(found: dict) -> dict | None:
-    chance = 1 / len(found["generators"])
+def _curve(found: dict, key: str, title: str, wanted: list[int]) -> list[dict]:
+    """[{svg, width_px, key, left_out: steps for which there are too few images}], untouched beside degraded alike; [] for less than two steps."""
+    curves = {name: method[key] for name, method in found["methods"].items()}
+    steps = {step for of_method in curves.values() for curve in of_method.values() for step in curve or ()}
+    labels = [str(step) for step in wanted if str(step) in steps]
+    if len(labels) < 2:
+        return []
     panels = []
-    for key, title in (("references", "Identified, by references"), ("sets", "Identified, by images per set")):
-        labels = list(dict.fromkeys(label for method in found["methods"].values() for label in method[key]))
-        lines = {name: [_mean(method[key].get(label)) for label in labels] for name, method in found["methods"].items()}
-        if len(labels) > 1:
-            panels.append(Steps(title, labels, lines, chance))
-    return _chart(step_chart(panels)) if panels else None
+    for degradation in CURVE_DEGRADATIONS:
+        lines = {
+            name: [_mean((curve[degradation] or {}).get(label)) for label in labels] for name, curve in curves.items()
+        }
+        head = title if degradation == CURVE_DEGRADATIONS[0] else f"The same, both sides {degradation}"
+        panels.append(Steps(head, labels, lines, 1 / len(found["generators"])))
+    left_out = [step for step in wanted if str(step) not in steps]
+    return [_chart(step_chart(panels)) | {"key": key, "left_out": left_out}]
 
 
 def _degradations(found: dict) -> dict | None:
-    methods = {name: method["degradations"] for name, method in found["methods"].items() if method["degradations"]}
-    if not methods:
-        return None
+    """None where only the table's loss was asked about."""
+    methods = {name: method["degradations"] for name, method in found["methods"].items()}
     labels = list(dict.fromkeys(label for held in methods.values() for label in held))
+    if len(labels) < 2:
+        return None
     panels = []
     for gallery in ("clean", "matched"):
         lines = {
@@ -86,6 +107,16 @@ def _degradations(found: dict) -> dict | None:
         }
         panels.append(Steps(f"Identified, {gallery} gallery", labels, lines, 1 / len(found["generators"])))
     return _chart(step_chart(panels, step_px=34))
+
+
+def _too_small(found: dict) -> dict[str, list[str]]:
+    """{degradation: methods, with the pixels that they need}: what has no value there."""
+    missing: dict[str, list[str]] = {}
+    for name, method in found["methods"].items():
+        for degradation, held in method["degradations"].items():
+            if held is None:
+                missing.setdefault(degradation, []).append(f"{name} ({method['min_side_px']} px)")
+    return missing
 
 
 def _confusion(found: dict, shipped: str | None) -> dict | None:

@@ -6,21 +6,23 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from attrib.generators.fingerprint_settings import MethodsSettings
-from attrib.settings import CollectionSettings, JobSettings, Positive, Settings, Uri
+from attrib.settings import BudgetSettings, CollectionSettings, JobSettings, Positive, Settings, Uri
 
 GeneratorKind = Literal["dcgan", "vae", "diffusion"]
 TRAINED_TIER = "trained on the same photographs"
 # Those of attrib/generators/degradations.py, which imports torch: settings are checked before that.
 GRID_NAMES = ("none", "jpeg-95", "jpeg-85", "jpeg-70", "jpeg-50", "webp-85", "webp-60", "resize-0.75", "resize-0.5")
 GRID_NAMES += ("blur-0.5", "blur-1", "crop-0.8")
+LOSS_DEGRADATION = "jpeg-85"  # that every tier is asked under: what it costs is a column of the table
 TIER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]*")
 
 
 class TierSettings(Settings):
     """One set of generators that are told apart from each other.
 
-    judged: whether what is shipped is decided on it; only such tiers go through the whole grid of degradations. max_images: of each
-    generator, the first. num_splits: random divisions of each generator's images into references and queries, which are averaged.
+    judged: whether what is shipped is decided on it; only such tiers go through the whole grid of degradations, others through
+    LOSS_DEGRADATION alone. max_images: of each generator, the first. num_splits: random divisions of each generator's images into
+    references and queries, which are averaged.
     """
 
     judged: bool = False
@@ -35,6 +37,15 @@ class FolderTierSettings(TierSettings):
     uri: Uri
     generators: tuple[str, ...] = Field(min_length=3)  # folders below uri
     real: str | None = None  # a folder of real images of the same subjects
+    # What the real images went through before they came to us, as a degradation (jpeg-75): generated ones are put through the same before
+    # both are told apart, which a trace of compression would make easy.
+    real_history: str | None = None
+
+    @model_validator(mode="after")
+    def _of_real_images(self):
+        if self.real_history and not self.real:
+            raise ValueError(f"real_history {self.real_history!r} is of real images; name their folder under real")
+        return self
 
 
 class PoolTierSettings(TierSettings):
@@ -62,6 +73,8 @@ class TrainedTierSettings(TierSettings):
 
     photographs: CollectionSettings
     num_training_photographs: Positive = 500
+    # Behind those trained on, of the photographs that stand for what is real: the training pool must not show the same ones.
+    first_photograph: int = Field(default=0, ge=0)
     photograph_px: Positive = 64  # photographs are shrunk and cropped to it, then cut at random places
     px: int = Field(default=32, ge=16, multiple_of=8)  # of what is cut, and of what is generated
     kinds: tuple[GeneratorKind, ...] = ("dcgan", "vae", "diffusion")
@@ -100,13 +113,19 @@ class EvaluateGeneratorsSettings(JobSettings):
     num_references: Positive = 10
     reference_counts: tuple[Positive, ...] = (1, 2, 5, 10, 20, 50)  # as far as the images go
     set_sizes: tuple[Positive, ...] = (1, 2, 5, 10, 20)  # images of one origin that are judged together
-    degradations: tuple[str, ...] = GRID_NAMES  # of the judged tiers
+    degradations: tuple[str, ...] = GRID_NAMES  # of the judged tiers; LOSS_DEGRADATION is asked about in any case
     # Real images are often JPEGs and generated ones are not, so both are compressed alike before they are told apart.
     real_degradation: str = "jpeg-85"
     false_positive_rate: float = Field(default=0.01, gt=0, lt=1)
     max_megapixels: float = Field(default=100.0, gt=0)
     seed: Annotated[int, Field(ge=0)] = 0
     title: str = "Which generator made it"
+
+    @model_validator(mode="after")
+    def _no_budget(self):
+        if self.budget != BudgetSettings():
+            raise ValueError("budget cannot be checked, since this job makes no estimate; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _tiers(self):

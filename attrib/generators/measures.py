@@ -13,6 +13,11 @@ import numpy as np
 from attrib.errors import AttribError
 from attrib.scores import BOOTSTRAP_DRAWS, Interval
 
+MIN_RESAMPLED = 10  # units; percentiles of resamples of fewer are too close together
+# 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+STUDENT += (2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+
 
 class TransferredRates(NamedTuple):
     """Of a threshold that was set without a generator: the share of its pairs accepted, and of pairs of it with others."""
@@ -89,21 +94,32 @@ def pair_scores(similarity: np.ndarray, generator: np.ndarray, which: int) -> tu
     return within[np.triu_indices(len(within), k=1)], similarity[np.ix_(own, ~own)].ravel()
 
 
+class CrossPairs:
+    """Pairs of images of two different generators, cut out once for all that a threshold is set without."""
+
+    def __init__(self, similarity: np.ndarray, generator: np.ndarray):
+        """similarity: float [n, n]; generator: int [n] from 0."""
+        numbers = generator.astype(np.min_scalar_type(int(generator.max())))  # a byte each, of millions of pairs
+        apart = np.triu(numbers[:, None] != numbers, k=1)
+        self.scores = similarity[apart]
+        self._of = [np.broadcast_to(side, apart.shape)[apart] for side in (numbers[:, None], numbers)]
+
+    def without(self, which: int) -> np.ndarray:
+        """Float [p]: scores of the pairs that no image of this generator is in."""
+        return self.scores[(self._of[0] != which) & (self._of[1] != which)]
+
+
 def transferred_rates(
-    similarity: np.ndarray, generator: np.ndarray, which: int, false_positive_rate: float
+    positive: np.ndarray, negative: np.ndarray, others: np.ndarray, false_positive_rate: float
 ) -> TransferredRates:
     """Verification of one generator's pairs by a threshold that pairs of two *other* generators set at false_positive_rate.
 
-    similarity: float [n, n]; generator: int [n]. nan with fewer than three generators, where there is no such pair.
+    Scores of pairs within the generator, of its images with those of others, and of the pairs without it. nan with fewer than three
+    generators, where there is no such pair.
     """
-    places = np.flatnonzero(generator != which)
-    others = generator[places]
-    rows, columns = np.triu_indices(len(places), k=1)
-    apart = others[rows] != others[columns]
-    if not apart.any():
+    if not len(others):
         return TransferredRates(float("nan"), float("nan"))
-    threshold = threshold_at(similarity[places[rows[apart]], places[columns[apart]]], false_positive_rate)
-    positive, negative = pair_scores(similarity, generator, which)
+    threshold = threshold_at(others, false_positive_rate)
     return TransferredRates(_share_above(positive, threshold), _share_above(negative, threshold))
 
 
@@ -132,31 +148,62 @@ def purity(table: np.ndarray) -> float:
     return float(table.max(axis=1).sum() / table.sum())
 
 
-def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
-    """Mean over generators and its 95 % interval by a bootstrap over them. values: float64 [G]; nan, where one has no value, is left out."""
-    if np.isnan(values).all():
-        return Interval(float("nan"), float("nan"), float("nan"))
-    draws = values[resampled(len(values), seed)]
-    counts = (~np.isnan(draws)).sum(axis=1)
-    means = np.nansum(draws, axis=1)[counts > 0] / counts[counts > 0]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(float(np.nanmean(values)), float(low), float(high))
+def mean_interval(
+    values: np.ndarray, families: np.ndarray | None = None, bounds: tuple[float, float] = (-np.inf, np.inf)
+) -> Interval:
+    """Mean over generators and its 95 % interval over families, which are drawn whole: what is hard for one is hard for its twin.
 
-
-def table_interval(measure: Callable[[np.ndarray], float], table: np.ndarray) -> Interval:
-    """A measure of a contingency table and 1.96 standard errors around it by the jackknife: the clusters as they are, each generator in turn
-    left out. A bootstrap would draw tables of fewer generators, whose clusters are purer. table: of three generators or more.
+    values: float64 [G]; nan, where one has no value, is left out. families: int [G], None: each generator is its own. bounds: that no
+    mean exceeds. From MIN_RESAMPLED families on it is a bootstrap; with fewer, whose bootstrap is far too narrow, Student's t of the
+    families' sums (for families of one size: of their means). A single family has nothing to draw, so that its interval is the mean alone.
     """
-    count = table.shape[1]
-    value = measure(table)
-    without = np.array([measure(np.delete(table, g, axis=1)) for g in range(count)])
-    error = np.sqrt((count - 1) / count * np.square(without - without.mean()).sum())
-    return Interval(value, float(value - 1.96 * error), float(min(1.0, value + 1.96 * error)))
+    there = ~np.isnan(values)
+    if not there.any():
+        return Interval(float("nan"), float("nan"), float("nan"))
+    numbers = np.arange(len(values)) if families is None else families
+    _, places = np.unique(numbers[there], return_inverse=True)
+    counts = np.bincount(places)
+    sums = np.bincount(places, weights=values[there])
+    mean, num_families = sums.sum() / counts.sum(), len(counts)
+    if num_families >= MIN_RESAMPLED:
+        drawn = resampled(num_families)
+        low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [2.5, 97.5])
+    else:
+        spread = np.square(sums - mean * counts).sum() * num_families / max(num_families - 1, 1)
+        reach = _quantile(num_families) * np.sqrt(spread) / counts.sum()
+        low, high = mean - reach, mean + reach
+    return Interval(float(mean), float(max(low, bounds[0])), float(min(high, bounds[1])))
 
 
-def resampled(num_generators: int, seed: int = 0) -> np.ndarray:
-    """int64 [BOOTSTRAP_DRAWS, G]: generators drawn with replacement, alike for all methods and values."""
-    return np.random.default_rng(seed).integers(0, num_generators, size=(BOOTSTRAP_DRAWS, num_generators))
+def table_interval(
+    measure: Callable[[np.ndarray], float],
+    table: np.ndarray,
+    families: np.ndarray | None = None,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> Interval:
+    """A measure of a contingency table and its 95 % interval by the jackknife: the clusters as they are, each family in turn left out.
+
+    A bootstrap would draw tables of fewer generators, whose clusters are purer. table: [clusters, G]; families: int [G], None: each
+    generator is its own. bounds: of the measure. A single family has no interval but the value.
+    """
+    numbers = np.arange(table.shape[1]) if families is None else families
+    value, distinct = measure(table), np.unique(numbers)
+    count = len(distinct)
+    if count == 1:
+        return Interval(value, value, value)
+    without = np.array([measure(table[:, numbers != family]) for family in distinct])
+    reach = _quantile(count) * np.sqrt((count - 1) / count * np.square(without - without.mean()).sum())
+    return Interval(value, float(max(value - reach, bounds[0])), float(min(value + reach, bounds[1])))
+
+
+def resampled(num_units: int, seed: int = 0) -> np.ndarray:
+    """int64 [BOOTSTRAP_DRAWS, num_units]: units drawn with replacement, alike for all methods and values."""
+    return np.random.default_rng(seed).integers(0, num_units, size=(BOOTSTRAP_DRAWS, num_units))
+
+
+def _quantile(num_units: int) -> float:
+    """Of Student's t with one degree of freedom less than there are units, at 97.5 %; the normal one for many, 0 for a single unit."""
+    return (0.0, *STUDENT, 1.96)[min(num_units - 1, len(STUDENT) + 1)]
 
 
 def _share_above(scores: np.ndarray, threshold: float) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from attrib.config import digest
 from attrib.errors import AttribError, ImageError
@@ -17,6 +18,11 @@ from attrib.generators.supernet import DecoderPath
 from attrib.storage import Storage, join
 
 TUNING_MODELS, TUNING_IMAGES = 40, 10  # images of each
+THUMBNAIL_PX, SAME_LEVELS = (
+    8,
+    4.0,
+)  # mean difference, of 255: most pictures in two sizes differ by less, other pictures by more
+MAX_SHARED = 0.1  # of a tier's photographs; a few copies, which collections have, are left out of it
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -79,31 +85,59 @@ def folder_tier(name: str, settings: FolderTierSettings, max_megapixels: float, 
 def pool_tier(name: str, settings: PoolTierSettings, training: Pool, storage: Storage) -> Tier:
     """Models of another pool that the training pool holds nothing like, evenly from the pool's order; a family is an architecture.
 
-    Raises AttribError if they are fewer than three.
+    Raises AttribError if they are fewer than three, or the training pool shows more than a few of the pictures; those few are
+    left out.
     """
     pool = open_pool(settings.uri, storage)
     traits = _upsamplers if settings.unseen == "upsamplers" else _architecture
     seen = set().union(*(traits(model.spec) for model in training.models))
-    unseen = [model for model in pool.models if not traits(model.spec) & seen]
-    if len(unseen) < 3:
+    others = [model for model in pool.models if not traits(model.spec) & seen]
+    if len(others) < 3:
         raise AttribError(
-            f"{settings.uri} holds {len(unseen)} models with {settings.unseen} that the training pool does not have, and tier {name!r} "
+            f"{settings.uri} holds {len(others)} models with {settings.unseen} that the training pool does not have, and tier {name!r} "
             "needs 3; synthesize some with another first_architecture, or with a grid.upsamplers that the training pool leaves out"
         )
     kept = [
-        unseen[i] for i in np.linspace(0, len(unseen) - 1, min(settings.max_models, len(unseen))).round().astype(int)
+        others[i] for i in np.linspace(0, len(others) - 1, min(settings.max_models, len(others))).round().astype(int)
     ]
+    photographs = pool.photographs(storage)[: settings.max_images]
+    is_new = unseen(
+        photographs, training, name, f"synthesize {settings.uri} again with another first_photograph", storage
+    )
     images = {
-        model.model_id: as_samples(pool.samples(model.model_id, storage)[: settings.max_images]) for model in kept
+        model.model_id: as_samples(pool.samples(model.model_id, storage)[: settings.max_images][is_new])
+        for model in kept
     }
     return make_tier(
         name,
         settings,
         images,
-        real=as_samples(pool.photographs(storage)[: settings.max_images]),
+        real=as_samples(photographs[is_new]),
         families=[model.spec.name for model in kept],
         same_content=True,
     )
+
+
+def unseen(photographs: torch.Tensor, training: Pool, name: str, remedy: str, storage: Storage) -> torch.Tensor:
+    """Bool [n]: which of these pictures, uint8 [n, 3, h, w], the training pool does not show; methods know those, as real ones or as content.
+
+    A picture is known in other sizes too, by averages over a grid of areas. Raises AttribError if more than MAX_SHARED are shown there:
+    then they were taken from the same ranks of a collection, and are no chance copies.
+    """
+    mine, shown = (_thumbnails(pixels) for pixels in (photographs, training.photographs(storage)))
+    is_new = torch.cdist(mine, shown, p=1).amin(dim=1) / mine.shape[1] > SAME_LEVELS
+    num_shared = int((~is_new).sum())
+    if num_shared > MAX_SHARED * len(mine):
+        raise AttribError(
+            f"tier {name!r}: {num_shared} of its {len(mine)} photographs are among those that the training pool {training.uri} shows, and "
+            f"methods have learned those; {remedy}"
+        )
+    return is_new
+
+
+def _thumbnails(pixels: torch.Tensor) -> torch.Tensor:
+    """float32 [n, 3 * THUMBNAIL_PX**2], in levels of 255."""
+    return F.adaptive_avg_pool2d(pixels.float(), THUMBNAIL_PX).flatten(1)
 
 
 def tuning_tier(training: Pool, storage: Storage) -> Tier:
@@ -138,8 +172,8 @@ def make_tier(
 
 
 def as_samples(pixels: torch.Tensor) -> list[Sample]:
-    """uint8 [n, 3, h, w] that were never files."""
-    return [drawn_sample(image) for image in pixels]
+    """uint8 [n, 3, h, w] that were never files. Each has memory of its own: pickle would write that of all for every view into it."""
+    return [drawn_sample(image.clone()) for image in pixels]
 
 
 def formats(tier: Tier) -> dict[str, str]:
@@ -149,7 +183,8 @@ def formats(tier: Tier) -> dict[str, str]:
 
 
 def _architecture(spec: DecoderSpec | DecoderPath) -> set[str]:
-    return {spec.name}
+    """The width does not make an architecture an unseen one."""
+    return {spec.model_dump_json(exclude={"width"})}
 
 
 def _upsamplers(spec: DecoderSpec | DecoderPath) -> set[str]:

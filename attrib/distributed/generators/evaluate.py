@@ -7,6 +7,7 @@
 <output>/_parts/                                       what is measured: a killed run continues
 """
 
+import dataclasses
 import sys
 
 import ray
@@ -21,7 +22,7 @@ from attrib.generators.controls import methods_from
 from attrib.generators.degradations import parse
 from attrib.generators.evaluation import Embedded, cluster_cut, evaluate_tier
 from attrib.generators.evaluation_page import render_page
-from attrib.generators.evaluation_settings import TRAINED_TIER, EvaluateGeneratorsSettings
+from attrib.generators.evaluation_settings import TRAINED_TIER, EvaluateGeneratorsSettings, FolderTierSettings
 from attrib.generators.evaluation_summary import format_table, summarise
 from attrib.generators.extractor import load_extractor
 from attrib.generators.methods import Method
@@ -29,7 +30,16 @@ from attrib.generators.photographs import Photographs, read_photographs
 from attrib.generators.pool import Pool, open_pool
 from attrib.generators.real_generators import TrainedGenerator, generator_name, train_generator
 from attrib.generators.synthesis import one_thread
-from attrib.generators.tiers import Tier, as_samples, folder_tier, formats, make_tier, pool_tier, tuning_tier
+from attrib.generators.tiers import (
+    Tier,
+    as_samples,
+    folder_tier,
+    formats,
+    make_tier,
+    pool_tier,
+    tuning_tier,
+    unseen,
+)
 from attrib.identity import sampling_rank
 from attrib.manifest import open_manifest
 from attrib.progress import Progress
@@ -42,9 +52,10 @@ SPARE = 4  # images listed per photograph needed: copies, small and damaged ones
 
 
 def run(settings: EvaluateGeneratorsSettings) -> dict:
-    """Evaluate and return the record, with the table under "table". What is finished is found, not done again."""
+    """Evaluate and return the record, with the table under "table". What is finished is found, not done again; the page is always written."""
     storage = Storage(settings.storage)
-    for name in (*settings.degradations, settings.real_degradation):
+    histories = [tier.real_history for tier in settings.folders.values() if tier.real_history]
+    for name in (*settings.degradations, settings.real_degradation, *histories):
         parse(name)
     pool = open_pool(settings.pool, storage)
     extractor = load_extractor(settings.extractor, storage) if settings.extractor else None
@@ -54,23 +65,36 @@ def run(settings: EvaluateGeneratorsSettings) -> dict:
     inputs |= {f"tier {tier.name}": tier.digest() for tier in given}
     photographs = _photographs(settings, storage) if settings.trained else None
     if photographs:
+        remedy = "take another trained.first_photograph, behind the ranks that the pool shows"
+        is_new = unseen(photographs.shown, pool, TRAINED_TIER, remedy, storage)
+        photographs = dataclasses.replace(photographs, shown=photographs.shown[is_new])
         inputs["photographs"] = photographs.digest()
-    finished = begin(settings, RECORD, inputs, storage)
-    if finished:
-        print(f"evaluate_generators: finished at {finished['written_at']}", file=sys.stderr)
-        return finished
+    record = begin(settings, RECORD, inputs, storage)
     tiers = ([_trained_tier(settings, photographs, storage)] if photographs else []) + given
-    methods = methods_from(settings.methods, pool, storage, extractor, join(settings.output, "discriminant"))
-    measured = _measure(settings, methods, tiers, tuning_tier(pool, storage), storage)
-    described = {tier.name: _described(tier) | {"methods": measured[tier.name]} for tier in tiers}
-    summary = summarise(described, {method.name: method.looks_at_trace for method in methods})
-    table = format_table(summary)
-    storage.write_bytes(join(settings.output, TABLE), f"{table}\n".encode())
-    results = summary | {"measured": measured, "digests": {m.name: m.digest for m in methods}, "table": table}
-    record = finish(settings, RECORD, inputs, results, storage)
+    if record:
+        print(f"evaluate_generators: finished at {record['written_at']}", file=sys.stderr)
+    else:
+        methods = methods_from(settings.methods, pool, storage, extractor, join(settings.output, "discriminant"))
+        results = _results(settings, methods, tiers, tuning_tier(pool, storage), storage)
+        storage.write_bytes(join(settings.output, TABLE), f"{results['table']}\n".encode())
+        record = finish(settings, RECORD, inputs, results, storage)
+    # After the record, and again when it is found: a run killed between the two has its page, and so has a changed title.
     stamp = {name: record[name] for name in ("settings", "inputs", "versions", "digests")}
-    storage.write_bytes(join(settings.output, PAGE), render_page(summary, tiers, settings.title, stamp).encode())
+    storage.write_bytes(join(settings.output, PAGE), render_page(record, tiers, settings.title, stamp).encode())
     return record
+
+
+def _results(
+    settings: EvaluateGeneratorsSettings, methods: list[Method], tiers: list[Tier], tuning: Tier, storage: Storage
+) -> dict:
+    measured = _measure(settings, methods, tiers, tuning, storage)
+    summary = summarise(
+        {tier.name: _described(tier) | {"methods": measured[tier.name]} for tier in tiers},
+        {method.name: method.looks_at_trace for method in methods},
+        {method.name: method.registered_as for method in methods},
+    )
+    digests = {method.name: method.digest for method in methods}
+    return summary | {"measured": measured, "digests": digests, "table": format_table(summary)}
 
 
 def _given_tiers(settings: EvaluateGeneratorsSettings, pool: Pool, storage: Storage) -> list[Tier]:
@@ -80,19 +104,22 @@ def _given_tiers(settings: EvaluateGeneratorsSettings, pool: Pool, storage: Stor
 
 
 def _photographs(settings: EvaluateGeneratorsSettings, storage: Storage) -> Photographs:
-    """Those trained on, and as many others as a generator has images, which stand for what is real."""
+    """Those trained on, and as many others behind them as a generator has images, which stand for what is real."""
     wanted = settings.trained
     output = join(settings.output, "photographs")
     common = {"storage": settings.storage, "ray": settings.ray}
     manifest.run(ManifestSettings(collection=wanted.photographs, output=output, **common))
     listed = open_manifest(output, storage)
-    images = sampled_images(listed, SPARE * (wanted.max_images + wanted.num_training_photographs), storage)
+    images = sampled_images(
+        listed, SPARE * (wanted.num_training_photographs + wanted.first_photograph + wanted.max_images), storage
+    )
     return read_photographs(
         images.take(sampling_rank(images["id"].to_numpy()).argsort()),
         listed,
         px=wanted.photograph_px,
         num_shown=wanted.max_images,
         num_training=wanted.num_training_photographs,
+        first_shown=wanted.first_photograph,
         max_megapixels=settings.max_megapixels,
         storage=storage,
     )
@@ -170,4 +197,5 @@ def _described(tier: Tier) -> dict:
         "num_images": len(tier.samples),
         "num_real": len(tier.real),
         "formats": formats(tier),
+        "real_history": tier.settings.real_history if isinstance(tier.settings, FolderTierSettings) else None,
     }

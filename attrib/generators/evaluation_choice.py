@@ -1,0 +1,118 @@
+"""What an evaluation ships, and why: one method, of those that look at the trace of a generator and that a registry can hold."""
+
+import numpy as np
+
+from attrib.generators.evaluation_intervals import VALUES, as_array, difference_interval, family_numbers, loss
+from attrib.generators.evaluation_settings import LOSS_DEGRADATION
+
+DECIDING = ("identification", "rejection_auroc")  # on the judged tiers
+CANDIDATE = "extractor"  # and its variants, untrained or scored in another way, are the rows whose names start so
+MAX_LOSS = 0.10  # of identification at LOSS_DEGRADATION, with a gallery degraded alike
+CRITERION = (
+    "the trained extractor is shipped if it beats every control that looks at the trace, in identification and in rejection AUROC, on every "
+    "judged tier; if not, then what has the highest mean of these, of the methods that look at the trace and that a registry can hold"
+)
+
+
+def choose(
+    tiers: dict[str, dict], looks_at_trace: dict[str, bool], registered_as: dict[str, str | None]
+) -> dict | None:
+    """What is shipped by the CRITERION, the earlier in the table of two equals; None where no tier is judged or nothing can be shipped.
+
+    tiers, looks_at_trace, registered_as: of `summarise`. A variant of the extractor is no control: it does not have to beat its own start.
+
+    Returns {method, registered_as, reason, criterion, scores: {method: mean of the deciding values}, ahead: {method, difference} of the
+    best method where no registry can hold it, variants: [{method, difference}] of the shipped method's score from those of its variants,
+    comparisons: [{tier, value, versus, mean, low, high}] with every other method that looks at the trace, paired over generators,
+    losses: [{tier, loss}] of matched JPEGs}.
+    """
+    judged = [name for name, tier in tiers.items() if tier["judged"]]
+    traces = [method for method, looks in looks_at_trace.items() if looks]
+    can_ship = [method for method in traces if registered_as[method] is not None]
+    if not judged or not can_ship:
+        return None
+    places = [(tier, value) for tier in judged for value in DECIDING]
+    values = {
+        method: [as_array(tiers[tier]["methods"][method]["values"][value]) for tier, value in places]
+        for method in traces
+    }
+    scores = {
+        method: float(np.mean([np.nanmean(found) for found in of_places])) for method, of_places in values.items()
+    }
+    lost = _lost(values, places)
+    wins = CANDIDATE in can_ship and not lost
+    shipped = CANDIDATE if wins else max(can_ship, key=lambda method: scores[method])
+    best = max(traces, key=lambda method: scores[method])
+    ahead = None
+    if registered_as[best] is None and scores[best] > scores[shipped]:
+        ahead = {"method": best, "difference": scores[best] - scores[shipped]}
+    losses = [
+        {"tier": tier, "loss": loss(tiers[tier]["methods"][shipped], family_numbers(tiers[tier]))} for tier in judged
+    ]
+    return {
+        "method": shipped,
+        "registered_as": registered_as[shipped],
+        "reason": "; ".join([*_reasons(shipped, scores, lost, wins, ahead), *map(_said_loss, losses)]),
+        "criterion": CRITERION,
+        "scores": scores,
+        "ahead": ahead,
+        "variants": [
+            {"method": other, "difference": scores[shipped] - scores[other]}
+            for other in traces
+            if other != shipped and shipped.startswith(CANDIDATE) and other.startswith(CANDIDATE)
+        ],
+        "comparisons": [
+            {"tier": tier, "value": value, "versus": other} | found
+            for i, (tier, value) in enumerate(places)
+            for other in traces
+            if other != shipped
+            and (found := difference_interval(values[shipped][i], values[other][i], family_numbers(tiers[tier])))
+        ],
+        "losses": losses,
+    }
+
+
+def loss_line(row: dict) -> str:
+    """One of `losses` as text, held against MAX_LOSS."""
+    if row["loss"] is None:
+        return f"{row['tier']}: not measured at {LOSS_DEGRADATION}, where its images are too small"
+    mean = row["loss"]["mean"]
+    return f"{row['tier']}: loses {mean:.3f} at {LOSS_DEGRADATION}, {'less' if mean < MAX_LOSS else 'NOT less'} than {MAX_LOSS:.2f}"
+
+
+def _lost(values: dict[str, list[np.ndarray]], places: list[tuple[str, str]]) -> list[str]:
+    """Where a control is as good as the extractor, or better."""
+    if CANDIDATE not in values:
+        return []
+    found = []
+    for i, (tier, value) in enumerate(places):
+        own = float(np.nanmean(values[CANDIDATE][i]))
+        for other in values:
+            rival = float(np.nanmean(values[other][i]))
+            if not other.startswith(CANDIDATE) and not own > rival:
+                found.append(f"{other} in {VALUES[value]} on {tier} ({rival:.3f} against {own:.3f})")
+    return found
+
+
+def _reasons(shipped: str, scores: dict[str, float], lost: list[str], wins: bool, ahead: dict | None) -> list[str]:
+    if wins:
+        found = [
+            "it beats every control that looks at the trace in identification and in rejection on every judged tier"
+        ]
+    else:
+        among = "of the methods that look at the trace and that a registry can hold"
+        found = [
+            f"{among} it has the highest mean of identification and rejection over the judged tiers ({scores[shipped]:.3f})"
+        ]
+        found += [f"the extractor does not beat {', '.join(lost)}"] if lost else []
+    if ahead:
+        found.append(
+            f"{ahead['method']} is ahead of it by {ahead['difference']:.3f} in that mean, but no registry can hold it"
+        )
+    return found
+
+
+def _said_loss(row: dict) -> str:
+    if row["loss"] is None:
+        return f"its loss at {LOSS_DEGRADATION} is not known on {row['tier']}"
+    return f"at {LOSS_DEGRADATION}, references degraded alike, it loses {row['loss']['mean']:.3f} of identification on {row['tier']}"

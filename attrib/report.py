@@ -21,6 +21,7 @@ from attrib.attribution import OUTCOME_FIELDS, RECORD, block_name, read_sources
 from attrib.errors import AttribError
 from attrib.index import RECORD as INDEX_RECORD
 from attrib.index import Index, open_index
+from attrib.report_generators import generator_section
 from attrib.settings import ReportSettings
 from attrib.storage import Storage, join
 from attrib.thumbnails import read_thumbnails
@@ -78,9 +79,9 @@ def write_report(settings: ReportSettings) -> dict:
     sources = _top_sources(sums, run.index, settings.num_sources, storage)
     gallery = _gallery(run, ids, settings.num_gallery)
 
-    query_images = read_thumbnails(
-        run.record["settings"]["queries"], [q["id"] for q in gallery], settings.thumbnail_px, storage
-    )
+    generators = generator_section(run.record, storage)
+    shown_queries = [q["id"] for q in gallery] + (generators["exemplar_ids"] if generators else [])
+    query_images = read_thumbnails(run.record["settings"]["queries"], shown_queries, settings.thumbnail_px, storage)
     index_settings = storage.read_json(join(run.index.uri, INDEX_RECORD))["settings"]
     shown_sources = {s["id"] for s in sources} | {s["source_id"] for q in gallery for s in q["sources"]}
     source_images = read_thumbnails(index_settings["embeddings"], shown_sources, settings.thumbnail_px, storage)
@@ -112,7 +113,7 @@ def write_report(settings: ReportSettings) -> dict:
         query_images=query_images,
         source_images=source_images,
         failures=_failures(run.outcomes) if run.record["num_failed"] else None,
-        generators=run.record.get("generators"),  # runs of earlier versions have none
+        generators=generators,
     ).encode()
     storage.write_bytes(settings.output, page)
     return summary | {"output": settings.output, "num_bytes": len(page)}

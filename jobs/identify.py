@@ -18,10 +18,11 @@ def main() -> None:
             print(
                 f"  {share['name']}: {share['share']:.1%} ({share['low']:.1%} to {share['high']:.1%}) of those assessed"
             )
+        if record["shares"] is None:
+            print(f"  no shares: {record['abstains'] or 'no image could be assessed'}")
         for candidate in record["candidates"]:
-            print(
-                f"  {candidate['name']}: {candidate['num_images']:,} unknown images, cohesion {candidate['cohesion']:.2f}"
-            )
+            images = f"{candidate['num_images']:,} unknown images ({candidate['num_distinct']:,} distinct)"
+            print(f"  {candidate['name']}: {images}, cohesion {candidate['cohesion']:.2f}")
         print(f"in {settings.output}")
 
 

@@ -7,7 +7,15 @@ import pytest
 from generator_samples import around, unit
 
 from attrib.generators.candidates import average_linkage, find_candidates, reference_cut
-from attrib.generators.dump import OTHER, changes, estimate_shares, mixed_confusion, solve_shares
+from attrib.generators.dump import (
+    OTHER,
+    REJECTED_FROM,
+    border_ratios,
+    changes,
+    estimate_shares,
+    mixed_confusion,
+    solve_shares,
+)
 
 CONFUSION = np.array(
     [
@@ -69,6 +77,45 @@ def test_intervals_hold_the_true_shares_as_often_as_they_say(shares, num_referen
     assert (held / repeats >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / repeats)).all(), held / repeats
     assert (naive / repeats).min() < 0.8  # what uncorrected shares would hold
     assert [share.name for share in found] == ["a", "b", "c", OTHER]
+
+
+@pytest.mark.parametrize(("shares", "sure"), [([0.0, 0.0, 1.0], 0.9), ([1.0, 0.0, 0.0], 0.8)])
+def test_intervals_hold_shares_of_nothing_and_of_everything(shares, sure):
+    """With ten references of each generator, of a dump that is all of one origin: intervals from draws alone never reach 1."""
+    rates = np.array([[0.9, 0.0, 0.1], [0.0, 0.9, 0.1], [0.05, 0.05, 0.9]])
+    generator = np.random.default_rng(5)
+    held, least, repeats = np.zeros(3), [], 60
+    for repeat in range(repeats):
+        counts = generator.multinomial(1000, np.array(shares) @ rates).astype(float)
+        confusion = np.stack([generator.multinomial(n, row) for n, row in zip((10, 10, 40), rates)]).astype(float)
+        found, _ = estimate_shares(["a", "b"], counts, confusion, 0, 200, repeat)
+        held += [share.low <= true <= share.high for share, true in zip(found, shares)]
+        least.append(found[int(np.argmax(shares))].low)
+    assert (held / repeats >= 0.9).all(), held / repeats
+    assert np.mean(least) > sure  # and they still say something
+
+
+def test_a_border_is_as_likely_as_the_best_shares_found_by_trying_all():
+    """Twice the log likelihood ratio of share j at 0 and at 1, over shares of a grid and rates by their own EM from many starts."""
+    counts, confusion = np.array([30.0, 2.0]), np.array([[18.0, 4.0], [3.0, 40.0]])
+
+    def likelihood(shares, steps=400):
+        rates = confusion / confusion.sum(axis=1, keepdims=True)
+        for _ in range(steps):
+            made = shares[:, None] * rates * (counts / (shares @ rates))
+            rates = (confusion + made) / (confusion + made).sum(axis=1, keepdims=True)
+        return counts @ np.log(shares @ rates) + (confusion * np.log(rates)).sum()
+
+    best = max(likelihood(np.array([a, 1 - a])) for a in np.linspace(0, 1, 401))
+    expected = [2 * (best - likelihood(np.array([a, 1 - a]))) for a in (0.0, 1.0)]
+    at_zero, at_one = border_ratios(counts, confusion)
+    assert at_zero == pytest.approx(expected, abs=1e-2) and at_one == pytest.approx(expected[::-1], abs=1e-2)
+    assert at_zero[0] > REJECTED_FROM > at_one[0]
+
+
+def test_a_dump_of_which_nothing_was_assessed_has_no_shares():
+    with pytest.raises(ValueError, match="no image of the dump was assessed"):
+        estimate_shares(["a"], np.zeros(2), np.eye(2), 5, 100, 0)
 
 
 def test_errors_of_the_verdicts_are_taken_out():
@@ -142,6 +189,10 @@ def test_equal_vectors_and_single_ones_are_clustered():
     assert average_linkage(np.ones((1, 3), np.float32), 0.5).tolist() == [0]
 
 
+def batches(ids: np.ndarray, vectors: np.ndarray, count: int = 1000):
+    return [(ids[i : i + count], vectors[i : i + count]) for i in range(0, len(ids), count)]
+
+
 @pytest.mark.parametrize("max_clustered", [500, 60])
 def test_unknown_images_become_candidates_whatever_their_order(max_clustered):
     generator = np.random.default_rng(3)
@@ -154,19 +205,43 @@ def test_unknown_images_become_candidates_whatever_their_order(max_clustered):
     )
     ids = np.unique(generator.integers(0, 2**62, 200))[: len(vectors)]
     options = {"cut": 0.5, "max_clustered": max_clustered, "min_images": 10, "num_exemplars": 4}
-    found = find_candidates(ids, vectors, **options)
+    found = find_candidates(lambda: batches(ids, vectors), **options)
     truth = [set(ids[40:100].tolist()), set(ids[:40].tolist()), set(ids[100:125].tolist())]
     assert [set(candidate.ids.tolist()) for candidate in found] == truth
     order = generator.permutation(len(ids))
-    for candidate, same in zip(found, find_candidates(ids[order], vectors[order], **options), strict=True):
+    again = find_candidates(lambda: batches(ids[order], vectors[order], 37), **options)
+    for candidate, same in zip(found, again, strict=True):
         assert np.array_equal(candidate.ids, same.ids) and np.array_equal(candidate.exemplars, same.exemplars)
+        assert candidate.num_distinct == same.num_distinct == len(candidate.ids)
         members = vectors[np.isin(ids, candidate.ids)]
         cosine = members @ members.T
         assert candidate.cohesion == pytest.approx(cosine[~np.eye(len(members), dtype=bool)].mean(), abs=1e-4)
-        mean = members.mean(axis=0)
+        assert len(candidate.clustered) <= max_clustered
+        mean = candidate.clustered.mean(axis=0)
         best = ids[np.isin(ids, candidate.ids)][np.argsort(-(members @ mean))[:4]]
         assert set(candidate.exemplars.tolist()) == set(best.tolist())
-    assert find_candidates(ids[:0], vectors[:0], **options) == []
+    assert find_candidates(list, **options) == []
+
+
+@pytest.mark.parametrize("max_clustered", [500, 20])
+def test_copies_of_one_image_are_no_candidate_and_count_once_in_one(max_clustered):
+    """Two clusters: 12 distinct images of which one is there 30 times, and 9 distinct ones of which one is there 40 times."""
+    generator = np.random.default_rng(6)
+    centres = unit(generator.standard_normal((2, 32)))
+    groups = [around(centre, count, 0.08, generator) for centre, count in zip(centres, (12, 9))]
+    repeated = [np.repeat(group[:1], extra, axis=0) for group, extra in zip(groups, (29, 39))]
+    # The last bit of some values of a copy differs where it was embedded beside other images.
+    repeated[0][::3] = unit(repeated[0][::3] + 1e-4 * generator.standard_normal((10, 32)))
+    vectors = np.concatenate([*groups, *repeated])
+    ids = np.unique(generator.integers(0, 2**62, 200))[: len(vectors)]
+    options = {"cut": 0.5, "max_clustered": max_clustered, "num_exemplars": 20}
+    (found,) = find_candidates(lambda: batches(ids, vectors, 10), min_images=10, **options)
+    assert found.num_distinct == 12 and len(found.ids) == 41 and len(found.exemplars) == 12
+    distinct = groups[0] @ groups[0].T
+    assert found.cohesion == pytest.approx(distinct[~np.eye(12, dtype=bool)].mean(), abs=1e-3)
+    assert len(find_candidates(lambda: batches(ids, vectors, 10), min_images=9, **options)) == 2
+    copies = np.repeat(groups[1][:1], 12, axis=0)
+    assert find_candidates(lambda: batches(np.arange(12), copies), min_images=2, **options) == []
 
 
 def test_the_cut_separates_pairs_of_references_best():

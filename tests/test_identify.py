@@ -1,23 +1,27 @@
-"""The identify job on drawn generators: verdicts of every kind of input, restarts, the dump's figures, and the columns that attribution takes over."""
+"""The identify job on drawn generators: verdicts of every kind of input, restarts, and the dump's figures."""
 
 import os
+import shutil
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from generator_samples import drawn_file, drawn_samples, spectrum_method, write_spectrum_method
+from generator_samples import drawn_file, drawn_samples, spectrum_method
 from hostile import hostile_images
-from samples import pictures, write_folder
+from identify_samples import STORAGE, TRACES, registered, settings_of
+from samples import write_folder
 
+from attrib.config import digest
 from attrib.distributed import manifest as manifest_job
-from attrib.distributed import pipeline
 from attrib.distributed.generators import identify
 from attrib.errors import AttribError, FailedShareError, MismatchError
-from attrib.generators.registration import as_sources
-from attrib.generators.registry import create_registry, open_registry, register
-from attrib.generators.registry_settings import IdentifySettings, RegistryMethodSettings
+from attrib.generators.dump import OTHER
+from attrib.generators.registry import open_registry, register, remove
+from attrib.generators.registry_settings import IdentifySettings
 from attrib.generators.summary import SET_SCHEMA
+from attrib.generators.tally import Tally
 from attrib.generators.verdict_files import (
     block_verdicts,
     check_same_images,
@@ -26,27 +30,15 @@ from attrib.generators.verdict_files import (
     schema,
 )
 from attrib.manifest import Slice, open_manifest
-from attrib.pipeline_settings import PipelineSettings
-from attrib.settings import ManifestSettings, StorageSettings
-from attrib.storage import Storage, join
+from attrib.settings import ManifestSettings
+from attrib.storage import bytes_sha256, join
 
-STORAGE = Storage(StorageSettings())
-TRACES = ("nearest", "checker")
 COUNTS = {"nearest": 30, "checker": 12, "diagonal": 25, None: 9}  # diagonal is not registered
 
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory) -> str:
-    root = tmp_path_factory.mktemp("registry")
-    write_spectrum_method(str(root / "method"), STORAGE)
-    method = spectrum_method()
-    made_by = RegistryMethodSettings(name="log-spectrum", uri=str(root / "method"))
-    held = create_registry(str(root / "registry"), made_by, method, ("none", "jpeg-85"), STORAGE)
-    for trace in TRACES:
-        held, _ = register(held, trace, "generator", [drawn_samples(trace, range(15))], method, STORAGE)
-    photographs = as_sources(drawn_samples(None, range(30)), "photographs")
-    register(held, "camera", "photographs", photographs, method, STORAGE)
-    return held.uri
+    return registered(str(tmp_path_factory.mktemp("registry")))
 
 
 @pytest.fixture(scope="module")
@@ -76,19 +68,6 @@ def dump(tmp_path_factory, local_ray) -> dict:
     )
     manifest_job.run(settings)
     return {"root": root, "manifest": settings.output, "num_images": len(files) + len(bad)}
-
-
-def settings_of(made: dict, registry: str, output: str, **options) -> IdentifySettings:
-    given = {
-        "manifest": made["manifest"],
-        "registry": registry,
-        "output": output,
-        "max_failed_share": 0.5,
-        "chunk_rows": 25,
-        "max_megapixels": 10,
-        "dump": {"num_draws": 100, "set_column": "account", "num_permutations": 99, "min_candidate_images": 10},
-    }
-    return IdentifySettings(**given | options)
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +112,12 @@ def test_the_record_tells_shares_candidates_and_sets(finished):
     assessed = record["num_images"] - record["verdicts"]["unassessable"]
     for trace in TRACES:
         assert shares[trace]["low"] <= COUNTS[trace] / assessed <= shares[trace]["high"]
-    assert record["changes"] is None and record["negatives"] == {"photographs": 30, "generators": 30}
+    assert record["changes"] is None and record["negatives"] == {"photographs": 50, "generators": 50}
     # The odd files are variants of one picture, and so a candidate of their own.
     shown = [[exemplar["key"] for exemplar in candidate["exemplars"]] for candidate in record["candidates"]]
     assert any(len(keys) == 12 and all(key.startswith("diagonal") for key in keys) for keys in shown)
     sizes = [candidate["num_images"] for candidate in record["candidates"]]
-    assert sizes == sorted(sizes, reverse=True) and min(sizes) >= 10
+    assert sizes == sorted(sizes, reverse=True) and min(c["num_distinct"] for c in record["candidates"]) >= 10
     sets = STORAGE.read_table(join(finished.output, "sets.parquet"))
     assert sets.schema.equals(SET_SCHEMA)
     verdicts = {row["name"]: row for row in sets.to_pylist()}
@@ -150,7 +129,30 @@ def test_the_record_tells_shares_candidates_and_sets(finished):
         verdicts["account of diagonal"]["verdict"] == "unknown" and verdicts["account of None"]["verdict"] == "unknown"
     )
     assert record["sets"]["num_sets"] == 4
+    listed = record["sets"]["listed"]
+    assert sorted(listed, key=lambda row: row["name"]) == sets.sort_by("name").to_pylist()
+    assert [row["p_value"] for row in listed] == sorted(row["p_value"] for row in listed)
+    assert all(row["num_distinct"] == row["num_images"] for row in listed)
+    # Of two generators, without one there is nothing generated among the negatives of the other.
+    assert set(record["recognised"]) == set(TRACES) and record["left_out_rates"] == {}
     assert any("JPEG" in warning or "BMP" in warning for warning in record["warnings"])
+
+
+def test_reasons_are_grouped_whatever_sizes_they_name(finished):
+    record = open_identified(finished.output, STORAGE).record
+    reasons = {row["reason"]: row for row in record["unassessable_reasons"]}
+    assert sum(row["count"] for row in reasons.values()) == record["verdicts"]["unassessable"]
+    table = verdicts_of(finished)
+    small = [reason for reason in table["reason"].to_pylist() if reason and reason.startswith("too small:")]
+    assert len(set(small)) > 1 and reasons["too small"]["count"] == len(small)
+    assert reasons["too small"]["example"] in small and not any(":" in reason for reason in reasons)
+    many = Tally(
+        reasons=Counter({f"r{i:02d}": 100 - i for i in range(23)}), examples={f"r{i:02d}": "" for i in range(23)}
+    )
+    described = many.described_reasons()
+    assert [row["reason"] for row in described][-2:] == ["r19", "3 other reasons"] and described[-1][
+        "count"
+    ] == 80 + 79 + 78
 
 
 def test_a_restart_does_what_is_missing_and_gives_the_same(finished, dump, registry, tmp_path, capfd):
@@ -166,6 +168,10 @@ def test_a_restart_does_what_is_missing_and_gives_the_same(finished, dump, regis
     assert os.stat(kept).st_ino == inode and verdicts_of(settings).equals(first)
     assert "resuming, 70 of 130 images" in capfd.readouterr().err
     assert identify.run(settings) == record
+    folder = join(settings.output, "verdicts")
+    assert record["digest"] == digest(
+        [bytes_sha256(STORAGE.read_bytes(join(folder, name))) for name in STORAGE.names(folder)]
+    )
     assert not STORAGE.exists(join(settings.output, "_chunks"))
     with pytest.raises(AttribError, match="holds results of other settings"):
         identify.run(settings_of(dump, registry, settings.output, verdicts={"false_attribution_rate": 0.1}))
@@ -175,12 +181,36 @@ def test_an_earlier_run_gives_the_change(finished, dump, registry, tmp_path):
     settings = settings_of(dump, registry, str(tmp_path / "out"), previous=finished.output)
     record = identify.run(settings)
     assert [row["name"] for row in record["changes"]] == [share["name"] for share in record["shares"]]
-    assert not any(row["changed"] for row in record["changes"])
+    assert not any(row["changed"] or row["note"] for row in record["changes"])
+    assert not any("another registry" in warning for warning in record["warnings"])
+
+
+def test_runs_of_two_registries_are_compared_only_where_they_can_be(finished, dump, registry, tmp_path):
+    """diagonal is registered in between, and checker removed: what no registered generator made is another thing now."""
+    method = spectrum_method()
+    other = str(tmp_path / "registry")
+    shutil.copytree(registry, other)
+    held, _ = register(
+        open_registry(other, STORAGE), "diagonal", "generator", [drawn_samples("diagonal", range(25))], method, STORAGE
+    )
+    remove(held, "checker", STORAGE)
+    record = identify.run(settings_of(dump, other, str(tmp_path / "out"), previous=finished.output))
+    rows = {row["name"]: row for row in record["changes"]}
+    assert {name: row["note"] for name, row in rows.items()} == {
+        "diagonal": "new", "nearest": None, OTHER: "another registry", "checker": "vanished"
+    }  # fmt: skip
+    assert rows["nearest"]["change"] is not None and rows[OTHER]["change"] is None
+    (warning,) = [text for text in record["warnings"] if "another registry" in text]
+    assert "(new: diagonal; vanished: checker)" in warning
 
 
 def test_too_many_broken_files_and_other_mistakes_are_refused(dump, registry, tmp_path):
-    with pytest.raises(FailedShareError, match="could not be read or decoded"):
+    with pytest.raises(FailedShareError, match=r"could not be read or decoded.*Raise max_failed_share to keep"):
         identify.run(settings_of(dump, registry, str(tmp_path / "out"), max_failed_share=0.01))
+    kept = tmp_path / "out" / "verdicts" / "part-00000.parquet"
+    inode = os.stat(kept).st_ino
+    identify.run(settings_of(dump, registry, str(tmp_path / "out"), max_failed_share=0.5))
+    assert os.stat(kept).st_ino == inode  # summed up, not read again
     with pytest.raises(AttribError, match="has no metadata column 'acount'; it has account"):
         identify.run(settings_of(dump, registry, str(tmp_path / "b"), dump={"set_column": "acount"}))
     with pytest.raises(AttribError, match=r"registry\.json is not there: run jobs\.registry"):
@@ -206,43 +236,6 @@ def test_verdicts_of_a_block_are_those_of_its_images(finished, dump):
     object.__setattr__(other, "digest", "another")
     with pytest.raises(MismatchError, match="verdicts on other images"):
         check_same_images(identified, other)
-
-
-def test_a_pipeline_carries_the_generators_into_rows_and_page(registry, tmp_path, local_ray):
-    write_folder(pictures([f"s{i}.jpg" for i in range(40)]), str(tmp_path / "sources"), STORAGE)
-    generated = {f"{trace}-{i}.png": drawn_file(trace, 500 + i) for trace in TRACES for i in range(6)}
-    generated |= {"broken.png": b"\x89PNG\r\n\x1a\n", "tiny.png": drawn_file("nearest", 1, px=12)}
-    write_folder(generated, str(tmp_path / "generated"), STORAGE)
-    settings = PipelineSettings(
-        sources={"name": "sources", "uri": str(tmp_path / "sources")},
-        generated={"name": "generated", "uri": str(tmp_path / "generated")},
-        backbone={"name": "test_resnet", "weights": "random"},
-        max_failed_share=0.5,
-        output=str(tmp_path / "run"),
-        identify={"registry": registry},
-    )
-    pipeline.run(settings)
-    output = join(settings.output, "attributions")
-    outcomes = pa.concat_tables(
-        [STORAGE.read_table(join(output, "outcomes", name)) for name in STORAGE.names(join(output, "outcomes"))]
-    )
-    verdicts = {
-        row["id"]: row
-        for row in STORAGE.read_table(join(settings.output, "generators", "verdicts", "part-00000.parquet")).to_pylist()
-    }
-    for row in outcomes.to_pylist():
-        said = verdicts[row["query_id"]]
-        assert [row["generator"], row["generator_verdict"], row["generator_reason"]] == [
-            said["generator"], said["verdict"], said["reason"]
-        ]  # fmt: skip
-        for name in ("score", "margin", "p_value"):
-            assert row[f"generator_{name}"] == said[name]
-    by_key = {row["query_key"]: row for row in outcomes.to_pylist()}
-    assert by_key["broken.png"]["generator_verdict"] == "unassessable" and by_key["broken.png"]["status"] == "failed"
-    assert by_key["tiny.png"]["generator_verdict"] == "unassessable" and by_key["tiny.png"]["status"] == "attributed"
-    page = STORAGE.read_bytes(join(settings.output, "report.html")).decode()
-    assert "consistent with nearest" in page and "Estimated shares" in page and "No verdict proves" in page
-    assert "made by" not in page
 
 
 def test_the_registry_is_read_as_it_was_registered(registry):

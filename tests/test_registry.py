@@ -1,8 +1,11 @@
 """The registry: what is refused, versions, what is stored under each degradation, self-similarity and families."""
 
+import json
+
 import numpy as np
 import pytest
-from generator_samples import Vectors, around, drawn_file, drawn_samples, spectrum_method, unit, write_spectrum_method
+import torch
+from generator_samples import Vectors, around, drawn_samples, spectrum_method, unit
 
 from attrib.errors import AttribError, MismatchError
 from attrib.generators.degradations import parse
@@ -10,9 +13,8 @@ from attrib.generators.galleries import Galleries, compare, families
 from attrib.generators.leak_controls import CodecAndSize
 from attrib.generators.registration import as_sources, describe
 from attrib.generators.registry import create_registry, embed_degraded, open_registry, register, remove
-from attrib.generators.registry_action import run
-from attrib.generators.registry_settings import RegistryMethodSettings, RegistrySettings, VerdictSettings
-from attrib.generators.samples import recoded
+from attrib.generators.registry_settings import RegistryMethodSettings, VerdictSettings
+from attrib.generators.samples import drawn_sample, recoded
 from attrib.generators.scoring import adapted_cosine, max_cosine, mean_cosine
 from attrib.settings import StorageSettings
 from attrib.storage import Storage
@@ -60,10 +62,72 @@ def test_what_cannot_be_registered_is_refused_and_nothing_changes(registry, meth
 
 def test_copies_and_images_that_are_too_small_do_not_count(registry, method):
     samples = drawn_samples("nearest", [*range(9), 0, 1, 2])
-    with pytest.raises(AttribError, match="has 9 distinct images of 16 px or more"):
+    with pytest.raises(
+        AttribError,
+        match=r"has 9 distinct images that can be assessed .left out: 3 copies, 10 too small. .* of 16 px or more",
+    ):
         register(
             registry, "a", "generator", [samples + drawn_samples("nearest", range(20, 30), px=14)], method, STORAGE
         )
+    assert not STORAGE.names(f"{registry.uri}/references")
+
+
+def test_what_is_refused_as_a_query_is_no_reference_either(registry, method):
+    blank = [drawn_sample(torch.full((3, 48, 48), level, dtype=torch.uint8)) for level in (10, 50, 200)]
+    small = drawn_samples("nearest", range(20, 22), px=14)
+    images = [*drawn_samples("nearest", range(7)), *blank]
+    with pytest.raises(
+        AttribError, match=r"'a' has 7 distinct images that can be assessed .left out: 3 blank. and needs 10"
+    ):
+        register(registry, "a", "generator", [images], method, STORAGE)
+    images = [*drawn_samples("nearest", range(10)), *blank, *small, *drawn_samples("nearest", range(4))]
+    registry, entry = register(registry, "a", "generator", [images], method, STORAGE, left_out={"not readable": 2})
+    assert entry.left_out == {"blank": 3, "copies": 4, "not readable": 2, "too small": 2} and entry.num_images == 10
+    assert open_registry(registry.uri, STORAGE).generators == [entry]
+    sources = as_sources([*drawn_samples(None, range(6)), *blank, *drawn_samples(None, range(6, 12))], "photographs")
+    _, entry = register(registry, "camera", "photographs", sources, method, STORAGE)
+    assert entry.source_sizes == (1,) * 12
+
+
+def test_a_registration_meanwhile_is_seen_and_not_overwritten(registry, method):
+    samples = [drawn_samples("nearest", range(10))]
+    theirs, _ = register(registry, "theirs", "generator", samples, method, STORAGE)
+    with pytest.raises(AttribError, match="was changed by another run meanwhile"):
+        register(registry, "mine", "generator", samples, method, STORAGE)
+    both, _ = register(theirs, "mine", "generator", samples, method, STORAGE)
+    with pytest.raises(AttribError, match="was changed by another run meanwhile"):
+        remove(theirs, "theirs", STORAGE)
+    assert open_registry(registry.uri, STORAGE) == both
+    assert STORAGE.names(f"{registry.uri}/references") == ["mine-v1.npy", "theirs-v1.npy"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: "not json",
+        lambda record: "[]",
+        lambda record: json.dumps({"entries": []}),
+        lambda record: json.dumps(record | {"method": {"name": "nope"}}),
+        lambda record: json.dumps(record | {"entries": [{"name": "a"}]}),
+        lambda record: json.dumps(record | {"entries": [record["entries"][0] | {"sides_px": "wide"}]}),
+        lambda record: json.dumps(record | {"degradations": None}),
+    ],
+)
+def test_a_damaged_record_is_named_with_the_remedy(registry, method, change):
+    register(registry, "a", "generator", [drawn_samples("nearest", range(10))], method, STORAGE)
+    place = f"{registry.uri}/registry.json"
+    STORAGE.write_bytes(place, change(STORAGE.read_json(place)).encode())
+    with pytest.raises(AttribError, match=r"registry\.json is damaged .* restore it from a copy, or delete"):
+        open_registry(registry.uri, STORAGE)
+
+
+def test_a_record_of_an_earlier_version_is_read(registry, method):
+    registry, _ = register(registry, "a", "generator", [drawn_samples("nearest", range(10))], method, STORAGE)
+    place = f"{registry.uri}/registry.json"
+    record = STORAGE.read_json(place)
+    del record["entries"][0]["left_out"]
+    STORAGE.write_json(place, record)
+    assert open_registry(registry.uri, STORAGE).digest == registry.digest
 
 
 def test_versions_follow_each_other_and_the_newest_is_used(registry, method):
@@ -178,41 +242,3 @@ def test_every_entry_tells_its_self_similarity_and_the_nearest_one(registry, met
     references = registry.read(registry.generators[2], STORAGE)[0]
     own = [mean_cosine([np.delete(references, i, axis=0)])(references[i : i + 1])[0, 0] for i in range(10)]
     assert rows["b"]["self_similarity"] == pytest.approx(np.mean(own), abs=1e-4)
-
-
-def test_the_job_registers_lists_and_removes(tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for seed in range(12):
-        (folder / f"{seed:02d}.png").write_bytes(drawn_file("nearest", seed))
-    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    write_spectrum_method(str(tmp_path / "method"), STORAGE)
-    common = {"registry": str(tmp_path / "registry"), "name": "a"}
-    given = {"action": "register", "images": {"name": "a", "uri": str(folder)}}
-    with pytest.raises(AttribError, match="is a new registry, so method must say"):
-        run(RegistrySettings(**common, **given))
-    made_by = {"name": "log-spectrum", "uri": str(tmp_path / "method")}
-    said = run(RegistrySettings(**common, **given, method=made_by))
-    assert said[0] == "a version 1 as generator: 12 images, 12 PNG" and "self-similarity" in said[2]
-    with pytest.raises(AttribError, match="was made with method 'log-spectrum'"):
-        run(RegistrySettings(**common, **given, method=made_by | {"name": "spectrum-lda"}, new_version=True))
-    said = run(RegistrySettings(**common, **given, new_version=True, max_images=10))
-    assert "a version 2 as generator: 10 images" in said[0]
-    assert "a v2" in run(RegistrySettings(**common, action="list"))[1]
-    assert len(run(RegistrySettings(**common, action="remove"))) == 1
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"action": "register", "name": "a"}, "exactly one of images and pool"),
-        ({"action": "remove"}, "needs the name of an entry"),
-        ({"action": "register", "name": "a", "pool": "p"}, "belong together"),
-        ({"action": "list", "degradations": ["jpeg-85"]}, "must start with 'none'"),
-        ({"action": "list", "method": {"name": "extractor"}}, "needs uri"),
-        ({"action": "remove", "name": "a|b"}, "pattern"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(values, message):
-    with pytest.raises(ValueError, match=message):
-        RegistrySettings(registry="r", **values)

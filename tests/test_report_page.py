@@ -78,28 +78,59 @@ def generators_of(run: SmallRun, **values) -> dict:
             ("(no registered generator)", 3, 0.375),
         )
     ]
-    change = {"name": "gan-a", "change": 0.2, "low": 0.1, "high": 0.3, "changed": True}
+    none = {"change": None, "low": None, "high": None, "changed": False}
+    changes = [
+        {"name": "gan-a", "change": 0.2, "low": 0.1, "high": 0.3, "changed": True, "note": None},
+        {"name": "gan-b|gan-c", "note": "new"} | none,
+        {"name": "(no registered generator)", "note": "another registry"} | none,
+        {"name": "gone " + HOSTILE, "note": "vanished"} | none,
+    ]
     candidate = {
         "name": "candidate-01",
-        "num_images": 11,
+        "num_images": 1100,
+        "num_distinct": 11,
         "cohesion": 0.8,
         "cut": 0.5,
         "nearest": "gan-a",
         "nearest_score": 0.3,
     }
+    first = next(row for row in run.rows if row["rank"] == 1)
+    exemplars = [{"id": first["query_id"], "key": HOSTILE, "uri": "u"}, {"id": 1, "key": HOSTILE, "uri": "u"}]
     said = {
         "verdicts": {"known": 5, "family": 1, "unknown": 3, "unassessable": 3},
         "shares": shares,
-        "changes": [change],
-        "candidates": [candidate | {"exemplars": [{"id": 1, "key": HOSTILE, "uri": "u"}]}],
+        "changes": changes,
+        "candidates": [candidate | {"exemplars": exemplars}],
         "negatives": {"photographs": 30},
         "floor": 1 / 31,
         "abstains": None,
         "warnings": ["all are " + HOSTILE],
-        "unassessable_reasons": [{"reason": "decode: " + HOSTILE, "count": 3}],
-        "sets": {"num_sets": 2, "num_too_small": 1, "verdicts": {"known": 1, "unknown": 1}},
+        "unassessable_reasons": [{"reason": "decode", "count": 3, "example": "decode: " + HOSTILE}],
+        "families": ["gan-b|gan-c"],
+        "recognised": {"gan-a": 0.8, "gan-b|gan-c": 0.625},
+        "sets": {
+            "num_sets": 30,
+            "num_too_small": 1,
+            "verdicts": {"known": 15, "unknown": 15},
+            "listed": [
+                {
+                    "name": f"{HOSTILE} {i}",
+                    "num_images": 40 + i,
+                    "verdict": "known" if i else "unknown",
+                    "nearest": "gan-c",
+                }
+                | {"generator": "gan-b|gan-c" if i else None, "p_value": 0.0125}
+                for i in range(30)
+            ],
+        },
     }
+    identified = join(run.uri, "generators")
+    rates = {"false_attribution_rate": 0.025, "false_rejection_rate": 0.05, "unit": "source"}
+    STORAGE.write_json(
+        join(identified, "generators.json"), {"settings": {"verdicts": rates}, "left_out_rates": {"gan-a": 0.125}}
+    )
     record = STORAGE.read_json(join(run.uri, "attributions.json"))
+    record["settings"] |= {"generators": identified}
     STORAGE.write_json(join(run.uri, "attributions.json"), record | {"generators": said | values})
     return said
 
@@ -114,12 +145,40 @@ def test_generators_are_shown_with_intervals_and_careful_words(run, tmp_path):
     assert not page.open and "script" not in [tag for tag, _ in page.tags]
     assert "5 consistent with a registered generator, 1 with a family" in shown and "No verdict proves" in shown
     assert "25.0 to 75.0 %" in shown and "+20.0 (+10.0 to +30.0) *" in shown and "new" in shown
-    assert "calibrated on 30 photographs" in shown and "is 0.0323" in shown and "2 sets were tested" in shown
+    assert "calibrated on 30 photographs" in shown and "is 0.0323" in shown and "30 sets were tested" in shown
+    assert "The rate asked for is 2.5 % of images of other origin, by source" in shown
+    assert "another would be named for 12 % (gan-a)." in shown
+    assert "one family each: gan-b or gan-c." in shown and "80 %" in shown and "62 %" in shown
+    assert "1,100 (11 distinct)" in shown and "another registry" in shown
+    assert "In the last run and not in this one: gone" in shown
+    for cell in ("consistent with gan-b or gan-c", "gan-c", "0.0125", "59", "and 10 more, of higher p-values"):
+        assert f">{cell}</td>" in text
     before = " ".join("".join(Page(without).texts).split())
-    assert shown.count(HOSTILE) == before.count(HOSTILE) + 3 and "made by" not in shown
+    # A warning, a name that vanished, two exemplars, 20 sets and a reason.
+    assert shown.count(HOSTILE) == before.count(HOSTILE) + 25 and "made by" not in shown
+    section = text[text.index("that look like one generator") : text.index("sets were tested")]
+    assert section.count("<img ") == 1 and "no image: not in the manifest" in section
     bars = [attributes for tag, attributes in page.tags if tag == "line" and attributes.get("class") == "whisker"]
     assert len(bars) == 3 and float(bars[0]["x1"]) == pytest.approx(150 + 220 / 3, abs=0.01)
     assert float(bars[0]["x2"]) == pytest.approx(370)
+
+
+def test_a_run_of_an_earlier_version_whose_identify_run_is_gone_is_shown(run, tmp_path):
+    said = generators_of(run)
+    candidate = {name: value for name, value in said["candidates"][0].items() if name != "num_distinct"}
+    changes = [{name: value for name, value in said["changes"][0].items() if name != "note"}]
+    generators_of(
+        run,
+        candidates=[candidate],
+        changes=changes,
+        sets={"num_sets": 2, "num_too_small": 1, "verdicts": {"known": 2}},
+        recognised=None,
+        unassessable_reasons=[{"reason": "decode: empty", "count": 3}],
+    )
+    STORAGE.delete_folder(join(run.uri, "generators"))
+    _, text = run.report(tmp_path)
+    assert not Page(text).open and "+20.0 (+10.0 to +30.0) *" in text and "decode: empty" in text
+    assert "The rate asked for" not in text and "distinct)" not in text and ">recognised</th>" not in text
 
 
 def test_abstention_is_shown_in_place_of_shares(run, tmp_path):

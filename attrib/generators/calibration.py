@@ -1,17 +1,20 @@
 """What verdicts are measured by: the scores of negatives and of the generators' own references, degraded in every way of the grid.
 
 The claim that is tested is "some registered generator made this". An image that none made is a photograph, or some other generator made it;
-a p-value is computed against the negatives of either origin, and the larger counts: it holds whichever it was. Photographs never stand for
-generated images: they resemble a generator less, and a rate that holds for them says nothing of a generator that nobody registered. Where
-nothing generated is among the negatives, nothing can be attributed.
+a p-value is computed against the negatives of each origin, and the largest counts: it holds whichever it was. Photographs never stand for
+generated images: they resemble a generator less, and a rate that holds for them says nothing of a generator that nobody registered. Nor do
+synthetic models where images are the unit: they are so many that they would drown the few generators, which are more like each other. Where
+sources are, a new source is one among all that generated, synthetic or not. Without generated negatives nothing can be attributed.
 
 Nobody says how the image was degraded either. It goes to the gallery of its highest score, and its p-value is
 
     (m + how often negatives, under any degradation of the grid, come to that gallery and stand there as high) / (1 + negatives),
 
-m being how often one negative comes there at most, as the image itself might. A gallery gets the share 1 / D of the rate, so that the rate
-holds for an image that is degraded in a way drawn from the grid; and for each way alone, as far as images that are degraded alike go to one
-gallery. Negatives that never come to a gallery count as well as those that score low there.
+m being how often a negative that comes there does so under the degradations of the grid, in the mean over all that come: the image itself
+would, too. (The most of any negative would make the rate certain, and asks for up to twice as many negatives; in simulations it holds with
+the mean.) A gallery gets the share 1 / D of the rate, so that the rate holds for an image that is degraded in a way drawn from the grid; and
+for each way alone, as far as images that are degraded alike go to one gallery. Negatives that never come to a gallery count as well as those
+that score low there.
 
 Where an image stands is between what the negatives in the gallery score in the mean (0) and what the generator's own references do (1): a
 generator that everything resembles asks for more, and one whose images vary for less. The mean includes the image itself: it and the
@@ -32,37 +35,23 @@ from attrib.generators.galleries import Galleries, families
 from attrib.generators.methods import Method
 from attrib.generators.registry import Registry
 from attrib.generators.registry_settings import VerdictSettings
+from attrib.generators.standings import SMALLEST_SPAN, Stratum, best_of, gallery_of, standing
 from attrib.storage import Storage
 
 KINDS = ("photographs", "generators", "synthetic")
 KIND_OF = {"generator": 1, "other-generator": 1, "photographs": 0, "synthetic": 2}
-ORIGINS = ("photographs", "generated images")  # of negatives, each a null of its own
-GENERATED = 1
-SMALLEST_SPAN = 1e-6
+ORIGINS = ("photographs", "generated images", "synthetic images")  # of negatives, each a null of its own
+PHOTOGRAPHS, GENERATED = 0, 1
 CHUNK_ROWS = 64  # queries that are compared with all negatives at a time
 
 
 @dataclass(frozen=True, eq=False)
-class Stratum:
-    """What comes to one gallery of the negatives, each once for every degradation that leads it there.
-
-    scores: float64 [k, G], nan where the generator, or its family, made the negative; image: int64 [k], its place; factor: float64 [k],
-    generators in the gallery over those that it has a score for; most: how often one negative comes, 1 if none does.
-    """
-
-    scores: np.ndarray
-    image: np.ndarray
-    factor: np.ndarray
-    most: int
-
-
-@dataclass(frozen=True, eq=False)
 class Calibration:
-    """names, family: of the G generators; family: int64, the position of the first in the same one.
+    """names, family: of the G generators; family: int64, a label that is the same for all generators of one.
 
     negatives: float32 [D, n, D, G], by degradation, image, gallery and generator, nan for an image too small once degraded, and where the
-    generator, or its family, made it. kind, source: int64 [n], the source of a generator's reference being its family. own: float32 [D, R, D, G], references left out in turn; owner: int64 [R], their
-    generator.
+    generator, or its family, made it. kind, source: int64 [n]; the source of a registered generator's reference is its family's label, which
+    no other kind of negative has. own: float32 [D, R, D, G], references left out in turn; owner: int64 [R], their generator.
     """
 
     names: list[str]
@@ -76,8 +65,15 @@ class Calibration:
     settings: VerdictSettings
 
     def units(self) -> dict[str, int]:
-        """Of each kind that there is: the number of images, or with unit "source" of sources; every photograph is one."""
-        ids = np.arange(len(self.kind)) if self.settings.unit == "image" else self.source
+        """Of each kind that there is: the number of images, or with unit "source" of sources."""
+        return self._counts(np.arange(len(self.kind))) if self.settings.unit == "image" else self.num_sources
+
+    @cached_property
+    def num_sources(self) -> dict[str, int]:
+        """Of each kind that there is: families, photographs, models of a pool. Images of one are not independent."""
+        return self._counts(self.source)
+
+    def _counts(self, ids: np.ndarray) -> dict[str, int]:
         counts = {name: len(np.unique(ids[self.kind == kind])) for kind, name in enumerate(KINDS)}
         return {name: count for name, count in counts.items() if count}
 
@@ -90,23 +86,28 @@ class Calibration:
 
     @cached_property
     def origins(self) -> np.ndarray:
-        """int64 [n]: the place among ORIGINS of each negative."""
-        return np.where(self.kind == KIND_OF["photographs"], 0, GENERATED)
+        """int64 [n]: the place among ORIGINS of each negative; with unit "source" synthetic images are generated ones."""
+        return self.kind if self.settings.unit == "image" else np.minimum(self.kind, GENERATED)
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether anything generated is among the negatives."""
+        return bool(self.origin_units[GENERATED:].any())
 
     @cached_property
     def origin_units(self) -> np.ndarray:
-        """float64 [2]: images, or with unit "source" sources, of each of ORIGINS."""
+        """float64 [3]: images, or with unit "source" sources, of each of ORIGINS."""
         return np.bincount(self.origins, self.weights, minlength=len(ORIGINS))
 
     @cached_property
     def floors(self) -> np.ndarray:
-        """float64 [D]: the least p-value that an image can get in each gallery, of the origin with fewer units; 1 without generated negatives.
+        """float64 [D]: the least p-value that an image can get in each gallery, of the origin with fewest units; 1 without generated negatives.
 
         Photographs may be missing: then the rate is not promised for them.
         """
         units = self.origin_units
-        fewest = units[units > 0].min() if units[GENERATED] else 0.0
-        return np.array([min(1.0, stratum.most / (fewest + 1)) for stratum in self.strata])
+        fewest = units[units > 0].min() if self.is_generated else 0.0
+        return np.array([min(1.0, stratum.itself / (fewest + 1)) for stratum in self.strata])
 
     @property
     def floor(self) -> float:
@@ -122,7 +123,8 @@ class Calibration:
             scores = self.negatives[degradation, image, gallery].astype(np.float64)
             present = ~np.isnan(scores)
             factor = present.any(axis=0).sum() / np.maximum(present.sum(axis=1), 1)
-            found.append(Stratum(scores, image, factor, int(np.bincount(image).max(initial=1))))
+            itself = float(np.bincount(image)[image].mean()) if len(image) else 1.0
+            found.append(Stratum(scores, image, factor, itself))
         return found
 
     @cached_property
@@ -147,23 +149,24 @@ class Calibration:
         return np.array([[1 / (1 + len(self.own_scores(gallery, g))) for g in every[1]] for gallery in every[0]])
 
     def without(self, label: int) -> tuple["Calibration", np.ndarray]:
-        """As if a family, by its label, were not registered, and the places of its references among the negatives, int64 [r].
+        """As if a family were not registered; and how its references would then be scored: float32 [D, r, D, the generators left].
 
-        Other negatives keep the scores that they got beside it.
+        Other negatives keep the scores that they got beside the family.
         """
         left, mine = self.family != label, (self.kind == KIND_OF["generator"]) & (self.source == label)
-        place, kept = np.cumsum(left) - 1, left[self.owner]
+        kept, negatives = left[self.owner], self.negatives[..., left]
+        usable = ~mine & ~np.isnan(negatives).all(axis=(0, 2, 3))
         rest = replace(
             self,
             names=[name for name, stays in zip(self.names, left) if stays],
-            family=place[self.family[left]],
-            negatives=self.negatives[:, ~mine][..., left],
-            kind=self.kind[~mine],
-            source=self.source[~mine],
+            family=self.family[left],
+            negatives=negatives[:, usable],
+            kind=self.kind[usable],
+            source=self.source[usable],
             own=self.own[:, kept][..., left],
-            owner=place[self.owner[kept]],
+            owner=(np.cumsum(left) - 1)[self.owner[kept]],
         )
-        return rest, np.flatnonzero(mine)
+        return rest, negatives[:, mine]
 
     def p_values(self, scores: np.ndarray, gallery: np.ndarray, exclude: np.ndarray | None = None) -> np.ndarray:
         """float64 [m]: of the best generator of each row of scores [m, G] in a gallery, int64 [m].
@@ -181,6 +184,8 @@ class Calibration:
         return found
 
     def _p_values(self, scores: np.ndarray, gallery: int, exclude: np.ndarray | None) -> np.ndarray:
+        if not self.is_generated:
+            return np.ones(len(scores))
         stratum = self.strata[gallery]
         weights = np.broadcast_to(self.weights, (len(scores), len(self.weights)))
         if exclude is not None:
@@ -195,14 +200,12 @@ class Calibration:
         at, best, top = np.arange(len(scores)), best_of(scores), best_of(stratum.scores)
         observed = standing(scores[at, best], mean[at, best], span[at, best])
         values = standing(filled[np.arange(len(top)), top], mean[:, top], span[:, top])
-        if not self.origin_units[GENERATED]:
-            return np.ones(len(scores))
         largest = np.zeros(len(scores))
         for one in np.flatnonzero(self.origin_units):
             mine = self.origins[stratum.image] == one
             total = weights[:, self.origins == one].sum(axis=1)
             reached = kept[:, mine] * stratum.factor[mine]
-            p_value = conformal_p_values(values[:, mine], reached, observed, total, stratum.most)
+            p_value = conformal_p_values(values[:, mine], reached, observed, total, stratum.itself)
             largest = np.maximum(largest, p_value)
         return largest
 
@@ -226,31 +229,6 @@ class Calibration:
             low = np.broadcast_to(-values, weights.shape)  # low scores are what is looked for
             found[rows] = conformal_p_values(low, weights, -scores[rows].astype(np.float64))
         return found
-
-
-def best_of(scores: np.ndarray) -> np.ndarray:
-    """int64 [m]: the column of the highest score in [m, G], nan taking no part, the first of equals."""
-    return np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)
-
-
-def gallery_of(scores: np.ndarray) -> np.ndarray:
-    """int64 [...]: of scores [..., D, G] the gallery that holds the highest, the first of equals; -1 without any score."""
-    filled = np.where(np.isnan(scores), -np.inf, scores).max(axis=-1)
-    return np.where(np.isinf(filled).all(axis=-1), -1, filled.argmax(axis=-1))
-
-
-def first_in(chosen: np.ndarray, gallery: int) -> np.ndarray:
-    """int64 [n]: of the galleries chosen [D, n] by each image under each degradation, a degradation that leads to this one; -1 without one.
-
-    Preferred is the gallery's own degradation.
-    """
-    here = chosen == gallery
-    return np.where(here[gallery], gallery, np.where(here.any(axis=0), here.argmax(axis=0), -1))
-
-
-def standing(scores: np.ndarray, mean: np.ndarray, span: np.ndarray) -> np.ndarray:
-    """(scores - mean) / span; 0 where the span is not positive: there a generator's own references are no more like it than negatives are."""
-    return np.where(span > SMALLEST_SPAN, (scores - mean) / np.where(span > SMALLEST_SPAN, span, 1.0), 0.0)
 
 
 def calibrate(

@@ -3,9 +3,10 @@
 Verdicts err: some images of a generator are called unknown or another's, some of no registered one are attributed. How often is known from
 the references and the negatives, each left out in turn. With C[j, k] the rate at which an image of j gets verdict k, verdicts are expected
 at rates pi C; pi is estimated by maximum likelihood (EM), and its interval by drawing both the dump's rates and the rows of C from their
-Dirichlet posteriors, whose priors weigh one image. That assumes that images of no registered generator are like the negatives, and that
-shares do not depend on how images were degraded. Images that cannot be assessed are left out; `of_all` bounds the share among all images,
-whatever those are.
+Dirichlet posteriors, whose priors weigh one image. Such draws never lie at 0 or 1, where many true shares do: an interval is extended to
+the border that a likelihood-ratio test over the shares and C together does not reject. All of it assumes that images of no registered
+generator are like the negatives, and that shares do not depend on how images were degraded. Images that cannot be assessed are left out;
+`of_all` bounds the share among all images, whatever those are.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ import numpy as np
 PRIOR_IMAGES = 1.0  # weight of the even prior on the dump's rates and on each row of the confusion
 MAX_STEPS = 2_000  # of EM
 TOLERANCE = 1e-7
+LIKELIHOOD_TOLERANCE = 1e-5  # of a step of EM
 INTERVAL_PERCENT = (2.5, 97.5)
+REJECTED_FROM = 3.84  # twice the log of a likelihood ratio: the 95 % quantile of chi-square with one degree of freedom
 DRAWS_TOGETHER = 100
 OTHER = "(no registered generator)"
 
@@ -39,9 +42,11 @@ def estimate_shares(
 ) -> tuple[list[Share], np.ndarray]:
     """Shares of `names` and of OTHER, in this order, and the draws of all: float64 [num_draws, J], J = len(names) + 1.
 
-    counts: [J], the dump's verdicts; confusion: [J, J], number of images of row j (left out) that got verdict k. The estimate is that of the
-    posterior means, so that a verdict that no reference got has a rate above zero.
+    counts: [J], the dump's verdicts, one or more; confusion: [J, J], number of images of row j (left out) that got verdict k. The estimate is
+    that of the posterior means, so that a verdict that no reference got has a rate above zero. Raises ValueError without any verdict.
     """
+    if not counts.sum():
+        raise ValueError("no image of the dump was assessed, so its shares are not known")
     generator = np.random.default_rng(seed)
     size = len(counts)
     rates = counts + PRIOR_IMAGES / size
@@ -55,6 +60,8 @@ def estimate_shares(
         draws[start : start + together] = solve_shares(drawn_rates, drawn_rows)
     low, high = np.percentile(draws, INTERVAL_PERCENT, axis=0)
     low, high = np.minimum(low, estimate), np.maximum(high, estimate)
+    at_zero, at_one = border_ratios(counts, rows)
+    low, high = np.where(at_zero < REJECTED_FROM, 0.0, low), np.where(at_one < REJECTED_FROM, 1.0, high)
     absent = num_unassessable / max(1.0, num_unassessable + counts.sum())
     shares = [
         Share(
@@ -86,6 +93,38 @@ def solve_shares(rates: np.ndarray, confusion: np.ndarray) -> np.ndarray:
         if change < TOLERANCE:
             break
     return shares / shares.sum(axis=1, keepdims=True)
+
+
+def border_ratios(counts: np.ndarray, confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float64 [J] twice: twice the log of how much likelier the data are at the likeliest shares and rates than at the likeliest with share j
+    0, and with share j 1.
+
+    counts: [J], the dump's verdicts, J at least 2; confusion: [J, J], positive, numbers of images that were left out. The likelihood is that of
+    both.
+    """
+    size = len(counts)
+    free, borders = np.ones((1, size)), np.eye(size)
+    starts = np.concatenate([free, 1 - borders, borders])
+    likelihoods = _profile(counts, confusion, starts / starts.sum(axis=1, keepdims=True))
+    ratios = 2 * (likelihoods.max() - likelihoods)
+    return ratios[1 : size + 1], ratios[size + 1 :]
+
+
+def _profile(counts: np.ndarray, confusion: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """float64 [b]: the largest log likelihood over shares and rates, by EM; shares [b, J] that start at 0 stay there."""
+    rates = np.broadcast_to(confusion / confusion.sum(axis=1, keepdims=True), (len(shares), *confusion.shape))
+    before = np.full(len(shares), -np.inf)
+    for _ in range(MAX_STEPS):
+        expected = np.maximum(np.einsum("bj,bjk->bk", shares, rates), 1e-300)
+        likelihood = np.log(expected) @ counts + (confusion * np.log(rates)).sum(axis=(1, 2))
+        if np.abs(likelihood - before).max() < LIKELIHOOD_TOLERANCE:
+            break
+        before = likelihood
+        made = shares[:, :, None] * rates * (counts / expected)[:, None, :]
+        shares = made.sum(axis=2) / counts.sum()
+        rates = confusion + made
+        rates = rates / rates.sum(axis=2, keepdims=True)
+    return likelihood
 
 
 def mixed_confusion(confusion: np.ndarray, gallery_counts: np.ndarray) -> np.ndarray:

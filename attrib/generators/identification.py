@@ -1,4 +1,4 @@
-"""From the bytes of a manifest's images to rows of verdicts, and what gallery and queries do not have in common."""
+"""From the bytes of a manifest's images to rows of verdicts."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 
 from attrib.errors import ImageError
-from attrib.generators.registry import Entry
 from attrib.generators.samples import Sample, read_sample
 from attrib.generators.verdict_files import VERDICT_FIELDS, schema
 from attrib.generators.verdicts import UNASSESSABLE, Judge, Verdict, assess
@@ -68,27 +67,3 @@ def _columns(verdict: Verdict) -> dict:
         "gallery": verdict.gallery,
         "reason": verdict.reason,
     }
-
-
-def codec_warnings(codecs: dict[str, int], sides_px: tuple[int, int] | None, entries: list[Entry]) -> list[str]:
-    """What gallery and queries do not have in common: another format or size alone can look like another generator.
-
-    codecs: number of queries by format; sides_px: their 5th and 95th percentile of the shorter side; entries: of the registry.
-    """
-    warnings = []
-    total = sum(codecs.values())
-    known = {codec for entry in entries for codec in entry.codecs}
-    strange = {codec: count for codec, count in codecs.items() if codec not in known}
-    if total and sum(strange.values()) > 0.05 * total:
-        warnings.append(
-            f"{sum(strange.values()):,} of {total:,} images are {', '.join(sorted(strange))}, and all references are "
-            f"{', '.join(sorted(known))}: register references of these formats, or read their verdicts with care"
-        )
-    if sides_px and entries:
-        low, high = min(entry.sides_px[0] for entry in entries), max(entry.sides_px[1] for entry in entries)
-        if sides_px[0] > 1.5 * high or sides_px[1] < low / 1.5:
-            warnings.append(
-                f"the images have {sides_px[0]:g} to {sides_px[1]:g} px on the shorter side and the references {low} to {high}: a resized "
-                "image carries the trace of the resizing"
-            )
-    return warnings

@@ -54,7 +54,9 @@ def read_photographs(
         found.setdefault(pixels.numpy().tobytes(), pixels)
         if len(found) == wanted:
             stacked = torch.stack(list(found.values()))
-            return Photographs(stacked[-num_shown:].clone(), stacked[:num_training].clone())  # a view would travel whole
+            return Photographs(
+                stacked[-num_shown:].clone(), stacked[:num_training].clone()
+            )  # a view would travel whole
     raise AttribError(
         f"{wanted:,} photographs of {px} px or more are needed (num_training_photographs {num_training:,}, first_photograph {first_shown:,} and "
         f"num_photographs {num_shown:,}) and collection {manifest.collection.name!r} has {len(found):,} that can be used; lower the numbers or "

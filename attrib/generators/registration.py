@@ -9,7 +9,8 @@ from attrib.errors import AttribError, ImageError
 from attrib.generators.galleries import Galleries, compare, families
 from attrib.generators.methods import Method
 from attrib.generators.pool import open_pool
-from attrib.generators.registry import Registry
+from attrib.generators.references import ReferenceFilter
+from attrib.generators.registry import Entry, Registry
 from attrib.generators.registry_settings import VerdictSettings
 from attrib.generators.samples import Sample, drawn_sample, read_sample
 from attrib.settings import CollectionSettings
@@ -17,17 +18,19 @@ from attrib.storage import Storage
 
 
 def read_collection(
-    collection: CollectionSettings, max_images: int, max_megapixels: float, storage: Storage
-) -> tuple[list[Sample], list[str]]:
-    """At most max_images of a collection, as evenly spaced as can be in the order of their keys, and why others could not be read."""
+    collection: CollectionSettings, max_images: int, max_megapixels: float, method: Method, storage: Storage
+) -> tuple[list[Sample], dict[str, int], list[str]]:
+    """At most max_images of a collection that can serve as references, as evenly spaced as can be in the order of their keys; how many of
+    those that were looked at cannot, by reason; and why files could not be read or decoded, a line each."""
     rows = [
         row for unit in list_units(collection, storage) for row in list_images(unit, collection, storage).to_pylist()
     ]
     rows.sort(key=lambda row: row["key"])
     spaced = np.linspace(0, len(rows) - 1, min(max_images, len(rows))).round().astype(int)
+    wanted = ReferenceFilter(method, VerdictSettings())
     samples: list[Sample] = []
     failures: list[str] = []
-    # Whatever cannot be read is replaced by what was passed over.
+    # Whatever cannot serve is replaced by what was passed over.
     for i in dict.fromkeys([*spaced.tolist(), *range(len(rows))]):
         if len(samples) == max_images:
             break
@@ -39,10 +42,14 @@ def read_collection(
         try:
             if isinstance(data, ImageError):
                 raise data
-            samples.append(read_sample(data, max_megapixels))
+            sample = read_sample(data, max_megapixels)
         except ImageError as error:
+            wanted.failed(error)
             failures.append(f"{row['key']}: {error}")
-    return samples, failures
+            continue
+        if wanted.takes(sample):
+            samples.append(sample)
+    return samples, dict(wanted.left_out), failures
 
 
 def read_pool_samples(uri: str, images_per_model: int, storage: Storage) -> list[list[Sample]]:
@@ -64,7 +71,7 @@ def as_sources(samples: Sequence[Sample], role: str) -> list[list[Sample]]:
 
 
 def describe(registry: Registry, method: Method, settings: VerdictSettings, storage: Storage) -> list[dict]:
-    """One row per active entry, generators first: {name, version, role, num_images, num_sources, codecs, sides_px} and of a generator also
+    """One row per active entry as in `facts`, generators first, and of a generator also
 
     self_similarity: mean score of its references, each left out in turn; nearest, nearest_score: the other generator to which they score
     highest in the mean; pair_accuracy: share of both's references that score higher for their own; family: all names in it.
@@ -95,7 +102,13 @@ def describe(registry: Registry, method: Method, settings: VerdictSettings, stor
     return rows + [_facts(entry) for entry in registry.negatives]
 
 
-def _facts(entry) -> dict:
+def facts(registry: Registry) -> list[dict]:
+    """One row per active entry, generators first, without a look at references: {name, version, role, num_images, num_sources, codecs,
+    sides_px, left_out}."""
+    return [_facts(entry) for entry in [*registry.generators, *registry.negatives]]
+
+
+def _facts(entry: Entry) -> dict:
     return {
         "name": entry.name,
         "version": entry.version,
@@ -104,4 +117,5 @@ def _facts(entry) -> dict:
         "num_sources": len(entry.source_sizes),
         "codecs": entry.codecs,
         "sides_px": entry.sides_px,
+        "left_out": entry.left_out,
     }

@@ -4,20 +4,24 @@
 <registry>/references/<name>-v<version>.npy    float32 [degradations, images, d]: unit rows; nan where the image is too small once degraded
 
 Registering trains nothing: the fingerprints of 10 to 100 images are all that is kept of a generator. No picture is.
+
+Nothing locks a registry: object stores have no lock that all clients keep. Whoever writes reads the record again first, and is refused if
+another run has changed it since; two runs that write within the same moment can still lose one of the two entries.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from attrib.config import digest
-from attrib.errors import AttribError, MismatchError
+from attrib.errors import AttribError, MismatchError, first_line
 from attrib.generators.degradations import parse
 from attrib.generators.methods import Method
-from attrib.generators.registry_settings import MIN_REFERENCES, RegistryMethodSettings, Role
+from attrib.generators.registry_settings import MIN_REFERENCES, RegistryMethodSettings, Role, VerdictSettings
 from attrib.generators.samples import Sample, recoded
 from attrib.storage import Storage, bytes_sha256, join
 
@@ -30,7 +34,8 @@ class Entry:
     """One version of a generator, or of a set of negatives.
 
     source_sizes: numbers of consecutive images from one source; a generator is one source, each photograph and each model of a pool is
-    one. codecs: number of images by format; sides_px: the smallest and the largest shorter side.
+    one. codecs: number of images by format; sides_px: the smallest and the largest shorter side; left_out: number of images that were given
+    and could not serve, by reason.
     """
 
     name: str
@@ -41,6 +46,7 @@ class Entry:
     sides_px: tuple[int, int]
     sha256: str
     registered_at: str
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def num_images(self) -> int:
@@ -100,10 +106,11 @@ class Registry:
             )
 
 
-def create_registry(
+def new_registry(
     uri: str, settings: RegistryMethodSettings, method: Method, degradations: Sequence[str], storage: Storage
 ) -> Registry:
-    """An empty registry. Raises AttribError if there is one, a degradation is unknown, or the method ignores the trace."""
+    """An empty registry that is not written until it gets an entry. Raises AttribError if there is one, a degradation is unknown, or the method
+    ignores the trace."""
     if storage.exists(join(uri, RECORD)):
         raise AttribError(f"{uri} is a registry already; open it, or choose another folder")
     if not method.looks_at_trace:
@@ -112,24 +119,34 @@ def create_registry(
         )
     for name in degradations:
         parse(name)
-    registry = Registry(uri, settings, method.digest, tuple(degradations), ())
+    return Registry(uri, settings, method.digest, tuple(degradations), ())
+
+
+def create_registry(
+    uri: str, settings: RegistryMethodSettings, method: Method, degradations: Sequence[str], storage: Storage
+) -> Registry:
+    """`new_registry`, written at once."""
+    registry = new_registry(uri, settings, method, degradations, storage)
     _write(registry, storage)
     return registry
 
 
 def open_registry(uri: str, storage: Storage) -> Registry:
-    record = storage.require(join(uri, RECORD), "jobs.registry with action: register")
-    entries = tuple(
-        Entry(**entry | {"source_sizes": tuple(entry["source_sizes"]), "sides_px": tuple(entry["sides_px"])})
-        for entry in record["entries"]
-    )
-    return Registry(
-        uri=uri,
-        method=RegistryMethodSettings.model_validate(record["method"]),
-        method_digest=record["method_digest"],
-        degradations=tuple(record["degradations"]),
-        entries=entries,
-    )
+    """Raises AttribError if there is none or its record is damaged."""
+    place = join(uri, RECORD)
+    try:
+        record = storage.require(place, "jobs.registry with action: register")
+        return Registry(
+            uri=uri,
+            method=RegistryMethodSettings.model_validate(record["method"]),
+            method_digest=TypeAdapter(str).validate_python(record["method_digest"]),
+            degradations=TypeAdapter(tuple[str, ...]).validate_python(record["degradations"]),
+            entries=TypeAdapter(tuple[Entry, ...]).validate_python(record["entries"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise AttribError(
+            f"{place} is damaged ({type(error).__name__}: {first_line(error)}); restore it from a copy, or delete {uri} and register again"
+        ) from error
 
 
 def register(
@@ -140,12 +157,17 @@ def register(
     method: Method,
     storage: Storage,
     new_version: bool = False,
+    left_out: dict[str, int] | None = None,
 ) -> tuple[Registry, Entry]:
     """The registry with one more entry, and the entry. sources: the images of each source; a generator is one.
 
-    Raises AttribError if the name is taken and no new version is wanted, if its role differs from the earlier version's, or if fewer than
-    MIN_REFERENCES images are left; MismatchError for another method.
+    Images that would get no verdict as queries (by the default VerdictSettings), and copies, do not become references; left_out: what the
+    caller left out before, by reason. Raises AttribError if the name is taken and no new version is wanted, if its role differs from the
+    earlier version's, if fewer than MIN_REFERENCES images are left, or if the registry was changed meanwhile; MismatchError for another method.
     """
+    # Here, because verdicts are given by registries.
+    from attrib.generators.references import BLANK, ReferenceFilter, format_counts
+
     registry.check_method(method)
     earlier = [entry for entry in registry.entries if entry.name == name]
     if earlier and not new_version:
@@ -155,29 +177,33 @@ def register(
         )
     if earlier and earlier[-1].role != role:
         raise AttribError(f"{name!r} was registered with role {earlier[-1].role!r}, not {role!r}; choose another name")
-    sources = [
-        [sample for sample in source if sample.side_px >= method.min_side_px] for source in _without_copies(sources)
-    ]
-    sources = [source for source in sources if source]
-    samples = [sample for source in sources for sample in source]
-    if len(samples) < MIN_REFERENCES:
+    wanted = ReferenceFilter(method, VerdictSettings())
+    wanted.left_out.update(left_out or {})
+    kept = [(i, sample) for i, source in enumerate(sources) for sample in source if wanted.takes(sample)]
+    if kept:
+        references = embed_degraded(method, [sample for _, sample in kept], registry.degradations)
+        there = np.isfinite(references[0]).all(axis=1)
+        wanted.left_out += Counter({BLANK: int(np.count_nonzero(~there))})
+        kept, references = [kept[i] for i in np.flatnonzero(there)], references[:, there]
+    if len(kept) < MIN_REFERENCES:
+        without = f" (left out: {format_counts(wanted.left_out)})" if wanted.left_out else ""
         raise AttribError(
-            f"{name!r} has {len(samples)} distinct images of {method.min_side_px} px or more and needs {MIN_REFERENCES}; add images"
+            f"{name!r} has {len(kept)} distinct images that can be assessed{without} and needs {MIN_REFERENCES}; add images of "
+            f"{method.min_side_px} px or more"
         )
-    references = embed_degraded(method, samples, registry.degradations)
-    if not np.isfinite(references[0]).all():
-        raise AttribError(f"{name!r}: an image has no finite fingerprint; look for one that is blank, and leave it out")
-    sides = [sample.side_px for sample in samples]
+    sides = [sample.side_px for _, sample in kept]
     entry = Entry(
         name=name,
         version=max((entry.version for entry in earlier), default=0) + 1,
         role=role,
-        source_sizes=tuple(len(source) for source in sources),
-        codecs=dict(sorted(Counter(sample.codec for sample in samples).items())),
+        source_sizes=tuple(Counter(i for i, _ in kept).values()),
+        codecs=dict(sorted(Counter(sample.codec for _, sample in kept).items())),
         sides_px=(min(sides), max(sides)),
         sha256=_sha256(references),
         registered_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        left_out=dict(sorted(wanted.left_out.items())),
     )
+    _check_unchanged(registry, storage)
     storage.write_array(join(registry.uri, entry.file), references)
     # Only now: an entry that the record names has its file.
     registry = replace(registry, entries=(*registry.entries, entry))
@@ -186,12 +212,13 @@ def register(
 
 
 def remove(registry: Registry, name: str, storage: Storage, version: int | None = None) -> Registry:
-    """Without an entry, or one version of it. Raises AttribError if it is not there."""
+    """Without an entry, or one version of it. Raises AttribError if it is not there, or if the registry was changed meanwhile."""
     gone = [entry for entry in registry.entries if entry.name == name and version in (None, entry.version)]
     if not gone:
         known = ", ".join(entry.name for entry in registry.active) or "nothing"
         which = name if version is None else f"{name} version {version}"
         raise AttribError(f"{registry.uri} has no {which!r}; it has {known}")
+    _check_unchanged(registry, storage)
     registry = replace(registry, entries=tuple(entry for entry in registry.entries if entry not in gone))
     _write(registry, storage)
     for entry in gone:
@@ -200,7 +227,8 @@ def remove(registry: Registry, name: str, storage: Storage, version: int | None 
 
 
 def embed_degraded(method: Method, samples: Sequence[Sample], degradations: Sequence[str]) -> np.ndarray:
-    """float32 [len(degradations), n, d]: fingerprints of the samples under each degradation, nan where that leaves too small an image."""
+    """float32 [len(degradations), n, d]: fingerprints of the samples under each degradation, nan where that leaves too small an image, or no
+    finite direction."""
     found: list[np.ndarray] = []
     for name in degradations:
         rows: dict[int, np.ndarray] = {}
@@ -214,22 +242,19 @@ def embed_degraded(method: Method, samples: Sequence[Sample], degradations: Sequ
         dimension = len(next(iter(rows.values()))) if rows else found[0].shape[1]
         found.append(np.full((len(samples), dimension), np.nan, np.float32))
         for i, row in rows.items():
-            found[-1][i] = row
+            # A direction that does not exist, as of a picture without any residual, is no fingerprint.
+            found[-1][i] = row if np.isfinite(row).all() and row.any() else np.nan
     return np.stack(found)
 
 
-def _without_copies(sources: Sequence[Sequence[Sample]]) -> list[list[Sample]]:
-    """Each distinct picture once: a copy would be left out and found again in its twin."""
-    seen: set[str] = set()
-    kept: list[list[Sample]] = []
-    for source in sources:
-        kept.append([])
-        for sample in source:
-            pixels = f"{tuple(sample.image.shape)} {bytes_sha256(sample.image.numpy().tobytes())}"
-            if pixels not in seen:
-                seen.add(pixels)
-                kept[-1].append(sample)
-    return kept
+def _check_unchanged(registry: Registry, storage: Storage) -> None:
+    """Raises AttribError unless the record is that of `registry`; one that was never written has none."""
+    if not registry.entries and not storage.exists(join(registry.uri, RECORD)):
+        return
+    if open_registry(registry.uri, storage) != registry:
+        raise AttribError(
+            f"{registry.uri} was changed by another run meanwhile, so nothing was written; run this again"
+        )
 
 
 def _sha256(array: np.ndarray) -> str:

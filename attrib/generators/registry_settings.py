@@ -42,8 +42,20 @@ class RegistrySettings(JobSettings):
     action: Literal["register", "list", "remove"]
     registry: Uri
     method: RegistryMethodSettings | None = None  # of a new registry; one that exists keeps its own
-    # Of a new registry: references are kept under each, so that a degraded query meets references that were degraded alike.
-    degradations: tuple[str, ...] = ("none", "jpeg-85", "jpeg-70", "webp-85", "resize-0.75")
+    # Of a new registry: references are kept under each, so that a degraded query meets references that were degraded alike. Under the last four
+    # a trace is hardly left: images like that come to those galleries, where references are not recognised either, and get "unassessable" in
+    # place of "unknown". Where galleries are much alike, each degradation more asks for more negatives.
+    degradations: tuple[str, ...] = (
+        "none",
+        "jpeg-85",
+        "jpeg-70",
+        "webp-85",
+        "resize-0.75",
+        "jpeg-20",
+        "webp-50",
+        "resize-0.5",
+        "blur-1",
+    )
     name: Name | None = None  # of the entry
     role: Role = "generator"
     images: CollectionSettings | None = None
@@ -77,13 +89,17 @@ class RegistrySettings(JobSettings):
 class VerdictSettings(Settings):
     """When an image is said to be consistent with a generator, and when nothing is said."""
 
-    # Of images that no registered generator made, at most this share is attributed to one. Below 1 / (negatives + 1) it cannot be shown
-    # to hold, and nothing is attributed.
+    # Of photographs, and of generated images that no registered generator made, at most this share is attributed to one, as far as they are
+    # drawn as the negatives of their origin are (see unit). Below the least p-value that these can show, and without generated negatives,
+    # nothing is attributed. For a generator unlike all negatives nothing is promised; what became of each registered one when it was left
+    # out is reported.
     false_attribution_rate: Rate = 0.05
-    # Of a generator's own images, at most about this share is called unlike its references.
+    # Of a generator's own images, at most about this share is called unlike its references; with fewer than 1 / rate - 1 references none is.
     false_rejection_rate: Rate = 0.05
-    # What the rate above is promised for: an image drawn as the negatives' images are, or the first image of a new source drawn as the
-    # negatives' sources are. The second is what an unseen generator is; it needs 1 / rate sources. Photographs always count one by one.
+    # What the rate above is promised for. image: one drawn as the images of the negatives are, of photographs, of other generators and of
+    # synthetic models each; images of one source are not independent, so that a new source may fare worse. source: the first image of a new
+    # source drawn as those of the generated negatives are, which must be 1 / rate or more; most are then synthetic models, and the promise is
+    # for what is like them. Photographs always count one by one.
     unit: Literal["image", "source"] = "image"
     # Two generators are told apart where their references, each left out in turn, go to the right one of the two more often than this share,
     # by a binomial test at family_level. All that are not told apart, directly or through others, are one family.
@@ -103,8 +119,8 @@ class DumpSettings(Settings):
     min_set_images: Annotated[int, Field(ge=2)] = 5
     max_set_images: Positive = 200  # of one set, the first by a hash of their ids
     num_permutations: Annotated[int, Field(ge=99)] = 999
-    max_clustered: Positive = 2_000  # unknown images that are clustered; the others join the clusters
-    min_candidate_images: Positive = MIN_REFERENCES  # of a cluster, to be a candidate generator
+    max_clustered: Positive = 2_000  # distinct unknown images that are clustered; the others join the clusters
+    min_candidate_images: Positive = MIN_REFERENCES  # distinct ones of a cluster, to be a candidate generator
     num_exemplars: Positive = 12
     seed: int = 0
 

@@ -34,14 +34,14 @@ def max_cosine(references: References) -> Scorer:
 def adapted_cosine(references: References) -> Scorer:
     """Cosine with the mean of each generator's references, in the space in which the references of one generator vary alike in all directions.
 
-    The origin is the mean of the generators' means, since what they share tells none of them apart, and the scale is the covariance within
-    generators, shrunk by ADAPTED_SHRINKAGE towards a multiple of the identity. A single generator, which has nothing to share, keeps the
-    origin of the method; where no two references differ the scale stays too.
+    The origin is the mean of the generators' means, since what they share tells none of them apart; the origin of the method counts as one more
+    generator, so that it moves little where one of few is left out. The scale is the covariance within generators, shrunk by
+    ADAPTED_SHRINKAGE towards a multiple of the identity; where no two references of a generator differ the scale stays.
     """
     check_references(references)
     groups = [rows.astype(np.float64) for rows in references]
     means = np.stack([rows.mean(axis=0) for rows in groups])
-    origin = means.mean(axis=0) if len(groups) > 1 else np.zeros(means.shape[1])
+    origin = means.sum(axis=0) / (len(groups) + 1)
     spread = np.concatenate([rows - mean for rows, mean in zip(groups, means)])
     freedom = len(spread) - len(groups)
     whiten = np.eye(means.shape[1])

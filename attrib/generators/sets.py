@@ -1,9 +1,10 @@
 """Many images of one account at once: a far stronger test than any of them alone.
 
-The images of a set are taken to have one origin. Where each of its scores stands between the negatives' mean and the references' own is
-averaged by generator, and the highest mean is compared with that of as many negatives in the same galleries: by permutation where images
-are the unit and for photographs, by sets from one source at a time where sources are. As for single images, the largest p-value over the
-kinds of negatives counts.
+The images of a set are taken to have one origin. How far each stands out for a generator, which is its score above the mean of its scores
+for all families in that gallery, is averaged by generator, and the highest mean is compared with that of as many negatives in the same
+galleries: by permutation where images are the unit and for photographs, by sets from one source at a time where sources are. How far an
+image stands out depends on that image alone, so that a large set is not measured by itself; and a picture that is there many times counts
+once. As for single images, the largest p-value over the origins of negatives counts.
 
 Of a family, whose members single images do not tell apart, a set keeps those whose own references it is like: each is given up if a
 permutation test says that the set scores lower than they do.
@@ -14,20 +15,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attrib.generators.calibration import KINDS, Calibration, first_in, gallery_of, standing
-from attrib.generators.conformal import permutation_p_value, source_p_value
+from attrib.generators.calibration import ORIGINS, PHOTOGRAPHS, Calibration
+from attrib.generators.conformal import column_means, permutation_p_value, source_p_value
 from attrib.generators.registry_settings import DumpSettings
+from attrib.generators.standings import first_in, gallery_of
 from attrib.generators.verdicts import FAMILY, FAMILY_SEPARATOR, KNOWN, UNASSESSABLE, UNKNOWN, Judge
 
-MIN_COMPARED = 20  # negatives in a gallery
+MIN_COMPARED = 20  # negatives of one origin in a gallery
+COPY_COSINE = 0.9999  # of the fingerprints of one picture, which are stored as float16
 
 
 @dataclass(frozen=True)
 class SetVerdict:
-    """num_images: that were tested; generator: None unless known or family; floor: the least p_value that could have come out."""
+    """num_images: in the set; num_distinct: of them, one of each picture, which are tested; generator: None unless known or family; floor: the
+    least p_value that could have come out."""
 
     name: str
     num_images: int
+    num_distinct: int
     verdict: str
     generator: str | None
     nearest: str
@@ -41,30 +46,29 @@ class SetVerdict:
 
 @dataclass(frozen=True, eq=False)
 class SetStratum:
-    """A set's images in one gallery beside the negatives there. own, others: float64 [m, G] and [n, G], standings; scores: float64 [m, G], as they
-    are compared with references; group, source, is_photograph: [n], of the negatives."""
+    """A set's images in one gallery beside the negatives there. own, others: float64 [m, G] and [n, G], how far each stands out, nan where a negative
+    has no score; scores: float64 [m, G], as they are compared with references; origin, source: int64 [n], of the negatives."""
 
     gallery: int
     own: np.ndarray
     others: np.ndarray
     scores: np.ndarray
-    group: np.ndarray
+    origin: np.ndarray
     source: np.ndarray
-    is_photograph: np.ndarray
 
 
 def judge_set(name: str, vectors: np.ndarray, judge: Judge, settings: DumpSettings) -> SetVerdict:
     """vectors: float32 [m, d], unit rows of all images that are tested. The same set gets the same p-values whatever others there are."""
     calibration = judge.calibration
     generator = np.random.default_rng(settings.seed)
-    scores = judge.galleries.scores(vectors)
-    strata = _strata(scores, calibration)
-    best = int(np.concatenate([stratum.own for stratum in strata]).mean(axis=0).argmax())
+    distinct = vectors[_distinct(vectors)]
+    strata = _strata(judge.galleries.scores(distinct), calibration)
+    best = int(column_means(np.concatenate([stratum.own for stratum in strata])).argmax())
     p_value, floor = _against_negatives(strata, calibration, settings, generator)
     members = np.flatnonzero(calibration.family == calibration.family[best]).tolist()
     own = {g: _against_own(strata, g, calibration, settings, generator) for g in members}
     kept = [calibration.names[g] for g in members if own[g] > judge.settings.false_rejection_rate]
-    means = np.concatenate([stratum.scores for stratum in strata]).mean(axis=0)
+    means = column_means(np.concatenate([stratum.scores for stratum in strata]))
     others = means[calibration.family != calibration.family[best]]
     rate = judge.settings.false_attribution_rate
     nearest, attributed = calibration.names[best], None
@@ -84,6 +88,7 @@ def judge_set(name: str, vectors: np.ndarray, judge: Judge, settings: DumpSettin
     return SetVerdict(
         name=name,
         num_images=len(vectors),
+        num_distinct=len(distinct),
         verdict=verdict,
         generator=attributed,
         nearest=nearest,
@@ -96,56 +101,74 @@ def judge_set(name: str, vectors: np.ndarray, judge: Judge, settings: DumpSettin
     )
 
 
+def _distinct(vectors: np.ndarray) -> np.ndarray:
+    """int64: the first of all images that show one picture, in their order."""
+    kept: list[int] = []
+    for i, vector in enumerate(vectors):
+        if not kept or (vectors[kept] @ vector).max() <= COPY_COSINE:
+            kept.append(i)
+    return np.array(kept)
+
+
 def _strata(scores: np.ndarray, calibration: Calibration) -> list[SetStratum]:
-    """scores: float32 [m, galleries, G]. The mean that standings are counted from is that of set and negatives together."""
+    """scores: float32 [m, galleries, G]."""
     chosen = gallery_of(scores)
     found = []
     for gallery in np.unique(chosen).tolist():
         mine = scores[chosen == gallery, gallery].astype(np.float64)
         negatives, image = _negatives_in(gallery, calibration)
-        both = np.concatenate([mine, negatives])
-        present = ~np.isnan(both)
-        mean = np.where(present, both, 0.0).sum(axis=0) / np.maximum(present.sum(axis=0), 1)
-        # A negative has no score for the generator, or its family, that made it, and counts there as an average one.
-        values = np.where(present, standing(both, mean, calibration.own_means[gallery] - mean), 0.0)
         found.append(
             SetStratum(
                 gallery=gallery,
-                own=values[: len(mine)],
-                others=values[len(mine) :],
+                own=standing_out(mine, calibration.family),
+                others=standing_out(negatives, calibration.family),
                 scores=mine,
-                group=calibration.groups[image],
+                origin=calibration.origins[image],
                 source=calibration.source[image],
-                is_photograph=calibration.kind[image] == KINDS.index("photographs"),
             )
         )
     return found
 
 
+def standing_out(scores: np.ndarray, family: np.ndarray) -> np.ndarray:
+    """float64 [m, G]: scores [m, G] above the mean over families of each row's mean for a family, nan left out; of one family, the scores."""
+    heads = np.unique(family)
+    if len(heads) == 1:
+        return scores
+    present = ~np.isnan(scores)
+    of_family = (family[:, None] == heads[None, :]).astype(np.float64)
+    counts = present @ of_family
+    means = np.where(present, scores, 0.0) @ of_family / np.maximum(counts, 1)
+    return scores - means.sum(axis=1, keepdims=True) / np.maximum((counts > 0).sum(axis=1, keepdims=True), 1)
+
+
 def _negatives_in(gallery: int, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
-    """Scores float64 [k, G] and places int64 [k] of the negatives that come to a gallery, each once; of all, degraded as the gallery is, where
-    too few come to compare a set with: they score lower there, but a set of such images would not have come either."""
+    """Scores float64 [k, G] and places int64 [k] of the negatives that come to a gallery, each once; of an origin of which too few come to compare
+    a set with, all, degraded as the gallery is: they score lower there, but a set of such images would not have come either."""
     degradation = first_in(gallery_of(calibration.negatives), gallery)
+    there = ~np.isnan(calibration.negatives[gallery, :, gallery]).all(axis=1)
+    for origin in range(len(ORIGINS)):
+        mine = calibration.origins == origin
+        if np.count_nonzero(degradation[mine] >= 0) < MIN_COMPARED:
+            degradation = np.where(mine, np.where(there, gallery, -1), degradation)
     image = np.flatnonzero(degradation >= 0)
-    if len(image) < MIN_COMPARED:
-        degradation = np.full(len(degradation), gallery)
-        image = np.flatnonzero(~np.isnan(calibration.negatives[gallery, :, gallery]).all(axis=1))
     return calibration.negatives[degradation[image], image, gallery].astype(np.float64), image
 
 
 def _against_negatives(
     strata: list[SetStratum], calibration: Calibration, settings: DumpSettings, generator: np.random.Generator
 ) -> tuple[float, float]:
-    """The p-value of the highest mean and the least that it could be; 1 and 1 where a gallery has no negatives."""
-    if any(not len(stratum.group) for stratum in strata):
+    """The p-value of the highest mean and the least that it could be; 1 and 1 where nothing generated is among the negatives, or a gallery has
+    none of an origin."""
+    if not calibration.is_generated:
         return 1.0, 1.0
     largest, floor = 0.0, 0.0
     num_images, count = sum(len(stratum.own) for stratum in strata), settings.num_permutations
-    for group in np.unique(np.concatenate([stratum.group for stratum in strata])):
-        # A gallery without this group: its images are compared with all negatives there.
-        masks = [m if (m := stratum.group == group).any() else ~m for stratum in strata]
-        photographs = all(stratum.is_photograph[mask].all() for stratum, mask in zip(strata, masks))
-        if calibration.settings.unit == "image" or photographs:
+    for origin in np.flatnonzero(calibration.origin_units):
+        masks = [stratum.origin == origin for stratum in strata]
+        if not all(mask.any() for mask in masks):
+            return 1.0, 1.0
+        if calibration.settings.unit == "image" or origin == PHOTOGRAPHS:
             pools = [(stratum.own, stratum.others[mask]) for stratum, mask in zip(strata, masks)]
             p_value = permutation_p_value(pools, count, generator)
             least = _least_permutation_p(num_images, sum(int(mask.sum()) for mask in masks), count)
@@ -159,7 +182,7 @@ def _against_negatives(
 
 
 def _of_source(stratum: SetStratum, mask: np.ndarray, source: int) -> np.ndarray:
-    """float64 [n, G]: standings of a source's images in a gallery; of all that are compared, where it has none there."""
+    """float64 [n, G]: how far a source's images stand out in a gallery; all that are compared, where it has none there."""
     mine = mask & (stratum.source == source)
     return stratum.others[mine if mine.any() else mask]
 

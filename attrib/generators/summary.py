@@ -1,6 +1,6 @@
 """What an identify run says of all images together: counts, shares, their change, candidate generators, and sets."""
 
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import numpy as np
@@ -10,21 +10,26 @@ import pyarrow.compute as pc
 from attrib.config import digest
 from attrib.errors import AttribError
 from attrib.generators.candidates import find_candidates, reference_cut
+from attrib.generators.comparability import query_warnings, registry_warnings
 from attrib.generators.dump import OTHER, changes, estimate_shares, mixed_confusion
-from attrib.generators.identification import codec_warnings
 from attrib.generators.registry import Registry
 from attrib.generators.registry_settings import IdentifySettings
 from attrib.generators.sets import SetVerdict, describe_sets, judge_set
+from attrib.generators.tally import Tally, tally
 from attrib.generators.verdict_files import SETS, SHARE_DRAWS, Identified, read_fingerprints
 from attrib.generators.verdicts import FAMILY, KNOWN, UNASSESSABLE, UNKNOWN, Judge
 from attrib.identity import sampling_rank
 from attrib.manifest import Manifest
 from attrib.storage import Storage, join
 
+BATCH_ROWS = 2_048  # of fingerprints that are compared with clusters at a time
+MAX_SETS_LISTED = 50  # in the record and on the page; sets.parquet has all
+
 SET_SCHEMA = pa.schema(
     [
         ("name", pa.string()),
         ("num_images", pa.int64()),
+        ("num_distinct", pa.int64()),
         ("verdict", pa.string()),
         ("generator", pa.string()),
         ("nearest", pa.string()),
@@ -50,115 +55,144 @@ def summarise(
     parts = [p for p, num_rows in enumerate(manifest.num_rows) if num_rows]
     identified = Identified(settings.output, {})
     uris = [identified.part_uri(part) for part in parts]
-    columns = ["verdict", "generator", "gallery", "stage", "reason", "codec", "width", "height"]
-    verdicts = storage.dataset(uris, format="parquet").to_table(columns=columns)
-    kinds = Counter(verdicts["verdict"].to_pylist())
-    shares = _shares(verdicts, settings, judge, previous, storage)
-    readable = verdicts.filter(pc.is_valid(verdicts["width"]))
-    sides = pc.min_element_wise(readable["width"], readable["height"]).to_numpy()
-    reasons = Counter(verdicts.filter(pc.equal(verdicts["verdict"], UNASSESSABLE))["reason"].to_pylist())
-    results = {
-        "num_images": len(verdicts),
-        "num_failed": len(verdicts) - verdicts["stage"].null_count,
-        "verdicts": {kind: kinds.get(kind, 0) for kind in (KNOWN, FAMILY, UNKNOWN, UNASSESSABLE)},
-        "unassessable_reasons": [{"reason": reason, "count": count} for reason, count in reasons.most_common(20)],
+    counted = tally(uris, storage)
+    shares, warnings = _shares(counted, settings, registry, judge, previous, storage)
+    return {
+        "num_images": counted.num_images,
+        "num_failed": counted.num_failed,
+        "verdicts": {kind: counted.kinds[kind] for kind in (KNOWN, FAMILY, UNKNOWN, UNASSESSABLE)},
+        "unassessable_reasons": counted.described_reasons(),
         "families": [name for name, size in zip(judge.families, judge.family_sizes) if size > 1],
         "floor": judge.floor,
         "negatives": judge.calibration.units(),
+        "left_out_rates": {name: round(rate, 4) for name, rate in judge.left_out_rates.items()},
         "abstains": judge.abstains,
-        "warnings": codec_warnings(
-            Counter(readable["codec"].to_pylist()),
-            tuple(np.percentile(sides, [5, 95]).tolist()) if len(sides) else None,
-            registry.generators,
-        ),
+        "warnings": [
+            *warnings,
+            *judge.warnings,
+            *query_warnings(counted.codecs, counted.side_range_px, registry.active),
+            *registry_warnings(registry.active),
+        ],
         "candidates": _candidates(settings, uris, judge, storage),
         "sets": _sets(settings, manifest, parts, identified, judge, storage),
-    }
-    return results | shares
+    } | shares
 
 
 def _shares(
-    verdicts: pa.Table, settings: IdentifySettings, judge: Judge, previous: Identified | None, storage: Storage
-) -> dict:
+    counted: Tally,
+    settings: IdentifySettings,
+    registry: Registry,
+    judge: Judge,
+    previous: Identified | None,
+    storage: Storage,
+) -> tuple[dict, list[str]]:
+    """{shares, changes, recognised}, None where nothing can be said, and warnings."""
+    nothing = {"shares": None, "changes": None, "recognised": None}
     if judge.abstains:
-        return {"shares": None, "changes": None, "recognised": None}
-    assessed = verdicts.filter(pc.not_equal(verdicts["verdict"], UNASSESSABLE))
-    place = {name: i for i, name in enumerate(judge.families)}
-    labels = [place.get(name, len(place)) for name in assessed["generator"].to_pylist()]
-    galleries = Counter(assessed["gallery"].to_pylist())
+        return nothing, []
+    if not counted.num_assessed:
+        return nothing, ["no image could be assessed, so that shares are not known"]
     confusion = mixed_confusion(
-        judge.confusion, np.array([galleries.get(name, 0) for name in judge.calibration.degradations], float)
+        judge.confusion, np.array([counted.galleries[name] for name in judge.calibration.degradations], float)
     )
+    attributed = np.array([counted.generators[name] for name in judge.families], float)
     shares, draws = estimate_shares(
         judge.families,
-        np.bincount(np.array(labels, np.int64), minlength=len(place) + 1).astype(float),
+        np.append(attributed, counted.num_assessed - attributed.sum()),
         confusion,
-        len(verdicts) - len(assessed),
+        counted.num_images - counted.num_assessed,
         settings.dump.num_draws,
         # Two dumps must not be drawn alike: their difference would then look surer than it is.
         int(digest([settings.dump.seed, settings.manifest, settings.output])[:12], 16),
     )
     storage.write_array(join(settings.output, SHARE_DRAWS), draws)
     totals = confusion.sum(axis=1)
+    changed, warnings = _changes([*judge.families, OTHER], draws, registry, previous, storage)
     return {
         "shares": [asdict(share) for share in shares],
-        "changes": _changes(judge, draws, previous, storage),
+        "changes": changed,
         "recognised": {
             name: round(float(confusion[i, i] / totals[i]), 4) for i, name in enumerate(judge.families) if totals[i]
         },
-    }
+    }, warnings
 
 
-def _changes(judge: Judge, draws: np.ndarray, previous: Identified | None, storage: Storage) -> list[dict] | None:
+def _changes(
+    names: list[str], draws: np.ndarray, registry: Registry, previous: Identified | None, storage: Storage
+) -> tuple[list[dict] | None, list[str]]:
+    """A row per name of either run, {name, change, low, high, changed, note}, change None where a note says why there is none; and warnings.
+
+    OTHER is what a registry does not hold: of two registries it is two things.
+    """
     if previous is None or previous.record["shares"] is None:
-        return None
+        return None, []
     earlier = [share["name"] for share in previous.record["shares"]]
-    return changes([*judge.families, OTHER], draws, earlier, storage.read_array(join(previous.uri, SHARE_DRAWS)))
+    rows = {
+        row["name"]: row for row in changes(names, draws, earlier, storage.read_array(join(previous.uri, SHARE_DRAWS)))
+    }
+    new, vanished = [n for n in names if n not in earlier], [n for n in earlier if n not in names]
+    notes = dict.fromkeys(new, "new") | dict.fromkeys(vanished, "vanished")
+    warnings = []
+    if previous.record["inputs"]["registry"] != registry.digest:
+        notes[OTHER] = "another registry"
+        warnings.append(
+            f"{previous.uri} was made with another registry: the share of images of no registered generator is not compared, and other shares "
+            f"also change with the references (new: {', '.join(new) or 'none'}; vanished: {', '.join(vanished) or 'none'})"
+        )
+    unknown = {"change": None, "low": None, "high": None, "changed": False}
+    found = [
+        {"name": name} | unknown | {"note": notes[name]} if name in notes else rows[name] | {"note": None}
+        for name in [*names, *vanished]
+    ]
+    return found, warnings
 
 
 def _candidates(settings: IdentifySettings, uris: list[str], judge: Judge, storage: Storage) -> list[dict]:
-    unknown = storage.dataset(uris, format="parquet").to_table(
-        columns=["id", "key", "uri", "fingerprint"], filter=pc.field("verdict") == UNKNOWN
-    )
-    if not len(unknown):
-        return []
     references = [
         np.concatenate([judge.galleries.references[g][0] for g in np.flatnonzero(judge.calibration.family == head)])
         for head in judge.heads
     ]
-    ids, vectors = unknown["id"].to_numpy(), read_fingerprints(unknown)
     cut = reference_cut(references)
-    dump = settings.dump
     found = find_candidates(
-        ids,
-        vectors,
+        lambda: _unknown(uris, storage),
         cut,
-        max_clustered=dump.max_clustered,
-        min_images=dump.min_candidate_images,
-        num_exemplars=dump.num_exemplars,
+        max_clustered=settings.dump.max_clustered,
+        min_images=settings.dump.min_candidate_images,
+        num_exemplars=settings.dump.num_exemplars,
     )
-    order = np.argsort(ids)
-    keys, places = unknown["key"], unknown["uri"]
+    if not found:
+        return []
+    shown = pa.array(np.concatenate([candidate.exemplars for candidate in found]))
+    places = storage.dataset(uris, format="parquet").to_table(
+        columns=["id", "key", "uri"], filter=pc.field("id").isin(shown)
+    )
+    place_of = {row["id"]: row for row in places.to_pylist()}
     described = []
     for number, candidate in enumerate(found, start=1):
-        members = order[np.searchsorted(ids[order], candidate.ids)]
-        means = judge.galleries.scores(vectors[members])[:, 0].mean(axis=0, dtype=np.float64)
+        means = judge.galleries.scores(candidate.clustered)[:, 0].mean(axis=0, dtype=np.float64)
         nearest = int(means.argmax())
-        at = order[np.searchsorted(ids[order], candidate.exemplars)]
         described.append(
             {
                 "name": f"candidate-{number:02d}",
                 "num_images": len(candidate.ids),
+                "num_distinct": candidate.num_distinct,
                 "cohesion": round(candidate.cohesion, 4),
                 "cut": round(cut, 4),
                 "nearest": judge.calibration.names[nearest],
                 "nearest_score": round(float(means[nearest]), 4),
-                "exemplars": [
-                    {"id": int(ids[i]), "key": keys[int(i)].as_py(), "uri": places[int(i)].as_py()} for i in at
-                ],
+                "exemplars": [place_of[i] for i in candidate.exemplars.tolist()],
             }
         )
     return described
+
+
+def _unknown(uris: list[str], storage: Storage) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """ids int64 [n] and fingerprints float32 [n, d] of the unknown images, a batch at a time."""
+    for uri in uris:
+        part = storage.read_table(uri, columns=["id", "fingerprint"], filter=pc.field("verdict") == UNKNOWN)
+        for start in range(0, len(part), BATCH_ROWS):
+            some = part.slice(start, BATCH_ROWS)
+            yield some["id"].to_numpy(), read_fingerprints(some)
 
 
 def _sets(
@@ -203,6 +237,7 @@ def _sets(
         "num_too_small": len(kept) - len(judged),
         "verdicts": describe_sets(judged),
         "least_p_value": max((verdict.floor for verdict in judged), default=None),
+        "listed": rows.sort_by([("p_value", "ascending"), ("name", "ascending")]).slice(0, MAX_SETS_LISTED).to_pylist(),
     }
 
 

@@ -90,7 +90,9 @@ class SynthesizeSettings(JobSettings):
     output: Uri
     px: Annotated[int, Field(ge=16, multiple_of=8)] = 64  # of photographs and samples
     num_photographs: Positive = 128  # that every model renders; no model is trained on them
-    first_photograph: int = Field(default=0, ge=0)  # pools of one collection with disjoint ranges show no picture in common
+    first_photograph: int = Field(
+        default=0, ge=0
+    )  # pools of one collection with disjoint ranges show no picture in common
     num_training_photographs: Positive = 384
     max_megapixels: float = Field(default=100.0, gt=0)
     num_models: Positive = 200

@@ -1,24 +1,27 @@
 """One verdict per image: consistent with a registered generator, with a family of them, unknown, or not assessable, with the reason.
 
 An image is said to be consistent with a generator where two things hold: hardly any image that no registered generator made would stand so
-high (p_value at most false_attribution_rate), and the image is as like the generator's references as they are like each other
+high (p_value at most false_attribution_rate; for an image drawn as the negatives are, which is not what a generator is that nobody knows:
+`Judge.left_out_rates` shows how that fares), and the image is as like the generator's references as they are like each other
 (own_p_value above false_rejection_rate). "Consistent with" is all that it says: nothing proves that the generator made it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from attrib.errors import AttribError
-from attrib.generators.calibration import KINDS, Calibration, best_of, calibrate, first_in, gallery_of
+from attrib.generators.calibration import KINDS, ORIGINS, Calibration, calibrate
 from attrib.generators.conformal import binomial_tail
 from attrib.generators.galleries import Galleries
 from attrib.generators.methods import Method
 from attrib.generators.registry import Registry
 from attrib.generators.registry_settings import VerdictSettings
 from attrib.generators.samples import Sample
+from attrib.generators.standings import best_of, first_in, gallery_of
 from attrib.storage import Storage
 
 KNOWN, FAMILY, UNKNOWN, UNASSESSABLE = "known", "family", "unknown", "unassessable"
@@ -63,8 +66,8 @@ class Judge:
     """A calibrated registry. `families` names the families in the order of `confusion`, whose last row and column are all else.
 
     confusion: float64 [galleries, J, J], how many of the references of each family (left out in turn) and of the negatives (all kinds
-    counting the same) that went to a gallery get which verdict. floor: the least p-value that can come out. assessable: bool [galleries],
-    whether references that go there are recognised at all.
+    counting the same) that went to a gallery get which verdict. floor: the least p-value that can come out in any gallery. assessable: bool
+    [galleries], whether references that go there are recognised at all.
     """
 
     def __init__(self, galleries: Galleries, calibration: Calibration):
@@ -79,34 +82,63 @@ class Judge:
     @property
     def abstains(self) -> str | None:
         """Why nothing can be attributed at the configured rate, or None."""
-        rate = self.settings.false_attribution_rate
-        if self.floor <= rate + 1e-12:
+        return self._too_few(int(self.calibration.floors.argmin()))
+
+    def _too_few(self, gallery: int) -> str | None:
+        """Why nothing that goes to a gallery can be attributed at the configured rate, or None."""
+        calibration, rate = self.calibration, self.settings.false_attribution_rate
+        if calibration.floors[gallery] <= rate + 1e-12:
             return None
-        needed, unit = int(np.ceil(1 / rate - 1e-9)) - 1, self.settings.unit
-        if not self.calibration.units():
-            return f"there are no negatives: register photographs or other generators, {needed} {unit}s or more"
+        unit, units = self.settings.unit, calibration.origin_units
+        needed = int(np.ceil(calibration.strata[gallery].itself / rate - 1e-9)) - 1
+        if not calibration.is_generated:
+            return f"no negative was generated: register synthetic models (role: synthetic) or other generators, {needed} {unit}s or more"
+        few = [origin for origin in range(len(ORIGINS)) if 0 < units[origin] < needed]
+        have = " and ".join(f"{round(units[origin])} {ORIGINS[origin]} (by {unit})" for origin in few)
+        remedies = ("photographs", "references or other generators", "synthetic models")
+        if unit == "source":
+            remedies = ("photographs", "synthetic models or other generators", "")
         return (
-            f"false_attribution_rate {rate:g} is below {self.floor:.3g}, the least that {round(1 / self.floor) - 1} negatives (by {unit}) can "
-            f"show; register {needed} or more, or raise the rate"
+            f"false_attribution_rate {rate:g} is below {calibration.floors[gallery]:.3g}, the least that {have} can show; register "
+            f"{needed} or more of {' and of '.join(remedies[origin] for origin in few)}, or raise the rate"
         )
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What the rates are not promised for: other generators where none is among the negatives, and the own images of one with few references."""
+        calibration, rate = self.calibration, self.settings.false_rejection_rate
+        needed = int(np.ceil(1 / rate - 1e-9)) - 1
+        found = [
+            f"{name} has {round(1 / floor) - 1} references, which reject no image at false_rejection_rate {rate:g}; register {needed} or more"
+            for name, floor in zip(calibration.names, calibration.own_floors[0])
+            if floor > rate + 1e-12
+        ]
+        if calibration.is_generated and "generators" not in calibration.units():
+            found.append(
+                "the false_attribution_rate holds for synthetic models alone: no other generator is among the negatives; register one"
+            )
+        return found
+
+    @cached_property
+    def left_out_rates(self) -> dict[str, float]:
+        """Of each family's references, untouched, the share that would be attributed to another generator if the family were not registered.
+
+        What the rate is for a generator that nobody knows, from the few that are known. Families are left out where the others can
+        attribute anything.
+        """
+        found = {}
+        for head, name in zip(self.heads, self.families):
+            rest, scores = self.calibration.without(int(head))
+            there = ~np.isnan(scores[0]).all(axis=(1, 2))
+            if there.any() and rest.floor <= self.settings.false_attribution_rate + 1e-12:
+                found[name] = float(decide(rest, scores[0, there]).attributed.mean())
+        return found
 
     def decide(
         self, scores: np.ndarray, negative: np.ndarray | None = None, reference: np.ndarray | None = None
     ) -> Decisions:
-        """scores: float32 [m, galleries, G]. negative, reference: int64 [m], the rows' own places where they are negatives, or references,
-        themselves."""
-        calibration, at = self.calibration, np.arange(len(scores))
-        gallery = gallery_of(scores)
-        inside = scores[at, gallery]
-        best = best_of(inside)
-        related = calibration.family[best][:, None] == calibration.family[None, :]
-        others = np.where(related | np.isnan(inside), -np.inf, inside).max(axis=1).astype(np.float64)
-        score = inside[at, best].astype(np.float64)
-        p_value = calibration.p_values(inside, gallery, exclude=negative)
-        own = calibration.own_p_values(inside[at, best], gallery, best, exclude=reference)
-        rate = self.settings.false_attribution_rate + 1e-12
-        attributed = (p_value <= rate) & (own > self.settings.false_rejection_rate) & (self.floor <= rate)
-        return Decisions(best, gallery, attributed, score, score - others, p_value, own)
+        """As `decide`, by this judge's calibration."""
+        return decide(self.calibration, scores, negative, reference)
 
     def label(self, decisions: Decisions) -> np.ndarray:
         """int64 [m]: place among `families`, their number for all that is not attributed."""
@@ -129,6 +161,8 @@ class Judge:
         rate, own_rate = self.settings.false_attribution_rate, self.settings.false_rejection_rate
         if abstains := self.abstains:
             kind, reason = UNASSESSABLE, abstains
+        elif too_few := self._too_few(gallery):
+            kind, reason = UNASSESSABLE, f"of images like those under {degradation}: {too_few}"
         elif not self.assessable[gallery]:
             degraded = "even untouched," if gallery == 0 else f"degraded: under {degradation}"
             kind, reason = UNASSESSABLE, f"{degraded} the generators' own references are not recognised"
@@ -186,6 +220,27 @@ class Judge:
         return rows
 
 
+def decide(
+    calibration: Calibration,
+    scores: np.ndarray,
+    negative: np.ndarray | None = None,
+    reference: np.ndarray | None = None,
+) -> Decisions:
+    """scores: float32 [m, galleries, G]. negative, reference: int64 [m], the rows' own places where they are negatives, or references,
+    themselves."""
+    at, gallery = np.arange(len(scores)), gallery_of(scores)
+    inside = scores[at, gallery]
+    best = best_of(inside)
+    related = calibration.family[best][:, None] == calibration.family[None, :]
+    others = np.where(related | np.isnan(inside), -np.inf, inside).max(axis=1).astype(np.float64)
+    score = inside[at, best].astype(np.float64)
+    p_value = calibration.p_values(inside, gallery, exclude=negative)
+    own = calibration.own_p_values(inside[at, best], gallery, best, exclude=reference)
+    settings = calibration.settings
+    attributed = (p_value <= settings.false_attribution_rate + 1e-12) & (own > settings.false_rejection_rate)
+    return Decisions(best, gallery, attributed, score, score - others, p_value, own)
+
+
 def judge_of(registry: Registry, method: Method, settings: VerdictSettings, storage: Storage) -> Judge:
     """Raises AttribError if no generator is registered; MismatchError if the method is not the registry's."""
     if not registry.generators:
@@ -206,6 +261,8 @@ def refusal(sample: Sample, method: Method, settings: VerdictSettings) -> str | 
     )
     if detail < settings.min_detail_levels:
         return f"blank: neighbouring pixels differ by {detail:.2g} of 255 on average, and a trace needs {settings.min_detail_levels:g}"
+    if method.needs_colour and bool((pixels == pixels[:1]).all()):
+        return "greyscale: no colour trace"
     return None
 
 

@@ -8,7 +8,6 @@ import sys
 import time
 from functools import lru_cache
 
-import pyarrow as pa
 import torch
 
 from attrib.chunks import CHUNKS, Chunk, assemble_partition, chunk_folder, plan_chunks
@@ -24,7 +23,7 @@ from attrib.generators.identification import verdict_rows
 from attrib.generators.method_loading import load_method
 from attrib.generators.registry import Registry, open_registry
 from attrib.generators.registry_settings import IdentifySettings
-from attrib.generators.summary import check_set_column, summarise
+from attrib.generators.summary import BATCH_ROWS, check_set_column, summarise
 from attrib.generators.verdict_files import RECORD, VERDICTS, Identified, open_identified
 from attrib.generators.verdicts import Judge, judge_of
 from attrib.manifest import Manifest, open_manifest, part_name
@@ -35,13 +34,15 @@ from attrib.storage import Storage, bytes_sha256, join
 
 PROBE_IMAGES = 8
 VERDICT_BYTES_ON_DISK = 120  # of an image beside its fingerprint
+COLUMNS_BYTES = 400  # of an image's verdict in memory, beside its fingerprint
+KEPT_BYTES = 32  # of an image's side, id, cluster and hash, until all are summed up
 
 
 def run(settings: IdentifySettings) -> dict:
     """Give every image of the manifest a verdict and return the record.
 
-    Raises AttribError without a registered generator; FailedShareError once more images than max_failed_share could not be read or decoded:
-    the verdicts stay and a restart continues.
+    Raises AttribError without a registered generator; FailedShareError if more images than max_failed_share could not be read or decoded. The
+    verdicts stay then: a restart with a higher max_failed_share only sums them up, and reads no image again.
     """
     baseline_bytes()
     storage = Storage(settings.storage)
@@ -68,10 +69,11 @@ def run(settings: IdentifySettings) -> dict:
     device = device_of(settings.device, "identify")
     admitted = admit(_estimate(settings, manifest, judge, calibrated_seconds, device, storage), settings)
     _identify_pending(settings, manifest, registry.digest, device, storage)
-    _assemble(settings, manifest, storage)
+    digests = _assemble(settings, manifest, storage)
+    storage.delete_folder(join(settings.output, CHUNKS))
     results = summarise(settings, manifest, registry, judge, previous, storage)
     results["entries"] = [entry.name for entry in registry.generators]
-    results["digest"] = _verdicts_digest(settings, manifest, storage)
+    results["digest"] = digest(digests)
     results |= {"manifest_digest": manifest.digest, "order_digest": manifest.order_digest}
     results["estimate"] = admitted.to_dict()
     for warning in results["warnings"]:
@@ -80,9 +82,9 @@ def run(settings: IdentifySettings) -> dict:
     if num_failed > settings.max_failed_share * manifest.num_images:
         raise FailedShareError(
             f"{num_failed:,} of {manifest.num_images:,} images could not be read or decoded, more than max_failed_share = "
-            f"{settings.max_failed_share:g}; their reasons are in {join(settings.output, VERDICTS)}"
+            f"{settings.max_failed_share:g}; their reasons are in {join(settings.output, VERDICTS)}. Raise max_failed_share to keep these verdicts, or "
+            "delete that folder and run again to read the images again"
         )
-    storage.delete_folder(join(settings.output, CHUNKS))
     return finish(settings, RECORD, inputs, results, storage)
 
 
@@ -111,12 +113,24 @@ def _estimate(
     return Estimate(
         num_workers=num_workers,
         worker_bytes=before + growth + READER_BYTES + WRITER_BYTES + rows_together,
-        driver_bytes=before + growth + READER_BYTES + 120 * manifest.num_images,
+        driver_bytes=before + growth + READER_BYTES + _summary_bytes(settings, manifest, dimension),
         output_bytes=manifest.num_images * row_bytes,
         temporary_bytes=manifest.num_images * row_bytes,
         seconds=manifest.num_images * seconds / num_workers + calibrated_seconds,
         on_gpus=device == "cuda",
     )
+
+
+def _summary_bytes(settings: IdentifySettings, manifest: Manifest, dimension: int) -> int:
+    """Of what the driver holds while it sums up: a part, what it keeps of every image, the sample that is clustered with its square matrices
+    (twice in float64), and a batch beside it. Sets are judged from the fingerprints of all their images, at most those of the dump."""
+    clustered = min(settings.dump.max_clustered, manifest.num_images)
+    part = max(manifest.num_rows) * (2 * dimension + 4 * dimension + COLUMNS_BYTES)
+    clusters = clustered * (2 * 4 * dimension + 8 * dimension + 2 * 8 * clustered) + BATCH_ROWS * 4 * (
+        dimension + 2 * clustered
+    )
+    sets = manifest.num_images * 4 * dimension if settings.dump.set_column else 0
+    return part + KEPT_BYTES * manifest.num_images + clusters + sets
 
 
 def _identify_pending(
@@ -175,20 +189,23 @@ def _rows(manifest: Manifest, chunk: Chunk, storage: Storage) -> list[dict]:
     return storage.read_rows(manifest.partition_uri(chunk.partition), chunk.start, chunk.stop, columns).to_pylist()
 
 
-def _assemble(settings: IdentifySettings, manifest: Manifest, storage: Storage) -> None:
+def _assemble(settings: IdentifySettings, manifest: Manifest, storage: Storage) -> list[str]:
+    """SHA-256 of each part of verdicts, after all are there."""
     assembled = set(storage.names(join(settings.output, VERDICTS), suffix=".parquet"))
-    pending = [p for p in range(len(manifest.num_rows)) if part_name(p) not in assembled]
-    for _ in run_units(_assemble_partition, ((settings, p, manifest.num_rows[p], storage) for p in pending)):
-        pass
+    digests = [""] * len(manifest.num_rows)
+    units = (
+        (settings, p, num_rows, part_name(p) in assembled, storage) for p, num_rows in enumerate(manifest.num_rows)
+    )
+    for partition, sha256 in run_units(_assemble_partition, units):
+        digests[partition] = sha256
+    return digests
 
 
-def _assemble_partition(settings: IdentifySettings, partition: int, num_rows: int, storage: Storage) -> None:
-    chunks = plan_chunks(num_rows, partition, settings.chunk_rows)
-    table: pa.Table = assemble_partition(settings.output, partition, chunks, storage)
-    storage.write_table(Identified(settings.output, {}).part_uri(partition), table)
-
-
-def _verdicts_digest(settings: IdentifySettings, manifest: Manifest, storage: Storage) -> str:
-    identified = Identified(settings.output, {})
-    parts = range(len(manifest.num_rows))
-    return digest([bytes_sha256(storage.read_bytes(identified.part_uri(part))) for part in parts])
+def _assemble_partition(
+    settings: IdentifySettings, partition: int, num_rows: int, assembled: bool, storage: Storage
+) -> str:
+    uri = Identified(settings.output, {}).part_uri(partition)
+    if not assembled:
+        chunks = plan_chunks(num_rows, partition, settings.chunk_rows)
+        storage.write_table(uri, assemble_partition(settings.output, partition, chunks, storage))
+    return bytes_sha256(storage.read_bytes(uri))

@@ -144,14 +144,14 @@ def test_what_breaks_does_so_at_the_size_that_is_told():
 
 def test_kinds_of_index_differ_in_their_files():
     settings = settings_of(kind="ivf_sq8")
-    files = file_counts(lay_out(settings.target), settings.target, settings.constants, 64)
+    files = file_counts(lay_out(settings.target), settings.target, settings.constants)
     assert files["index/shard-#/codes.npy"].num_bytes == pytest.approx(256e9, rel=0.001)
     flat = settings_of(kind="flat", num_sources=10_000)
     layout = lay_out(flat.target)
-    assert "index/template.faiss" not in file_counts(layout, flat.target, flat.constants, 64)
+    assert "index/template.faiss" not in file_counts(layout, flat.target, flat.constants)
     tasks = task_counts(layout, flat.target, 64)
     assert "index: _train_task" not in tasks and "attributions/_partials/exact/shard-#.parquet" not in file_counts(
-        layout, flat.target, flat.constants, 64
+        layout, flat.target, flat.constants
     )
     assert tasks["index: _search_held_out_task"] == layout.num_shards
 
@@ -169,7 +169,7 @@ def simulated(settings: ScaleSettings, num_raylets: int = 2) -> Simulated:
     layout = lay_out(target)
     tasks = {name: [n, 0] for name, n in task_counts(layout, target, 2).items() if not name.endswith("chunks")}
     tasks["index: _build_task"][1] += 1
-    files = file_counts(layout, target, settings.constants, 2)
+    files = file_counts(layout, target, settings.constants)
     sizes = {pattern: int(f.num_bytes) for pattern, f in files.items()}
     sizes["index/shard-#/ids.npy"] *= 2
     writes = {pattern: [f.num_files, 0] for pattern, f in files.items()}

@@ -84,7 +84,7 @@ def check(settings: ScaleSettings, simulated: Simulated) -> Check:
         done[f"{role}/embeddings: chunks"] = simulated.writes.get(f"{role}/{CHUNKS}", [])
     foretold = task_counts(layout, target, cpus)
     tasks = [Row(name, foretold.get(name, 0), sum(done.get(name, []))) for name in {**foretold, **done}]
-    files = file_counts(layout, target, settings.constants, cpus)
+    files = file_counts(layout, target, settings.constants)
     num_files = [Row(p, f.num_files, sum(simulated.writes.get(p, [])), f.kept) for p, f in files.items()]
     num_bytes = [Row(p, f.num_bytes, simulated.written_bytes.get(p, 0), f.kept) for p, f in files.items()]
     others = sum(size for pattern, size in simulated.written_bytes.items() if pattern not in files)

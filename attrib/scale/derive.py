@@ -71,8 +71,7 @@ def derive(settings: ScaleSettings) -> Plan:
 
 def _derived(settings: ScaleSettings, target: TargetSettings, num_machines: dict[str, int]) -> Plan:
     layout = lay_out(target)
-    num_cpus = num_machines["queries"] * settings.machines[target.search_on].num_cpus
-    files = file_counts(layout, target, settings.constants, num_cpus)
+    files = file_counts(layout, target, settings.constants)
     kept = sum(found.num_bytes for found in files.values() if found.kept)
     return Plan(
         target,

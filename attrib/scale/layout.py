@@ -161,7 +161,7 @@ class Files:
     kept: bool = True
 
 
-def file_counts(layout: Layout, target: TargetSettings, constants: Constants, num_cpus: int) -> dict[str, Files]:
+def file_counts(layout: Layout, target: TargetSettings, constants: Constants) -> dict[str, Files]:
     """Files by the pattern of their path, every number in it a #. Records (JSON) and lists of failures are left out: they are small."""
     found: dict[str, Files] = {}
 

@@ -176,7 +176,7 @@ def growths(settings: ScaleSettings) -> Iterator[Growth]:
         "linear",
         "bytes",
         lambda layout: (
-            file_counts(layout, target, constants, search.num_cpus)[
+            file_counts(layout, target, constants)[
                 "attributions/_partials/block-#/shard-#.parquet"
             ].num_bytes
         ),

@@ -57,7 +57,7 @@ class Work:
 def describe_work(settings: ScaleSettings, layout: Layout, num_cpus: int) -> list[Work]:
     """Both phases, stage by stage. num_cpus: of all machines that search, which decide into how many tasks the queries of a shard are cut."""
     tasks = task_counts(layout, settings.target, num_cpus)
-    files = file_counts(layout, settings.target, settings.constants, num_cpus)
+    files = file_counts(layout, settings.target, settings.constants)
     return [
         *_collection_work(settings, "sources", "sources", layout.sources, files, tasks),
         *_index_work(settings, layout, files, tasks),

@@ -44,15 +44,17 @@ def adapted_cosine(references: References) -> Scorer:
     origin = means.sum(axis=0) / (len(groups) + 1)
     spread = np.concatenate([rows - mean for rows, mean in zip(groups, means)])
     freedom = len(spread) - len(groups)
-    whiten = np.eye(means.shape[1])
+    # The shrunk covariance is a multiple of the identity but in the span of the references, which are fewer than the dimensions: so is its root.
+    directions, shortened = np.zeros((0, means.shape[1])), np.zeros(0)
     if freedom and spread.any():
-        covariance = spread.T @ spread / freedom
-        shrunk = (1 - ADAPTED_SHRINKAGE) * covariance
-        shrunk[np.diag_indices(len(shrunk))] += ADAPTED_SHRINKAGE * np.trace(covariance) / len(covariance)
-        whiten = np.linalg.inv(np.linalg.cholesky(shrunk)).T
+        _, singular, directions = np.linalg.svd(spread, full_matrices=False)
+        variances = singular**2 / freedom
+        everywhere = ADAPTED_SHRINKAGE * variances.sum() / means.shape[1]
+        shortened = np.sqrt(everywhere / (everywhere + (1 - ADAPTED_SHRINKAGE) * variances)) - 1
 
     def adapted(rows: np.ndarray) -> np.ndarray:
-        return unit_or_zero((rows - origin) @ whiten)
+        moved = rows - origin
+        return unit_or_zero(moved + (moved @ directions.T * shortened) @ directions)
 
     centres = unit_or_zero(np.stack([adapted(rows).mean(axis=0) for rows in groups]))
     return lambda queries: (adapted(queries.astype(np.float64)) @ centres.T).astype(np.float32)

@@ -10,6 +10,7 @@ from attrib.distributed.generators import fingerprint
 from attrib.errors import AttribError
 from attrib.generators.extractor import load_extractor
 from attrib.generators.extractor_settings import FingerprintSettings
+from attrib.generators.spectrum_methods import load_spectrum_method
 from attrib.settings import StorageSettings
 from attrib.storage import Storage
 
@@ -52,6 +53,7 @@ def test_the_job_leaves_an_extractor(folder, record):
     embedded = extractor.embed_images(images)
     assert embedded.shape == (3, 144)
     np.testing.assert_allclose(np.linalg.norm(embedded, axis=1), 1, atol=1e-5)
+    assert load_spectrum_method("colour-spectrum-lda", f"{folder}/extractor", LOCAL).min_side_px == 16
 
 
 def test_a_finished_run_is_found_and_another_is_refused(folder, record):

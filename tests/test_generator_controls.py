@@ -230,5 +230,14 @@ def test_colour_spectra_are_windows_of_each_patch():
     expected = colour_spectrum(residual(patches(pixels, 16, 4).float() / 255), 8).mean(dim=0).numpy().ravel()
     assert COLOURS.dimension == len(expected) == 2 * 6 * 8 * 5
     np.testing.assert_allclose(spectra([drawn_sample(pixels)], COLOURS)[0], expected)
+    small = SpectrumSettings(patch_px=32, window_px=8)
+    mixed = [drawn_sample(image(0, 64, 48)), drawn_sample(image(1, 40, 20)), drawn_sample(image(2, 64, 48))]
+    one_patch = colour_spectrum(residual(patches(mixed[1].image, 20, 16).float() / 255), 8).mean(dim=0).numpy().ravel()
+    found = spectra(mixed, small)
+    np.testing.assert_allclose(found[1], one_patch, atol=1e-5)
+    np.testing.assert_allclose(found[2], spectra(mixed[2:], small)[0], atol=1e-5)
+    assert small.min_side_px == 16
+    with pytest.raises(AttribError, match="needs 16"):
+        spectra([drawn_sample(image(0, 15, 40))], small)
     with pytest.raises(ValidationError, match="window_px 32 exceeds patch_px 16"):
         SpectrumSettings(patch_px=16, window_px=32)

@@ -12,7 +12,7 @@ Shrinkage = Literal["ledoit_wolf"] | Annotated[float, Field(gt=0, le=1)]
 
 
 class SpectrumSettings(Settings):
-    """Which patches of an image its spectrum is the mean of. Images below patch_px cannot be assessed."""
+    """Which patches of an image its spectrum is the mean of."""
 
     patch_px: int = Field(default=32, ge=8, multiple_of=2)
     max_patches: Positive = 16
@@ -24,6 +24,15 @@ class SpectrumSettings(Settings):
         if self.window_px and self.window_px > self.patch_px:
             raise ValueError(f"window_px {self.window_px} exceeds patch_px {self.patch_px}; windows lie within a patch")
         return self
+
+    @property
+    def min_side_px(self) -> int:
+        """Of images that can be assessed: a patch, or two windows, whose number a spectrum does not depend on."""
+        return min(self.patch_px, 2 * self.window_px) if self.window_px else self.patch_px
+
+    def patch_side(self, side_px: int) -> int:
+        """Of the patches of an image with this shorter side."""
+        return max(self.min_side_px, min(self.patch_px, side_px))
 
     @property
     def dimension(self) -> int:

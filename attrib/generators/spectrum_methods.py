@@ -38,7 +38,7 @@ class LogSpectrum(Method):
         """mean: float64 [d]."""
         self.name = "colour-spectrum" if settings.window_px else "log-spectrum"
         self.mean, self.settings = mean, settings
-        self.min_side_px = settings.patch_px
+        self.min_side_px, self.needs_colour = settings.min_side_px, settings.window_px is not None
         self.digest = digest([self.name, settings.model_dump(mode="json"), _sha256(mean)])
 
     def embed(self, samples: Sequence[Sample]) -> np.ndarray:
@@ -55,7 +55,7 @@ class SpectrumDiscriminant(Method):
     def __init__(self, discriminant: Discriminant, settings: SpectrumSettings):
         self.name = f"{'colour-' if settings.window_px else ''}spectrum-{self.map_name}"
         self.discriminant, self.settings = discriminant, settings
-        self.min_side_px = settings.patch_px
+        self.min_side_px, self.needs_colour = settings.min_side_px, settings.window_px is not None
         arrays = [_sha256(discriminant.mean), _sha256(discriminant.projection)]
         self.digest = digest([self.name, settings.model_dump(mode="json"), *arrays])
 
@@ -71,13 +71,17 @@ class SpectrumWhitened(SpectrumDiscriminant):
 
 
 def spectra(samples: Sequence[Sample], settings: SpectrumSettings) -> np.ndarray:
-    """float32 [n, settings.dimension]: the spectra, flat. Raises AttribError for an image below patch_px."""
+    """float32 [n, settings.dimension]: the spectra, flat. Raises AttribError for an image below min_side_px."""
     found = np.empty((len(samples), settings.dimension), np.float32)
-    for start in range(0, len(samples), CHUNK_IMAGES):
-        cut = [patches(s.image, settings.patch_px, settings.max_patches) for s in samples[start : start + CHUNK_IMAGES]]
-        rows = patch_spectra(torch.cat(cut), settings.window_px).flatten(1)
-        for place, own in enumerate(rows.split([len(of_image) for of_image in cut]), start):
-            found[place] = own.mean(dim=0).numpy()
+    sides = np.array([settings.patch_side(sample.side_px) for sample in samples], np.int64)
+    for side in np.unique(sides):
+        of_side = np.flatnonzero(sides == side)
+        for start in range(0, len(of_side), CHUNK_IMAGES):
+            places = of_side[start : start + CHUNK_IMAGES]
+            cut = [patches(samples[place].image, int(side), settings.max_patches) for place in places]
+            rows = patch_spectra(torch.cat(cut), settings.window_px).flatten(1)
+            for place, own in zip(places, rows.split([len(of_image) for of_image in cut])):
+                found[place] = own.mean(dim=0).numpy()
     return found
 
 

@@ -176,9 +176,7 @@ def growths(settings: ScaleSettings) -> Iterator[Growth]:
         "linear",
         "bytes",
         lambda layout: (
-            file_counts(layout, target, constants)[
-                "attributions/_partials/block-#/shard-#.parquet"
-            ].num_bytes
+            file_counts(layout, target, constants)["attributions/_partials/block-#/shard-#.parquet"].num_bytes
         ),
         network * 8 * night / 10,
         "8 machines' network for a tenth of the night",

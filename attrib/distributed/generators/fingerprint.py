@@ -2,6 +2,7 @@
 
 <output>/extractor.safetensors   the network, which attrib.generators.extractor.load_extractor takes
 <output>/extractor.json          written last: settings, digests, the criterion by step
+<output>/lda.safetensors         discriminants of the colour spectrum on the same pool, which attrib.generators.spectrum_methods.load_spectrum_method takes
 <output>/_start.safetensors      the network that training starts from: the pool's whitening
 <output>/_ray_train/             Ray Train's checkpoints, one per validation
 """
@@ -34,7 +35,9 @@ from attrib.generators.extractor_batches import (
 )
 from attrib.generators.extractor_settings import FingerprintSettings
 from attrib.generators.extractor_training import ExtractorRun, started_network
+from attrib.generators.fingerprint_settings import MethodsSettings
 from attrib.generators.pool import open_pool
+from attrib.generators.spectrum_methods import fitted_maps
 from attrib.probing import baseline_bytes, peak_bytes, reset_peak, resident_bytes
 from attrib.records import begin, finish
 from attrib.storage import Storage, is_remote, join
@@ -79,6 +82,8 @@ def run(settings: FingerprintSettings) -> dict:
     best, history = _fit(settings)
     network.load_state_dict(best)
     save_extractor(network, settings.output, storage)
+    methods = MethodsSettings()
+    fitted_maps(pool, methods.colour_spectrum, methods.colour_discriminant, storage, settings.output)
     results = counts | {
         "digest": extractor_digest(network),
         "num_parameters": sum(parameter.numel() for parameter in network.parameters()),

@@ -6,6 +6,7 @@ import json
 import re
 from functools import partial
 from importlib import resources
+from typing import get_args
 
 import jinja2
 import numpy as np
@@ -17,6 +18,7 @@ from attrib.generators.evaluation_curves import CURVE_DEGRADATIONS, MIN_QUERIES
 from attrib.generators.evaluation_intervals import VALUES
 from attrib.generators.evaluation_settings import LOSS_DEGRADATION
 from attrib.generators.evaluation_summary import TOO_SMALL, shown_values
+from attrib.generators.fingerprint_settings import ScoringName
 from attrib.generators.measures import MIN_RESAMPLED
 from attrib.generators.tiers import Tier
 from attrib.scores import BOOTSTRAP_DRAWS
@@ -56,18 +58,40 @@ def render_page(summary: dict, tiers: list[Tier], title: str, record: dict) -> s
 def _shown_tier(summary: dict, tier: Tier, settings: dict) -> dict:
     found = summary["tiers"][tier.name]
     shipped = summary["shipped"] and summary["shipped"]["method"]
+    drawn = _drawn(found, shipped)
     return {
         "values": shown_values(found),
         "strips": {tier.names[g]: picture_strip(tier, g) for g in range(min(tier.num_generators, SHOWN_GENERATORS))},
         "curves": [
-            *_curve(found, "references", "Identified, by references", settings["reference_counts"]),
-            *_curve(found, "sets", "Identified, by images per set", settings["set_sizes"]),
+            *_curve(drawn, "references", "Identified, by references", settings["reference_counts"]),
+            *_curve(drawn, "sets", "Identified, by images per set", settings["set_sizes"]),
         ],
-        "degradations": _degradations(found),
+        "degradations": _degradations(drawn),
         "too_small": _too_small(found),
         "smallest_px": min(sample.side_px for sample in tier.samples),
         "confusion": _confusion(found, shipped),
     }
+
+
+def _embedding(name: str) -> str:
+    """What a row is one scoring of, by its name."""
+    return next((name.removesuffix(f"-{one}") for one in get_args(ScoringName) if name.endswith(f"-{one}")), name)
+
+
+def _drawn(found: dict, shipped: str | None) -> dict:
+    """The tier with one row of each embedding, that which identifies best here, or what is shipped: more lines could not be told apart."""
+    best: dict[str, str] = {}
+    for name, method in found["methods"].items():
+        rival = best.get(_embedding(name))
+        if rival is None or (
+            rival != shipped and (name == shipped or _identified(method) > _identified(found["methods"][rival]))
+        ):
+            best[_embedding(name)] = name
+    return found | {"methods": {name: found["methods"][name] for name in best.values()}}
+
+
+def _identified(method: dict) -> float:
+    return method["values"]["identification"]["mean"]
 
 
 def _chart(svg: str) -> dict[str, object]:
@@ -115,8 +139,8 @@ def _too_small(found: dict) -> dict[str, list[str]]:
     for name, method in found["methods"].items():
         for degradation, held in method["degradations"].items():
             if held is None:
-                missing.setdefault(degradation, []).append(f"{name} ({method['min_side_px']} px)")
-    return missing
+                missing.setdefault(degradation, []).append(f"{_embedding(name)} ({method['min_side_px']} px)")
+    return {degradation: list(dict.fromkeys(names)) for degradation, names in missing.items()}
 
 
 def _confusion(found: dict, shipped: str | None) -> dict | None:

@@ -17,9 +17,7 @@ from attrib.generators.pool import (
     samples_uri,
     write_model,
 )
-from attrib.generators.supernet import Supernet, draw_paths, virtual_model
-from attrib.generators.synthesis import draw_batches, render
-from attrib.generators.synthesis_settings import GridSettings
+from attrib.generators.synthesis import render
 from attrib.storage import join
 
 
@@ -49,14 +47,6 @@ def test_a_model_and_its_samples_come_back(place, photographs):
     assert torch.equal(pool.photographs(storage), photographs)
     assert torch.equal(pool.samples(card.model_id, storage), samples)
     assert torch.equal(render(load_model(uri, card.model_id, storage), photographs), samples)
-
-
-def test_a_virtual_model_comes_back(local, tmp_path, photographs):
-    path = next(p for p in draw_paths(30, GridSettings(), 2, seed=0) if "batch" in p.name and len(p.levels) == 2)
-    virtual = virtual_model(Supernet(8, 3), path, draw_batches(photographs, 4, 16, seed=0))
-    card, samples = write((local, str(tmp_path)), "path-00000", path, virtual, photographs)
-    assert read_card(str(tmp_path), "path-00000", local) == card and card.spec == path
-    assert torch.equal(render(load_model(str(tmp_path), "path-00000", local), photographs), samples)
 
 
 def test_the_digest_follows_samples_and_photographs():

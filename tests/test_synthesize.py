@@ -1,4 +1,4 @@
-"""The synthesis job on a small folder of pictures: the pool, what a restart does, and the supernet in its place."""
+"""The synthesis job on a small folder of pictures: the pool, what a restart does, and what is refused."""
 
 import json
 
@@ -121,15 +121,6 @@ def test_options_that_cannot_work_are_refused(collection, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             settings(collection, tmp_path, **changes)
-
-
-def test_a_supernet_fills_a_pool_of_the_same_form(local_ray, collection, tmp_path, local):
-    supernet = {"num_levels": 2, "num_steps": 6, "batch_size": 4, "crop_px": 16}
-    record = synthesize.run(settings(collection, tmp_path / "pool", supernet=supernet))
-    pool = open_pool(str(tmp_path / "pool"), local)
-    assert [m.model_id for m in pool.models] == [f"path-{i:05d}" for i in range(NUM_MODELS)]
-    samples = {pool.samples(m.model_id, local).numpy().tobytes() for m in pool.models}
-    assert len(samples) == NUM_MODELS and record["measures"]["diversity"]["num_models"] == NUM_MODELS
 
 
 def test_a_pool_beyond_the_budget_is_refused_before_any_model(local_ray, collection, tmp_path):

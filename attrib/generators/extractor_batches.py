@@ -44,7 +44,7 @@ class PoolImages:
 
 def check_pool(pool: Pool, settings: FingerprintSettings) -> None:
     """Raises AttribError if the pool is too small, in any sense, for what the settings ask."""
-    held_out = [model for model in pool.models if settings.validation_upsampler in model.upsamplers]
+    held_out = [model for model in pool.models if model.spec.upsampler == settings.validation_upsampler]
     num_training = len(pool.models) - len(held_out)
     if len(held_out) < 2 or num_training < 2:
         raise AttribError(
@@ -72,7 +72,7 @@ def read_pool(pool: Pool, settings: FingerprintSettings, storage: Storage) -> Po
     training, held_out = [], []
     for model in pool.models:
         samples = pool.samples(model.model_id, storage)
-        if settings.validation_upsampler in model.upsamplers:
+        if model.spec.upsampler == settings.validation_upsampler:
             held_out.append(samples[-num_judging:].clone())  # a view would keep all
         else:
             training.append(samples[:-num_judging].clone())

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from attrib.config import digest
 from attrib.errors import AttribError
 from attrib.generators.architectures import Autoencoder, DecoderSpec
-from attrib.generators.supernet import DecoderPath, PathAutoencoder, Supernet
 from attrib.settings import Positive, Settings
 from attrib.storage import Storage, bytes_sha256, join, scratch_folder
 
@@ -32,17 +31,11 @@ class PoolModel(Settings):
     """One synthetic generator. loss: MSE on held-out photographs, pixels in 0..1; num_steps: of its training."""
 
     model_id: str
-    spec: DecoderSpec | DecoderPath
+    spec: DecoderSpec
     seed: int
     loss: float
     num_steps: Positive
     samples_sha256: str
-
-    @property
-    def upsamplers(self) -> frozenset[str]:
-        if isinstance(self.spec, DecoderSpec):
-            return frozenset([self.spec.upsampler])
-        return frozenset(level.upsampler for level in self.spec.levels)
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,7 @@ def model_uri(pool: str, model_id: str) -> str:
 def write_model(
     pool: str,
     model_id: str,
-    spec: DecoderSpec | DecoderPath,
+    spec: DecoderSpec,
     seed: int,
     model: nn.Module,
     loss: float,
@@ -125,14 +118,8 @@ def read_card(pool: str, model_id: str, storage: Storage) -> PoolModel:
 
 def load_model(pool: str, model_id: str, storage: Storage) -> nn.Module:
     """A committed model in eval mode: float32 [n, 3, h, w] in 0..1 -> the same shape."""
-    spec = read_card(pool, model_id, storage).spec
-    state = load(storage.read_bytes(model_uri(pool, model_id)))
-    if isinstance(spec, DecoderSpec):
-        model: nn.Module = Autoencoder(spec)
-    else:
-        width, num_levels = Supernet.sizes_of(state, prefix="supernet.")
-        model = PathAutoencoder(Supernet(width, num_levels), spec)
-    model.load_state_dict(state)
+    model = Autoencoder(read_card(pool, model_id, storage).spec)
+    model.load_state_dict(load(storage.read_bytes(model_uri(pool, model_id))))
     # As in training: other layouts add up in another order, and a few samples would round the other way.
     return model.to(memory_format=torch.channels_last).eval()
 

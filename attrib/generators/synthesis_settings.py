@@ -58,16 +58,6 @@ class AutoencoderSettings(Settings):
     learning_rate: float = Field(default=4e-3, gt=0)
 
 
-class SupernetSettings(Settings):
-    """One decoder whose path is drawn anew at every step (OFA) in place of many decoders; a virtual model is one fixed path."""
-
-    num_levels: Literal[1, 2, 3] = 2  # deepest start; each level doubles the size
-    num_steps: Positive = 4_000
-    batch_size: Positive = 16
-    crop_px: Positive = 32
-    learning_rate: float = Field(default=2e-3, gt=0)
-
-
 class RealGeneratorSettings(Settings):
     """Images of real generators to hold the pool against; the first folder of an image's key names its generator."""
 
@@ -101,7 +91,6 @@ class SynthesizeSettings(JobSettings):
     width: Width = 16  # channels; the paper has 32
     grid: GridSettings = GridSettings()
     training: AutoencoderSettings = AutoencoderSettings()
-    supernet: SupernetSettings | None = None  # set: paths of one supernet in place of the grid's models
     seed: Annotated[int, Field(ge=0)] = 0
     real_generators: RealGeneratorSettings | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -110,15 +99,14 @@ class SynthesizeSettings(JobSettings):
 
     @model_validator(mode="after")
     def _sizes_fit(self):
-        deepest = self.supernet.num_levels if self.supernet else max(self.grid.num_blocks)
-        crop_px = (self.supernet or self.training).crop_px
+        deepest, crop_px = max(self.grid.num_blocks), self.training.crop_px
         if crop_px > self.px:
             raise ValueError(f"crop_px {crop_px} exceeds px {self.px}; crops are cut from photographs of px pixels")
         if self.px % 2**deepest or crop_px % 2**deepest:
             raise ValueError(
                 f"px {self.px} and crop_px {crop_px} must be multiples of {2**deepest}: they are halved {deepest} times"
             )
-        if self.num_models % self.seeds_per_architecture and not self.supernet:
+        if self.num_models % self.seeds_per_architecture:
             raise ValueError(
                 f"num_models {self.num_models} is no multiple of seeds_per_architecture {self.seeds_per_architecture}"
             )

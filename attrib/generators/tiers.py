@@ -14,7 +14,6 @@ from attrib.generators.architectures import DecoderSpec
 from attrib.generators.evaluation_settings import FolderTierSettings, PoolTierSettings, TierSettings
 from attrib.generators.pool import Pool, open_pool
 from attrib.generators.samples import Sample, drawn_sample, read_sample
-from attrib.generators.supernet import DecoderPath
 from attrib.storage import Storage, join
 
 TUNING_MODELS, TUNING_IMAGES = 40, 10  # images of each
@@ -182,13 +181,13 @@ def formats(tier: Tier) -> dict[str, str]:
     return {side: ", ".join(sorted({sample.codec for sample in found})) for side, found in sides.items() if found}
 
 
-def _architecture(spec: DecoderSpec | DecoderPath) -> set[str]:
+def _architecture(spec: DecoderSpec) -> set[str]:
     """The width does not make an architecture an unseen one."""
     return {spec.model_dump_json(exclude={"width"})}
 
 
-def _upsamplers(spec: DecoderSpec | DecoderPath) -> set[str]:
-    return {spec.upsampler} if isinstance(spec, DecoderSpec) else {level.upsampler for level in spec.levels}
+def _upsamplers(spec: DecoderSpec) -> set[str]:
+    return {spec.upsampler}
 
 
 def _read_folder(uri: str, max_images: int, max_megapixels: float, storage: Storage) -> list[Sample]:

@@ -1,4 +1,4 @@
-"""The synthesis job: a pool of small generators as many small Ray tasks, or one supernet and its virtual models.
+"""The synthesis job: a pool of small generators as many small Ray tasks.
 
 A model commits by itself, so a killed run goes on with the first that is missing. On a GPU several workers share the device: a model of a few
 thousand weights is bound by the launches of its kernels, not by the GPU.
@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 
 import ray
-from safetensors.torch import load, save
 
 from attrib.distributed import manifest
 from attrib.distributed.admission import admit
@@ -31,12 +30,7 @@ from attrib.generators.pool import (
     write_model,
 )
 from attrib.generators.pool_measures import measure_pool, real_profiles
-from attrib.generators.supernet import DecoderPath, Supernet, draw_paths, train_supernet, virtual_model
 from attrib.generators.synthesis import (
-    CHECKED_PHOTOGRAPHS,
-    as_floats,
-    draw_batches,
-    reconstruction_mse,
     render,
     train_autoencoder,
 )
@@ -49,7 +43,6 @@ from attrib.records import begin, finish
 from attrib.settings import CollectionSettings, ManifestSettings
 from attrib.storage import Storage, join
 
-SUPERNET = "supernet.safetensors"
 PROBED_MODELS, PROBE_STEPS = 4, 5
 REMEDIES = {
     "max_process_gib": "lower px, num_photographs or num_training_photographs",
@@ -65,7 +58,7 @@ class Planned:
     """A model to make."""
 
     model_id: str
-    spec: DecoderSpec | DecoderPath
+    spec: DecoderSpec
     seed: int
 
 
@@ -102,12 +95,12 @@ def run(settings: SynthesizeSettings) -> dict:
 def _estimate(settings: SynthesizeSettings, planned: list[Planned], photographs: Photographs, device: str) -> Estimate:
     """From a few steps of some models, taken here; few models need all of max_steps, so it is an upper bound."""
     probed = settings.training.model_copy(update={"max_steps": PROBE_STEPS, "check_steps": PROBE_STEPS})
-    num_probed = 0 if settings.supernet else min(PROBED_MODELS, len(planned))
+    num_probed = min(PROBED_MODELS, len(planned))
     reset_peak()
     before, started = resident_bytes(), time.perf_counter()
-    for model in planned[:: max(1, len(planned) // max(1, num_probed))][:num_probed]:
+    for model in planned[:: len(planned) // num_probed][:num_probed]:
         train_autoencoder(model.spec, model.seed, photographs.training, photographs.shown, probed)
-    step_seconds = (time.perf_counter() - started) / max(1, num_probed * PROBE_STEPS)
+    step_seconds = (time.perf_counter() - started) / (num_probed * PROBE_STEPS)
     images_bytes = photographs.shown.nbytes + photographs.training.nbytes
     resources = ray.cluster_resources()
     num_workers = int(resources.get("GPU", 0) / settings.gpu_share if device == "cuda" else resources.get("CPU", 1))
@@ -117,7 +110,7 @@ def _estimate(settings: SynthesizeSettings, planned: list[Planned], photographs:
         driver_bytes=baseline_bytes() + 2 * images_bytes + max(0, peak_bytes() - before),
         output_bytes=len(planned) * photographs.shown.nbytes,
         seconds=step_seconds * settings.training.max_steps * len(planned) / max(1, num_workers),
-        note="a supernet's time is not foretold" if settings.supernet else "at most, at the pace of this machine's CPU",
+        note="at most, at the pace of this machine's CPU",
     )
 
 
@@ -126,9 +119,6 @@ def plan(settings: SynthesizeSettings) -> list[Planned]:
     seeds = [
         1000 * settings.seed + i for i in range(settings.seeds_per_architecture)
     ]  # pools of other seeds share none
-    if settings.supernet:
-        paths = draw_paths(settings.num_models, settings.grid, settings.supernet.num_levels, settings.seed)
-        return [Planned(f"path-{i:05d}", path, seeds[0]) for i, path in enumerate(paths)]
     specs = sample_specs(
         settings.num_models // len(seeds),
         settings.seed,
@@ -182,16 +172,12 @@ def _make(
     pending = [model for model in planned if model.model_id not in made]
     shared = ray.put(photographs)
     common = {"num_cpus": 1, "num_gpus": settings.gpu_share if device == "cuda" else 0}
-    if settings.supernet and pending and not storage.exists(join(settings.output, SUPERNET)):
-        for _ in run_units(_train_supernet, [(settings, shared, device, storage)], **common):
-            print("synthesize: the supernet is trained", file=sys.stderr)
-    make = _virtual_models if settings.supernet else _train_models
     units = [
         (settings, pending[start : start + settings.models_per_task], shared, device, storage)
         for start in range(0, len(pending), settings.models_per_task)
     ]
     progress = Progress("synthesize", len(planned), "models", already_done=len(made))
-    for _, models in run_units(make, units, **common):
+    for _, models in run_units(_train_models, units, **common):
         made |= {model.model_id: model for model in models}
         progress.update(len(models))
     progress.close()
@@ -214,31 +200,5 @@ def _train_models(
             write_model(
                 settings.output, model.model_id, model.spec, model.seed, trained.model, trained.loss, trained.num_steps, samples, storage
             )
-        )  # fmt: skip
-    return made
-
-
-def _train_supernet(settings: SynthesizeSettings, photographs: Photographs, device: str, storage: Storage) -> None:
-    supernet, _ = train_supernet(
-        photographs.training, settings.grid, settings.width, settings.supernet, settings.seed, device
-    )
-    state = {name: value.contiguous() for name, value in supernet.state_dict().items()}
-    storage.write_bytes(join(settings.output, SUPERNET), save(state))
-
-
-def _virtual_models(
-    settings: SynthesizeSettings, planned: list[Planned], photographs: Photographs, device: str, storage: Storage
-) -> list[PoolModel]:
-    chosen = settings.supernet
-    supernet = Supernet(settings.width, chosen.num_levels)
-    supernet.load_state_dict(load(storage.read_bytes(join(settings.output, SUPERNET))))
-    made = []
-    for model in planned:
-        batches = draw_batches(photographs.training, chosen.batch_size, chosen.crop_px, model.seed)
-        virtual = virtual_model(supernet, model.spec, batches)
-        samples = render(virtual, photographs.shown)
-        loss = reconstruction_mse(virtual, as_floats(photographs.shown[:CHECKED_PHOTOGRAPHS]))
-        made.append(
-            write_model(settings.output, model.model_id, model.spec, model.seed, virtual, loss, chosen.num_steps, samples, storage)
         )  # fmt: skip
     return made

@@ -100,7 +100,8 @@ def test_fewer_images_than_dimensions_are_enough():
 
 def test_a_whitening_takes_away_the_level_and_makes_the_rest_of_a_model_round():
     parts = groups(4, 30, 7)
-    found = fit_whitening(model_statistics(parts), 0.2, without_level=True)
+    statistics = model_statistics(parts)
+    found = fit_whitening(statistics.means.mean(axis=0), statistics.covariance, 0.2, without_level=True)
     rows = np.concatenate(parts)
     np.testing.assert_allclose(found(rows + 3.0), found(rows), atol=1e-9)
     levelled = [part - part.mean(axis=1, keepdims=True) for part in parts]
@@ -108,7 +109,7 @@ def test_a_whitening_takes_away_the_level_and_makes_the_rest_of_a_model_round():
     without_level = np.eye(7) - 1 / 7
     np.testing.assert_allclose(found.projection @ found.projection.T, without_level @ expected @ without_level)
     np.testing.assert_allclose(found.mean, np.mean([part.mean(axis=0) for part in parts], axis=0))
-    whole = fit_whitening(model_statistics(parts), 0.2, without_level=False)
+    whole = fit_whitening(statistics.means.mean(axis=0), statistics.covariance, 0.2, without_level=False)
     np.testing.assert_allclose(
         whole.projection.T @ within_covariance(parts, 0.2) @ whole.projection, np.eye(7), atol=1e-9
     )

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from tiny_pool import smooth_images, traced
 
 from attrib.errors import AttribError
@@ -13,17 +12,23 @@ from attrib.generators.extractor import (
     WEIGHTS,
     Extractor,
     FingerprintNetwork,
+    Part,
+    balanced,
     extractor_digest,
     load_extractor,
     save_extractor,
+    trace,
+    untrained,
 )
-from attrib.generators.extractor_batches import PoolImages, Validation
+from attrib.generators.extractor_batches import PoolImages
 from attrib.generators.extractor_settings import FingerprintSettings, NetworkSettings
 from attrib.generators.extractor_training import SHRINKAGE, started_network
+from attrib.generators.polyphase import polyphase_means
 from attrib.generators.samples import Sample
 from attrib.generators.spectrum import colour_spectrum, patches, residual
 
 SETTINGS = NetworkSettings(patch_px=16, min_side_px=12, max_patches=4, window_px=4, hidden=16, width=8)
+PARTS = (144, 192)  # of 2 x 6 x 4 x 3 and 3 x 8 x 8 numbers
 
 
 def random_network(seed: int = 0) -> FingerprintNetwork:
@@ -46,17 +51,28 @@ def images() -> list[torch.Tensor]:
 
 
 def whitened(network: FingerprintNetwork, cut: torch.Tensor) -> torch.Tensor:
-    spectra = colour_spectrum(residual(cut.float() / 255), 4).flatten(1)
-    return (spectra - network.mean) @ network.directions
+    residuals = residual(cut.float() / 255)
+    rows = [colour_spectrum(residuals, 4).flatten(1), polyphase_means(residuals).flatten(1)]
+    return (torch.cat(rows, dim=1) - network.mean) @ network.directions
 
 
-def test_the_start_is_the_whitened_spectrum():
+def of_equal_length(rows: torch.Tensor) -> torch.Tensor:
+    return torch.cat([part / part.norm(dim=1, keepdim=True) for part in (rows[:, :144], rows[:, 144:])], dim=1) / 2**0.5
+
+
+def test_the_start_is_the_whitened_trace_in_two_parts():
     network, generator = random_network(), torch.Generator().manual_seed(1)
     mean = torch.randn(SETTINGS.dimension, generator=generator)
     network.start_from(mean, torch.randn(SETTINGS.dimension, SETTINGS.dimension, generator=generator))
     cut = patches(smooth_images(1, 48, 0)[0], 16, 9)
-    torch.testing.assert_close(network(cut), F.normalize(whitened(network, cut), dim=1), atol=1e-5, rtol=1e-4)
-    assert torch.equal(network.mean, mean) and len(cut) == 9
+    torch.testing.assert_close(network(cut), of_equal_length(whitened(network, cut)), atol=1e-5, rtol=1e-4)
+    assert torch.equal(network.mean, mean) and len(cut) == 9 and SETTINGS.part_sizes == PARTS
+
+
+def test_a_part_of_zeros_stays_zero_and_the_other_has_all_the_length():
+    rows = torch.zeros(2, 5)
+    rows[0, 3:] = torch.tensor([3.0, 4.0])
+    assert torch.equal(balanced(rows, (3, 2)), torch.tensor([[0, 0, 0, 0.6, 0.8], [0, 0, 0, 0, 0]]))
 
 
 def test_every_part_of_the_network_learns_and_a_flat_patch_is_no_trap():
@@ -84,33 +100,42 @@ def test_what_is_learned_sees_the_content_and_no_single_pixels():
     assert (corrections[0][0] - corrections[0][1]).abs().max() > 0.01
 
 
-def test_the_start_whitens_what_varies_within_models_under_each_degradation():
-    photographs = smooth_images(30, 24, 0)
+def test_the_start_whitens_what_varies_within_models_and_between_photographs():
+    photographs = smooth_images(30, 40, 0)
     models = [traced(photographs, seed, strength=0.02) for seed in range(4)]
     settings = FingerprintSettings(pool="p", output="o", network=SETTINGS.model_dump())
-    network = started_network(PoolImages(models, []), settings)
-    groups = []
-    for degradation in (NONE, Degradation("jpeg", 85)):
-        for images in models:
-            cut = torch.cat([patches(degrade(image, degradation), 16, 1) for image in images])
-            groups.append(colour_spectrum(residual(cut.float() / 255), 4).flatten(1).double())
-    means = torch.stack([rows.mean(dim=0) for rows in groups])
-    within = sum((rows - mean).T @ (rows - mean) for rows, mean in zip(groups, means)) / (8 * 29)
-    shrunk = (1 - SHRINKAGE) * within + SHRINKAGE * within.diagonal().mean() * torch.eye(len(within))
+    network = started_network(PoolImages(models, [], photographs), settings)
+    within, centres = {}, {}
+    for kind, classes, num_patches in (("models", models, 1), ("photographs", [photographs], 4)):
+        groups = []
+        for degradation in (NONE, Degradation("jpeg", 85)):
+            for images in classes:
+                cut = torch.cat([patches(degrade(image, degradation), 16, num_patches) for image in images])
+                groups.append(trace(cut, 4).double())
+        means = torch.stack([rows.mean(dim=0) for rows in groups])
+        scatter = sum((rows - mean).T @ (rows - mean) for rows, mean in zip(groups, means))
+        within[kind] = scatter / (sum(map(len, groups)) - len(groups))
+        centres[kind] = means.mean(dim=0)
     directions = network.directions.double()
-    torch.testing.assert_close(directions.T @ shrunk @ directions, torch.eye(144).double(), atol=1e-3, rtol=0)
-    torch.testing.assert_close(network.mean.double(), means.mean(dim=0), atol=1e-5, rtol=1e-5)
+    for part in (slice(0, 144), slice(144, 336)):
+        mixed = sum(covariance[part, part] / covariance[part, part].trace() for covariance in within.values())
+        shrunk = (1 - SHRINKAGE) * mixed + SHRINKAGE * mixed.diagonal().mean() * torch.eye(len(mixed))
+        own = directions[part, part]
+        torch.testing.assert_close(own.T @ shrunk @ own, torch.eye(len(own)).double(), atol=1e-3, rtol=0)
+    assert not directions[:144, 144:].any() and not directions[144:, :144].any()
+    expected = (centres["models"] + centres["photographs"]) / 2
+    torch.testing.assert_close(network.mean.double(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_an_image_is_the_direction_of_the_mean_of_its_patches(extractor, images):
+def test_an_image_is_the_mean_of_its_patches_in_two_parts(extractor, images):
     found = extractor.embed_images(images)
-    assert found.shape == (7, 144) and found.dtype == np.float32
+    assert found.shape == (7, 336) and found.dtype == np.float32
     counts = set()
     for row, image in zip(found, images):
         cut = patches(image, min(16, image.shape[1]), 4)
         with torch.no_grad():
             each = extractor.network(cut)
-        np.testing.assert_allclose(row, F.normalize(each.mean(dim=0), dim=0), atol=1e-5)
+        np.testing.assert_allclose(row, of_equal_length(each.mean(dim=0)[None])[0], atol=1e-5)
         counts.add(len(cut))
     assert len(counts) > 1
 
@@ -124,7 +149,19 @@ def test_an_image_does_not_depend_on_its_neighbours(extractor, images):
 def test_a_small_image_is_refused(extractor, images):
     with pytest.raises(AttribError, match=r"40x11 pixels is too small for extractor, which needs 12"):
         extractor.embed([Sample(images[0], "PNG", 1), Sample(torch.zeros(3, 11, 40, dtype=torch.uint8), "PNG", 1)])
-    assert extractor.embed([]).shape == (0, 144)
+    assert extractor.embed([]).shape == (0, 336)
+
+
+def test_a_part_is_its_columns_of_the_start(extractor, images):
+    start = untrained(extractor).embed_images(images)
+    samples = [Sample(image, "PNG", 1) for image in images]
+    spectrum, polyphase = (Part(extractor, name) for name in ("colour-spectrum", "polyphase"))
+    for part, own in ((spectrum, start[:, :144]), (polyphase, start[:, 144:])):
+        np.testing.assert_allclose(part.embed(samples), own / np.linalg.norm(own, axis=1, keepdims=True), atol=1e-5)
+        assert part.looks_at_trace and part.registered_as is None
+    assert (spectrum.name, polyphase.name) == ("colour-spectrum-whitened", "polyphase-whitened")
+    assert spectrum.needs_colour and not polyphase.needs_colour
+    assert len({extractor.digest, untrained(extractor).digest, spectrum.digest, polyphase.digest}) == 4 - 1
 
 
 def test_a_file_gives_the_same_extractor(extractor, images, local, tmp_path):
@@ -161,11 +198,24 @@ def test_settings_that_cannot_be_are_refused():
 
 
 def test_the_start_tells_filters_apart(one_thread):
-    """The whitening of drawn traces identifies traces that it was not fitted on, better than the spectrum as it is."""
+    """The whitening of drawn traces identifies traces that it was not fitted on, better than the trace as it is.
+
+    A filter leaves nothing at fixed places of the pixel grid, so half of each vector is chance, and must count for little.
+    """
     photographs = smooth_images(24, 32, 0)
     settings = FingerprintSettings(pool="p", output="o", network=SETTINGS.model_dump(), seed=3)
     held_out = [traced(photographs, 90 + seed, strength=0.02) for seed in range(8)]
-    images = PoolImages([traced(photographs, seed, strength=0.02) for seed in range(16)], held_out)
-    found = Validation(held_out, 16)(Extractor(started_network(images, settings)))
-    plain = Validation(held_out, 16)(Extractor(random_network()))
-    assert found["none"] > 0.9 and plain["none"] < 0.7
+    images = PoolImages([traced(photographs, seed, strength=0.02) for seed in range(16)], held_out, photographs)
+    found, plain = (
+        identified(Extractor(network), held_out) for network in (started_network(images, settings), random_network())
+    )
+    assert found > 0.9 and plain < 0.7, (found, plain)
+
+
+def identified(extractor: Extractor, models: list[torch.Tensor], num_references: int = 10) -> float:
+    vectors = [extractor.embed_images(list(images)) for images in models]
+    scores = extractor.scores(
+        [rows[:num_references] for rows in vectors], np.concatenate([rows[num_references:] for rows in vectors])
+    )
+    truth = np.repeat(range(len(models)), [len(rows) - num_references for rows in vectors])
+    return float((scores.argmax(axis=1) == truth).mean())

@@ -51,7 +51,7 @@ def test_the_job_leaves_an_extractor(folder, record):
     assert extractor.digest == record["digest"]
     images = list(traced(smooth_images(3, 40, 5), 70))
     embedded = extractor.embed_images(images)
-    assert embedded.shape == (3, 144)
+    assert embedded.shape == (3, 336)
     np.testing.assert_allclose(np.linalg.norm(embedded, axis=1), 1, atol=1e-5)
     assert load_spectrum_method("colour-spectrum-lda", f"{folder}/extractor", LOCAL).min_side_px == 16
 

@@ -14,11 +14,13 @@ from attrib.generators.methods import SCORINGS, Method, Rescored, asked, check_s
 from attrib.generators.samples import Sample, drawn_sample, read_sample, recoded
 from attrib.generators.scoring import (
     ADAPTED_SHRINKAGE,
+    LEAST_RELIABILITY,
     adapted_cosine,
     max_cosine,
     mean_cosine,
     nearest_neighbours,
     unit_or_zero,
+    weighed_by_part,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -143,6 +145,32 @@ def test_what_all_generators_share_does_not_make_a_query_like_them():
     plain, adapted = (scoring([a, b]) for scoring in (mean_cosine, adapted_cosine))
     assert plain(other).min() > 0.8
     assert adapted(other).max() < 0.65 and adapted(a).max(axis=1).min() > 0.8
+
+
+def test_a_part_counts_by_the_reliability_of_its_means():
+    gallery = [rows(seed, 4) + 2 * np.eye(6, dtype=np.float32)[seed] for seed in range(3)]
+    gallery[0] = gallery[0][:3]
+    counted = []
+    for columns in (slice(0, 4), slice(4, 6)):
+        parts = [group[:, columns].astype(np.float64) for group in gallery]
+        means = [sum(part) / len(part) for part in parts]
+        between = sum(sum((mean - sum(means) / 3) ** 2) for mean in means) / 2
+        within = sum(sum((row - mean) ** 2) for part, mean in zip(parts, means) for row in part) / (2 + 3 + 3)
+        share = 1 - within * (1 / 3 + 1 / 4 + 1 / 4) / 3 / between
+        counted += [max(LEAST_RELIABILITY, share)] * (columns.stop - columns.start)
+    weighed = lambda found: unit_or_zero(found * np.sqrt(counted)).astype(np.float32)  # noqa: E731
+    expected = mean_cosine([weighed(group) for group in gallery])(weighed(QUERIES))
+    np.testing.assert_allclose(weighed_by_part(mean_cosine, (4, 2))(gallery)(QUERIES), expected, atol=1e-6)
+    assert 1 > counted[0] > counted[-1] + 0.1  # the trace lies in the first four columns
+
+
+def test_parts_count_alike_where_nothing_tells_them_apart():
+    for gallery in (GALLERY[:1], [group[:1] for group in GALLERY]):
+        np.testing.assert_allclose(
+            weighed_by_part(mean_cosine, (4, 2))(gallery)(QUERIES), mean_cosine(gallery)(QUERIES), atol=1e-6
+        )
+    blank = [group * np.array([1, 1, 1, 1, 0, 0], np.float32) for group in GALLERY]
+    assert np.isfinite(weighed_by_part(mean_cosine, (4, 2))(blank)(QUERIES)).all()
 
 
 @pytest.mark.parametrize("scoring", SCORINGS.values(), ids=SCORINGS)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from attrib.errors import AttribError
+from attrib.generators.fingerprint_settings import PERIOD_PX
 from attrib.generators.spectrum import (
     MAGNITUDE_FLOOR,
     MEAN_POWER_FLOOR,
@@ -57,13 +58,14 @@ def test_patches_lie_inside_and_apart(height, width, max_patches):
     fitting = (height // 16) * (width // 16)
     assert min(fitting, max_patches) * 0.75 <= len(cut) <= max_patches
     starts = corners(cut)
+    assert all(top % PERIOD_PX == left % PERIOD_PX == 0 for top, left in starts)
     assert all(0 <= top <= height - 16 and 0 <= left <= width - 16 for top, left in starts)
     for i, (top, left) in enumerate(starts):
         assert all(abs(top - other[0]) >= 16 or abs(left - other[1]) >= 16 for other in starts[:i])
 
 
-def test_one_patch_is_the_middle_and_the_grid_follows_the_shape():
-    assert corners(patches(numbered(50, 90), 16, 1)) == [(17, 37)]
+def test_one_patch_is_near_the_middle_and_the_grid_follows_the_shape():
+    assert corners(patches(numbered(50, 90), 16, 1)) == [(16, 32)]
     wide = corners(patches(numbered(40, 160), 16, 8))
     assert len({top for top, _ in wide}) == 1 or len({left for _, left in wide}) >= 4
     assert max(left for _, left in wide) == 144

@@ -88,12 +88,12 @@ def fit_discriminant(
     return Discriminant(mean, projection.numpy(), float(shrinkage))
 
 
-def fit_whitening(statistics: ModelStatistics, shrinkage: float, without_level: bool) -> Discriminant:
+def fit_whitening(mean: np.ndarray, covariance: np.ndarray, shrinkage: float, without_level: bool) -> Discriminant:
     """L'^-1, with L L' = S' shrunk as above; without_level: P L'^-1, with P the map that takes away the mean of a row's numbers, and S = P covariance P.
 
-    The mean of a log spectrum is the picture's contrast, in which pictures differ most.
+    mean: float64 [d]; covariance: float64 [d, d], of what shall vary alike in all directions. The mean of a log spectrum is the picture's
+    contrast, in which pictures differ most.
     """
-    covariance = statistics.covariance
     if without_level:
         covariance = covariance - covariance.mean(axis=0)
         covariance -= covariance.mean(axis=1, keepdims=True)
@@ -101,7 +101,7 @@ def fit_whitening(statistics: ModelStatistics, shrinkage: float, without_level: 
     projection = torch.linalg.solve_triangular(lower.T, torch.eye(len(lower), dtype=torch.float64), upper=True).numpy()
     if without_level:
         projection = projection - projection.mean(axis=0)
-    return Discriminant(statistics.means.mean(axis=0), projection, shrinkage)
+    return Discriminant(mean, projection, shrinkage)
 
 
 def _shrunk(covariance: np.ndarray, shrinkage: float) -> np.ndarray:

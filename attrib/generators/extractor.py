@@ -1,14 +1,16 @@
 """The fingerprint extractor: patches of an image to one vector that is near for images of one generator, whatever they show.
 
-The vector is the patch's colour spectrum, whitened by what varies within the pool's models, which is content, plus a learned correction that
-starts at zero. The whitening is fitted and not trained: it keeps all directions, so it serves generators that differ in ways in which the pool's
-models do not. The correction is a small CNN of the patch at half its resolution: it sees what is shown, and hardly a trace, which is a
-pattern of single pixels. So it can learn what content does to a spectrum, and cannot learn the synthetic models' traces by heart, which a
-network that saw the spectrum did: it told them apart better than the whitening, and generators of other kinds worse.
+The vector has two parts of equal length, what a patch's power spectrum shows of its colours and what lies at fixed places of the pixel grid
+(attrib/generators/polyphase.py), each whitened by what varies between pictures, and a learned correction that starts at zero. The whitenings are
+fitted and not trained: they keep all directions, so they serve generators that differ in ways in which the pool's models do not. The correction is
+a small CNN of the patch at half its resolution: it sees what is shown, and hardly a trace, which is a pattern of single pixels. So it can learn
+what content does to a trace, and cannot learn the synthetic models' traces by heart, which a network that saw the spectrum did: it told them
+apart better than the whitening, and generators of other kinds worse.
 """
 
 import copy
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -23,8 +25,10 @@ from attrib.config import digest
 from attrib.errors import AttribError
 from attrib.generators.extractor_settings import NetworkSettings
 from attrib.generators.methods import Method, check_sides
+from attrib.generators.polyphase import polyphase_means
 from attrib.generators.samples import Sample
-from attrib.generators.spectrum import patch_spectra, patches
+from attrib.generators.scoring import References, Scorer, adapted_cosine, unit_or_zero, weighed_by_part
+from attrib.generators.spectrum import colour_spectrum, patches, residual
 from attrib.storage import Storage, join, scratch_folder
 
 WEIGHTS = "extractor.safetensors"
@@ -32,11 +36,12 @@ RECORD = "extractor.json"
 DESCRIPTION_KEY = "attrib.extractor"  # of the weights' metadata: the network's settings as JSON
 CONTENT_GAIN = 4.0  # pixels deviate by about a quarter
 VARIANCE_FLOOR = 1e-5
+PartName = Literal["colour-spectrum", "polyphase"]  # in the order of NetworkSettings.part_sizes
 PATCH_BATCH = 32  # every call of the network sees as many, so that a vector does not depend on its neighbours
 
 
 class FingerprintNetwork(nn.Module):
-    """uint8 [n, 3, s, s] -> float32 [n, dimension] of length one, min_side_px <= s <= patch_px."""
+    """uint8 [n, 3, s, s] -> float32 [n, dimension] of length one, in parts of equal length, min_side_px <= s <= patch_px."""
 
     def __init__(self, settings: NetworkSettings):
         super().__init__()
@@ -58,13 +63,12 @@ class FingerprintNetwork(nn.Module):
         self.leave_out_correction()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        spectrum = patch_spectra(pixels, self.settings.window_px).flatten(1)
-        whitened = (spectrum - self.mean) @ self.directions
+        whitened = (trace(pixels, self.settings.window_px) - self.mean) @ self.directions
         shown = F.avg_pool2d(pixels.float() / 255, 2)
         maps = self.pixels(CONTENT_GAIN * (shown - shown.mean(dim=(2, 3), keepdim=True)))
         # The root of a variance of zero, as a flat patch has it, has no gradient.
         pooled = torch.cat([maps.mean(dim=(2, 3)), (maps.var(dim=(2, 3)) + VARIANCE_FLOOR).sqrt()], dim=1)
-        return F.normalize(whitened + self.correction(self.norm(pooled)), dim=1)
+        return balanced(whitened + self.correction(self.norm(pooled)), self.settings.part_sizes)
 
     def leave_out_correction(self) -> None:
         nn.init.zeros_(self.correction[-1].weight)
@@ -74,6 +78,17 @@ class FingerprintNetwork(nn.Module):
         """mean: float32 [dimension]; directions: float32 [dimension, dimension]. Training does not change them."""
         self.mean.copy_(mean)
         self.directions.copy_(directions)
+
+
+def trace(cut: Tensor, window_px: int) -> Tensor:
+    """uint8 [n, 3, s, s] -> float32 [n, dimension]: the colour spectrum, then the polyphase means, flat."""
+    residuals = residual(cut.float() / 255)
+    return torch.cat([colour_spectrum(residuals, window_px).flatten(1), polyphase_means(residuals).flatten(1)], dim=1)
+
+
+def balanced(rows: Tensor, part_sizes: tuple[int, ...]) -> Tensor:
+    """Rows of length one, of parts that all have the same length; a part of zeros stays zero."""
+    return F.normalize(torch.cat([F.normalize(part, dim=1) for part in rows.split(part_sizes, dim=1)], dim=1), dim=1)
 
 
 def _convolution(num_in: int, num_out: int, stride: int) -> list[nn.Module]:
@@ -96,6 +111,11 @@ class Extractor(Method):
         self.network, self.device = network.eval().to(device), torch.device(device)
         self.min_side_px = network.settings.min_side_px
         self.digest = extractor_digest(network)
+        self.part_sizes: tuple[int, ...] = network.settings.part_sizes
+
+    def fit(self, references: References) -> Scorer:
+        """Adapted, with each part by its reliability."""
+        return weighed_by_part(adapted_cosine, self.part_sizes)(references)
 
     def embed(self, samples: Sequence[Sample]) -> np.ndarray:
         """float32 [n, dimension], rows of length one. Raises AttribError for an image below min_side_px."""
@@ -103,7 +123,7 @@ class Extractor(Method):
         return self.embed_images([sample.image for sample in samples])
 
     def embed_images(self, images: Sequence[Tensor]) -> np.ndarray:
-        """uint8 [3, h, w] each -> float32 [n, dimension], rows of length one: the direction of the mean of the patches' unit vectors.
+        """uint8 [3, h, w] each -> float32 [n, dimension], rows of length one: the mean of the patches' vectors, its parts of equal length.
 
         Patches have patch_px pixels on each side, or as many as the image's shorter side has.
         """
@@ -114,8 +134,8 @@ class Extractor(Method):
         for side in set(sides):
             places = [place for place, own in enumerate(sides) if own == side]
             vectors = self.embed_patches(torch.cat([cut[place] for place in places]))
-            for place, own in zip(places, vectors.split([len(cut[place]) for place in places])):
-                embedded[place] = F.normalize(own.mean(dim=0), dim=0).numpy()
+            means = [own.mean(dim=0) for own in vectors.split([len(cut[place]) for place in places])]
+            embedded[places] = balanced(torch.stack(means), settings.part_sizes).numpy()
         return embedded
 
     @torch.inference_mode()
@@ -130,12 +150,31 @@ class Extractor(Method):
 
 
 def untrained(extractor: Extractor) -> Extractor:
-    """What the extractor's training began with: the whitened colour spectrum, without the learned correction."""
+    """What the extractor's training began with: the whitened trace, without the learned correction."""
     network = copy.deepcopy(extractor.network)
     network.leave_out_correction()
     found = Extractor(network, str(extractor.device))
     found.name = f"{extractor.name}-untrained"
     return found
+
+
+class Part(Extractor):
+    """One part of an extractor's start alone: what it can do without the other. A control, which no registry holds."""
+
+    registered_as = None
+
+    def __init__(self, extractor: Extractor, name: PartName):
+        super().__init__(untrained(extractor).network, str(extractor.device))
+        self.name = f"{name}-whitened"
+        self.digest = digest([self.name, self.digest])
+        self.needs_colour = name == "colour-spectrum"
+        place = get_args(PartName).index(name)
+        self._columns = slice(sum(self.part_sizes[:place]), sum(self.part_sizes[: place + 1]))
+        self.part_sizes = self.part_sizes[place : place + 1]
+
+    def embed(self, samples: Sequence[Sample]) -> np.ndarray:
+        """float32 [n, the part's size], rows of length one."""
+        return unit_or_zero(super().embed(samples)[:, self._columns])
 
 
 def extractor_digest(network: FingerprintNetwork) -> str:

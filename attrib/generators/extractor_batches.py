@@ -17,6 +17,7 @@ from attrib.generators.contrast import check_batch, draw_batch
 from attrib.generators.degradations import NONE, Degradation, degrade, random_degradation
 from attrib.generators.extractor import Extractor
 from attrib.generators.extractor_settings import FingerprintSettings
+from attrib.generators.fingerprint_settings import PERIOD_PX
 from attrib.generators.pool import Pool
 from attrib.storage import Storage
 
@@ -28,10 +29,14 @@ NUM_AHEAD = 2  # batches that each loader may have ready
 
 @dataclass(frozen=True, eq=False)
 class PoolImages:
-    """uint8 [n, 3, px, px] of each class: those that train, of the same photographs in the same order, and those that judge, of others."""
+    """uint8 [n, 3, px, px] of each class: those that train, of the same photographs in the same order, and those that judge, of others.
+
+    photographs: uint8 [n, 3, px, px], what the former show.
+    """
 
     training: list[Tensor]
     held_out: list[Tensor]
+    photographs: Tensor
 
     @property
     def num_images(self) -> int:
@@ -76,9 +81,8 @@ def read_pool(pool: Pool, settings: FingerprintSettings, storage: Storage) -> Po
             held_out.append(samples[-num_judging:].clone())  # a view would keep all
         else:
             training.append(samples[:-num_judging].clone())
-    if settings.photographs_as_class:
-        training.append(pool.photographs(storage)[:-num_judging].clone())
-    return PoolImages(training, held_out)
+    photographs = pool.photographs(storage)[:-num_judging].clone()
+    return PoolImages(training + [photographs] * settings.photographs_as_class, held_out, photographs)
 
 
 def _num_judging(pool: Pool) -> int:
@@ -152,7 +156,8 @@ def augmented(image: Tensor, degradation: Degradation, place: Tensor, patch_px: 
 
 
 def _window(image: Tensor, size: int, place: Tensor) -> Tensor:
-    top, left = (int(place[axis] * (image.shape[1 + axis] - size + 1)) for axis in (0, 1))
+    """On the lattice, as `patches` cuts."""
+    top, left = (int(place[axis] * ((image.shape[1 + axis] - size) // PERIOD_PX + 1)) * PERIOD_PX for axis in (0, 1))
     return image[:, top : top + size, left : left + size]
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from attrib.generators.fingerprint_settings import PERIOD_PX
 from attrib.generators.synthesis_settings import Upsampler
 from attrib.settings import JobSettings, Positive, Settings, Share, Uri
 
@@ -14,7 +15,7 @@ class NetworkSettings(Settings):
     """The extractor (attrib/generators/extractor.py)."""
 
     patch_px: Annotated[int, Field(ge=16, multiple_of=8)] = 32
-    min_side_px: Annotated[int, Field(ge=8)] = (
+    min_side_px: Annotated[int, Field(ge=PERIOD_PX)] = (
         16  # of images that can be assessed; below patch_px they are one smaller patch
     )
     max_patches: Positive = 16  # of one image, on an even grid
@@ -25,9 +26,14 @@ class NetworkSettings(Settings):
     width: Positive = 32  # channels of the first convolutions over what is shown; twice and four times as many follow
 
     @property
+    def part_sizes(self) -> tuple[int, int]:
+        """Numbers of a patch's colour spectrum, and of its polyphase means."""
+        return 2 * 6 * self.window_px * (self.window_px // 2 + 1), 3 * PERIOD_PX**2
+
+    @property
     def dimension(self) -> int:
-        """Of the embedding: the numbers of a patch's colour spectrum."""
-        return 2 * 6 * self.window_px * (self.window_px // 2 + 1)
+        """Of the embedding."""
+        return sum(self.part_sizes)
 
     @model_validator(mode="after")
     def _window_fits(self):

@@ -1,4 +1,4 @@
-"""The extractor's training loop, read from top to bottom: its start from whitened colour spectra, steps, validation, a state to resume from.
+"""The extractor's training loop, read from top to bottom: its start from whitened traces, steps, validation, a state to resume from.
 
 The criterion is identification from ten references among models of the pool whose upsampler no trained model has, of photographs that were not
 trained on, untouched and at JPEG 85. No image of a real generator takes part.
@@ -17,15 +17,15 @@ from attrib.errors import AttribError
 from attrib.gather import gather, gather_fixed
 from attrib.generators.contrast import classification, supervised_contrastive
 from attrib.generators.degradations import degrade
-from attrib.generators.discriminant import fit_whitening, model_statistics
-from attrib.generators.extractor import Extractor, FingerprintNetwork
+from attrib.generators.discriminant import Discriminant, fit_whitening, model_statistics
+from attrib.generators.extractor import Extractor, FingerprintNetwork, trace
 from attrib.generators.extractor_batches import VALIDATION, Batch, Batches, PoolImages, Validation
 from attrib.generators.extractor_settings import FingerprintSettings, NetworkSettings
-from attrib.generators.spectrum import patch_spectra, patches
+from attrib.generators.spectrum import patches
 from attrib.training import rate
 
-START_IMAGES = 64  # of each model, whose patches fit the whitening
-SHRINKAGE = 0.15  # of the covariance within models
+START_IMAGES = 64  # of each model, one patch of each, that fit the whitening
+SHRINKAGE = 0.15  # of the covariance that is whitened
 
 
 class ExtractorRun:
@@ -129,22 +129,40 @@ class ExtractorRun:
 
 
 def started_network(images: PoolImages, settings: FingerprintSettings) -> FingerprintNetwork:
-    """A network that whitens by what varies within the pool's models; what is learned is drawn by the seed."""
+    """A network that whitens by what varies between pictures; what is learned is drawn by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = FingerprintNetwork(settings.network)
-    statistics = model_statistics(_spectra(images.training, settings.network))
-    whitening = fit_whitening(statistics, SHRINKAGE, without_level=False)
-    network.start_from(torch.from_numpy(whitening.mean).float(), torch.from_numpy(whitening.projection).float())
+    parts = fitted_whitenings(images, settings.network)
+    projections = [torch.from_numpy(part.projection).float() for part in parts]
+    mean = np.concatenate([part.mean for part in parts])
+    network.start_from(torch.from_numpy(mean).float(), torch.block_diag(*projections))
     return network
 
 
-def _spectra(models: list[Tensor], network: NetworkSettings) -> Iterator[np.ndarray]:
-    """float32 [START_IMAGES, dimension] of each model under each degradation of VALIDATION: degraded alike, a class of its own."""
+def fitted_whitenings(images: PoolImages, network: NetworkSettings) -> list[Discriminant]:
+    """Of each part of the trace. What varies between pictures is, by half, what does within the pool's models, and what does between photographs:
+    models smooth fine detail away, so that they alone would leave a real generator's content in it."""
+    first = [of_model[:START_IMAGES] for of_model in images.training]
+    models = model_statistics(_traces(first, network, max_patches=1))
+    photographs = model_statistics(_traces([images.photographs], network, network.max_patches))
+    found, start = [], 0
+    for size in network.part_sizes:
+        part, start = slice(start, start + size), start + size
+        covariances = [statistics.covariance[part, part] for statistics in (models, photographs)]
+        mean = (models.means[:, part].mean(axis=0) + photographs.means[:, part].mean(axis=0)) / 2
+        mixed = sum(covariance / np.trace(covariance) for covariance in covariances)
+        found.append(fit_whitening(mean, mixed, SHRINKAGE, without_level=False))
+    return found
+
+
+def _traces(classes: list[Tensor], network: NetworkSettings, max_patches: int) -> Iterator[np.ndarray]:
+    """float32 [n, dimension] of each class under each degradation of VALIDATION: degraded alike, a class of its own."""
     for degradation in VALIDATION:
-        for images in models:
-            shown = [patches(degrade(image, degradation), network.patch_px, 1) for image in images[:START_IMAGES]]
-            yield patch_spectra(torch.cat(shown), network.window_px).flatten(1).numpy()
+        for images in classes:
+            shown = (degrade(image, degradation) for image in images)
+            cut = torch.cat([patches(image, network.patch_px, max_patches) for image in shown])
+            yield trace(cut, network.window_px).numpy()
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:

@@ -8,6 +8,7 @@ from attrib.model_settings import FeatureSettings
 from attrib.settings import BackboneSettings, Positive, Settings
 
 ScoringName = Literal["cosine", "nearest", "adapted", "knn", "logistic"]  # attrib/generators/scoring.py
+PERIOD_PX = 8  # of the lattice on which a decoder's doublings and JPEG's blocks repeat (attrib/generators/polyphase.py)
 Shrinkage = Literal["ledoit_wolf"] | Annotated[float, Field(gt=0, le=1)]
 
 

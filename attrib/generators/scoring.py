@@ -15,6 +15,7 @@ Scorer = Callable[
     [np.ndarray], np.ndarray
 ]  # unit rows float32 [n, d] -> float32 [n, G]: the higher, the more is a query like generator g
 Scoring = Callable[[References], Scorer]
+LEAST_RELIABILITY = 0.01  # of a part: below it an estimate says nothing
 ADAPTED_SHRINKAGE = 0.8  # of the covariance within a few references of each generator: most of it is chance
 
 
@@ -58,6 +59,43 @@ def adapted_cosine(references: References) -> Scorer:
 
     centres = unit_or_zero(np.stack([adapted(rows).mean(axis=0) for rows in groups]))
     return lambda queries: (adapted(queries.astype(np.float64)) @ centres.T).astype(np.float32)
+
+
+def weighed_by_part(scoring: Scoring, part_sizes: Sequence[int]) -> Scoring:
+    """The scoring of vectors whose parts count by how far their references' means can be relied on; part_sizes: of the columns, in order.
+
+    A part in which the generators leave no trace, such as fixed places of the pixel grid after a resize, is chance, and would be half of every
+    cosine. It counts by the reliability of its means: the share of their variance between generators that is not the chance of few
+    references. With one generator, whose variance cannot be known, parts count alike.
+    """
+
+    def fit(references: References) -> Scorer:
+        check_references(references)
+        weights = np.sqrt(np.repeat(_reliabilities(references, part_sizes), part_sizes))
+
+        def weighed(rows: np.ndarray) -> np.ndarray:
+            return unit_or_zero(rows * weights).astype(np.float32)
+
+        scorer = scoring([weighed(rows) for rows in references])
+        return lambda queries: scorer(weighed(queries))
+
+    return fit
+
+
+def _reliabilities(references: References, part_sizes: Sequence[int]) -> np.ndarray:
+    """float64 [parts], LEAST_RELIABILITY to 1."""
+    freedom = sum(len(rows) - 1 for rows in references)
+    if len(references) < 2 or not freedom:
+        return np.ones(len(part_sizes))
+    groups = [rows.astype(np.float64) for rows in references]
+    means = np.stack([rows.mean(axis=0) for rows in groups])
+    between = np.square(means - means.mean(axis=0)).sum(axis=0) / (len(means) - 1)
+    within = sum(np.square(rows - mean).sum(axis=0) for rows, mean in zip(groups, means)) / freedom
+    of_chance = within * np.mean([1 / len(rows) for rows in groups])
+    starts = np.cumsum([0, *part_sizes[:-1]])
+    between, of_chance = np.add.reduceat(between, starts), np.add.reduceat(of_chance, starts)
+    shares = np.divide(between - of_chance, between, out=np.ones(len(part_sizes)), where=between > 0)
+    return np.clip(shares, LEAST_RELIABILITY, 1)
 
 
 def nearest_neighbours(num_neighbours: int) -> Scoring:

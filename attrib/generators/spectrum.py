@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attrib.errors import AttribError
+from attrib.generators.fingerprint_settings import PERIOD_PX
 
 # Magnitude that 8-bit rounding alone leaves in a bin (1 / 255 / sqrt(12)): a logarithm below it would measure that rounding.
 MAGNITUDE_FLOOR = 1.1e-3
@@ -19,10 +20,11 @@ MEAN_POWER_FLOOR = 1e-7  # a mean over windows is known better, and may be told 
 
 
 def patches(image: Tensor, patch_px: int, max_patches: int) -> Tensor:
-    """uint8 [3, h, w] -> uint8 [p, 3, patch_px, patch_px], 1 <= p <= max_patches: an even grid of patches that do not overlap.
+    """uint8 [3, h, w] -> uint8 [p, 3, patch_px, patch_px], 1 <= p <= max_patches: an even grid of patches.
 
-    The grid has as many patches as fit and are allowed, and of grids of equal size the one that is nearest to the image's shape. The same
-    image always gives the same patches. Raises AttribError if a side of the image is shorter than patch_px.
+    The grid has as many patches as fit and are allowed, and of grids of equal size the one that is nearest to the image's shape. Patches begin
+    at multiples of PERIOD_PX, so that all lie alike on the lattice of the decoder and of JPEG; none overlap where patch_px is a multiple of it,
+    too. The same image always gives the same patches. Raises AttribError if a side of the image is shorter than patch_px.
     """
     height, width = image.shape[1:]
     if min(height, width) < patch_px:
@@ -46,7 +48,8 @@ def patches(image: Tensor, patch_px: int, max_patches: int) -> Tensor:
 
 def _starts(side: int, patch_px: int, count: int) -> list[int]:
     spare = side - patch_px
-    return [spare // 2] if count == 1 else [i * spare // (count - 1) for i in range(count)]
+    even = [spare // 2] if count == 1 else [i * spare // (count - 1) for i in range(count)]
+    return [start // PERIOD_PX * PERIOD_PX for start in even]
 
 
 def residual(pixels: Tensor) -> Tensor:

@@ -114,7 +114,9 @@ def fitted_maps(
     statistics = model_statistics(pool_spectra(pool, spectrum, settings, storage))
     fitted = {
         DISCRIMINANT: fit_discriminant(statistics, settings.shrinkage, settings.num_directions),
-        WHITENING: fit_whitening(statistics, settings.whitening_shrinkage, without_level=True),
+        WHITENING: fit_whitening(
+            statistics.means.mean(axis=0), statistics.covariance, settings.whitening_shrinkage, without_level=True
+        ),
     }
     for name, found in fitted.items() if folder else ():
         save_discriminant(found, declared, join(folder, name), storage)

@@ -111,7 +111,7 @@ class Chosen(Extractor):
     """Embeds by a rule in place of a network."""
 
     def __init__(self, rule):
-        self.rule = rule
+        self.rule, self.part_sizes = rule, (2,)
 
     def embed_patches(self, cut):
         return F.normalize(self.rule(cut), dim=1)

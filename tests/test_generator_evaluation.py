@@ -235,12 +235,16 @@ def test_a_twin_counts_for_the_family_and_is_taken_away_with_it():
         def embed(self, samples):
             return super().embed(samples) @ np.array([[1, 0], [1, 0], [0, 1]], np.float32)
 
-    values = measured(Warm(), tier)["values"]
+    found = measured(Warm(), tier)
+    values = found["values"]
     assert np.mean(values["identification"][:2]) < 0.8
     assert values["family_identification"] == [1.0] * 3
     assert max(values["rejection_auroc"][:2]) < 0.9, "its twin is still registered"
     assert values["family_rejection_auroc"] == pytest.approx([1.0] * 3, abs=1e-6)
     assert values["family_rejection_auroc"][2] == values["rejection_auroc"][2]
+    for gallery in ("clean", "matched"):
+        held = found["degradations"]["jpeg-85"][gallery]
+        assert held["family_identification"] == [1.0] * 3 and max(held["identification"][:2]) < 0.9
 
 
 def test_judged_tiers_go_through_the_grid_and_others_through_what_the_loss_is_of():

@@ -1,5 +1,6 @@
 """What an evaluation makes of its measures: what is shipped and why, the table, and the page."""
 
+import dataclasses
 import json
 import re
 
@@ -187,6 +188,28 @@ def test_curves_are_shown_untouched_beside_degraded():
         assert f"lda, {step}: {value:.3f}" in page
     assert "Not there: 50, which would leave a generator with fewer than 5 queries" in page
     assert "by images per set" not in page, "one step is no curve"
+
+
+def test_twins_are_counted_apart_and_as_one():
+    tiers = tiers_of({"colours": {"extractor": (0.5, 0.5)}}, judged=("colours",))
+    tiers["colours"]["families"] = ["twins", "twins", "alone"]
+    own = tiers["colours"]["methods"]["extractor"]
+    own["values"]["family_identification"] = [1.0, 1.0, 0.9]
+    for held in own["degradations"]["jpeg-85"].values():
+        held["family_identification"] = [0.99, 0.98, 0.9]
+    own["degradations"]["jpeg-85"]["matched"]["identification"] = [0.3, 0.3, 0.3]
+    summary = summarise(tiers, {"extractor": True}, {"extractor": "extractor"})
+    found = summary["tiers"]["colours"]["methods"]["extractor"]
+    assert (found["loss"]["mean"], found["family_loss"]["mean"]) == pytest.approx((0.2, 0.01))
+    table = format_table(summary)
+    assert "family loss" in table and "+0.200      +0.010" in table
+    assert "loses 0.200 at jpeg-85, NOT less than 0.10; 0.010 of family identification" in table
+    tier = dataclasses.replace(coloured_tier(), families=("twins", "twins", "alone"))
+    page = render_page(summary, [tier], "twins", {"settings": settings().model_dump(mode="json"), "versions": {}})
+    assert (
+        "differ in nothing but a seed count as one it loses 0.010" in page
+        and '<th class="number">family loss</th>' in page
+    )
 
 
 def test_a_value_that_cannot_be_says_so():

@@ -71,7 +71,7 @@ def evaluate_tier(method: Method, embedded: Embedded, cut: float, settings: Eval
     clusters: [clusters, G], images by cluster and generator;
     references: {degradation of both sides: {number of references: identification}};
     sets: {degradation of both sides: {images per set: identification of sets}};
-    degradations: {name: {clean, matched: {identification, rejection_auroc}}};
+    degradations: {name: {clean, matched: {identification, family_identification where there are families, rejection_auroc}}};
     min_side_px: of the method.
 
     What is under a degradation is None where an image becomes too small for the method. Raises AttribError if a generator has too few
@@ -109,7 +109,7 @@ def evaluate_tier(method: Method, embedded: Embedded, cut: float, settings: Eval
             found["references"][name] = reference_curve(method, tier, degraded, settings) if there else None
             found["sets"][name] = set_curve(matched.answers(degraded), questions, settings.set_sizes) if there else None
         if name in grid:
-            found["degradations"][name] = held_up(gallery, matched, degraded) if there else None
+            found["degradations"][name] = held_up(gallery, matched, degraded, tier) if there else None
     return _plain(found)
 
 
@@ -126,15 +126,14 @@ def cluster_cut(embedded: Embedded) -> float:
 
 def _identification(tier: Tier, scores: list[np.ndarray], questions: list[Question]) -> dict:
     """scores: float [queries, G] for each question."""
-    families = tier.family_numbers
-    f1, by_family = [], []
-    for found, question in zip(scores, questions):
-        predicted = measures.identified(found, question.truth)
-        f1.append(measures.f1_scores(predicted, question.truth, tier.num_generators))
-        right = families[predicted] == families[question.truth]
-        by_family.append([right[question.truth == g].mean() for g in range(tier.num_generators)])
+    f1 = [
+        measures.f1_scores(measures.identified(found, question.truth), question.truth, tier.num_generators)
+        for found, question in zip(scores, questions)
+    ]
     values = {"identification": identification(scores, questions), "f1": np.mean(f1, axis=0)}
-    return values | ({"family_identification": np.mean(by_family, axis=0)} if tier.has_families else {})
+    if tier.has_families:
+        values["family_identification"] = identification(scores, questions, tier.family_numbers)
+    return values
 
 
 def _confusion(tier: Tier, scores: list[np.ndarray], questions: list[Question]) -> np.ndarray:

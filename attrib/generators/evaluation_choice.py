@@ -24,7 +24,7 @@ def choose(
     Returns {method, registered_as, reason, criterion, scores: {method: mean of the deciding values}, ahead: {method, difference} of the
     best method where no registry can hold it, variants: [{method, difference}] of the shipped method's score from those of its variants,
     comparisons: [{tier, value, versus, mean, low, high}] with every other method that looks at the trace, paired over generators,
-    losses: [{tier, loss}] of matched JPEGs}.
+    losses: [{tier, loss, family_loss: None without families}] of matched JPEGs}.
     """
     judged = [name for name, tier in tiers.items() if tier["judged"]]
     traces = [method for method, looks in looks_at_trace.items() if looks]
@@ -47,7 +47,12 @@ def choose(
     if registered_as[best] is None and scores[best] > scores[shipped]:
         ahead = {"method": best, "difference": scores[best] - scores[shipped]}
     losses = [
-        {"tier": tier, "loss": loss(tiers[tier]["methods"][shipped], family_numbers(tiers[tier]))} for tier in judged
+        {"tier": tier}
+        | {
+            name: loss(tiers[tier]["methods"][shipped], family_numbers(tiers[tier]), value)
+            for name, value in (("loss", "identification"), ("family_loss", "family_identification"))
+        }
+        for tier in judged
     ]
     return {
         "method": shipped,
@@ -76,8 +81,10 @@ def loss_line(row: dict) -> str:
     """One of `losses` as text, held against MAX_LOSS."""
     if row["loss"] is None:
         return f"{row['tier']}: not measured at {LOSS_DEGRADATION}, where its images are too small"
-    mean = row["loss"]["mean"]
-    return f"{row['tier']}: loses {mean:.3f} at {LOSS_DEGRADATION}, {'less' if mean < MAX_LOSS else 'NOT less'} than {MAX_LOSS:.2f}"
+    mean, of_family = row["loss"]["mean"], row["family_loss"]
+    of_family = f"; {of_family['mean']:.3f} of family identification" if of_family else ""
+    bound = f"{'less' if mean < MAX_LOSS else 'NOT less'} than {MAX_LOSS:.2f}"
+    return f"{row['tier']}: loses {mean:.3f} at {LOSS_DEGRADATION}, {bound}{of_family}"
 
 
 def _lost(values: dict[str, list[np.ndarray]], places: list[tuple[str, str]]) -> list[str]:

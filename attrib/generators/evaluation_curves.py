@@ -19,16 +19,17 @@ def asked_degradations(tier: Tier, settings: EvaluateGeneratorsSettings) -> tupl
     return tuple(dict.fromkeys([*grid, LOSS_DEGRADATION]))
 
 
-def held_up(clean: Gallery, matched: Gallery, degraded: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-    """{"clean", "matched": {"identification", "rejection_auroc": float64 [G]}} of degraded queries, by what their references went through."""
-    alone = np.eye(len(clean.questions[0].references), dtype=bool)
-    return {
-        name: {
-            "identification": identification(gallery.answers(degraded), gallery.questions),
-            "rejection_auroc": gallery.rejections(degraded, alone)[:, 0],
-        }
-        for name, gallery in (("clean", clean), ("matched", matched))
-    }
+def held_up(clean: Gallery, matched: Gallery, degraded: np.ndarray, tier: Tier) -> dict[str, dict[str, np.ndarray]]:
+    """{"clean", "matched": {value: float64 [G]}} of degraded queries, by what their references went through."""
+    alone = np.eye(tier.num_generators, dtype=bool)
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, gallery in (("clean", clean), ("matched", matched)):
+        scores = gallery.answers(degraded)
+        found[name] = {"identification": identification(scores, gallery.questions)}
+        if tier.has_families:
+            found[name]["family_identification"] = identification(scores, gallery.questions, tier.family_numbers)
+        found[name]["rejection_auroc"] = gallery.rejections(degraded, alone)[:, 0]
+    return found
 
 
 def reference_curve(

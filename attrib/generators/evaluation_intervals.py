@@ -44,10 +44,12 @@ def difference_interval(values: np.ndarray, others: np.ndarray, families: np.nda
     return measures.mean_interval(values - others, families, (-1.0, 1.0))._asdict()
 
 
-def loss(measured: dict, families: np.ndarray) -> dict | None:
-    """How much identification falls from untouched images to compressed ones, whose references are compressed alike."""
+def loss(measured: dict, families: np.ndarray, value: str = "identification") -> dict | None:
+    """How much identification, or family_identification, falls from untouched images to compressed ones, whose references are compressed alike.
+
+    None where images are too small, or there are no families.
+    """
     degraded = measured["degradations"][LOSS_DEGRADATION]
-    if degraded is None:
+    if degraded is None or value not in measured["values"]:
         return None
-    untouched, matched = measured["values"]["identification"], degraded["matched"]["identification"]
-    return difference_interval(as_array(untouched), as_array(matched), families)
+    return difference_interval(as_array(measured["values"][value]), as_array(degraded["matched"][value]), families)

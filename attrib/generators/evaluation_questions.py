@@ -83,10 +83,17 @@ class Gallery:
         return measures.auc(*highest), measures.oscr(highest[0], correct, highest[1])
 
 
-def identification(scores: list[np.ndarray], questions: list[Question]) -> np.ndarray:
-    """float64 [G]: of each generator's queries the share that is identified, the mean over questions. scores: of `Gallery.answers`."""
+def identification(
+    scores: list[np.ndarray], questions: list[Question], families: np.ndarray | None = None
+) -> np.ndarray:
+    """float64 [G]: of each generator's queries the share that is identified, the mean over questions. scores: of `Gallery.answers`.
+
+    families: int64 [G]; with them a query counts as identified where its family is.
+    """
     found = []
     for of_queries, question in zip(scores, questions):
-        predicted = measures.identified(of_queries, question.truth)
-        found.append(measures.recalls(predicted, question.truth, len(question.references)))
+        num_generators = len(question.references)
+        kin = np.arange(num_generators) if families is None else families
+        right = kin[measures.identified(of_queries, question.truth)] == kin[question.truth]
+        found.append([right[question.truth == g].mean() for g in range(num_generators)])
     return np.mean(found, axis=0)

@@ -10,7 +10,7 @@ from attrib.generators.evaluation_choice import choose, loss_line
 from attrib.generators.evaluation_intervals import VALUES, family_numbers, loss, share_interval
 from attrib.generators.evaluation_settings import LOSS_DEGRADATION
 
-CELL_CHARS = 18  # of the text table
+CELL_CHARS, LOSS_CHARS = 18, 11  # of the text table
 TOO_SMALL = "too small"  # in place of a value: an image is below the method's min_side_px after the degradation
 
 
@@ -19,7 +19,7 @@ def summarise(tiers: dict[str, dict], looks_at_trace: dict[str, bool], registere
 
     tiers: {tier: {generators, families, judged, ..., methods: {method: what evaluate_tier found}}}; looks_at_trace: {method: whether it may
     be shipped}; registered_as: {method: what a registry calls it, None: no registry can hold it}. Returns {looks_at_trace, registered_as,
-    value_names, tiers: {tier: {..., methods: {method: {values, num_clusters, confusion, references, sets, degradations, min_side_px, loss}}}},
+    value_names, tiers: {tier: {..., methods: {method: {values, num_clusters, confusion, references, sets, degradations, min_side_px, loss, family_loss}}}},
     shipped}, with {mean, low, high} in the place of each list of values and None where nothing was measured.
     """
     found = {}
@@ -45,15 +45,18 @@ def format_table(summary: dict) -> str:
         lines.append(f"{name}: {len(tier['generators'])} generators, {tier['num_images']:,} images, {judged}")
         wide = max(len(method) for method in tier["methods"])
         heads = [VALUES[value].rjust(CELL_CHARS) for value in shown]
-        lines.append(" ".join([f"  {'method':{wide}}", *heads, "loss".rjust(len(TOO_SMALL))]))
+        losses = ["loss", "family_loss"] if has_families(tier) else ["loss"]
+        heads += [head.replace("_", " ").rjust(LOSS_CHARS) for head in losses]
+        lines.append(" ".join([f"  {'method':{wide}}", *heads]))
         for method, found in tier["methods"].items():
             cells = [_cell(found["values"].get(value), value).rjust(CELL_CHARS) for value in shown]
-            lost = TOO_SMALL if found["loss"] is None else f"{found['loss']['mean']:+.3f}".rjust(len(TOO_SMALL))
+            cells += [_lost(found[value]).rjust(LOSS_CHARS) for value in losses]
             mark = "" if summary["looks_at_trace"][method] else "  leak control"
-            lines.append(" ".join([f"  {method:{wide}}", *cells, lost]) + mark)
+            lines.append(" ".join([f"  {method:{wide}}", *cells]) + mark)
         lines.append("")
     lines.append(
-        f"in brackets: 95 % intervals over families of generators; loss: of identification at {LOSS_DEGRADATION}, gallery degraded alike"
+        f"in brackets: 95 % intervals over families of generators; loss: of identification at {LOSS_DEGRADATION}, gallery degraded alike; family "
+        "loss: where generators that differ in nothing but a seed count as one"
     )
     shipped = summary["shipped"]
     if shipped:
@@ -62,6 +65,11 @@ def format_table(summary: dict) -> str:
         lines += [f"  minus its variant {row['method']}: {row['difference']:+.3f}" for row in shipped["variants"]]
         lines.append(f"criterion: {shipped['criterion']}")
     return "\n".join(lines)
+
+
+def has_families(tier: dict) -> bool:
+    """Whether any two of its generators differ in nothing but a seed."""
+    return len(set(tier["families"])) < len(tier["families"])
 
 
 def shown_values(tier: dict) -> list[str]:
@@ -86,11 +94,16 @@ def _summary(measured: dict, families: np.ndarray) -> dict:
         },
         "min_side_px": measured["min_side_px"],
         "loss": loss(measured, families),
+        "family_loss": loss(measured, families, "family_identification"),
     }
 
 
 def _curve(curve: dict[str, list] | None, families: np.ndarray) -> dict[str, dict | None] | None:
     return curve and {step: share_interval(values, families) for step, values in curve.items()}
+
+
+def _lost(found: dict | None) -> str:
+    return TOO_SMALL if found is None else f"{found['mean']:+.3f}"
 
 
 def _cell(found: dict | None, value: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from attrib.generators.degradations import NONE, Degradation, degrade, random_de
 from attrib.generators.extractor import Extractor
 from attrib.generators.extractor_settings import FingerprintSettings
 from attrib.generators.fingerprint_settings import PERIOD_PX
+from attrib.generators.measures import identified
 from attrib.generators.pool import Pool
 from attrib.storage import Storage
 
@@ -162,7 +164,8 @@ def _window(image: Tensor, size: int, place: Tensor) -> Tensor:
 
 
 class Validation:
-    """Identification of held-out models from references, one patch of the middle of each image: as small as what may come."""
+    """Identification of held-out models from references, scored as the extractor is, one patch of the middle of each image: as small as what
+    may come."""
 
     def __init__(self, held_out: list[Tensor], patch_px: int):
         num_images = len(held_out[0])
@@ -177,11 +180,11 @@ class Validation:
 
     def __call__(self, extractor: Extractor) -> dict[str, float]:
         """Accuracy of identification under each degradation of VALIDATION, by its name, ties counted as wrong."""
-        return {name: self._accuracy(extractor.embed_patches(cut)) for name, cut in self.cut.items()}
+        return {name: self._accuracy(extractor, cut) for name, cut in self.cut.items()}
 
-    def _accuracy(self, embedded: Tensor) -> float:
-        embedded = embedded.view(self.num_models, self.num_images, -1)
-        gallery = torch.nn.functional.normalize(embedded[:, :NUM_REFERENCES].mean(dim=1), dim=1)
-        scores = embedded[:, NUM_REFERENCES:] @ gallery.T  # [models, queries, models]
-        own = scores.diagonal(dim1=0, dim2=2).T[..., None]
-        return float(((scores >= own).sum(dim=2) == 1).float().mean())
+    def _accuracy(self, extractor: Extractor, cut: Tensor) -> float:
+        embedded = extractor.embed_patches(cut).numpy().reshape(self.num_models, self.num_images, -1)
+        queries = np.concatenate(embedded[:, NUM_REFERENCES:])
+        truth = np.repeat(np.arange(self.num_models), self.num_images - NUM_REFERENCES)
+        scores = extractor.scores(list(embedded[:, :NUM_REFERENCES]), queries)
+        return float((identified(scores, truth) == truth).mean())

@@ -81,7 +81,7 @@ class MethodsSettings(Settings):
     spectrum: SpectrumSettings = SpectrumSettings()
     colour_spectrum: SpectrumSettings = SpectrumSettings(
         window_px=8
-    )  # what the extractor sees, without what it learned
+    )  # the first of the two parts that the extractor sees
     discriminant: DiscriminantSettings = DiscriminantSettings()
     colour_discriminant: DiscriminantSettings = DiscriminantSettings(shrinkage=0.15)
     backbone: BackboneFeatureSettings | None = None  # None: these three rows are left out

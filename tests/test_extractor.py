@@ -23,6 +23,7 @@ from attrib.generators.extractor import (
 from attrib.generators.extractor_batches import PoolImages
 from attrib.generators.extractor_settings import FingerprintSettings, NetworkSettings
 from attrib.generators.extractor_training import SHRINKAGE, started_network
+from attrib.generators.methods import Method, asked
 from attrib.generators.polyphase import polyphase_means
 from attrib.generators.samples import Sample
 from attrib.generators.spectrum import colour_spectrum, patches, residual
@@ -202,18 +203,17 @@ def test_the_start_tells_filters_apart(one_thread):
 
     A filter leaves nothing at fixed places of the pixel grid, so half of each vector is chance, and must count for little.
     """
-    photographs = smooth_images(24, 32, 0)
+    photographs = smooth_images(36, 32, 0)
     settings = FingerprintSettings(pool="p", output="o", network=SETTINGS.model_dump(), seed=3)
     held_out = [traced(photographs, 90 + seed, strength=0.02) for seed in range(8)]
     images = PoolImages([traced(photographs, seed, strength=0.02) for seed in range(16)], held_out, photographs)
-    found, plain = (
-        identified(Extractor(network), held_out) for network in (started_network(images, settings), random_network())
-    )
+    found = identified(Extractor(started_network(images, settings)), held_out)
+    plain = identified(asked(Extractor(random_network()), "cosine"), held_out)
     assert found > 0.9 and plain < 0.7, (found, plain)
 
 
-def identified(extractor: Extractor, models: list[torch.Tensor], num_references: int = 10) -> float:
-    vectors = [extractor.embed_images(list(images)) for images in models]
+def identified(extractor: Method, models: list[torch.Tensor], num_references: int = 10) -> float:
+    vectors = [extractor.embed([Sample(image, "PNG", 1) for image in images]) for images in models]
     scores = extractor.scores(
         [rows[:num_references] for rows in vectors], np.concatenate([rows[num_references:] for rows in vectors])
     )

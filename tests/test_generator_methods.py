@@ -15,12 +15,12 @@ from attrib.generators.samples import Sample, drawn_sample, read_sample, recoded
 from attrib.generators.scoring import (
     ADAPTED_SHRINKAGE,
     LEAST_RELIABILITY,
+    adapted_by_part,
     adapted_cosine,
     max_cosine,
     mean_cosine,
     nearest_neighbours,
     unit_or_zero,
-    weighed_by_part,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -158,19 +158,31 @@ def test_a_part_counts_by_the_reliability_of_its_means():
         within = sum(sum((row - mean) ** 2) for part, mean in zip(parts, means) for row in part) / (2 + 3 + 3)
         share = 1 - within * (1 / 3 + 1 / 4 + 1 / 4) / 3 / between
         counted += [max(LEAST_RELIABILITY, share)] * (columns.stop - columns.start)
-    weighed = lambda found: unit_or_zero(found * np.sqrt(counted)).astype(np.float32)  # noqa: E731
-    expected = mean_cosine([weighed(group) for group in gallery])(weighed(QUERIES))
-    np.testing.assert_allclose(weighed_by_part(mean_cosine, (4, 2))(gallery)(QUERIES), expected, atol=1e-6)
+    weighed = lambda found: unit_or_zero(found * np.sqrt(counted))  # noqa: E731
+    expected = adapted_cosine([weighed(group) for group in gallery])(weighed(QUERIES))
+    found = adapted_by_part((4, 2), (False, False))(gallery)(QUERIES)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
     assert 1 > counted[0] > counted[-1] + 0.1  # the trace lies in the first four columns
 
 
 def test_parts_count_alike_where_nothing_tells_them_apart():
     for gallery in (GALLERY[:1], [group[:1] for group in GALLERY]):
-        np.testing.assert_allclose(
-            weighed_by_part(mean_cosine, (4, 2))(gallery)(QUERIES), mean_cosine(gallery)(QUERIES), atol=1e-6
-        )
+        found = adapted_by_part((4, 2), (False, False))(gallery)(QUERIES)
+        np.testing.assert_allclose(found, adapted_cosine(gallery)(QUERIES), atol=1e-5)
     blank = [group * np.array([1, 1, 1, 1, 0, 0], np.float32) for group in GALLERY]
-    assert np.isfinite(weighed_by_part(mean_cosine, (4, 2))(blank)(QUERIES)).all()
+    assert np.isfinite(adapted_by_part((4, 2), (False, True))(blank)(QUERIES)).all()
+
+
+def test_a_one_sided_part_never_speaks_against_a_generator():
+    """Generators that both parts tell apart: a query whose second part is turned around is not taken for another."""
+    gallery = [(np.eye(6)[[g] * 4] + np.eye(6)[[4 + g] * 4] + 0.1 * rows(g, 4)).astype(np.float32) for g in range(2)]
+    turned = gallery[0] * np.array([1, 1, 1, 1, -1, -1], np.float32)
+    two_sided, one_sided = (adapted_by_part((4, 2), (False, only_for))(gallery) for only_for in (False, True))
+    np.testing.assert_allclose(one_sided(gallery[0])[:, 0], two_sided(gallery[0])[:, 0], atol=1e-6)
+    assert (one_sided(gallery[0])[:, 1] > two_sided(gallery[0])[:, 1]).all()
+    assert (one_sided(turned)[:, 0] > two_sided(turned)[:, 0]).all()
+    of_other = two_sided(turned)[:, 1] - two_sided(turned)[:, 0], one_sided(turned)[:, 1] - one_sided(turned)[:, 0]
+    assert (of_other[1] < of_other[0]).all()
 
 
 @pytest.mark.parametrize("scoring", SCORINGS.values(), ids=SCORINGS)

@@ -27,7 +27,7 @@ from attrib.generators.extractor_settings import NetworkSettings
 from attrib.generators.methods import Method, check_sides
 from attrib.generators.polyphase import polyphase_means
 from attrib.generators.samples import Sample
-from attrib.generators.scoring import References, Scorer, adapted_cosine, unit_or_zero, weighed_by_part
+from attrib.generators.scoring import References, Scorer, adapted_by_part, unit_or_zero
 from attrib.generators.spectrum import colour_spectrum, patches, residual
 from attrib.storage import Storage, join, scratch_folder
 
@@ -114,8 +114,9 @@ class Extractor(Method):
         self.part_sizes: tuple[int, ...] = network.settings.part_sizes
 
     def fit(self, references: References) -> Scorer:
-        """Adapted, with each part by its reliability."""
-        return weighed_by_part(adapted_cosine, self.part_sizes)(references)
+        """Adapted, each part by its reliability; polyphase means, which a crop moves, speak for a generator only."""
+        one_sided = [name == "polyphase" for name in get_args(PartName)] if len(self.part_sizes) > 1 else [False]
+        return adapted_by_part(self.part_sizes, one_sided)(references)
 
     def embed(self, samples: Sequence[Sample]) -> np.ndarray:
         """float32 [n, dimension], rows of length one. Raises AttribError for an image below min_side_px."""

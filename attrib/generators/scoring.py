@@ -33,13 +33,49 @@ def max_cosine(references: References) -> Scorer:
 
 
 def adapted_cosine(references: References) -> Scorer:
-    """Cosine with the mean of each generator's references, in the space in which the references of one generator vary alike in all directions.
+    """Cosine with the mean of each generator's references, in the space in which the references of one generator vary alike in all directions."""
+    check_references(references)
+    adapted, centres = _own_space(references)
+    return lambda queries: (adapted(queries) @ centres.T).astype(np.float32)
+
+
+def adapted_by_part(part_sizes: Sequence[int], one_sided: Sequence[bool]) -> Scoring:
+    """`adapted_cosine` of vectors whose parts count by how far their references' means can be relied on; part_sizes: of the columns, in order.
+
+    A part in which the generators leave no trace, such as fixed places of the pixel grid after a resize, is chance, and would be half of every
+    cosine. It counts by the reliability of its means: the share of their variance between generators that is not the chance of few
+    references. With one generator, whose variance cannot be known, parts count alike.
+
+    one_sided: whether a part speaks for a generator but never against it; less than no likeness counts as none. A crop moves the pixel grid,
+    and a moved pattern is often the opposite of itself.
+    """
+    columns = [slice(stop - size, stop) for size, stop in zip(part_sizes, np.cumsum(part_sizes))]
+
+    def fit(references: References) -> Scorer:
+        check_references(references)
+        weights = np.sqrt(np.repeat(_reliabilities(references, part_sizes), part_sizes))
+        adapted, centres = _own_space([unit_or_zero(rows * weights) for rows in references])
+
+        def scores(queries: np.ndarray) -> np.ndarray:
+            rows = adapted(unit_or_zero(queries * weights))
+            likeness = [rows[:, part] @ centres[:, part].T for part in columns]
+            found = sum(
+                np.maximum(of_part, 0) if only_for else of_part for of_part, only_for in zip(likeness, one_sided)
+            )
+            return found.astype(np.float32)
+
+        return scores
+
+    return fit
+
+
+def _own_space(references: References) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
+    """The map of rows into the references' own space, to unit rows float64 [n, d], and the generators' centres there, float64 [G, d].
 
     The origin is the mean of the generators' means, since what they share tells none of them apart; the origin of the method counts as one more
     generator, so that it moves little where one of few is left out. The scale is the covariance within generators, shrunk by
     ADAPTED_SHRINKAGE towards a multiple of the identity; where no two references of a generator differ the scale stays.
     """
-    check_references(references)
     groups = [rows.astype(np.float64) for rows in references]
     means = np.stack([rows.mean(axis=0) for rows in groups])
     origin = means.sum(axis=0) / (len(groups) + 1)
@@ -54,32 +90,10 @@ def adapted_cosine(references: References) -> Scorer:
         shortened = np.sqrt(everywhere / (everywhere + (1 - ADAPTED_SHRINKAGE) * variances)) - 1
 
     def adapted(rows: np.ndarray) -> np.ndarray:
-        moved = rows - origin
+        moved = rows.astype(np.float64) - origin
         return unit_or_zero(moved + (moved @ directions.T * shortened) @ directions)
 
-    centres = unit_or_zero(np.stack([adapted(rows).mean(axis=0) for rows in groups]))
-    return lambda queries: (adapted(queries.astype(np.float64)) @ centres.T).astype(np.float32)
-
-
-def weighed_by_part(scoring: Scoring, part_sizes: Sequence[int]) -> Scoring:
-    """The scoring of vectors whose parts count by how far their references' means can be relied on; part_sizes: of the columns, in order.
-
-    A part in which the generators leave no trace, such as fixed places of the pixel grid after a resize, is chance, and would be half of every
-    cosine. It counts by the reliability of its means: the share of their variance between generators that is not the chance of few
-    references. With one generator, whose variance cannot be known, parts count alike.
-    """
-
-    def fit(references: References) -> Scorer:
-        check_references(references)
-        weights = np.sqrt(np.repeat(_reliabilities(references, part_sizes), part_sizes))
-
-        def weighed(rows: np.ndarray) -> np.ndarray:
-            return unit_or_zero(rows * weights).astype(np.float32)
-
-        scorer = scoring([weighed(rows) for rows in references])
-        return lambda queries: scorer(weighed(queries))
-
-    return fit
+    return adapted, unit_or_zero(np.stack([adapted(rows).mean(axis=0) for rows in groups]))
 
 
 def _reliabilities(references: References, part_sizes: Sequence[int]) -> np.ndarray:

@@ -160,9 +160,10 @@ def test_a_part_is_its_columns_of_the_start(extractor, images):
     for part, own in ((spectrum, start[:, :144]), (polyphase, start[:, 144:])):
         np.testing.assert_allclose(part.embed(samples), own / np.linalg.norm(own, axis=1, keepdims=True), atol=1e-5)
         assert part.looks_at_trace and part.registered_as is None
-    assert (spectrum.name, polyphase.name) == ("colour-spectrum-whitened", "polyphase-whitened")
+    assert (spectrum.name, polyphase.name) == ("part-colour-spectrum", "part-polyphase")
     assert spectrum.needs_colour and not polyphase.needs_colour
-    assert len({extractor.digest, untrained(extractor).digest, spectrum.digest, polyphase.digest}) == 4 - 1
+    assert untrained(extractor).digest == extractor.digest, "a network that was just made has learned nothing"
+    assert len({extractor.digest, spectrum.digest, polyphase.digest}) == 3
 
 
 def test_a_file_gives_the_same_extractor(extractor, images, local, tmp_path):
@@ -188,6 +189,12 @@ def test_the_digest_is_of_weights_and_settings():
     fewer.load_state_dict(network.state_dict())
     assert extractor_digest(random_network()) == extractor_digest(network)
     assert len({extractor_digest(n) for n in (network, fewer, random_network(seed=1))}) == 3
+
+
+def test_the_digest_tells_versions_of_the_fingerprint_apart(monkeypatch):
+    before = extractor_digest(random_network())
+    monkeypatch.setattr("attrib.generators.extractor.FINGERPRINT_VERSION", -1)
+    assert extractor_digest(random_network()) != before
 
 
 def test_settings_that_cannot_be_are_refused():

@@ -217,7 +217,7 @@ def test_a_trained_extractor_comes_first_then_its_start_and_without_a_backbone_i
     assert methods[0] is extractor and methods[1].digest == extractor.digest
     of_extractor = ["extractor", "extractor-cosine", "extractor-logistic"]
     of_extractor += ["extractor-untrained", "extractor-untrained-logistic"]
-    of_extractor += ["colour-spectrum-whitened", "polyphase-whitened"]
+    of_extractor += ["part-colour-spectrum", "part-polyphase"]
     leaks = ["content-only", "codec-and-size"]
     assert [method.name for method in methods] == [*of_extractor, *COLOUR_NAMES, *NAMES, *leaks]
     assert np.array_equal(methods[3].embed([drawn_sample(image(0))]), start)

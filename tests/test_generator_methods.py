@@ -150,18 +150,19 @@ def test_what_all_generators_share_does_not_make_a_query_like_them():
 def test_a_part_counts_by_the_reliability_of_its_means():
     gallery = [rows(seed, 4) + 2 * np.eye(6, dtype=np.float32)[seed] for seed in range(3)]
     gallery[0] = gallery[0][:3]
-    counted = []
+    counted, shares = [], []
     for columns in (slice(0, 4), slice(4, 6)):
         parts = [group[:, columns].astype(np.float64) for group in gallery]
         means = [sum(part) / len(part) for part in parts]
         between = sum(sum((mean - sum(means) / 3) ** 2) for mean in means) / 2
         within = sum(sum((row - mean) ** 2) for part, mean in zip(parts, means) for row in part) / (2 + 3 + 3)
         share = 1 - within * (1 / 3 + 1 / 4 + 1 / 4) / 3 / between
-        counted += [max(LEAST_RELIABILITY, share)] * (columns.stop - columns.start)
+        shares.append(max(LEAST_RELIABILITY, share))
+        counted += [shares[-1]] * (columns.stop - columns.start)
     weighed = lambda found: unit_or_zero(found * np.sqrt(counted))  # noqa: E731
     expected = adapted_cosine([weighed(group) for group in gallery])(weighed(QUERIES))
     found = adapted_by_part((4, 2), (False, False))(gallery)(QUERIES)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found, expected * np.sqrt(sum(shares) / 2), atol=1e-5)
     assert 1 > counted[0] > counted[-1] + 0.1  # the trace lies in the first four columns
 
 

@@ -1,7 +1,8 @@
 """Linear maps of log spectra, fitted on the synthetic models: which directions tell models apart, and which only tell pictures apart.
 
 Both start from the covariance within models, shrunk: what pictures of one model differ in. A whitening divides by it and keeps all
-directions, so that one which no synthetic model uses can still tell a real generator apart; linear discriminants are those of the models'
+directions, so that one which no synthetic model uses can still tell a real generator apart (the extractor's whitenings start from a mixture
+with what photographs differ in, attrib/generators/extractor_training.py); linear discriminants are those of the models'
 means after it. Nothing of the generators that are asked about takes part: a fit is done once per pool, like the training of an extractor.
 """
 

@@ -19,7 +19,7 @@ def choose(
 ) -> dict | None:
     """What is shipped by the CRITERION, the earlier in the table of two equals; None where no tier is judged or nothing can be shipped.
 
-    tiers, looks_at_trace, registered_as: of `summarise`. A variant of the extractor is no control: it does not have to beat its own start.
+    tiers, looks_at_trace, registered_as: of `summarise`. A variant of the extractor is no control: it does not have to beat its own start. One part of the start alone is one, though: two must beat it.
 
     Returns {method, registered_as, reason, criterion, scores: {method: mean of the deciding values}, ahead: {method, difference} of the
     best method where no registry can hold it, variants: [{method, difference}] of the shipped method's score from those of its variants,

@@ -24,6 +24,7 @@ from attrib.backbone import model_digest
 from attrib.config import digest
 from attrib.errors import AttribError
 from attrib.generators.extractor_settings import NetworkSettings
+from attrib.generators.fingerprint_settings import FINGERPRINT_VERSION
 from attrib.generators.methods import Method, check_sides
 from attrib.generators.polyphase import polyphase_means
 from attrib.generators.samples import Sample
@@ -160,13 +161,13 @@ def untrained(extractor: Extractor) -> Extractor:
 
 
 class Part(Extractor):
-    """One part of an extractor's start alone: what it can do without the other. A control, which no registry holds."""
+    """One part of an extractor's start alone: what it can do without the other. A control that the extractor must beat; no registry holds it."""
 
     registered_as = None
 
     def __init__(self, extractor: Extractor, name: PartName):
         super().__init__(untrained(extractor).network, str(extractor.device))
-        self.name = f"{name}-whitened"
+        self.name = f"part-{name}"
         self.digest = digest([self.name, self.digest])
         self.needs_colour = name == "colour-spectrum"
         place = get_args(PartName).index(name)
@@ -179,8 +180,9 @@ class Part(Extractor):
 
 
 def extractor_digest(network: FingerprintNetwork) -> str:
-    """Of all that decides a vector."""
-    return digest([network.settings.model_dump(mode="json"), model_digest("extractor", network)])
+    """Of all that decides a vector and its scores."""
+    settings = network.settings.model_dump(mode="json")
+    return digest([FINGERPRINT_VERSION, settings, model_digest("extractor", network)])
 
 
 def save_extractor(network: FingerprintNetwork, folder: str, storage: Storage) -> None:

@@ -148,8 +148,8 @@ class Batches:
 def augmented(image: Tensor, degradation: Degradation, place: Tensor, patch_px: int) -> Tensor:
     """uint8 [3, h, w] -> uint8 [3, patch_px, patch_px], degraded; place: float32 [3] in 0..1.
 
-    place[:2] is where the patch lies. place[2] below a half cuts before degrading, else after: a small image meets a codec's blocks at its
-    corner, a patch of a large one anywhere.
+    place[:2] is where the patch lies on the lattice. place[2] below a half cuts before degrading, else after: the border of a small image is
+    degraded as a border, that of a patch of a large one is not.
     """
     if place[2] < 0.5:
         scale = degradation.strength if degradation.kind in ("resize", "crop") else 1.0

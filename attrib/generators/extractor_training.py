@@ -25,6 +25,7 @@ from attrib.generators.spectrum import patches
 from attrib.training import rate
 
 START_IMAGES = 64  # of each model, one patch of each, that fit the whitening
+TRACED_AT_ONCE = 256  # patches, of about .4 MB each while their windows are held
 SHRINKAGE = 0.15  # of the covariance that is whitened
 
 
@@ -162,7 +163,7 @@ def _traces(classes: list[Tensor], network: NetworkSettings, max_patches: int) -
         for images in classes:
             shown = (degrade(image, degradation) for image in images)
             cut = torch.cat([patches(image, network.patch_px, max_patches) for image in shown])
-            yield trace(cut, network.window_px).numpy()
+            yield torch.cat([trace(some, network.window_px) for some in cut.split(TRACED_AT_ONCE)]).numpy()
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:

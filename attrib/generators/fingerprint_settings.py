@@ -8,6 +8,9 @@ from attrib.model_settings import FeatureSettings
 from attrib.settings import BackboneSettings, Positive, Settings
 
 ScoringName = Literal["cosine", "nearest", "adapted", "knn", "logistic"]  # attrib/generators/scoring.py
+# Part of every digest of a method: to be raised with each change of how vectors or scores come from the same settings and weights, so that
+# old references never meet new queries.
+FINGERPRINT_VERSION = 2
 PERIOD_PX = 8  # of the lattice on which a decoder's doublings and JPEG's blocks repeat (attrib/generators/polyphase.py)
 Shrinkage = Literal["ledoit_wolf"] | Annotated[float, Field(gt=0, le=1)]
 

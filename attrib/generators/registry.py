@@ -85,7 +85,7 @@ class Registry:
     def digest(self) -> str:
         """Of all that decides a verdict."""
         entries = [[entry.name, entry.version, entry.role, entry.source_sizes, entry.sha256] for entry in self.active]
-        return digest([self.method_digest, self.degradations, entries])
+        return digest([self.method_digest, self.method.scoring, self.degradations, entries])
 
     def read(self, entry: Entry, storage: Storage) -> np.ndarray:
         """float32 [degradations, images, d], nan where an image is too small once degraded. Raises AttribError if the file is another."""

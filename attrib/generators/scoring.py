@@ -48,12 +48,17 @@ def adapted_by_part(part_sizes: Sequence[int], one_sided: Sequence[bool]) -> Sco
 
     one_sided: whether a part speaks for a generator but never against it; less than no likeness counts as none. A crop moves the pixel grid,
     and a moved pattern is often the opposite of itself.
+
+    Scores are scaled by the root of the mean reliability: in a gallery whose references leave one part to chance, likeness of the other part
+    alone must not look like likeness of both, or whatever is nobody's would go to the most degraded gallery.
     """
     columns = [slice(stop - size, stop) for size, stop in zip(part_sizes, np.cumsum(part_sizes))]
 
     def fit(references: References) -> Scorer:
         check_references(references)
-        weights = np.sqrt(np.repeat(_reliabilities(references, part_sizes), part_sizes))
+        reliabilities = _reliabilities(references, part_sizes)
+        weights = np.sqrt(np.repeat(reliabilities, part_sizes))
+        scale = np.sqrt(reliabilities.mean())
         adapted, centres = _own_space([unit_or_zero(rows * weights) for rows in references])
 
         def scores(queries: np.ndarray) -> np.ndarray:
@@ -62,7 +67,7 @@ def adapted_by_part(part_sizes: Sequence[int], one_sided: Sequence[bool]) -> Sco
             found = sum(
                 np.maximum(of_part, 0) if only_for else of_part for of_part, only_for in zip(likeness, one_sided)
             )
-            return found.astype(np.float32)
+            return (found * scale).astype(np.float32)
 
         return scores
 

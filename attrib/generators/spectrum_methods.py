@@ -16,7 +16,7 @@ from attrib.generators.discriminant import (
     model_statistics,
     save_discriminant,
 )
-from attrib.generators.fingerprint_settings import DiscriminantSettings, SpectrumSettings
+from attrib.generators.fingerprint_settings import FINGERPRINT_VERSION, DiscriminantSettings, SpectrumSettings
 from attrib.generators.methods import Method, check_sides
 from attrib.generators.pool import Pool
 from attrib.generators.samples import Sample
@@ -39,7 +39,7 @@ class LogSpectrum(Method):
         self.name = "colour-spectrum" if settings.window_px else "log-spectrum"
         self.mean, self.settings = mean, settings
         self.min_side_px, self.needs_colour = settings.min_side_px, settings.window_px is not None
-        self.digest = digest([self.name, settings.model_dump(mode="json"), _sha256(mean)])
+        self.digest = digest([FINGERPRINT_VERSION, self.name, settings.model_dump(mode="json"), _sha256(mean)])
 
     def embed(self, samples: Sequence[Sample]) -> np.ndarray:
         check_sides(samples, self)
@@ -57,7 +57,7 @@ class SpectrumDiscriminant(Method):
         self.discriminant, self.settings = discriminant, settings
         self.min_side_px, self.needs_colour = settings.min_side_px, settings.window_px is not None
         arrays = [_sha256(discriminant.mean), _sha256(discriminant.projection)]
-        self.digest = digest([self.name, settings.model_dump(mode="json"), *arrays])
+        self.digest = digest([FINGERPRINT_VERSION, self.name, settings.model_dump(mode="json"), *arrays])
 
     def embed(self, samples: Sequence[Sample]) -> np.ndarray:
         check_sides(samples, self)

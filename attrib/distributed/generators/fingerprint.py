@@ -35,7 +35,7 @@ from attrib.generators.extractor_batches import (
 )
 from attrib.generators.extractor_settings import FingerprintSettings
 from attrib.generators.extractor_training import ExtractorRun, started_network
-from attrib.generators.fingerprint_settings import MethodsSettings
+from attrib.generators.fingerprint_settings import FINGERPRINT_VERSION, MethodsSettings
 from attrib.generators.pool import open_pool
 from attrib.generators.spectrum_methods import fitted_maps
 from attrib.probing import baseline_bytes, peak_bytes, reset_peak, resident_bytes
@@ -61,7 +61,7 @@ def run(settings: FingerprintSettings) -> dict:
     storage = Storage(settings.storage)
     pool = open_pool(settings.pool, storage)
     check_pool(pool, settings)
-    inputs = {"pool": pool.digest}
+    inputs = {"pool": pool.digest, "fingerprint_version": FINGERPRINT_VERSION}
     record = begin(settings, RECORD, inputs, storage)
     if record:
         return record
@@ -105,7 +105,7 @@ def _estimate(settings: FingerprintSettings, images: PoolImages) -> Estimate:
         started = time.perf_counter()
         training.train_step(batches.make(step))
         seconds.append(time.perf_counter() - started)
-    images_bytes = sum(of_model.nbytes for of_model in (*images.training, *images.held_out))
+    images_bytes = sum(of_model.nbytes for of_model in (*images.training, *images.held_out, images.photographs))
     optimiser, contrast = settings.optimiser, settings.contrast
     num_judged = len(images.held_out) * len(images.held_out[0]) * len(VALIDATION)
     # Judging is a forward pass, about a third of a step for as many patches.

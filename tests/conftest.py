@@ -116,10 +116,12 @@ def start_job():
     def start(job: str, values: dict, folder: Path, **environment) -> subprocess.Popen:
         config = folder / f"{job}.yaml"
         config.write_text(yaml.safe_dump(values), encoding="utf-8")
+        # Ray folds lines of several workers that differ in their numbers alone: what a restarted one says would be missing.
+        unfolded = {"RAY_DEDUP_LOGS": "0"}
         return subprocess.Popen(
             [sys.executable, "-m", f"jobs.{job}", "--config", str(config)],
             cwd=ROOT,
-            env=os.environ | environment,
+            env=os.environ | unfolded | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

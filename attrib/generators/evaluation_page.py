@@ -17,7 +17,7 @@ from attrib.generators.evaluation_choice import DECIDING, MAX_LOSS
 from attrib.generators.evaluation_curves import CURVE_DEGRADATIONS, MIN_QUERIES
 from attrib.generators.evaluation_intervals import VALUES
 from attrib.generators.evaluation_settings import LOSS_DEGRADATION
-from attrib.generators.evaluation_summary import TOO_SMALL, has_families, shown_values
+from attrib.generators.evaluation_summary import TOO_SMALL, shown_values
 from attrib.generators.fingerprint_settings import ScoringName
 from attrib.generators.measures import MIN_RESAMPLED
 from attrib.generators.tiers import Tier
@@ -61,7 +61,7 @@ def _shown_tier(summary: dict, tier: Tier, settings: dict) -> dict:
     drawn = _drawn(found, shipped)
     return {
         "values": shown_values(found),
-        "has_families": has_families(found),
+        "has_families": tier.has_families,
         "strips": {tier.names[g]: picture_strip(tier, g) for g in range(min(tier.num_generators, SHOWN_GENERATORS))},
         "curves": [
             *_curve(drawn, "references", "Identified, by references", settings["reference_counts"]),

@@ -82,7 +82,9 @@ class LocalCluster:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         self._environment = inherited | self.client_environment | (environment or {})
         # `python` in a job's entrypoint is to be this one, whether or not its environment is activated.
-        self._environment["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
+        self._environment["PATH"] = os.pathsep.join(
+            [os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]
+        )
         self._per_node = [
             f"--num-cpus={cpus_per_node}",
             "--num-gpus=0",
@@ -221,7 +223,9 @@ def main() -> None:
         exports = " ".join(f"{key}={shlex.quote(value)}" for key, value in cluster.client_environment.items())
         print(f"Two nodes are up, in {cluster.folder}. From the repository, in another terminal:\n")
         print(f"  export {exports}")
-        print(f"  ray job submit --address {cluster.address} --working-dir . -- python -m jobs.pipeline --config FILE\n")
+        print(
+            f"  ray job submit --address {cluster.address} --working-dir . -- python -m jobs.pipeline --config FILE\n"
+        )
         print("Ctrl-C stops both.", flush=True)
         try:
             signal.pause()

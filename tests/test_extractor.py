@@ -8,7 +8,9 @@ from tiny_pool import smooth_images, traced
 from attrib.errors import AttribError
 from attrib.generators.degradations import NONE, Degradation, degrade
 from attrib.generators.extractor import (
+    PARTS,
     RECORD,
+    STATISTICS,
     WEIGHTS,
     Extractor,
     FingerprintNetwork,
@@ -17,19 +19,22 @@ from attrib.generators.extractor import (
     extractor_digest,
     load_extractor,
     save_extractor,
-    trace,
     untrained,
 )
 from attrib.generators.extractor_batches import PoolImages
 from attrib.generators.extractor_settings import FingerprintSettings, NetworkSettings
-from attrib.generators.extractor_training import SHRINKAGE, started_network
+from attrib.generators.extractor_training import SHRINKAGE, started_network, whiten, whitening_patches
 from attrib.generators.methods import Method, asked
 from attrib.generators.polyphase import polyphase_means
 from attrib.generators.samples import Sample
 from attrib.generators.spectrum import colour_spectrum, patches, residual
 
-SETTINGS = NetworkSettings(patch_px=16, min_side_px=12, max_patches=4, window_px=4, hidden=16, width=8)
-PARTS = (144, 192)  # of 2 x 6 x 4 x 3 and 3 x 8 x 8 numbers
+SETTINGS = NetworkSettings(patch_px=16, min_side_px=12, max_patches=4, window_px=4, num_learned=24, width=8)
+COLUMNS = {
+    "colour-spectrum": slice(0, 144),
+    "polyphase": slice(144, 336),
+    "learned": slice(336, 360),
+}  # 2 x 6 x 4 x 3 and 3 x 8 x 8 numbers, and 24
 
 
 def random_network(seed: int = 0) -> FingerprintNetwork:
@@ -51,92 +56,98 @@ def images() -> list[torch.Tensor]:
     ]
 
 
-def whitened(network: FingerprintNetwork, cut: torch.Tensor) -> torch.Tensor:
+def raw(network: FingerprintNetwork, cut: torch.Tensor) -> torch.Tensor:
+    """All parts before whitening."""
     residuals = residual(cut.float() / 255)
-    rows = [colour_spectrum(residuals, 4).flatten(1), polyphase_means(residuals).flatten(1)]
-    return (torch.cat(rows, dim=1) - network.mean) @ network.directions
+    statistics = [colour_spectrum(residuals, 4).flatten(1), polyphase_means(residuals).flatten(1)]
+    return torch.cat([*statistics, network.learned(cut)], dim=1)
 
 
-def of_equal_length(rows: torch.Tensor) -> torch.Tensor:
-    return torch.cat([part / part.norm(dim=1, keepdim=True) for part in (rows[:, :144], rows[:, 144:])], dim=1) / 2**0.5
+def scaled(rows: torch.Tensor) -> torch.Tensor:
+    """Parts of lengths 1, 1 and a half, then the whole of length one."""
+    lengths = {"colour-spectrum": 1, "polyphase": 1, "learned": 0.5}
+    parts = [lengths[name] * rows[:, own] / rows[:, own].norm(dim=1, keepdim=True) for name, own in COLUMNS.items()]
+    return torch.cat(parts, dim=1) / 2.25**0.5
 
 
-def test_the_start_is_the_whitened_trace_in_two_parts():
+def test_a_vector_is_its_whitened_parts_of_their_lengths():
     network, generator = random_network(), torch.Generator().manual_seed(1)
-    mean = torch.randn(SETTINGS.dimension, generator=generator)
-    network.start_from(mean, torch.randn(SETTINGS.dimension, SETTINGS.dimension, generator=generator))
     cut = patches(smooth_images(1, 48, 0)[0], 16, 9)
-    torch.testing.assert_close(network(cut), of_equal_length(whitened(network, cut)), atol=1e-5, rtol=1e-4)
-    assert torch.equal(network.mean, mean) and len(cut) == 9 and SETTINGS.part_sizes == PARTS
+    expected = raw(network, cut)
+    for name, own in COLUMNS.items():
+        size = own.stop - own.start
+        mean, projection = torch.randn(size, generator=generator), torch.randn(size, size, generator=generator)
+        network.whiten(name, mean, projection)
+        expected[:, own] = (expected[:, own] - mean) @ projection
+    torch.testing.assert_close(network(cut), scaled(expected), atol=1e-5, rtol=1e-4)
+    assert SETTINGS.part_sizes == (144, 192, 24) and list(COLUMNS) == list(PARTS) and len(cut) == 9
 
 
-def test_a_part_of_zeros_stays_zero_and_the_other_has_all_the_length():
-    rows = torch.zeros(2, 5)
-    rows[0, 3:] = torch.tensor([3.0, 4.0])
-    assert torch.equal(balanced(rows, (3, 2)), torch.tensor([[0, 0, 0, 0.6, 0.8], [0, 0, 0, 0, 0]]))
+def test_a_part_of_zeros_stays_zero_and_the_others_have_all_the_length():
+    rows = torch.zeros(2, 6)
+    rows[0, 3:] = torch.tensor([3.0, 4.0, 7.0])
+    found = balanced(rows, PARTS, (3, 2, 1))
+    torch.testing.assert_close(found[0] * 1.25**0.5, torch.tensor([0, 0, 0, 0.6, 0.8, 0.5]))
+    assert not found[1].any()
 
 
-def test_every_part_of_the_network_learns_and_a_flat_patch_is_no_trap():
+def test_all_that_is_learned_learns_and_a_flat_patch_is_no_trap():
     network = random_network()
-    with torch.no_grad():  # the correction starts at zero, behind which nothing has a gradient
-        network.correction[-1].weight.normal_()
     flat = torch.full((1, 3, 16, 16), 128, dtype=torch.uint8)
-    network(torch.cat([smooth_images(3, 16, 0), flat]))[:, 0].sum().backward()
+    network.learned(torch.cat([smooth_images(3, 16, 0), flat]))[:, 0].sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
 
 
-def test_what_is_learned_sees_the_content_and_no_single_pixels():
+def test_what_is_learned_sees_where_on_the_lattice_a_trace_lies():
+    """A pixel that repeats every 8 px: moved by 8 px it is the same to the network, in what is left of its borders, moved by 4 it is not."""
     network = random_network()
-    with torch.no_grad():
-        network.correction[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
-    pixels = smooth_images(2, 16, 0).clamp(4, 250)
-    board = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 8 - 4  # cancels in every 2x2 mean
-    corrections = []
-    network.correction.register_forward_hook(lambda _, given, found: corrections.append(found))
-    for shown in (pixels, (pixels.int() + board).to(torch.uint8), pixels.flip(0)):
-        network(shown)
-    torch.testing.assert_close(corrections[1], corrections[0], atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(corrections[2], corrections[0].flip(0))
-    assert (corrections[0][0] - corrections[0][1]).abs().max() > 0.01
+    board = torch.full((3, 96, 96), 100, dtype=torch.uint8)
+    board[:, ::8, ::8] = 120
+    first, same, moved = (network.learned(board[None, :, at : at + 80, at : at + 80])[0] for at in (0, 8, 4))
+    assert torch.equal(first, same) and (first - moved).abs().max() > 0.01
 
 
-def test_the_start_whitens_what_varies_within_models_and_between_photographs():
+def test_parts_are_whitened_by_what_varies_within_models_and_between_photographs():
     photographs = smooth_images(30, 40, 0)
     models = [traced(photographs, seed, strength=0.02) for seed in range(4)]
     settings = FingerprintSettings(pool="p", output="o", network=SETTINGS.model_dump())
-    network = started_network(PoolImages(models, [], photographs), settings)
+    images = PoolImages(models, [], photographs)
+    network = started_network(images, settings)
+    assert not network.mean[COLUMNS["learned"]].any(), "what is learned is whitened as it is learned"
+    whiten(network, ["learned"], whitening_patches(images, SETTINGS, 30))
     within, centres = {}, {}
     for kind, classes, num_patches in (("models", models, 1), ("photographs", [photographs], 4)):
         groups = []
         for degradation in (NONE, Degradation("jpeg", 85)):
-            for images in classes:
-                cut = torch.cat([patches(degrade(image, degradation), 16, num_patches) for image in images])
-                groups.append(trace(cut, 4).double())
+            for shown in classes:
+                cut = torch.cat([patches(degrade(image, degradation), 16, num_patches) for image in shown])
+                groups.append(raw(network, cut).detach().double())
         means = torch.stack([rows.mean(dim=0) for rows in groups])
         scatter = sum((rows - mean).T @ (rows - mean) for rows, mean in zip(groups, means))
         within[kind] = scatter / (sum(map(len, groups)) - len(groups))
         centres[kind] = means.mean(dim=0)
     directions = network.directions.double()
-    for part in (slice(0, 144), slice(144, 336)):
+    for part in COLUMNS.values():
         mixed = sum(covariance[part, part] / covariance[part, part].trace() for covariance in within.values())
         shrunk = (1 - SHRINKAGE) * mixed + SHRINKAGE * mixed.diagonal().mean() * torch.eye(len(mixed))
-        own = directions[part, part]
+        own = directions[part, part].clone()
         torch.testing.assert_close(own.T @ shrunk @ own, torch.eye(len(own)).double(), atol=1e-3, rtol=0)
-    assert not directions[:144, 144:].any() and not directions[144:, :144].any()
+        directions[part, part] = 0
+    assert not directions.any(), "no part mixes with another"
     expected = (centres["models"] + centres["photographs"]) / 2
     torch.testing.assert_close(network.mean.double(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_an_image_is_the_mean_of_its_patches_in_two_parts(extractor, images):
+def test_an_image_is_the_mean_of_its_patches_in_parts(extractor, images):
     found = extractor.embed_images(images)
-    assert found.shape == (7, 336) and found.dtype == np.float32
+    assert found.shape == (7, 360) and found.dtype == np.float32
     counts = set()
     for row, image in zip(found, images):
         cut = patches(image, min(16, image.shape[1]), 4)
         with torch.no_grad():
             each = extractor.network(cut)
-        np.testing.assert_allclose(row, of_equal_length(each.mean(dim=0)[None])[0], atol=1e-5)
+        np.testing.assert_allclose(row, scaled(each.mean(dim=0)[None])[0], atol=1e-5)
         counts.add(len(cut))
     assert len(counts) > 1
 
@@ -150,20 +161,23 @@ def test_an_image_does_not_depend_on_its_neighbours(extractor, images):
 def test_a_small_image_is_refused(extractor, images):
     with pytest.raises(AttribError, match=r"40x11 pixels is too small for extractor, which needs 12"):
         extractor.embed([Sample(images[0], "PNG", 1), Sample(torch.zeros(3, 11, 40, dtype=torch.uint8), "PNG", 1)])
-    assert extractor.embed([]).shape == (0, 336)
+    assert extractor.embed([]).shape == (0, 360)
 
 
-def test_a_part_is_its_columns_of_the_start(extractor, images):
-    start = untrained(extractor).embed_images(images)
+def test_parts_are_columns_of_the_whole(extractor, images):
+    whole, start = extractor.embed_images(images), untrained(extractor).embed_images(images)
     samples = [Sample(image, "PNG", 1) for image in images]
-    spectrum, polyphase = (Part(extractor, name) for name in ("colour-spectrum", "polyphase"))
-    for part, own in ((spectrum, start[:, :144]), (polyphase, start[:, 144:])):
-        np.testing.assert_allclose(part.embed(samples), own / np.linalg.norm(own, axis=1, keepdims=True), atol=1e-5)
+    parts = [Part(extractor, name) for name in PARTS]
+    for part, own in zip(parts, COLUMNS.values()):
+        expected = whole[:, own] / np.linalg.norm(whole[:, own], axis=1, keepdims=True)
+        np.testing.assert_allclose(part.embed(samples), expected, atol=1e-5)
         assert part.looks_at_trace and part.registered_as is None
-    assert (spectrum.name, polyphase.name) == ("part-colour-spectrum", "part-polyphase")
-    assert spectrum.needs_colour and not polyphase.needs_colour
-    assert untrained(extractor).digest == extractor.digest, "a network that was just made has learned nothing"
-    assert len({extractor.digest, spectrum.digest, polyphase.digest}) == 3
+    statistics = whole[:, : COLUMNS["learned"].start]
+    np.testing.assert_allclose(start, statistics / np.linalg.norm(statistics, axis=1, keepdims=True), atol=1e-5)
+    assert untrained(extractor).parts == STATISTICS
+    assert [part.name for part in parts] == ["part-colour-spectrum", "part-polyphase", "part-learned"]
+    assert [part.needs_colour for part in parts] == [True, False, False]
+    assert len({extractor.digest, untrained(extractor).digest, *(part.digest for part in parts)}) == 5
 
 
 def test_a_file_gives_the_same_extractor(extractor, images, local, tmp_path):
@@ -208,7 +222,7 @@ def test_settings_that_cannot_be_are_refused():
 def test_the_start_tells_filters_apart(one_thread):
     """The whitening of drawn traces identifies traces that it was not fitted on, better than the trace as it is.
 
-    A filter leaves nothing at fixed places of the pixel grid, so half of each vector is chance, and must count for little.
+    A filter leaves nothing at fixed places of the pixel grid, and nothing was learned, so much of each vector is chance and must count for little.
     """
     photographs = smooth_images(36, 32, 0)
     settings = FingerprintSettings(pool="p", output="o", network=SETTINGS.model_dump(), seed=3)

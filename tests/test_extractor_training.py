@@ -14,7 +14,7 @@ from attrib.generators.degradations import NONE, Degradation, degrade
 from attrib.generators.extractor import Extractor, FingerprintNetwork
 from attrib.generators.extractor_batches import Batches, PoolImages, Validation, augmented
 from attrib.generators.extractor_settings import FingerprintSettings
-from attrib.generators.extractor_training import ExtractorRun
+from attrib.generators.extractor_training import LEARNED_IMAGES, ExtractorRun, whiten, whitening_patches
 
 WORLD_SIZE = 2
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ def settings(**changes) -> FingerprintSettings:
     values = {
         "pool": "pool",
         "output": "output",
-        "network": {"patch_px": 16, "window_px": 4, "hidden": 16, "width": 8},
+        "network": {"patch_px": 16, "window_px": 4, "num_learned": 24, "width": 8},
         "contrast": {"models_per_batch": 4, "images_per_model": 3},
         "optimiser": {"num_steps": 6, "learning_rate": 3e-3, "validation_steps": 3},
     }
@@ -111,7 +111,7 @@ class Chosen(Extractor):
     """Embeds by a rule in place of a network."""
 
     def __init__(self, rule):
-        self.rule, self.part_sizes = rule, (2,)
+        self.rule, self.part_sizes, self.parts = rule, (2,), ("learned",)
 
     def embed_patches(self, cut):
         return F.normalize(self.rule(cut), dim=1)
@@ -135,6 +135,20 @@ def test_training_learns(one_thread):
     best = max(row["criterion"] for row in training.history)
     found = Validation(pool_images().held_out, 16)(Extractor(training.network))
     assert sum(found.values()) / 2 == pytest.approx(best)
+
+
+def test_training_leaves_the_statistics_and_whitens_what_is_learned_as_it_is(one_thread):
+    """The kept weights are those of one validation, with the whitening of that validation."""
+    images, given, start = pool_images(), settings(), network_of(settings())
+    network = trained(given).network
+    statistics = slice(0, network.columns("learned").start)
+    learned = network.columns("learned")
+    assert torch.equal(network.directions[statistics], start.directions[statistics])
+    assert torch.equal(network.mean[statistics], start.mean[statistics])
+    kept = network.directions[learned, learned].clone()
+    assert not torch.equal(kept, start.directions[learned, learned])
+    whiten(network, ["learned"], whitening_patches(images, given.network, LEARNED_IMAGES))
+    torch.testing.assert_close(network.directions[learned, learned], kept)
 
 
 def test_a_run_continues_from_its_state(one_thread):

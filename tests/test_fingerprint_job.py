@@ -21,7 +21,7 @@ def values(folder, **changes) -> dict:
     return {
         "pool": f"{folder}/pool",
         "output": f"{folder}/extractor",
-        "network": {"patch_px": 16, "window_px": 4, "hidden": 16, "width": 8, "max_patches": 4},
+        "network": {"patch_px": 16, "window_px": 4, "num_learned": 24, "width": 8, "max_patches": 4},
         "contrast": {"models_per_batch": 4, "images_per_model": 3},
         "optimiser": {"num_steps": 6, "validation_steps": 3},
         "num_workers": 2,
@@ -51,7 +51,7 @@ def test_the_job_leaves_an_extractor(folder, record):
     assert extractor.digest == record["digest"]
     images = list(traced(smooth_images(3, 40, 5), 70))
     embedded = extractor.embed_images(images)
-    assert embedded.shape == (3, 336)
+    assert embedded.shape == (3, 360)
     np.testing.assert_allclose(np.linalg.norm(embedded, axis=1), 1, atol=1e-5)
     assert load_spectrum_method("colour-spectrum-lda", f"{folder}/extractor", LOCAL).min_side_px == 16
 

@@ -1,10 +1,8 @@
 """All methods of one table, made from one config: what is trained, what it must beat, and what measures leaks."""
 
-from typing import get_args
-
 from attrib.generators.backbone_features import BackboneFeatures
 from attrib.generators.discriminant import Discriminant
-from attrib.generators.extractor import Extractor, Part, PartName, untrained
+from attrib.generators.extractor import PARTS, Extractor, Part, untrained
 from attrib.generators.fingerprint_settings import MethodsSettings, SpectrumSettings
 from attrib.generators.leak_controls import CodecAndSize, ContentOnly
 from attrib.generators.methods import Method, asked
@@ -38,7 +36,7 @@ def methods_from(
     if extractor:
         methods += [asked(extractor, scoring) for scoring in ("adapted", "cosine", "logistic")]
         methods += [asked(untrained(extractor), scoring) for scoring in ("adapted", "logistic")]
-        methods += [Part(extractor, name) for name in get_args(PartName)]
+        methods += [Part(extractor, name) for name in PARTS]
     maps = fitted_maps(
         pool, settings.colour_spectrum, settings.colour_discriminant, storage, folder and join(folder, COLOUR_FOLDER)
     )

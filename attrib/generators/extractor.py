@@ -1,14 +1,12 @@
 """The fingerprint extractor: patches of an image to one vector that is near for images of one generator, whatever they show.
 
-The vector has two parts of equal length, what a patch's power spectrum shows of its colours and what lies at fixed places of the pixel grid
-(attrib/generators/polyphase.py), each whitened by what varies between pictures, and a learned correction that starts at zero. The whitenings are
-fitted and not trained: they keep all directions, so they serve generators that differ in ways in which the pool's models do not. The correction is
-a small CNN of the patch at half its resolution: it sees what is shown, and hardly a trace, which is a pattern of single pixels. So it can learn
-what content does to a trace, and cannot learn the synthetic models' traces by heart, which a network that saw the spectrum did: it told them
-apart better than the whitening, and generators of other kinds worse.
+The vector has three parts, each whitened by what varies between pictures. Two are statistics, what a patch's power spectrum shows of its colours
+and what lies at fixed places of the pixel grid (attrib/generators/polyphase.py): a whitening keeps all directions, so they serve generators that
+differ in ways in which the pool's models do not. The third is learned: a small CNN of the pixels and their residual that tells the pool's models
+apart however they were degraded. It finds under JPEG what the statistics lose, in generators that are like the pool's, and says little of others,
+so it has half their length, and scoring counts each part by how far the references at hand can rely on it.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -24,72 +22,107 @@ from attrib.backbone import model_digest
 from attrib.config import digest
 from attrib.errors import AttribError
 from attrib.generators.extractor_settings import NetworkSettings
-from attrib.generators.fingerprint_settings import FINGERPRINT_VERSION
+from attrib.generators.fingerprint_settings import FINGERPRINT_VERSION, PERIOD_PX
 from attrib.generators.methods import Method, check_sides
 from attrib.generators.polyphase import polyphase_means
 from attrib.generators.samples import Sample
-from attrib.generators.scoring import References, Scorer, adapted_by_part, unit_or_zero
+from attrib.generators.scoring import References, Scorer, adapted_by_part
 from attrib.generators.spectrum import colour_spectrum, patches, residual
 from attrib.storage import Storage, join, scratch_folder
 
 WEIGHTS = "extractor.safetensors"
 RECORD = "extractor.json"
 DESCRIPTION_KEY = "attrib.extractor"  # of the weights' metadata: the network's settings as JSON
-CONTENT_GAIN = 4.0  # pixels deviate by about a quarter
-VARIANCE_FLOOR = 1e-5
-PartName = Literal["colour-spectrum", "polyphase"]  # in the order of NetworkSettings.part_sizes
+PartName = Literal["colour-spectrum", "polyphase", "learned"]  # in the order of NetworkSettings.part_sizes
+PARTS: tuple[PartName, ...] = get_args(PartName)
+STATISTICS = PARTS[:2]  # what no training changes
+PART_LENGTHS: dict[PartName, float] = {"colour-spectrum": 1.0, "polyphase": 1.0, "learned": 0.5}
+# What the CNN sees is of order one: pixels of 0..1 deviate by about a quarter, residuals by a few hundredths.
+CONTENT_GAIN, RESIDUAL_GAIN = 2.0, 10.0
+VARIANCE_FLOOR = 1e-5  # the root of a variance of zero, as a flat patch has it, has no gradient
+MAP_STRIDE_PX = 4  # of the CNN's last maps
 PATCH_BATCH = 32  # every call of the network sees as many, so that a vector does not depend on its neighbours
 
 
 class FingerprintNetwork(nn.Module):
-    """uint8 [n, 3, s, s] -> float32 [n, dimension] of length one, in parts of equal length, min_side_px <= s <= patch_px."""
+    """uint8 [n, 3, s, s] -> float32 [n, d] of length one, min_side_px <= s <= patch_px; the parts' lengths are as PART_LENGTHS."""
 
     def __init__(self, settings: NetworkSettings):
         super().__init__()
         self.settings = settings
-        width, size = settings.width, settings.dimension
+        width, size = settings.width, sum(settings.part_sizes)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("directions", torch.eye(size))
-        self.pixels = nn.Sequential(
-            *_convolution(3, width, stride=1),
-            *_convolution(width, width, stride=2),
-            *_convolution(width, 2 * width, stride=1),
-            *_convolution(2 * width, 2 * width, stride=2),
-            *_convolution(2 * width, 4 * width, stride=1),
+        self.maps = nn.Sequential(
+            *_convolution(6, width, stride=1),
+            *_convolution(width, width, stride=1),
+            *_convolution(width, 2 * width, stride=2),
+            *_convolution(2 * width, 2 * width, stride=1),
+            *_convolution(2 * width, 4 * width, stride=2),
+            *_convolution(4 * width, 4 * width, stride=1),
         )
-        self.norm = nn.LayerNorm(8 * width)
-        self.correction = nn.Sequential(
-            nn.Linear(8 * width, settings.hidden), nn.GELU(), nn.Linear(settings.hidden, size)
-        )
-        self.leave_out_correction()
+        num_places = (PERIOD_PX // MAP_STRIDE_PX) ** 2
+        self.head = nn.Linear((2 + num_places) * 4 * width, settings.num_learned)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        whitened = (trace(pixels, self.settings.window_px) - self.mean) @ self.directions
-        shown = F.avg_pool2d(pixels.float() / 255, 2)
-        maps = self.pixels(CONTENT_GAIN * (shown - shown.mean(dim=(2, 3), keepdim=True)))
-        # The root of a variance of zero, as a flat patch has it, has no gradient.
-        pooled = torch.cat([maps.mean(dim=(2, 3)), (maps.var(dim=(2, 3)) + VARIANCE_FLOOR).sqrt()], dim=1)
-        return balanced(whitened + self.correction(self.norm(pooled)), self.settings.part_sizes)
+    def forward(self, pixels: Tensor, parts: Sequence[PartName] = PARTS) -> Tensor:
+        """The parts that are asked for alone, in the order of PARTS."""
+        found = self.parts(pixels, parts)
+        whitened = []
+        for name in parts:
+            own = self.columns(name)
+            whitened.append((found[name] - self.mean[own]) @ self.directions[own, own])
+        return balanced(torch.cat(whitened, dim=1), parts, [part.shape[1] for part in whitened])
 
-    def leave_out_correction(self) -> None:
-        nn.init.zeros_(self.correction[-1].weight)
-        nn.init.zeros_(self.correction[-1].bias)
+    def parts(self, pixels: Tensor, names: Sequence[PartName]) -> dict[PartName, Tensor]:
+        """The parts that are asked for before whitening, uint8 [n, 3, s, s] -> float32 [n, size] each."""
+        found = {}
+        if set(names) & set(STATISTICS):
+            sizes = self.settings.part_sizes[: len(STATISTICS)]
+            found |= zip(STATISTICS, trace(pixels, self.settings.window_px).split(sizes, dim=1))
+        if "learned" in names:
+            found["learned"] = self.learned(pixels)
+        return found
 
-    def start_from(self, mean: Tensor, directions: Tensor) -> None:
-        """mean: float32 [dimension]; directions: float32 [dimension, dimension]. Training does not change them."""
-        self.mean.copy_(mean)
-        self.directions.copy_(directions)
+    def columns(self, name: PartName) -> slice:
+        """Of a part, in a vector of all."""
+        place, sizes = PARTS.index(name), self.settings.part_sizes
+        return slice(sum(sizes[:place]), sum(sizes[: place + 1]))
+
+    def learned(self, pixels: Tensor) -> Tensor:
+        """uint8 [n, 3, s, s] -> float32 [n, num_learned] of length one."""
+        shown = pixels.float() / 255
+        content = shown - shown.mean(dim=(1, 2, 3), keepdim=True)
+        maps = self.maps(torch.cat([CONTENT_GAIN * content, RESIDUAL_GAIN * residual(shown)], dim=1))
+        spread = (maps.var(dim=(2, 3)) + VARIANCE_FLOOR).sqrt()
+        return F.normalize(self.head(torch.cat([maps.mean(dim=(2, 3)), spread, _by_place(maps)], dim=1)), dim=1)
+
+    def whiten(self, name: PartName, mean: Tensor, projection: Tensor) -> None:
+        """Of one part. mean: float32 [d]; projection: float32 [d, d]. No step of training changes them."""
+        own = self.columns(name)
+        self.mean[own] = mean
+        self.directions[own, own] = projection
 
 
 def trace(cut: Tensor, window_px: int) -> Tensor:
-    """uint8 [n, 3, s, s] -> float32 [n, dimension]: the colour spectrum, then the polyphase means, flat."""
+    """uint8 [n, 3, s, s] -> float32 [n, d]: the colour spectrum, then the polyphase means, flat."""
     residuals = residual(cut.float() / 255)
     return torch.cat([colour_spectrum(residuals, window_px).flatten(1), polyphase_means(residuals).flatten(1)], dim=1)
 
 
-def balanced(rows: Tensor, part_sizes: tuple[int, ...]) -> Tensor:
-    """Rows of length one, of parts that all have the same length; a part of zeros stays zero."""
-    return F.normalize(torch.cat([F.normalize(part, dim=1) for part in rows.split(part_sizes, dim=1)], dim=1), dim=1)
+def balanced(rows: Tensor, names: Sequence[PartName], sizes: Sequence[int]) -> Tensor:
+    """Rows of length one, of parts whose lengths are as PART_LENGTHS; a part of zeros stays zero."""
+    parts = rows.split(list(sizes), dim=1)
+    scaled = [PART_LENGTHS[name] * F.normalize(part, dim=1) for name, part in zip(names, parts)]
+    return F.normalize(torch.cat(scaled, dim=1), dim=1)
+
+
+def _by_place(maps: Tensor) -> Tensor:
+    """float32 [n, c, h, w] -> [n, c * places]: means over the places of the lattice of PERIOD_PX pixels, of its whole blocks."""
+    side = PERIOD_PX // MAP_STRIDE_PX
+    count, channels, height, width = maps.shape
+    rows, columns = height // side, width // side
+    whole = maps[:, :, : rows * side, : columns * side]
+    return whole.reshape(count, channels, rows, side, columns, side).mean(dim=(2, 4)).flatten(1)
 
 
 def _convolution(num_in: int, num_out: int, stride: int) -> list[nn.Module]:
@@ -97,86 +130,76 @@ def _convolution(num_in: int, num_out: int, stride: int) -> list[nn.Module]:
     return [
         nn.Conv2d(num_in, num_out, 3, stride, padding=1, bias=False),
         nn.GroupNorm(8 if num_out % 8 == 0 else 1, num_out),
-        nn.GELU(),
+        nn.ReLU(),
     ]
 
 
 class Extractor(Method):
-    """A frozen network on one device as a fingerprint method."""
+    """A frozen network on one device as a fingerprint method. parts: what the vector consists of."""
 
     name = "extractor"
     scoring = "adapted"
-    needs_colour = True
 
-    def __init__(self, network: FingerprintNetwork, device: str = "cpu"):
-        self.network, self.device = network.eval().to(device), torch.device(device)
+    def __init__(self, network: FingerprintNetwork, device: str = "cpu", parts: tuple[PartName, ...] = PARTS):
+        self.network, self.device, self.parts = network.eval().to(device), torch.device(device), parts
         self.min_side_px = network.settings.min_side_px
-        self.digest = extractor_digest(network)
-        self.part_sizes: tuple[int, ...] = network.settings.part_sizes
+        self.needs_colour = "colour-spectrum" in parts
+        whole = extractor_digest(network)
+        self.digest = whole if parts == PARTS else digest([parts, whole])
+        self.part_sizes = tuple(size for name, size in zip(PARTS, network.settings.part_sizes) if name in parts)
 
     def fit(self, references: References) -> Scorer:
         """Adapted, each part by its reliability; polyphase means, which a crop moves, speak for a generator only."""
-        one_sided = [name == "polyphase" for name in get_args(PartName)] if len(self.part_sizes) > 1 else [False]
+        one_sided = [name == "polyphase" and len(self.parts) > 1 for name in self.parts]
         return adapted_by_part(self.part_sizes, one_sided)(references)
 
     def embed(self, samples: Sequence[Sample]) -> np.ndarray:
-        """float32 [n, dimension], rows of length one. Raises AttribError for an image below min_side_px."""
+        """float32 [n, d], rows of length one, d the sum of part_sizes. Raises AttribError for an image below min_side_px."""
         check_sides(samples, self)
         return self.embed_images([sample.image for sample in samples])
 
     def embed_images(self, images: Sequence[Tensor]) -> np.ndarray:
-        """uint8 [3, h, w] each -> float32 [n, dimension], rows of length one: the mean of the patches' vectors, its parts of equal length.
+        """uint8 [3, h, w] each -> float32 [n, d], rows of length one: the mean of the patches' vectors, its parts of the same lengths as theirs.
 
         Patches have patch_px pixels on each side, or as many as the image's shorter side has.
         """
         settings = self.network.settings
         sides = [min(settings.patch_px, *image.shape[1:]) for image in images]
         cut = [patches(image, side, settings.max_patches) for image, side in zip(images, sides)]
-        embedded = np.zeros((len(images), settings.dimension), np.float32)
+        embedded = np.zeros((len(images), sum(self.part_sizes)), np.float32)
         for side in set(sides):
             places = [place for place, own in enumerate(sides) if own == side]
             vectors = self.embed_patches(torch.cat([cut[place] for place in places]))
             means = [own.mean(dim=0) for own in vectors.split([len(cut[place]) for place in places])]
-            embedded[places] = balanced(torch.stack(means), settings.part_sizes).numpy()
+            embedded[places] = balanced(torch.stack(means), self.parts, self.part_sizes).numpy()
         return embedded
 
     @torch.inference_mode()
     def embed_patches(self, cut: Tensor) -> Tensor:
-        """uint8 [p, 3, s, s] -> float32 [p, dimension] on the CPU, rows of length one."""
+        """uint8 [p, 3, s, s] -> float32 [p, d] on the CPU, rows of length one."""
         vectors = []
         for batch in cut.split(PATCH_BATCH):
             missing = PATCH_BATCH - len(batch)
             padded = torch.cat([batch, batch[:1].expand(missing, -1, -1, -1)]) if missing else batch
-            vectors.append(self.network(padded.to(self.device))[: len(batch)].float().cpu())
+            vectors.append(self.network(padded.to(self.device), self.parts)[: len(batch)].float().cpu())
         return torch.cat(vectors)
 
 
 def untrained(extractor: Extractor) -> Extractor:
-    """What the extractor's training began with: the whitened trace, without the learned correction."""
-    network = copy.deepcopy(extractor.network)
-    network.leave_out_correction()
-    found = Extractor(network, str(extractor.device))
+    """The statistics alone, without what is learned."""
+    found = Extractor(extractor.network, str(extractor.device), STATISTICS)
     found.name = f"{extractor.name}-untrained"
     return found
 
 
 class Part(Extractor):
-    """One part of an extractor's start alone: what it can do without the other. A control that the extractor must beat; no registry holds it."""
+    """One part of an extractor alone: what it can do without the others. A control that the extractor must beat; no registry holds it."""
 
     registered_as = None
 
     def __init__(self, extractor: Extractor, name: PartName):
-        super().__init__(untrained(extractor).network, str(extractor.device))
+        super().__init__(extractor.network, str(extractor.device), (name,))
         self.name = f"part-{name}"
-        self.digest = digest([self.name, self.digest])
-        self.needs_colour = name == "colour-spectrum"
-        place = get_args(PartName).index(name)
-        self._columns = slice(sum(self.part_sizes[:place]), sum(self.part_sizes[: place + 1]))
-        self.part_sizes = self.part_sizes[place : place + 1]
-
-    def embed(self, samples: Sequence[Sample]) -> np.ndarray:
-        """float32 [n, the part's size], rows of length one."""
-        return unit_or_zero(super().embed(samples)[:, self._columns])
 
 
 def extractor_digest(network: FingerprintNetwork) -> str:

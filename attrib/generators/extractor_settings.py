@@ -22,18 +22,13 @@ class NetworkSettings(Settings):
     window_px: Annotated[int, Field(ge=4, multiple_of=2)] = (
         8  # of the colour spectrum, averaged over overlapping windows
     )
-    hidden: Positive = 256  # units of the learned correction
-    width: Positive = 32  # channels of the first convolutions over what is shown; twice and four times as many follow
+    num_learned: Positive = 192  # numbers of the learned part
+    width: Positive = 32  # channels of its first convolutions; twice and four times as many follow
 
     @property
-    def part_sizes(self) -> tuple[int, int]:
-        """Numbers of a patch's colour spectrum, and of its polyphase means."""
-        return 2 * 6 * self.window_px * (self.window_px // 2 + 1), 3 * PERIOD_PX**2
-
-    @property
-    def dimension(self) -> int:
-        """Of the embedding."""
-        return sum(self.part_sizes)
+    def part_sizes(self) -> tuple[int, int, int]:
+        """Numbers of a patch's colour spectrum, of its polyphase means, and of the learned part."""
+        return 2 * 6 * self.window_px * (self.window_px // 2 + 1), 3 * PERIOD_PX**2, self.num_learned
 
     @model_validator(mode="after")
     def _window_fits(self):
@@ -53,7 +48,7 @@ class ContrastSettings(Settings):
     temperature: float = Field(default=0.1, gt=0)
     contrast_weight: Weight = 1.0  # of the supervised contrastive loss
     classification_weight: Weight = 1.0  # of the cross-entropy over the pool's models
-    class_scale: float = Field(default=16.0, gt=0)  # of the cosines that the cross-entropy sees
+    class_scale: float = Field(default=24.0, gt=0)  # of the cosines that the cross-entropy sees
 
     @model_validator(mode="after")
     def _something_to_learn(self):
@@ -63,11 +58,11 @@ class ContrastSettings(Settings):
 
 
 class ExtractorOptimiserSettings(Settings):
-    num_steps: Positive = 1500
-    learning_rate: float = Field(default=1e-3, gt=0)
-    weight_decay: Weight = 0.01
+    num_steps: Positive = 8000
+    learning_rate: float = Field(default=2e-3, gt=0)
+    weight_decay: Weight = 0.05
     warmup_share: Share = 0.05  # of all steps; then the rate falls by a cosine
-    validation_steps: Positive = 150  # between two validations, each of which leaves a checkpoint
+    validation_steps: Positive = 500  # between two validations, each of which leaves a checkpoint
 
 
 class FingerprintSettings(JobSettings):

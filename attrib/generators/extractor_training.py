@@ -5,7 +5,8 @@ trained on, untouched and at JPEG 85. No image of a real generator takes part.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,14 +18,15 @@ from attrib.errors import AttribError
 from attrib.gather import gather, gather_fixed
 from attrib.generators.contrast import classification, supervised_contrastive
 from attrib.generators.degradations import degrade
-from attrib.generators.discriminant import Discriminant, fit_whitening, model_statistics
-from attrib.generators.extractor import Extractor, FingerprintNetwork, trace
+from attrib.generators.discriminant import fit_whitening, model_statistics
+from attrib.generators.extractor import STATISTICS, Extractor, FingerprintNetwork, PartName
 from attrib.generators.extractor_batches import VALIDATION, Batch, Batches, PoolImages, Validation
 from attrib.generators.extractor_settings import FingerprintSettings, NetworkSettings
 from attrib.generators.spectrum import patches
 from attrib.training import rate
 
-START_IMAGES = 64  # of each model, one patch of each, that fit the whitening
+START_IMAGES = 64  # of each model, that whiten the statistics
+LEARNED_IMAGES = 16  # that whiten what is learned, which has fewer numbers, with every validation
 TRACED_AT_ONCE = 256  # patches, of about .4 MB each while their windows are held
 SHRINKAGE = 0.15  # of the covariance that is whitened
 
@@ -37,7 +39,7 @@ class ExtractorRun:
     ):
         self.network, self.settings, self.device = network.to(device), settings, device
         generator = torch.Generator().manual_seed(settings.seed)
-        prototypes = torch.randn(num_classes, settings.network.dimension, generator=generator)
+        prototypes = torch.randn(num_classes, settings.network.num_learned, generator=generator)
         self.prototypes = nn.Parameter(F.normalize(prototypes, dim=1).to(device))
         self.parameters = [*self.network.parameters(), self.prototypes]
         optimiser = settings.optimiser
@@ -56,8 +58,9 @@ class ExtractorRun:
 
         Raises AttribError if the loss is not finite.
         """
+        shown = whitening_patches(batches.images, self.settings.network, LEARNED_IMAGES)
         if not self.history:
-            self._note(None, validation)
+            self._note(None, shown, validation)
             on_validation(self)
         total = 0.0
         optimiser = self.settings.optimiser
@@ -69,7 +72,7 @@ class ExtractorRun:
                 continue
             if not math.isfinite(total):
                 raise AttribError(f"the loss is not finite at step {self.step}; lower optimiser.learning_rate")
-            self._note(total / (self.step - self.history[-1]["step"]), validation)
+            self._note(total / (self.step - self.history[-1]["step"]), shown, validation)
             total = 0.0
             on_validation(self)
         self.network.load_state_dict(self.best)
@@ -77,7 +80,7 @@ class ExtractorRun:
     def train_step(self, batch: Batch) -> float:
         self.network.train()
         self.optimiser.zero_grad(set_to_none=True)
-        own = self.network(batch.patches.to(self.device))
+        own = self.network.learned(batch.patches.to(self.device))
         loss = self._loss(gather(own), gather_fixed(batch.labels.to(self.device)))
         loss.backward()
         average_gradients(self.parameters)
@@ -95,7 +98,8 @@ class ExtractorRun:
             loss = loss + contrast.classification_weight * found
         return loss
 
-    def _note(self, loss: float | None, validation: Validation) -> None:
+    def _note(self, loss: float | None, shown: "WhiteningPatches", validation: Validation) -> None:
+        whiten(self.network, ["learned"], shown)
         found = validation(Extractor(self.network, self.device))
         criterion = sum(found.values()) / len(found)
         if criterion > max((row["criterion"] for row in self.history), default=-math.inf):
@@ -130,40 +134,61 @@ class ExtractorRun:
 
 
 def started_network(images: PoolImages, settings: FingerprintSettings) -> FingerprintNetwork:
-    """A network that whitens by what varies between pictures; what is learned is drawn by the seed."""
+    """A network whose statistics are whitened by what varies between pictures; what is learned is drawn by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = FingerprintNetwork(settings.network)
-    parts = fitted_whitenings(images, settings.network)
-    projections = [torch.from_numpy(part.projection).float() for part in parts]
-    mean = np.concatenate([part.mean for part in parts])
-    network.start_from(torch.from_numpy(mean).float(), torch.block_diag(*projections))
+    whiten(network, STATISTICS, whitening_patches(images, settings.network, START_IMAGES))
     return network
 
 
-def fitted_whitenings(images: PoolImages, network: NetworkSettings) -> list[Discriminant]:
-    """Of each part of the trace. What varies between pictures is, by half, what does within the pool's models, and what does between photographs:
+@dataclass(frozen=True, eq=False)
+class WhiteningPatches:
+    """uint8 [n, 3, s, s] of each class under each degradation of VALIDATION: degraded alike, a class of its own."""
+
+    models: list[Tensor]
+    photographs: list[Tensor]
+
+
+def whitening_patches(images: PoolImages, network: NetworkSettings, num_images: int) -> WhiteningPatches:
+    """One patch of each model's first images, and max_patches of each photograph."""
+    first = [of_model[:num_images] for of_model in images.training]
+    models = _degraded_patches(first, network.patch_px, max_patches=1)
+    return WhiteningPatches(models, _degraded_patches([images.photographs], network.patch_px, network.max_patches))
+
+
+def _degraded_patches(classes: list[Tensor], patch_px: int, max_patches: int) -> list[Tensor]:
+    return [
+        torch.cat([patches(degrade(image, degradation), patch_px, max_patches) for image in images])
+        for degradation in VALIDATION
+        for images in classes
+    ]
+
+
+@torch.no_grad()
+def whiten(network: FingerprintNetwork, names: Sequence[PartName], shown: WhiteningPatches) -> None:
+    """Parts of the network as it is. What varies between pictures is, by half, what does within the pool's models, and what does between photographs:
     models smooth fine detail away, so that they alone would leave a real generator's content in it."""
-    first = [of_model[:START_IMAGES] for of_model in images.training]
-    models = model_statistics(_traces(first, network, max_patches=1))
-    photographs = model_statistics(_traces([images.photographs], network, network.max_patches))
-    found, start = [], 0
-    for size in network.part_sizes:
-        part, start = slice(start, start + size), start + size
+    models, photographs = (
+        model_statistics(_rows(network, names, cut) for cut in classes) for classes in (shown.models, shown.photographs)
+    )
+    start = 0
+    for name in names:
+        own = network.columns(name)
+        part = slice(start, start + own.stop - own.start)
+        start = part.stop
         covariances = [statistics.covariance[part, part] for statistics in (models, photographs)]
         mean = (models.means[:, part].mean(axis=0) + photographs.means[:, part].mean(axis=0)) / 2
         mixed = sum(covariance / np.trace(covariance) for covariance in covariances)
-        found.append(fit_whitening(mean, mixed, SHRINKAGE, without_level=False))
-    return found
+        found = fit_whitening(mean, mixed, SHRINKAGE, without_level=False)
+        network.whiten(name, torch.from_numpy(mean).float(), torch.from_numpy(found.projection).float())
 
 
-def _traces(classes: list[Tensor], network: NetworkSettings, max_patches: int) -> Iterator[np.ndarray]:
-    """float32 [n, dimension] of each class under each degradation of VALIDATION: degraded alike, a class of its own."""
-    for degradation in VALIDATION:
-        for images in classes:
-            shown = (degrade(image, degradation) for image in images)
-            cut = torch.cat([patches(image, network.patch_px, max_patches) for image in shown])
-            yield torch.cat([trace(some, network.window_px) for some in cut.split(TRACED_AT_ONCE)]).numpy()
+def _rows(network: FingerprintNetwork, names: Sequence[PartName], cut: Tensor) -> np.ndarray:
+    """float32 [n, d], before any whitening."""
+    device = network.mean.device
+    of_parts = [network.parts(some.to(device), names) for some in cut.split(TRACED_AT_ONCE)]
+    return torch.cat([torch.cat([parts[name] for name in names], dim=1) for parts in of_parts]).cpu().numpy()
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:

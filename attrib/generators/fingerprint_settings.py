@@ -10,7 +10,7 @@ from attrib.settings import BackboneSettings, Positive, Settings
 ScoringName = Literal["cosine", "nearest", "adapted", "knn", "logistic"]  # attrib/generators/scoring.py
 # Part of every digest of a method: to be raised with each change of how vectors or scores come from the same settings and weights, so that
 # old references never meet new queries.
-FINGERPRINT_VERSION = 2
+FINGERPRINT_VERSION = 3
 PERIOD_PX = 8  # of the lattice on which a decoder's doublings and JPEG's blocks repeat (attrib/generators/polyphase.py)
 Shrinkage = Literal["ledoit_wolf"] | Annotated[float, Field(gt=0, le=1)]
 
@@ -84,7 +84,7 @@ class MethodsSettings(Settings):
     spectrum: SpectrumSettings = SpectrumSettings()
     colour_spectrum: SpectrumSettings = SpectrumSettings(
         window_px=8
-    )  # the first of the two parts that the extractor sees
+    )  # the first of the two fitted parts of the extractor
     discriminant: DiscriminantSettings = DiscriminantSettings()
     colour_discriminant: DiscriminantSettings = DiscriminantSettings(shrinkage=0.15)
     backbone: BackboneFeatureSettings | None = None  # None: these three rows are left out

@@ -49,7 +49,7 @@ STATES = 4  # in a checkpoint: the weights, their best, and the optimiser's two 
 PROBE_STEPS = 3  # the first is slower
 REMEDIES = {
     "max_process_gib": "lower contrast.models_per_batch or network.width, or make a smaller pool",
-    "max_output_gib": "lower network.hidden or network.width",
+    "max_output_gib": "lower network.num_learned or network.width",
     "max_hours": "lower optimiser.num_steps, contrast.models_per_batch or network.width",
     "max_cost": "lower optimiser.num_steps, contrast.models_per_batch or network.width",
 }

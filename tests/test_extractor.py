@@ -86,7 +86,7 @@ def test_a_vector_is_its_whitened_parts_of_their_lengths():
 def test_a_part_of_zeros_stays_zero_and_the_others_have_all_the_length():
     rows = torch.zeros(2, 6)
     rows[0, 3:] = torch.tensor([3.0, 4.0, 7.0])
-    found = balanced(rows, PARTS, (3, 2, 1))
+    found = balanced(dict(zip(PARTS, rows.split((3, 2, 1), dim=1))))
     torch.testing.assert_close(found[0] * 1.25**0.5, torch.tensor([0, 0, 0, 0.6, 0.8, 0.5]))
     assert not found[1].any()
 
@@ -115,7 +115,7 @@ def test_parts_are_whitened_by_what_varies_within_models_and_between_photographs
     images = PoolImages(models, [], photographs)
     network = started_network(images, settings)
     assert not network.mean[COLUMNS["learned"]].any(), "what is learned is whitened as it is learned"
-    whiten(network, ["learned"], whitening_patches(images, SETTINGS, 30))
+    whiten(network, "learned", whitening_patches(images, SETTINGS, 30))
     within, centres = {}, {}
     for kind, classes, num_patches in (("models", models, 1), ("photographs", [photographs], 4)):
         groups = []

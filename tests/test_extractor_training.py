@@ -147,7 +147,7 @@ def test_training_leaves_the_statistics_and_whitens_what_is_learned_as_it_is(one
     assert torch.equal(network.mean[statistics], start.mean[statistics])
     kept = network.directions[learned, learned].clone()
     assert not torch.equal(kept, start.directions[learned, learned])
-    whiten(network, ["learned"], whitening_patches(images, given.network, LEARNED_IMAGES))
+    whiten(network, "learned", whitening_patches(images, given.network, LEARNED_IMAGES))
     torch.testing.assert_close(network.directions[learned, learned], kept)
 
 

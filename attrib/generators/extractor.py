@@ -24,7 +24,7 @@ from attrib.errors import AttribError
 from attrib.generators.extractor_settings import NetworkSettings
 from attrib.generators.fingerprint_settings import FINGERPRINT_VERSION, PERIOD_PX
 from attrib.generators.methods import Method, check_sides
-from attrib.generators.polyphase import polyphase_means
+from attrib.generators.polyphase import lattice_blocks, polyphase_means
 from attrib.generators.samples import Sample
 from attrib.generators.scoring import References, Scorer, adapted_by_part
 from attrib.generators.spectrum import colour_spectrum, patches, residual
@@ -65,23 +65,23 @@ class FingerprintNetwork(nn.Module):
         self.head = nn.Linear((2 + num_places) * 4 * width, settings.num_learned)
 
     def forward(self, pixels: Tensor, parts: Sequence[PartName] = PARTS) -> Tensor:
-        """The parts that are asked for alone, in the order of PARTS."""
-        found = self.parts(pixels, parts)
-        whitened = []
-        for name in parts:
+        """The parts that are asked for alone, in that order."""
+        whitened = {}
+        for name, rows in self.parts(pixels, parts).items():
             own = self.columns(name)
-            whitened.append((found[name] - self.mean[own]) @ self.directions[own, own])
-        return balanced(torch.cat(whitened, dim=1), parts, [part.shape[1] for part in whitened])
+            whitened[name] = (rows - self.mean[own]) @ self.directions[own, own]
+        return balanced(whitened)
 
     def parts(self, pixels: Tensor, names: Sequence[PartName]) -> dict[PartName, Tensor]:
-        """The parts that are asked for before whitening, uint8 [n, 3, s, s] -> float32 [n, size] each."""
-        found = {}
-        if set(names) & set(STATISTICS):
-            sizes = self.settings.part_sizes[: len(STATISTICS)]
-            found |= zip(STATISTICS, trace(pixels, self.settings.window_px).split(sizes, dim=1))
-        if "learned" in names:
-            found["learned"] = self.learned(pixels)
-        return found
+        """The parts that are asked for before whitening, uint8 [n, 3, s, s] -> float32 [n, size] each; no other is computed."""
+        shown = pixels.float() / 255
+        residuals = residual(shown)
+        made = {
+            "colour-spectrum": lambda: colour_spectrum(residuals, self.settings.window_px).flatten(1),
+            "polyphase": lambda: polyphase_means(residuals).flatten(1),
+            "learned": lambda: self._learned(shown, residuals),
+        }
+        return {name: made[name]() for name in names}
 
     def columns(self, name: PartName) -> slice:
         """Of a part, in a vector of all."""
@@ -89,12 +89,15 @@ class FingerprintNetwork(nn.Module):
         return slice(sum(sizes[:place]), sum(sizes[: place + 1]))
 
     def learned(self, pixels: Tensor) -> Tensor:
-        """uint8 [n, 3, s, s] -> float32 [n, num_learned] of length one."""
-        shown = pixels.float() / 255
+        """uint8 [n, 3, s, s] -> float32 [n, num_learned] of length one, before whitening: what training changes."""
+        return self.parts(pixels, ["learned"])["learned"]
+
+    def _learned(self, shown: Tensor, residuals: Tensor) -> Tensor:
         content = shown - shown.mean(dim=(1, 2, 3), keepdim=True)
-        maps = self.maps(torch.cat([CONTENT_GAIN * content, RESIDUAL_GAIN * residual(shown)], dim=1))
+        maps = self.maps(torch.cat([CONTENT_GAIN * content, RESIDUAL_GAIN * residuals], dim=1))
         spread = (maps.var(dim=(2, 3)) + VARIANCE_FLOOR).sqrt()
-        return F.normalize(self.head(torch.cat([maps.mean(dim=(2, 3)), spread, _by_place(maps)], dim=1)), dim=1)
+        by_place = lattice_blocks(maps, PERIOD_PX // MAP_STRIDE_PX).mean(dim=(2, 4)).flatten(1)
+        return F.normalize(self.head(torch.cat([maps.mean(dim=(2, 3)), spread, by_place], dim=1)), dim=1)
 
     def whiten(self, name: PartName, mean: Tensor, projection: Tensor) -> None:
         """Of one part. mean: float32 [d]; projection: float32 [d, d]. No step of training changes them."""
@@ -103,26 +106,10 @@ class FingerprintNetwork(nn.Module):
         self.directions[own, own] = projection
 
 
-def trace(cut: Tensor, window_px: int) -> Tensor:
-    """uint8 [n, 3, s, s] -> float32 [n, d]: the colour spectrum, then the polyphase means, flat."""
-    residuals = residual(cut.float() / 255)
-    return torch.cat([colour_spectrum(residuals, window_px).flatten(1), polyphase_means(residuals).flatten(1)], dim=1)
-
-
-def balanced(rows: Tensor, names: Sequence[PartName], sizes: Sequence[int]) -> Tensor:
-    """Rows of length one, of parts whose lengths are as PART_LENGTHS; a part of zeros stays zero."""
-    parts = rows.split(list(sizes), dim=1)
-    scaled = [PART_LENGTHS[name] * F.normalize(part, dim=1) for name, part in zip(names, parts)]
+def balanced(parts: dict[PartName, Tensor]) -> Tensor:
+    """float32 [n, size] each -> [n, d], rows of length one, of parts whose lengths are as PART_LENGTHS; a part of zeros stays zero."""
+    scaled = [PART_LENGTHS[name] * F.normalize(rows, dim=1) for name, rows in parts.items()]
     return F.normalize(torch.cat(scaled, dim=1), dim=1)
-
-
-def _by_place(maps: Tensor) -> Tensor:
-    """float32 [n, c, h, w] -> [n, c * places]: means over the places of the lattice of PERIOD_PX pixels, of its whole blocks."""
-    side = PERIOD_PX // MAP_STRIDE_PX
-    count, channels, height, width = maps.shape
-    rows, columns = height // side, width // side
-    whole = maps[:, :, : rows * side, : columns * side]
-    return whole.reshape(count, channels, rows, side, columns, side).mean(dim=(2, 4)).flatten(1)
 
 
 def _convolution(num_in: int, num_out: int, stride: int) -> list[nn.Module]:
@@ -146,7 +133,8 @@ class Extractor(Method):
         self.needs_colour = "colour-spectrum" in parts
         whole = extractor_digest(network)
         self.digest = whole if parts == PARTS else digest([parts, whole])
-        self.part_sizes = tuple(size for name, size in zip(PARTS, network.settings.part_sizes) if name in parts)
+        sizes = dict(zip(PARTS, network.settings.part_sizes))
+        self.part_sizes = tuple(sizes[name] for name in parts)
 
     def fit(self, references: References) -> Scorer:
         """Adapted, each part by its reliability; polyphase means, which a crop moves, speak for a generator only."""
@@ -171,7 +159,8 @@ class Extractor(Method):
             places = [place for place, own in enumerate(sides) if own == side]
             vectors = self.embed_patches(torch.cat([cut[place] for place in places]))
             means = [own.mean(dim=0) for own in vectors.split([len(cut[place]) for place in places])]
-            embedded[places] = balanced(torch.stack(means), self.parts, self.part_sizes).numpy()
+            parts = torch.stack(means).split(self.part_sizes, dim=1)
+            embedded[places] = balanced(dict(zip(self.parts, parts))).numpy()
         return embedded
 
     @torch.inference_mode()

@@ -5,7 +5,7 @@ trained on, untouched and at JPEG 85. No image of a real generator takes part.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +27,16 @@ from attrib.training import rate
 
 START_IMAGES = 64  # of each model, that whiten the statistics
 LEARNED_IMAGES = 16  # that whiten what is learned, which has fewer numbers, with every validation
-TRACED_AT_ONCE = 256  # patches, of about .4 MB each while their windows are held
+PATCHES_AT_ONCE = 256  # patches, of about .4 MB each while their windows are held
 SHRINKAGE = 0.15  # of the covariance that is whitened
+
+
+@dataclass(frozen=True, eq=False)
+class WhiteningPatches:
+    """uint8 [n, 3, s, s] of each class under each degradation of VALIDATION: degraded alike, a class of its own."""
+
+    models: list[Tensor]
+    photographs: list[Tensor]
 
 
 class ExtractorRun:
@@ -98,8 +106,8 @@ class ExtractorRun:
             loss = loss + contrast.classification_weight * found
         return loss
 
-    def _note(self, loss: float | None, shown: "WhiteningPatches", validation: Validation) -> None:
-        whiten(self.network, ["learned"], shown)
+    def _note(self, loss: float | None, shown: WhiteningPatches, validation: Validation) -> None:
+        whiten(self.network, "learned", shown)
         found = validation(Extractor(self.network, self.device))
         criterion = sum(found.values()) / len(found)
         if criterion > max((row["criterion"] for row in self.history), default=-math.inf):
@@ -138,16 +146,10 @@ def started_network(images: PoolImages, settings: FingerprintSettings) -> Finger
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = FingerprintNetwork(settings.network)
-    whiten(network, STATISTICS, whitening_patches(images, settings.network, START_IMAGES))
+    shown = whitening_patches(images, settings.network, START_IMAGES)
+    for name in STATISTICS:
+        whiten(network, name, shown)
     return network
-
-
-@dataclass(frozen=True, eq=False)
-class WhiteningPatches:
-    """uint8 [n, 3, s, s] of each class under each degradation of VALIDATION: degraded alike, a class of its own."""
-
-    models: list[Tensor]
-    photographs: list[Tensor]
 
 
 def whitening_patches(images: PoolImages, network: NetworkSettings, num_images: int) -> WhiteningPatches:
@@ -166,29 +168,24 @@ def _degraded_patches(classes: list[Tensor], patch_px: int, max_patches: int) ->
 
 
 @torch.no_grad()
-def whiten(network: FingerprintNetwork, names: Sequence[PartName], shown: WhiteningPatches) -> None:
-    """Parts of the network as it is. What varies between pictures is, by half, what does within the pool's models, and what does between photographs:
+def whiten(network: FingerprintNetwork, name: PartName, shown: WhiteningPatches) -> None:
+    """One part of the network as it is. What varies between pictures is, by half, what does within the pool's models, and what does between photographs:
     models smooth fine detail away, so that they alone would leave a real generator's content in it."""
-    models, photographs = (
-        model_statistics(_rows(network, names, cut) for cut in classes) for classes in (shown.models, shown.photographs)
-    )
-    start = 0
-    for name in names:
-        own = network.columns(name)
-        part = slice(start, start + own.stop - own.start)
-        start = part.stop
-        covariances = [statistics.covariance[part, part] for statistics in (models, photographs)]
-        mean = (models.means[:, part].mean(axis=0) + photographs.means[:, part].mean(axis=0)) / 2
-        mixed = sum(covariance / np.trace(covariance) for covariance in covariances)
-        found = fit_whitening(mean, mixed, SHRINKAGE, without_level=False)
-        network.whiten(name, torch.from_numpy(mean).float(), torch.from_numpy(found.projection).float())
+    found = [
+        model_statistics(_rows(network, name, cut) for cut in classes) for classes in (shown.models, shown.photographs)
+    ]
+    mean = sum(statistics.means.mean(axis=0) for statistics in found) / 2
+    mixed = sum(statistics.covariance / np.trace(statistics.covariance) for statistics in found)
+    whitening = fit_whitening(mean, mixed, SHRINKAGE, without_level=False)
+    network.whiten(name, torch.from_numpy(mean).float(), torch.from_numpy(whitening.projection).float())
 
 
-def _rows(network: FingerprintNetwork, names: Sequence[PartName], cut: Tensor) -> np.ndarray:
-    """float32 [n, d], before any whitening."""
+def _rows(network: FingerprintNetwork, name: PartName, cut: Tensor) -> np.ndarray:
+    """float32 [n, size] of one part, before any whitening."""
     device = network.mean.device
-    of_parts = [network.parts(some.to(device), names) for some in cut.split(TRACED_AT_ONCE)]
-    return torch.cat([torch.cat([parts[name] for name in names], dim=1) for parts in of_parts]).cpu().numpy()
+    return (
+        torch.cat([network.parts(some.to(device), [name])[name] for some in cut.split(PATCHES_AT_ONCE)]).cpu().numpy()
+    )
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:

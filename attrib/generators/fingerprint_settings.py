@@ -82,9 +82,7 @@ class MethodsSettings(Settings):
     """All methods that are compared, except the trained extractor, which has its own job."""
 
     spectrum: SpectrumSettings = SpectrumSettings()
-    colour_spectrum: SpectrumSettings = SpectrumSettings(
-        window_px=8
-    )  # the first of the two fitted parts of the extractor
+    colour_spectrum: SpectrumSettings = SpectrumSettings(window_px=8)  # the first of the extractor's two statistics
     discriminant: DiscriminantSettings = DiscriminantSettings()
     colour_discriminant: DiscriminantSettings = DiscriminantSettings(shrinkage=0.15)
     backbone: BackboneFeatureSettings | None = None  # None: these three rows are left out

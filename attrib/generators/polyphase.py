@@ -18,9 +18,14 @@ def polyphase_means(residuals: Tensor) -> Tensor:
 
     Each block counts by its own scale, since the residual of edges is many times that of what lies between them and says no more.
     """
-    count, channels, height, width = residuals.shape
-    rows, columns = height // PERIOD_PX, width // PERIOD_PX
-    whole = residuals[:, :, : rows * PERIOD_PX, : columns * PERIOD_PX]
-    blocks = whole.reshape(count, channels, rows, PERIOD_PX, columns, PERIOD_PX)
+    blocks = lattice_blocks(residuals, PERIOD_PX)
     energy = blocks.square().mean(dim=(1, 3, 5), keepdim=True)
     return (blocks / (energy + ENERGY_FLOOR**2).sqrt()).mean(dim=(2, 4))
+
+
+def lattice_blocks(maps: Tensor, period: int) -> Tensor:
+    """float32 [n, c, h, w], h and w >= period -> [n, c, h // period, period, w // period, period]: the whole blocks from the upper left corner."""
+    count, channels, height, width = maps.shape
+    rows, columns = height // period, width // period
+    whole = maps[:, :, : rows * period, : columns * period]
+    return whole.reshape(count, channels, rows, period, columns, period)

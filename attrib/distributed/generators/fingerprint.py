@@ -34,7 +34,7 @@ from attrib.generators.extractor_batches import (
     read_pool,
 )
 from attrib.generators.extractor_settings import FingerprintSettings
-from attrib.generators.extractor_training import ExtractorRun, started_network
+from attrib.generators.extractor_training import LEARNED_IMAGES, ExtractorRun, started_network
 from attrib.generators.fingerprint_settings import FINGERPRINT_VERSION, MethodsSettings
 from attrib.generators.pool import open_pool
 from attrib.generators.spectrum_methods import fitted_maps
@@ -95,7 +95,7 @@ def run(settings: FingerprintSettings) -> dict:
 
 
 def _estimate(settings: FingerprintSettings, images: PoolImages) -> Estimate:
-    """From steps taken here, on a network that is thrown away; the whitening takes seconds and is not counted."""
+    """From steps taken here, on a network that is thrown away; whitening the statistics takes seconds and is not counted."""
     network = FingerprintNetwork(settings.network)
     training = ExtractorRun(network, len(images.training), settings, torch.device("cpu"))
     batches = Batches(images, settings, 0, 1)
@@ -107,7 +107,10 @@ def _estimate(settings: FingerprintSettings, images: PoolImages) -> Estimate:
         seconds.append(time.perf_counter() - started)
     images_bytes = sum(of_model.nbytes for of_model in (*images.training, *images.held_out, images.photographs))
     optimiser, contrast = settings.optimiser, settings.contrast
-    num_judged = len(images.held_out) * len(images.held_out[0]) * len(VALIDATION)
+    # Each validation looks at held-out images, after those that whiten what was learned.
+    num_judged = len(VALIDATION) * (
+        len(images.held_out) * len(images.held_out[0]) + len(images.training) * min(LEARNED_IMAGES, images.num_images)
+    )
     # Judging is a forward pass, about a third of a step for as many patches.
     judging = num_judged / (contrast.models_per_batch * contrast.images_per_model) / 3
     num_judgements = 2 + optimiser.num_steps // optimiser.validation_steps

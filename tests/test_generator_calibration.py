@@ -28,16 +28,16 @@ def p_value_by_definition(
     itself = np.mean([sum(i == j for j, _ in coming) for i, _ in coming])
     rows = [(i, row) for i, row in coming if i in weight]
     num_columns = sum(any(not np.isnan(row[g]) for _, row in coming) for g in range(len(scores)))
-    means, spans = [], []
+    means, spreads = [], []
     for g, own in enumerate(scores):
         values = [(row[g], weight[i]) for i, row in rows if not np.isnan(row[g])]
         values += [] if np.isnan(own) else [(float(own), 1.0)]
         means.append(sum(v * w for v, w in values) / sum(w for _, w in values))
-        spans.append(np.mean(calibration.own[gallery, calibration.owner == g, gallery, g]) - means[-1])
+        spreads.append((sum(w * (v - means[-1]) ** 2 for v, w in values) / sum(w for _, w in values)) ** 0.5)
 
     def statistic(row):
         best = int(np.nanargmax(row))
-        return (float(row[best]) - means[best]) / spans[best] if spans[best] > 0 else 0.0
+        return (float(row[best]) - means[best]) / spreads[best]
 
     for kinds in origins:
         mine = [i for i in left if calibration.kind[i] in kinds]

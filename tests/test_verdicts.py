@@ -43,6 +43,18 @@ def test_verdicts_of_known_generators_families_and_strangers(vectors):
     assert judge.confusion[0][0, 0] >= 17 and judge.confusion[0][2, 2] >= 55
 
 
+def test_a_generator_that_anything_resembles_leaves_the_others_their_verdicts(vectors):
+    """Its references are no more like each other than strangers are like it: nothing is attributed to it, and no less to the others."""
+    generator, centres, groups, strangers = vectors
+    shared = unit(np.ones(24))
+    vague = around(shared, 20, 1.5, generator)[None]
+    judge = judge_from([groups[0], groups[1], vague], around(shared, 60, 1.5, generator))
+    for g in range(2):
+        verdicts = judge.verdicts(around(centres[g], 40, 0.12, generator))
+        assert sum(v.generator == f"g{g}" for v in verdicts) >= 34
+    assert sum(v.kind == "known" for v in judge.verdicts(around(shared, 40, 1.5, generator))) <= 6
+
+
 def test_what_is_high_but_unlike_the_references_is_unknown(vectors):
     """Half way between a generator and nowhere: no stranger scores as high, and no reference as low."""
     _, centres, groups, strangers = vectors

@@ -16,9 +16,11 @@ the mean.) A gallery gets the share 1 / D of the rate, so that the rate holds fo
 for each way alone, as far as images that are degraded alike go to one gallery. Negatives that never come to a gallery count as well as those
 that score low there.
 
-Where an image stands is between what the negatives in the gallery score in the mean (0) and what the generator's own references do (1): a
-generator that everything resembles asks for more, and one whose images vary for less. The mean includes the image itself: it and the
-negatives are treated alike, as exact p-values need (attrib/generators/conformal.py).
+Where an image stands is how many standard deviations its score lies above the mean of what the negatives in the gallery score for the same
+generator (the z-norm of speaker verification: Auckenthaler, Carey and Lloyd-Thomas, Digital Signal Processing 10, 2000): a generator that
+everything resembles, or some things do, asks for more. What the generator's own references score does not take part: one whose images vary so much that
+negatives score as high as they do would make those stand higher than any image of any other generator. Mean and deviation include the image itself: it
+and the negatives are treated alike, as exact p-values need (attrib/generators/conformal.py).
 
 Negatives are what was registered as such, and the references of each generator, scored without it and its family: images of a generator
 that is not registered. Such a reference has fewer generators to be like than an image that none of them made; so it counts, where it stands
@@ -35,7 +37,7 @@ from attrib.generators.galleries import Galleries, families
 from attrib.generators.methods import Method
 from attrib.generators.registry import Registry
 from attrib.generators.registry_settings import VerdictSettings
-from attrib.generators.standings import SMALLEST_SPAN, Stratum, best_of, gallery_of, standing
+from attrib.generators.standings import Stratum, best_of, gallery_of, standing
 from attrib.storage import Storage
 
 KINDS = ("photographs", "generators", "synthetic")
@@ -43,6 +45,7 @@ KIND_OF = {"generator": 1, "other-generator": 1, "photographs": 0, "synthetic": 
 ORIGINS = ("photographs", "generated images", "synthetic images")  # of negatives, each a null of its own
 PHOTOGRAPHS, GENERATED = 0, 1
 CHUNK_ROWS = 64  # queries that are compared with all negatives at a time
+SMALLEST_WEIGHT = 1e-6  # of all that a mean is taken of, where there is nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,16 +130,6 @@ class Calibration:
             found.append(Stratum(scores, image, factor, itself))
         return found
 
-    @cached_property
-    def own_means(self) -> np.ndarray:
-        """float64 [D, G]: what a generator's references, left out in turn, score in the mean in the gallery degraded as they are."""
-        means = np.full((len(self.degradations), len(self.names)), np.nan)
-        for gallery in range(len(self.degradations)):
-            for g in range(len(self.names)):
-                values = self.own_scores(gallery, g)
-                means[gallery, g] = values.mean() if len(values) else np.nan
-        return means
-
     def own_scores(self, gallery: int, generator: int) -> np.ndarray:
         """float64 [r]: of a generator's references, left out in turn, in the gallery degraded as they are."""
         values = self.own[gallery, self.owner == generator, gallery, generator].astype(np.float64)
@@ -195,11 +188,13 @@ class Calibration:
         present = ~np.isnan(stratum.scores)
         filled = np.where(present, stratum.scores, 0.0)
         known = np.isfinite(scores)
-        mean = (kept @ filled + np.where(known, scores, 0.0)) / np.maximum(kept @ present + known, SMALLEST_SPAN)
-        span = self.own_means[gallery] - mean
+        own = np.where(known, scores, 0.0)
+        count = np.maximum(kept @ present + known, SMALLEST_WEIGHT)
+        mean = (kept @ filled + own) / count
+        spread = np.sqrt(np.maximum(0.0, (kept @ filled**2 + own**2) / count - mean**2))
         at, best, top = np.arange(len(scores)), best_of(scores), best_of(stratum.scores)
-        observed = standing(scores[at, best], mean[at, best], span[at, best])
-        values = standing(filled[np.arange(len(top)), top], mean[:, top], span[:, top])
+        observed = standing(scores[at, best], mean[at, best], spread[at, best])
+        values = standing(filled[np.arange(len(top)), top], mean[:, top], spread[:, top])
         largest = np.zeros(len(scores))
         for one in np.flatnonzero(self.origin_units):
             mine = self.origins[stratum.image] == one

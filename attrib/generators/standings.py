@@ -1,10 +1,10 @@
-"""Which gallery an image comes to, and where it stands there between negatives and a generator's own references."""
+"""Which gallery an image comes to, and where it stands among the negatives there."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-SMALLEST_SPAN = 1e-6
+SMALLEST_SPREAD = 1e-6  # of scores: below it they are equal but for rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,6 @@ def first_in(chosen: np.ndarray, gallery: int) -> np.ndarray:
     return np.where(here[gallery], gallery, np.where(here.any(axis=0), here.argmax(axis=0), -1))
 
 
-def standing(scores: np.ndarray, mean: np.ndarray, span: np.ndarray) -> np.ndarray:
-    """(scores - mean) / span; 0 where the span is not positive: there a generator's own references are no more like it than negatives are."""
-    return np.where(span > SMALLEST_SPAN, (scores - mean) / np.where(span > SMALLEST_SPAN, span, 1.0), 0.0)
+def standing(scores: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """(scores - mean) / spread, 0 where the spread is none: there nothing differs."""
+    return np.where(spread > SMALLEST_SPREAD, (scores - mean) / np.maximum(spread, SMALLEST_SPREAD), 0.0)

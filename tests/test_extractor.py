@@ -219,6 +219,11 @@ def test_settings_that_cannot_be_are_refused():
             NetworkSettings(patch_px=16, min_side_px=min_side_px, window_px=window_px)
 
 
+def test_one_learned_number_of_length_one_is_refused():
+    with pytest.raises(ValueError, match=r"num_learned\n.*greater than or equal to 2"):
+        NetworkSettings(num_learned=1)
+
+
 def test_the_start_tells_filters_apart(one_thread):
     """The whitening of drawn traces identifies traces that it was not fitted on, better than the trace as it is.
 

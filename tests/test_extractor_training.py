@@ -180,6 +180,25 @@ def test_a_loss_that_is_not_finite_ends_the_run(one_thread):
         trained(settings(contrast={"models_per_batch": 4, "images_per_model": 3, "temperature": 1e-45}))
 
 
+def test_a_step_that_is_too_long_ends_the_run_before_its_weights_are_whitened(one_thread):
+    """The loss of that step is still finite: it is of the weights before it."""
+    optimiser = {"num_steps": 2, "learning_rate": 1e10, "warmup_share": 0, "validation_steps": 1}
+    with pytest.raises(AttribError, match=r"what is learned is no longer finite.*; lower optimiser\.learning_rate"):
+        trained(settings(optimiser=optimiser))
+
+
+@pytest.mark.parametrize("noise", [0, 1e-9])
+def test_what_is_learned_alike_of_all_images_is_not_blamed_on_the_pool(noise):
+    given = settings()
+    network, shown = network_of(given), whitening_patches(pool_images(), given.network, LEARNED_IMAGES)
+    whiten(network, "learned", shown)
+    with torch.no_grad():
+        network.head.weight.mul_(noise)
+    with pytest.raises(AttribError, match=r"the same for all images of each model; lower optimiser\.learning_rate"):
+        whiten(network, "learned", shown)
+    whiten(network, "polyphase", shown)
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)

@@ -22,7 +22,8 @@ class NetworkSettings(Settings):
     window_px: Annotated[int, Field(ge=4, multiple_of=2)] = (
         8  # of the colour spectrum, averaged over overlapping windows
     )
-    num_learned: Positive = 192  # numbers of the learned part
+    # Of the learned part, of length one: a single number would be 1 or -1, which no whitening makes more of.
+    num_learned: Annotated[int, Field(ge=2)] = 192
     width: Positive = 32  # channels of its first convolutions; twice and four times as many follow
 
     @property

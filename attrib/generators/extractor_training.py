@@ -5,7 +5,7 @@ trained on, untouched and at JPEG 85. No image of a real generator takes part.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,7 @@ START_IMAGES = 64  # of each model, that whiten the statistics
 LEARNED_IMAGES = 16  # that whiten what is learned, which has fewer numbers, with every validation
 PATCHES_AT_ONCE = 256  # patches, of about .4 MB each while their windows are held
 SHRINKAGE = 0.15  # of the covariance that is whitened
+LEAST_SPREAD = 1e-6  # of what is learned, of length one, between images of one class: less is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ class ExtractorRun:
     def train(self, batches: Batches, validation: Validation, on_validation: Callable[["ExtractorRun"], None]) -> None:
         """Until the steps are done; `on_validation` is called before the first and after each validation. Ends with the best weights.
 
-        Raises AttribError if the loss is not finite.
+        Raises AttribError if the loss is not finite, or what is learned cannot be whitened.
         """
         shown = whitening_patches(batches.images, self.settings.network, LEARNED_IMAGES)
         if not self.history:
@@ -170,10 +171,15 @@ def _degraded_patches(classes: list[Tensor], patch_px: int, max_patches: int) ->
 @torch.no_grad()
 def whiten(network: FingerprintNetwork, name: PartName, shown: WhiteningPatches) -> None:
     """One part of the network as it is. What varies between pictures is, by half, what does within the pool's models, and what does between photographs:
-    models smooth fine detail away, so that they alone would leave a real generator's content in it."""
-    found = [
-        model_statistics(_rows(network, name, cut) for cut in classes) for classes in (shown.models, shown.photographs)
-    ]
+    models smooth fine detail away, so that they alone would leave a real generator's content in it.
+
+    Raises AttribError if what is learned is not finite, or alike for all pictures of each class: the statistics were whitened from the same pool
+    before, so that it is the training which has gone wrong and not the pool.
+    """
+    found = []
+    for classes in (shown.models, shown.photographs):
+        rows = (_rows(network, name, cut) for cut in classes)
+        found.append(model_statistics(_that_vary(rows) if name == "learned" else rows))
     mean = sum(statistics.means.mean(axis=0) for statistics in found) / 2
     mixed = sum(statistics.covariance / np.trace(statistics.covariance) for statistics in found)
     whitening = fit_whitening(mean, mixed, SHRINKAGE, without_level=False)
@@ -186,6 +192,17 @@ def _rows(network: FingerprintNetwork, name: PartName, cut: Tensor) -> np.ndarra
     return (
         torch.cat([network.parts(some.to(device), [name])[name] for some in cut.split(PATCHES_AT_ONCE)]).cpu().numpy()
     )
+
+
+def _that_vary(groups: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """The same rows, float32 [n_g, size] of each class. A step that is too long is seen here before it is in a loss, which is of the weights before it."""
+    groups = list(groups)
+    # NaN fails the comparison, and np.max passes it on.
+    if not np.max([np.ptp(rows, axis=0).max() for rows in groups]) > LEAST_SPREAD:
+        raise AttribError(
+            "what is learned is no longer finite, or the same for all images of each model; lower optimiser.learning_rate"
+        )
+    return groups
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:

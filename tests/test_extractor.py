@@ -1,5 +1,7 @@
 """The extractor: its start from a whitening, its vectors, its file."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,7 @@ from attrib.generators.extractor_training import SHRINKAGE, started_network, whi
 from attrib.generators.methods import Method, asked
 from attrib.generators.polyphase import polyphase_means
 from attrib.generators.samples import Sample
+from attrib.generators.scoring import adapted_by_part
 from attrib.generators.spectrum import colour_spectrum, patches, residual
 
 SETTINGS = NetworkSettings(patch_px=16, min_side_px=12, max_patches=4, window_px=4, num_learned=24, width=8)
@@ -100,12 +103,30 @@ def test_all_that_is_learned_learns_and_a_flat_patch_is_no_trap():
 
 
 def test_what_is_learned_sees_where_on_the_lattice_a_trace_lies():
-    """A pixel that repeats every 8 px: moved by 8 px it is the same to the network, in what is left of its borders, moved by 4 it is not."""
+    """A pixel that repeats every 8 px: moved by 8 px it is the same to the network, moved by 4 it is not, and hardly for what is left at the borders."""
     network = random_network()
     board = torch.full((3, 96, 96), 100, dtype=torch.uint8)
     board[:, ::8, ::8] = 120
-    first, same, moved = (network.learned(board[None, :, at : at + 80, at : at + 80])[0] for at in (0, 8, 4))
-    assert torch.equal(first, same) and (first - moved).abs().max() > 0.01
+    cut = torch.stack([board[:, at : at + 80, at : at + 80] for at in (0, 8, 4)])
+    first, same, moved = network.learned(cut)
+    assert torch.equal(first, same)
+    with torch.no_grad():
+        network.head.weight[:, 2 * 4 * SETTINGS.width :] = 0  # leaves the means and spreads of whole maps
+    without, _, moved_without = network.learned(cut)
+    by_border = (without - moved_without).norm()
+    assert (first - moved).norm() > 8 * by_border > 0, (first - moved, by_border)
+
+
+@pytest.mark.parametrize("seen", [slice(0, 3), slice(3, 6)], ids=["content", "residual"])
+def test_content_and_residual_are_each_enough_to_tell_patches_apart(seen):
+    network = random_network()
+    kernels = network.maps[0].weight
+    with torch.no_grad():
+        only = torch.zeros_like(kernels)
+        only[:, seen] = kernels[:, seen]
+        kernels.copy_(only)
+        first, second = network.learned(smooth_images(2, 16, 0))
+    assert (first - second).abs().max() > 0.05
 
 
 def test_parts_are_whitened_by_what_varies_within_models_and_between_photographs():
@@ -180,6 +201,25 @@ def test_parts_are_columns_of_the_whole(extractor, images):
     assert len({extractor.digest, untrained(extractor).digest, *(part.digest for part in parts)}) == 5
 
 
+@pytest.mark.parametrize(
+    ("parts", "one_sided"), [(PARTS, [False, True, False]), (STATISTICS, [False, True]), (("polyphase",), [False])]
+)
+def test_polyphase_beside_other_parts_speaks_for_a_generator_only(extractor, parts, one_sided):
+    generator = torch.Generator().manual_seed(0)
+    sizes = dict(zip(PARTS, SETTINGS.part_sizes))
+
+    def vectors(*shape: int) -> dict[str, torch.Tensor]:
+        return {name: torch.randn(*shape, sizes[name], generator=generator) for name in parts}
+
+    centres, noise, queries = vectors(3), vectors(3, 10), vectors(40)
+    references = [balanced({name: centres[name][own] + noise[name][own] for name in parts}).numpy() for own in range(3)]
+    queries = balanced({name: rows + centres[name][torch.arange(40) % 3] for name, rows in queries.items()}).numpy()
+    found = Extractor(extractor.network, parts=parts).scores(references, queries)
+    for flags in itertools.product([False, True], repeat=len(parts)):
+        expected = adapted_by_part([sizes[name] for name in parts], flags)(references)(queries)
+        assert np.allclose(found, expected, atol=1e-5) == (list(flags) == one_sided), flags
+
+
 def test_a_file_gives_the_same_extractor(extractor, images, local, tmp_path):
     folder = str(tmp_path / "made")
     with pytest.raises(AttribError, match=r"run jobs\.fingerprint to its end first"):
@@ -225,7 +265,7 @@ def test_one_learned_number_of_length_one_is_refused():
 
 
 def test_the_start_tells_filters_apart(one_thread):
-    """The whitening of drawn traces identifies traces that it was not fitted on, better than the trace as it is.
+    """The whitening of drawn traces identifies traces that it was not fitted on, better than the trace as it is, asked in the same way.
 
     A filter leaves nothing at fixed places of the pixel grid, and nothing was learned, so much of each vector is chance and must count for little.
     """
@@ -233,9 +273,10 @@ def test_the_start_tells_filters_apart(one_thread):
     settings = FingerprintSettings(pool="p", output="o", network=SETTINGS.model_dump(), seed=3)
     held_out = [traced(photographs, 90 + seed, strength=0.02) for seed in range(8)]
     images = PoolImages([traced(photographs, seed, strength=0.02) for seed in range(16)], held_out, photographs)
-    found = identified(Extractor(started_network(images, settings)), held_out)
-    plain = identified(asked(Extractor(random_network()), "cosine"), held_out)
-    assert found > 0.9 and plain < 0.7, (found, plain)
+    whitened, plain = Extractor(started_network(images, settings)), Extractor(random_network())
+    for scoring, bound, plain_bound in (("adapted", 0.9, 0.8), ("cosine", 0.75, 0.2)):
+        found, of_plain = (identified(asked(method, scoring), held_out) for method in (whitened, plain))
+        assert found > bound and of_plain < plain_bound, (scoring, found, of_plain)
 
 
 def identified(extractor: Method, models: list[torch.Tensor], num_references: int = 10) -> float:

@@ -260,7 +260,7 @@ def test_a_step_that_is_too_long_ends_the_run_before_its_weights_are_whitened(on
 
 
 @pytest.mark.parametrize("noise", [0, 1e-9])
-def test_what_is_learned_alike_of_all_images_is_not_blamed_on_the_pool(noise):
+def test_what_is_learned_alike_of_all_images_is_not_blamed_on_the_pool(one_thread, noise):
     given = settings()
     network, shown = network_of(given), whitening_patches(pool_images(), given.network, LEARNED_IMAGES)
     whiten(network, "learned", shown)

@@ -12,6 +12,10 @@ from attrib.generators.galleries import Galleries
 from attrib.generators.standings import first_in, gallery_of
 
 
+def own_values(calibration: Calibration, gallery: int, g: int) -> np.ndarray:
+    return calibration.own[gallery, calibration.owner == g, gallery, g].astype(float)
+
+
 def p_value_by_definition(
     calibration: Calibration, origins: list[list[int]], scores: np.ndarray, gallery: int, exclude: int | None = None
 ) -> float:
@@ -28,16 +32,21 @@ def p_value_by_definition(
     itself = np.mean([sum(i == j for j, _ in coming) for i, _ in coming])
     rows = [(i, row) for i, row in coming if i in weight]
     num_columns = sum(any(not np.isnan(row[g]) for _, row in coming) for g in range(len(scores)))
-    means, spreads = [], []
+    means, spreads, owns = [], [], []
+    own_squares = [own_values(calibration, gallery, g) for g in range(len(scores))]
+    of_all = sum(((v - v.mean()) ** 2).sum() for v in own_squares) / max(1, sum(len(v) - 1 for v in own_squares))
     for g, own in enumerate(scores):
         values = [(row[g], weight[i]) for i, row in rows if not np.isnan(row[g])]
         values += [] if np.isnan(own) else [(float(own), 1.0)]
         means.append(sum(v * w for v, w in values) / sum(w for _, w in values))
         spreads.append((sum(w * (v - means[-1]) ** 2 for v, w in values) / sum(w for _, w in values)) ** 0.5)
+        v = own_squares[g]
+        owns.append((v.mean(), ((((v - v.mean()) ** 2).sum() + 5 * of_all) / (len(v) - 1 + 5)) ** 0.5))
 
     def statistic(row):
         best = int(np.nanargmax(row))
-        return (float(row[best]) - means[best]) / spreads[best]
+        below = max(0.0, owns[best][0] - float(row[best])) / max(owns[best][1], 1e-6)
+        return (float(row[best]) - means[best]) / spreads[best] - below
 
     for kinds in origins:
         mine = [i for i in left if calibration.kind[i] in kinds]
@@ -58,7 +67,10 @@ def test_p_values_equal_their_definition(unit_of, origins):
     negatives[:, 45:, :, 1] = np.nan
     kind = np.repeat([0, 2, 1], [25, 20, 15])
     source = np.concatenate([np.arange(25), 25 + np.arange(20) // 4, 50 + np.arange(15) // 5])
-    calibration = calibration_of(negatives, kind, source, unit=unit_of, false_attribution_rate=0.4)
+    own, owner = np.full((2, 12, 2, 3), np.nan), np.repeat(np.arange(3), 4)
+    own[:, np.arange(12), :, owner] = 1 + generator.standard_normal((12, 2, 2))
+    given = {"own": own, "owner": owner, "unit": unit_of, "false_attribution_rate": 0.4}
+    calibration = calibration_of(negatives, kind, source, **given)
     scores = (generator.standard_normal((30, 3)) * [1, 2, 0.5] + 1).astype(np.float32)
     gallery = np.arange(30) % 2
     expected = [p_value_by_definition(calibration, origins, row, one) for row, one in zip(scores, gallery)]

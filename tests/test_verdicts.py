@@ -45,7 +45,7 @@ def test_verdicts_of_known_generators_families_and_strangers(vectors):
 
 def test_a_generator_that_anything_resembles_leaves_the_others_their_verdicts(vectors):
     """Its references are no more like each other than strangers are like it: nothing is attributed to it, and no less to the others."""
-    generator, centres, groups, strangers = vectors
+    generator, centres, groups, _ = vectors
     shared = unit(np.ones(24))
     vague = around(shared, 20, 1.5, generator)[None]
     judge = judge_from([groups[0], groups[1], vague], around(shared, 60, 1.5, generator))

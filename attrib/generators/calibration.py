@@ -16,11 +16,12 @@ the mean.) A gallery gets the share 1 / D of the rate, so that the rate holds fo
 for each way alone, as far as images that are degraded alike go to one gallery. Negatives that never come to a gallery count as well as those
 that score low there.
 
-Where an image stands is how many standard deviations its score lies above the mean of what the negatives in the gallery score for the same
-generator (the z-norm of speaker verification: Auckenthaler, Carey and Lloyd-Thomas, Digital Signal Processing 10, 2000): a generator that
-everything resembles, or some things do, asks for more. What the generator's own references score does not take part: one whose images vary so much that
-negatives score as high as they do would make those stand higher than any image of any other generator. Mean and deviation include the image itself: it
-and the negatives are treated alike, as exact p-values need (attrib/generators/conformal.py).
+Where an image stands is by how many standard deviations its score for the generator lies above the mean of what the negatives in the gallery
+score for it (the z-norm of speaker verification: Auckenthaler, Carey and Lloyd-Thomas, Digital Signal Processing 10, 2000), less by how many it
+lies below the mean of what the generator's own references do. So a generator that everything resembles, or some things do, asks for more; one whose images vary asks
+for less, but what is like such a generator stands no higher than an image of any other does; and what is unlike all negatives is not yet like a
+generator. The deviation of few references counts together with that of all generators'. Mean and deviation of the negatives include the
+image itself: it and they are treated alike, as exact p-values need (attrib/generators/conformal.py).
 
 Negatives are what was registered as such, and the references of each generator, scored without it and its family: images of a generator
 that is not registered. Such a reference has fewer generators to be like than an image that none of them made; so it counts, where it stands
@@ -45,6 +46,7 @@ KIND_OF = {"generator": 1, "other-generator": 1, "photographs": 0, "synthetic": 
 ORIGINS = ("photographs", "generated images", "synthetic images")  # of negatives, each a null of its own
 PHOTOGRAPHS, GENERATED = 0, 1
 CHUNK_ROWS = 64  # queries that are compared with all negatives at a time
+PRIOR_REFERENCES = 5.0  # that the deviation over all generators weighs beside a generator's own
 SMALLEST_WEIGHT = 1e-6  # of all that a mean is taken of, where there is nothing
 
 
@@ -130,6 +132,20 @@ class Calibration:
             found.append(Stratum(scores, image, factor, itself))
         return found
 
+    @cached_property
+    def own_scales(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation, float64 [D, G], of what a generator's references, left out in turn, score in the gallery degraded as they are;
+        mean nan where it has none."""
+        shape = len(self.degradations), len(self.names)
+        means, squares, freedom = np.full(shape, np.nan), np.zeros(shape), np.zeros(shape)
+        for place in np.ndindex(shape):
+            values = self.own_scores(*place)
+            if len(values):
+                means[place] = values.mean()
+                squares[place], freedom[place] = np.square(values - means[place]).sum(), len(values) - 1
+        of_all = squares.sum(axis=1, keepdims=True) / np.maximum(1, freedom.sum(axis=1, keepdims=True))
+        return means, np.sqrt((squares + PRIOR_REFERENCES * of_all) / (freedom + PRIOR_REFERENCES))
+
     def own_scores(self, gallery: int, generator: int) -> np.ndarray:
         """float64 [r]: of a generator's references, left out in turn, in the gallery degraded as they are."""
         values = self.own[gallery, self.owner == generator, gallery, generator].astype(np.float64)
@@ -191,10 +207,12 @@ class Calibration:
         own = np.where(known, scores, 0.0)
         count = np.maximum(kept @ present + known, SMALLEST_WEIGHT)
         mean = (kept @ filled + own) / count
-        spread = np.sqrt(np.maximum(0.0, (kept @ filled**2 + own**2) / count - mean**2))
+        deviation = np.sqrt(np.maximum(0.0, (kept @ filled**2 + own**2) / count - mean**2))
+        own_mean, own_deviation = (of_gallery[gallery] for of_gallery in self.own_scales)
         at, best, top = np.arange(len(scores)), best_of(scores), best_of(stratum.scores)
-        observed = standing(scores[at, best], mean[at, best], spread[at, best])
-        values = standing(filled[np.arange(len(top)), top], mean[:, top], spread[:, top])
+        observed = standing(scores[at, best], mean[at, best], deviation[at, best], own_mean[best], own_deviation[best])
+        values = filled[np.arange(len(top)), top]
+        values = standing(values, mean[:, top], deviation[:, top], own_mean[top], own_deviation[top])
         largest = np.zeros(len(scores))
         for one in np.flatnonzero(self.origin_units):
             mine = self.origins[stratum.image] == one

@@ -96,6 +96,9 @@ class VerdictSettings(Settings):
     false_attribution_rate: Rate = 0.05
     # Of a generator's own images, at most about this share is called unlike its references; with fewer than 1 / rate - 1 references none is.
     false_rejection_rate: Rate = 0.05
+    # Of the generators' own references that come to the gallery of an image, this share or more is recognised where an image that is not
+    # attributed is called unknown; where fewer are, as under heavy compression, it is unassessable.
+    least_recognised: Share = 0.5
     # What the rate above is promised for. image: one drawn as the images of the negatives are, of photographs, of other generators and of
     # synthetic models each; images of one source are not independent, so that a new source may fare worse. source: the first image of a new
     # source drawn as those of the generated negatives are, which must be 1 / rate or more; most are then synthetic models, and the promise is

@@ -1,10 +1,10 @@
-"""Which gallery an image comes to, and where it stands among the negatives there."""
+"""Which gallery an image comes to, and where it stands there between negatives and a generator's own references."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-SMALLEST_SPREAD = 1e-6  # of scores: below it they are equal but for rounding
+SMALLEST_DEVIATION = 1e-6  # of scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,10 @@ def first_in(chosen: np.ndarray, gallery: int) -> np.ndarray:
     return np.where(here[gallery], gallery, np.where(here.any(axis=0), here.argmax(axis=0), -1))
 
 
-def standing(scores: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """(scores - mean) / spread, 0 where the spread is none: there nothing differs."""
-    return np.where(spread > SMALLEST_SPREAD, (scores - mean) / np.maximum(spread, SMALLEST_SPREAD), 0.0)
+def standing(
+    scores: np.ndarray, mean: np.ndarray, deviation: np.ndarray, own: np.ndarray, own_deviation: np.ndarray
+) -> np.ndarray:
+    """Deviations of the negatives by which scores lie above their mean, less deviations of a generator's own references by which they lie below
+    its mean, `own`. Deviations count as SMALLEST_DEVIATION at least: below it nothing differs but for rounding."""
+    above = (scores - mean) / np.maximum(deviation, SMALLEST_DEVIATION)
+    return above - np.maximum(0.0, own - scores) / np.maximum(own_deviation, SMALLEST_DEVIATION)

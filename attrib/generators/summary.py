@@ -86,21 +86,26 @@ def _shares(
     previous: Identified | None,
     storage: Storage,
 ) -> tuple[dict, list[str]]:
-    """{shares, changes, recognised}, None where nothing can be said, and warnings."""
+    """{shares, changes, recognised}, None where nothing can be said, and warnings.
+
+    Of all images in galleries that can be assessed, with those whose own verdict stays open because few like them are recognised: how many
+    those are is known, and corrected for.
+    """
     nothing = {"shares": None, "changes": None, "recognised": None}
     if judge.abstains:
         return nothing, []
-    if not counted.num_assessed:
+    in_gallery = np.array([counted.galleries[name] for name in judge.calibration.degradations], float)
+    in_gallery[~judge.assessable] = 0
+    num_assessed = int(in_gallery.sum())
+    if not num_assessed:
         return nothing, ["no image could be assessed, so that shares are not known"]
-    confusion = mixed_confusion(
-        judge.confusion, np.array([counted.galleries[name] for name in judge.calibration.degradations], float)
-    )
+    confusion = mixed_confusion(judge.confusion, in_gallery)
     attributed = np.array([counted.generators[name] for name in judge.families], float)
     shares, draws = estimate_shares(
         judge.families,
-        np.append(attributed, counted.num_assessed - attributed.sum()),
+        np.append(attributed, num_assessed - attributed.sum()),
         confusion,
-        counted.num_images - counted.num_assessed,
+        counted.num_images - num_assessed,
         settings.dump.num_draws,
         # Two dumps must not be drawn alike: their difference would then look surer than it is.
         int(digest([settings.dump.seed, settings.manifest, settings.output])[:12], 16),

@@ -16,7 +16,7 @@ MAX_REASONS = 20
 @dataclass
 class Tally:
     """kinds, reasons: images by verdict, and of the unassessable by what stands before the colon in their reason; examples: a whole reason of
-    each; generators (None: not attributed), galleries: of the assessed; codecs, sides_px: of all that could be decoded."""
+    each; generators: of the attributed; galleries: of all that have a fingerprint; codecs, sides_px: of all that could be decoded."""
 
     num_images: int = 0
     num_failed: int = 0
@@ -27,10 +27,6 @@ class Tally:
     galleries: Counter = field(default_factory=Counter)
     codecs: Counter = field(default_factory=Counter)
     sides_px: list[np.ndarray] = field(default_factory=list)
-
-    @property
-    def num_assessed(self) -> int:
-        return self.num_images - self.kinds[UNASSESSABLE]
 
     @property
     def side_range_px(self) -> tuple[float, float] | None:
@@ -64,9 +60,8 @@ def tally(uris: list[str], storage: Storage) -> Tally:
             kind = reason.partition(":")[0]
             found.reasons[kind] += 1
             found.examples.setdefault(kind, reason)
-        assessed = part.filter(pc.invert(absent))
-        found.generators.update(assessed["generator"].to_pylist())
-        found.galleries.update(assessed["gallery"].to_pylist())
+        found.generators.update(part["generator"].drop_null().to_pylist())
+        found.galleries.update(part["gallery"].drop_null().to_pylist())
         readable = part.filter(pc.is_valid(part["width"]))
         found.codecs.update(readable["codec"].to_pylist())
         found.sides_px.append(pc.min_element_wise(readable["width"], readable["height"]).to_numpy())

@@ -67,7 +67,8 @@ class Judge:
 
     confusion: float64 [galleries, J, J], how many of the references of each family (left out in turn) and of the negatives (all kinds
     counting the same) that went to a gallery get which verdict. floor: the least p-value that can come out in any gallery. assessable: bool
-    [galleries], whether references that go there are recognised at all.
+    [galleries], whether references that go there are recognised at all; recognised: float64 [galleries], the share of them that is, of all
+    families together. Where it is small, an image can still be attributed, but that it is not says little: it is then unassessable.
     """
 
     def __init__(self, galleries: Galleries, calibration: Calibration):
@@ -78,6 +79,9 @@ class Judge:
         self.family_sizes = [len(group) for group in members]
         self.floor = calibration.floor
         self.confusion, self.assessable = self._left_out()
+        own = self.confusion[:, :-1, :-1]
+        right, count = np.trace(own, axis1=1, axis2=2), self.confusion[:, :-1].sum(axis=(1, 2))
+        self.recognised = right / np.maximum(count, 1)
 
     @property
     def abstains(self) -> str | None:
@@ -169,6 +173,10 @@ class Judge:
         elif label < len(self.heads):
             kind, generator = (KNOWN if self.family_sizes[label] == 1 else FAMILY), self.families[label]
             reason = None if kind == KNOWN else "the references of these generators cannot be told apart"
+        elif self.recognised[gallery] < self.settings.least_recognised:
+            kind = UNASSESSABLE
+            share = f"{self.recognised[gallery]:.0%} of the generators' own references are recognised"
+            reason = f"degraded: under {degradation} only {share}" if gallery else f"even untouched, only {share}"
         elif p_value > rate:
             kind = UNKNOWN
             reason = f"nearest is {nearest}, but images of other origin score as high (p {p_value:.3g} > {rate:g})"

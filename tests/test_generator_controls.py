@@ -213,12 +213,12 @@ def test_a_trained_extractor_comes_first_then_its_start_and_without_a_backbone_i
     methods = methods_from(MethodsSettings(spectrum=SPECTRUM, colour_spectrum=COLOURS), pool, STORAGE, extractor)
     assert methods[0] is extractor and methods[1].digest == extractor.digest
     of_extractor = ["extractor", "extractor-cosine", "extractor-logistic"]
-    of_extractor += ["extractor-untrained", "extractor-untrained-logistic"]
+    of_extractor += ["extractor-untrained", "extractor-untrained-cosine", "extractor-untrained-logistic"]
     of_extractor += ["part-colour-spectrum", "part-polyphase", "part-learned"]
     leaks = ["content-only", "codec-and-size"]
     assert [method.name for method in methods] == [*of_extractor, *COLOUR_NAMES, *NAMES, *leaks]
-    assert len({method.digest for method in methods[:5]}) == 2 and len({method.digest for method in methods[:8]}) == 5
-    assert methods[4].registered_as == "name: extractor-untrained, scoring: logistic"
+    assert len({method.digest for method in methods[:6]}) == 2 and len({method.digest for method in methods[:9]}) == 5
+    assert methods[5].registered_as == "name: extractor-untrained, scoring: logistic"
 
 
 def test_colour_spectra_are_windows_of_each_patch():

@@ -105,6 +105,57 @@ def test_variants_of_the_extractor_are_no_controls():
     assert lost["method"] == "lda" and lost["variants"] == []
 
 
+def with_verdicts(tiers: dict, **right: float) -> dict:
+    """Each method's share that is right of registered generators; all of those left out are unknown."""
+    for tier in tiers.values():
+        for method, share in right.items():
+            sides = {
+                "registered": {
+                    "right": [share] * 3,
+                    "wrong": [0.0] * 3,
+                    "unknown": [1 - share] * 3,
+                    "unassessable": [0.0] * 3,
+                },
+                "left_out": {"right": [0.0] * 3, "wrong": [0.0] * 3, "unknown": [1.0] * 3, "unassessable": [0.0] * 3},
+            }
+            tier["methods"][method.replace("_", "-")]["verdicts"] = {"none": sides, "jpeg-85": sides}
+    return tiers
+
+
+def test_of_two_ways_to_score_by_the_extractor_the_one_with_better_verdicts_is_shipped():
+    values = {"extractor": (0.9, 0.7), "extractor-cosine": (0.9, 0.8), "lda": (0.95, 0.6)}
+    looks = dict.fromkeys(values, True)
+
+    def choice(**right):
+        return choose(with_verdicts(tiers_of({"first": values}, judged=("first",)), **right), looks, held(looks))
+
+    assert choice()["method"] == "extractor-cosine" and choice()["verdict_scores"] == {}
+    found = choice(extractor=0.6, extractor_cosine=0.4)
+    assert found["method"] == "extractor"
+    assert found["verdict_scores"] == pytest.approx({"extractor": 0.8, "extractor-cosine": 0.7})
+    assert (
+        "that is said of extractor-cosine, whose verdicts are right less often (0.700 against 0.800" in found["reason"]
+    )
+    assert choice(extractor=0.4, extractor_cosine=0.6)["method"] == "extractor-cosine"
+    # A control that wins by what decides is not set aside by verdicts.
+    values["lda"] = (0.99, 0.99)
+    assert choice(extractor=0.6, extractor_cosine=0.4)["method"] == "lda"
+
+
+def test_verdicts_are_in_the_table_and_on_the_page():
+    values = {"extractor": (0.9, 0.7), "lda": (0.8, 0.6)}
+    tiers = with_verdicts(tiers_of({"colours": values}, judged=("colours",)), extractor=0.625)
+    summary = summarise(tiers, {"extractor": True, "lda": True}, {"extractor": "extractor", "lda": "lda"})
+    lines = [line for line in format_table(summary).splitlines() if "verdicts by" in line]
+    assert len(lines) == 2 and lines[0].startswith(
+        "  verdicts by extractor, images as none: registered: 0.625 right, 0.000 wrong"
+    )
+    record = {"settings": settings().model_dump(mode="json"), "versions": {}}
+    page = render_page(summary, [coloured_tier()], "verdicts", record)
+    assert page.count("Verdicts of registries that each lack one family") == 1
+    assert page.count("<td>left out</td>") == page.count("<td>registered</td>") == 2 and ">0.625<" in page
+
+
 def test_intervals_of_the_summary_are_over_families():
     tiers = tiers_of({"first": {"extractor": (0.5, 0.5), "lda": (0.3, 0.3)}}, judged=("first",))
     tiers["first"] |= {"families": ["twins", "twins", "alone"]}

@@ -93,6 +93,23 @@ def test_where_references_are_not_recognised_nothing_is_said(vectors):
     )
 
 
+def test_where_few_references_are_recognised_only_what_is_attributed_gets_a_verdict(vectors):
+    """Under the second degradation seven of ten references of every generator look like strangers."""
+    generator, centres, groups, strangers = vectors
+    kept = [unit(generator.standard_normal((20, 24))) for _ in range(2)]
+    for rows, centre in zip(kept, (centres[2], centres[3])):
+        rows[:6] = around(centre, 6, 0.05, generator)
+    judge = judge_from([np.stack([rows[0], half]) for rows, half in zip(groups, kept)], strangers)
+    assert judge.assessable.tolist() == [True, True] and 0.1 < judge.recognised[1] < 0.5 < judge.recognised[0]
+    like = judge.verdicts(around(centres[2], 20, 0.05, generator))
+    assert sum(v.kind == "known" and v.gallery == "jpeg-85" for v in like) >= 15
+    open_ones = [v for v in judge.verdicts(unit(kept[0][6:] + kept[1][6:])) if v.gallery == "jpeg-85"]
+    assert open_ones and all(v.kind == "unassessable" for v in open_ones)
+    assert "degraded: under jpeg-85 only" in open_ones[0].reason and "are recognised" in open_ones[0].reason
+    asked = judge_from([np.stack([rows[0], half]) for rows, half in zip(groups, kept)], strangers, least_recognised=0.1)
+    assert {v.kind for v in asked.verdicts(unit(kept[0][6:] + kept[1][6:])) if v.gallery == "jpeg-85"} == {"unknown"}
+
+
 def test_too_few_references_to_reject_an_image_are_named(vectors):
     _, _, groups, strangers = vectors
     judge = judge_from([groups[0], groups[1][:, :10]], strangers)

@@ -28,6 +28,7 @@ that is not registered. Such a reference has fewer generators to be like than an
 as high, for the generators in the gallery over those that it was scored by.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -37,7 +38,7 @@ from attrib.generators.conformal import conformal_p_values
 from attrib.generators.galleries import Galleries, families
 from attrib.generators.methods import Method
 from attrib.generators.registry import Registry
-from attrib.generators.registry_settings import VerdictSettings
+from attrib.generators.registry_settings import Role, VerdictSettings
 from attrib.generators.standings import Stratum, best_of, gallery_of, standing
 from attrib.storage import Storage
 
@@ -244,39 +245,62 @@ class Calibration:
         return found
 
 
+@dataclass(frozen=True, eq=False)
+class Negatives:
+    """Images that are never attributed. rows: float32 [D, n, d], nan where one is too small once degraded; source_sizes: images of each source,
+    in order."""
+
+    rows: np.ndarray
+    role: Role
+    source_sizes: Sequence[int]
+
+
 def calibrate(
     registry: Registry, method: Method, settings: VerdictSettings, storage: Storage
 ) -> tuple[Galleries, Calibration]:
     """Raises MismatchError if the registry was made by another method. The registry has one generator or more."""
     registry.check_method(method)
     galleries = Galleries(method, [registry.read(entry, storage) for entry in registry.generators])
+    negatives = [
+        Negatives(registry.read(entry, storage), entry.role, entry.source_sizes) for entry in registry.negatives
+    ]
+    names = [entry.name for entry in registry.generators]
+    return galleries, calibrated(galleries, names, negatives, registry.degradations, settings)
+
+
+def calibrated(
+    galleries: Galleries,
+    names: list[str],
+    negatives: Sequence[Negatives],
+    degradations: tuple[str, ...],
+    settings: VerdictSettings,
+) -> Calibration:
+    """Of generators with their references in galleries, by degradation, beside what serves as negatives."""
     own, owner = galleries.leave_one_out()
     family = families(own[0, :, 0], owner, settings.family_accuracy, settings.family_level)
     scored = [galleries.as_unregistered(family)]
     kinds, sources = [np.full(len(owner), KIND_OF["generator"])], [family[owner]]
-    num_sources = len(registry.generators)
-    for entry in registry.negatives:
-        rows = registry.read(entry, storage)
-        scores = np.full((*rows.shape[:2], *own.shape[2:]), np.nan, np.float32)
-        for degradation, queries in enumerate(rows):
+    num_sources = len(names)
+    for given in negatives:
+        scores = np.full((*given.rows.shape[:2], *own.shape[2:]), np.nan, np.float32)
+        for degradation, queries in enumerate(given.rows):
             present = np.isfinite(queries).all(axis=1)
             if present.any():
                 scores[degradation, present] = galleries.scores(queries[present])
         scored.append(scores)
-        kinds.append(np.full(entry.num_images, KIND_OF[entry.role]))
-        sources.append(num_sources + np.repeat(np.arange(len(entry.source_sizes)), entry.source_sizes))
-        num_sources += len(entry.source_sizes)
-    negatives, kind, source = np.concatenate(scored, axis=1), np.concatenate(kinds), np.concatenate(sources)
-    usable = ~np.isnan(negatives).all(axis=(0, 2, 3))
-    calibration = Calibration(
-        names=[entry.name for entry in registry.generators],
-        degradations=registry.degradations,
+        kinds.append(np.full(scores.shape[1], KIND_OF[given.role]))
+        sources.append(num_sources + np.repeat(np.arange(len(given.source_sizes)), given.source_sizes))
+        num_sources += len(given.source_sizes)
+    found, kind, source = np.concatenate(scored, axis=1), np.concatenate(kinds), np.concatenate(sources)
+    usable = ~np.isnan(found).all(axis=(0, 2, 3))
+    return Calibration(
+        names=names,
+        degradations=degradations,
         family=family,
-        negatives=negatives[:, usable],
+        negatives=found[:, usable],
         kind=kind[usable],
         source=source[usable],
         own=own,
         owner=owner,
         settings=settings,
     )
-    return galleries, calibration

@@ -35,7 +35,7 @@ def methods_from(
     methods: list[Method] = []
     if extractor:
         methods += [asked(extractor, scoring) for scoring in ("adapted", "cosine", "logistic")]
-        methods += [asked(untrained(extractor), scoring) for scoring in ("adapted", "logistic")]
+        methods += [asked(untrained(extractor), scoring) for scoring in ("adapted", "cosine", "logistic")]
         methods += [Part(extractor, name) for name in PARTS]
     maps = fitted_maps(
         pool, settings.colour_spectrum, settings.colour_discriminant, storage, folder and join(folder, COLOUR_FOLDER)

@@ -4,13 +4,15 @@ import numpy as np
 
 from attrib.generators.evaluation_intervals import VALUES, as_array, difference_interval, family_numbers, loss
 from attrib.generators.evaluation_settings import LOSS_DEGRADATION
+from attrib.generators.evaluation_verdicts import verdict_score
 
 DECIDING = ("identification", "rejection_auroc")  # on the judged tiers
 CANDIDATE = "extractor"  # and its variants, untrained or scored in another way, are the rows whose names start so
 MAX_LOSS = 0.10  # of identification at LOSS_DEGRADATION, with a gallery degraded alike
 CRITERION = (
     "the trained extractor is shipped if it beats every control that looks at the trace, in identification and in rejection AUROC, on every "
-    "judged tier; if not, then what has the highest mean of these, of the methods that look at the trace and that a registry can hold"
+    "judged tier; if not, then what has the highest mean of these, of the methods that look at the trace and that a registry can hold; of the ways "
+    "to score by the extractor whose verdicts are measured, the one whose verdicts are right most often takes the place of the other"
 )
 
 
@@ -19,9 +21,10 @@ def choose(
 ) -> dict | None:
     """What is shipped by the CRITERION, the earlier in the table of two equals; None where no tier is judged or nothing can be shipped.
 
-    tiers, looks_at_trace, registered_as: of `summarise`. A variant of the extractor is no control: it does not have to beat its own start. One part of the start alone is one, though: two must beat it.
+    tiers, looks_at_trace, registered_as: of `summarise`. A variant of the extractor is no control, but each of its parts alone is one: together they must
+    beat it.
 
-    Returns {method, registered_as, reason, criterion, scores: {method: mean of the deciding values}, ahead: {method, difference} of the
+    Returns {method, verdict_scores: {method: `verdict_score` over the judged tiers, where measured}, registered_as, reason, criterion, scores: {method: mean of the deciding values}, ahead: {method, difference} of the
     best method where no registry can hold it, variants: [{method, difference}] of the shipped method's score from those of its variants,
     comparisons: [{tier, value, versus, mean, low, high}] with every other method that looks at the trace, paired over generators,
     losses: [{tier, loss, family_loss: None without families}] of matched JPEGs}.
@@ -41,7 +44,14 @@ def choose(
     }
     lost = _lost(values, places)
     wins = CANDIDATE in can_ship and not lost
-    shipped = CANDIDATE if wins else max(can_ship, key=lambda method: scores[method])
+    shipped = leader = CANDIDATE if wins else max(can_ship, key=lambda method: scores[method])
+    verdict_scores = {
+        method: verdict_score([tiers[tier]["methods"][method]["verdicts"] for tier in judged])
+        for method in can_ship
+        if all(tiers[tier]["methods"][method].get("verdicts") for tier in judged)
+    }
+    if shipped in verdict_scores:
+        shipped = max(verdict_scores, key=lambda method: verdict_scores[method])
     best = max(traces, key=lambda method: scores[method])
     ahead = None
     if registered_as[best] is None and scores[best] > scores[shipped]:
@@ -56,8 +66,15 @@ def choose(
     ]
     return {
         "method": shipped,
+        "verdict_scores": verdict_scores,
         "registered_as": registered_as[shipped],
-        "reason": "; ".join([*_reasons(shipped, scores, lost, wins, ahead), *map(_said_loss, losses)]),
+        "reason": "; ".join(
+            [
+                *_reasons(leader, scores, lost, wins, ahead),
+                *_said_verdicts(leader, shipped, verdict_scores),
+                *map(_said_loss, losses),
+            ]
+        ),
         "criterion": CRITERION,
         "scores": scores,
         "ahead": ahead,
@@ -117,6 +134,15 @@ def _reasons(shipped: str, scores: dict[str, float], lost: list[str], wins: bool
             f"{ahead['method']} is ahead of it by {ahead['difference']:.3f} in that mean, but no registry can hold it"
         )
     return found
+
+
+def _said_verdicts(leader: str, shipped: str, verdict_scores: dict[str, float]) -> list[str]:
+    if leader == shipped:
+        return []
+    mine, other = verdict_scores[shipped], verdict_scores[leader]
+    return [
+        f"that is said of {leader}, whose verdicts are right less often ({other:.3f} against {mine:.3f} of {shipped})"
+    ]
 
 
 def _said_loss(row: dict) -> str:

@@ -19,7 +19,7 @@ def summarise(tiers: dict[str, dict], looks_at_trace: dict[str, bool], registere
 
     tiers: {tier: {generators, families, judged, ..., methods: {method: what evaluate_tier found}}}; looks_at_trace: {method: whether it may
     be shipped}; registered_as: {method: what a registry calls it, None: no registry can hold it}. Returns {looks_at_trace, registered_as,
-    value_names, tiers: {tier: {..., methods: {method: {values, num_clusters, confusion, references, sets, degradations, min_side_px, loss, family_loss}}}},
+    value_names, tiers: {tier: {..., methods: {method: {values, num_clusters, confusion, references, sets, degradations, min_side_px, loss, family_loss, verdicts: None where they are not measured}}}},
     shipped}, with {mean, low, high} in the place of each list of values and None where nothing was measured.
     """
     found = {}
@@ -53,6 +53,7 @@ def format_table(summary: dict) -> str:
             cells += [_lost(found[value]).rjust(LOSS_CHARS) for value in losses]
             mark = "" if summary["looks_at_trace"][method] else "  leak control"
             lines.append(" ".join([f"  {method:{wide}}", *cells]) + mark)
+        lines += [line for method, found in tier["methods"].items() for line in _verdict_lines(method, found)]
         lines.append("")
     lines.append(
         f"in brackets: 95 % intervals over families of generators; loss: of identification at {LOSS_DEGRADATION}, gallery degraded alike; family "
@@ -65,6 +66,18 @@ def format_table(summary: dict) -> str:
         lines += [f"  minus its variant {row['method']}: {row['difference']:+.3f}" for row in shipped["variants"]]
         lines.append(f"criterion: {shipped['criterion']}")
     return "\n".join(lines)
+
+
+def _verdict_lines(method: str, found: dict) -> list[str]:
+    lines = []
+    for degradation, sides in (found["verdicts"] or {}).items():
+        said = [
+            f"{side.replace('_', ' ')}: "
+            + ", ".join(f"{share['mean']:.3f} {outcome}" for outcome, share in shares.items())
+            for side, shares in sides.items()
+        ]
+        lines.append(f"  verdicts by {method}, images as {degradation}: {'; '.join(said)}")
+    return lines
 
 
 def has_families(tier: dict) -> bool:
@@ -95,6 +108,18 @@ def _summary(measured: dict, families: np.ndarray) -> dict:
         "min_side_px": measured["min_side_px"],
         "loss": loss(measured, families),
         "family_loss": loss(measured, families, "family_identification"),
+        "verdicts": _verdicts(measured.get("verdicts"), families),
+    }
+
+
+def _verdicts(measured: dict | None, families: np.ndarray) -> dict | None:
+    """As `verdict_rates` of one method, with an interval in the place of each list."""
+    return measured and {
+        name: {
+            side: {outcome: share_interval(shares, families) for outcome, shares in outcomes.items()}
+            for side, outcomes in sides.items()
+        }
+        for name, sides in measured.items()
     }
 
 

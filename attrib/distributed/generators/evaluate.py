@@ -24,6 +24,8 @@ from attrib.generators.evaluation import Embedded, cluster_cut, evaluate_tier
 from attrib.generators.evaluation_page import render_page
 from attrib.generators.evaluation_settings import TRAINED_TIER, EvaluateGeneratorsSettings, FolderTierSettings
 from attrib.generators.evaluation_summary import format_table, summarise
+from attrib.generators.evaluation_verdicts import METHODS as VERDICT_METHODS
+from attrib.generators.evaluation_verdicts import verdict_rates
 from attrib.generators.extractor import load_extractor
 from attrib.generators.methods import Method
 from attrib.generators.photographs import Photographs, read_photographs
@@ -184,6 +186,10 @@ def _measure_part(
     with one_thread():
         embedded, cut = Embedded(methods[0], tier), cluster_cut(Embedded(methods[0], tuning))
         found = {method.name: evaluate_tier(method, embedded, cut, settings) for method in methods}
+        judged = [method for method in methods if method.name in VERDICT_METHODS and tier.settings.judged]
+        if judged:
+            for name, rates in verdict_rates(judged, tier, tuning, settings.seed).items():
+                found[name]["verdicts"] = rates
     storage.write_json(uri, found)
 
 

@@ -108,12 +108,13 @@ def test_of_equal_neighbours_the_earlier_counts():
     assert nearest_neighbours(1)([twice[:1], twice[1:]])(twice[:1]).tolist() == [[1, 0]]
 
 
-def test_adapted_cosine_is_a_cosine_in_the_references_own_space():
-    gallery = [rows(1, 3), rows(2, 5), rows(3, 4)]
+@pytest.mark.parametrize("dimension", [6, 20])  # fewer than references, and more
+def test_adapted_cosine_is_a_cosine_in_the_references_own_space(dimension):
+    gallery, queries = [rows(i, count, dimension) for i, count in ((1, 3), (2, 5), (3, 4))], rows(4, 20, dimension)
     means = [sum(group.astype(np.float64)) / len(group) for group in gallery]
     origin = sum(means) / 4
     within = sum(np.outer(r - mean, r - mean) for group, mean in zip(gallery, means) for r in group.astype(float)) / 9
-    shrunk = (1 - ADAPTED_SHRINKAGE) * within + ADAPTED_SHRINKAGE * np.trace(within) / 6 * np.eye(6)
+    shrunk = (1 - ADAPTED_SHRINKAGE) * within + ADAPTED_SHRINKAGE * np.trace(within) / dimension * np.eye(dimension)
     values, vectors = np.linalg.eigh(shrunk)
     root = vectors / np.sqrt(values) @ vectors.T  # another root of the inverse: cosines do not see which
 
@@ -121,8 +122,8 @@ def test_adapted_cosine_is_a_cosine_in_the_references_own_space():
         moved = root @ (row - origin)
         return moved / np.sqrt(sum(moved**2))
 
-    found = adapted_cosine(gallery)(QUERIES)
-    for i, query in enumerate(QUERIES):
+    found = adapted_cosine(gallery)(queries)
+    for i, query in enumerate(queries):
         for g, group in enumerate(gallery):
             centre = sum(adapted(row) for row in group)
             assert found[i, g] == pytest.approx(adapted(query) @ centre / np.sqrt(sum(centre**2)), abs=1e-5)

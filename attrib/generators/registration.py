@@ -25,6 +25,8 @@ def read_collection(
     rows = [
         row for unit in list_units(collection, storage) for row in list_images(unit, collection, storage).to_pylist()
     ]
+    if not rows:
+        raise AttribError(f"no image is in {collection.uri}; correct the path, or extensions")
     rows.sort(key=lambda row: row["key"])
     spaced = np.linspace(0, len(rows) - 1, min(max_images, len(rows))).round().astype(int)
     wanted = ReferenceFilter(method, VerdictSettings())

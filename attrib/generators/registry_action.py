@@ -56,14 +56,13 @@ def _opened(settings: RegistrySettings, storage: Storage) -> tuple[Registry, Met
         return new_registry(settings.registry, settings.method, method, settings.degradations, storage), method
     registry = open_registry(settings.registry, storage)
     if settings.method is not None and settings.method != registry.method:
-        raise AttribError(
-            f"{settings.registry} was made with method {registry.method.name!r} of {registry.method.uri}; leave method out, or start a "
-            "new registry"
-        )
+        given, made = settings.method.model_dump(), registry.method.model_dump()
+        other = ", ".join(f"method.{key} {made[key]!r}, not {given[key]!r}" for key in made if made[key] != given[key])
+        raise AttribError(f"{settings.registry} was made with {other}; ask for what it has, or start a new registry")
     if "degradations" in settings.model_fields_set and settings.degradations != registry.degradations:
         raise AttribError(
-            f"{settings.registry} was made with degradations {list(registry.degradations)}, not {list(settings.degradations)}; leave "
-            "degradations out, or start a new registry"
+            f"{settings.registry} was made with degradations {list(registry.degradations)}, not {list(settings.degradations)}; ask "
+            "for these, or start a new registry"
         )
     return registry, load_method(registry.method, storage, settings.device)
 

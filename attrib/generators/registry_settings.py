@@ -80,7 +80,7 @@ class RegistrySettings(JobSettings):
             raise ValueError(f"action {self.action!r} needs the name of an entry")
         if self.action == "register":
             if (self.images is None) == (self.pool is None):
-                raise ValueError("action 'register' needs exactly one of images and pool")
+                raise ValueError("action 'register' needs exactly one of images and pool; set the other to null")
             if (self.pool is None) == (self.role == "synthetic"):
                 raise ValueError("role 'synthetic' and pool belong together")
         return self

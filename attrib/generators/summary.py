@@ -86,12 +86,12 @@ def _shares(
     previous: Identified | None,
     storage: Storage,
 ) -> tuple[dict, list[str]]:
-    """{shares, changes, recognised}, None where nothing can be said, and warnings.
+    """{shares, changes, recognised, num_share_images}, None and 0 where nothing can be said, and warnings.
 
     Of all images in galleries that can be assessed, with those whose own verdict stays open because few like them are recognised: how many
     those are is known, and corrected for.
     """
-    nothing = {"shares": None, "changes": None, "recognised": None}
+    nothing = {"shares": None, "changes": None, "recognised": None, "num_share_images": 0}
     if judge.abstains:
         return nothing, []
     in_gallery = np.array([counted.galleries[name] for name in judge.calibration.degradations], float)
@@ -116,6 +116,7 @@ def _shares(
     return {
         "shares": [asdict(share) for share in shares],
         "changes": changed,
+        "num_share_images": num_assessed,
         "recognised": {
             name: round(float(confusion[i, i] / totals[i]), 4) for i, name in enumerate(judge.families) if totals[i]
         },

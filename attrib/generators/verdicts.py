@@ -27,6 +27,11 @@ from attrib.storage import Storage
 KNOWN, FAMILY, UNKNOWN, UNASSESSABLE = "known", "family", "unknown", "unassessable"
 POWER_LEVEL = 0.05  # of the test whether references under a degradation are recognised at all
 FAMILY_SEPARATOR = "|"
+MISSING = (  # kinds of negatives, what is said where there are none, and how they are registered
+    ("photographs", "a photograph", "photographs"),
+    ("generators", "of another generator", "other-generator"),
+    ("synthetic", "of a synthetic model", "synthetic"),
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,8 @@ class Judge:
             remedies = ("photographs", "synthetic models or other generators", "")
         return (
             f"false_attribution_rate {rate:g} is below {calibration.floors[gallery]:.3g}, the least that {have} can show; register "
-            f"{needed} or more of {' and of '.join(remedies[origin] for origin in few)}, or raise the rate"
+            f"{needed} or more of {' and of '.join(remedies[origin] for origin in few)} (max_images and images_per_model say how many are "
+            "kept), or raise the rate"
         )
 
     @cached_property
@@ -117,10 +123,13 @@ class Judge:
             for name, floor in zip(calibration.names, calibration.own_floors[0])
             if floor > rate + 1e-12
         ]
-        if calibration.is_generated and "generators" not in calibration.units():
-            found.append(
-                "the false_attribution_rate holds for synthetic models alone: no other generator is among the negatives; register one"
-            )
+        if calibration.is_generated:
+            there = calibration.units()
+            found += [
+                f"no negative is {what}: the false_attribution_rate is not promised for such images; register some (role: {role})"
+                for kind, what, role in MISSING
+                if kind not in there
+            ]
         return found
 
     @cached_property

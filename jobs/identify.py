@@ -14,11 +14,11 @@ def main() -> None:
         print(
             f"{record['num_images']:,} images: " + ", ".join(f"{n:,} {kind}" for kind, n in record["verdicts"].items())
         )
+        if record["shares"]:
+            counted = f"{record['num_share_images']:,} of {record['num_images']:,} images"
+            print(f"  shares of {counted}; the others may be of any origin")
         for share in record["shares"] or []:
             print(f"  {share['name']}: {share['share']:.1%} ({share['low']:.1%} to {share['high']:.1%})")
-        if record["shares"]:
-            assessed = f"{record['num_share_images']:,} of {record['num_images']:,} images"
-            print(f"  shares of the {assessed} that could be assessed; of the others any may be of any origin")
         if record["shares"] is None:
             print(f"  no shares: {record['abstains'] or 'no image could be assessed'}")
         for candidate in record["candidates"]:

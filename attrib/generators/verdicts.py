@@ -27,6 +27,8 @@ from attrib.storage import Storage
 KNOWN, FAMILY, UNKNOWN, UNASSESSABLE = "known", "family", "unknown", "unassessable"
 POWER_LEVEL = 0.05  # of the test whether references under a degradation are recognised at all
 FAMILY_SEPARATOR = "|"
+# What is unlike all that is registered may be nearest to references that were degraded beyond recognition, as an image is that was degraded so.
+UNLIKE = "degraded, or of no registered generator"
 MISSING = (  # kinds of negatives, what is said where there are none, and how they are registered
     ("photographs", "a photograph", "photographs"),
     ("generators", "of another generator", "other-generator"),
@@ -177,7 +179,7 @@ class Judge:
         elif too_few := self._too_few(gallery):
             kind, reason = UNASSESSABLE, f"of images like those under {degradation}: {too_few}"
         elif not self.assessable[gallery]:
-            degraded = "even untouched," if gallery == 0 else f"degraded: under {degradation}"
+            degraded = "even untouched," if gallery == 0 else f"{UNLIKE}: under {degradation}"
             kind, reason = UNASSESSABLE, f"{degraded} the generators' own references are not recognised"
         elif label < len(self.heads):
             kind, generator = (KNOWN if self.family_sizes[label] == 1 else FAMILY), self.families[label]
@@ -185,7 +187,7 @@ class Judge:
         elif self.recognised[gallery] < self.settings.least_recognised:
             kind = UNASSESSABLE
             share = f"{self.recognised[gallery]:.0%} of the generators' own references are recognised"
-            reason = f"degraded: under {degradation} only {share}" if gallery else f"even untouched, only {share}"
+            reason = f"{UNLIKE}: under {degradation} only {share}" if gallery else f"even untouched, only {share}"
         elif p_value > rate:
             kind = UNKNOWN
             reason = f"nearest is {nearest}, but images of other origin score as high (p {p_value:.3g} > {rate:g})"

@@ -2,9 +2,9 @@
 
 The vector has three parts, each whitened by what varies between pictures. Two are statistics, what a patch's power spectrum shows of its colours
 and what lies at fixed places of the pixel grid (attrib/generators/polyphase.py): a whitening keeps all directions, so they serve generators that
-differ in ways in which the pool's models do not. The third is learned: a small CNN of the pixels and their residual that tells the pool's models
-apart however they were degraded. It finds under JPEG what the statistics lose, in generators that are like the pool's, and says little of others,
-so it has half their length, and scoring counts each part by how far the references at hand can rely on it.
+differ in ways in which the pool's models do not. The third is learned: a small CNN of the pixels and their residual that is taught to tell the
+pool's models apart under every degradation of training. It finds under recompression what the statistics lose, in generators that are like the
+pool's, and says little of others, so it has half their length; adapted scoring counts each part by how far the references at hand can rely on it.
 """
 
 from collections.abc import Sequence

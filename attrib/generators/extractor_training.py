@@ -1,4 +1,4 @@
-"""The extractor's training loop, read from top to bottom: its start from whitened traces, steps, validation, a state to resume from.
+"""The extractor's training loop, read from top to bottom: whitened statistics at its start, steps, validation, a state to resume from.
 
 The criterion is identification from ten references among models of the pool whose upsampler no trained model has, of photographs that were not
 trained on, untouched and at JPEG 85. No image of a real generator takes part.

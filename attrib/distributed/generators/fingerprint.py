@@ -2,7 +2,7 @@
 
 <output>/extractor.safetensors   the network, which attrib.generators.extractor.load_extractor takes
 <output>/extractor.json          written last: settings, digests, the criterion by step
-<output>/lda.safetensors         discriminants of the colour spectrum on the same pool, which attrib.generators.spectrum_methods.load_spectrum_method takes
+<output>/lda.safetensors, whitening.safetensors   of the colour spectrum on the same pool, which attrib.generators.spectrum_methods.load_spectrum_method takes
 <output>/_start.safetensors      the network that training starts from: the pool's whitening
 <output>/_ray_train/             Ray Train's checkpoints, one per validation
 """
@@ -114,7 +114,7 @@ def _estimate(settings: FingerprintSettings, images: PoolImages) -> Estimate:
     # Judging is a forward pass, about a third of a step for as many patches.
     judging = num_judged / (contrast.models_per_batch * contrast.images_per_model) / 3
     num_judgements = 2 + optimiser.num_steps // optimiser.validation_steps
-    state_bytes = 4 * sum(parameter.numel() for parameter in training.parameters)
+    state_bytes = sum(value.nbytes for value in network.state_dict().values())  # with its whitening, which is the larger part
     return Estimate(
         num_workers=settings.num_workers,
         worker_bytes=baseline_bytes() + images_bytes + max(0, peak_bytes() - before) + STATES * state_bytes,

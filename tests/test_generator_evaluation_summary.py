@@ -134,7 +134,8 @@ def test_of_two_ways_to_score_by_the_extractor_the_one_with_better_verdicts_is_s
     assert found["method"] == "extractor"
     assert found["verdict_scores"] == pytest.approx({"extractor": 0.8, "extractor-cosine": 0.7})
     assert (
-        "that is said of extractor-cosine, whose verdicts are right less often (0.700 against 0.800" in found["reason"]
+        "it takes the place of extractor-cosine, whose verdicts are right less often (0.700 against 0.800)"
+        in found["reason"]
     )
     assert choice(extractor=0.4, extractor_cosine=0.6)["method"] == "extractor-cosine"
     # A control that wins by what decides is not set aside by verdicts.

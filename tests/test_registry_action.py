@@ -40,7 +40,7 @@ def test_the_job_registers_lists_and_removes(job):
     said = job.ask("register", method=job.made_by)
     assert said[0] == "a version 1 as generator: 12 images, 12 PNG; left out: 1 not decodable"
     assert "self-similarity" in said[2]
-    with pytest.raises(AttribError, match="was made with method.name 'log-spectrum', not 'spectrum-lda'"):
+    with pytest.raises(AttribError, match=r"was made with method\.name 'log-spectrum', not 'spectrum-lda'"):
         job.ask("register", method=job.made_by | {"name": "spectrum-lda"}, new_version=True)
     said = job.ask("register", new_version=True, max_images=10)
     assert "a version 2 as generator: 10 images" in said[0]

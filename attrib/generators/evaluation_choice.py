@@ -70,8 +70,8 @@ def choose(
         "registered_as": registered_as[shipped],
         "reason": "; ".join(
             [
-                *_reasons(leader, scores, lost, wins, ahead),
                 *_said_verdicts(leader, shipped, verdict_scores),
+                *_reasons("it" if leader == shipped else leader, scores[leader], lost, wins, ahead),
                 *map(_said_loss, losses),
             ]
         ),
@@ -118,15 +118,15 @@ def _lost(values: dict[str, list[np.ndarray]], places: list[tuple[str, str]]) ->
     return found
 
 
-def _reasons(shipped: str, scores: dict[str, float], lost: list[str], wins: bool, ahead: dict | None) -> list[str]:
+def _reasons(subject: str, score: float, lost: list[str], wins: bool, ahead: dict | None) -> list[str]:
     if wins:
         found = [
-            "it beats every control that looks at the trace in identification and in rejection on every judged tier"
+            f"{subject} beats every control that looks at the trace in identification and in rejection on every judged tier"
         ]
     else:
         among = "of the methods that look at the trace and that a registry can hold"
         found = [
-            f"{among} it has the highest mean of identification and rejection over the judged tiers ({scores[shipped]:.3f})"
+            f"{among} {subject} has the highest mean of identification and rejection over the judged tiers ({score:.3f})"
         ]
         found += [f"the extractor does not beat {', '.join(lost)}"] if lost else []
     if ahead:
@@ -140,9 +140,7 @@ def _said_verdicts(leader: str, shipped: str, verdict_scores: dict[str, float]) 
     if leader == shipped:
         return []
     mine, other = verdict_scores[shipped], verdict_scores[leader]
-    return [
-        f"that is said of {leader}, whose verdicts are right less often ({other:.3f} against {mine:.3f} of {shipped})"
-    ]
+    return [f"it takes the place of {leader}, whose verdicts are right less often ({other:.3f} against {mine:.3f})"]
 
 
 def _said_loss(row: dict) -> str:

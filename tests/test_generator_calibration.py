@@ -223,6 +223,16 @@ def test_a_generators_own_images_are_rejected_at_most_at_about_the_stated_rate()
     assert calibration.own_p_values(np.array([-99.0]), zero, zero) == pytest.approx([1 / 20])
 
 
+def test_nothing_stands_high_by_a_generator_whose_references_cannot_be_left_out():
+    """As of one whose images, but for a single large one, are too small once degraded."""
+    scores = np.random.default_rng(17).standard_normal((40, 2))
+    own = np.full((1, 2, 1, 2), 6.0)
+    own[0, 0, 0, 0] = np.nan
+    calibration = calibration_of(scores, own=own)
+    queries = np.array([[99.0, 0.0], [0.0, 99.0]], np.float32)
+    assert calibration.p_values(queries, np.zeros(2, int)) == pytest.approx([1.0, 1 / 41])
+
+
 def test_own_references_are_left_out_of_what_they_are_compared_with():
     own = np.array([0.1, 0.4, 0.4, 0.9])[None, :, None, None]
     calibration = calibration_of(np.zeros((0, 1)), own=own, owner=np.zeros(4, int))

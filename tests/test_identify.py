@@ -118,6 +118,10 @@ def test_the_record_tells_shares_candidates_and_sets(finished):
     assert any(len(keys) == 12 and all(key.startswith("diagonal") for key in keys) for keys in shown)
     sizes = [candidate["num_images"] for candidate in record["candidates"]]
     assert sizes == sorted(sizes, reverse=True) and min(c["num_distinct"] for c in record["candidates"]) >= 10
+    members = STORAGE.read_table(join(finished.output, "candidates.parquet")).to_pylist()
+    assert [sum(m["candidate"] == c["name"] for m in members) for c in record["candidates"]] == sizes
+    exemplars = {(c["name"], exemplar["id"]) for c in record["candidates"] for exemplar in c["exemplars"]}
+    assert exemplars and exemplars <= {(m["candidate"], m["id"]) for m in members}
     sets = STORAGE.read_table(join(finished.output, "sets.parquet"))
     assert sets.schema.equals(SET_SCHEMA)
     verdicts = {row["name"]: row for row in sets.to_pylist()}

@@ -16,7 +16,7 @@ from attrib.generators.registry import Registry
 from attrib.generators.registry_settings import IdentifySettings
 from attrib.generators.sets import SetVerdict, describe_sets, judge_set
 from attrib.generators.tally import Tally, tally
-from attrib.generators.verdict_files import SETS, SHARE_DRAWS, Identified, read_fingerprints
+from attrib.generators.verdict_files import CANDIDATES, SETS, SHARE_DRAWS, Identified, read_fingerprints
 from attrib.generators.verdicts import FAMILY, KNOWN, UNASSESSABLE, UNKNOWN, Judge
 from attrib.identity import sampling_rank
 from attrib.manifest import Manifest
@@ -166,6 +166,13 @@ def _candidates(settings: IdentifySettings, uris: list[str], judge: Judge, stora
         min_images=settings.dump.min_candidate_images,
         num_exemplars=settings.dump.num_exemplars,
     )
+    names = [f"candidate-{number:02d}" for number in range(1, len(found) + 1)]
+    sizes = [len(candidate.ids) for candidate in found]
+    members = {
+        "candidate": pa.array(np.repeat(names, sizes).tolist(), pa.string()),
+        "id": pa.array(np.concatenate([np.empty(0, np.int64), *(candidate.ids for candidate in found)]), pa.int64()),
+    }
+    storage.write_table(join(settings.output, CANDIDATES), pa.table(members))
     if not found:
         return []
     shown = pa.array(np.concatenate([candidate.exemplars for candidate in found]))
@@ -174,12 +181,12 @@ def _candidates(settings: IdentifySettings, uris: list[str], judge: Judge, stora
     )
     place_of = {row["id"]: row for row in places.to_pylist()}
     described = []
-    for number, candidate in enumerate(found, start=1):
+    for name, candidate in zip(names, found):
         means = judge.galleries.scores(candidate.clustered)[:, 0].mean(axis=0, dtype=np.float64)
         nearest = int(means.argmax())
         described.append(
             {
-                "name": f"candidate-{number:02d}",
+                "name": name,
                 "num_images": len(candidate.ids),
                 "num_distinct": candidate.num_distinct,
                 "cohesion": round(candidate.cohesion, 4),

@@ -2,6 +2,7 @@
 
 <output>/verdicts/part-00000.parquet ...   one per manifest partition, rows by ascending id (`schema`)
 <output>/sets.parquet                      one row per set, where a set_column is given
+<output>/candidates.parquet                one row per image of a candidate generator: its name and the image's id
 <output>/share_draws.npy                   float64 [draws, families + 1], for the change since this run
 <output>/generators.json                   written last: shares, changes, candidates, settings, versions
 
@@ -20,6 +21,7 @@ from attrib.storage import Storage, join
 RECORD = "generators.json"
 VERDICTS = "verdicts"
 SETS = "sets.parquet"
+CANDIDATES = "candidates.parquet"
 SHARE_DRAWS = "share_draws.npy"
 SUMMARY = (
     "digest",

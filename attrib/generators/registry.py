@@ -23,6 +23,7 @@ from attrib.generators.degradations import parse
 from attrib.generators.methods import Method
 from attrib.generators.registry_settings import MIN_REFERENCES, RegistryMethodSettings, Role, VerdictSettings
 from attrib.generators.samples import Sample, recoded
+from attrib.progress import Progress
 from attrib.storage import Storage, bytes_sha256, join
 
 RECORD = "registry.json"
@@ -181,7 +182,9 @@ def register(
     wanted.left_out.update(left_out or {})
     kept = [(i, sample) for i, source in enumerate(sources) for sample in source if wanted.takes(sample)]
     if kept:
-        references = embed_degraded(method, [sample for _, sample in kept], registry.degradations)
+        progress = Progress(f"fingerprints of {name}", len(kept) * len(registry.degradations), "images")
+        references = embed_degraded(method, [sample for _, sample in kept], registry.degradations, progress)
+        progress.close()
         there = np.isfinite(references[0]).all(axis=1)
         wanted.left_out += Counter({BLANK: int(np.count_nonzero(~there))})
         kept, references = [kept[i] for i in np.flatnonzero(there)], references[:, there]
@@ -226,7 +229,9 @@ def remove(registry: Registry, name: str, storage: Storage, version: int | None 
     return registry
 
 
-def embed_degraded(method: Method, samples: Sequence[Sample], degradations: Sequence[str]) -> np.ndarray:
+def embed_degraded(
+    method: Method, samples: Sequence[Sample], degradations: Sequence[str], progress: Progress | None = None
+) -> np.ndarray:
     """float32 [len(degradations), n, d]: fingerprints of the samples under each degradation, nan where that leaves too small an image, or no
     finite direction."""
     found: list[np.ndarray] = []
@@ -239,6 +244,8 @@ def embed_degraded(method: Method, samples: Sequence[Sample], degradations: Sequ
             large = [(i, sample) for i, sample in made if sample.side_px >= method.min_side_px]
             if large:
                 rows |= dict(zip((i for i, _ in large), method.embed([sample for _, sample in large])))
+            if progress:
+                progress.update(len(made))
         dimension = len(next(iter(rows.values()))) if rows else found[0].shape[1]
         found.append(np.full((len(samples), dimension), np.nan, np.float32))
         for i, row in rows.items():

@@ -229,8 +229,15 @@ def test_nothing_stands_high_by_a_generator_whose_references_cannot_be_left_out(
     own = np.full((1, 2, 1, 2), 6.0)
     own[0, 0, 0, 0] = np.nan
     calibration = calibration_of(scores, own=own)
-    queries = np.array([[99.0, 0.0], [0.0, 99.0]], np.float32)
-    assert calibration.p_values(queries, np.zeros(2, int)) == pytest.approx([1.0, 1 / 41])
+    queries = np.array([[99.0, 0.0], [0.0, 99.0], [np.nan, np.nan]], np.float32)
+    assert calibration.p_values(queries, np.zeros(3, int)) == pytest.approx([1.0, 1 / 41, 1.0])
+    # Nor where hardly any negative comes to the gallery.
+    elsewhere = np.stack([scores + 5, scores], axis=1)[None].repeat(2, axis=0)
+    elsewhere[:, 0, 1] += 20
+    own = np.full((2, 2, 2, 2), 6.0)
+    own[:, 0, :, 0] = np.nan
+    calibration = calibration_of(elsewhere, own=own)
+    assert calibration.p_values(queries[:1], np.ones(1, int)) == pytest.approx([1.0])
 
 
 def test_own_references_are_left_out_of_what_they_are_compared_with():

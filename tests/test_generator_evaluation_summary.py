@@ -134,10 +134,13 @@ def test_of_two_ways_to_score_by_the_extractor_the_one_with_better_verdicts_is_s
     assert found["method"] == "extractor"
     assert found["verdict_scores"] == pytest.approx({"extractor": 0.8, "extractor-cosine": 0.7})
     assert (
-        "it takes the place of extractor-cosine, whose verdicts are right less often (0.700 against 0.800)"
+        "it takes the place of extractor-cosine, whose verdicts are right less often (0.700; the difference is 0.100"
         in found["reason"]
     )
+    assert found["replaced"]["method"] == "extractor-cosine" and "beyond chance" in found["reason"]
     assert choice(extractor=0.4, extractor_cosine=0.6)["method"] == "extractor-cosine"
+    equal = choice(extractor=0.5, extractor_cosine=0.5)
+    assert equal["method"] == "extractor-cosine" and equal["replaced"] is None
     # A control that wins by what decides is not set aside by verdicts.
     values["lda"] = (0.99, 0.99)
     assert choice(extractor=0.6, extractor_cosine=0.4)["method"] == "lda"

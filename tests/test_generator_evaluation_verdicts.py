@@ -7,7 +7,7 @@ from generator_samples import drawn_samples, spectrum_method
 
 from attrib.generators.degradations import parse
 from attrib.generators.evaluation_settings import TierSettings
-from attrib.generators.evaluation_verdicts import ASKED, DEGRADATIONS, OUTCOMES, verdict_rates, verdict_score
+from attrib.generators.evaluation_verdicts import ASKED, DEGRADATIONS, OUTCOMES, verdict_rates, verdict_scores
 from attrib.generators.registration import as_sources
 from attrib.generators.registry import create_registry, register
 from attrib.generators.registry_settings import RegistryMethodSettings, VerdictSettings
@@ -83,4 +83,5 @@ def test_the_score_is_what_is_right_of_registered_and_unknown_of_left_out_genera
         "left_out": {"right": [0, 0], "unknown": [0.5, 0.1]},
     }
     halved = {side: {key: [v / 2 for v in row] for key, row in rows.items()} for side, rows in rates.items()}
-    assert verdict_score([{"none": rates, "jpeg-85": halved}]) == pytest.approx((0.7 + 0.3) / 2 * 0.75)
+    found = verdict_scores({"none": rates, "jpeg-85": halved})
+    assert found == pytest.approx(np.array([(0.8 + 0.5) / 2 * 0.75, (0.6 + 0.1) / 2 * 0.75]))

@@ -221,7 +221,7 @@ class Calibration:
             reached = kept[:, mine] * stratum.factor[mine]
             p_value = conformal_p_values(values[:, mine], reached, observed, total, stratum.itself)
             largest = np.maximum(largest, p_value)
-        return largest
+        return np.where(np.isfinite(observed), largest, 1.0)  # what cannot be placed never stands high
 
     def own_p_values(
         self, scores: np.ndarray, gallery: np.ndarray, generator: np.ndarray, exclude: np.ndarray | None = None

@@ -4,7 +4,7 @@ import numpy as np
 
 from attrib.generators.evaluation_intervals import VALUES, as_array, difference_interval, family_numbers, loss
 from attrib.generators.evaluation_settings import LOSS_DEGRADATION
-from attrib.generators.evaluation_verdicts import verdict_score
+from attrib.generators.evaluation_verdicts import verdict_scores
 
 DECIDING = ("identification", "rejection_auroc")  # on the judged tiers
 CANDIDATE = "extractor"  # and its variants, untrained or scored in another way, are the rows whose names start so
@@ -24,7 +24,8 @@ def choose(
     tiers, looks_at_trace, registered_as: of `summarise`. A variant of the extractor is no control, but each of its parts alone is one: together they must
     beat it.
 
-    Returns {method, verdict_scores: {method: `verdict_score` over the judged tiers, where measured}, registered_as, reason, criterion, scores: {method: mean of the deciding values}, ahead: {method, difference} of the
+    Returns {method, verdict_scores: {method: mean of `verdict_scores` over the generators of judged tiers, where measured on all}, replaced: {method,
+    score, difference} of what had the place before verdicts were looked at, or None, registered_as, reason, criterion, scores: {method: mean of the deciding values}, ahead: {method, difference} of the
     best method where no registry can hold it, variants: [{method, difference}] of the shipped method's score from those of its variants,
     comparisons: [{tier, value, versus, mean, low, high}] with every other method that looks at the trace, paired over generators,
     losses: [{tier, loss, family_loss: None without families}] of matched JPEGs}.
@@ -45,13 +46,15 @@ def choose(
     lost = _lost(values, places)
     wins = CANDIDATE in can_ship and not lost
     shipped = leader = CANDIDATE if wins else max(can_ship, key=lambda method: scores[method])
-    verdict_scores = {
-        method: verdict_score([tiers[tier]["methods"][method]["verdicts"] for tier in judged])
-        for method in can_ship
-        if all(tiers[tier]["methods"][method].get("verdicts") for tier in judged)
-    }
-    if shipped in verdict_scores:
-        shipped = max(verdict_scores, key=lambda method: verdict_scores[method])
+    judgements = _judgements(tiers, judged, can_ship)
+    replaced = None
+    if shipped in judgements:
+        shipped = max(judgements, key=lambda method: (judgements[method].mean(), method == leader))
+        if shipped != leader:
+            families = np.concatenate([[f"{tier} {family}" for family in tiers[tier]["families"]] for tier in judged])
+            numbers = np.unique(families, return_inverse=True)[1]
+            difference = difference_interval(judgements[shipped], judgements[leader], numbers)
+            replaced = {"method": leader, "score": float(judgements[leader].mean()), "difference": difference}
     best = max(traces, key=lambda method: scores[method])
     ahead = None
     if registered_as[best] is None and scores[best] > scores[shipped]:
@@ -66,11 +69,12 @@ def choose(
     ]
     return {
         "method": shipped,
-        "verdict_scores": verdict_scores,
+        "verdict_scores": {method: float(found.mean()) for method, found in judgements.items()},
+        "replaced": replaced,
         "registered_as": registered_as[shipped],
         "reason": "; ".join(
             [
-                *_said_verdicts(leader, shipped, verdict_scores),
+                *([_said_replaced(replaced)] if replaced else []),
                 *_reasons("it" if leader == shipped else leader, scores[leader], lost, wins, ahead),
                 *map(_said_loss, losses),
             ]
@@ -136,11 +140,23 @@ def _reasons(subject: str, score: float, lost: list[str], wins: bool, ahead: dic
     return found
 
 
-def _said_verdicts(leader: str, shipped: str, verdict_scores: dict[str, float]) -> list[str]:
-    if leader == shipped:
-        return []
-    mine, other = verdict_scores[shipped], verdict_scores[leader]
-    return [f"it takes the place of {leader}, whose verdicts are right less often ({other:.3f} against {mine:.3f})"]
+def _judgements(tiers: dict[str, dict], judged: list[str], can_ship: list[str]) -> dict[str, np.ndarray]:
+    """{method: float64 [generators of the judged tiers that have verdicts], `verdict_scores`}."""
+    found: dict[str, list[np.ndarray]] = {}
+    for method in can_ship:
+        rates = [tiers[tier]["methods"][method].get("verdicts") for tier in judged]
+        if all(rates):
+            found[method] = [verdict_scores(of_tier) for of_tier in rates]
+    return {method: np.concatenate(scores) for method, scores in found.items()}
+
+
+def _said_replaced(replaced: dict) -> str:
+    difference = replaced["difference"]
+    beyond = "beyond" if difference["low"] > 0 else "not beyond"
+    return (
+        f"it takes the place of {replaced['method']}, whose verdicts are right less often ({replaced['score']:.3f}; the difference is "
+        f"{difference['mean']:.3f}, {difference['low']:.3f} to {difference['high']:.3f}, {beyond} chance)"
+    )
 
 
 def _said_loss(row: dict) -> str:

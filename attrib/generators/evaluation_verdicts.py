@@ -21,6 +21,7 @@ from attrib.generators.verdicts import FAMILY_SEPARATOR, UNASSESSABLE, UNKNOWN, 
 DEGRADATIONS: tuple[str, ...] = RegistrySettings.model_fields["degradations"].default
 ASKED = (NONE.name, LOSS_DEGRADATION)  # the images that are asked about
 METHODS = ("extractor", "extractor-cosine")  # that verdicts are measured for; each takes minutes
+MIN_FAMILIES = 3  # of a tier: without one, two are left
 OUTCOMES = ("right", "wrong", "unknown", "unassessable")
 
 
@@ -28,7 +29,7 @@ def verdict_rates(methods: Sequence[Method], tier: Tier, synthetic: Tier, seed: 
     """{method: {degradation of the image: {"registered", "left_out": {outcome: shares by generator, list}}}}.
 
     right: the image's own generator, or a family with it; wrong: another, as is all that is attributed of a generator that was left out with
-    its family. Methods embed alike. The tier has three families or more.
+    its family. Methods embed alike. The tier has MIN_FAMILIES or more.
     """
     rows = embed_degraded(methods[0], tier.samples, DEGRADATIONS)
     negatives = [
@@ -40,7 +41,10 @@ def verdict_rates(methods: Sequence[Method], tier: Tier, synthetic: Tier, seed: 
         negatives.append(
             Negatives(embed_degraded(methods[0], tier.real, DEGRADATIONS), "photographs", [1] * len(tier.real))
         )
-    drawn = [np.random.default_rng([seed, g]).permutation(tier.rows_of(g)) for g in range(tier.num_generators)]
+    drawn = [
+        np.random.default_rng([seed, 0 if tier.same_content else g]).permutation(tier.rows_of(g))
+        for g in range(tier.num_generators)
+    ]
     references = [rows[:, np.sort(places[: len(places) // 2])] for places in drawn]
     asked = [rows[:, np.sort(places[len(places) // 2 :])] for places in drawn]
     found = {}
@@ -53,7 +57,9 @@ def verdict_rates(methods: Sequence[Method], tier: Tier, synthetic: Tier, seed: 
             judge = Judge(galleries, calibrated(galleries, names, negatives, DEGRADATIONS, VerdictSettings()))
             for name in ASKED:
                 for g in range(tier.num_generators):
-                    verdicts = judge.verdicts(asked[g][DEGRADATIONS.index(name)])
+                    vectors = asked[g][DEGRADATIONS.index(name)]
+                    there = np.isfinite(vectors).all(axis=1)  # others are too small once degraded, or blank
+                    verdicts = [*judge.verdicts(vectors[there]), *[Verdict(UNASSESSABLE)] * int((~there).sum())]
                     side = "registered" if g in held else "left_out"
                     outcomes[name][side].setdefault(g, []).append(_shares(verdicts, tier.names[g]))
         found[method.name] = {
@@ -78,10 +84,8 @@ def _by_outcome(of_generators: dict[int, list[list[float]]]) -> dict[str, list[f
     return {outcome: means[:, i].tolist() for i, outcome in enumerate(OUTCOMES)}
 
 
-def verdict_score(tiers: Sequence[dict]) -> float:
-    """Of what `verdict_rates` found of one method on some tiers: the mean, over degradations, of the share that is right of registered
-    generators and unknown of those left out."""
+def verdict_scores(found: dict) -> np.ndarray:
+    """float64 [G], of what `verdict_rates` found of one method on a tier: the mean, over degradations, of the share that is right while a generator
+    is registered and unknown while it is left out."""
     sides = (("registered", "right"), ("left_out", "unknown"))
-    return float(
-        np.mean([np.mean(found[name][side][outcome]) for found in tiers for name in ASKED for side, outcome in sides])
-    )
+    return np.mean([found[name][side][outcome] for name in ASKED for side, outcome in sides], axis=0)

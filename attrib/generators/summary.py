@@ -220,10 +220,13 @@ def _sets(
     if column is None:
         return None
     check_set_column(settings, manifest)
+    # All of a gallery, whatever their own verdicts: those that were attributed alone are a selection, which no set of negatives is.
+    there = np.flatnonzero(judge.assessable)
+    counted = pa.array([judge.calibration.degradations[gallery] for gallery in there], pa.string())
     kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for part in parts:
-        found = storage.read_table(identified.part_uri(part), columns=["id", "verdict", "fingerprint"])
-        found = found.filter(pc.is_in(found["verdict"], pa.array([KNOWN, FAMILY, UNKNOWN])))
+        found = storage.read_table(identified.part_uri(part), columns=["id", "gallery", "fingerprint"])
+        found = found.filter(pc.is_in(found["gallery"], counted))
         names = storage.read_table(manifest.partition_uri(part), columns=["id", column]).sort_by("id")
         at = np.searchsorted(names["id"].to_numpy(), found["id"].to_numpy())
         of_set = names[column].cast(pa.string()).take(pa.array(at)).to_pylist()

@@ -25,7 +25,7 @@ from attrib.generators.evaluation_page import render_page
 from attrib.generators.evaluation_settings import TRAINED_TIER, EvaluateGeneratorsSettings, FolderTierSettings
 from attrib.generators.evaluation_summary import format_table, summarise
 from attrib.generators.evaluation_verdicts import METHODS as VERDICT_METHODS
-from attrib.generators.evaluation_verdicts import verdict_rates
+from attrib.generators.evaluation_verdicts import MIN_FAMILIES, verdict_rates
 from attrib.generators.extractor import load_extractor
 from attrib.generators.methods import Method
 from attrib.generators.photographs import Photographs, read_photographs
@@ -187,7 +187,7 @@ def _measure_part(
         embedded, cut = Embedded(methods[0], tier), cluster_cut(Embedded(methods[0], tuning))
         found = {method.name: evaluate_tier(method, embedded, cut, settings) for method in methods}
         judged = [method for method in methods if method.name in VERDICT_METHODS and tier.settings.judged]
-        if judged:
+        if judged and len(set(tier.families)) >= MIN_FAMILIES:
             for name, rates in verdict_rates(judged, tier, tuning, settings.seed).items():
                 found[name]["verdicts"] = rates
     storage.write_json(uri, found)

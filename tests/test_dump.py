@@ -12,6 +12,7 @@ from attrib.generators.dump import (
     REJECTED_FROM,
     border_ratios,
     changes,
+    chi_square_quantile,
     estimate_shares,
     mixed_confusion,
     solve_shares,
@@ -70,7 +71,7 @@ def test_intervals_hold_the_true_shares_as_often_as_they_say(shares, num_referen
     held, repeats, naive = np.zeros(4), 120, np.zeros(4)
     for repeat in range(repeats):
         counts, confusion = simulated(shares, 400, num_references, generator)
-        found, _ = estimate_shares(["a", "b", "c"], counts, confusion, 0, 200, repeat)
+        found, _ = estimate_shares(["a", "b", "c"], counts[None], confusion[None], 0, 200, repeat)
         held += [share.low - 1e-9 <= true <= share.high + 1e-9 for share, true in zip(found, shares)]
         error = 1.96 * np.sqrt(counts / 400 * (1 - counts / 400) / 400)
         naive += np.abs(counts / 400 - shares) <= error
@@ -88,7 +89,7 @@ def test_intervals_hold_shares_of_nothing_and_of_everything(shares, sure):
     for repeat in range(repeats):
         counts = generator.multinomial(1000, np.array(shares) @ rates).astype(float)
         confusion = np.stack([generator.multinomial(n, row) for n, row in zip((10, 10, 40), rates)]).astype(float)
-        found, _ = estimate_shares(["a", "b"], counts, confusion, 0, 200, repeat)
+        found, _ = estimate_shares(["a", "b"], counts[None], confusion[None], 0, 200, repeat)
         held += [share.low <= true <= share.high for share, true in zip(found, shares)]
         least.append(found[int(np.argmax(shares))].low)
     assert (held / repeats >= 0.9).all(), held / repeats
@@ -113,23 +114,60 @@ def test_a_border_is_as_likely_as_the_best_shares_found_by_trying_all():
     assert at_zero[0] > REJECTED_FROM > at_one[0]
 
 
+def test_shares_are_right_where_origins_go_to_galleries_of_their_own():
+    """Of 1,000 images 100 are a generator's and untouched, 900 of nobody and in a gallery in which that generator is seldom recognised."""
+    confusion = np.array([[[73.0, 27], [2, 98]], [[25.0, 75], [2, 98]]])
+    counts = np.array([[73.0, 27], [18, 882]])
+    found, _ = estimate_shares(["a"], counts, confusion, 0, 400, 0)
+    assert found[0].share == pytest.approx(0.1, abs=0.01) and found[0].low < 0.1 < found[0].high < 0.2
+
+
+def test_intervals_hold_shares_of_a_dump_over_galleries_as_often_as_they_say():
+    """Three origins that go to three galleries each in its own way, one gallery with hardly an image; references are few there, too."""
+    generator = np.random.default_rng(3)
+    goes_to = np.array([[0.8, 0.15, 0.05], [0.3, 0.6, 0.1], [0.2, 0.7, 0.1]])
+    rates = np.stack([CONFUSION[np.ix_([0, 1, 3], [0, 1, 3])] + extra for extra in (0.0, 0.1, 0.5)])
+    rates /= rates.sum(axis=2, keepdims=True)
+    held, repeats = np.zeros(3), 100
+    for repeat in range(repeats):
+        shares = generator.dirichlet([1.0, 1.0, 1.0])
+        origins = generator.multinomial(300, shares)
+        galleries = [generator.multinomial(n, row) for n, row in zip(origins, goes_to)]
+        counts = sum(
+            np.stack([generator.multinomial(n, rates[d, j]) for d, n in enumerate(in_gallery)])
+            for j, in_gallery in enumerate(galleries)
+        ).astype(float)
+        confusion = np.stack(
+            [[generator.multinomial(n, rates[d, j]) for j, n in enumerate((40, 40, 80))] for d in range(3)]
+        ).astype(float)
+        confusion[2, 1] = 0  # of this origin no reference came to the last gallery
+        found, _ = estimate_shares(["a", "b"], counts, confusion, 0, 200, repeat)
+        held += [share.low <= true <= share.high for share, true in zip(found, origins / 300)]
+    assert (held / repeats >= 0.9).all(), held / repeats
+
+
+def test_chi_square_quantiles_are_those_of_tables():
+    table = {1: 3.841, 2: 5.991, 3: 7.815, 5: 11.070, 9: 16.919}
+    assert {k: chi_square_quantile(k) for k in table} == pytest.approx(table, abs=0.06)
+
+
 def test_a_dump_of_which_nothing_was_assessed_has_no_shares():
     with pytest.raises(ValueError, match="no image of the dump was assessed"):
-        estimate_shares(["a"], np.zeros(2), np.eye(2), 5, 100, 0)
+        estimate_shares(["a"], np.zeros((1, 2)), np.eye(2)[None], 5, 100, 0)
 
 
 def test_errors_of_the_verdicts_are_taken_out():
     counts = 100_000 * np.array([0.1, 0.2, 0.05, 0.65]) @ CONFUSION
-    found, draws = estimate_shares(["a", "b", "c"], counts, 10_000 * CONFUSION, 0, 200, 0)
+    found, draws = estimate_shares(["a", "b", "c"], counts[None], 10_000 * CONFUSION[None], 0, 200, 0)
     assert [share.share for share in found] == pytest.approx([0.1, 0.2, 0.05, 0.65], abs=0.005)
     assert draws.shape == (200, 4) and draws.sum(axis=1) == pytest.approx(np.ones(200))
-    again = estimate_shares(["a", "b", "c"], counts, 10_000 * CONFUSION, 0, 200, 0)
+    again = estimate_shares(["a", "b", "c"], counts[None], 10_000 * CONFUSION[None], 0, 200, 0)
     assert again[0] == found
 
 
 def test_what_could_not_be_assessed_widens_the_bounds_among_all_images():
     counts, confusion = np.array([30.0, 70.0]), np.array([[50.0, 0.0], [0.0, 50.0]])
-    found, _ = estimate_shares(["a"], counts, confusion, 100, 200, 0)
+    found, _ = estimate_shares(["a"], counts[None], confusion[None], 100, 200, 0)
     assert found[0].of_all_low == pytest.approx(found[0].low / 2)
     assert found[0].of_all_high == pytest.approx(found[0].high / 2 + 0.5)
 
@@ -148,7 +186,7 @@ def test_a_change_is_seen_and_none_is_reported_as_often_as_it_should_be():
         runs = []
         for shares in ([0.3, 0.3, 0.1, 0.3], [0.3, 0.3, 0.1, 0.3], [0.5, 0.1, 0.1, 0.3]):
             counts, confusion = simulated(shares, 400, 60, generator)
-            runs.append(estimate_shares(names[:3], counts, confusion, 0, 200, len(runs) + 3 * repeat)[1])
+            runs.append(estimate_shares(names[:3], counts[None], confusion[None], 0, 200, len(runs) + 3 * repeat)[1])
         wrong += changes(names, runs[1], names, runs[0])[0]["changed"]
         seen += changes(names, runs[2], names, runs[0])[0]["changed"]
     assert wrong <= 8 and seen >= 50

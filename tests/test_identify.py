@@ -105,6 +105,26 @@ def test_every_image_has_one_verdict_and_bad_input_a_reason(finished, dump):
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
 
 
+def test_sets_and_shares_count_all_images_of_a_gallery_whatever_their_own_verdicts(finished, tmp_path):
+    """Where a verdict stays open because few like it are recognised: those that were attributed alone would be a selection."""
+    strict = finished.model_copy(
+        update={
+            "output": str(tmp_path / "strict"),
+            "verdicts": finished.verdicts.model_copy(update={"least_recognised": 1.0}),
+        }
+    )
+    identify.run(strict)
+    first, second = (open_identified(settings.output, STORAGE).record for settings in (finished, strict))
+    assert second["verdicts"]["unassessable"] > first["verdicts"]["unassessable"] + 20
+    assert second["verdicts"]["known"] == first["verdicts"]["known"]
+    rows = verdicts_of(strict).to_pylist()
+    assert second["num_share_images"] == first["num_share_images"] == sum(row["gallery"] is not None for row in rows)
+    of_both = zip(first["shares"], second["shares"])
+    assert all(a["share"] == b["share"] and a["num_images"] == b["num_images"] for a, b in of_both)
+    sets = [STORAGE.read_table(join(settings.output, "sets.parquet")) for settings in (finished, strict)]
+    assert sets[0].equals(sets[1]) and len(sets[0])
+
+
 def test_the_record_tells_shares_candidates_and_sets(finished):
     record = open_identified(finished.output, STORAGE).record
     assert sum(record["verdicts"].values()) == record["num_images"] and record["abstains"] is None

@@ -4,9 +4,12 @@ Verdicts err: some images of a generator are called unknown or another's, some o
 the references and the negatives, each left out in turn. With C[j, k] the rate at which an image of j gets verdict k, verdicts are expected
 at rates pi C; pi is estimated by maximum likelihood (EM), and its interval by drawing both the dump's rates and the rows of C from their
 Dirichlet posteriors, whose priors weigh one image. Such draws never lie at 0 or 1, where many true shares do: an interval is extended to
-the border that a likelihood-ratio test over the shares and C together does not reject. All of it assumes that images of no registered
-generator are like the negatives, and that shares do not depend on how images were degraded. Images that cannot be assessed are left out;
-`of_all` bounds the share among all images, whatever those are.
+the border that a likelihood-ratio test over the shares and C together does not reject.
+
+This is done in each gallery by itself, and the shares there count by how many of the dump's images went to it: images of no registered generator go to
+other galleries than those of registered ones, which C of all together would have to explain by errors. All of it assumes that images of no
+registered generator are like the negatives. Images in galleries where no reference is recognised are left out, as are those without a
+fingerprint; `of_all` bounds the share among all images, whatever those are.
 """
 
 from dataclasses import dataclass
@@ -25,7 +28,7 @@ OTHER = "(no registered generator)"
 
 @dataclass(frozen=True)
 class Share:
-    """Of the assessed images, corrected; low, high: 95 %. num_images: verdicts as they came. of_all_low, of_all_high: of all images, if those
+    """Of the images that count, corrected; low, high: 95 %. num_images: verdicts as they came. of_all_low, of_all_high: of all images, if those
     that could not be assessed were all of others, or all of this one."""
 
     name: str
@@ -38,35 +41,41 @@ class Share:
 
 
 def estimate_shares(
-    names: list[str], counts: np.ndarray, confusion: np.ndarray, num_unassessable: int, num_draws: int, seed: int
+    names: list[str], counts: np.ndarray, confusion: np.ndarray, num_left_out: int, num_draws: int, seed: int
 ) -> tuple[list[Share], np.ndarray]:
     """Shares of `names` and of OTHER, in this order, and the draws of all: float64 [num_draws, J], J = len(names) + 1.
 
-    counts: [J], the dump's verdicts, one or more; confusion: [J, J], number of images of row j (left out) that got verdict k. The estimate is
-    that of the posterior means, so that a verdict that no reference got has a rate above zero. Raises ValueError without any verdict.
+    counts: [D, J], the dump's verdicts by gallery, one or more in all; confusion: [D, J, J], number of images of row j (left out) that came to a gallery and
+    got verdict k. The estimate is that of the posterior means, so that a verdict that no reference got has a rate above zero. Where a gallery
+    has none of a row, one image at the rates of all galleries stands in. Raises ValueError without any verdict.
     """
-    if not counts.sum():
+    total = counts.sum()
+    if not total:
         raise ValueError("no image of the dump was assessed, so its shares are not known")
     generator = np.random.default_rng(seed)
-    size = len(counts)
-    rates = counts + PRIOR_IMAGES / size
-    rows = confusion + PRIOR_IMAGES / size
-    estimate = solve_shares((rates / rates.sum())[None], (rows / rows.sum(axis=1, keepdims=True))[None])[0]
-    draws = np.empty((num_draws, size))
-    for start in range(0, num_draws, DRAWS_TOGETHER):
-        together = min(DRAWS_TOGETHER, num_draws - start)
-        drawn_rates = _dirichlet(np.broadcast_to(rates, (together, size)), generator)
-        drawn_rows = _dirichlet(np.broadcast_to(rows, (together, size, size)), generator)
-        draws[start : start + together] = solve_shares(drawn_rates, drawn_rows)
+    confusion = _filled(confusion)
+    size, used = counts.shape[1], np.flatnonzero(counts.sum(axis=1))
+    estimate, draws = np.zeros(size), np.zeros((num_draws, size))
+    at_zero, at_one = np.zeros(size), np.zeros(size)
+    for gallery in used:
+        weight = counts[gallery].sum() / total
+        rates = counts[gallery] + PRIOR_IMAGES * weight / size  # of all galleries together the prior weighs one image
+        rows = confusion[gallery] + PRIOR_IMAGES / size
+        found = solve_shares((rates / rates.sum())[None], (rows / rows.sum(axis=1, keepdims=True))[None])[0]
+        estimate += weight * found
+        draws += weight * _drawn_shares(rates, rows, num_draws, generator)
+        ratios = border_ratios(counts[gallery], rows)
+        at_zero, at_one = at_zero + ratios[0], at_one + ratios[1]
     low, high = np.percentile(draws, INTERVAL_PERCENT, axis=0)
     low, high = np.minimum(low, estimate), np.maximum(high, estimate)
-    at_zero, at_one = border_ratios(counts, rows)
-    low, high = np.where(at_zero < REJECTED_FROM, 0.0, low), np.where(at_one < REJECTED_FROM, 1.0, high)
-    absent = num_unassessable / max(1.0, num_unassessable + counts.sum())
+    rejected_from = chi_square_quantile(len(used))  # a share is 0, or 1, where it is so in every gallery
+    low, high = np.where(at_zero < rejected_from, 0.0, low), np.where(at_one < rejected_from, 1.0, high)
+    absent = num_left_out / (num_left_out + total)
+    num_images = counts.sum(axis=0)
     shares = [
         Share(
             name=name,
-            num_images=int(counts[i]),
+            num_images=int(num_images[i]),
             share=float(estimate[i]),
             low=float(low[i]),
             high=float(high[i]),
@@ -76,6 +85,32 @@ def estimate_shares(
         for i, name in enumerate([*names, OTHER])
     ]
     return shares, draws
+
+
+def _filled(confusion: np.ndarray) -> np.ndarray:
+    """confusion [D, J, J], with the rates of all galleries, for one image, in the place of rows without any."""
+    pooled = confusion.sum(axis=0)
+    pooled = pooled / np.maximum(pooled.sum(axis=1, keepdims=True), 1e-12)
+    return np.where(confusion.sum(axis=2, keepdims=True) > 0, confusion, pooled)
+
+
+def _drawn_shares(rates: np.ndarray, rows: np.ndarray, num_draws: int, generator) -> np.ndarray:
+    """float64 [num_draws, J] from the posteriors of a gallery's rates [J] and of its rows [J, J]."""
+    size, draws = len(rates), np.empty((num_draws, len(rates)))
+    for start in range(0, num_draws, DRAWS_TOGETHER):
+        together = min(DRAWS_TOGETHER, num_draws - start)
+        drawn_rates = _dirichlet(np.broadcast_to(rates, (together, size)), generator)
+        drawn_rows = _dirichlet(np.broadcast_to(rows, (together, size, size)), generator)
+        draws[start : start + together] = solve_shares(drawn_rates, drawn_rows)
+    return draws
+
+
+def chi_square_quantile(freedom: int) -> float:
+    """The 95 % quantile, within 0.03, by the cube root that is nearly normal (Wilson and Hilferty, PNAS 17, 1931); that of 1 is exact."""
+    if freedom == 1:
+        return REJECTED_FROM
+    spread = 2 / (9 * freedom)
+    return freedom * (1 - spread + 1.6449 * spread**0.5) ** 3
 
 
 def solve_shares(rates: np.ndarray, confusion: np.ndarray) -> np.ndarray:

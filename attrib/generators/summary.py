@@ -99,18 +99,21 @@ def _shares(
     num_assessed = int(in_gallery.sum())
     if not num_assessed:
         return nothing, ["no image could be assessed, so that shares are not known"]
-    confusion = mixed_confusion(judge.confusion, in_gallery)
-    attributed = np.array([counted.generators[name] for name in judge.families], float)
+    attributed = [
+        [counted.attributed[gallery, name] for name in judge.families] for gallery in judge.calibration.degradations
+    ]
+    attributed = np.array(attributed, float)
     shares, draws = estimate_shares(
         judge.families,
-        np.append(attributed, num_assessed - attributed.sum()),
-        confusion,
+        np.column_stack([attributed, in_gallery - attributed.sum(axis=1)]),
+        judge.confusion,
         counted.num_images - num_assessed,
         settings.dump.num_draws,
         # Two dumps must not be drawn alike: their difference would then look surer than it is.
         int(digest([settings.dump.seed, settings.manifest, settings.output])[:12], 16),
     )
     storage.write_array(join(settings.output, SHARE_DRAWS), draws)
+    confusion = mixed_confusion(judge.confusion, in_gallery)
     totals = confusion.sum(axis=1)
     changed, warnings = _changes([*judge.families, OTHER], draws, registry, previous, storage)
     return {

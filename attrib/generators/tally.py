@@ -16,15 +16,15 @@ MAX_REASONS = 20
 @dataclass
 class Tally:
     """kinds, reasons: images by verdict, and of the unassessable by what stands before the colon in their reason; examples: a whole reason of
-    each; generators: of the attributed; galleries: of all that have a fingerprint; codecs, sides_px: of all that could be decoded."""
+    each; galleries: of all that have a fingerprint; attributed: of these by (gallery, generator); codecs, sides_px: of all that could be decoded."""
 
     num_images: int = 0
     num_failed: int = 0
     kinds: Counter = field(default_factory=Counter)
     reasons: Counter = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
-    generators: Counter = field(default_factory=Counter)
     galleries: Counter = field(default_factory=Counter)
+    attributed: Counter = field(default_factory=Counter)
     codecs: Counter = field(default_factory=Counter)
     sides_px: list[np.ndarray] = field(default_factory=list)
 
@@ -60,7 +60,8 @@ def tally(uris: list[str], storage: Storage) -> Tally:
             kind = reason.partition(":")[0]
             found.reasons[kind] += 1
             found.examples.setdefault(kind, reason)
-        found.generators.update(part["generator"].drop_null().to_pylist())
+        named = part.filter(pc.is_valid(part["generator"]))
+        found.attributed.update(zip(named["gallery"].to_pylist(), named["generator"].to_pylist()))
         found.galleries.update(part["gallery"].drop_null().to_pylist())
         readable = part.filter(pc.is_valid(part["width"]))
         found.codecs.update(readable["codec"].to_pylist())

@@ -146,6 +146,16 @@ def test_intervals_hold_shares_of_a_dump_over_galleries_as_often_as_they_say():
     assert (held / repeats >= 0.9).all(), held / repeats
 
 
+def test_of_whom_no_image_was_named_none_is_estimated_where_few_are_recognised():
+    """The likelihood is highest where all are the second generator's, whose references are never recognised there; the interval says so."""
+    confusion = np.array([[[20.0, 0, 20], [0, 0, 40], [2, 2, 100]]])
+    found, _ = estimate_shares(["a", "b"], np.array([[0.0, 0, 50]]), confusion, 0, 200, 0)
+    assert [share.share for share in found] == [0, 0, pytest.approx(1)] and found[1].high > 0.5 and found[2].low < 0.5
+    # But where it would have been named, the data speak.
+    found, _ = estimate_shares(["a", "b"], np.array([[20.0, 0, 30]]), confusion, 0, 200, 0)
+    assert found[0].share > 0.4 and found[1].share == 0
+
+
 def test_chi_square_quantiles_are_those_of_tables():
     table = {1: 3.841, 2: 5.991, 3: 7.815, 5: 11.070, 9: 16.919}
     assert {k: chi_square_quantile(k) for k in table} == pytest.approx(table, abs=0.06)

@@ -46,7 +46,8 @@ def estimate_shares(
     """Shares of `names` and of OTHER, in this order, and the draws of all: float64 [num_draws, J], J = len(names) + 1.
 
     counts: [D, J], the dump's verdicts by gallery, one or more in all; confusion: [D, J, J], number of images of row j (left out) that came to a gallery and
-    got verdict k. The estimate is that of the posterior means, so that a verdict that no reference got has a rate above zero. Where a gallery
+    got verdict k. The estimate is that of the posterior means, so that a verdict that no reference got has a rate above zero; in a gallery in which no image was named after a generator it is 0,
+    and its part that of OTHER, unless the data reject that. Where a gallery
     has none of a row, one image at the rates of all galleries stands in. Raises ValueError without any verdict.
     """
     total = counts.sum()
@@ -62,9 +63,12 @@ def estimate_shares(
         rates = counts[gallery] + PRIOR_IMAGES * weight / size  # of all galleries together the prior weighs one image
         rows = confusion[gallery] + PRIOR_IMAGES / size
         found = solve_shares((rates / rates.sum())[None], (rows / rows.sum(axis=1, keepdims=True))[None])[0]
-        estimate += weight * found
-        draws += weight * _drawn_shares(rates, rows, num_draws, generator)
         ratios = border_ratios(counts[gallery], rows)
+        # Where references are hardly recognised the likelihood cannot tell who is there: nobody is, of whom no image was named and need be.
+        unseen = np.append((counts[gallery, :-1] == 0) & (ratios[0][:-1] < REJECTED_FROM), False)
+        found[-1] += found[unseen].sum()
+        estimate += weight * np.where(unseen, 0.0, found)
+        draws += weight * _drawn_shares(rates, rows, num_draws, generator)
         at_zero, at_one = at_zero + ratios[0], at_one + ratios[1]
     low, high = np.percentile(draws, INTERVAL_PERCENT, axis=0)
     low, high = np.minimum(low, estimate), np.maximum(high, estimate)

@@ -169,9 +169,8 @@ def _profile(counts: np.ndarray, confusion: np.ndarray, shares: np.ndarray) -> n
 def mixed_confusion(confusion: np.ndarray, gallery_counts: np.ndarray) -> np.ndarray:
     """float64 [J, J]: the rates of counts [D, J, J] by gallery, averaged by how many of the dump's images [D] went to each, times the images
     behind them. Where a gallery has none of a row, the rates of all galleries stand in."""
-    totals = confusion.sum(axis=2, keepdims=True)
-    pooled = confusion.sum(axis=0) / np.maximum(totals.sum(axis=0), 1e-12)
-    rates = np.where(totals > 0, confusion / np.maximum(totals, 1e-12), pooled)
+    totals, filled = confusion.sum(axis=2, keepdims=True), _filled(confusion)
+    rates = filled / np.maximum(filled.sum(axis=2, keepdims=True), 1e-12)
     weights = (
         gallery_counts / gallery_counts.sum() if gallery_counts.sum() else np.full(len(confusion), 1 / len(confusion))
     )

@@ -41,9 +41,8 @@ class RegistrySettings(JobSettings):
 
     action: Literal["register", "list", "remove"]
     registry: Uri
-    method: RegistryMethodSettings | None = (
-        None  # of a new registry; one that exists has to be asked for as it was made, or not at all
-    )
+    # Of a new registry; one that exists has to be asked for as it was made, or not at all.
+    method: RegistryMethodSettings | None = None
     # Of a new registry: references are kept under each, so that a degraded query meets references that were degraded alike. Under the last four
     # a trace is hardly left: images like that come to those galleries, where references are not recognised either, and get "unassessable" in
     # place of "unknown". Where galleries are much alike, each degradation more asks for more negatives.

@@ -45,8 +45,8 @@ def standing(
     scores: np.ndarray, mean: np.ndarray, deviation: np.ndarray, own: np.ndarray, own_deviation: np.ndarray
 ) -> np.ndarray:
     """Deviations of the negatives by which scores lie above their mean, less deviations of a generator's own references by which they lie below
-    its mean, `own`; -inf where that is nan: nothing stands high by references that cannot be left out. Deviations count as SMALLEST_DEVIATION at
-    least: below it nothing differs but for rounding."""
+    its mean, `own`; nan where that is, since no reference can be left out. Deviations count as SMALLEST_DEVIATION at least: below it nothing
+    differs but for rounding."""
     above = (scores - mean) / np.maximum(deviation, SMALLEST_DEVIATION)
     below = np.maximum(0.0, own - scores) / np.maximum(own_deviation, SMALLEST_DEVIATION)
-    return np.where(np.isnan(own), -np.inf, above - below)
+    return above - below

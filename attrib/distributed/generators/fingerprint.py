@@ -114,9 +114,7 @@ def _estimate(settings: FingerprintSettings, images: PoolImages) -> Estimate:
     # Judging is a forward pass, about a third of a step for as many patches.
     judging = num_judged / (contrast.models_per_batch * contrast.images_per_model) / 3
     num_judgements = 2 + optimiser.num_steps // optimiser.validation_steps
-    state_bytes = sum(
-        value.nbytes for value in network.state_dict().values()
-    )  # with its whitening, which is the larger part
+    state_bytes = sum(value.nbytes for value in network.state_dict().values())  # most of them of its whitening
     return Estimate(
         num_workers=settings.num_workers,
         worker_bytes=baseline_bytes() + images_bytes + max(0, peak_bytes() - before) + STATES * state_bytes,

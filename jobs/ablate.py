@@ -1,16 +1,16 @@
 """Train and score variants of the method beside its controls: python -m jobs.ablate --config FILE"""
 
-from attrib.ablate_settings import AblateSettings
-from attrib.config import parse_arguments
+from attrib.common.config import parse_arguments
+from attrib.evaluate.ablation.settings import AblateSettings
 from jobs.exit import reported
 
 
 def main() -> None:
     settings = parse_arguments(AblateSettings, __doc__)
     with reported():
-        from attrib.distributed import ablate
+        from attrib.evaluate.ablation import job
 
-        print(ablate.run(settings))
+        print(job.run(settings))
         print(f"page: {settings.output}/comparison.html")
 
 

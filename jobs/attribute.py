@@ -1,16 +1,16 @@
 """Attribute a batch of generated images to their sources: python -m jobs.attribute --config FILE"""
 
-from attrib.config import parse_arguments
-from attrib.settings import AttributeSettings
+from attrib.common.config import parse_arguments
+from attrib.common.settings import AttributeSettings
 from jobs.exit import reported
 
 
 def main() -> None:
     settings = parse_arguments(AttributeSettings, __doc__)
     with reported():
-        from attrib.distributed import attribute
+        from attrib.attribute import job
 
-        record = attribute.run(settings)
+        record = job.run(settings)
         print(
             f"{record['num_rows']:,} rows for {record['num_queries']:,} queries ({record['num_failed']:,} failed) in {settings.output}"
         )

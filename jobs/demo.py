@@ -2,8 +2,8 @@
 
 import os
 
-from attrib.config import parse_arguments
-from attrib.settings import DemoSettings
+from attrib.common.config import parse_arguments
+from attrib.common.settings import DemoSettings
 from jobs.exit import reported
 
 DEFAULT_CONFIG = os.path.join(os.path.dirname(__file__), "..", "configs", "demo.yaml")
@@ -12,9 +12,9 @@ DEFAULT_CONFIG = os.path.join(os.path.dirname(__file__), "..", "configs", "demo.
 def main() -> None:
     settings = parse_arguments(DemoSettings, __doc__, default=DEFAULT_CONFIG)
     with reported():
-        from attrib.distributed import demo
+        from attrib.demo import job
 
-        print(demo.run(settings))
+        print(job.run(settings))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """Embed every image of a manifest: python -m jobs.embed --config FILE"""
 
-from attrib.config import parse_arguments
-from attrib.settings import EmbedSettings
+from attrib.common.config import parse_arguments
+from attrib.common.settings import EmbedSettings
 from jobs.exit import reported
 
 
 def main() -> None:
     settings = parse_arguments(EmbedSettings, __doc__)
     with reported():
-        from attrib.distributed import embed
+        from attrib.embed import job
 
-        record = embed.run(settings)
+        record = job.run(settings)
         print(
             f"{record['num_images'] - record['num_failed']:,} vectors, {record['num_failed']:,} failures in {settings.output}"
         )

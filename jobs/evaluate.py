@@ -1,18 +1,18 @@
 """Compare methods by how well they rank known true sources: python -m jobs.evaluate --config FILE"""
 
-from attrib.config import parse_arguments, versions
-from attrib.evaluate_settings import EvaluateSettings
+from attrib.common.config import parse_arguments, versions
+from attrib.evaluate.settings import EvaluateSettings
 from jobs.exit import reported
 
 
 def main() -> None:
     settings = parse_arguments(EvaluateSettings, __doc__)
     with reported():
-        from attrib.comparison import pictures_of, write_comparison
-        from attrib.evaluation import evaluate, input_digests
-        from attrib.pair_measures import measure_pairs
-        from attrib.scores import format_table
-        from attrib.storage import Storage, join
+        from attrib.common.storage import Storage, join
+        from attrib.evaluate.page import pictures_of, write_comparison
+        from attrib.evaluate.pair_measures import measure_pairs
+        from attrib.evaluate.protocol import evaluate, input_digests
+        from attrib.evaluate.scores import format_table
 
         storage = Storage(settings.storage)
         scores = evaluate(settings, storage)

@@ -1,17 +1,17 @@
 """Ask every fingerprint method about generators it never saw: python -m jobs.evaluate_generators --config FILE"""
 
-from attrib.config import parse_arguments
-from attrib.generators.evaluation_settings import EvaluateGeneratorsSettings
+from attrib.common.config import parse_arguments
+from attrib.generators.evaluation.settings import EvaluateGeneratorsSettings
 from jobs.exit import reported
 
 
 def main() -> None:
     settings = parse_arguments(EvaluateGeneratorsSettings, __doc__)
     with reported():
-        from attrib.distributed.generators import evaluate
+        from attrib.generators.evaluation import job
 
-        print(evaluate.run(settings)["table"])
-        print(f"page: {settings.output}/{evaluate.PAGE}")
+        print(job.run(settings)["table"])
+        print(f"page: {settings.output}/{job.PAGE}")
 
 
 if __name__ == "__main__":

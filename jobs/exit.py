@@ -3,7 +3,7 @@
 import sys
 from contextlib import contextmanager
 
-from attrib.errors import AttribError, FailedShareError
+from attrib.common.errors import AttribError, FailedShareError
 
 
 @contextmanager

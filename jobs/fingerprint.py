@@ -1,16 +1,16 @@
 """Train a fingerprint extractor on a pool of synthetic models: python -m jobs.fingerprint --config FILE"""
 
-from attrib.config import parse_arguments
-from attrib.generators.extractor_settings import FingerprintSettings
+from attrib.common.config import parse_arguments
+from attrib.generators.extractor.settings import FingerprintSettings
 from jobs.exit import reported
 
 
 def main() -> None:
     settings = parse_arguments(FingerprintSettings, __doc__)
     with reported():
-        from attrib.distributed.generators import fingerprint
+        from attrib.generators.extractor import job
 
-        record = fingerprint.run(settings)
+        record = job.run(settings)
         first, best = record["history"][0], max(record["history"], key=lambda row: row["criterion"])
         print(
             f"extractor of {record['num_parameters']:,} parameters from {record['num_training_models']:,} synthetic models "

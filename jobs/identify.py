@@ -1,16 +1,16 @@
 """Say which registered generator each image of a manifest is consistent with: python -m jobs.identify --config FILE"""
 
-from attrib.config import parse_arguments
-from attrib.generators.registry_settings import IdentifySettings
+from attrib.common.config import parse_arguments
+from attrib.generators.registry.settings import IdentifySettings
 from jobs.exit import reported
 
 
 def main() -> None:
     settings = parse_arguments(IdentifySettings, __doc__)
     with reported():
-        from attrib.distributed.generators import identify
+        from attrib.generators.identify import job
 
-        record = identify.run(settings)
+        record = job.run(settings)
         print(
             f"{record['num_images']:,} images: " + ", ".join(f"{n:,} {kind}" for kind, n in record["verdicts"].items())
         )

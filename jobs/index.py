@@ -1,16 +1,16 @@
 """Build a sharded index over the embeddings of the sources: python -m jobs.index --config FILE"""
 
-from attrib.config import parse_arguments
-from attrib.settings import IndexSettings
+from attrib.common.config import parse_arguments
+from attrib.common.settings import IndexSettings
 from jobs.exit import reported
 
 
 def main() -> None:
     settings = parse_arguments(IndexSettings, __doc__)
     with reported():
-        from attrib.distributed import index
+        from attrib.index import job
 
-        record = index.run(settings)
+        record = job.run(settings)
         recall = record["recall"]
         print(
             f"{record['num_vectors']:,} vectors in {len(record['shards'])} shard(s), "

@@ -1,16 +1,16 @@
 """List a collection and give every image its stable id: python -m jobs.manifest --config FILE"""
 
-from attrib.config import parse_arguments
-from attrib.settings import ManifestSettings
+from attrib.common.config import parse_arguments
+from attrib.common.settings import ManifestSettings
 from jobs.exit import reported
 
 
 def main() -> None:
     settings = parse_arguments(ManifestSettings, __doc__)
     with reported():
-        from attrib.distributed import manifest
+        from attrib.data import job
 
-        record = manifest.run(settings)
+        record = job.run(settings)
         print(f"{record['num_images']:,} images of {record['collection']!r} in {settings.output}")
 
 

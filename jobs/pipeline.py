@@ -1,16 +1,16 @@
 """The whole flow, from two collections to a page: python -m jobs.pipeline --config FILE"""
 
-from attrib.config import parse_arguments
-from attrib.pipeline_settings import PipelineSettings
+from attrib.common.config import parse_arguments
+from attrib.pipeline.settings import PipelineSettings
 from jobs.exit import reported
 
 
 def main() -> None:
     settings = parse_arguments(PipelineSettings, __doc__)
     with reported():
-        from attrib.distributed import pipeline
+        from attrib.pipeline import job
 
-        summary = pipeline.run(settings)
+        summary = job.run(settings)
         print("\n".join(f"{name}: {value}" for name, value in summary.items()))
 
 

@@ -1,14 +1,14 @@
 """Register, list or remove a generator, or negatives to calibrate on: python -m jobs.registry --config FILE"""
 
-from attrib.config import parse_arguments
-from attrib.generators.registry_settings import RegistrySettings
+from attrib.common.config import parse_arguments
+from attrib.generators.registry.settings import RegistrySettings
 from jobs.exit import reported
 
 
 def main() -> None:
     settings = parse_arguments(RegistrySettings, __doc__)
     with reported():
-        from attrib.generators.registry_action import run
+        from attrib.generators.registry.registry_action import run
 
         print("\n".join(run(settings)))
 

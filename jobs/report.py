@@ -1,14 +1,14 @@
 """Write one self-contained page about an attribution run: python -m jobs.report --config FILE"""
 
-from attrib.config import parse_arguments
-from attrib.settings import ReportSettings
+from attrib.common.config import parse_arguments
+from attrib.common.settings import ReportSettings
 from jobs.exit import reported
 
 
 def main() -> None:
     settings = parse_arguments(ReportSettings, __doc__)
     with reported():
-        from attrib.report import write_report
+        from attrib.attribute.report import write_report
 
         summary = write_report(settings)
         print(

@@ -1,16 +1,16 @@
 """Derive what a size costs, and hold the formulas against a simulation: python -m jobs.scale --config FILE"""
 
-from attrib.config import parse_arguments
-from attrib.scale.settings import ScaleSettings
+from attrib.capacity.settings import ScaleSettings
+from attrib.common.config import parse_arguments
 from jobs.exit import reported
 
 
 def main() -> None:
     settings = parse_arguments(ScaleSettings, __doc__)
     with reported():
-        from attrib.distributed import scale
+        from attrib.capacity import job
 
-        print(scale.run(settings))
+        print(job.run(settings))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """Make a pool of small synthetic generators to learn fingerprints from: python -m jobs.synthesize --config FILE"""
 
-from attrib.config import parse_arguments
-from attrib.generators.synthesis_settings import SynthesizeSettings
+from attrib.common.config import parse_arguments
+from attrib.generators.synthesis.settings import SynthesizeSettings
 from jobs.exit import reported
 
 
 def main() -> None:
     settings = parse_arguments(SynthesizeSettings, __doc__)
     with reported():
-        from attrib.distributed.generators import synthesize
+        from attrib.generators.synthesis import job
 
-        record = synthesize.run(settings)
+        record = job.run(settings)
         print(
             f"{len(record['models']):,} generators of {settings.px} px, {record['share_at_target']:.0%} at the target MSE "
             f"(median {record['median_loss']:.4f}), in {settings.output}"

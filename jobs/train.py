@@ -1,16 +1,16 @@
 """Train a model from source images alone, or make a control: python -m jobs.train --config FILE"""
 
-from attrib.config import parse_arguments
-from attrib.train_settings import TrainSettings
+from attrib.common.config import parse_arguments
+from attrib.train.settings import TrainSettings
 from jobs.exit import reported
 
 
 def main() -> None:
     settings = parse_arguments(TrainSettings, __doc__)
     with reported():
-        from attrib.distributed import train
+        from attrib.train import job
 
-        record = train.run(settings)
+        record = job.run(settings)
         print(
             f"{record['dimension']}-d model from {record['num_images']:,} images and {record['num_views']:,} views "
             f"({record['num_failed']:,} images failed), in {settings.output}/model.safetensors"

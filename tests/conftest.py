@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from attrib.settings import RaySettings, StorageSettings
-from attrib.storage import Storage
+from attrib.common.settings import RaySettings, StorageSettings
+from attrib.common.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[1]
 # Before any Ray worker starts: workers inherit the environment of the process that started Ray.
@@ -49,13 +49,13 @@ def one_thread():
 @pytest.fixture(params=["torchcodec", "pillow"])
 def decoder(request, monkeypatch) -> str:
     """The test runs once with each decoder of plain JPEGs."""
-    from attrib import images
+    from attrib.data import decoding
 
     if request.param == "pillow":
-        monkeypatch.setattr(images, "decode_jpeg", None)
-    elif images.decode_jpeg is None:
+        monkeypatch.setattr(decoding, "decode_jpeg", None)
+    elif decoding.decode_jpeg is None:
         pytest.skip("torchcodec does not load on this system")
-    assert images.decoder_name() == request.param
+    assert decoding.decoder_name() == request.param
     return request.param
 
 
@@ -69,7 +69,7 @@ def local_ray():
     """One local Ray with two CPUs for all tests; its address, for jobs in processes of their own."""
     import ray
 
-    from attrib.distributed.session import connect
+    from attrib.runtime.session import connect
 
     # Ray Train asks the dashboard whether its controller lives. Without one of its own it asks whatever listens on port 8265, and where
     # that is another Ray's, it takes the controller for dead and ends the run.

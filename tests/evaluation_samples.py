@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from attrib.generators.evaluation_settings import EvaluateGeneratorsSettings, TierSettings
-from attrib.generators.methods import Method
-from attrib.generators.tiers import as_samples, make_tier
+from attrib.generators.evaluation.generator_sets import as_samples, make_tier
+from attrib.generators.evaluation.settings import EvaluateGeneratorsSettings, TierSettings
+from attrib.generators.fingerprints.base import Method
 
 PX, NUM_IMAGES = 32, 16
 

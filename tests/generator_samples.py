@@ -9,14 +9,14 @@ from hostile import encode
 from PIL import Image
 from safetensors.numpy import save
 
-from attrib.generators.discriminant import FILE_KEY
-from attrib.generators.fingerprint_settings import SpectrumSettings
-from attrib.generators.leak_controls import ContentOnly
-from attrib.generators.methods import Rescored
-from attrib.generators.samples import Sample, drawn_sample
-from attrib.generators.scoring import mean_cosine
-from attrib.generators.spectrum_methods import DISCRIMINANT, LogSpectrum
-from attrib.storage import Storage, join
+from attrib.common.storage import Storage, join
+from attrib.generators.evaluation.leak_controls import ContentOnly
+from attrib.generators.fingerprints.base import Rescored
+from attrib.generators.fingerprints.discriminant import FILE_KEY
+from attrib.generators.fingerprints.scoring import mean_cosine
+from attrib.generators.fingerprints.spectrum import DISCRIMINANT, LogSpectrum
+from attrib.generators.settings import SpectrumSettings
+from attrib.generators.signals.samples import Sample, drawn_sample
 
 PATCH_PX = 16
 SPECTRUM = SpectrumSettings(patch_px=PATCH_PX, max_patches=9)
@@ -63,7 +63,7 @@ def write_spectrum_method(folder: str, storage: Storage) -> None:
 
 def _mean() -> np.ndarray:
     """Of log spectra over all traces, as the synthetic models of a pool give it."""
-    from attrib.generators.spectrum_methods import spectra
+    from attrib.generators.fingerprints.spectrum import spectra
 
     samples = [sample for trace in (None, *KERNELS) for sample in drawn_samples(trace, range(900, 904))]
     return spectra(samples, SPECTRUM).astype(np.float64).mean(axis=0)

@@ -2,11 +2,11 @@
 
 from generator_samples import drawn_samples, spectrum_method, write_spectrum_method
 
-from attrib.generators.registration import as_sources
-from attrib.generators.registry import create_registry, register
-from attrib.generators.registry_settings import IdentifySettings, RegistryMethodSettings
-from attrib.settings import StorageSettings
-from attrib.storage import Storage, join
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage, join
+from attrib.generators.registry.registration import as_sources
+from attrib.generators.registry.registry import create_registry, register
+from attrib.generators.registry.settings import IdentifySettings, RegistryMethodSettings
 
 STORAGE = Storage(StorageSettings())
 TRACES = ("nearest", "checker")

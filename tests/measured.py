@@ -45,7 +45,7 @@ def folder_bytes(folder) -> int:
 
 def _start() -> dict:
     """Libraries' memory, to be compared with the baseline of the estimate."""
-    from attrib.probing import baseline_bytes
+    from attrib.runtime.machine import baseline_bytes
 
     print("started", flush=True)
     return {"baseline_bytes": baseline_bytes(), "baseline_anonymous_bytes": _status(os.getpid())["RssAnon"]}
@@ -54,11 +54,11 @@ def _start() -> dict:
 def _embedding(folder: str, backbone: str, num_images: int, chunk_rows: int):
     import pyarrow as pa
 
-    from attrib.backbone import load_encoder
-    from attrib.corpus import list_images, list_units
-    from attrib.manifest import Manifest, part_name
-    from attrib.settings import BackboneSettings, CollectionSettings, EmbedSettings, StorageSettings
-    from attrib.storage import Storage
+    from attrib.common.settings import BackboneSettings, CollectionSettings, EmbedSettings, StorageSettings
+    from attrib.common.storage import Storage
+    from attrib.data.collections import list_images, list_units
+    from attrib.data.manifest import Manifest, part_name
+    from attrib.models.encoder import load_encoder
 
     storage = Storage(StorageSettings())
     collection = CollectionSettings(name="c", uri=f"{folder}/images")
@@ -78,8 +78,8 @@ def probe(folder: str, backbone: str, num_images: int, chunk_rows: int) -> dict:
     """The embed job's probe, as its driver makes it."""
     import torch  # noqa: F401, so that its libraries are in the baseline
 
-    from attrib import embedding  # noqa: F401
-    from attrib.probing import probe_encoder
+    from attrib.embed import encode  # noqa: F401
+    from attrib.runtime.machine import probe_encoder
 
     _start()
     manifest, settings, encoder, storage = _embedding(folder, backbone, num_images, chunk_rows)
@@ -90,8 +90,8 @@ def embed(folder: str, backbone: str, num_images: int, chunk_rows: int, output: 
     """What an encoder of the embed job does, and the partition that is made of its chunks."""
     import torch
 
-    from attrib import embedding
-    from attrib.chunks import assemble_partition, plan_chunks
+    from attrib.data.chunks import assemble_partition, plan_chunks
+    from attrib.embed import encode
 
     torch.set_num_threads(1)
     found = _start()
@@ -101,8 +101,8 @@ def embed(folder: str, backbone: str, num_images: int, chunk_rows: int, output: 
     chunks = plan_chunks(num_images, 0, chunk_rows)
     for chunk in chunks:
         images = rows.slice(chunk.start, chunk.stop - chunk.start)
-        prepared = embedding.prepare_images(images, manifest, encoder.preprocessing, settings, storage)
-        storage.write_table(chunk.uri(output), embedding.encode_chunk(prepared, encoder))
+        prepared = encode.prepare_images(images, manifest, encoder.preprocessing, settings, storage)
+        storage.write_table(chunk.uri(output), encode.encode_chunk(prepared, encoder))
     found["chunks_on_disk"] = folder_bytes(output)
     storage.write_table(f"{output}/part-00000.parquet", assemble_partition(output, 0, chunks, storage))
     found["partition_on_disk"] = os.path.getsize(f"{output}/part-00000.parquet")
@@ -130,9 +130,9 @@ def build(folder: str, dimension: int, num_lists: int, partitions: list[int]) ->
     import pyarrow as pa
     from shards import STORAGE
 
-    from attrib.index import TEMPLATE, build_shard, shard_name
-    from attrib.template import read_template
-    from attrib.vectors import Embeddings
+    from attrib.embed.embeddings import Embeddings
+    from attrib.index.index import TEMPLATE, build_shard, shard_name
+    from attrib.index.quantizer import read_template
 
     found = _start()
     uris = [f"{folder}/manifest/part-{p:05d}.parquet" for p in range(len(partitions))]
@@ -151,12 +151,12 @@ def search(folder: str, num_queries: int, dimension: int, k: int, nprobe: int) -
     import faiss
     from shards import STORAGE
 
-    from attrib.attribution import partial_table, partial_uri, read_block
-    from attrib.index import SHARD_RECORD, TEMPLATE, open_shard, shard_name
-    from attrib.manifest import Slice
-    from attrib.search import search_shard
-    from attrib.template import read_template
-    from attrib.vectors import Embeddings
+    from attrib.attribute.rows import partial_table, partial_uri, read_block
+    from attrib.data.manifest import Slice
+    from attrib.embed.embeddings import Embeddings
+    from attrib.index.index import SHARD_RECORD, TEMPLATE, open_shard, shard_name
+    from attrib.index.quantizer import read_template
+    from attrib.index.search import search_shard
 
     faiss.omp_set_num_threads(1)
     found = _start()

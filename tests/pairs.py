@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from attrib.corpus import LOCATION_FIELDS
-from attrib.evaluate_settings import EvaluateSettings
-from attrib.identity import image_ids
-from attrib.manifest import part_name
-from attrib.storage import Storage, join
-from attrib.vectors import OUTCOME_FIELDS
+from attrib.common.storage import Storage, join
+from attrib.data.collections import LOCATION_FIELDS
+from attrib.data.ids import image_ids
+from attrib.data.manifest import part_name
+from attrib.embed.embeddings import OUTCOME_FIELDS
+from attrib.evaluate.settings import EvaluateSettings
 
 METADATA = {"sources": "group", "queries": "method"}
 

@@ -8,14 +8,14 @@ import pyarrow as pa
 from PIL import Image
 from shards import make_plan
 
-from attrib.attribution import RunStamp, attribution_rows, block_name
-from attrib.corpus import LOCATION_FIELDS
-from attrib.identity import image_ids
-from attrib.manifest import part_name
-from attrib.report import write_report
-from attrib.search import Candidates
-from attrib.settings import ReportSettings, SharesSettings, StorageSettings
-from attrib.storage import Storage, join
+from attrib.attribute.report import write_report
+from attrib.attribute.rows import RunStamp, attribution_rows, block_name
+from attrib.common.settings import ReportSettings, SharesSettings, StorageSettings
+from attrib.common.storage import Storage, join
+from attrib.data.collections import LOCATION_FIELDS
+from attrib.data.ids import image_ids
+from attrib.data.manifest import part_name
+from attrib.index.search import Candidates
 
 HOSTILE = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>{{ 7 * 7 }}.png"
 STORAGE = Storage(StorageSettings())

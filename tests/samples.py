@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from hostile import encode
 from PIL import Image
 
-from attrib.storage import Storage, join
+from attrib.common.storage import Storage, join
 
 ODD_NAMES = (
     "plain.jpg",

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from pairs import write_collection
 
-from attrib import distractors as distractors_module
-from attrib.abc_protocol import CustomisedModel, ceilings, parse_test_case, read_test_case, score_abc
-from attrib.collection import Collection
-from attrib.distractors import PREFIX, ArrayDistractors, listed_distractors, open_distractors
-from attrib.errors import AttribError
-from attrib.evaluate_settings import EvaluateSettings
-from attrib.evaluation import evaluate
-from attrib.mappers import LinearMapper, Mappers
-from attrib.scan import scan_distractors
+from attrib.common.errors import AttribError
+from attrib.evaluate import distractors as distractors_module
+from attrib.evaluate.abc_protocol import CustomisedModel, ceilings, parse_test_case, read_test_case, score_abc
+from attrib.evaluate.collection import Collection
+from attrib.evaluate.distractors import PREFIX, ArrayDistractors, listed_distractors, open_distractors
+from attrib.evaluate.mappers import LinearMapper, Mappers
+from attrib.evaluate.protocol import evaluate
+from attrib.evaluate.scan import scan_distractors
+from attrib.evaluate.settings import EvaluateSettings
 
 DIMENSION = 48
 

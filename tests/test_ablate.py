@@ -20,12 +20,12 @@ from hostile import encode
 from PIL import Image, ImageOps
 from samples import write_folder
 
-from attrib.ablate_settings import CHOSEN
-from attrib.backbone import load_network
-from attrib.collection import Collection
-from attrib.evaluation import TruthRow, score_truth
-from attrib.settings import BackboneSettings, StorageSettings
-from attrib.storage import Storage
+from attrib.common.settings import BackboneSettings, StorageSettings
+from attrib.common.storage import Storage
+from attrib.evaluate.ablation.settings import CHOSEN
+from attrib.evaluate.collection import Collection
+from attrib.evaluate.protocol import TruthRow, score_truth
+from attrib.models.encoder import load_network
 from jobs import ablate as job
 
 LOCAL = Storage(StorageSettings())

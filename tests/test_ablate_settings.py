@@ -3,9 +3,9 @@
 import pytest
 from variants import BY_DOMAIN, COLLECTIONS, RAW, VARIANTS, VIEWS, settings_of, values_of
 
-from attrib.ablate_settings import CHOSEN, AblateSettings, VariantSettings
-from attrib.config import validate
-from attrib.errors import AttribError
+from attrib.common.config import validate
+from attrib.common.errors import AttribError
+from attrib.evaluate.ablation.settings import CHOSEN, AblateSettings, VariantSettings
 
 
 @pytest.mark.parametrize(

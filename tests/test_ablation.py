@@ -8,13 +8,13 @@ import pytest
 import torch
 from variants import NUM_FOLDS, NUM_QUERIES, NUM_SOURCES, SHRINKAGE, VARIANTS, WIDTH, drawn_pictures, settings_of
 
-from attrib import ablation
-from attrib.ablation import Outcome, Pictures, chosen_by_folds, fold_of, score_variant
-from attrib.scores import MACRO_MIN_ROWS, QueryScores
-from attrib.settings import StorageSettings
-from attrib.storage import Storage
-from attrib.view_features import ORIGINAL, ViewFeatures
-from attrib.view_settings import KINDS
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage
+from attrib.evaluate.ablation import variants
+from attrib.evaluate.ablation.variants import Outcome, Pictures, chosen_by_folds, fold_of, score_variant
+from attrib.evaluate.scores import MACRO_MIN_ROWS, QueryScores
+from attrib.train.augment.settings import KINDS
+from attrib.train.view_features import ORIGINAL, ViewFeatures
 
 LOCAL = Storage(StorageSettings())
 HALF = 3e-3  # what float16 inputs of a head move a cosine by, at most
@@ -98,7 +98,7 @@ def test_a_model_is_fitted_on_all_queries_without_a_truth_in_its_fold_and_on_no_
     ids = dict(zip(PICTURES.query_keys.keys, PICTURES.query_keys.vectors[:, 0].tolist()))
     key_of = {image_id: key for key, image_id in ids.items()}
     seen, paired = [], []
-    fitted_model, paired_inputs = ablation.fitted_model, ablation.paired_inputs
+    fitted_model, paired_inputs = variants.fitted_model, variants.paired_inputs
 
     def spy(training, network, real, synthetic):
         seen.append({key_of[i] for i in synthetic.content.tolist()})
@@ -108,8 +108,8 @@ def test_a_model_is_fitted_on_all_queries_without_a_truth_in_its_fold_and_on_no_
         paired.append(pairs)
         return paired_inputs(model, real, synthetic, pairs)
 
-    monkeypatch.setattr(ablation, "fitted_model", spy)
-    monkeypatch.setattr(ablation, "paired_inputs", spy_on_pairs)
+    monkeypatch.setattr(variants, "fitted_model", spy)
+    monkeypatch.setattr(variants, "paired_inputs", spy_on_pairs)
     score(name)
     assert seen == [allowed_queries(fold) for fold in range(NUM_FOLDS)]
     assert all(3 < len(keys) < NUM_QUERIES - 3 for keys in seen)

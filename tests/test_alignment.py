@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from attrib.alignment import MomentumQueue, info_nce, moco, momentum_update
-from attrib.errors import AttribError
+from attrib.common.errors import AttribError
+from attrib.train.losses.contrastive import MomentumQueue, info_nce, moco, momentum_update
 
 TEMPERATURE = 0.2
 # Views: both roles; no style; style without an anchor; content without an anchor; one source in both roles; nothing; nothing known.

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attrib.errors import AttribError
-from attrib.generators.architectures import (
+from attrib.common.errors import AttribError
+from attrib.generators.synthesis.architectures import (
     UPSAMPLERS,
     DecoderBlock,
     DecoderSpec,
@@ -14,7 +14,7 @@ from attrib.generators.architectures import (
     sample_specs,
     upsampler,
 )
-from attrib.generators.synthesis_settings import PAPER_GRID, GridSettings
+from attrib.generators.synthesis.settings import PAPER_GRID, GridSettings
 
 PLAIN = {
     "num_blocks": 1,

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from shards import STORAGE, make_index, make_plan, make_sources, write_embeddings
 
-from attrib.attribution import (
+from attrib.attribute.rows import (
     PARTIAL_SCHEMA,
     RunStamp,
     attribution_rows,
@@ -18,14 +18,14 @@ from attrib.attribution import (
     read_sources,
     wanted_table,
 )
-from attrib.corpus import RESERVED_COLUMNS
-from attrib.errors import MismatchError
-from attrib.generators.verdict_files import VERDICT_FIELDS
-from attrib.index import Index
-from attrib.manifest import Manifest, Slice
-from attrib.search import Candidates
-from attrib.settings import CollectionSettings, SharesSettings
-from attrib.shares import soft_shares
+from attrib.common.errors import MismatchError
+from attrib.common.settings import CollectionSettings, SharesSettings
+from attrib.data.collections import RESERVED_COLUMNS
+from attrib.data.manifest import Manifest, Slice
+from attrib.generators.identify.files import VERDICT_FIELDS
+from attrib.index.index import Index
+from attrib.index.search import Candidates
+from attrib.shares.shares import soft_shares
 
 STAMP = RunStamp("run", "model", "index")
 TOP_K = 3

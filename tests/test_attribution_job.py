@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 from shards import STORAGE, make_index, make_plan, write_embeddings
 
-from attrib.attribution import block_rows, lists_uri, partial_uri, read_block, read_partial
-from attrib.distributed import attribute
-from attrib.distributed.attribution_job import AttributionJob, exact_uri, num_checked
-from attrib.identity import sampling_rank
-from attrib.index import Index
-from attrib.manifest import plan_partitions
-from attrib.recall import lowest_ranked, sample_threshold
-from attrib.search import search_shard
-from attrib.search_plan import SearchPlan
-from attrib.settings import AttributeSettings
-from attrib.storage import scratch_folder
-from attrib.vectors import read_vectors
+from attrib.attribute import job as attribute_job
+from attrib.attribute.rows import block_rows, lists_uri, partial_uri, read_block, read_partial
+from attrib.attribute.run import AttributionJob, exact_uri, num_checked
+from attrib.common.settings import AttributeSettings
+from attrib.common.storage import scratch_folder
+from attrib.data.ids import sampling_rank
+from attrib.data.manifest import plan_partitions
+from attrib.embed.embeddings import read_vectors
+from attrib.index.cost_model import SearchPlan
+from attrib.index.index import Index
+from attrib.index.recall import lowest_ranked, sample_threshold
+from attrib.index.search import search_shard
 
 NUM_SOURCES, NUM_QUERIES, DIMENSION, BLOCK_ROWS, TOP_K = 600, 130, 24, 17, 3
 
@@ -66,7 +66,7 @@ def test_no_more_rows_are_together_than_were_asked_for(job):
 def test_queries_that_are_checked_are_the_first_of_the_whole_batch(job):
     wanted = num_checked(job)
     threshold = sample_threshold(wanted, sum(job.queries.num_embedded))
-    parts = [attribute._probe_task(job, blocks, threshold, STORAGE) for blocks in ([0, 1, 2], [3, 4, 5, 6, 7])]
+    parts = [attribute_job._probe_task(job, blocks, threshold, STORAGE) for blocks in ([0, 1, 2], [3, 4, 5, 6, 7])]
     ids, _ = lowest_ranked(*(np.concatenate(columns) for columns in zip(*parts)), wanted)
     everyone = np.concatenate([read_vectors(job.queries, p, STORAGE)[0] for p in range(3)])
     assert ids.tolist() == everyone[np.argsort(sampling_rank(everyone))[:wanted]].tolist()
@@ -76,10 +76,10 @@ def test_queries_that_are_checked_are_the_first_of_the_whole_batch(job):
 
 def test_a_search_finds_what_the_shard_holds_and_what_an_earlier_start_wrote(job):
     output, blocks = job.settings.output, [4, 5]
-    attribute._probe_task(job, blocks, None, STORAGE)
+    attribute_job._probe_task(job, blocks, None, STORAGE)
     read = job.read_blocks(blocks, STORAGE)
     checked = read[0]
-    attribute._search_task(job, 1, blocks, checked, STORAGE)
+    attribute_job._search_task(job, 1, blocks, checked, STORAGE)
     with scratch_folder() as folder:
         shard = job.open_shard(1, STORAGE, folder)
         for block, (ids, units) in zip(blocks, read):
@@ -91,7 +91,7 @@ def test_a_search_finds_what_the_shard_holds_and_what_an_earlier_start_wrote(job
     os.unlink(partial_uri(output, 5, 1))
     kept = [partial_uri(output, 4, 1), exact_uri(output, 1)]
     written = [os.stat(uri).st_ino for uri in kept]
-    attribute._search_task(job, 1, blocks, checked, STORAGE)
+    attribute_job._search_task(job, 1, blocks, checked, STORAGE)
     assert [os.stat(uri).st_ino for uri in kept] == written
     assert STORAGE.exists(partial_uri(output, 5, 1))
 

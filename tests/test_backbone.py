@@ -16,12 +16,12 @@ from samples import picture, write_folder
 from timm import create_model
 from timm.data import create_transform, resolve_data_config
 
-from attrib.backbone import CHECKPOINT_KEY, KEEP_FREED_MEMORY, Encoder, load_encoder
-from attrib.errors import AttribError
-from attrib.images import decode_image
-from attrib.preprocessing import Preprocessing
-from attrib.settings import BackboneSettings, EmbedSettings, StorageSettings
-from attrib.storage import Storage
+from attrib.common.errors import AttribError
+from attrib.common.settings import BackboneSettings, EmbedSettings, StorageSettings
+from attrib.common.storage import Storage
+from attrib.data.decoding import decode_image
+from attrib.models.encoder import CHECKPOINT_KEY, KEEP_FREED_MEMORY, Encoder, load_encoder
+from attrib.models.preprocessing import Preprocessing
 
 NAME = "test_resnet"
 LOCAL = Storage(StorageSettings())

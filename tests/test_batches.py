@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from attrib.batches import InputBatches, Inputs, is_validation
-from attrib.errors import AttribError
-from attrib.identity import image_ids
-from attrib.objective import NOBODY, Batch
-from attrib.train_settings import OptimiserSettings
-from attrib.training import mean_reciprocal_rank
+from attrib.common.errors import AttribError
+from attrib.data.ids import image_ids
+from attrib.train.batches import InputBatches, Inputs, is_validation
+from attrib.train.loop import mean_reciprocal_rank
+from attrib.train.objective import NOBODY, Batch
+from attrib.train.settings import OptimiserSettings
 
 NUM_IMAGES, VIEWS_EACH, DIM = 60, 4, 5
 SHARE = 0.2

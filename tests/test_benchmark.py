@@ -12,7 +12,7 @@ from attrib.benchmark.contender import Clock
 from attrib.benchmark.facts import constants, find, log_slope, search_slopes
 from attrib.benchmark.harness import Contender, compare, run_contender
 from attrib.benchmark.settings import BenchmarkSettings
-from attrib.errors import AttribError
+from attrib.common.errors import AttribError
 
 SAMPLES = "tests.contender_samples"
 
@@ -149,11 +149,16 @@ def test_build_and_search_at_their_smallest(settings):
         "build": {
             "attrib",
             "faiss.index_factory",
-            "attrib.index.build_shard",
+            "attrib.index.index.build_shard",
             "faiss, Parquet to index file",
             "faiss index.add",
         },
-        "search": {"attrib.search.search_shard", "faiss index.search", "faiss.knn, exact", "argsort per query (AbC)"},
+        "search": {
+            "attrib.index.search.search_shard",
+            "faiss index.search",
+            "faiss.knn, exact",
+            "argsort per query (AbC)",
+        },
     }
     for stage, expected in names.items():
         assert {row.contender for row in bench.rows if row.stage == stage} == expected
@@ -164,7 +169,7 @@ def test_build_and_search_at_their_smallest(settings):
         assert 0.99 <= row.found["recall"] <= 1
     exact = find(bench.rows, "search", "faiss.knn, exact", size="80 queries")
     assert exact[0].found["recall"] == 1 and "timed on 1/2 of it" in exact[0].note
-    assert all(row.found["identical"] for row in find(bench.rows, "search", "attrib.search.search_shard"))
+    assert all(row.found["identical"] for row in find(bench.rows, "search", "attrib.index.search.search_shard"))
     assert len(search_slopes(bench.rows, (1500,), (8, 80))) == 1
     known = constants(bench.rows, "command")
     assert known["search_seconds_largest_batch"]["value"] > 0

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 from shards import STORAGE, nearest
 
-from attrib.units import unit_rows
-from attrib.vectors import schema
+from attrib.embed.embeddings import schema
+from attrib.index.normalize import unit_rows
 
 MIB = 1 << 20
 LIMIT_BYTES = 384 * MIB
@@ -98,8 +98,8 @@ def work(task: str, folder: Path, group: Path | None) -> subprocess.CompletedPro
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory):
     """The folder of embeddings, queries and a template; four times the limit."""
-    from attrib.planning import IndexPlan
-    from attrib.template import train_template, write_template
+    from attrib.index.planning import IndexPlan
+    from attrib.index.quantizer import train_template, write_template
 
     folder = tmp_path_factory.mktemp("bounded")
     generator = np.random.default_rng(0)

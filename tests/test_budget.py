@@ -4,18 +4,18 @@ import pytest
 from hostile import encode
 from samples import picture, write_folder
 
-from attrib.budget import check_budget, check_free_space
-from attrib.config import validate
-from attrib.errors import AttribError
-from attrib.estimates import Estimate
-from attrib.pipeline_settings import PipelineSettings
-from attrib.settings import (
+from attrib.common.config import validate
+from attrib.common.errors import AttribError
+from attrib.common.settings import (
     BudgetSettings,
     JobSettings,
     ManifestSettings,
     PriceSettings,
     result_settings,
 )
+from attrib.pipeline.settings import PipelineSettings
+from attrib.runtime.estimate import Estimate
+from attrib.runtime.limits import check_budget, check_free_space
 
 GIB = 2**30
 ESTIMATE = Estimate(
@@ -95,15 +95,15 @@ def test_the_budget_is_no_part_of_a_runs_identity_and_reaches_every_stage():
 
 
 def test_a_job_prints_its_estimate_and_stops_over_the_budget(tmp_path, local, local_ray, capsys):
-    from attrib.distributed import manifest
+    from attrib.data import job as manifest_job
 
     write_folder({f"{i}.jpg": encode(picture(i), "JPEG") for i in range(3)}, f"{tmp_path}/images", local)
     settings = ManifestSettings(
         collection={"name": "c", "uri": f"{tmp_path}/images"}, output=f"{tmp_path}/out", budget={"max_process_gib": 0.01}
     )  # fmt: skip
     with pytest.raises(AttribError, match="the job was not started"):
-        manifest.run(settings)
+        manifest_job.run(settings)
     assert "estimate: " in capsys.readouterr().err
     assert not local.names(settings.output, suffix=".parquet")
-    record = manifest.run(settings.model_copy(update={"budget": BudgetSettings()}))
+    record = manifest_job.run(settings.model_copy(update={"budget": BudgetSettings()}))
     assert record["num_images"] == 3

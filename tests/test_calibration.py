@@ -7,11 +7,11 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from attrib import calibration
-from attrib.calibration import Bin, cross_entropy, fit_shares, hardness, pairs_from_corpus, reliability
-from attrib.errors import AttribError
-from attrib.settings import SharesSettings
-from attrib.shares import soft_shares
+from attrib.common.errors import AttribError
+from attrib.common.settings import SharesSettings
+from attrib.shares import calibration
+from attrib.shares.calibration import Bin, cross_entropy, fit_shares, hardness, pairs_from_corpus, reliability
+from attrib.shares.shares import soft_shares
 
 TRUE = SharesSettings(inverse_temperature=18.0, offset=-120.0)
 
@@ -141,7 +141,7 @@ def test_the_fit_repeats_and_ignores_order_scale_of_candidates_and_unusable_quer
 
 
 def test_fitted_shares_are_the_hard_ones_and_calibrated(fitted):
-    """What is served is attrib.shares.soft_shares: exact zeros, close to the smooth form that was fitted, and
+    """What is served is attrib.shares.shares.soft_shares: exact zeros, close to the smooth form that was fitted, and
     calibrated on new data."""
     similarity, is_true = drawn(6000, 6)
     shares = soft_shares(similarity, fitted)

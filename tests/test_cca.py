@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from attrib.cca import (
+from attrib.common.errors import AttribError
+from attrib.evaluate.cca import (
     alignment,
     canonical_correlations,
     diagonal_share,
@@ -18,7 +19,6 @@ from attrib.cca import (
     summarise,
     whiteness,
 )
-from attrib.errors import AttribError
 
 KNOWN = np.array([0.95, 0.8, 0.5, 0.2, 0, 0])
 

@@ -4,8 +4,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from attrib.charts import COLOURS, Panel, calibration_chart, correlation_chart, drawing, padded, ticks
-from attrib.errors import AttribError
+from attrib.common.errors import AttribError
+from attrib.pages.charts import COLOURS, Panel, calibration_chart, correlation_chart, drawing, padded, ticks
 
 
 def elements(root: ElementTree.Element, tag: str) -> list[ElementTree.Element]:

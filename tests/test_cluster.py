@@ -18,10 +18,10 @@ import pytest
 import yaml
 from cluster_tools import S3Server, drawn_image, submit
 
-from attrib.distributed import pipeline
-from attrib.pipeline_settings import PipelineSettings
-from attrib.settings import StorageSettings
-from attrib.storage import Storage
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage
+from attrib.pipeline import job as pipeline_job
+from attrib.pipeline.settings import PipelineSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_SOURCES, NUM_GENERATED, CHUNK_ROWS = 60, 24, 4
@@ -50,7 +50,7 @@ class Site:
             for i in range(count):
                 server.client.put_object(Bucket="images", Key=f"{role}/{i:03}.png", Body=drawn_image(first + i))
         server.forget()
-        pipeline.run(PipelineSettings(**self.settings("undisturbed")))
+        pipeline_job.run(PipelineSettings(**self.settings("undisturbed")))
         self.undisturbed = self.rows("undisturbed")
         self.undisturbed_work = self.work("undisturbed")
 

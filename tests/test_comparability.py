@@ -1,7 +1,7 @@
 """Warnings of formats and sizes that generators, negatives and queries do not have in common."""
 
-from attrib.generators.comparability import query_warnings, registry_warnings
-from attrib.generators.registry import Entry
+from attrib.generators.registry.comparability import query_warnings, registry_warnings
+from attrib.generators.registry.registry import Entry
 
 
 def entry_of(name, codecs, sides_px, role="generator"):

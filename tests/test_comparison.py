@@ -10,13 +10,13 @@ import pytest
 from pairs import write_collection
 from samples import pictures
 
-from attrib.charts import drawing
-from attrib.collection import Collection
-from attrib.comparison import Pictures, forest_plot, most_different, pictures_of, query_table, write_comparison
-from attrib.distractors import PREFIX
-from attrib.evaluate_settings import EvaluateSettings
-from attrib.evaluation import TruthRow, score_truth
-from attrib.scores import QueryScores, summarise
+from attrib.evaluate.collection import Collection
+from attrib.evaluate.distractors import PREFIX
+from attrib.evaluate.page import Pictures, forest_plot, most_different, pictures_of, query_table, write_comparison
+from attrib.evaluate.protocol import TruthRow, score_truth
+from attrib.evaluate.scores import QueryScores, summarise
+from attrib.evaluate.settings import EvaluateSettings
+from attrib.pages.charts import drawing
 
 HOSTILE = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>{{ 7 * 7 }}.png"
 NUM_QUERIES = 36

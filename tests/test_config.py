@@ -1,6 +1,6 @@
 """Configs: what is wrong is named before any work, and every example config is valid."""
 
-import importlib.util
+import importlib
 import os
 import pkgutil
 from pathlib import Path
@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from attrib import settings as known
-from attrib.config import digest, load_settings, parse_arguments, validate, versions
-from attrib.errors import AttribError
-from attrib.evaluate_settings import EvaluateSettings
-from attrib.pipeline_settings import PipelineSettings
-from attrib.settings import (
+import attrib
+from attrib.common.config import digest, load_settings, parse_arguments, validate, versions
+from attrib.common.errors import AttribError
+from attrib.common.settings import (
     AttributeSettings,
     CollectionSettings,
     EmbedSettings,
@@ -21,7 +19,9 @@ from attrib.settings import (
     ManifestSettings,
     StorageSettings,
 )
-from attrib.train_settings import TrainSettings
+from attrib.evaluate.settings import EvaluateSettings
+from attrib.pipeline.settings import PipelineSettings
+from attrib.train.settings import TrainSettings
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 COLLECTION = {"name": "c", "uri": "images"}
@@ -213,15 +213,8 @@ def settings_of(path: Path):
     """The settings class of an example config: a first line names its job."""
     job = path.read_text(encoding="utf-8").split("jobs.", 1)[1].split()[0].strip(".:,;()")
     name = "".join(word.capitalize() for word in job.split("_")) + "Settings"
-    package = importlib.util.find_spec(f"attrib.{job}")
-    own = f"attrib.{job}.settings" if package and package.submodule_search_locations else f"attrib.{job}_settings"
-    if importlib.util.find_spec(own):
-        return getattr(importlib.import_module(own), name)
-    generators = importlib.import_module("attrib.generators")
-    found = [
-        m.name for m in pkgutil.iter_modules(generators.__path__, "attrib.generators.") if m.name.endswith("_settings")
-    ]
-    modules = [known, *map(importlib.import_module, found)]
+    found = [m.name for m in pkgutil.walk_packages(attrib.__path__, "attrib.") if m.name.endswith(".settings")]
+    modules = map(importlib.import_module, found)
     return next(getattr(module, name) for module in modules if hasattr(module, name))
 
 

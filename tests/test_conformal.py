@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from attrib.generators.conformal import (
+from attrib.generators.identify.conformal import (
     binomial_tail,
     column_means,
     conformal_p_values,

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attrib.errors import AttribError
-from attrib.generators.contrast import classification, draw_batch, supervised_contrastive
+from attrib.common.errors import AttribError
+from attrib.generators.extractor.losses import classification, draw_batch, supervised_contrastive
 
 
 def draws(count: int, share: float, seed: int = 0):

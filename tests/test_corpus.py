@@ -17,7 +17,10 @@ from samples import (
     write_uri_parquet,
 )
 
-from attrib.corpus import (
+from attrib.common.errors import AttribError, ImageError
+from attrib.common.settings import CollectionSettings, MetadataSettings, StorageSettings
+from attrib.common.storage import Storage, join
+from attrib.data.collections import (
     LOCATION_FIELDS,
     RESERVED_COLUMNS,
     _read_row_group,
@@ -27,10 +30,7 @@ from attrib.corpus import (
     read_image,
     read_parquet_images,
 )
-from attrib.errors import AttribError, ImageError
-from attrib.identity import image_ids
-from attrib.settings import CollectionSettings, MetadataSettings, StorageSettings
-from attrib.storage import Storage, join
+from attrib.data.ids import image_ids
 
 IMAGES = pictures(ODD_NAMES)
 
@@ -355,7 +355,7 @@ def test_metadata_in_the_file_and_beside_it_must_not_share_a_name(tmp_path, loca
 
 def test_no_metadata_column_can_clash_with_a_column_of_a_later_table():
     """Attribution tables put a prefix before metadata; without RESERVED_COLUMNS some of these names would meet."""
-    from attrib.attribution import ATTRIBUTION_FIELDS, OUTCOME_FIELDS
+    from attrib.attribute.rows import ATTRIBUTION_FIELDS, OUTCOME_FIELDS
 
     assert {field.name for field in LOCATION_FIELDS} < RESERVED_COLUMNS
     for fields, prefix in ((ATTRIBUTION_FIELDS, "source_"), (OUTCOME_FIELDS, "query_")):

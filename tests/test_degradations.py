@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from attrib.errors import AttribError
-from attrib.generators.degradations import GRID, NONE, TRAINING, Degradation, degrade, parse, random_degradation
+from attrib.common.errors import AttribError
+from attrib.generators.signals.degradations import GRID, NONE, TRAINING, Degradation, degrade, parse, random_degradation
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from attrib.common.errors import AttribError
 from attrib.demo import contrast, generator
 from attrib.demo.corpus import COLLECTIONS, METADATA_COLUMNS, STUDIOS, draw_corpus
 from attrib.demo.views import NUM_PARAMETERS, ViewRange, draw_parameters, render_views
-from attrib.errors import AttribError
 
 NO_CHANGE = ViewRange(
     zoom=(1, 1), stretch=1, turn_turns=0, shift=0, bend=0, mirror_share=0, hue_turns=0, saturation=(1, 1), contrast=(1, 1), brightness=0,

@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
-from attrib.errors import AttribError
-from attrib.generators.discriminant import fit_discriminant as fit_from_statistics
-from attrib.generators.discriminant import (
+from attrib.common.errors import AttribError
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage
+from attrib.generators.fingerprints.discriminant import fit_discriminant as fit_from_statistics
+from attrib.generators.fingerprints.discriminant import (
     fit_whitening,
     ledoit_wolf,
     load_discriminant,
     model_statistics,
     save_discriminant,
 )
-from attrib.generators.logistic import fit_logistic, logistic_scores
-from attrib.settings import StorageSettings
-from attrib.storage import Storage
+from attrib.generators.fingerprints.logistic import fit_logistic, logistic_scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from attrib.disentanglement import RunningCovariance, cca_ssg, cor_infomax, gaussian_infomax
-from attrib.errors import AttribError
+from attrib.common.errors import AttribError
+from attrib.train.losses.decorrelation import RunningCovariance, cca_ssg, cor_infomax, gaussian_infomax
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from generator_samples import around, unit
 
-from attrib.generators.candidates import average_linkage, find_candidates, reference_cut
-from attrib.generators.dump import (
+from attrib.generators.identify.candidates import average_linkage, find_candidates, reference_cut
+from attrib.generators.identify.prevalence import (
     OTHER,
     REJECTED_FROM,
     border_ratios,

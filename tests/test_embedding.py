@@ -16,17 +16,24 @@ from safetensors.torch import save_file
 from samples import picture, pictures, write_folder, write_tars, write_uri_parquet
 from timm.data import create_transform, resolve_data_config
 
-from attrib.backbone import load_encoder
-from attrib.chunks import failures_of, plan_chunks
-from attrib.corpus import list_images, list_units
-from attrib.distributed import embed, manifest
-from attrib.embedding import PreparedChunk, encode_chunk, prepare_images
-from attrib.errors import AttribError
-from attrib.images import decode_image
-from attrib.manifest import Manifest, open_manifest
-from attrib.settings import BackboneSettings, CollectionSettings, EmbedSettings, ManifestSettings, StorageSettings
-from attrib.storage import Storage, join
-from attrib.vectors import open_embeddings, read_vectors
+from attrib.common.errors import AttribError
+from attrib.common.settings import (
+    BackboneSettings,
+    CollectionSettings,
+    EmbedSettings,
+    ManifestSettings,
+    StorageSettings,
+)
+from attrib.common.storage import Storage, join
+from attrib.data import job as manifest_job
+from attrib.data.chunks import failures_of, plan_chunks
+from attrib.data.collections import list_images, list_units
+from attrib.data.decoding import decode_image
+from attrib.data.manifest import Manifest, open_manifest
+from attrib.embed import job as embed_job
+from attrib.embed.embeddings import open_embeddings, read_vectors
+from attrib.embed.encode import PreparedChunk, encode_chunk, prepare_images
+from attrib.models.encoder import load_encoder
 
 BACKBONE = {"name": "test_resnet", "weights": "random"}
 HOSTILE = hostile_images()
@@ -36,7 +43,7 @@ LOCAL = Storage(StorageSettings())
 
 def make_manifest(collection: dict, output: str, storage: Storage = LOCAL, partition_rows: int = 40):
     settings = {"collection": collection, "output": output, "partition_rows": partition_rows}
-    manifest.run(ManifestSettings(**settings, storage=storage.settings))
+    manifest_job.run(ManifestSettings(**settings, storage=storage.settings))
     return open_manifest(output, storage)
 
 
@@ -84,7 +91,7 @@ def hostile_run(local_ray, tmp_path_factory):
     make_manifest(collection, str(folder / "manifest"))
     os.unlink(places["ordinary 0.jpg"])
     settings = settings_of(folder, chunk_rows=16, num_workers=1)
-    return settings, embed.run(settings), folder / "files"
+    return settings, embed_job.run(settings), folder / "files"
 
 
 def test_every_image_has_one_outcome_with_the_stage_and_reason_of_its_failure(hostile_run):
@@ -141,8 +148,8 @@ def test_vectors_equal_those_of_timm_and_pillow(hostile_run):
 def test_a_finished_run_is_kept_and_other_settings_are_refused(hostile_run):
     settings, record, _ = hostile_run
     started = time.monotonic()
-    assert embed.run(settings) == record
-    assert embed.run(settings.model_copy(update={"num_workers": 2, "max_failed_share": 0.9})) == record
+    assert embed_job.run(settings) == record
+    assert embed_job.run(settings.model_copy(update={"num_workers": 2, "max_failed_share": 0.9})) == record
     assert time.monotonic() - started < 20
     for changed in (
         {"backbone": BackboneSettings(name="test_resnet", weights="random", seed=1)},
@@ -153,7 +160,7 @@ def test_a_finished_run_is_kept_and_other_settings_are_refused(hostile_run):
         with pytest.raises(
             AttribError, match=f"holds results of other settings.*{next(iter(changed))}.*choose another output"
         ):
-            embed.run(settings.model_copy(update=changed))
+            embed_job.run(settings.model_copy(update=changed))
 
 
 def test_retry_embeds_again_only_what_failed(hostile_run, monkeypatch):
@@ -169,11 +176,11 @@ def test_retry_embeds_again_only_what_failed(hostile_run, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
-        context.setattr(embed, "_retry_failed", killed)
-        embed.run(retry)
+        context.setattr(embed_job, "_retry_failed", killed)
+        embed_job.run(retry)
     assert not os.path.exists(join(settings.output, "embeddings.json"))
 
-    again = embed.run(retry)
+    again = embed_job.run(retry)
     after = rows_by_key(settings)
     assert again["num_failed"] == record["num_failed"] - 2 and again["digest"] != record["digest"]
     assert {key for key in after if after[key] != before[key]} == mended  # so not changed_since
@@ -185,7 +192,7 @@ def test_retry_embeds_again_only_what_failed(hostile_run, monkeypatch):
         pixels = decode_image((files / key).read_bytes(), max_megapixels=100).pixels
         expected = encoder.encode(encoder.preprocessing.resize_and_crop(pixels).numpy()[None])[0]
         assert np.allclose(after[key]["embedding"], expected, rtol=2e-3, atol=1e-4)
-    assert embed.run(settings) == again
+    assert embed_job.run(settings) == again
 
 
 def test_too_many_failures_end_the_job_with_code_3_and_a_retry_mends_it(local_ray, start_job, tmp_path):
@@ -204,7 +211,7 @@ def test_too_many_failures_end_the_job_with_code_3_and_a_retry_mends_it(local_ra
     assert "not an image" in said and not (tmp_path / "embeddings" / "embeddings.json").exists()
 
     picture(5).save(tmp_path / "images" / "bad.jpg")
-    record = embed.run(settings.model_copy(update={"max_failed_share": 0.0, "retry_failed": True}))
+    record = embed_job.run(settings.model_copy(update={"max_failed_share": 0.0, "retry_failed": True}))
     assert record["num_failed"] == 0 and rows_by_key(settings)["bad.jpg"]["stage"] is None
 
 
@@ -227,7 +234,7 @@ def undisturbed(local_ray, s3_endpoint, tmp_path_factory):
     make_manifest(collection, join(root, "manifest"), storage, partition_rows=17)
     places = {"manifest": join(root, "manifest"), "output": join(root, "embeddings"), "storage": storage.settings}
     settings = settings_of(folder, **places, num_workers=1, chunk_rows=11)
-    embed.run(settings)
+    embed_job.run(settings)
     return images, settings, rows_by_key(settings)
 
 
@@ -262,7 +269,7 @@ def test_a_killed_run_ends_with_the_same_bits_in_another_order_place_and_number_
         chunk = LOCAL.read_table(path)
         marked |= set(chunk["id"].to_pylist())
         LOCAL.write_table(path, chunk.set_column(4, chunk.schema.field("format"), pa.array(["MARKED"] * len(chunk))))
-    record = embed.run(settings)
+    record = embed_job.run(settings)
     rows = rows_by_key(settings)
     assert {row["id"] for row in rows.values() if row["format"] == "MARKED"} == marked
     without_mark = {key: row | {"format": expected[key]["format"]} for key, row in rows.items()}
@@ -280,7 +287,7 @@ def test_another_order_of_the_same_images_is_not_mixed_with_committed_chunks(und
     )
     assert other.digest == open_manifest(reference.manifest, storage).digest
     with pytest.raises(AttribError, match=r"other settings or inputs .input order.; choose another output"):
-        embed.run(reference.model_copy(update={"manifest": str(tmp_path / "manifest")}))
+        embed_job.run(reference.model_copy(update={"manifest": str(tmp_path / "manifest")}))
 
 
 @pytest.mark.parametrize(
@@ -323,5 +330,5 @@ def test_chunks_cover_every_row_once(num_rows, chunk_rows):
 
 def test_a_run_without_its_manifest_names_the_job_to_run(tmp_path):
     with pytest.raises(AttribError, match=r"manifest\.json is not there: run jobs\.manifest"):
-        embed.run(settings_of(tmp_path))
+        embed_job.run(settings_of(tmp_path))
     assert os.listdir(tmp_path) == []

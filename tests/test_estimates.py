@@ -6,9 +6,9 @@ from hostile import encode
 from measured import measure
 from samples import picture, write_folder
 
-from attrib.estimates import Estimate, duration, embedding_row_bytes, estimate_embed, estimate_manifest, gib
-from attrib.probing import EncoderProbe, RowBytes
-from attrib.settings import PriceSettings
+from attrib.common.settings import PriceSettings
+from attrib.runtime.estimate import Estimate, duration, embedding_row_bytes, estimate_embed, estimate_manifest, gib
+from attrib.runtime.machine import EncoderProbe, RowBytes
 
 TOLERANCE = 0.25
 NUM_IMAGES = 112
@@ -16,8 +16,8 @@ NUM_IMAGES = 112
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    from attrib.settings import StorageSettings
-    from attrib.storage import Storage
+    from attrib.common.settings import StorageSettings
+    from attrib.common.storage import Storage
 
     folder = tmp_path_factory.mktemp("estimates")
     pictures = {f"{i}.jpg": encode(picture(i, 640, 480), "JPEG") for i in range(NUM_IMAGES)}

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from pairs import drawn_case, evaluate_by_job, write_case, write_method
 
-from attrib.collection import Collection
-from attrib.config import validate
-from attrib.errors import AttribError, MismatchError
-from attrib.evaluate_settings import EvaluateSettings
-from attrib.evaluation import TruthRow, evaluate, score_truth
-from attrib.mappers import LinearMapper, Mappers
-from attrib.scores import format_table, intervals, paired_difference, summarise
+from attrib.common.config import validate
+from attrib.common.errors import AttribError, MismatchError
+from attrib.evaluate.collection import Collection
+from attrib.evaluate.mappers import LinearMapper, Mappers
+from attrib.evaluate.protocol import TruthRow, evaluate, score_truth
+from attrib.evaluate.scores import format_table, intervals, paired_difference, summarise
+from attrib.evaluate.settings import EvaluateSettings
 
 VALUES = ("ap", "recall_at_1", "recall_at_10")
 METHOD = {"name": "a", "sources": "s", "queries": "q"}

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny_pool import smooth_images, traced
 
-from attrib.errors import AttribError
-from attrib.generators.degradations import NONE, Degradation, degrade
-from attrib.generators.extractor import (
+from attrib.common.errors import AttribError
+from attrib.generators.extractor.batches import PoolImages
+from attrib.generators.extractor.network import (
     PARTS,
     RECORD,
     STATISTICS,
@@ -23,14 +23,14 @@ from attrib.generators.extractor import (
     save_extractor,
     untrained,
 )
-from attrib.generators.extractor_batches import PoolImages
-from attrib.generators.extractor_settings import FingerprintSettings, NetworkSettings
-from attrib.generators.extractor_training import SHRINKAGE, started_network, whiten, whitening_patches
-from attrib.generators.methods import Method, asked
-from attrib.generators.polyphase import polyphase_means
-from attrib.generators.samples import Sample
-from attrib.generators.scoring import adapted_by_part
-from attrib.generators.spectrum import colour_spectrum, patches, residual
+from attrib.generators.extractor.settings import FingerprintSettings, NetworkSettings
+from attrib.generators.extractor.training import SHRINKAGE, started_network, whiten, whitening_patches
+from attrib.generators.fingerprints.base import Method, asked
+from attrib.generators.fingerprints.scoring import adapted_by_part
+from attrib.generators.signals.degradations import NONE, Degradation, degrade
+from attrib.generators.signals.polyphase import polyphase_means
+from attrib.generators.signals.samples import Sample
+from attrib.generators.signals.spectrum import colour_spectrum, patches, residual
 
 SETTINGS = NetworkSettings(patch_px=16, min_side_px=12, max_patches=4, window_px=4, num_learned=24, width=8)
 COLUMNS = {
@@ -247,7 +247,7 @@ def test_the_digest_is_of_weights_and_settings():
 
 def test_the_digest_tells_versions_of_the_fingerprint_apart(monkeypatch):
     before = extractor_digest(random_network())
-    monkeypatch.setattr("attrib.generators.extractor.FINGERPRINT_VERSION", -1)
+    monkeypatch.setattr("attrib.generators.extractor.network.FINGERPRINT_VERSION", -1)
     assert extractor_digest(random_network()) != before
 
 

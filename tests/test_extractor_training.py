@@ -9,13 +9,13 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from tiny_pool import smooth_images, traced
 
-from attrib.errors import AttribError
-from attrib.generators.contrast import classification, supervised_contrastive
-from attrib.generators.degradations import NONE, Degradation, degrade
-from attrib.generators.extractor import Extractor, FingerprintNetwork, Part
-from attrib.generators.extractor_batches import Batches, PoolImages, Validation, augmented
-from attrib.generators.extractor_settings import FingerprintSettings
-from attrib.generators.extractor_training import LEARNED_IMAGES, ExtractorRun, whiten, whitening_patches
+from attrib.common.errors import AttribError
+from attrib.generators.extractor.batches import Batches, PoolImages, Validation, augmented
+from attrib.generators.extractor.losses import classification, supervised_contrastive
+from attrib.generators.extractor.network import Extractor, FingerprintNetwork, Part
+from attrib.generators.extractor.settings import FingerprintSettings
+from attrib.generators.extractor.training import LEARNED_IMAGES, ExtractorRun, whiten, whitening_patches
+from attrib.generators.signals.degradations import NONE, Degradation, degrade
 
 WORLD_SIZE = 2
 CPU = torch.device("cpu")

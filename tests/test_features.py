@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from samples import picture
 from timm import create_model
 
-from attrib import features
-from attrib.errors import AttribError
-from attrib.features import FeatureExtractor, channel_covariance, layout, moments
-from attrib.model_settings import FeatureSettings
+from attrib.common.errors import AttribError
+from attrib.models import features
+from attrib.models.features import FeatureExtractor, channel_covariance, layout, moments
+from attrib.models.settings import FeatureSettings
 
 NETWORKS = ("test_resnet", "test_vit", "test_efficientnet")
 IMAGE_PX = 160  # what test_vit insists on

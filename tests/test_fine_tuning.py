@@ -14,22 +14,22 @@ import torch.multiprocessing as mp
 from hostile import encode
 from samples import picture, write_folder
 
-from attrib import fine_tuning
-from attrib.backbone import load_network
-from attrib.batches import is_validation
-from attrib.corpus import list_images, list_units
-from attrib.errors import AttribError
-from attrib.fine_tuning import PixelBatches
-from attrib.images import decode_image
-from attrib.manifest import Manifest
-from attrib.model import build_model
-from attrib.objective import NOBODY, Batch
-from attrib.preprocessing import Preprocessing
-from attrib.settings import CollectionSettings, StorageSettings
-from attrib.storage import Storage
-from attrib.student import parallel, student_of, trained_groups
-from attrib.train_settings import TrainSettings
-from attrib.training import Run, mean_reciprocal_rank
+from attrib.common.errors import AttribError
+from attrib.common.settings import CollectionSettings, StorageSettings
+from attrib.common.storage import Storage
+from attrib.data.collections import list_images, list_units
+from attrib.data.decoding import decode_image
+from attrib.data.manifest import Manifest
+from attrib.models.encoder import load_network
+from attrib.models.model import build_model
+from attrib.models.preprocessing import Preprocessing
+from attrib.train import pixel_batches
+from attrib.train.batches import is_validation
+from attrib.train.loop import Run, mean_reciprocal_rank
+from attrib.train.objective import NOBODY, Batch
+from attrib.train.pixel_batches import PixelBatches
+from attrib.train.settings import TrainSettings
+from attrib.train.student import parallel, student_of, trained_groups
 
 LOCAL = Storage(StorageSettings())
 CPU = torch.device("cpu")
@@ -209,7 +209,7 @@ def test_training_goes_on_around_broken_images(damaged):
 
 def test_the_cache_of_decoded_images_changes_nothing(images, monkeypatch):
     expected = list(batches_of(*images).epoch(0))
-    monkeypatch.setattr(fine_tuning, "CACHED_IMAGES", 3)
+    monkeypatch.setattr(pixel_batches, "CACHED_IMAGES", 3)
     batches = batches_of(*images)
     assert all(map(same, batches.epoch(0), expected)) and len(batches.reader.kept) == 3
 

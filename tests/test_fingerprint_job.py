@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from tiny_pool import smooth_images, traced, write_tiny_pool
 
-from attrib.distributed.generators import fingerprint
-from attrib.errors import AttribError
-from attrib.generators.extractor import load_extractor
-from attrib.generators.extractor_settings import FingerprintSettings
-from attrib.generators.spectrum_methods import load_spectrum_method
-from attrib.settings import StorageSettings
-from attrib.storage import Storage
+from attrib.common.errors import AttribError
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage
+from attrib.generators.extractor import job as fingerprint_job
+from attrib.generators.extractor.network import load_extractor
+from attrib.generators.extractor.settings import FingerprintSettings
+from attrib.generators.fingerprints.spectrum import load_spectrum_method
 
 LOCAL = Storage(StorageSettings())
 
@@ -40,7 +40,7 @@ def record(folder, local_ray) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         # Ray Train otherwise looks every two seconds whether a worker has reported.
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
-        return fingerprint.run(FingerprintSettings(**values(folder)))
+        return fingerprint_job.run(FingerprintSettings(**values(folder)))
 
 
 def test_the_job_leaves_an_extractor(folder, record):
@@ -57,9 +57,9 @@ def test_the_job_leaves_an_extractor(folder, record):
 
 
 def test_a_finished_run_is_found_and_another_is_refused(folder, record):
-    assert fingerprint.run(FingerprintSettings(**values(folder, num_workers=1, num_loaders=2))) == record
+    assert fingerprint_job.run(FingerprintSettings(**values(folder, num_workers=1, num_loaders=2))) == record
     with pytest.raises(AttribError, match="seed"):
-        fingerprint.run(FingerprintSettings(**values(folder, seed=1)))
+        fingerprint_job.run(FingerprintSettings(**values(folder, seed=1)))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_what_cannot_be_trained_is_said_before_any_work(folder, changes, message
         changes = {"pool": f"{folder}/few"}
         write_tiny_pool(changes["pool"], LOCAL, num_models=8, num_images=20, px=24, num_bicubic=2)
     with pytest.raises(AttribError, match=message):
-        fingerprint.run(FingerprintSettings(**values(folder, output=f"{folder}/other", **changes)))
+        fingerprint_job.run(FingerprintSettings(**values(folder, output=f"{folder}/other", **changes)))
     assert not (folder / "other").exists()
 
 

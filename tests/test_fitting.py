@@ -5,16 +5,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from attrib.backbone import Network, load_network
-from attrib.errors import AttribError
-from attrib.fitting import fitted_model, paired_inputs, read_pairs, training_inputs, with_control
-from attrib.identity import image_ids
-from attrib.manifest import Manifest
-from attrib.model import AttributionModel, build_model
-from attrib.settings import CollectionSettings, StorageSettings
-from attrib.storage import Storage
-from attrib.train_settings import TrainSettings
-from attrib.view_features import NO_DONOR, ORIGINAL, ViewFeatures
+from attrib.common.errors import AttribError
+from attrib.common.settings import CollectionSettings, StorageSettings
+from attrib.common.storage import Storage
+from attrib.data.ids import image_ids
+from attrib.data.manifest import Manifest
+from attrib.models.encoder import Network, load_network
+from attrib.models.model import AttributionModel, build_model
+from attrib.train.initialise import fitted_model, paired_inputs, read_pairs, training_inputs, with_control
+from attrib.train.settings import TrainSettings
+from attrib.train.view_features import NO_DONOR, ORIGINAL, ViewFeatures
 
 LOCAL = Storage(StorageSettings())
 NUM_IMAGES, VIEWS_EACH = 150, 2

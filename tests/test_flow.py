@@ -7,10 +7,10 @@ import pytest
 from hostile import encode
 from samples import picture, write_folder, write_tars
 
-from attrib.distributed import pipeline
-from attrib.pipeline_settings import PipelineSettings
-from attrib.settings import StorageSettings
-from attrib.storage import Storage, join
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage, join
+from attrib.pipeline import job as pipeline_job
+from attrib.pipeline.settings import PipelineSettings
 
 NUM_SOURCES, NUM_GENERATED = 90, 25
 BACKBONE = {"name": "test_resnet", "weights": "random"}
@@ -45,7 +45,7 @@ def run_flow(uri: str, output: str, storage: Storage, format: str = "folder", **
         storage=storage.settings,
         **{"manifest": {"partition_rows": 50}, "embed": {"chunk_rows": 16}} | sections,
     )
-    pipeline.run(settings)
+    pipeline_job.run(settings)
     rows = read_rows(output, "attributions", storage)
     return rows.sort_by([("query_id", "ascending"), ("rank", "ascending")])
 

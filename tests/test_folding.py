@@ -6,7 +6,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from attrib.folding import fold_batch_norms
+from attrib.models.bn_folding import fold_batch_norms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

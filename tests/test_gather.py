@@ -5,8 +5,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from attrib.errors import AttribError
-from attrib.gather import gather, gather_fixed
+from attrib.common.errors import AttribError
+from attrib.train.all_gather import gather, gather_fixed
 
 WORLD_SIZE = 2
 NUM_ROWS = 3

@@ -7,9 +7,9 @@ import pytest
 from generator_samples import Vectors, around
 from verdict_samples import calibration_of
 
-from attrib.generators.calibration import Calibration
-from attrib.generators.galleries import Galleries
-from attrib.generators.standings import first_in, gallery_of
+from attrib.generators.identify.calibration import Calibration
+from attrib.generators.identify.standings import first_in, gallery_of
+from attrib.generators.registry.galleries import Galleries
 
 
 def own_values(calibration: Calibration, gallery: int, g: int) -> np.ndarray:

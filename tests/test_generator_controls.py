@@ -6,26 +6,17 @@ import torch
 from pydantic import ValidationError
 from samples import picture
 
-from attrib.errors import AttribError
-from attrib.generators.architectures import build_autoencoder, sample_specs
-from attrib.generators.backbone_features import BackboneFeatures
-from attrib.generators.controls import methods_from
-from attrib.generators.degradations import degrade, parse
-from attrib.generators.discriminant import fit_discriminant, model_statistics
-from attrib.generators.extractor import Extractor, FingerprintNetwork
-from attrib.generators.extractor_settings import NetworkSettings
-from attrib.generators.fingerprint_settings import (
-    BackboneFeatureSettings,
-    DiscriminantSettings,
-    MethodsSettings,
-    SpectrumSettings,
-)
-from attrib.generators.leak_controls import CodecAndSize, ContentOnly
-from attrib.generators.pool import Pool, write_model
-from attrib.generators.samples import Sample, drawn_sample
-from attrib.generators.scoring import unit_or_zero
-from attrib.generators.spectrum import colour_spectrum, log_spectrum, patches, residual
-from attrib.generators.spectrum_methods import (
+from attrib.common.errors import AttribError
+from attrib.common.settings import BackboneSettings, StorageSettings
+from attrib.common.storage import Storage
+from attrib.generators.evaluation.controls import methods_from
+from attrib.generators.evaluation.leak_controls import CodecAndSize, ContentOnly
+from attrib.generators.extractor.network import Extractor, FingerprintNetwork
+from attrib.generators.extractor.settings import NetworkSettings
+from attrib.generators.fingerprints.backbone import BackboneFeatures
+from attrib.generators.fingerprints.discriminant import fit_discriminant, model_statistics
+from attrib.generators.fingerprints.scoring import unit_or_zero
+from attrib.generators.fingerprints.spectrum import (
     DISCRIMINANT,
     WHITENING,
     LogSpectrum,
@@ -36,10 +27,19 @@ from attrib.generators.spectrum_methods import (
     pool_spectra,
     spectra,
 )
-from attrib.generators.synthesis import render
-from attrib.model_settings import FeatureSettings
-from attrib.settings import BackboneSettings, StorageSettings
-from attrib.storage import Storage
+from attrib.generators.settings import (
+    BackboneFeatureSettings,
+    DiscriminantSettings,
+    MethodsSettings,
+    SpectrumSettings,
+)
+from attrib.generators.signals.degradations import degrade, parse
+from attrib.generators.signals.samples import Sample, drawn_sample
+from attrib.generators.signals.spectrum import colour_spectrum, log_spectrum, patches, residual
+from attrib.generators.synthesis.architectures import build_autoencoder, sample_specs
+from attrib.generators.synthesis.autoencoder import render
+from attrib.generators.synthesis.pool import Pool, write_model
+from attrib.models.settings import FeatureSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from evaluation_samples import NUM_IMAGES, Blind, MeanColour, Noise, coloured_tier, noisy_tier, settings
 
-from attrib.errors import AttribError
-from attrib.generators import measures
-from attrib.generators.degradations import parse
-from attrib.generators.evaluation import Embedded, cluster_cut, evaluate_tier
-from attrib.generators.evaluation_questions import divisions
-from attrib.generators.evaluation_settings import FolderTierSettings, TierSettings
-from attrib.generators.leak_controls import CodecAndSize
-from attrib.generators.samples import Sample, recoded
-from attrib.generators.tiers import make_tier
+from attrib.common.errors import AttribError
+from attrib.generators.evaluation import measures
+from attrib.generators.evaluation.generator_sets import make_tier
+from attrib.generators.evaluation.leak_controls import CodecAndSize
+from attrib.generators.evaluation.protocol import Embedded, cluster_cut, evaluate_tier
+from attrib.generators.evaluation.questions import divisions
+from attrib.generators.evaluation.settings import FolderTierSettings, TierSettings
+from attrib.generators.signals.degradations import parse
+from attrib.generators.signals.samples import Sample, recoded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,18 +12,18 @@ from PIL import Image
 from samples import pictures, write_folder
 from tiny_pool import SPEC, smooth_images, traced, write_tiny_pool
 
-from attrib.errors import AttribError
-from attrib.generators import degradations
-from attrib.generators.evaluation_settings import (
+from attrib.common.errors import AttribError
+from attrib.common.storage import Storage, join
+from attrib.generators.evaluation.generator_sets import folder_tier, pool_tier, tuning_tier
+from attrib.generators.evaluation.settings import (
     GRID_NAMES,
     TRAINED_TIER,
     EvaluateGeneratorsSettings,
     FolderTierSettings,
     PoolTierSettings,
 )
-from attrib.generators.pool import PHOTOGRAPHS, open_pool
-from attrib.generators.tiers import folder_tier, pool_tier, tuning_tier
-from attrib.storage import Storage, join
+from attrib.generators.signals import degradations
+from attrib.generators.synthesis.pool import PHOTOGRAPHS, open_pool
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -147,7 +147,7 @@ def test_a_folder_tier_reads_images_as_they_are(tmp_path, local):
 
 @pytest.fixture(scope="module")
 def job_settings(tmp_path_factory) -> EvaluateGeneratorsSettings:
-    from attrib.settings import StorageSettings
+    from attrib.common.settings import StorageSettings
 
     folder, storage = tmp_path_factory.mktemp("evaluate"), Storage(StorageSettings())
     for name, seed in (("pool", 0), ("unseen", 1)):
@@ -188,9 +188,9 @@ def job_settings(tmp_path_factory) -> EvaluateGeneratorsSettings:
 
 @pytest.fixture(scope="module")
 def evaluated(local_ray, job_settings) -> dict:
-    from attrib.distributed.generators import evaluate
+    from attrib.generators.evaluation import job as evaluate_job
 
-    return evaluate.run(job_settings)
+    return evaluate_job.run(job_settings)
 
 
 def test_the_job_measures_every_method_on_every_tier(evaluated, job_settings):
@@ -212,9 +212,9 @@ def test_nothing_in_the_same_files_gives_the_generator_away(evaluated):
 
 
 def test_a_second_run_finds_the_first_and_a_broken_one_continues(evaluated, job_settings, local, capsys):
-    from attrib.distributed.generators import evaluate
+    from attrib.generators.evaluation import job as evaluate_job
 
-    assert evaluate.run(job_settings) == json.loads(json.dumps(evaluated))
+    assert evaluate_job.run(job_settings) == json.loads(json.dumps(evaluated))
     record = join(job_settings.output, "evaluation.json")
     parts = join(job_settings.output, "_parts")
     kept, *gone = local.names(parts)
@@ -223,49 +223,49 @@ def test_a_second_run_finds_the_first_and_a_broken_one_continues(evaluated, job_
         local.delete_file(join(parts, name))
     local.delete_file(join(job_settings.output, "generators", "vae-0.npy"))
     local.delete_file(record)
-    again = evaluate.run(job_settings)
+    again = evaluate_job.run(job_settings)
     assert local.read_bytes(join(job_settings.output, "generators", "vae-0.npy")) == samples
     assert again["measured"] == evaluated["measured"] and "resuming" in capsys.readouterr().err
     assert kept in local.names(parts)
 
 
 def test_a_page_that_is_lost_or_has_another_title_is_written_again(evaluated, job_settings):
-    from attrib.distributed.generators import evaluate
+    from attrib.generators.evaluation import job as evaluate_job
 
     page = Path(job_settings.output, "evaluation.html")
     before = page.read_text(encoding="utf-8")
     page.unlink()
-    evaluate.run(job_settings)
+    evaluate_job.run(job_settings)
     assert page.read_text(encoding="utf-8") == before
-    evaluate.run(job_settings.model_copy(update={"title": "Another title"}))
+    evaluate_job.run(job_settings.model_copy(update={"title": "Another title"}))
     assert "<h1>Another title</h1>" in page.read_text(encoding="utf-8")
 
 
 def test_photographs_that_the_training_pool_shows_do_not_stand_for_real_ones(evaluated, job_settings, local, tmp_path):
-    from attrib.distributed.generators import evaluate
+    from attrib.generators.evaluation import job as evaluate_job
 
     pool, trained = tmp_path / "pool", job_settings.trained
     shutil.copytree(job_settings.pool, pool)
-    photographs = evaluate._photographs(job_settings, local)
+    photographs = evaluate_job._photographs(job_settings, local)
     local.write_array(str(pool / PHOTOGRAPHS), photographs.shown.numpy())
     changed = {"pool": str(pool), "output": str(tmp_path / "out"), "folders": {}, "pools": {}}
     with pytest.raises(AttribError, match=r"12 of its 12 photographs .*another trained\.first_photograph"):
-        evaluate.run(job_settings.model_copy(update=changed))
+        evaluate_job.run(job_settings.model_copy(update=changed))
     later = trained.model_copy(update={"first_photograph": 4})
-    moved = evaluate._photographs(job_settings.model_copy(update={"trained": later}), local)
+    moved = evaluate_job._photographs(job_settings.model_copy(update={"trained": later}), local)
     assert torch.equal(moved.shown[:8], photographs.shown[4:]) and torch.equal(moved.training, photographs.training)
 
 
 def test_other_generators_are_not_mixed_into_the_output(evaluated, job_settings, local):
-    from attrib.distributed.generators import evaluate
+    from attrib.generators.evaluation import job as evaluate_job
 
     with pytest.raises(AttribError, match="choose another output"):
-        evaluate.run(job_settings.model_copy(update={"num_references": 4}))
+        evaluate_job.run(job_settings.model_copy(update={"num_references": 4}))
 
 
 def test_an_unknown_degradation_ends_before_any_work(job_settings, tmp_path):
-    from attrib.distributed.generators import evaluate
+    from attrib.generators.evaluation import job as evaluate_job
 
     with pytest.raises(AttribError, match="unknown degradation 'jpg'"):
-        evaluate.run(job_settings.model_copy(update={"degradations": ("jpg-85",), "output": str(tmp_path / "new")}))
+        evaluate_job.run(job_settings.model_copy(update={"degradations": ("jpg-85",), "output": str(tmp_path / "new")}))
     assert not (tmp_path / "new").exists()

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from evaluation_samples import coloured_tier, settings
 
-from attrib.generators import measures
-from attrib.generators.evaluation_charts import Steps, step_chart
-from attrib.generators.evaluation_choice import choose
-from attrib.generators.evaluation_page import render_page
-from attrib.generators.evaluation_summary import format_table, summarise
+from attrib.generators.evaluation import measures
+from attrib.generators.evaluation.charts import Steps, step_chart
+from attrib.generators.evaluation.page import render_page
+from attrib.generators.evaluation.selection import choose
+from attrib.generators.evaluation.summary import format_table, summarise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

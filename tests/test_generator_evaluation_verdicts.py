@@ -5,17 +5,17 @@ import pytest
 import torch
 from generator_samples import drawn_samples, spectrum_method
 
-from attrib.generators.degradations import parse
-from attrib.generators.evaluation_settings import TierSettings
-from attrib.generators.evaluation_verdicts import ASKED, DEGRADATIONS, OUTCOMES, verdict_rates, verdict_scores
-from attrib.generators.registration import as_sources
-from attrib.generators.registry import create_registry, register
-from attrib.generators.registry_settings import RegistryMethodSettings, VerdictSettings
-from attrib.generators.samples import recoded
-from attrib.generators.tiers import Tier, make_tier
-from attrib.generators.verdicts import assess, judge_of
-from attrib.settings import StorageSettings
-from attrib.storage import Storage
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage
+from attrib.generators.evaluation.generator_sets import Tier, make_tier
+from attrib.generators.evaluation.settings import TierSettings
+from attrib.generators.evaluation.verdict_rates import ASKED, DEGRADATIONS, OUTCOMES, verdict_rates, verdict_scores
+from attrib.generators.identify.verdicts import assess, judge_of
+from attrib.generators.registry.registration import as_sources
+from attrib.generators.registry.registry import create_registry, register
+from attrib.generators.registry.settings import RegistryMethodSettings, VerdictSettings
+from attrib.generators.signals.degradations import parse
+from attrib.generators.signals.samples import recoded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STORAGE = Storage(StorageSettings())

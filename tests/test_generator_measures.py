@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from attrib.errors import AttribError
-from attrib.generators import measures
+from attrib.common.errors import AttribError
+from attrib.generators.evaluation import measures
 
 
 def tied(rng, *shape) -> np.ndarray:

@@ -8,11 +8,9 @@ import torch
 from PIL import Image
 from samples import picture
 
-from attrib.errors import AttribError, ImageError
-from attrib.generators.degradations import GRID, Degradation, degrade
-from attrib.generators.methods import SCORINGS, Method, Rescored, asked, check_sides
-from attrib.generators.samples import Sample, drawn_sample, read_sample, recoded
-from attrib.generators.scoring import (
+from attrib.common.errors import AttribError, ImageError
+from attrib.generators.fingerprints.base import SCORINGS, Method, Rescored, asked, check_sides
+from attrib.generators.fingerprints.scoring import (
     ADAPTED_SHRINKAGE,
     LEAST_RELIABILITY,
     adapted_by_part,
@@ -22,6 +20,8 @@ from attrib.generators.scoring import (
     nearest_neighbours,
     unit_or_zero,
 )
+from attrib.generators.signals.degradations import GRID, Degradation, degrade
+from attrib.generators.signals.samples import Sample, drawn_sample, read_sample, recoded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

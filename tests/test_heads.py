@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attrib.heads import Head, ResidualMlp, join_parts
-from attrib.model_settings import FeatureSettings, HeadSettings
-from attrib.projection import fit_projections, projected_sizes
+from attrib.models.heads import Head, ResidualMlp, join_parts
+from attrib.models.settings import FeatureSettings, HeadSettings
+from attrib.train.whitening import fit_projections, projected_sizes
 
 BLOCK_SIZES = {"pooled": 6, "moments": 10, "layout_1": 8}
 PARTS = {

@@ -13,25 +13,25 @@ from hostile import hostile_images
 from identify_samples import STORAGE, TRACES, registered, settings_of
 from samples import write_folder
 
-from attrib.config import digest
-from attrib.distributed import manifest as manifest_job
-from attrib.distributed.generators import identify
-from attrib.errors import AttribError, FailedShareError, MismatchError
-from attrib.generators.dump import OTHER
-from attrib.generators.registry import open_registry, register, remove
-from attrib.generators.registry_settings import IdentifySettings
-from attrib.generators.summary import SET_SCHEMA
-from attrib.generators.tally import Tally
-from attrib.generators.verdict_files import (
+from attrib.common.config import digest
+from attrib.common.errors import AttribError, FailedShareError, MismatchError
+from attrib.common.settings import ManifestSettings
+from attrib.common.storage import bytes_sha256, join
+from attrib.data import job as manifest_job
+from attrib.data.manifest import Slice, open_manifest
+from attrib.generators.identify import job as identify_job
+from attrib.generators.identify.files import (
     block_verdicts,
     check_same_images,
     open_identified,
     read_fingerprints,
     schema,
 )
-from attrib.manifest import Slice, open_manifest
-from attrib.settings import ManifestSettings
-from attrib.storage import bytes_sha256, join
+from attrib.generators.identify.prevalence import OTHER
+from attrib.generators.identify.summary import SET_SCHEMA
+from attrib.generators.identify.tally import Tally
+from attrib.generators.registry.registry import open_registry, register, remove
+from attrib.generators.registry.settings import IdentifySettings
 
 COUNTS = {"nearest": 30, "checker": 12, "diagonal": 25, None: 9}  # diagonal is not registered
 
@@ -73,7 +73,7 @@ def dump(tmp_path_factory, local_ray) -> dict:
 @pytest.fixture(scope="module")
 def finished(dump, registry, tmp_path_factory) -> IdentifySettings:
     settings = settings_of(dump, registry, str(tmp_path_factory.mktemp("finished") / "out"))
-    identify.run(settings)
+    identify_job.run(settings)
     return settings
 
 
@@ -113,7 +113,7 @@ def test_sets_and_shares_count_all_images_of_a_gallery_whatever_their_own_verdic
             "verdicts": finished.verdicts.model_copy(update={"least_recognised": 1.0}),
         }
     )
-    identify.run(strict)
+    identify_job.run(strict)
     first, second = (open_identified(settings.output, STORAGE).record for settings in (finished, strict))
     assert second["verdicts"]["unassessable"] > first["verdicts"]["unassessable"] + 20
     assert second["verdicts"]["known"] == first["verdicts"]["known"]
@@ -181,29 +181,29 @@ def test_reasons_are_grouped_whatever_sizes_they_name(finished):
 
 def test_a_restart_does_what_is_missing_and_gives_the_same(finished, dump, registry, tmp_path, capfd):
     settings = settings_of(dump, registry, str(tmp_path / "out"), chunk_rows=10)
-    identify.run(settings)
+    identify_job.run(settings)
     first = verdicts_of(settings)
     assert first.equals(verdicts_of(finished))  # however the work is cut
     kept = join(settings.output, "verdicts", "part-00000.parquet")
     inode = os.stat(kept).st_ino
     STORAGE.delete_file(join(settings.output, "generators.json"))
     STORAGE.delete_file(join(settings.output, "verdicts", "part-00001.parquet"))
-    record = identify.run(settings)
+    record = identify_job.run(settings)
     assert os.stat(kept).st_ino == inode and verdicts_of(settings).equals(first)
     assert "resuming, 70 of 130 images" in capfd.readouterr().err
-    assert identify.run(settings) == record
+    assert identify_job.run(settings) == record
     folder = join(settings.output, "verdicts")
     assert record["digest"] == digest(
         [bytes_sha256(STORAGE.read_bytes(join(folder, name))) for name in STORAGE.names(folder)]
     )
     assert not STORAGE.exists(join(settings.output, "_chunks"))
     with pytest.raises(AttribError, match="holds results of other settings"):
-        identify.run(settings_of(dump, registry, settings.output, verdicts={"false_attribution_rate": 0.1}))
+        identify_job.run(settings_of(dump, registry, settings.output, verdicts={"false_attribution_rate": 0.1}))
 
 
 def test_an_earlier_run_gives_the_change(finished, dump, registry, tmp_path):
     settings = settings_of(dump, registry, str(tmp_path / "out"), previous=finished.output)
-    record = identify.run(settings)
+    record = identify_job.run(settings)
     assert [row["name"] for row in record["changes"]] == [share["name"] for share in record["shares"]]
     assert not any(row["changed"] or row["note"] for row in record["changes"])
     assert not any("another registry" in warning for warning in record["warnings"])
@@ -218,7 +218,7 @@ def test_runs_of_two_registries_are_compared_only_where_they_can_be(finished, du
         open_registry(other, STORAGE), "diagonal", "generator", [drawn_samples("diagonal", range(25))], method, STORAGE
     )
     remove(held, "checker", STORAGE)
-    record = identify.run(settings_of(dump, other, str(tmp_path / "out"), previous=finished.output))
+    record = identify_job.run(settings_of(dump, other, str(tmp_path / "out"), previous=finished.output))
     rows = {row["name"]: row for row in record["changes"]}
     assert {name: row["note"] for name, row in rows.items()} == {
         "diagonal": "new", "nearest": None, OTHER: "another registry", "checker": "vanished"
@@ -230,20 +230,20 @@ def test_runs_of_two_registries_are_compared_only_where_they_can_be(finished, du
 
 def test_too_many_broken_files_and_other_mistakes_are_refused(dump, registry, tmp_path):
     with pytest.raises(FailedShareError, match=r"could not be read or decoded.*Raise max_failed_share to keep"):
-        identify.run(settings_of(dump, registry, str(tmp_path / "out"), max_failed_share=0.01))
+        identify_job.run(settings_of(dump, registry, str(tmp_path / "out"), max_failed_share=0.01))
     kept = tmp_path / "out" / "verdicts" / "part-00000.parquet"
     inode = os.stat(kept).st_ino
-    identify.run(settings_of(dump, registry, str(tmp_path / "out"), max_failed_share=0.5))
+    identify_job.run(settings_of(dump, registry, str(tmp_path / "out"), max_failed_share=0.5))
     assert os.stat(kept).st_ino == inode  # summed up, not read again
     with pytest.raises(AttribError, match="has no metadata column 'acount'; it has account"):
-        identify.run(settings_of(dump, registry, str(tmp_path / "b"), dump={"set_column": "acount"}))
+        identify_job.run(settings_of(dump, registry, str(tmp_path / "b"), dump={"set_column": "acount"}))
     with pytest.raises(AttribError, match=r"registry\.json is not there: run jobs\.registry"):
-        identify.run(settings_of(dump, str(tmp_path / "none"), str(tmp_path / "c")))
+        identify_job.run(settings_of(dump, str(tmp_path / "none"), str(tmp_path / "c")))
 
 
 def test_a_rate_that_the_negatives_cannot_show_is_said_before_the_work(dump, registry, tmp_path, capfd):
     rate = {"false_attribution_rate": 0.001}
-    record = identify.run(settings_of(dump, registry, str(tmp_path / "out"), verdicts=rate))
+    record = identify_job.run(settings_of(dump, registry, str(tmp_path / "out"), verdicts=rate))
     assert "WARNING: nothing will be attributed: false_attribution_rate 0.001 is below" in capfd.readouterr().err
     assert record["shares"] is None and record["verdicts"]["known"] == 0
     assert record["verdicts"]["unassessable"] == record["num_images"]

@@ -6,13 +6,13 @@ from generator_samples import drawn_file
 from identify_samples import STORAGE, TRACES, registered, settings_of
 from samples import pictures, write_folder
 
-from attrib.distributed import manifest as manifest_job
-from attrib.distributed import pipeline
-from attrib.distributed.generators import identify
-from attrib.errors import FailedShareError
-from attrib.pipeline_settings import PipelineSettings
-from attrib.settings import ManifestSettings
-from attrib.storage import join
+from attrib.common.errors import FailedShareError
+from attrib.common.settings import ManifestSettings
+from attrib.common.storage import join
+from attrib.data import job as manifest_job
+from attrib.generators.identify import job as identify_job
+from attrib.pipeline import job as pipeline_job
+from attrib.pipeline.settings import PipelineSettings
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +26,13 @@ def test_a_dump_of_which_nothing_can_be_assessed_has_no_shares(registry, tmp_pat
     collection = {"name": "small", "uri": str(tmp_path / "images")}
     manifest_job.run(ManifestSettings(collection=collection, output=str(tmp_path / "manifest")))
     made = {"manifest": str(tmp_path / "manifest")}
-    record = identify.run(settings_of(made, registry, str(tmp_path / "out"), dump={"num_draws": 100}))
+    record = identify_job.run(settings_of(made, registry, str(tmp_path / "out"), dump={"num_draws": 100}))
     assert record["shares"] is record["changes"] is record["recognised"] is None and record["abstains"] is None
     assert "WARNING: no image could be assessed, so that shares are not known" in capfd.readouterr().err
     later = settings_of(
         made, registry, str(tmp_path / "later"), dump={"num_draws": 100}, previous=str(tmp_path / "out")
     )
-    assert identify.run(later)["changes"] is None
+    assert identify_job.run(later)["changes"] is None
 
 
 def test_after_the_verdicts_of_a_failed_run_are_deleted_images_are_read_again(registry, tmp_path, local_ray):
@@ -46,12 +46,12 @@ def test_after_the_verdicts_of_a_failed_run_are_deleted_images_are_read_again(re
         {"manifest": str(tmp_path / "manifest")}, registry, str(tmp_path / "out"), max_failed_share=0.01, dump={}
     )
     with pytest.raises(FailedShareError, match=r"1 of 4 images .* or delete that folder and run again"):
-        identify.run(settings)
+        identify_job.run(settings)
     aside.rename(tmp_path / "images" / "2.png")
     with pytest.raises(FailedShareError):
-        identify.run(settings)
+        identify_job.run(settings)
     STORAGE.delete_folder(join(settings.output, "verdicts"))
-    assert identify.run(settings)["num_failed"] == 0
+    assert identify_job.run(settings)["num_failed"] == 0
 
 
 def test_a_pipeline_carries_the_generators_into_rows_and_page(registry, tmp_path, local_ray):
@@ -67,7 +67,7 @@ def test_a_pipeline_carries_the_generators_into_rows_and_page(registry, tmp_path
         output=str(tmp_path / "run"),
         identify={"registry": registry},
     )
-    pipeline.run(settings)
+    pipeline_job.run(settings)
     output = join(settings.output, "attributions")
     outcomes = pa.concat_tables(
         [STORAGE.read_table(join(output, "outcomes", name)) for name in STORAGE.names(join(output, "outcomes"))]

@@ -6,8 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from attrib.errors import AttribError
-from attrib.identity import duplicated_ids, image_ids, resolve_collisions, sampling_rank
+from attrib.common.errors import AttribError
+from attrib.data.ids import duplicated_ids, image_ids, resolve_collisions, sampling_rank
 
 LAST = (1 << 63) - 1
 

@@ -9,8 +9,8 @@ import torch
 from hostile import encode, hostile_images, oriented_jpeg, palette_with_transparency, picture, ramp_16_bit, rgba_picture
 from PIL import Image, ImageFile
 
-from attrib import images
-from attrib.images import ImageError, decode_image
+from attrib.data import decoding
+from attrib.data.decoding import ImageError, decode_image
 
 HOSTILE = hostile_images()
 
@@ -40,10 +40,10 @@ def test_every_hostile_image_decodes_or_is_refused_with_its_reason(name, decoder
 
 
 def test_torchcodec_equals_pillow_on_real_images(real_images, monkeypatch):
-    if images.decode_jpeg is None:
+    if decoding.decode_jpeg is None:
         pytest.skip("torchcodec does not load on this system")
     for data in real_images:
-        plain = images._decode_plain_jpeg(data, *Image.open(io.BytesIO(data)).size)
+        plain = decoding._decode_plain_jpeg(data, *Image.open(io.BytesIO(data)).size)
         assert plain is not None
         np.testing.assert_array_equal(plain.permute(1, 2, 0).numpy(), array(Image.open(io.BytesIO(data))))
 
@@ -71,16 +71,16 @@ def test_an_orientation_in_xmp_counts_with_either_decoder(decoder):
 
 @pytest.mark.parametrize("name", ["plain.jpg", "progressive.jpg", "greyscale.jpg"])
 def test_both_decoders_agree_on_damaged_jpegs(name, monkeypatch):
-    if images.decode_jpeg is None:
+    if decoding.decode_jpeg is None:
         pytest.skip("torchcodec does not load on this system")
     rng = np.random.default_rng(7)
-    fast = images.decode_jpeg
+    fast = decoding.decode_jpeg
     for _ in range(100):
         damaged = bytearray(HOSTILE[name][0])
         damaged[rng.integers(len(damaged))] = rng.integers(256)
         outcomes = []
         for decode_jpeg in (fast, None):
-            monkeypatch.setattr(images, "decode_jpeg", decode_jpeg)
+            monkeypatch.setattr(decoding, "decode_jpeg", decode_jpeg)
             try:
                 outcomes.append(decoded(bytes(damaged)).tobytes())
             except ImageError as error:
@@ -167,7 +167,7 @@ def test_any_failure_of_a_decoder_becomes_an_image_error(error, monkeypatch):
     def fail(image):
         raise error
 
-    monkeypatch.setattr(images, "_decode_with_pillow", fail)
+    monkeypatch.setattr(decoding, "_decode_with_pillow", fail)
     with pytest.raises(ImageError) as caught:
         decode_image(HOSTILE["plain.bmp"][0], max_megapixels=1.0)
     assert len(caught.value.reason) <= 200 and "\n" not in caught.value.reason and "0x7f12" not in caught.value.reason

@@ -18,13 +18,13 @@ from shards import (
     write_embeddings,
 )
 
-from attrib import index
-from attrib.errors import AttribError, MismatchError
-from attrib.index import Index, build_shard, check_same_encoder
-from attrib.search import merge, search_shard
-from attrib.template import centroids, train_template
-from attrib.units import unit_rows
-from attrib.vectors import Embeddings
+from attrib.common.errors import AttribError, MismatchError
+from attrib.embed.embeddings import Embeddings
+from attrib.index import index
+from attrib.index.index import Index, build_shard, check_same_encoder
+from attrib.index.normalize import unit_rows
+from attrib.index.quantizer import centroids, train_template
+from attrib.index.search import merge, search_shard
 
 NUM, DIMENSION, K = 400, 16, 5
 

@@ -7,14 +7,14 @@ import pyarrow as pa
 import pytest
 from samples import ODD_NAMES, pictures, write_folder, write_parquet, write_tars, write_uri_parquet
 
-from attrib import identity
-from attrib.corpus import list_images, list_units
-from attrib.distributed import manifest as job
-from attrib.errors import AttribError
-from attrib.identity import duplicated_ids, image_ids, resolve_collisions
-from attrib.manifest import build_partition, ids_digest, open_manifest, plan_partitions
-from attrib.settings import CollectionSettings, ManifestSettings, MetadataSettings, StorageSettings
-from attrib.storage import Storage, join
+from attrib.common.errors import AttribError
+from attrib.common.settings import CollectionSettings, ManifestSettings, MetadataSettings, StorageSettings
+from attrib.common.storage import Storage, join
+from attrib.data import ids as identity
+from attrib.data import job
+from attrib.data.collections import list_images, list_units
+from attrib.data.ids import duplicated_ids, image_ids, resolve_collisions
+from attrib.data.manifest import build_partition, ids_digest, open_manifest, plan_partitions
 
 IMAGES = pictures([*ODD_NAMES, *(f"more/{i}.jpg" for i in range(9))])
 
@@ -159,11 +159,11 @@ def test_a_finished_manifest_is_kept_and_other_settings_are_refused(local_ray, t
 def test_forced_collisions_give_distinct_ids_that_depend_on_the_set_alone(seed, tmp_path, local, monkeypatch):
     """Real hashes of 63 bits never collide in a test, so they are cut to 4 bits; the job's own steps then run in this process."""
     full = image_ids
-    monkeypatch.setattr("attrib.corpus.image_ids", lambda name, keys: full(name, keys) >> (identity.ID_BITS - 4))
-    monkeypatch.setattr("attrib.distributed.manifest.connect", lambda settings: None)
     monkeypatch.setattr(
-        "attrib.distributed.manifest.run_units", lambda unit, work: ((i, unit(*w)) for i, w in enumerate(work))
+        "attrib.data.collections.image_ids", lambda name, keys: full(name, keys) >> (identity.ID_BITS - 4)
     )
+    monkeypatch.setattr("attrib.data.job.connect", lambda settings: None)
+    monkeypatch.setattr("attrib.data.job.run_units", lambda unit, work: ((i, unit(*w)) for i, w in enumerate(work)))
     items = list(IMAGES.items())
     random.Random(seed).shuffle(items)
     write_tars(dict(items), str(tmp_path / "tars"), local, num_shards=1 + seed)

@@ -7,8 +7,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from attrib.errors import AttribError
-from attrib.mappers import load_mappers
+from attrib.common.errors import AttribError
+from attrib.evaluate.mappers import load_mappers
 
 
 def layers(dimension: int = 6, out: int = 6) -> dict[str, torch.nn.Linear]:

@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from samples import picture
 from torch import nn
 
-from attrib.backbone import Encoder, Network, load_encoder, load_network
-from attrib.errors import AttribError
-from attrib.images import decode_image
-from attrib.model import CHECKPOINT_KEY, AttributionModel, build_model, features_data_config, save_model
-from attrib.model_settings import FeatureSettings, HeadSettings
-from attrib.projection import projected_sizes
-from attrib.settings import BackboneSettings, StorageSettings
-from attrib.storage import Storage
+from attrib.common.errors import AttribError
+from attrib.common.settings import BackboneSettings, StorageSettings
+from attrib.common.storage import Storage
+from attrib.data.decoding import decode_image
+from attrib.models.encoder import Encoder, Network, load_encoder, load_network
+from attrib.models.model import CHECKPOINT_KEY, AttributionModel, build_model, features_data_config, save_model
+from attrib.models.settings import FeatureSettings, HeadSettings
+from attrib.train.whitening import projected_sizes
 
 NAME = "test_resnet"
 LOCAL = Storage(StorageSettings())

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attrib import alignment, disentanglement
-from attrib.errors import AttribError
-from attrib.heads import Head
-from attrib.model_settings import HeadSettings
-from attrib.objective import NOBODY, Batch, Objective, only_first
-from attrib.student import HeadTrunk, Student
-from attrib.train_settings import AlignmentSettings, DisentanglementSettings
+from attrib.common.errors import AttribError
+from attrib.models.heads import Head
+from attrib.models.settings import HeadSettings
+from attrib.train.losses import contrastive, decorrelation
+from attrib.train.objective import NOBODY, Batch, Objective, only_first
+from attrib.train.settings import AlignmentSettings, DisentanglementSettings
+from attrib.train.student import HeadTrunk, Student
 
 CONTENT, STYLE = 6, 4  # numbers of each part
 NUM_VIEWS = 12
@@ -40,7 +40,7 @@ def student_of(net: str = "linear", separate: bool = False, parts: dict = PARTS)
 
 
 def batch_of(seed: int = 0) -> Batch:
-    """Contents, then donors, as attrib/batches.py makes them: images 0 to 7, some of them twice; every fourth view has no donor."""
+    """Contents, then donors, as attrib/train/batches.py makes them: images 0 to 7, some of them twice; every fourth view has no donor."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(8, CONTENT + STYLE, generator=generator)
     contents = torch.arange(NUM_VIEWS) % 8
@@ -69,7 +69,7 @@ def test_the_loss_is_alignment_and_the_weighted_mean_of_disentanglement_over_par
     # Every image once, in the order of its first slot.
     first = [batch.anchor_ids.tolist().index(i) for i in range(8)]
     pools = [torch.cat([F.normalize(part, dim=1) for part in parts], dim=1) for parts in (anchors, views)]
-    expected = alignment.info_nce(
+    expected = contrastive.info_nce(
         pools[1], pools[0][first], batch.view_sources, torch.arange(8), 0.2, torch.tensor([1.0, 0.5])
     )
     total = 0.0
@@ -77,7 +77,7 @@ def test_the_loss_is_alignment_and_the_weighted_mean_of_disentanglement_over_par
         rows = [(view, int(i)) for view, i in enumerate(batch.view_sources[:, role]) if i >= 0]
         real = torch.stack([anchors[part][first[i]] for _, i in rows])
         synthetic = torch.stack([views[part][view] for view, _ in rows])
-        total += disentanglement.gaussian_infomax(real, synthetic, 0.05) / size
+        total += decorrelation.gaussian_infomax(real, synthetic, 0.05) / size
     torch.testing.assert_close(loss, expected + 0.7 * total / 2)
     assert total > 0.01 and expected > 0.01
 
@@ -85,7 +85,7 @@ def test_the_loss_is_alignment_and_the_weighted_mean_of_disentanglement_over_par
 def test_a_weight_of_zero_and_kind_none_leave_alignment_alone():
     student, batch = student_of(), batch_of()
     losses = [objective_of(student, None, d)(student, student, batch) for d in ({"kind": "none"}, {"weight": 0})]
-    expected = alignment.info_nce(
+    expected = contrastive.info_nce(
         student.embedding(student.encode(batch.views, "real")),
         student.embedding(student.encode(batch.anchors, "real")),
         batch.view_sources, only_first(batch.anchor_ids), AlignmentSettings().temperature, torch.tensor([1.0, 1.0]),

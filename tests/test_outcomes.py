@@ -7,11 +7,11 @@ import os
 import numpy as np
 import pytest
 
-from attrib.ablation import Outcome
-from attrib.collection import Collection
-from attrib.evaluation import TruthRow, score_truth
-from attrib.outcomes import ARRAYS, RECORD, read_outcome, write_outcome, write_vectors
-from attrib.storage import Storage, join
+from attrib.common.storage import Storage, join
+from attrib.evaluate.ablation.results import ARRAYS, RECORD, read_outcome, write_outcome, write_vectors
+from attrib.evaluate.ablation.variants import Outcome
+from attrib.evaluate.collection import Collection
+from attrib.evaluate.protocol import TruthRow, score_truth
 
 
 def drawn_outcome(seed: int = 0) -> Outcome:

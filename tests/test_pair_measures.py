@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from pairs import drawn_case, evaluate_by_job, write_case
 
-from attrib import calibration, cca, pair_measures
-from attrib.collection import Collection
-from attrib.config import validate
-from attrib.errors import AttribError
-from attrib.evaluate_settings import EvaluateSettings
-from attrib.evaluation import TruthRow, evaluate
-from attrib.mappers import LinearMapper, Mappers
-from attrib.pair_measures import PairMeasures, calibrate_shares, measure_pairs, pair_theory
-from attrib.settings import SharesSettings
+from attrib.common.config import validate
+from attrib.common.errors import AttribError
+from attrib.common.settings import SharesSettings
+from attrib.evaluate import cca, pair_measures
+from attrib.evaluate.collection import Collection
+from attrib.evaluate.mappers import LinearMapper, Mappers
+from attrib.evaluate.pair_measures import PairMeasures, calibrate_shares, measure_pairs, pair_theory
+from attrib.evaluate.protocol import TruthRow, evaluate
+from attrib.evaluate.settings import EvaluateSettings
+from attrib.shares import calibration
 
 NUM_FOLDS, TOP_K = 5, 6
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from shards import KINDS, make_index
 
-from attrib.errors import AttribError
-from attrib.planning import IndexPlan, group_partitions, plan_index, training_rows
-from attrib.settings import IndexSettings
+from attrib.common.errors import AttribError
+from attrib.common.settings import IndexSettings
+from attrib.index.planning import IndexPlan, group_partitions, plan_index, training_rows
 
 MILLION = 1_000_000
 

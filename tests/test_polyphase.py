@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny_pool import smooth_images
 
-from attrib.generators.degradations import degrade, parse
-from attrib.generators.fingerprint_settings import PERIOD_PX
-from attrib.generators.polyphase import ENERGY_FLOOR, polyphase_means
-from attrib.generators.spectrum import patches, residual
+from attrib.generators.settings import PERIOD_PX
+from attrib.generators.signals.degradations import degrade, parse
+from attrib.generators.signals.polyphase import ENERGY_FLOOR, polyphase_means
+from attrib.generators.signals.spectrum import patches, residual
 
 
 def noise(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from attrib.errors import AttribError
-from attrib.generators.architectures import build_autoencoder, sample_specs
-from attrib.generators.pool import (
+from attrib.common.errors import AttribError
+from attrib.common.storage import join
+from attrib.generators.synthesis.architectures import build_autoencoder, sample_specs
+from attrib.generators.synthesis.autoencoder import render
+from attrib.generators.synthesis.pool import (
     PHOTOGRAPHS,
     RECORD,
     PoolModel,
@@ -17,8 +19,6 @@ from attrib.generators.pool import (
     samples_uri,
     write_model,
 )
-from attrib.generators.synthesis import render
-from attrib.storage import join
 
 
 @pytest.fixture

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from attrib.errors import AttribError
-from attrib.generators.pool_measures import (
+from attrib.common.errors import AttribError
+from attrib.generators.signals.spectrum import azimuthal_power, log_spectrum, residual
+from attrib.generators.synthesis.measures import (
     PATCH_PX,
     diversity,
     frechet_distance,
     frechet_frequency_distance,
     frequency_profile,
 )
-from attrib.generators.spectrum import azimuthal_power, log_spectrum, residual
 
 
 def covariance(rng, dimension, rank=None):

@@ -13,8 +13,8 @@ from timm.data import create_transform
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from attrib.images import decode_image
-from attrib.preprocessing import Preprocessing
+from attrib.data.decoding import decode_image
+from attrib.models.preprocessing import Preprocessing
 
 HOSTILE = hostile_images()
 TIMM_CONFIG = {

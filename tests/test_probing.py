@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from attrib.manifest import Manifest
-from attrib.probing import (
+from attrib.data.manifest import Manifest
+from attrib.runtime.machine import (
     RowBytes,
     fastest,
     measure_answers,

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from attrib.errors import AttribError
-from attrib.heads import Head
-from attrib.model_settings import HeadSettings
-from attrib.projection import (
+from attrib.common.errors import AttribError
+from attrib.models.heads import Head
+from attrib.models.settings import HeadSettings
+from attrib.train.whitening import (
     affine,
     centre_projections,
     fit_projections,

@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny_pool import smooth_images
 
-from attrib.errors import AttribError
-from attrib.generators.evaluation_settings import NumStepsSettings, TrainedTierSettings
-from attrib.generators.generator_networks import LATENT_SIZE, DcganDiscriminator, DcganGenerator, UNet, Vae
-from attrib.generators.real_generators import denoise, draw, generator_name, train_generator
+from attrib.common.errors import AttribError
+from attrib.generators.evaluation.generator_networks import LATENT_SIZE, DcganDiscriminator, DcganGenerator, UNet, Vae
+from attrib.generators.evaluation.settings import NumStepsSettings, TrainedTierSettings
+from attrib.generators.evaluation.trained_generators import denoise, draw, generator_name, train_generator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KINDS = ("dcgan", "vae", "diffusion")
@@ -89,8 +89,8 @@ def test_drawing_rounds_to_the_nearest_of_256():
 
 
 def test_a_loss_that_is_not_finite_ends_with_a_remedy(monkeypatch):
-    from attrib.generators import real_generators
+    from attrib.generators.evaluation import trained_generators
 
-    monkeypatch.setattr(real_generators, "PIXEL_STD", 0.0)
+    monkeypatch.setattr(trained_generators, "PIXEL_STD", 0.0)
     with pytest.raises(AttribError, match="vae-0 became nan; take another seed"):
         train_generator("vae", 0, smooth_images(8, 24, seed=0), tier(2))

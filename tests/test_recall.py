@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from shards import exact_scores, make_index, make_plan, nearest, open_index_shards
 
-from attrib.identity import sampling_rank
-from attrib.recall import lowest_ranked, recall, recall_by_nprobe, sample_threshold, smallest_nprobe, without_self
-from attrib.search import merge, search_shard
-from attrib.units import unit_rows
+from attrib.data.ids import sampling_rank
+from attrib.index.normalize import unit_rows
+from attrib.index.recall import lowest_ranked, recall, recall_by_nprobe, sample_threshold, smallest_nprobe, without_self
+from attrib.index.search import merge, search_shard
 
 NUM_LISTS, K = 12, 5
 
@@ -29,7 +29,7 @@ def naive_recall(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 def test_recall_by_nprobe_is_what_searches_measure(collection, tmp_path, monkeypatch):
-    monkeypatch.setattr("attrib.recall.LIST_ORDER_QUERIES", 32)
+    monkeypatch.setattr("attrib.index.recall.LIST_ORDER_QUERIES", 32)
     ids, vectors = collection
     queries = unit_rows(vectors[:70] + np.random.default_rng(9).standard_normal((70, 12)))
     records = make_index(tmp_path, ids, vectors, make_plan("ivf_flat", NUM_LISTS), np.arange(800) % 2)

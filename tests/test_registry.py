@@ -7,17 +7,17 @@ import pytest
 import torch
 from generator_samples import Vectors, around, drawn_samples, spectrum_method, unit
 
-from attrib.errors import AttribError, MismatchError
-from attrib.generators.degradations import parse
-from attrib.generators.galleries import Galleries, compare, families
-from attrib.generators.leak_controls import CodecAndSize
-from attrib.generators.registration import as_sources, describe
-from attrib.generators.registry import create_registry, embed_degraded, open_registry, register, remove
-from attrib.generators.registry_settings import RegistryMethodSettings, VerdictSettings
-from attrib.generators.samples import drawn_sample, recoded
-from attrib.generators.scoring import adapted_cosine, max_cosine, mean_cosine
-from attrib.settings import StorageSettings
-from attrib.storage import Storage
+from attrib.common.errors import AttribError, MismatchError
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage
+from attrib.generators.evaluation.leak_controls import CodecAndSize
+from attrib.generators.fingerprints.scoring import adapted_cosine, max_cosine, mean_cosine
+from attrib.generators.registry.galleries import Galleries, compare, families
+from attrib.generators.registry.registration import as_sources, describe
+from attrib.generators.registry.registry import create_registry, embed_degraded, open_registry, register, remove
+from attrib.generators.registry.settings import RegistryMethodSettings, VerdictSettings
+from attrib.generators.signals.degradations import parse
+from attrib.generators.signals.samples import drawn_sample, recoded
 
 STORAGE = Storage(StorageSettings())
 METHOD = RegistryMethodSettings(name="log-spectrum", uri="method")

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 from generator_samples import drawn_file, write_spectrum_method
 
-from attrib.errors import AttribError
-from attrib.generators.registry import open_registry
-from attrib.generators.registry_action import run
-from attrib.generators.registry_settings import RegistrySettings
-from attrib.settings import StorageSettings
-from attrib.storage import Storage
+from attrib.common.errors import AttribError
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage
+from attrib.generators.registry.registry import open_registry
+from attrib.generators.registry.registry_action import run
+from attrib.generators.registry.settings import RegistrySettings
 
 STORAGE = Storage(StorageSettings())
 

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from attrib.rendering import MIN_COLOUR_STD, MIN_WINDOW, band_transfer, colour_map, colour_transfer, texture_transfer
+from attrib.train.augment.transfer import (
+    MIN_COLOUR_STD,
+    MIN_WINDOW,
+    band_transfer,
+    colour_map,
+    colour_transfer,
+    texture_transfer,
+)
 
 LUMINANCE = torch.tensor([0.2989, 0.587, 0.114], dtype=torch.float64)  # torchvision's
 

@@ -8,9 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 from report_samples import CLEAR, STORAGE, Page, SmallRun, small_run
 
-from attrib.errors import AttribError
-from attrib.report import count_histogram, gallery_positions, roll_up, similarity_histogram, source_sums, write_report
-from attrib.settings import ReportSettings
+from attrib.attribute.report import (
+    count_histogram,
+    gallery_positions,
+    roll_up,
+    similarity_histogram,
+    source_sums,
+    write_report,
+)
+from attrib.common.errors import AttribError
+from attrib.common.settings import ReportSettings
 
 
 @pytest.fixture

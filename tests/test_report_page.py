@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from report_samples import HOSTILE, STORAGE, Page, SmallRun, encoded, small_run
 
-from attrib.storage import join
+from attrib.common.storage import join
 
 
 @pytest.fixture

@@ -10,21 +10,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from attrib.attribution import plan_blocks
-from attrib.chunks import plan_chunks
-from attrib.config import load_settings
-from attrib.distributed.scale import with_constants
-from attrib.errors import AttribError
-from attrib.manifest import plan_partitions
-from attrib.planning import group_partitions
-from attrib.scale.check import Simulated, check, waves
-from attrib.scale.derive import by_size, derive, schedule
-from attrib.scale.layout import file_counts, id_bytes, lay_out, simulated_target, task_counts
-from attrib.scale.limits import breaks, growths
-from attrib.scale.page import amount, count, size_chart, write_page
-from attrib.scale.settings import ScaleSettings
-from attrib.scale.work import describe_work
-from attrib.storage import join
+from attrib.attribute.rows import plan_blocks
+from attrib.capacity.check import Simulated, check, waves
+from attrib.capacity.derive import by_size, derive, schedule
+from attrib.capacity.job import with_constants
+from attrib.capacity.layout import file_counts, id_bytes, lay_out, simulated_target, task_counts
+from attrib.capacity.limits import breaks, growths
+from attrib.capacity.page import amount, count, size_chart, write_page
+from attrib.capacity.settings import ScaleSettings
+from attrib.capacity.work import describe_work
+from attrib.common.config import load_settings
+from attrib.common.errors import AttribError
+from attrib.common.storage import join
+from attrib.data.chunks import plan_chunks
+from attrib.data.manifest import plan_partitions
+from attrib.index.planning import group_partitions
 
 CONFIG = str(Path(__file__).resolve().parents[1] / "configs" / "scale.yaml")
 

@@ -6,7 +6,7 @@ import torch
 from hostile import encode, hostile_images, oriented_jpeg, picture
 from PIL import Image
 
-from attrib.images import ImageError, decode_image
+from attrib.data.decoding import ImageError, decode_image
 
 HOSTILE = hostile_images()
 

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from attrib.errors import AttribError
-from attrib.scores import (
+from attrib.common.errors import AttribError
+from attrib.evaluate.scores import (
     BOOTSTRAP_DRAWS,
     QueryScores,
     average_precision,

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from shards import KINDS, exact_scores, flat_shard, make_index, make_plan, nearest, open_index_shards
 
-from attrib import index, search
-from attrib.kernels import SCAN_TOLERANCE
-from attrib.search import Candidates, merge, probed_lists, ranks, search_shard
-from attrib.units import unit_rows
+from attrib.index import index, search
+from attrib.index.cpu_kernel import SCAN_TOLERANCE
+from attrib.index.normalize import unit_rows
+from attrib.index.search import Candidates, merge, probed_lists, ranks, search_shard
 
 NUM_LISTS, K = 8, 10
 COMPRESSED = ("ivf_sq8", "ivf_pq")

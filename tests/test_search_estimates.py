@@ -5,10 +5,8 @@ import pytest
 from measured import folder_bytes, measure, template
 from shards import STORAGE, make_sources, write_embeddings
 
-from attrib.index import TEMPLATE, shard_name
-from attrib.manifest import part_name
-from attrib.probing import AnswerRates, MachineRates, RowBytes
-from attrib.search_estimates import (
+from attrib.data.manifest import part_name
+from attrib.index.estimate import (
     ShardSizes,
     build_bytes,
     estimate_attribute,
@@ -18,7 +16,9 @@ from attrib.search_estimates import (
     search_bytes,
     shard_parts,
 )
-from attrib.template import write_template
+from attrib.index.index import TEMPLATE, shard_name
+from attrib.index.quantizer import write_template
+from attrib.runtime.machine import AnswerRates, MachineRates, RowBytes
 
 TOLERANCE = 0.25
 RATES, ANSWER_RATES = MachineRates(5e10, 1e9, 1e9, 5e8), AnswerRates(1e9, 8e8, 2e8, 5e6)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from shards import make_plan
 
-from attrib.index import Index
-from attrib.search_plan import SearchRates, exact_seconds, lists_seconds, measure_rates, plan_search
+from attrib.index.cost_model import SearchRates, exact_seconds, lists_seconds, measure_rates, plan_search
+from attrib.index.index import Index
 
 RATES = SearchRates(per_list=2e-5, per_value=2e-10, per_list_product=3e-11, per_block_product=2e-11)
 MILLION = 1_000_000

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from attrib.settings import SharesSettings
-from attrib.shares import soft_shares
+from attrib.common.settings import SharesSettings
+from attrib.shares.shares import soft_shares
 
 
 def naive_shares(row: list[float], inverse_temperature: float, offset: float) -> list[float]:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from attrib.config import load_settings
-from attrib.distributed.simulate import TEMPORARY, draw_tars, pattern_of, simulate
-from attrib.distributed.storage_log import LOG_FOLDER
-from attrib.errors import AttribError
-from attrib.scale.check import check
-from attrib.scale.settings import ScaleSettings, SimulationSettings
+from attrib.capacity.check import check
+from attrib.capacity.settings import ScaleSettings, SimulationSettings
+from attrib.capacity.simulate import TEMPORARY, draw_tars, pattern_of, simulate
+from attrib.capacity.storage_log import LOG_FOLDER
+from attrib.common.config import load_settings
+from attrib.common.errors import AttribError
 
 CONFIG = str(Path(__file__).resolve().parents[1] / "configs" / "scale.yaml")
 SMALL = {"num_sources": 240, "num_queries": 96, "unit_rows": 40, "partition_rows": 32, "chunk_rows": 8}

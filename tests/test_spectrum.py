@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from attrib.errors import AttribError
-from attrib.generators.fingerprint_settings import PERIOD_PX
-from attrib.generators.spectrum import (
+from attrib.common.errors import AttribError
+from attrib.generators.settings import PERIOD_PX
+from attrib.generators.signals.spectrum import (
     MAGNITUDE_FLOOR,
     MEAN_POWER_FLOOR,
     azimuthal_power,

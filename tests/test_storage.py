@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from attrib.errors import AttribError
-from attrib.settings import StorageSettings
-from attrib.storage import Storage, join
+from attrib.common.errors import AttribError
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage, join
 
 NAMES = (
     "plain",
@@ -152,7 +152,7 @@ def test_a_failed_local_write_leaves_the_old_file_and_nothing_else(tmp_path, loc
 def test_a_writer_killed_half_way_leaves_no_target(tmp_path):
     target = tmp_path / "file.bin"
     script = (
-        "import sys, time\nfrom attrib.storage import Storage\n"
+        "import sys, time\nfrom attrib.common.storage import Storage\n"
         "def write(file):\n    file.write(b'x' * (1 << 20)); file.flush(); print('half', flush=True); time.sleep(60)\n"
         "Storage._write_local(sys.argv[1], write)\n"
     )

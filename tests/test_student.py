@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from attrib.backbone import load_network
-from attrib.errors import AttribError
-from attrib.model import AttributionModel, build_model
-from attrib.settings import StorageSettings
-from attrib.storage import Storage
-from attrib.student import HeadTrunk, PixelTrunk, student_of, thaw_last_blocks, trained_groups
-from attrib.train_settings import TrainSettings
+from attrib.common.errors import AttribError
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage
+from attrib.models.encoder import load_network
+from attrib.models.model import AttributionModel, build_model
+from attrib.train.settings import TrainSettings
+from attrib.train.student import HeadTrunk, PixelTrunk, student_of, thaw_last_blocks, trained_groups
 
 LOCAL = Storage(StorageSettings())
 PX = 32

@@ -7,11 +7,11 @@ import pytest
 import torch
 from samples import picture
 
-from attrib.errors import AttribError
-from attrib.generators.architectures import DecoderSpec
-from attrib.generators.photographs import shrink_and_crop
-from attrib.generators.synthesis import CHECKED_PHOTOGRAPHS, draw_batches, render, train_autoencoder
-from attrib.generators.synthesis_settings import AutoencoderSettings
+from attrib.common.errors import AttribError
+from attrib.generators.synthesis.architectures import DecoderSpec
+from attrib.generators.synthesis.autoencoder import CHECKED_PHOTOGRAPHS, draw_batches, render, train_autoencoder
+from attrib.generators.synthesis.photographs import shrink_and_crop
+from attrib.generators.synthesis.settings import AutoencoderSettings
 
 SPEC = DecoderSpec(
     num_blocks=1,

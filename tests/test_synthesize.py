@@ -7,18 +7,18 @@ import pytest
 import torch
 from samples import ODD_NAMES, pictures, write_folder
 
-from attrib.distributed.generators import synthesize
-from attrib.errors import AttribError
-from attrib.generators.pool import open_pool
-from attrib.generators.synthesis_settings import SynthesizeSettings
+from attrib.common.errors import AttribError
+from attrib.generators.synthesis import job as synthesize_job
+from attrib.generators.synthesis.pool import open_pool
+from attrib.generators.synthesis.settings import SynthesizeSettings
 
 NUM_MODELS = 6
 
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory):
-    from attrib.settings import StorageSettings
-    from attrib.storage import Storage
+    from attrib.common.settings import StorageSettings
+    from attrib.common.storage import Storage
 
     folder = tmp_path_factory.mktemp("photographs")
     images = pictures([*(f"{i:02d}.png" for i in range(26)), *ODD_NAMES[:2]])
@@ -50,7 +50,7 @@ def settings(collection, output, **changes):
 def made(local_ray, collection, tmp_path_factory):
     output = tmp_path_factory.mktemp("pool") / "pool"
     real = {"collection": {"name": "real", "uri": str(collection.parent / "real")}, "left_out": ["gan1"]}
-    return output, synthesize.run(settings(collection, output, real_generators=real))
+    return output, synthesize_job.run(settings(collection, output, real_generators=real))
 
 
 def contents(folder):
@@ -88,25 +88,25 @@ def test_a_restart_makes_what_is_missing_and_the_same(made, collection, tmp_path
     (output / "models" / f"{lost[1]}.safetensors").unlink()
     (output / "samples" / f"{lost[1]}.npy").unlink()
     kept = {p: p.stat().st_mtime_ns for p in (output / "models").iterdir()}
-    again = synthesize.run(settings(collection, output))
+    again = synthesize_job.run(settings(collection, output))
     assert "resuming, 4 of 6 models" in capfd.readouterr().err
     assert contents(output) == before and again["digest"] == record["digest"]
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
-    finished = synthesize.run(settings(collection, output))
+    finished = synthesize_job.run(settings(collection, output))
     assert finished["written_at"] == again["written_at"]
     with pytest.raises(AttribError, match="seed = 0"):
-        synthesize.run(settings(collection, output, seed=1))
+        synthesize_job.run(settings(collection, output, seed=1))
 
 
 def test_too_few_photographs(local_ray, collection, tmp_path):
     # Of 30 files one is damaged and one a copy; none is counted twice.
     with pytest.raises(AttribError, match="has 28 that can be used"):
-        synthesize.run(settings(collection, tmp_path / "pool", num_photographs=17, num_training_photographs=12))
+        synthesize_job.run(settings(collection, tmp_path / "pool", num_photographs=17, num_training_photographs=12))
 
 
 def test_pools_of_one_seed_share_no_architecture(collection, tmp_path):
     first, second = (
-        {model.spec for model in synthesize.plan(settings(collection, tmp_path, first_architecture=start))}
+        {model.spec for model in synthesize_job.plan(settings(collection, tmp_path, first_architecture=start))}
         for start in (0, 3)
     )
     assert len(first) == len(second) == 3 and not first & second
@@ -126,5 +126,5 @@ def test_options_that_cannot_work_are_refused(collection, tmp_path):
 def test_a_pool_beyond_the_budget_is_refused_before_any_model(local_ray, collection, tmp_path):
     asked = settings(collection, tmp_path / "pool", budget={"max_hours": 1e-9})
     with pytest.raises(AttribError, match=r"max_hours.*lower num_models, training\.max_steps or width"):
-        synthesize.run(asked)
+        synthesize_job.run(asked)
     assert not (tmp_path / "pool" / "models").exists()

@@ -6,11 +6,11 @@ import pytest
 import torch
 from shards import KINDS, exact_scores, flat_shard, make_index, make_plan, nearest, open_index_shards
 
-from attrib.errors import AttribError
-from attrib.search import merge, search_shard
-from attrib.template import centroids, train_template
-from attrib.torch_kernel import HALF_TOLERANCE, TorchKernel, nearest_centroids, spherical_kmeans
-from attrib.units import unit_rows
+from attrib.common.errors import AttribError
+from attrib.index.gpu_kernel import HALF_TOLERANCE, TorchKernel, nearest_centroids, spherical_kmeans
+from attrib.index.normalize import unit_rows
+from attrib.index.quantizer import centroids, train_template
+from attrib.index.search import merge, search_shard
 
 K = 10
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

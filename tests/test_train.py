@@ -14,13 +14,13 @@ import torch
 from cluster_tools import drawn_image
 from samples import write_folder
 
-from attrib.backbone import load_encoder, load_network
-from attrib.distributed import manifest as manifest_job
-from attrib.distributed import train
-from attrib.errors import AttribError
-from attrib.settings import BackboneSettings, ManifestSettings, StorageSettings
-from attrib.storage import Storage
-from attrib.train_settings import TrainSettings
+from attrib.common.errors import AttribError
+from attrib.common.settings import BackboneSettings, ManifestSettings, StorageSettings
+from attrib.common.storage import Storage
+from attrib.data import job as manifest_job
+from attrib.models.encoder import load_encoder, load_network
+from attrib.train import job as train_job
+from attrib.train.settings import TrainSettings
 
 LOCAL = Storage(StorageSettings())
 NUM_IMAGES, VIEWS_EACH, NUM_EPOCHS = 40, 6, 10
@@ -42,7 +42,7 @@ class Site:
         images = {f"{i:02}.png": drawn_image(i) for i in range(NUM_IMAGES)}
         write_folder(images | {"broken.png": images["00.png"][:100]}, str(folder / "images"), LOCAL)
         manifest_job.run(ManifestSettings(**self.collection("images"), output=str(folder / "manifest")))
-        self.undisturbed = train.run(self.settings("undisturbed"))
+        self.undisturbed = train_job.run(self.settings("undisturbed"))
 
     def collection(self, name: str) -> dict:
         return {"collection": {"name": name, "uri": str(self.folder / name)}}
@@ -182,16 +182,16 @@ def test_the_best_epoch_is_what_the_model_holds(site):
 def test_the_same_settings_again_return_the_record_without_work(site):
     folder = site.folder / "undisturbed"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert train.run(site.settings("undisturbed")) == site.undisturbed
+    assert train_job.run(site.settings("undisturbed")) == site.undisturbed
     # The number of workers decides nothing that is written.
-    assert train.run(site.settings("undisturbed", num_workers=1)) == site.undisturbed
+    assert train_job.run(site.settings("undisturbed", num_workers=1)) == site.undisturbed
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     with pytest.raises(AttribError, match=r"holds results of other settings or inputs .*seed"):
-        train.run(site.settings("undisturbed", seed=1))
+        train_job.run(site.settings("undisturbed", seed=1))
 
 
 def test_one_worker_and_two_reach_the_same(site):
-    alone = train.run(site.settings("alone", num_workers=1))
+    alone = train_job.run(site.settings("alone", num_workers=1))
     for row, expected in zip(alone["history"], site.undisturbed["history"], strict=True):
         assert row["criterion"] == pytest.approx(expected["criterion"], abs=0.02)
         assert row["loss"] is None or row["loss"] == pytest.approx(expected["loss"], rel=1e-3)
@@ -251,7 +251,7 @@ def test_two_workers_train_end_to_end(site):
         fine_tune={"num_blocks": 1, "learning_rate": 1e-3},
         optimiser={"num_epochs": 1, "batch_size": 8, "learning_rate": 1e-2, "validation_share": 0.3},
     )
-    record, folder = train.run(settings), site.folder / "end-to-end"
+    record, folder = train_job.run(settings), site.folder / "end-to-end"
     assert record["num_views"] == 0 and len(record["history"]) == 2 and record["history"][1]["loss"] > 0
     assert (folder / "views.png").exists() and not (folder / "_inputs.safetensors").exists()
     state = torch.load(site.checkpoints("end-to-end")[-1], weights_only=True)["student"]
@@ -263,7 +263,7 @@ def test_two_workers_train_end_to_end(site):
 
 @pytest.mark.parametrize(("control", "dimension"), [("raw", 96), ("centred", 96), ("whitened", 32)])
 def test_controls_need_no_views(control, dimension, site):
-    record = train.run(site.settings(control, control=control))
+    record = train_job.run(site.settings(control, control=control))
     folder = site.folder / control
     assert (record["num_images"], record["num_views"], record["dimension"]) == (NUM_IMAGES, 0, dimension)
     assert record["num_failed"] == 1
@@ -281,4 +281,4 @@ def test_controls_need_no_views(control, dimension, site):
 def test_a_model_with_a_head_is_not_trained_again(site):
     weights = str(site.folder / "undisturbed" / "model.safetensors")
     with pytest.raises(AttribError, match="has a head already; train from plain weights"):
-        train.run(site.settings("again", backbone={"name": "test_resnet", "weights": weights}))
+        train_job.run(site.settings("again", backbone={"name": "test_resnet", "weights": weights}))

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attrib import training
-from attrib.batches import InputBatches, Inputs
-from attrib.errors import AttribError
-from attrib.heads import Head
-from attrib.identity import image_ids
-from attrib.model_settings import HeadSettings
-from attrib.student import HeadTrunk, Student, trained_groups
-from attrib.train_settings import AlignmentSettings, DisentanglementSettings, TrainSettings
-from attrib.training import Run, mean_reciprocal_rank, rate
+from attrib.common.errors import AttribError
+from attrib.data.ids import image_ids
+from attrib.models.heads import Head
+from attrib.models.settings import HeadSettings
+from attrib.train import loop
+from attrib.train.batches import InputBatches, Inputs
+from attrib.train.loop import Run, mean_reciprocal_rank, rate
+from attrib.train.settings import AlignmentSettings, DisentanglementSettings, TrainSettings
+from attrib.train.student import HeadTrunk, Student, trained_groups
 
 CPU = torch.device("cpu")
 SIGNAL, NUISANCE = 4, 8  # dimensions: what a view keeps of its content, and what it does not
@@ -171,7 +171,7 @@ def test_the_criterion_is_the_same_in_any_number_of_rows_at_a_time(monkeypatch):
     sources = torch.randint(-1, 20, (50, 2), generator=generator)
     whole = mean_reciprocal_rank(views, anchors, sources, torch.arange(20))
     for rows in (1, 7, 50):
-        monkeypatch.setattr(training, "CRITERION_ROWS", rows)
+        monkeypatch.setattr(loop, "CRITERION_ROWS", rows)
         assert mean_reciprocal_rank(views, anchors, sources, torch.arange(20)) == pytest.approx(whole, abs=1e-12)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attrib.units import inverse_norms, to_float32, unit_rows
+from attrib.index.normalize import inverse_norms, to_float32, unit_rows
 
 
 def test_every_float16_is_converted_exactly():

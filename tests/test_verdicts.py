@@ -6,16 +6,16 @@ import torch
 from generator_samples import Vectors, around, drawn_samples, spectrum_method, unit
 from verdict_samples import calibration_of, groups_and_strangers, judge_from
 
-from attrib.errors import AttribError
-from attrib.generators.degradations import parse
-from attrib.generators.galleries import Galleries
-from attrib.generators.registration import as_sources
-from attrib.generators.registry import create_registry, register
-from attrib.generators.registry_settings import RegistryMethodSettings, RegistrySettings, VerdictSettings
-from attrib.generators.samples import drawn_sample, recoded
-from attrib.generators.verdicts import Judge, assess, judge_of, refusal
-from attrib.settings import StorageSettings
-from attrib.storage import Storage
+from attrib.common.errors import AttribError
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage
+from attrib.generators.identify.verdicts import Judge, assess, judge_of, refusal
+from attrib.generators.registry.galleries import Galleries
+from attrib.generators.registry.registration import as_sources
+from attrib.generators.registry.registry import create_registry, register
+from attrib.generators.registry.settings import RegistryMethodSettings, RegistrySettings, VerdictSettings
+from attrib.generators.signals.degradations import parse
+from attrib.generators.signals.samples import drawn_sample, recoded
 
 STORAGE = Storage(StorageSettings())
 

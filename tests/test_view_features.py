@@ -12,19 +12,21 @@ from hostile import encode
 from PIL import Image
 from samples import picture, write_folder
 
-from attrib import view_features
-from attrib.backbone import load_network
-from attrib.corpus import list_images, list_units
-from attrib.errors import AttribError
-from attrib.features import FeatureExtractor
-from attrib.images import decode_image
-from attrib.manifest import Manifest
-from attrib.model import features_data_config
-from attrib.preprocessing import Preprocessing
-from attrib.settings import CollectionSettings, StorageSettings
-from attrib.storage import Storage
-from attrib.train_settings import TrainSettings
-from attrib.view_features import (
+from attrib.common.errors import AttribError
+from attrib.common.settings import CollectionSettings, StorageSettings
+from attrib.common.storage import Storage
+from attrib.data.collections import list_images, list_units
+from attrib.data.decoding import decode_image
+from attrib.data.manifest import Manifest
+from attrib.models.encoder import load_network
+from attrib.models.features import FeatureExtractor
+from attrib.models.model import features_data_config
+from attrib.models.preprocessing import Preprocessing
+from attrib.train import view_features
+from attrib.train.augment.settings import DONOR_KINDS, KINDS
+from attrib.train.augment.views import draw_kind, view_generator
+from attrib.train.settings import TrainSettings
+from attrib.train.view_features import (
     COLUMNS,
     MARGIN,
     NO_DONOR,
@@ -36,8 +38,6 @@ from attrib.view_features import (
     read_chunks,
     write_chunk,
 )
-from attrib.view_settings import DONOR_KINDS, KINDS
-from attrib.views import draw_kind, view_generator
 
 LOCAL = Storage(StorageSettings())
 VIEW_PX = 48

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from samples import picture
 from torchvision.transforms.v2 import functional
 
-from attrib.errors import AttribError
-from attrib.images import decode_image
-from attrib.view_settings import DONOR_KINDS, KINDS, KindMix, ViewSettings
-from attrib.views import draw_kind, render_view, view_generator, view_seed, view_sheet
+from attrib.common.errors import AttribError
+from attrib.data.decoding import decode_image
+from attrib.train.augment.settings import DONOR_KINDS, KINDS, KindMix, ViewSettings
+from attrib.train.augment.views import draw_kind, render_view, view_generator, view_seed, view_sheet
 
 VIEW_PX = 64
 WHOLE = {

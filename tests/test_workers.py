@@ -15,9 +15,9 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from attrib.alignment import MomentumQueue, info_nce, moco, momentum_update
-from attrib.disentanglement import RunningCovariance, cca_ssg, cor_infomax, gaussian_infomax
-from attrib.gather import gather, gather_fixed
+from attrib.train.all_gather import gather, gather_fixed
+from attrib.train.losses.contrastive import MomentumQueue, info_nce, moco, momentum_update
+from attrib.train.losses.decorrelation import RunningCovariance, cca_ssg, cor_infomax, gaussian_infomax
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

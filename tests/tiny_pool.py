@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attrib.generators.architectures import DecoderSpec
-from attrib.generators.pool import PHOTOGRAPHS, RECORD, PoolModel, pool_digest, samples_uri
-from attrib.storage import Storage, bytes_sha256, join
+from attrib.common.storage import Storage, bytes_sha256, join
+from attrib.generators.synthesis.architectures import DecoderSpec
+from attrib.generators.synthesis.pool import PHOTOGRAPHS, RECORD, PoolModel, pool_digest, samples_uri
 
 SPEC = DecoderSpec(
     num_blocks=1, convs_per_block=1, upsampler="nearest", activation="relu", norm="none", order="conv_norm_act"

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from attrib.ablate_settings import AblateSettings
-from attrib.ablation import Pictures
-from attrib.collection import Collection
-from attrib.evaluation import TruthRow
-from attrib.identity import image_ids
-from attrib.view_features import NO_DONOR, ORIGINAL, ViewFeatures
-from attrib.view_settings import KINDS
+from attrib.data.ids import image_ids
+from attrib.evaluate.ablation.settings import AblateSettings
+from attrib.evaluate.ablation.variants import Pictures
+from attrib.evaluate.collection import Collection
+from attrib.evaluate.protocol import TruthRow
+from attrib.train.augment.settings import KINDS
+from attrib.train.view_features import NO_DONOR, ORIGINAL, ViewFeatures
 
 NUM_SOURCES, NUM_GROUPS, NUM_QUERIES, NUM_FOLDS, VIEWS_EACH = 42, 36, 64, 3, 4
 WIDTH = 96  # of test_resnet's output

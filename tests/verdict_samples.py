@@ -3,10 +3,10 @@
 import numpy as np
 from generator_samples import Vectors, around, unit
 
-from attrib.generators.calibration import Calibration
-from attrib.generators.galleries import Galleries
-from attrib.generators.registry_settings import VerdictSettings
-from attrib.generators.verdicts import Judge
+from attrib.generators.identify.calibration import Calibration
+from attrib.generators.identify.verdicts import Judge
+from attrib.generators.registry.galleries import Galleries
+from attrib.generators.registry.settings import VerdictSettings
 
 SYNTHETIC = 2
 

@@ -8,9 +8,9 @@ from attrib.benchmark.harness import Contender, Row, compare, run_contender
 from attrib.benchmark.photographs import source_images, web_jpegs
 from attrib.benchmark.settings import BenchmarkSettings
 from attrib.benchmark.vectors import VectorPlan, make_gaussian, make_vectors
-from attrib.errors import AttribError
-from attrib.settings import Settings
-from attrib.storage import fresh_folder
+from attrib.common.errors import AttribError
+from attrib.common.settings import Settings
+from attrib.common.storage import fresh_folder
 
 MADE_BY = "jobs.benchmark"
 

@@ -5,15 +5,15 @@ import os
 import numpy as np
 import pyarrow as pa
 
-from attrib.config import digest
-from attrib.corpus import LOCATION_FIELDS
-from attrib.identity import image_ids
-from attrib.manifest import RECORD as MANIFEST_RECORD
-from attrib.manifest import part_name
-from attrib.settings import CollectionSettings, StorageSettings
-from attrib.storage import Storage, join
-from attrib.vectors import OUTCOME_FIELDS, schema
-from attrib.vectors import RECORD as EMBEDDINGS_RECORD
+from attrib.common.config import digest
+from attrib.common.settings import CollectionSettings, StorageSettings
+from attrib.common.storage import Storage, join
+from attrib.data.collections import LOCATION_FIELDS
+from attrib.data.ids import image_ids
+from attrib.data.manifest import RECORD as MANIFEST_RECORD
+from attrib.data.manifest import part_name
+from attrib.embed.embeddings import OUTCOME_FIELDS, schema
+from attrib.embed.embeddings import RECORD as EMBEDDINGS_RECORD
 
 PARTITION_ROWS = 16_384  # the manifest job's default
 

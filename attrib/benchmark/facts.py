@@ -37,7 +37,7 @@ def find(rows: list[Row], stage: str, contender: str, **where) -> list[Row]:
 
 
 def build_slopes(rows: list[Row], sizes: tuple[int, ...]) -> list[Fact]:
-    found = find(rows, "build slope", "attrib.index.build_shard")
+    found = find(rows, "build slope", "attrib.index.index.build_shard")
     return [
         Fact(
             f"log-log slope of build time, {small:,} to {large:,} vectors",
@@ -52,7 +52,7 @@ def search_slopes(rows: list[Row], sizes: tuple[int, ...], batches: tuple[int, .
     """In queries at every size; one thread, the vectors of images."""
     facts = []
     for size in sizes:
-        found = find(rows, "search", "attrib.search.search_shard", threads=1, size=f"{size:,} x ")
+        found = find(rows, "search", "attrib.index.search.search_shard", threads=1, size=f"{size:,} x ")
         found = [row for row in found if "(images)" in row.size]
         for (few, first), (many, second) in zip(list(zip(batches, found)), list(zip(batches, found))[1:]):
             slope = log_slope(first.seconds, second.seconds, many / few)
@@ -150,7 +150,7 @@ def ray_share(rows: list[Row]) -> list[Fact]:
 
 
 def constants(rows: list[Row], command: str) -> dict[str, dict]:
-    """{name: value, unit, command}: what was measured on this machine, for the page on scale (attrib/scale/settings.py)."""
+    """{name: value, unit, command}: what was measured on this machine, for the page on scale (attrib/capacity/settings.py)."""
     found: dict[str, dict] = {}
 
     def note(name: str, unit: str, only: str, rows_of: list[Row], value=lambda row: row.seconds) -> None:
@@ -159,7 +159,7 @@ def constants(rows: list[Row], command: str) -> dict[str, dict]:
             if number is not None:
                 found[name] = {"value": number, "unit": unit, "command": f"{command} --set 'only=[{only}]'"}
 
-    decoded = find(rows, "decode + resize", "attrib.images")
+    decoded = find(rows, "decode + resize", "attrib.data.decoding")
     note("decode_images_per_second_per_core", "images/s", "decode", decoded, lambda row: 1 / row.seconds)
     bare = find(rows, "embed job", "bare network")
     note("forward_images_per_second_per_core", "images/s", "embed", bare, lambda row: 1 / row.seconds / row.workers)
@@ -176,9 +176,11 @@ def constants(rows: list[Row], command: str) -> dict[str, dict]:
     whole = [row for row in whole if "(images)" in row.size]
     note("index_bytes_per_vector", "bytes", "build", whole, lambda row: row.found["bytes_per_vector"])
     note("embedding_bytes_per_image", "bytes", "build", whole, lambda row: row.found["embedding_bytes_per_vector"])
-    filled = [row for row in find(rows, "build", "attrib.index.build_shard") if "(images)" in row.size]
+    filled = [row for row in find(rows, "build", "attrib.index.index.build_shard") if "(images)" in row.size]
     note("build_seconds_largest_shard", "s", "build", filled)
-    searched = [row for row in find(rows, "search", "attrib.search.search_shard", threads=1) if "(images)" in row.size]
+    searched = [
+        row for row in find(rows, "search", "attrib.index.search.search_shard", threads=1) if "(images)" in row.size
+    ]
     note("search_seconds_largest_batch", "s", "build, search", searched)
     written = find(rows, "merge, score, write", "attrib")
     note("write_seconds_per_row", "s", "build, attribute", written, lambda row: row.seconds / row.found["num_rows"])

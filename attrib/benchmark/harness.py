@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from attrib.errors import AttribError
+from attrib.common.errors import AttribError
 
 # Of a process, its highest is kept by the system; to look often at all of a job's processes would take from what is measured.
 POLL_SECONDS, SLOW_POLL_SECONDS, FEW_PROCESSES = 0.2, 1.0, 4

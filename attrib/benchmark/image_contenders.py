@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from attrib.backbone import load_encoder, load_network, preprocessing_of
 from attrib.benchmark.contender import Clock, cpu_seconds, set_threads
-from attrib.images import decode_jpeg
-from attrib.preprocessing import Preprocessing
-from attrib.settings import BackboneSettings, EmbedSettings, StorageSettings
-from attrib.storage import Storage
+from attrib.common.settings import BackboneSettings, EmbedSettings, StorageSettings
+from attrib.common.storage import Storage
+from attrib.data.decoding import decode_jpeg
+from attrib.models.encoder import load_encoder, load_network, preprocessing_of
+from attrib.models.preprocessing import Preprocessing
 
 READY_IMAGES = 64  # that the bare network sees over and over
 WARM_UP_IMAGES = 8

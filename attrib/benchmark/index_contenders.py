@@ -12,8 +12,8 @@ import numpy as np
 from attrib.benchmark import ours
 from attrib.benchmark.contender import Clock
 from attrib.benchmark.dataset import row_ids, write_dataset
-from attrib.units import unit_rows
-from attrib.vectors import open_embeddings, read_vectors
+from attrib.embed.embeddings import open_embeddings, read_vectors
+from attrib.index.normalize import unit_rows
 
 
 def load_vectors(job: dict) -> np.ndarray:

@@ -6,15 +6,15 @@ import os
 import numpy as np
 import pyarrow as pa
 
-from attrib.index import Shard, build_shard, open_shard
-from attrib.manifest import open_manifest
-from attrib.planning import IndexPlan, plan_index, training_rows
-from attrib.search import Candidates, search_shard
-from attrib.settings import IndexSettings, StorageSettings
-from attrib.storage import Storage
-from attrib.template import read_template, train_template, write_template
-from attrib.units import unit_rows
-from attrib.vectors import open_embeddings
+from attrib.common.settings import IndexSettings, StorageSettings
+from attrib.common.storage import Storage
+from attrib.data.manifest import open_manifest
+from attrib.embed.embeddings import open_embeddings
+from attrib.index.index import Shard, build_shard, open_shard
+from attrib.index.normalize import unit_rows
+from attrib.index.planning import IndexPlan, plan_index, training_rows
+from attrib.index.quantizer import read_template, train_template, write_template
+from attrib.index.search import Candidates, search_shard
 
 STORAGE = Storage(StorageSettings())
 

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from attrib.benchmark.settings import BenchmarkSettings, ImageBenchmarkSettings
-from attrib.config import digest
+from attrib.common.config import digest
+from attrib.common.errors import AttribError
 from attrib.demo.corpus import draw_corpus
-from attrib.errors import AttribError
 
 READY = "ready"
 

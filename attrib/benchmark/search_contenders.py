@@ -13,9 +13,9 @@ from attrib.benchmark import ours
 from attrib.benchmark.contender import Clock
 from attrib.benchmark.dataset import row_ids, write_dataset
 from attrib.benchmark.index_contenders import load_vectors
-from attrib.recall import recall, recall_by_nprobe
-from attrib.search import ranks
-from attrib.units import unit_rows
+from attrib.index.normalize import unit_rows
+from attrib.index.recall import recall, recall_by_nprobe
+from attrib.index.search import ranks
 
 WARM_UP_QUERIES = 16
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from attrib.settings import BackboneSettings, CollectionSettings, JobSettings, Positive, Settings, Uri
+from attrib.common.settings import BackboneSettings, CollectionSettings, JobSettings, Positive, Settings, Uri
 
 Stage = Literal["decode", "embed", "build", "search", "attribute", "train", "ray", "resume"]
 STAGES: tuple[Stage, ...] = ("decode", "embed", "build", "search", "attribute", "train", "ray", "resume")

@@ -12,8 +12,10 @@ def decode(bench: Bench) -> list[Row]:
     wanted = bench.settings.images
     job = {"folder": bench.jpegs, "num_images": wanted.decode_images, "backbone": as_json(bench.settings.backbone)}
     contenders = [
-        Contender("attrib.images", f"{IMAGES}:decode_and_resize", job, note="scaled as the embed job's default has it"),
-        Contender("attrib.images, full size", f"{IMAGES}:decode_and_resize", job | {"full_size": True}),
+        Contender(
+            "attrib.data.decoding", f"{IMAGES}:decode_and_resize", job, note="scaled as the embed job's default has it"
+        ),
+        Contender("attrib.data.decoding, full size", f"{IMAGES}:decode_and_resize", job | {"full_size": True}),
         Contender("Pillow loop", f"{IMAGES}:pillow", job),
         Contender("TorchCodec, no resize", f"{IMAGES}:torchcodec", job, may_fail=True),
     ]
@@ -82,7 +84,7 @@ def _fill(bench: Bench, vectors: VectorSet) -> list[Row]:
     job = vectors.job(bench.settings)
     job["output"] = job["shard"]
     contenders = [
-        Contender("attrib.index.build_shard", f"{INDEX}:build", job),
+        Contender("attrib.index.index.build_shard", f"{INDEX}:build", job),
         Contender("faiss, Parquet to index file", f"{INDEX}:faiss_build", job, note="same centroids"),
         Contender(
             "faiss index.add",
@@ -101,7 +103,7 @@ def build_slope(bench: Bench) -> list[Row]:
     for vectors in bench.vector_sets:
         if vectors.kind == "images":
             job = vectors.job(bench.settings, template=template, output=f"{vectors.folder}/sloped")
-            contenders = [Contender("attrib.index.build_shard", f"{INDEX}:build", job)]
+            contenders = [Contender("attrib.index.index.build_shard", f"{INDEX}:build", job)]
             size = f"one shard, one thread: {vectors.size:,} vectors, lists of {bench.largest.size:,}"
             rows += bench.compare("build slope", {"build": size}, contenders)
     return rows
@@ -129,7 +131,7 @@ def _search(bench: Bench, vectors: VectorSet, job: dict, threads: int, found: di
     theirs = whole if vectors.kind == "images" else job
     argsort = job | {"timed_queries": bench.settings.vectors.argsort_queries}
     contenders = [
-        Contender("attrib.search.search_shard", f"{SEARCH}:batch_search", whole, threads),
+        Contender("attrib.index.search.search_shard", f"{SEARCH}:batch_search", whole, threads),
         Contender("faiss index.search", f"{SEARCH}:faiss_search", theirs, threads, note="same lists and nprobe"),
         Contender("faiss.knn, exact", f"{SEARCH}:brute_force", job, threads),
         Contender("argsort per query (AbC)", f"{SEARCH}:argsort_loop", argsort, threads),

@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from attrib.backbone import load_network
-from attrib.batches import InputBatches, Inputs
 from attrib.benchmark.contender import Clock, cpu_seconds
 from attrib.benchmark.settings import BenchmarkSettings, TrainBenchmarkSettings
-from attrib.model import build_model, save_model
-from attrib.model_settings import HeadSettings, PartSettings
-from attrib.objective import Objective
-from attrib.settings import BackboneSettings, StorageSettings
-from attrib.storage import Storage
-from attrib.student import student_of, trained_groups
-from attrib.train_settings import OptimiserSettings, TrainSettings
-from attrib.training import rate
+from attrib.common.settings import BackboneSettings, StorageSettings
+from attrib.common.storage import Storage
+from attrib.models.encoder import load_network
+from attrib.models.model import build_model, save_model
+from attrib.models.settings import HeadSettings, PartSettings
+from attrib.train.batches import InputBatches, Inputs
+from attrib.train.loop import rate
+from attrib.train.objective import Objective
+from attrib.train.settings import OptimiserSettings, TrainSettings
+from attrib.train.student import student_of, trained_groups
 
 LAP = "step"
 START, INPUTS = "_start.safetensors", "_inputs.safetensors"  # as jobs.train names them

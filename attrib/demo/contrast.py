@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from attrib.backbone import CHECKPOINT_KEY
+from attrib.common.errors import AttribError
 from attrib.demo.views import ViewRange, draw_parameters, render_views
-from attrib.errors import AttribError
+from attrib.models.encoder import CHECKPOINT_KEY
 
 BACKBONE = "test_resnet"
 IMAGE_PX = 48

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from attrib.common.errors import AttribError
 from attrib.demo.canvas import Canvas, Palette, draw_palette, vary_palette
 from attrib.demo.motifs import THINGS
 from attrib.demo.patterns import PATTERNS
-from attrib.errors import AttribError
 
 COLLECTIONS = {**THINGS, **PATTERNS}
 STUDIOS = (

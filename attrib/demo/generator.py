@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from attrib.common.errors import AttribError
 from attrib.demo.views import NUM_PARAMETERS, ViewRange, draw_parameters, render_views
-from attrib.errors import AttribError
 
 GENERATED_PX = 96
 TRUTH_COLUMNS = ("query_key", "source_key")

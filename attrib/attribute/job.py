@@ -1,0 +1,266 @@
+"""The attribute job: every shard against every block of queries, then an exact merge per block.
+
+A search task opens one shard and takes all blocks of its group through it at once, so that each list is read once for as many queries as memory
+holds. What it finds is published per (block, shard); then, each in tasks of its own: the best of all shards per block, the metadata of their
+sources per shard, and the final rows per block. Neither the index nor the batch nor the sources' metadata has to fit a machine, and each is read
+a fixed number of times. A few queries are searched exactly as well, by the same tasks while they have a shard open.
+"""
+
+import sys
+
+import numpy as np
+import pyarrow.compute as pc
+
+from attrib.attribute.merge import describe_sources, merge_blocks, write_blocks
+from attrib.attribute.rows import (
+    RECORD,
+    RunStamp,
+    block_name,
+    block_rows,
+    lists_uri,
+    partial_table,
+    partial_uri,
+    read_partial,
+)
+from attrib.attribute.run import (
+    AttributionJob,
+    exact_uri,
+    num_checked,
+    parts_of_shards,
+    pending_blocks,
+    use_threads,
+)
+from attrib.common.errors import FailedShareError
+from attrib.common.progress import Progress
+from attrib.common.run_record import begin, finish, run_identity
+from attrib.common.settings import AttributeSettings
+from attrib.common.storage import Storage, is_remote, join, scratch_folder
+from attrib.data.ids import sampling_rank
+from attrib.data.manifest import open_manifest
+from attrib.embed.embeddings import open_embeddings
+from attrib.generators.identify.files import check_same_images, open_identified
+from attrib.index.cost_model import plan_search
+from attrib.index.estimate import estimate_attribute, probe_groups, shard_sizes
+from attrib.index.index import check_same_encoder, open_index
+from attrib.index.recall import lowest_ranked, recall, sample_threshold
+from attrib.index.search import Candidates, merge, probed_lists, ranks, search_shard
+from attrib.runtime.admission import admit
+from attrib.runtime.estimate import Estimate
+from attrib.runtime.machine import RowBytes, baseline_bytes, measure_answers, row_bytes
+from attrib.runtime.session import connect, device_of, num_cluster_cpus
+from attrib.runtime.tasks import run_units
+
+SEARCH_ROWS = 131_072  # queries whose vectors a search task holds at a time
+SAMPLED_SOURCES = 4_096  # rows, to see how large they are
+
+
+def run(settings: AttributeSettings) -> dict:
+    """Attribute every query and return the record. Raises MismatchError unless queries and index come from the same encoder."""
+    baseline_bytes()
+    storage = Storage(settings.storage)
+    index = open_index(settings.index, storage)
+    queries = open_embeddings(settings.queries, storage)
+    check_same_encoder(index, queries)
+    manifest = open_manifest(queries.manifest_uri, storage)
+    plan = plan_search(index, sum(queries.num_embedded), settings.engine, settings.nprobe)
+    job = AttributionJob(settings, index, queries, manifest, plan)
+    inputs = {
+        "index": index.digest,
+        "queries": queries.digest,
+        "query_rows": manifest.rows_digest,
+        # An index may be measured again and store another nprobe, or other rates, with the same shards.
+        "engine": plan.engine,
+        "nprobe": plan.nprobe,
+        "num_candidates": job.num_candidates,
+    }
+    if settings.generators:
+        job.identified = open_identified(settings.generators, storage)
+        check_same_images(job.identified, manifest)
+        inputs["generators"] = job.identified.digest
+    record = begin(settings, RECORD, inputs, storage)
+    if record:
+        return record
+    connect(settings.ray)
+    job.device = device_of(settings.device, "attribute")
+    job.num_workers = max(1, num_cluster_cpus() // settings.threads_per_task)
+    stamp = RunStamp(
+        settings.run_id or run_identity(settings, inputs)[:16], index.encoder["model_digest"], index.digest
+    )
+    print(job.describe(), file=sys.stderr)
+    admitted = admit(_estimate(job, storage), settings)
+    checked = _probe(job, storage)
+    _search(job, checked, storage)
+    merge_blocks(job, storage)
+    describe_sources(job, storage)
+    counts = write_blocks(job, stamp, storage)
+    num_queries, num_failed = sum(c["num_queries"] for c in counts), sum(c["num_failed"] for c in counts)
+    if num_failed > settings.max_failed_share * num_queries:
+        raise FailedShareError(
+            f"{num_failed:,} of {num_queries:,} queries could not be embedded, more than max_failed_share = {settings.max_failed_share:g}; "
+            f"see {join(queries.uri, 'failures.parquet')}"
+        )
+    results = {
+        "run_id": stamp.run_id,
+        "num_queries": num_queries,
+        "num_attributed": num_queries - num_failed,
+        "num_failed": num_failed,
+        "num_rows": sum(c["num_rows"] for c in counts),
+        "num_blocks": len(job.blocks),
+        "engine": plan.engine,
+        "engine_reason": plan.reason,
+        "nprobe": plan.nprobe,
+        "num_candidates": job.num_candidates,
+        "model": index.encoder,
+        "index_digest": index.digest,
+        "index_recall": index.recall,
+        "batch_recall": _check_recall(job, checked[0], storage),
+        "estimate": admitted.to_dict(),
+        "generators": job.identified.summary if job.identified else None,
+    }
+    storage.delete_folder(join(settings.output, "_partials"))
+    return finish(settings, RECORD, inputs, results, storage)
+
+
+def _estimate(job: AttributionJob, storage: Storage) -> Estimate:
+    settings, index = job.settings, job.index
+    num_rows, dimension = max(block_rows(block) for block in job.blocks), job.queries.dimension
+    sizes = [shard["num_vectors"] for shard in index.shards]
+    sources = storage.read_rows(join(index.shard_uri(0), "sources.parquet"), 0, min(SAMPLED_SOURCES, sizes[0]))
+    return estimate_attribute(
+        shard_sizes(dimension, index.plan, sizes, num_rows, RowBytes.of(sources)),
+        num_queries=sum(job.queries.num_rows),
+        queries_together=SEARCH_ROWS,
+        block_rows=num_rows,
+        top_k=settings.top_k,
+        num_candidates=job.num_candidates if job.scans_codes else settings.top_k,
+        nprobe=job.plan.nprobe,
+        query=row_bytes(job.manifest, storage),
+        search_seconds=job.plan.seconds,
+        check_seconds=plan_search(index, num_checked(job), "exact").seconds if num_checked(job) else 0.0,
+        baseline_bytes=baseline_bytes(),
+        rates=measure_answers(dimension),
+        num_workers=job.num_workers,
+        copies_shards=is_remote(index.uri),
+        on_gpus=job.device == "cuda",
+    )
+
+
+def _probe(job: AttributionJob, storage: Storage) -> tuple[np.ndarray, np.ndarray]:
+    """One pass over the queries before the search: which lists they probe, found once and not in every shard again, and those that recall is
+    measured on: ids int64 [n] ascending and unit vectors float32 [n, d], without rows where it is not."""
+    wanted = num_checked(job)
+    # A restart draws the same sample again, also from blocks that are finished.
+    blocks = range(len(job.blocks)) if wanted else pending_blocks(job, storage) if job.shares_lists else []
+    num_rows = sum(block_rows(job.blocks[block]) for block in blocks)
+    num_groups = probe_groups(len(blocks), num_rows, job.num_workers)
+    groups = [group.tolist() for group in np.array_split(blocks, num_groups)] if num_groups else []
+    threshold = sample_threshold(wanted, sum(job.queries.num_embedded)) if wanted else None
+    progress = Progress("probe", num_rows, "queries")
+    sampled = {}
+    units = [(job, group, threshold, storage) for group in groups]
+    for i, found in run_units(_probe_task, units, num_cpus=job.settings.threads_per_task):
+        sampled[i] = found
+        progress.update(sum(block_rows(job.blocks[block]) for block in groups[i]))
+    progress.close()
+    if not wanted:
+        return np.empty(0, np.int64), np.empty((0, job.queries.dimension), np.float32)
+    ids, vectors = (np.concatenate([found[column] for found in sampled.values()]) for column in (0, 1))
+    ids, vectors = lowest_ranked(ids, vectors, wanted)
+    order = np.argsort(ids)
+    return ids[order], vectors[order]
+
+
+def _probe_task(
+    job: AttributionJob, blocks: list[int], threshold: np.uint64 | None, storage: Storage
+) -> tuple[np.ndarray, np.ndarray]:
+    """Writes the blocks' lists; ids and unit vectors of their queries with a sampling_rank up to the threshold."""
+    use_threads(job)
+    read = job.read_blocks(blocks, storage)
+    if job.shares_lists:
+        template = job.index.read_template(storage)
+        for block, (_, units) in zip(blocks, read):
+            uri = lists_uri(job.settings.output, block)
+            if not storage.exists(uri):
+                storage.write_array(uri, probed_lists(template, units, job.plan.nprobe))
+    ids, units = (np.concatenate([columns[i] for columns in read]) for i in (0, 1))
+    chosen = np.zeros(len(ids), bool) if threshold is None else sampling_rank(ids) <= threshold
+    return ids[chosen], units[chosen]
+
+
+def _search(job: AttributionJob, checked: tuple[np.ndarray, np.ndarray], storage: Storage) -> None:
+    """checked: ids and unit vectors of the queries that are also searched exactly, while a shard is open."""
+    output, pending = job.settings.output, pending_blocks(job, storage)
+    units = []
+    for shard, num_parts in enumerate(parts_of_shards(job)):
+        is_checked = not len(checked[0]) or storage.exists(exact_uri(output, shard))
+        for i, part in enumerate(np.array_split(pending, min(max(1, len(pending)), num_parts))):
+            mine = checked if i == 0 and not is_checked else None
+            if len(part) or mine:
+                units.append((job, shard, part.tolist(), mine, storage))
+    counts = [sum(block_rows(job.blocks[b]) for b in group) for _, _, group, _, _ in units]
+    progress = Progress("search", sum(counts), "query-shard pairs")
+    for i, _ in run_units(
+        _search_task, units, num_cpus=job.settings.threads_per_task, num_gpus=int(job.device == "cuda")
+    ):
+        progress.update(counts[i])
+    progress.close()
+
+
+def _search_task(
+    job: AttributionJob, shard: int, group: list[int], checked: tuple[np.ndarray, np.ndarray] | None, storage: Storage
+) -> None:
+    """What one shard holds for the queries of some blocks and, unless None, what exact search finds for those that are checked."""
+    output = job.settings.output
+    pending = [b for b in group if not storage.exists(partial_uri(output, b, shard))]
+    if checked and storage.exists(exact_uri(output, shard)):
+        checked = None
+    if not pending and not checked:
+        return
+    use_threads(job)
+    with scratch_folder() as folder:
+        opened = job.open_shard(shard, storage, folder)
+        for together in job.together(pending, SEARCH_ROWS):
+            read = job.read_blocks(together, storage)
+            lists = None
+            if job.shares_lists:
+                lists = np.concatenate([storage.read_array(lists_uri(output, b)) for b in together])
+            found = search_shard(
+                opened,
+                np.concatenate([vectors for _, vectors in read]),
+                job.settings.top_k,
+                job.num_candidates,
+                job.plan.nprobe,
+                job.scans_codes,
+                job.kernel(),
+                lists,
+            )
+            starts = np.cumsum([0, *(len(ids) for ids, _ in read)])
+            cuts = np.searchsorted(found.query, starts)
+            for i, block in enumerate(together):
+                part = found.at(np.arange(cuts[i], cuts[i + 1]))
+                part = Candidates(part.query - starts[i], part.id, part.scan_score, part.score)
+                storage.write_table(partial_uri(output, block, shard), partial_table(part, read[i][0]))
+        if checked:
+            ids, vectors = checked
+            exact = search_shard(opened, vectors, job.settings.top_k, job.num_candidates, 0, False, job.kernel())
+            storage.write_table(exact_uri(output, shard), partial_table(exact, ids))
+
+
+def _check_recall(job: AttributionJob, ids: np.ndarray, storage: Storage) -> dict | None:
+    """Recall of this batch's own queries against exact search: generated images may lie where held-out sources do not."""
+    if not len(ids):
+        return None
+    k, num_shards = job.settings.top_k, len(job.index.shards)
+    exact_uris = [exact_uri(job.settings.output, shard) for shard in range(num_shards)]
+    truth = merge([read_partial(storage.read_table(uri), ids) for uri in exact_uris], k)
+    uris = [join(job.settings.output, "attributions", block_name(block)) for block in range(len(job.blocks))]
+    rows = storage.dataset(uris, format="parquet").to_table(
+        columns=["query_id", "rank", "source_id"], filter=pc.field("query_id").isin(ids)
+    )
+    found = np.full((len(ids), k), -1, np.int64)
+    found[np.searchsorted(ids, rows["query_id"].to_numpy()), rows["rank"].to_numpy() - 1] = rows["source_id"].to_numpy()
+    exact = np.full((len(ids), k), -1, np.int64)
+    exact[truth.query, ranks(truth.query)] = truth.id
+    measured = recall(found, exact)
+    print(f"recall@{k} {measured:.4f} of exact search on {len(ids)} queries of this batch", file=sys.stderr)
+    return {"k": k, "recall": round(measured, 6), "num_queries": len(ids)}

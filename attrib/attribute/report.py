@@ -1,0 +1,307 @@
+"""One self-contained page about an attribution run: how similar, which sources, which roll-ups, which failures.
+
+A run may hold 100 million rows, so they are aggregated by Arrow's streaming engine over the run's files and never become Python objects.
+Memory grows with the number of distinct sources and metadata values (one row of sums each) and with the number of queries (12 bytes each).
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow.acero import AggregateNodeOptions, Declaration, FilterNodeOptions, ProjectNodeOptions, ScanNodeOptions
+from pyarrow.dataset import Dataset
+
+from attrib.attribute.report_generators import generator_section
+from attrib.attribute.rows import OUTCOME_FIELDS, RECORD, block_name, read_sources
+from attrib.common.errors import AttribError
+from attrib.common.settings import ReportSettings
+from attrib.common.storage import Storage, join
+from attrib.index.index import RECORD as INDEX_RECORD
+from attrib.index.index import Index, open_index
+from attrib.pages.thumbnails import read_thumbnails
+
+SOURCES_PER_QUERY = 5  # in the gallery
+MAX_ROLL_UP_VALUES = 50  # a column with more is cut to its first TOP_ROLL_UP_VALUES and the rest in one line
+TOP_ROLL_UP_VALUES = 20
+MAX_FAILURE_REASONS = 20
+MAX_FAILURES_LISTED = 50
+MAX_BARS = 40  # of a histogram
+SIMILARITY_STEPS = (0.01, 0.02, 0.05, 0.1)
+MAX_TICKS = 10
+MAX_TEXT_CHARS = 240  # of a key or a metadata value; the page stays small whatever the sidecar holds
+SHARE_DECIMALS = 6  # threads add in any order; what differs by less counts as equal, so that a second page is the same
+
+HAS_SHARE = pc.field("share") > 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished attribution run: its record, its index, and scans of its rows and outcomes."""
+
+    record: dict
+    index: Index
+    rows: Dataset
+    outcomes: Dataset
+
+
+def open_run(uri: str, storage: Storage) -> Run:
+    """Raises AttribError if the run or its index is not there."""
+    record = storage.require(join(uri, RECORD), "jobs.attribute")
+    blocks = [block_name(block) for block in range(record["num_blocks"])]
+
+    def scan(folder: str) -> Dataset:
+        return storage.dataset([join(uri, folder, block) for block in blocks], format="parquet")
+
+    index = open_index(record["settings"]["index"], storage)
+    if index.digest != record["index_digest"]:
+        raise AttribError(
+            f"{index.uri} was rebuilt since {uri} was made with it; run jobs.attribute again, to another output"
+        )
+    return Run(record, index, scan("attributions"), scan("outcomes"))
+
+
+def write_report(settings: ReportSettings) -> dict:
+    """Write the page to settings.output and return its headline figures.
+
+    Raises AttribError if the run or its index is missing, or the sources lack a column of settings.roll_up.
+    """
+    storage = Storage(settings.storage)
+    run = open_run(settings.attributions, storage)
+    roll_up_columns = _roll_up_columns(settings, run)
+    ids, similarity, num_sources = _top_similarities(run.outcomes)
+    sums = source_sums(run.rows, settings.clear_similarity)
+    sources = _top_sources(sums, run.index, settings.num_sources, storage)
+    gallery = _gallery(run, ids, settings.num_gallery)
+
+    generators = generator_section(run.record, storage)
+    shown_queries = [q["id"] for q in gallery] + (generators["exemplar_ids"] if generators else [])
+    query_images = read_thumbnails(run.record["settings"]["queries"], shown_queries, settings.thumbnail_px, storage)
+    index_settings = storage.read_json(join(run.index.uri, INDEX_RECORD))["settings"]
+    shown_sources = {s["id"] for s in sources} | {s["source_id"] for q in gallery for s in q["sources"]}
+    source_images = read_thumbnails(index_settings["embeddings"], shown_sources, settings.thumbnail_px, storage)
+
+    summary = {
+        "run_id": run.record["run_id"],
+        "num_queries": run.record["num_queries"],
+        "num_attributed": run.record["num_attributed"],
+        "num_failed": run.record["num_failed"],
+        "num_clear": int(np.count_nonzero(similarity >= settings.clear_similarity)),
+        "median_top_similarity": float(np.median(similarity)) if len(similarity) else None,
+        "num_sources_named": len(sums),
+        "num_missing_images": sum(
+            image.data_uri is None for image in (*query_images.values(), *source_images.values())
+        ),
+    }
+    page = _render(
+        settings=settings,
+        record=run.record,
+        index=run.index,
+        index_settings=index_settings,
+        summary=summary,
+        num_truncated=run.outcomes.count_rows(filter=pc.field("shares_truncated")),
+        similarity_histogram=similarity_histogram(similarity, settings.clear_similarity),
+        num_sources_histogram=count_histogram(num_sources),
+        sources=sources,
+        roll_ups=[roll_up(run.rows, name, settings.clear_similarity) for name in roll_up_columns],
+        gallery=gallery,
+        query_images=query_images,
+        source_images=source_images,
+        failures=_failures(run.outcomes) if run.record["num_failed"] else None,
+        generators=generators,
+    ).encode()
+    storage.write_bytes(settings.output, page)
+    return summary | {"output": settings.output, "num_bytes": len(page)}
+
+
+def source_sums(rows: Dataset, clear_similarity: float) -> pa.Table:
+    """One row per source with a share: its id as `key` and sums over the queries that it has a share of.
+
+    share: float64, in queries; clear_share: the part from queries to which it has at least clear_similarity; num_queries,
+    num_first, num_clear: int64, all of them, those in which it ranks first, those of clear_share; best_similarity: cosine.
+    """
+    is_clear = pc.field("similarity") >= clear_similarity
+    columns = {
+        "key": pc.field("source_id"),
+        "share": pc.field("share"),
+        "clear_share": pc.if_else(is_clear, pc.field("share"), 0.0),
+        "num_first": (pc.field("rank") == 1).cast(pa.int64()),
+        "num_clear": is_clear.cast(pa.int64()),
+        "best_similarity": pc.field("similarity"),
+    }
+    sums = [(name, "hash_max" if name == "best_similarity" else "hash_sum", None, name) for name in list(columns)[1:]]
+    return _rounded(_aggregate(rows, HAS_SHARE, columns, ["key"], [*sums, ([], "hash_count_all", None, "num_queries")]))
+
+
+def roll_up(rows: Dataset, name: str, clear_similarity: float) -> dict:
+    """Shares summed by the values of a metadata column of the sources, largest first, nulls as a value of their own.
+
+    {name, num_values, values: [{key, share, clear_share}]}; the values after TOP_ROLL_UP_VALUES of a long list are left out.
+    """
+    columns = {
+        "key": pc.field(f"source_{name}").cast(pa.string()),
+        "share": pc.field("share"),
+        "clear_share": pc.if_else(pc.field("similarity") >= clear_similarity, pc.field("share"), 0.0),
+    }
+    sums = [("share", "hash_sum", None, "share"), ("clear_share", "hash_sum", None, "clear_share")]
+    table = _rounded(_aggregate(rows, HAS_SHARE, columns, ["key"], sums))
+    num_shown = len(table) if len(table) <= MAX_ROLL_UP_VALUES else TOP_ROLL_UP_VALUES
+    return {"name": name, "num_values": len(table), "values": _largest(table, num_shown).to_pylist()}
+
+
+def gallery_positions(num_queries: int, num_gallery: int) -> np.ndarray:
+    """int64 [min(num_gallery, num_queries)]: evenly spaced places in 0 .. num_queries - 1, both ends included."""
+    return np.unique(np.rint(np.linspace(0, num_queries - 1, min(num_gallery, num_queries))).astype(np.int64))
+
+
+def _aggregate(scan: Dataset, where: pc.Expression, columns: dict, keys: list[str], aggregates: list) -> pa.Table:
+    return Declaration.from_sequence(
+        [
+            Declaration("scan", ScanNodeOptions(scan, columns=columns, filter=where)),
+            # The scan's own filter only leaves out row groups that cannot match.
+            Declaration("filter", FilterNodeOptions(where)),
+            Declaration("project", ProjectNodeOptions(list(columns.values()), list(columns))),
+            Declaration("aggregate", AggregateNodeOptions(aggregates, keys=keys)),
+        ]
+    ).to_table()
+
+
+def _largest(table: pa.Table, count: int) -> pa.Table:
+    order = [("share", "descending"), ("key", "ascending")]
+    return table.take(pc.select_k_unstable(table, min(count, len(table)), order)) if len(table) else table
+
+
+def _rounded(table: pa.Table) -> pa.Table:
+    for name in ("share", "clear_share"):
+        table = table.set_column(table.schema.get_field_index(name), name, pc.round(table[name], SHARE_DECIMALS))
+    return table
+
+
+def _roll_up_columns(settings: ReportSettings, run: Run) -> list[str]:
+    kinds = {name: run.rows.schema.field(f"source_{name}").type for name in run.index.metadata_columns}
+    available = [name for name, kind in kinds.items() if not pa.types.is_nested(kind) and kind != pa.binary()]
+    unknown = [name for name in settings.roll_up if name not in available]
+    if unknown:
+        raise AttribError(
+            f"report.roll_up: the sources have no column {unknown[0]!r} of single values; "
+            f"they have {', '.join(available) or 'no metadata'}"
+        )
+    return list(dict.fromkeys(settings.roll_up)) or available
+
+
+def _top_similarities(outcomes: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """query ids int64 [n], top similarity float32 [n] and number of sources int32 [n] of the attributed
+    queries, clearest first."""
+    columns = ["query_id", "top_similarity", "num_sources"]
+    found = outcomes.to_table(columns=columns, filter=pc.field("status") == "attributed")
+    ids, similarity, num_sources = (found[name].to_numpy() for name in columns)
+    order = np.lexsort((ids, -similarity))
+    return ids[order], similarity[order], num_sources[order]
+
+
+def _top_sources(sums: pa.Table, index: Index, num_sources: int, storage: Storage) -> list[dict]:
+    top = _largest(sums, num_sources)
+    known = {row["id"]: row for row in read_sources(index, top["key"].to_numpy(), storage).to_pylist()}
+    shown = {
+        i: {"id": i, "key": row["key"], "metadata": _metadata(row, {"id", "key", "uri"})} for i, row in known.items()
+    }
+    return [sums | shown[sums["key"]] for sums in top.to_pylist()]
+
+
+def _metadata(row: dict, fixed: set[str], prefix: str = "") -> dict:
+    return {name.removeprefix(prefix): value for name, value in row.items() if name not in fixed and value is not None}
+
+
+def _gallery(run: Run, ids: np.ndarray, num_gallery: int) -> list[dict]:
+    """Queries evenly spaced in the order of top similarity, each with its first sources."""
+    chosen = ids[gallery_positions(len(ids), num_gallery)]
+    is_chosen = pc.field("query_id").isin(pa.array(chosen))
+    fixed = {field.name for field in OUTCOME_FIELDS}
+    cards = {}
+    for row in run.outcomes.to_table(filter=is_chosen).to_pylist():
+        shown = {"id": row["query_id"], "key": row["query_key"], "metadata": _metadata(row, fixed, "query_")}
+        cards[row["query_id"]] = row | shown | {"sources": []}
+    columns = ["query_id", "rank", "source_id", "source_key", "similarity", "share"]
+    first = run.rows.to_table(columns=columns, filter=is_chosen & HAS_SHARE & (pc.field("rank") <= SOURCES_PER_QUERY))
+    for row in first.sort_by("rank").to_pylist():
+        cards[row["query_id"]]["sources"].append(row)
+    return [cards[query_id] for query_id in chosen.tolist()]
+
+
+def similarity_histogram(similarity: np.ndarray, clear_similarity: float) -> dict | None:
+    """Bars of float [n] in steps counted from clear_similarity, so that no bar straddles it. None without values.
+
+    {bars: [{low, high, count, is_clear}], ticks: [(value, label)], marker: the threshold or None}; bars cover [low, high).
+    """
+    if not len(similarity):
+        return None
+    distance = similarity.astype(np.float64) - clear_similarity
+    extent = max(distance.max(), 0.0) - min(distance.min(), 0.0)
+    step = next((s for s in SIMILARITY_STEPS if extent / s <= MAX_BARS), SIMILARITY_STEPS[-1])
+    place = np.floor(distance / step).astype(np.int64)
+    first, last = min(int(place.min()), -1), max(int(place.max()), 0)
+    edges = clear_similarity + step * np.arange(first, last + 2)
+    tick, digits = next(
+        (t for t in ((0.05, 2), (0.1, 1), (0.2, 1)) if (edges[-1] - edges[0]) / t[0] <= MAX_TICKS), (0.5, 1)
+    )
+    ticks = tick * np.arange(np.ceil(edges[0] / tick), np.floor(edges[-1] / tick) + 1)
+    bars = _bars(edges, np.bincount(place - first, minlength=len(edges) - 1), np.arange(first, last + 1) >= 0)
+    return {"bars": bars, "ticks": [(float(t), f"{t + 0.0:.{digits}f}") for t in ticks], "marker": clear_similarity}
+
+
+def count_histogram(values: np.ndarray) -> dict | None:
+    """Bars of positive integers [n], as `similarity_histogram`."""
+    if not len(values):
+        return None
+    largest = int(values.max())
+    step = -(-largest // MAX_BARS)
+    counts = np.bincount((values - 1) // step)
+    tick = max(step, -(-largest // MAX_TICKS))
+    bars = _bars(0.5 + step * np.arange(len(counts) + 1), counts, np.zeros(len(counts), bool))
+    return {"bars": bars, "ticks": [(t, f"{t:,}") for t in range(tick, largest + 1, tick)], "marker": None}
+
+
+def _bars(edges: np.ndarray, counts: np.ndarray, is_clear: np.ndarray) -> list[dict]:
+    columns = edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), is_clear.tolist()
+    return [dict(zip(("low", "high", "count", "is_clear"), bar)) for bar in zip(*columns)]
+
+
+def _failures(outcomes: Dataset) -> dict:
+    failed = pc.field("status") == "failed"
+    columns = {"stage": pc.field("stage"), "reason": pc.field("reason")}
+    counts = _aggregate(outcomes, failed, columns, ["stage", "reason"], [([], "hash_count_all", None, "count")])
+    listed = outcomes.head(MAX_FAILURES_LISTED, columns=["query_key", "stage", "reason"], filter=failed)
+    order = [("count", "descending"), ("stage", "ascending"), ("reason", "ascending")]
+    first = counts.sort_by(order).slice(0, MAX_FAILURE_REASONS)
+    return {"counts": first.to_pylist(), "num_reasons": len(counts), "listed": listed.to_pylist()}
+
+
+def _render(**context) -> str:
+    # Keys, metadata and reasons come from strangers' files: all is escaped, and the template marks no text as safe.
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    pretty = partial(json.dumps, indent=1, ensure_ascii=False)
+    environment.filters |= {"text": _text, "percent": _percent, "worth": _worth, "pretty": pretty}
+    template = resources.files("attrib.attribute").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(template).render(**context)
+
+
+def _text(value) -> str:
+    text = str(value)
+    return text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"
+
+
+def _percent(part: float, whole: float) -> str:
+    """Neither 0% nor 100% unless it is exactly so."""
+    if not part or math.isclose(part, whole):
+        return "100%" if part else "0%"
+    return f"{part / whole:.1%}" if 0.001 <= part / whole < 0.9995 else "<0.1%" if part < whole / 2 else ">99.9%"
+
+
+def _worth(share: float) -> str:
+    """A sum of shares, in images."""
+    return "<0.01" if 0 < share < 0.005 else f"{share:,.2f}" if share < 100 else f"{share:,.0f}"

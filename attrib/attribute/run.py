@@ -1,0 +1,138 @@
+"""What every task of an attribution run needs to know."""
+
+import faiss
+import numpy as np
+import pyarrow as pa
+
+from attrib.attribute.rows import block_name, block_rows, plan_blocks, read_block
+from attrib.common.errors import AttribError
+from attrib.common.settings import AttributeSettings
+from attrib.common.storage import Storage, join
+from attrib.data.manifest import Manifest, Slice
+from attrib.embed.embeddings import Embeddings
+from attrib.generators.identify.files import Identified
+from attrib.index.cost_model import SearchPlan
+from attrib.index.cpu_kernel import CpuKernel
+from attrib.index.estimate import READ_ROWS, shard_parts
+from attrib.index.index import Index, Shard, open_shard
+
+
+class AttributionJob:
+    """The run's settings, inputs and plan. device: "cpu" or "cuda", known once the cluster is joined. identified: verdicts on the queries' generators,
+    where they were asked for."""
+
+    def __init__(
+        self, settings: AttributeSettings, index: Index, queries: Embeddings, manifest: Manifest, plan: SearchPlan
+    ):
+        if plan.engine == "codes" and not index.is_compressed:
+            raise AttribError(
+                f"attribute.engine is 'codes', but {index.uri} is of kind {index.kind}, which has none; use lists"
+            )
+        self.settings, self.index, self.queries, self.manifest, self.plan = settings, index, queries, manifest, plan
+        self.blocks = plan_blocks(queries.num_rows, settings.query_block_rows)
+        self.num_candidates = settings.top_k * (settings.rerank_factor or index.rerank_factor)
+        self.device, self.num_workers = "cpu", 1
+        self.identified: Identified | None = None
+
+    @property
+    def scans_codes(self) -> bool:
+        return self.plan.engine == "codes"
+
+    @property
+    def shares_lists(self) -> bool:
+        """Whether the lists that queries probe are found ahead of the search, for all shards."""
+        return self.plan.engine != "exact" and len(self.index.shards) > 1
+
+    def describe(self) -> str:
+        engine = (
+            "exact search" if self.plan.engine == "exact" else f"nprobe {self.plan.nprobe} of {self.index.num_lists:,}"
+        )
+        return (
+            f"attribute: {sum(self.queries.num_rows):,} queries in {len(self.blocks)} block(s) against {self.index.num_vectors:,} vectors in "
+            f"{len(self.index.shards)} shard(s) of kind {self.index.kind}, {engine} ({self.plan.reason}), "
+            f"on {'GPUs' if self.device == 'cuda' else 'CPUs'}"
+        )
+
+    def open_shard(self, shard: int, storage: Storage, folder: str) -> Shard:
+        template = None if self.plan.engine == "exact" else self.index.read_template(storage)
+        return open_shard(self.index.shard_uri(shard), self.index.shards[shard], storage, folder, template)
+
+    def together(self, blocks: list[int], max_rows: int) -> list[list[int]]:
+        """Consecutive blocks of at most max_rows queries in all (a larger one stands alone)."""
+        batches: list[list[int]] = []
+        filled = 0
+        for block in blocks:
+            rows = block_rows(self.blocks[block])
+            if not batches or filled + rows > max_rows:
+                batches.append([])
+                filled = 0
+            batches[-1].append(block)
+            filled += rows
+        return batches
+
+    def block_ids(self, block: int, storage: Storage) -> np.ndarray:
+        """int64 [n] ascending: all queries of a block, those without a vector included."""
+        return np.sort(self._ids(_joined(self.blocks[block]), storage))
+
+    def _ids(self, slices: list[Slice], storage: Storage) -> np.ndarray:
+        uris = [self.queries.part_uri(part.unit) for part in slices]
+        rows = [storage.read_rows(uri, part.start, part.stop, ["id"]) for uri, part in zip(uris, slices)]
+        return np.concatenate([part["id"].to_numpy() for part in rows])
+
+    def read_blocks(self, blocks: list[int], storage: Storage) -> list[tuple[np.ndarray, np.ndarray]]:
+        """ids int64 [n] ascending and unit vectors float32 [n, d] of each block's queries that have one. Small blocks share row groups of a file, which are read once for READ_ROWS queries."""
+        read = []
+        for group in self.together(blocks, READ_ROWS):
+            spans = _joined([part for block in group for part in self.blocks[block]])
+            ids, units = read_block(self.queries, spans, storage)
+            if len(group) == 1:
+                read.append((ids, units))
+                continue
+            ends = np.cumsum([block_rows(self.blocks[block]) for block in group])
+            for everyone in np.split(self._ids(spans, storage), ends[:-1]):
+                mine = np.flatnonzero(np.isin(ids, everyone))
+                read.append((ids[mine], units[mine]))
+        return read
+
+    def kernel(self) -> type[CpuKernel]:
+        if self.device == "cpu":
+            return CpuKernel
+        from attrib.index.gpu_kernel import TorchKernel  # not above: CPU workers do without torch
+
+        return TorchKernel
+
+
+def _joined(slices: list[Slice]) -> list[Slice]:
+    """The same rows in as few slices as they need. Slices that adjoin follow each other."""
+    joined: list[Slice] = []
+    for part in slices:
+        if joined and (part.unit, part.start) == (joined[-1].unit, joined[-1].stop):
+            joined[-1] = Slice(part.unit, joined[-1].start, part.stop)
+        else:
+            joined.append(part)
+    return joined
+
+
+def exact_uri(output: str, shard: int) -> str:
+    """What exact search finds in one shard for the queries that recall is measured on."""
+    return join(output, "_partials", "exact", f"shard-{shard:05d}.parquet")
+
+
+def pending_blocks(job: AttributionJob, storage: Storage) -> list[int]:
+    """The blocks without their final rows."""
+    finished = set(storage.names(join(job.settings.output, "outcomes"), suffix=".parquet"))
+    return [b for b in range(len(job.blocks)) if block_name(b) not in finished]
+
+
+def parts_of_shards(job: AttributionJob) -> list[int]:
+    return shard_parts(len(job.index.shards), job.num_workers)
+
+
+def num_checked(job: AttributionJob) -> int:
+    """Queries that are also searched exactly, to measure recall."""
+    return 0 if job.plan.engine == "exact" else min(job.settings.recall_check_queries, sum(job.queries.num_embedded))
+
+
+def use_threads(job: AttributionJob) -> None:
+    faiss.omp_set_num_threads(job.settings.threads_per_task)
+    pa.set_cpu_count(job.settings.threads_per_task)

@@ -1,0 +1,254 @@
+"""What the jobs make of a size: how images are cut into units of work, and the tasks, files and requests that follow.
+
+These formulas serve twice: `attrib.capacity.derive` plans a size with them that nobody has run, and the simulation of jobs.scale holds them against
+what the jobs did. Nothing here depends on the speed of a machine.
+"""
+
+from dataclasses import dataclass, replace
+from math import lcm
+
+import numpy as np
+
+from attrib.attribute.rows import MIN_BLOCK_ROWS, USUAL_BLOCKS
+from attrib.capacity.settings import Constants, SimulationSettings, TargetSettings
+from attrib.common.settings import IndexSettings
+from attrib.common.storage import PARQUET_ROW_GROUP_ROWS
+from attrib.index.estimate import describe_parts, probe_groups, shard_parts
+from attrib.index.planning import plan_index, training_rows
+
+NUMPY_HEADER_BYTES = 128
+EMBED_BLOCKS = 10_000  # of chunks, at most, that the embed job hands to Ray Data
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A collection in units of listing, partitions and chunks. num_slices: pieces of listings that partitions are put together from."""
+
+    num_images: int
+    num_units: int
+    num_partitions: int
+    num_chunks: int
+    num_slices: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How sources, queries and index are cut. num_candidates: per (query, shard) pair in a partial file."""
+
+    sources: Cut
+    queries: Cut
+    num_shards: int
+    shard_vectors: int  # of the largest
+    worker_memory_bytes: int  # that a search task holds besides mapped files: centroids and a block of queries
+    num_blocks: int
+    num_query_slices: int  # of query partitions, that blocks are put together from
+    training_rows: int
+    kind: str
+    num_lists: int
+    code_bytes: int
+    num_candidates: int
+
+    @property
+    def shares_lists(self) -> bool:
+        """Whether the lists that queries probe are found once, for all shards."""
+        return self.num_lists > 0 and self.num_shards > 1
+
+
+def cut_collection(num_images: int, target: TargetSettings) -> Cut:
+    partitions, rest = divmod(num_images, target.partition_rows)
+    chunks = partitions * _ceil(target.partition_rows, target.chunk_rows) + _ceil(rest, target.chunk_rows)
+    return Cut(
+        num_images,
+        _ceil(num_images, target.unit_rows),
+        _ceil(num_images, target.partition_rows),
+        chunks,
+        _slices(num_images, target.unit_rows, target.partition_rows),
+    )
+
+
+def group_count(num_images: int, partition_rows: int, rows_per_group: int) -> tuple[int, int]:
+    """How many groups `attrib.index.planning.group_partitions` makes of full partitions and a shorter last one, and the images of the largest."""
+    full, rest = divmod(num_images, partition_rows)
+    per_group = max(1, rows_per_group // partition_rows)
+    groups = _ceil(full, per_group)
+    in_last = (full - (groups - 1) * per_group) * partition_rows if groups else 0
+    largest = min(full, per_group) * partition_rows
+    if rest and groups and in_last + rest <= rows_per_group:
+        return groups, max(largest, in_last + rest)
+    return groups + bool(rest), max(largest, rest)
+
+
+def lay_out(target: TargetSettings) -> Layout:
+    """Raises AttribError if no kind of index fits the memory of a worker."""
+    num_shards, largest = group_count(target.num_sources, target.partition_rows, target.shard_rows)
+    settings = IndexSettings(
+        embeddings="/",
+        output="/",
+        kind=target.kind,
+        shard_rows=target.shard_rows,
+        worker_memory_gib=target.worker_memory_gib,
+        num_lists=target.num_lists,
+        pq_bytes=target.pq_bytes,
+        training_rows=target.training_rows,
+    )
+    block_rows = rows_per_block(target.num_queries, target.query_block_rows)
+    plan = plan_index(settings, target.num_sources, [largest], target.dimension)
+    code_bytes = {"ivf_sq8": target.dimension, "ivf_pq": plan.pq_bytes}.get(plan.kind, 0)
+    return Layout(
+        sources=cut_collection(target.num_sources, target),
+        queries=cut_collection(target.num_queries, target),
+        num_shards=num_shards,
+        shard_vectors=largest,
+        worker_memory_bytes=plan.template_bytes
+        + 4 * target.dimension * min(target.query_block_rows, target.num_queries),
+        num_blocks=_ceil(target.num_queries, block_rows),
+        num_query_slices=_slices(target.num_queries, target.partition_rows, block_rows),
+        training_rows=training_rows(settings, plan),
+        kind=plan.kind,
+        num_lists=plan.num_lists,
+        code_bytes=code_bytes,
+        num_candidates=target.top_k * (target.rerank_factor if plan.is_compressed else 1),
+    )
+
+
+def rows_per_block(num_queries: int, query_block_rows: int) -> int:
+    """Queries of a block of `attrib.attribute.rows.plan_blocks`."""
+    rows = min(query_block_rows, max(MIN_BLOCK_ROWS, _ceil(num_queries, USUAL_BLOCKS)))
+    return _ceil(num_queries, _ceil(num_queries, rows))
+
+
+def task_counts(layout: Layout, target: TargetSettings, num_cpus: int) -> dict[str, int]:
+    """Ray tasks by "job: function"; of the embed job's encoders, which are Ray Data's, the chunks instead."""
+    counts: dict[str, int] = {}
+    for role, cut in (("sources", layout.sources), ("generated", layout.queries)):
+        counts[f"{role}/manifest: _list_unit"] = cut.num_units
+        counts[f"{role}/manifest: _write_partition"] = cut.num_partitions
+        counts[f"{role}/embeddings: chunks"] = cut.num_chunks
+        counts[f"{role}/embeddings: _finish_partition"] = cut.num_partitions
+    shards = layout.num_shards
+    counts["index: _sample_partition"] = layout.sources.num_partitions
+    if layout.num_lists:
+        counts["index: _train_task"] = 1
+    counts["index: _build_task"] = shards
+    counts["index: _search_held_out_task"] = shards * (1 + (target.num_recall_passes if layout.num_lists else 0))
+    counts["index: _rates_task"] = 1
+    if layout.shares_lists or num_checked(layout, target):
+        counts["attributions: _probe_task"] = probe_groups(layout.num_blocks, layout.queries.num_images, num_cpus)
+    counts["attributions: _search_task"] = num_parts(layout, num_cpus, layout.num_blocks)
+    counts["attributions: _merge_task"] = layout.num_blocks
+    counts["attributions: _describe_task"] = shards * describe_parts(shards)
+    counts["attributions: _write_task"] = layout.num_blocks
+    return counts
+
+
+def num_parts(layout: Layout, num_cpus: int, most: int) -> int:
+    """Of all shards, those of an unfilled last round cut in several (attrib.index.estimate.shard_parts), each in `most` at most."""
+    rest = layout.num_shards % num_cpus
+    return layout.num_shards - rest + sum(min(parts, most) for parts in shard_parts(rest, num_cpus))
+
+
+def num_checked(layout: Layout, target: TargetSettings) -> int:
+    """Queries that are also searched exactly."""
+    return min(target.recall_check_queries, layout.queries.num_images) if layout.num_lists else 0
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files of one kind. kept: whether they are there when the job has ended."""
+
+    num_files: int
+    num_bytes: float
+    kept: bool = True
+
+
+def file_counts(layout: Layout, target: TargetSettings, constants: Constants) -> dict[str, Files]:
+    """Files by the pattern of their path, every number in it a #. Records (JSON) and lists of failures are left out: they are small."""
+    found: dict[str, Files] = {}
+
+    def table(pattern: str, kind: str, num_files: int, num_rows: int, kept: bool = True) -> None:
+        row_bytes, file_bytes = (getattr(constants, f"{kind}_{of}_bytes").value for of in ("row", "file"))
+        found[pattern] = Files(num_files, num_rows * row_bytes + num_files * file_bytes, kept)
+
+    for role, cut in (("sources", layout.sources), ("generated", layout.queries)):
+        images, parts = cut.num_images, f"{role}/embeddings/part-#.parquet"
+        chunks = f"{role}/embeddings/_chunks/part-#/rows-#-#.parquet"
+        table(f"{role}/manifest/_listings/unit-#.parquet", "manifest", cut.num_units, images, kept=False)
+        table(f"{role}/manifest/part-#.parquet", "manifest", cut.num_partitions, images)
+        for pattern, num_files, kept in ((chunks, cut.num_chunks, False), (parts, cut.num_partitions, True)):
+            table(pattern, "embedding", num_files, images, kept)
+            vectors = 2.0 * target.dimension * images  # stored plainly (attrib.common.storage)
+            found[pattern] = replace(found[pattern], num_bytes=found[pattern].num_bytes + vectors)
+    shards, vectors = layout.num_shards, layout.sources.num_images
+    header = NUMPY_HEADER_BYTES
+    if layout.num_lists:
+        found["index/template.faiss"] = Files(1, 4 * target.dimension * layout.num_lists)
+        found["index/shard-#/offsets.npy"] = Files(shards, shards * (header + 8 * (layout.num_lists + 1)))
+    found["index/shard-#/vectors.npy"] = Files(shards, vectors * 2 * target.dimension + shards * header)
+    found["index/shard-#/ids.npy"] = Files(shards, vectors * 8 + shards * header)
+    found["index/shard-#/inverse_norms.npy"] = Files(shards, vectors * 4 + shards * header)
+    if layout.code_bytes:
+        found["index/shard-#/codes.npy"] = Files(shards, vectors * layout.code_bytes + shards * header)
+    table("index/shard-#/sources.parquet", "source", shards, vectors)
+    blocks, queries = layout.num_blocks, layout.queries.num_images
+    found_rows = queries * shards * min(layout.num_candidates, layout.shard_vectors)
+    partials = "attributions/_partials/block-#/shard-#.parquet"
+    table(partials, "partial", blocks * shards, found_rows, kept=False)
+    ids = blocks * shards * id_bytes(found_rows / (blocks * shards), vectors / shards)
+    found[partials] = replace(found[partials], num_bytes=found[partials].num_bytes + ids)
+    checked = num_checked(layout, target)
+    if checked:
+        exact, each = "attributions/_partials/exact/shard-#.parquet", checked * min(target.top_k, layout.shard_vectors)
+        table(exact, "partial", shards, shards * each, kept=False)
+        ids = shards * id_bytes(each, vectors / shards)
+        found[exact] = replace(found[exact], num_bytes=found[exact].num_bytes + ids)
+    if layout.shares_lists:
+        lists = 4.0 * min(target.nprobe, layout.num_lists) * queries + blocks * header
+        found["attributions/_partials/block-#/lists.npy"] = Files(blocks, lists, kept=False)
+    rows, described = queries * min(target.top_k, vectors), described_sources(layout, target)
+    merged = "attributions/_partials/block-#/merged.parquet"
+    table(merged, "partial", blocks, rows, kept=False)
+    ids = blocks * id_bytes(rows / blocks, vectors)
+    found[merged] = replace(found[merged], num_bytes=found[merged].num_bytes + ids)
+    table("attributions/_partials/block-#/wanted.parquet", "wanted", blocks, described, kept=False)
+    pieces = blocks * shards * describe_parts(shards)
+    table("attributions/_partials/block-#/sources-#-#.parquet", "source", min(pieces, described), described, kept=False)
+    table("attributions/attributions/block-#.parquet", "attribution", blocks, rows)
+    table("attributions/outcomes/block-#.parquet", "outcome", blocks, queries)
+    return found
+
+
+def described_sources(layout: Layout, target: TargetSettings) -> int:
+    """Sources whose metadata the blocks need, of all blocks together, if every source is found as often as another."""
+    vectors = layout.sources.num_images
+    drawn = layout.queries.num_images * min(target.top_k, vectors) / layout.num_blocks
+    return round(layout.num_blocks * vectors * -np.expm1(-drawn / vectors))
+
+
+def id_bytes(num_rows: float, num_ids: float) -> float:
+    """Bytes of a Parquet column of ids drawn evenly from `num_ids`: in every row group those that occur, and an index of whole bits for each row."""
+    group = min(num_rows, PARQUET_ROW_GROUP_ROWS)
+    distinct = num_ids * -np.expm1(-group / num_ids)
+    bits = max(1, (max(1, round(distinct)) - 1).bit_length())
+    return float(num_rows / group * (8 * distinct + group * bits / 8))
+
+
+def shard_files(layout: Layout) -> int:
+    """Arrays of a shard that a search worker opens."""
+    return 3 + bool(layout.num_lists) + bool(layout.code_bytes)
+
+
+def simulated_target(settings: SimulationSettings, target: TargetSettings, dimension: int) -> TargetSettings:
+    """A simulation as a size to plan for, on the machines of the real target."""
+    shared = {"num_sources", "num_queries", "image_px", "unit_rows", "partition_rows", "chunk_rows", "shard_rows"}
+    shared |= {"query_block_rows", "kind", "num_lists", "held_out_rows", "recall_check_queries"}
+    update = settings.model_dump(include=shared) | {"dimension": dimension, "num_recall_passes": 1}
+    return target.model_copy(update=update | {"pq_bytes": None, "nprobe": settings.num_lists})
+
+
+def _slices(num_rows: int, piece_rows: int, group_rows: int) -> int:
+    """Slices of pieces that groups are put together from: one starts where a piece starts, a group does, or both at once."""
+    return _ceil(num_rows, piece_rows) + _ceil(num_rows, group_rows) - _ceil(num_rows, lcm(piece_rows, group_rows))
+
+
+def _ceil(count: int, size: int) -> int:
+    return -(-count // size)

@@ -1,0 +1,238 @@
+"""Files of any job, on a local disk or an object store, with atomic publication.
+
+Object stores have no rename, but an object becomes visible only when its upload completes; a local file is
+written beside its target, flushed to disk and renamed. Either way a reader sees the whole file or none.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from attrib.common.errors import AttribError
+from attrib.common.settings import StorageSettings
+
+PARQUET_ROW_GROUP_ROWS = 16_384
+
+
+def join(uri: str, *parts: str) -> str:
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def is_remote(uri: str) -> bool:
+    return uri.startswith("s3://")
+
+
+class Storage:
+    """Access to every URI of a job. Picklable: each worker opens its own connections."""
+
+    def __init__(self, settings: StorageSettings):
+        self.settings = settings
+
+    def __reduce__(self):
+        return Storage, (self.settings,)
+
+    @cached_property
+    def _s3(self) -> pyarrow.fs.FileSystem:
+        settings = self.settings
+        if settings.client == "s3fs":
+            import s3fs
+
+            client = s3fs.S3FileSystem(
+                endpoint_url=settings.endpoint,
+                client_kwargs={"region_name": settings.region} if settings.region else {},
+                config_kwargs={
+                    "retries": {"max_attempts": settings.max_attempts, "mode": "standard"},
+                    "connect_timeout": settings.connect_timeout_seconds,
+                    "read_timeout": settings.request_timeout_seconds,
+                },
+            )
+            client.use_listings_cache = False
+            client.dircache.use_listings_cache = False
+            return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(client))
+        scheme, _, host = (settings.endpoint or "").partition("://")
+        return pyarrow.fs.S3FileSystem(
+            endpoint_override=host or None,
+            scheme=scheme or None,
+            region=settings.region or ("us-east-1" if settings.endpoint else None),
+            connect_timeout=settings.connect_timeout_seconds,
+            request_timeout=settings.request_timeout_seconds,
+            allow_delayed_open=True,  # a small object is then one request, not the three of a multipart upload
+            retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=settings.max_attempts),
+        )
+
+    @cached_property
+    def _local(self) -> pyarrow.fs.FileSystem:
+        return pyarrow.fs.LocalFileSystem()
+
+    def resolve(self, uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+        """The file system of `uri` and the path within it."""
+        return (self._s3, uri.removeprefix("s3://")) if is_remote(uri) else (self._local, uri)
+
+    def exists(self, uri: str) -> bool:
+        filesystem, path = self.resolve(uri)
+        return filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound
+
+    def list_folder(self, uri: str, *, recursive: bool = False, suffix: str = "") -> list[pyarrow.fs.FileInfo]:
+        """Files and folders below `uri` by path, empty if it does not exist; only names that end in `suffix`."""
+        filesystem, path = self.resolve(uri)
+        found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+        try:
+            return sorted((info for info in found if info.path.endswith(suffix)), key=lambda info: info.path)
+        except UnicodeDecodeError as error:
+            raise AttribError(
+                f"a file below {uri} has a name that is not UTF-8 ({error.object!r}); rename it"
+            ) from error
+
+    def names(self, uri: str, suffix: str = "") -> list[str]:
+        return [info.base_name for info in self.list_folder(uri, suffix=suffix)]
+
+    def open(self, uri: str) -> pa.NativeFile:
+        filesystem, path = self.resolve(uri)
+        return filesystem.open_input_file(path)
+
+    def read_bytes(self, uri: str) -> bytes:
+        with self.open(uri) as file:
+            return file.read()
+
+    def read_json(self, uri: str):
+        return json.loads(self.read_bytes(uri))
+
+    def read_table(self, uri: str, columns: list[str] | None = None, filter=None) -> pa.Table:
+        filesystem, path = self.resolve(uri)
+        return pq.read_table(path, columns=columns, filters=filter, filesystem=filesystem)
+
+    def read_rows(self, uri: str, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
+        """Rows [start, stop) of a Parquet file; only the row groups that hold them are read."""
+        with self.open(uri) as source:
+            file = pq.ParquetFile(source)
+            ends = np.cumsum([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
+            first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+            skipped = int(ends[first - 1]) if first else 0
+            return file.read_row_groups(range(first, last + 1), columns=columns).slice(start - skipped, stop - start)
+
+    def dataset(self, uris: list[str], **options) -> pyarrow.dataset.Dataset:
+        """A scan over explicit files: listing an object store again at every read is slow and not always consistent."""
+        filesystem, _ = self.resolve(uris[0])
+        return pyarrow.dataset.dataset([self.resolve(uri)[1] for uri in uris], filesystem=filesystem, **options)
+
+    def write_bytes(self, uri: str, data: bytes | pa.Buffer) -> None:
+        filesystem, path = self.resolve(uri)
+        if is_remote(uri):
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        self._write_local(path, lambda file: file.write(data))
+
+    def publish(self, local_path: str, uri: str) -> None:
+        """Move a finished local file to `uri`."""
+        if is_remote(uri):
+            filesystem, path = self.resolve(uri)
+            pyarrow.fs.copy_files(local_path, path, source_filesystem=self._local, destination_filesystem=filesystem)
+            os.unlink(local_path)
+            return
+        os.makedirs(os.path.dirname(uri), exist_ok=True)
+        if os.stat(local_path).st_dev == os.stat(os.path.dirname(uri)).st_dev:
+            with open(local_path, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(local_path, uri)
+            return
+        with open(local_path, "rb") as source:
+            self._write_local(uri, lambda file: shutil.copyfileobj(source, file, 1 << 24))
+        os.unlink(local_path)
+
+    @staticmethod
+    def _write_local(path: str, write) -> None:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        beside = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}.tmp")
+        try:
+            with open(beside, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            if os.path.exists(beside):
+                os.unlink(beside)
+
+    def write_array(self, uri: str, array: np.ndarray) -> None:
+        sink = io.BytesIO()
+        np.save(sink, array, allow_pickle=False)
+        self.write_bytes(uri, sink.getbuffer())
+
+    def read_array(self, uri: str) -> np.ndarray:
+        return np.load(io.BytesIO(self.read_bytes(uri)), allow_pickle=False)
+
+    def write_json(self, uri: str, value) -> None:
+        self.write_bytes(uri, json.dumps(value, indent=1, sort_keys=False, default=str).encode())
+
+    def write_table(self, uri: str, table: pa.Table, row_group_rows: int = PARQUET_ROW_GROUP_ROWS) -> None:
+        # Vectors neither repeat nor compress: a dictionary of them costs five times the time to read, and the compression a third.
+        vectors = {f.name for f in table.schema if pa.types.is_fixed_size_list(f.type)}
+        others = [name for name in table.column_names if name not in vectors]
+        codecs = {name: "zstd" for name in others} | {f"{name}.list.element": "none" for name in vectors}
+        sink = io.BytesIO()
+        pq.write_table(table, sink, row_group_size=row_group_rows, compression=codecs, use_dictionary=others)
+        self.write_bytes(uri, sink.getbuffer())
+
+    def delete_file(self, uri: str) -> None:
+        filesystem, path = self.resolve(uri)
+        filesystem.delete_file(path)
+
+    def delete_folder(self, uri: str) -> None:
+        filesystem, path = self.resolve(uri)
+        if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
+            filesystem.delete_dir(path)
+
+    def localise(self, uri: str, folder: str) -> str:
+        """A local path with the content of `uri`: itself if it is local, else a copy in `folder`."""
+        if not is_remote(uri):
+            return uri
+        filesystem, path = self.resolve(uri)
+        # Objects of one name come from many folders, and a key may be longer than a local name.
+        target = os.path.join(folder, f"{hashlib.sha256(path.encode()).hexdigest()[:16]}-{os.path.basename(path)}")
+        pyarrow.fs.copy_files(path, target, source_filesystem=filesystem, destination_filesystem=self._local)
+        return target
+
+    def require(self, uri: str, made_by: str) -> dict:
+        """The JSON record that a finished job leaves; AttribError naming the job to run if it is not there."""
+        if not self.exists(uri):
+            raise AttribError(f"{uri} is not there: run {made_by} to its end first, or correct the path")
+        return self.read_json(uri)
+
+
+def fresh_folder(path: str, made_by: str) -> str:
+    """An empty local folder that `made_by` may delete again. Raises AttribError if it holds something that the same job did not make."""
+    marker = os.path.join(path, f".{made_by}")
+    if os.path.isdir(path) and os.listdir(path):
+        if not os.path.exists(marker):
+            raise AttribError(f"{path} holds something that {made_by} did not make; choose another output folder")
+        shutil.rmtree(path)
+    os.makedirs(path, exist_ok=True)
+    with open(marker, "w", encoding="utf-8") as file:
+        file.write(f"Made by {made_by}, which deletes this folder when it runs again.\n")
+    return path
+
+
+def bytes_sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory:
+    """A folder on the local disk for one task's large files; ATTRIB_SCRATCH names a bigger disk than the default."""
+    return tempfile.TemporaryDirectory(prefix="attrib-", dir=os.environ.get("ATTRIB_SCRATCH"))

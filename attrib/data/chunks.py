@@ -1,0 +1,58 @@
+"""Units of commitment while embedding: a chunk, some consecutive rows of a manifest partition.
+
+A chunk commits by publishing one small file under a name that depends on its place alone, so that doing it twice changes nothing; finished
+partitions are assembled from their chunks (`<output>/_chunks/`, gone at the end). This module needs no torch, which takes workers seconds to load.
+"""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from attrib.common.storage import Storage, join
+from attrib.data.manifest import part_name
+
+CHUNKS = "_chunks"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows [start, stop) of a manifest partition."""
+
+    partition: int
+    start: int
+    stop: int
+
+    def uri(self, output: str) -> str:
+        return join(chunk_folder(output, self.partition), f"rows-{self.start:08d}-{self.stop:08d}.parquet")
+
+
+def chunk_folder(output: str, partition: int) -> str:
+    return join(output, CHUNKS, part_name(partition).removesuffix(".parquet"))
+
+
+def plan_chunks(num_rows: int, partition: int, chunk_rows: int) -> list[Chunk]:
+    return [Chunk(partition, start, min(start + chunk_rows, num_rows)) for start in range(0, num_rows, chunk_rows)]
+
+
+def assemble_partition(output: str, partition: int, chunks: list[Chunk], storage: Storage) -> pa.Table:
+    """The finished partition, by ascending id, from its chunks' files."""
+    table = pa.concat_tables([storage.read_table(chunk.uri(output)) for chunk in chunks])
+    return table.sort_by("id").combine_chunks()
+
+
+def failures_of(part: pa.Table, manifest_rows: pa.Table) -> pa.Table:
+    """id, key, uri, stage, reason of the images of a partition that have no vector."""
+    failed = part.filter(pc.is_valid(part["stage"])).select(["id", "stage", "reason"])
+    places = manifest_rows.select(["id", "key", "uri"]).combine_chunks()
+    at = pc.index_in(failed["id"].combine_chunks(), value_set=places["id"].combine_chunks())
+    places = places.take(at)
+    return pa.table(
+        {
+            "id": failed["id"],
+            "key": places["key"],
+            "uri": places["uri"],
+            "stage": failed["stage"],
+            "reason": failed["reason"],
+        }
+    )

@@ -1,0 +1,309 @@
+"""Image collections: listing what is there, and reading the bytes of what was listed.
+
+A collection is listed in units (a top-level folder, a tar shard, a Parquet file) that can be walked in parallel. Each image becomes a
+row that says where its bytes lie: a whole file (`uri`), a byte range of a tar shard, or a row of a Parquet file.
+"""
+
+import os
+import tarfile
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.dataset
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from attrib.common.errors import AttribError, ImageError, first_line
+from attrib.common.settings import CollectionSettings, MetadataSettings, StorageSettings
+from attrib.common.storage import Storage, is_remote, join
+from attrib.data.ids import image_ids
+
+LOCATION_FIELDS = [
+    pa.field("id", pa.int64(), nullable=False),
+    pa.field("key", pa.string(), nullable=False),
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("offset", pa.int64()),  # of the bytes within a tar shard
+    pa.field("num_bytes", pa.int64()),  # null where only reading would tell
+    pa.field("row_group", pa.int32()),  # of a Parquet file with the images inside
+    pa.field("row", pa.int32()),  # within that row group
+]
+# Later stages put a failure's stage and reason beside the metadata. Attribution rows prefix metadata with source_ or query_, and what
+# their fixed columns have behind these prefixes (id, key, uri) is reserved as well.
+RESERVED_COLUMNS = frozenset(field.name for field in LOCATION_FIELDS) | {"stage", "reason"}
+
+
+@dataclass(frozen=True)
+class ListingUnit:
+    """A part of a collection that one task lists: a folder (whole or only its own files), a tar shard or a Parquet file."""
+
+    uri: str
+    recursive: bool = True
+
+
+def list_units(collection: CollectionSettings, storage: Storage) -> list[ListingUnit]:
+    """The units of a collection in the order of their URIs. Raises AttribError if nothing is there."""
+    scheme = "s3://" if is_remote(collection.uri) else ""
+    suffix = {"webdataset": ".tar", "parquet": ".parquet"}.get(collection.format)
+    filesystem, path = storage.resolve(collection.uri)
+    kind = filesystem.get_file_info(path).type
+    if kind == pyarrow.fs.FileType.NotFound:
+        raise AttribError(f"collection {collection.name!r}: {collection.uri} does not exist")
+    if suffix is None:
+        if kind != pyarrow.fs.FileType.Directory:
+            raise AttribError(
+                f"collection {collection.name!r}: {collection.uri} is a file; format 'folder' wants a folder"
+            )
+        folders = [
+            info.path for info in storage.list_folder(collection.uri) if info.type == pyarrow.fs.FileType.Directory
+        ]
+        units = [ListingUnit(scheme + folder) for folder in folders if not os.path.basename(folder).startswith(".")]
+        return [ListingUnit(collection.uri, recursive=False), *units]
+    if kind == pyarrow.fs.FileType.File:
+        return [ListingUnit(collection.uri)]
+    files = [scheme + info.path for info in storage.list_folder(collection.uri, recursive=True, suffix=suffix)]
+    if not files:
+        raise AttribError(f"collection {collection.name!r}: no {suffix} file below {collection.uri}")
+    return [ListingUnit(uri) for uri in files]
+
+
+def list_images(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> pa.Table:
+    """LOCATION_FIELDS (and metadata_columns of a Parquet collection) for every image of a unit, in reading order."""
+    if collection.format == "folder":
+        columns, extra = _list_folder(unit, collection, storage), {}
+    elif collection.format == "webdataset":
+        columns, extra = _list_tar(unit, collection, storage), {}
+    else:
+        columns, extra = _list_parquet(unit, collection, storage)
+    columns["id"] = image_ids(collection.name, columns["key"])
+    num_rows = len(columns["key"])
+    arrays = [pa.array(columns.get(field.name, [None] * num_rows), type=field.type) for field in LOCATION_FIELDS]
+    return pa.table(
+        [*arrays, *extra.values()], schema=pa.schema(LOCATION_FIELDS + [pa.field(n, a.type) for n, a in extra.items()])
+    )
+
+
+def _list_folder(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> dict:
+    scheme = "s3://" if is_remote(collection.uri) else ""
+    root = storage.resolve(collection.uri)[1].rstrip("/") + "/"
+    extensions = _extensions(collection)
+    keys, uris, sizes = [], [], []
+    for info in storage.list_folder(unit.uri, recursive=unit.recursive):
+        key = info.path.removeprefix(root)
+        if info.type == pyarrow.fs.FileType.File and _is_image(key, extensions):
+            keys.append(key)
+            uris.append(scheme + info.path)
+            sizes.append(info.size)
+    return {"key": keys, "uri": uris, "num_bytes": sizes}
+
+
+def _extensions(collection: CollectionSettings) -> set[str]:
+    return {f".{extension.lower().removeprefix('.')}" for extension in collection.extensions}
+
+
+def _is_image(key: str, extensions: set[str]) -> bool:
+    """By name alone. Hidden files are left out: among them are thumbnails and the ._NAME files that macOS puts into archives."""
+    hidden = any(part.startswith(".") for part in key.split("/"))
+    return not hidden and os.path.splitext(key)[1].lower() in extensions
+
+
+class _CheckedHeader(tarfile.TarInfo):
+    """tarfile takes a damaged header, or a file that stops between members, for the end: images would be missing without a word."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EmptyHeaderError as error:
+            raise tarfile.ReadError("it has no end-of-archive mark, so it was cut short") from error
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+            raise tarfile.ReadError(f"damaged header: {error}") from error
+
+
+def _list_tar(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> dict:
+    filesystem, path = storage.resolve(unit.uri)
+    # A remote tar is streamed: one request per member header would cost more than reading past the images.
+    source = filesystem.open_input_stream(path) if is_remote(unit.uri) else filesystem.open_input_file(path)
+    mode = "r|" if is_remote(unit.uri) else "r:"
+    extensions = _extensions(collection)
+    keys, offsets, sizes = [], [], []
+    try:
+        with source, tarfile.open(fileobj=source, mode=mode, tarinfo=_CheckedHeader, errors="backslashreplace") as tar:
+            for member in tar:
+                key = member.name.removeprefix("./")
+                if member.isfile() and _is_image(key, extensions):
+                    keys.append(key)
+                    offsets.append(member.offset_data)
+                    sizes.append(member.size)
+    except tarfile.TarError as error:
+        raise AttribError(
+            f"{unit.uri} is not a readable plain tar file ({error}); fetch it again if it is damaged, unpack it to .tar if it is compressed"
+        ) from error
+    return {"key": keys, "uri": [unit.uri] * len(keys), "offset": offsets, "num_bytes": sizes}
+
+
+def _list_parquet(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> tuple[dict, dict]:
+    key_column = collection.key_column or collection.uri_column
+    wanted = list(dict.fromkeys(c for c in (key_column, collection.uri_column, *collection.metadata_columns) if c))
+    try:
+        with storage.open(unit.uri) as source:
+            file = pq.ParquetFile(source)
+            schema = file.schema_arrow
+            absent = [c for c in [*wanted, collection.bytes_column] if c and c not in schema.names]
+            if absent:
+                raise AttribError(f"{unit.uri} has no column {absent[0]!r}; it has {', '.join(schema.names)}")
+            table = file.read(columns=wanted)
+            group_rows = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+    except pa.ArrowException as error:
+        raise AttribError(f"{unit.uri} is not a readable Parquet file ({first_line(error)}); fetch it again") from error
+    check_metadata_columns(collection.metadata_columns, unit.uri)
+    if collection.bytes_column and not _holds_bytes(schema.field(collection.bytes_column).type):
+        kind = schema.field(collection.bytes_column).type
+        raise AttribError(
+            f"{unit.uri}: column {collection.bytes_column!r} is {kind}; bytes_column wants encoded images as binary"
+        )
+    if table[key_column].null_count:
+        raise AttribError(f"{unit.uri}: column {key_column!r} holds nulls; every image needs a key")
+    columns = {"key": table[key_column].cast(pa.string()).to_pylist()}
+    if collection.uri_column:
+        base = os.path.dirname(unit.uri)
+        columns["uri"] = [_absolute(base, uri) for uri in table[collection.uri_column].cast(pa.string()).to_pylist()]
+    else:
+        columns["uri"] = [unit.uri] * table.num_rows
+        columns["row_group"] = np.repeat(np.arange(len(group_rows)), group_rows)
+        columns["row"] = np.concatenate([np.arange(n) for n in group_rows]) if group_rows else []
+    return columns, {name: table[name] for name in collection.metadata_columns}
+
+
+def _absolute(base: str, uri: str | None) -> str:
+    """A URI column may hold paths relative to its own file; a null becomes a path that reading reports as missing."""
+    uri = (uri or "").removeprefix("file://")
+    return uri if "://" in uri or uri.startswith("/") else join(base, uri)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def check_metadata_columns(names, origin: str) -> None:
+    """Raises AttribError for a name that is reserved or occurs twice."""
+    clash = sorted(RESERVED_COLUMNS.intersection(names))
+    if clash:
+        raise AttribError(f"{origin}: the metadata column {clash[0]!r} has a reserved name; rename it")
+    _check_distinct(list(names), origin)
+
+
+def _check_distinct(names: list[str], origin: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise AttribError(f"{origin}: the metadata column {twice[0]!r} is there twice; rename or leave out one of them")
+
+
+def read_image(row: dict, storage: Storage) -> bytes:
+    """The encoded bytes of one image that is a whole file or a byte range. Raises ImageError(stage "read")."""
+    scheme, separator, _ = row["uri"].partition("://")
+    if separator and not is_remote(row["uri"]):
+        raise ImageError("read", f"{scheme}:// is not supported; use a local path or s3://")
+    try:
+        with storage.open(row["uri"]) as file:
+            if row["offset"] is None:
+                return file.read()
+            data = file.read_at(row["num_bytes"], row["offset"])
+    except FileNotFoundError:
+        raise ImageError("read", "the file is gone since it was listed") from None
+    except Exception as error:  # the clients of object stores raise many kinds
+        raise ImageError("read", first_line(error)) from error
+    if len(data) != row["num_bytes"]:
+        raise ImageError("read", f"the shard ends early: {len(data)} of {row['num_bytes']} bytes")
+    return data
+
+
+def read_image_or_error(row: dict, storage: Storage) -> bytes | ImageError:
+    """As `read_image`, for callers that read many and tell later what became of each."""
+    try:
+        return read_image(row, storage)
+    except ImageError as error:
+        return error
+
+
+def read_parquet_images(rows: list[dict], bytes_column: str, storage: Storage) -> list[bytes | ImageError]:
+    """The encoded bytes of images inside Parquet files, one entry per row."""
+    found: list[bytes | ImageError] = []
+    for row in rows:
+        try:
+            column = _read_row_group(storage.settings, row["uri"], row["row_group"], bytes_column)
+        except FileNotFoundError:
+            found.append(ImageError("read", "the file is gone since it was listed"))
+            continue
+        except Exception as error:  # damaged files raise as many kinds as the clients of object stores
+            found.append(ImageError("read", first_line(error)))
+            continue
+        value = column[row["row"]].as_py() if row["row"] < len(column) else None
+        found.append(ImageError("read", "the row holds no bytes") if value is None else value)
+    return found
+
+
+@lru_cache(maxsize=1)  # a worker's next chunk often lies in the same row group, which may hold thousands of images
+def _read_row_group(storage: StorageSettings, uri: str, row_group: int, column: str) -> pa.ChunkedArray:
+    with Storage(storage).open(uri) as source:
+        return pq.ParquetFile(source).read_row_group(row_group, columns=[column]).column(0)
+
+
+def join_metadata(images: pa.Table, collection: CollectionSettings, storage: Storage) -> pa.Table:
+    """`images` with the columns of the collection's sidecar table; images that it does not mention get nulls.
+
+    The sidecar is scanned and only rows for these keys are kept, so that it may be larger than memory.
+    """
+    if collection.metadata is None:
+        return images
+    uri, key_column = collection.metadata.uri, collection.metadata.key_column
+    sidecar = open_sidecar(collection.metadata, storage)
+    check_metadata_columns([*collection.metadata_columns, *(n for n in sidecar.schema.names if n != key_column)], uri)
+    keys = pc.binary_join_element_wise(collection.metadata.key_prefix, images["key"].combine_chunks(), "")
+    try:
+        # Numbers, dictionaries and large strings are keys as well.
+        found = sidecar.to_table(filter=pc.field(key_column).cast(pa.string()).isin(keys))
+    except pa.ArrowException as error:
+        raise AttribError(f"the metadata table {uri} cannot be read: {first_line(error)}") from error
+    found_keys = found[key_column].combine_chunks().cast(pa.string())
+    positions = pc.index_in(keys, value_set=found_keys)
+    if len(found) != len(pc.unique(found_keys)):
+        values, counts = pc.value_counts(found_keys).flatten()
+        twice = values.filter(pc.greater(counts, 1))[0].as_py()
+        raise AttribError(f"{uri}: the key {twice!r} has more than one row; keep one row per image")
+    for name in found.schema.names:
+        if name != key_column:
+            images = images.append_column(name, found[name].combine_chunks().take(positions))
+    return images
+
+
+def open_sidecar(settings: MetadataSettings, storage: Storage) -> pyarrow.dataset.Dataset:
+    """A scannable sidecar table. Every CSV column is text: a type guessed from one block may not hold for the next."""
+    uri, key_column = settings.uri, settings.key_column
+    if not storage.exists(uri):
+        raise AttribError(f"the metadata table {uri} does not exist")
+    extension = os.path.splitext(uri)[1].lower()
+    if extension not in (".csv", ".tsv", ".parquet"):
+        raise AttribError(f"the metadata table {uri} must be .csv, .tsv or .parquet")
+    try:
+        table = storage.dataset([uri], format="parquet" if extension == ".parquet" else _csv_format(uri, storage))
+    except pa.ArrowException as error:
+        raise AttribError(f"the metadata table {uri} cannot be read: {first_line(error)}") from error
+    if key_column not in table.schema.names:
+        raise AttribError(
+            f"{uri} has no column {key_column!r} (metadata.key_column); it has {', '.join(table.schema.names)}"
+        )
+    return table
+
+
+def _csv_format(uri: str, storage: Storage) -> pyarrow.dataset.CsvFileFormat:
+    # Titles may hold line breaks in quotes.
+    parsing = pa.csv.ParseOptions(delimiter="\t" if uri.lower().endswith(".tsv") else ",", newlines_in_values=True)
+    with storage.open(uri) as file:
+        header = pa.csv.open_csv(file, parse_options=parsing).schema.names
+    _check_distinct(header, uri)
+    conversion = pa.csv.ConvertOptions(column_types={name: pa.string() for name in header})
+    return pyarrow.dataset.CsvFileFormat(parse_options=parsing, convert_options=conversion)

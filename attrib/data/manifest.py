@@ -1,0 +1,99 @@
+"""The manifest: one Parquet row per image of a collection, with a stable id, its location and its metadata.
+
+<output>/part-00000.parquet ...   rows in reading order (`attrib.data.collections.LOCATION_FIELDS`, then metadata columns)
+<output>/manifest.json            written last: counts, partitions, settings, versions
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from attrib.common.config import digest
+from attrib.common.settings import CollectionSettings
+from attrib.common.storage import Storage, join
+from attrib.data.collections import join_metadata
+
+RECORD = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows [start, stop) of one listed unit's table."""
+
+    unit: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished manifest. num_rows: per partition. digest: of the set of images; order_digest: of their order, and their
+    places within shards; rows_digest: of all that is said of them, places and metadata included."""
+
+    uri: str
+    collection: CollectionSettings
+    digest: str
+    order_digest: str
+    rows_digest: str
+    num_rows: list[int]
+    metadata_columns: list[str]
+
+    def partition_uri(self, partition: int) -> str:
+        return join(self.uri, part_name(partition))
+
+    @property
+    def num_images(self) -> int:
+        return sum(self.num_rows)
+
+
+def part_name(partition: int) -> str:
+    return f"part-{partition:05d}.parquet"
+
+
+def plan_partitions(unit_rows: list[int], partition_rows: int) -> list[list[Slice]]:
+    """Cut the listed units, in order, into partitions of `partition_rows` images (the last may be shorter)."""
+    partitions: list[list[Slice]] = []
+    room = 0
+    for unit, num_rows in enumerate(unit_rows):
+        start = 0
+        while start < num_rows:
+            if room == 0:
+                partitions.append([])
+                room = partition_rows
+            stop = min(num_rows, start + room)
+            partitions[-1].append(Slice(unit, start, stop))
+            room -= stop - start
+            start = stop
+    return partitions
+
+
+def ids_digest(collection: CollectionSettings, sorted_ids: np.ndarray) -> str:
+    """Identifies the set of images, whatever their order: ids are int64 [n], ascending."""
+    return digest([collection.name, hashlib.sha256(sorted_ids.tobytes()).hexdigest()])
+
+
+def build_partition(
+    tables: list[pa.Table], moved_ids: dict[str, int], collection: CollectionSettings, storage: Storage
+) -> pa.Table:
+    """The rows of one partition from its slices of listings, collided ids replaced and metadata joined."""
+    images = pa.concat_tables(tables)
+    if moved_ids:
+        keys, ids = images["key"].to_pylist(), images["id"].to_pylist()
+        replaced = [moved_ids.get(key, image_id) for key, image_id in zip(keys, ids)]
+        images = images.set_column(0, images.schema.field("id"), pa.array(replaced, pa.int64()))
+    return join_metadata(images, collection, storage)
+
+
+def open_manifest(uri: str, storage: Storage) -> Manifest:
+    record = storage.require(join(uri, RECORD), "jobs.manifest")
+    return Manifest(
+        uri=uri,
+        collection=CollectionSettings.model_validate(record["settings"]["collection"]),
+        digest=record["digest"],
+        order_digest=record["order_digest"],
+        rows_digest=record["rows_digest"],
+        num_rows=record["num_rows"],
+        metadata_columns=record["metadata_columns"],
+    )

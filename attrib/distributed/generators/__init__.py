@@ -1,1 +1,0 @@
-"""The generator jobs on Ray: synthesize, fingerprint, identify, evaluate."""

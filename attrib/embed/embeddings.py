@@ -1,0 +1,78 @@
+"""Embeddings on disk: one row per image with its vector, or the stage and reason of its failure.
+
+<output>/part-00000.parquet ...   one per manifest partition, rows by ascending id (`schema`)
+<output>/failures.parquet         the images without a vector: id, key, uri, stage, reason
+<output>/embeddings.json          written last: encoder, counts, digest, settings, versions
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from attrib.common.storage import Storage, join
+from attrib.data.manifest import part_name
+
+RECORD = "embeddings.json"
+FAILURES = "failures.parquet"
+
+OUTCOME_FIELDS = [
+    pa.field("id", pa.int64(), nullable=False),
+    pa.field("content_sha256", pa.binary(32)),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("format", pa.string()),
+    pa.field("stage", pa.string()),  # of a failure: read, decode or embed
+    pa.field("reason", pa.string()),
+]
+
+
+def schema(dimension: int) -> pa.Schema:
+    """Outcome columns and `embedding`, float16 [dimension], null where `stage` is not."""
+    return pa.schema([*OUTCOME_FIELDS, pa.field("embedding", pa.list_(pa.float16(), dimension))])
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A finished embed run."""
+
+    uri: str
+    manifest_uri: str
+    encoder: dict  # EncoderIdentity.to_dict()
+    digest: str
+    num_rows: list[int]
+    num_embedded: list[int]
+
+    def part_uri(self, partition: int) -> str:
+        return join(self.uri, part_name(partition))
+
+    @property
+    def dimension(self) -> int:
+        return self.encoder["dimension"]
+
+
+def open_embeddings(uri: str, storage: Storage) -> Embeddings:
+    record = storage.require(join(uri, RECORD), "jobs.embed")
+    return Embeddings(
+        uri=uri,
+        manifest_uri=record["settings"]["manifest"],
+        encoder=record["encoder"],
+        digest=record["digest"],
+        num_rows=record["num_rows"],
+        num_embedded=record["num_embedded"],
+    )
+
+
+def read_vectors(
+    embeddings: Embeddings, partition: int, storage: Storage, start: int = 0, stop: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """ids int64 [n] ascending and vectors float16 [n, d] of the images of a partition, or of its rows [start, stop), that have one."""
+    columns = ["id", "embedding"]
+    if stop is None:
+        part = storage.read_table(embeddings.part_uri(partition), columns=columns)
+    else:
+        part = storage.read_rows(embeddings.part_uri(partition), start, stop, columns)
+    part = part.filter(pc.is_valid(part["embedding"])).combine_chunks()
+    values = part["embedding"].combine_chunks().flatten() if len(part) else pa.array([], pa.float16())
+    return part["id"].to_numpy(), values.to_numpy(zero_copy_only=False).reshape(len(part), embeddings.dimension)

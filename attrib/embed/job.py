@@ -1,0 +1,273 @@
+"""The embed job: Ray Data streams chunks of the manifest through decoding and a pool of encoders.
+
+Why not Ray Data's own row-level checkpointing: its Parquet sink commits when a write task ends, and write tasks gather blocks until a file
+is worth writing. Vectors are small, so a run killed half-way had committed nothing (the `resume` part of jobs.benchmark shows
+it). Here each chunk commits by itself, and partitions are assembled from committed chunks.
+"""
+
+import sys
+from functools import lru_cache
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy
+
+from attrib.common.errors import AttribError, FailedShareError, MismatchError
+from attrib.common.progress import Progress
+from attrib.common.run_record import begin, finish
+from attrib.common.settings import EmbedSettings, StorageSettings
+from attrib.common.storage import Storage, join
+from attrib.data.chunks import Chunk, chunk_folder, plan_chunks
+from attrib.data.collections import LOCATION_FIELDS
+from attrib.data.decoding import decoder_name
+from attrib.data.manifest import Manifest, open_manifest, part_name
+from attrib.embed.assemble import assemble
+from attrib.embed.embeddings import FAILURES, RECORD
+from attrib.embed.encode import PreparedChunk, encode_chunk, prepare_images
+from attrib.models.encoder import KEEP_FREED_MEMORY, Encoder, EncoderIdentity, load_encoder
+from attrib.models.preprocessing import Preprocessing
+from attrib.runtime.admission import admit
+from attrib.runtime.estimate import Estimate, estimate_embed
+from attrib.runtime.machine import EncoderProbe, baseline_bytes, probe_encoder
+from attrib.runtime.session import connect, num_cluster_cpus, num_cluster_gpus
+from attrib.runtime.tasks import plain_errors, run_units
+
+
+def run(settings: EmbedSettings) -> dict:
+    """Embed every image of the manifest and return the record.
+
+    Raises FailedShareError once more images failed than `max_failed_share` allows; what was embedded stays and a restart continues.
+    """
+    baseline_bytes()
+    storage = Storage(settings.storage)
+    manifest = open_manifest(settings.manifest, storage)
+    loaded = load_encoder(settings.backbone, storage, jpeg_margin=settings.jpeg_margin)
+    encoder = loaded.identity
+    # Chunks are known by their place in the manifest, so another order of the same images is another input.
+    inputs = {
+        "manifest": manifest.digest,
+        "order": manifest.order_digest,
+        "model": encoder.model_digest,
+        "preprocessing": encoder.preprocessing,
+    }
+    record = begin(settings, RECORD, inputs, storage)
+    if record and not (settings.retry_failed and record["num_failed"]):
+        return record
+    connect(settings.ray)
+    pool = EncoderPool.plan(settings)
+    print(pool.describe(encoder.name, encoder.dimension), file=sys.stderr)
+    admitted = admit(_estimate(settings, manifest, loaded, pool, storage), settings)
+    results = record
+    if not record:
+        embed_pending(settings, manifest, encoder, pool, storage)
+        results = assemble(settings, manifest, storage)
+    if settings.retry_failed and results["num_failed"]:
+        if record:
+            # Vectors change from here on, so a killed retry must not leave the record that describes the old ones.
+            storage.delete_file(join(settings.output, RECORD))
+        _retry_failed(settings, manifest, encoder, pool, storage)
+        results = assemble(settings, manifest, storage)
+    results |= {"encoder": encoder.to_dict(), "estimate": admitted.to_dict()}
+    if results["num_failed"] > settings.max_failed_share * manifest.num_images:
+        raise _too_many_failed(settings, results["num_failed"], manifest.num_images, results["failure_reasons"])
+    return finish(settings, RECORD, inputs, results, storage)
+
+
+def _estimate(
+    settings: EmbedSettings, manifest: Manifest, encoder: Encoder, pool: "EncoderPool", storage: Storage
+) -> Estimate:
+    """From a few images. Those of GPU workers are encoded by one of them, whose GPU the driver may not have."""
+    if pool.device == "cuda":
+        probe = next(iter(run_units(_probe_task, [(settings, manifest, storage)], num_gpus=1)))[1]
+    else:
+        probe = probe_encoder(encoder, manifest, settings, storage)
+    return estimate_embed(
+        manifest.num_images,
+        encoder.identity.dimension,
+        max(manifest.num_rows),
+        settings.chunk_rows,
+        settings.max_megapixels,
+        probe,
+        pool.num_workers,
+        pool.device == "cuda",
+    )
+
+
+def _probe_task(settings: EmbedSettings, manifest: Manifest, storage: Storage) -> EncoderProbe:
+    baseline_bytes()
+    encoder = load_encoder(settings.backbone, storage, "cuda", settings.device_batch_size, settings.jpeg_margin)
+    return probe_encoder(encoder, manifest, settings, storage)
+
+
+class EncoderPool:
+    """Where the encoders run. On CPUs each encoder also decodes: moving pixels between processes buys nothing when the same cores do both."""
+
+    def __init__(self, device: str, num_workers: int):
+        self.device = device
+        self.num_workers = num_workers
+
+    @classmethod
+    def plan(cls, settings: EmbedSettings) -> "EncoderPool":
+        num_gpus = num_cluster_gpus()
+        if settings.device == "cuda" and not num_gpus:
+            raise AttribError(
+                "embed.device is 'cuda' but the cluster has no GPU; use 'auto' or 'cpu', or start GPU workers"
+            )
+        device = "cuda" if num_gpus and settings.device != "cpu" else "cpu"
+        return cls(device, settings.num_workers or (num_gpus if device == "cuda" else num_cluster_cpus()))
+
+    def describe(self, name: str, dimension: int) -> str:
+        place = (
+            f"{self.num_workers} GPU(s)"
+            if self.device == "cuda"
+            else f"{self.num_workers} CPU worker(s), NO GPU: expect it to be slow"
+        )
+        return f"embed: {name}, {dimension}-d, on {place}; images decoded by {decoder_name()}"
+
+    def resources(self) -> dict:
+        # An encoder on a GPU takes no CPU from the decoders: where there are as many GPUs as CPUs, none could run.
+        return {"num_cpus": 0, "num_gpus": 1} if self.device == "cuda" else {"num_cpus": 1}
+
+
+def embed_pending(
+    settings: EmbedSettings, manifest: Manifest, encoder: EncoderIdentity, pool: EncoderPool, storage: Storage
+) -> None:
+    pending = _pending_chunks(settings, manifest, storage)
+    num_pending = sum(chunk.stop - chunk.start for chunk in pending)
+    progress = Progress("embed", manifest.num_images, "images", already_done=manifest.num_images - num_pending)
+    if not pending:
+        return
+    items = [{"partition": c.partition, "start": c.start, "stop": c.stop} for c in pending]
+    chunks = ray.data.from_items(items, override_num_blocks=min(len(items), 10_000))
+    environment = {"env_vars": KEEP_FREED_MEMORY}  # Ray Data calls what it maps from a thread of its own
+    if pool.device == "cuda":
+        chunks = chunks.map(ChunkDecoder(settings, manifest, encoder), num_cpus=1, runtime_env=environment)
+    finished = chunks.map(
+        ChunkEncoder,
+        fn_constructor_args=(settings, manifest, encoder, pool.device),
+        compute=ActorPoolStrategy(min_size=1, max_size=pool.num_workers, initial_size=pool.num_workers),
+        runtime_env=environment,
+        **pool.resources(),
+    )
+    with plain_errors():
+        for row in finished.iter_rows():
+            progress.update(row["num_images"], row["num_failed"])
+            if progress.failed > settings.max_failed_share * manifest.num_images:
+                raise _too_many_failed(settings, progress.failed, manifest.num_images, [row["example"]])
+    progress.close()
+
+
+def _pending_chunks(settings: EmbedSettings, manifest: Manifest, storage: Storage) -> list[Chunk]:
+    assembled = set(storage.names(settings.output, suffix=".parquet"))
+    pending = []
+    for partition, num_rows in enumerate(manifest.num_rows):
+        if part_name(partition) in assembled:
+            continue
+        committed = set(storage.names(chunk_folder(settings.output, partition), suffix=".parquet"))
+        chunks = plan_chunks(num_rows, partition, settings.chunk_rows)
+        pending += [chunk for chunk in chunks if chunk.uri(settings.output).rsplit("/", 1)[1] not in committed]
+    return pending
+
+
+def _manifest_rows(manifest: Manifest, chunk: Chunk, storage: Storage) -> pa.Table:
+    partition = _read_partition(storage.settings, manifest.partition_uri(chunk.partition))
+    return partition.slice(chunk.start, chunk.stop - chunk.start)
+
+
+@lru_cache(maxsize=1)  # a worker's next chunk is often of the same partition
+def _read_partition(storage: StorageSettings, uri: str) -> pa.Table:
+    return Storage(storage).read_table(uri, columns=[field.name for field in LOCATION_FIELDS])
+
+
+class ChunkDecoder:
+    """Chunk -> prepared pixels, for encoders on GPUs, whose time is too dear to decode."""
+
+    def __init__(self, settings: EmbedSettings, manifest: Manifest, encoder: EncoderIdentity):
+        self.settings, self.manifest, self.storage = settings, manifest, Storage(settings.storage)
+        self.preprocessing = Preprocessing.from_dict(encoder.preprocessing)
+
+    def __call__(self, row: dict) -> dict:
+        torch.set_num_threads(1)
+        images = _manifest_rows(self.manifest, Chunk(**row), self.storage)
+        return row | prepare_images(images, self.manifest, self.preprocessing, self.settings, self.storage).to_row()
+
+
+class ChunkEncoder:
+    """Chunk -> committed vectors; loads its network once per worker."""
+
+    def __init__(self, settings: EmbedSettings, manifest: Manifest, encoder: EncoderIdentity, device: str):
+        torch.set_num_threads(1)
+        self.settings, self.manifest, self.storage = settings, manifest, Storage(settings.storage)
+        self.encoder = _load_same(encoder, settings, self.storage, device)
+
+    def __call__(self, row: dict) -> dict:
+        chunk = Chunk(row["partition"], row["start"], row["stop"])
+        if "pixels" in row:
+            prepared = PreparedChunk.from_row(row)
+        else:
+            images = _manifest_rows(self.manifest, chunk, self.storage)
+            prepared = prepare_images(images, self.manifest, self.encoder.preprocessing, self.settings, self.storage)
+        table = encode_chunk(prepared, self.encoder)
+        self.storage.write_table(chunk.uri(self.settings.output), table)
+        reasons = table["reason"].drop_null()
+        example = reasons[0].as_py() if len(reasons) else ""
+        return {"num_images": len(table), "num_failed": len(reasons), "example": example}
+
+
+def _load_same(expected: EncoderIdentity, settings: EmbedSettings, storage: Storage, device: str) -> Encoder:
+    """The encoder of a worker. Raises MismatchError if it is not the driver's: a local path may hold other weights on another node."""
+    encoder = load_encoder(settings.backbone, storage, device, settings.device_batch_size, settings.jpeg_margin)
+    if encoder.identity != expected:
+        raise MismatchError(
+            f"{settings.backbone.weights} of {settings.backbone.name!r} is not the same on all nodes (or their versions of timm "
+            "differ); put the weights on storage that all nodes share"
+        )
+    return encoder
+
+
+def _retry_failed(
+    settings: EmbedSettings, manifest: Manifest, encoder: EncoderIdentity, pool: EncoderPool, storage: Storage
+) -> None:
+    failed = storage.read_table(join(settings.output, FAILURES), columns=["id"])["id"]
+    progress = Progress("retry", len(failed), "images")
+    partitions = ((settings, manifest, encoder, i, failed, pool.device, storage) for i in range(len(manifest.num_rows)))
+    for _, (num_retried, num_failed) in run_units(
+        _retry_partition, partitions, num_gpus=pool.resources().get("num_gpus", 0)
+    ):
+        progress.update(num_retried, num_failed)
+    progress.close()
+
+
+def _retry_partition(
+    settings: EmbedSettings,
+    manifest: Manifest,
+    expected: EncoderIdentity,
+    partition: int,
+    failed: pa.ChunkedArray,
+    device: str,
+    storage: Storage,
+) -> tuple[int, int]:
+    uri = join(settings.output, part_name(partition))
+    images = storage.read_table(manifest.partition_uri(partition), filter=pc.field("id").isin(failed))
+    if not len(images):
+        return 0, 0
+    torch.set_num_threads(1)
+    encoder = _load_same(expected, settings, storage, device)
+    chunks = [images.slice(start, settings.chunk_rows) for start in range(0, len(images), settings.chunk_rows)]
+    retried = pa.concat_tables(
+        encode_chunk(prepare_images(chunk, manifest, encoder.preprocessing, settings, storage), encoder)
+        for chunk in chunks
+    )
+    kept = storage.read_table(uri, filter=~pc.field("id").isin(failed))
+    storage.write_table(uri, pa.concat_tables([kept, retried]).sort_by("id").combine_chunks())
+    return len(retried), retried["reason"].is_valid().to_numpy().sum()
+
+
+def _too_many_failed(settings: EmbedSettings, num_failed: int, num_images: int, reasons: list[str]) -> FailedShareError:
+    return FailedShareError(
+        f"{num_failed:,} of {num_images:,} images failed, more than max_failed_share = {settings.max_failed_share:g} allows; "
+        f"e.g. {'; '.join(reasons[:3])}. Mend the images and set retry_failed, or raise max_failed_share; what is embedded is kept"
+    )

@@ -1,0 +1,212 @@
+"""One method asked about one tier of generators: identification, verification, rejection, clusters, and how it holds up.
+
+Vectors are made once for each condition (as the images are, then degraded); everything else is arithmetic on them. What is measured has a
+value per generator, so that intervals can be taken over generators. Both sides of every comparison are encoded alike.
+"""
+
+import numpy as np
+
+from attrib.common.errors import AttribError
+from attrib.generators.evaluation import measures
+from attrib.generators.evaluation.curves import (
+    CURVE_DEGRADATIONS,
+    MIN_QUERIES,
+    asked_degradations,
+    held_up,
+    reference_curve,
+    set_curve,
+)
+from attrib.generators.evaluation.generator_sets import Tier
+from attrib.generators.evaluation.questions import Gallery, Question, divisions, identification
+from attrib.generators.evaluation.settings import EvaluateGeneratorsSettings, FolderTierSettings
+from attrib.generators.fingerprints.base import Method
+from attrib.generators.identify.candidates import average_linkage, reference_cut
+from attrib.generators.signals.degradations import NONE, parse
+from attrib.generators.signals.samples import Sample, recoded
+
+EMBEDDED_AT_ONCE = 256  # degraded images that are in memory at a time
+
+
+class Embedded:
+    """A tier's vectors under each degradation, made once for all methods that embed alike."""
+
+    def __init__(self, method: Method, tier: Tier):
+        self.method, self.tier = method, tier
+        self._made: dict[tuple[tuple[str, ...], bool], np.ndarray | None] = {}
+
+    def under(self, *degradations: str, real: bool = False) -> np.ndarray | None:
+        """float32 [n, d]: of the tier's samples, or of its real images, after one or more degradations; None if one becomes too small.
+
+        Raises AttribError if the method returns something else than finite numbers.
+        """
+        if (degradations, real) not in self._made:
+            self._made[degradations, real] = self._embed(degradations, self.tier.real if real else self.tier.samples)
+        return self._made[degradations, real]
+
+    def _embed(self, degradations: tuple[str, ...], images: list[Sample]) -> np.ndarray | None:
+        made = []
+        for start in range(0, len(images), EMBEDDED_AT_ONCE):
+            samples = images[start : start + EMBEDDED_AT_ONCE]
+            for name in degradations:
+                samples = [recoded(sample, parse(name)) for sample in samples]
+            if min(sample.side_px for sample in samples) < self.method.min_side_px:
+                return None
+            made.append(self.method.embed(samples))
+        vectors = np.concatenate(made)
+        if not np.isfinite(vectors).all():
+            raise AttribError(
+                f"{self.method.name} gave vectors that are not finite on tier {self.tier.name!r}; train or fit it again"
+            )
+        return vectors
+
+
+def evaluate_tier(method: Method, embedded: Embedded, cut: float, settings: EvaluateGeneratorsSettings) -> dict:
+    """Plain values for JSON, None where there is nothing to measure. Lists have one entry per generator of the tier, in its order.
+
+    cut: the cosine below which clusters stay apart, from other generators than these.
+
+    values: {identification, f1, family_identification, verification_auc, true_positive_rate, false_positive_rate, rejection_auroc, oscr,
+        family_rejection_auroc, real_auroc: list};
+    confusion: [G, G], shares of each generator's queries by what they are identified as;
+    clusters: [clusters, G], images by cluster and generator;
+    references: {degradation of both sides: {number of references: identification}};
+    sets: {degradation of both sides: {images per set: identification of sets}};
+    degradations: {name: {clean, matched: {identification, family_identification where there are families, rejection_auroc}}};
+    min_side_px: of the method.
+
+    What is under a degradation is None where an image becomes too small for the method. Raises AttribError if a generator has too few
+    images, or an image is too small for the method as it is.
+    """
+    tier = embedded.tier
+    _check_counts(tier, settings)
+    clean = embedded.under(NONE.name)
+    if clean is None:
+        raise AttribError(
+            f"tier {tier.name!r} has images below the {method.min_side_px} px that {method.name} needs; leave the tier or the method out"
+        )
+    questions = list(divisions(tier, settings.num_references, settings.seed))
+    gallery = Gallery(method, clean, questions)
+    scores = gallery.answers(clean)
+    found: dict = {
+        "values": _identification(tier, scores, questions)
+        | _verification(tier, clean, settings.false_positive_rate)
+        | _rejection(tier, gallery),
+        "confusion": _confusion(tier, scores, questions),
+        "clusters": measures.contingency(average_linkage(clean, cut), tier.generator),
+        "references": {},
+        "sets": {},
+        "degradations": {},
+        "min_side_px": method.min_side_px,
+    }
+    if tier.real:
+        found["values"]["real_auroc"] = _real_rejection(method, embedded, questions, settings.real_degradation)
+    grid = asked_degradations(tier, settings)
+    for name in dict.fromkeys([*grid, *CURVE_DEGRADATIONS]):
+        degraded = embedded.under(name)
+        there = degraded is not None
+        matched = Gallery(method, degraded, questions) if there and name != NONE.name else gallery
+        if name in CURVE_DEGRADATIONS:
+            found["references"][name] = reference_curve(method, tier, degraded, settings) if there else None
+            found["sets"][name] = set_curve(matched.answers(degraded), questions, settings.set_sizes) if there else None
+        if name in grid:
+            found["degradations"][name] = held_up(gallery, matched, degraded, tier) if there else None
+    return _plain(found)
+
+
+def cluster_cut(embedded: Embedded) -> float:
+    """The cosine that best tells pairs of images of one generator from pairs of two, on a tier that is not evaluated."""
+    vectors = embedded.under(NONE.name)
+    if vectors is None:
+        raise AttribError(
+            f"the training pool's images are below the {embedded.method.min_side_px} px that {embedded.method.name} needs; "
+            "lower its patch_px"
+        )
+    return reference_cut([vectors[embedded.tier.rows_of(g)] for g in range(embedded.tier.num_generators)])
+
+
+def _identification(tier: Tier, scores: list[np.ndarray], questions: list[Question]) -> dict:
+    """scores: float [queries, G] for each question."""
+    f1 = [
+        measures.f1_scores(measures.identified(found, question.truth), question.truth, tier.num_generators)
+        for found, question in zip(scores, questions)
+    ]
+    values = {"identification": identification(scores, questions), "f1": np.mean(f1, axis=0)}
+    if tier.has_families:
+        values["family_identification"] = identification(scores, questions, tier.family_numbers)
+    return values
+
+
+def _confusion(tier: Tier, scores: list[np.ndarray], questions: list[Question]) -> np.ndarray:
+    counts = np.zeros((tier.num_generators, tier.num_generators))
+    for found, question in zip(scores, questions):
+        np.add.at(counts, (question.truth, measures.identified(found, question.truth)), 1)
+    return counts / counts.sum(axis=1, keepdims=True)
+
+
+def _verification(tier: Tier, vectors: np.ndarray, false_positive_rate: float) -> dict:
+    """Two images of one generator against two of different ones, by the cosine of their vectors."""
+    similarity, generator = vectors @ vectors.T, tier.generator
+    cross_pairs = measures.CrossPairs(similarity, generator)
+    found: dict = {"verification_auc": [], "true_positive_rate": [], "false_positive_rate": []}
+    for g in range(tier.num_generators):
+        positive, negative = measures.pair_scores(similarity, generator, g)
+        rates = measures.transferred_rates(positive, negative, cross_pairs.without(g), false_positive_rate)
+        found["verification_auc"].append(measures.auc(positive, negative))
+        found["true_positive_rate"].append(rates.true_positive)
+        found["false_positive_rate"].append(rates.false_positive)
+    return found
+
+
+def _rejection(tier: Tier, gallery: Gallery) -> dict:
+    """Each generator in turn is unknown: its references are taken away, then those of its whole family, where it has one."""
+    alone = gallery.rejections(gallery.vectors, np.eye(tier.num_generators, dtype=bool))
+    found = {"rejection_auroc": alone[:, 0], "oscr": alone[:, 1]}
+    if tier.has_families:
+        kin = tier.family_numbers[:, None] == tier.family_numbers
+        found["family_rejection_auroc"] = gallery.rejections(gallery.vectors, kin)[:, 0]
+    return found
+
+
+def _real_rejection(
+    method: Method, embedded: Embedded, questions: list[Question], degradation: str
+) -> np.ndarray | None:
+    """AUROC of each generator's queries against real images, all of them and the references degraded alike; None if too small for that.
+
+    Where the tier says what its real images went through before, the generated ones go through that first.
+    """
+    given = embedded.tier.settings
+    history = [given.real_history] if isinstance(given, FolderTierSettings) and given.real_history else []
+    generated, real = embedded.under(*history, degradation), embedded.under(degradation, real=True)
+    if generated is None or real is None:
+        return None
+    found = []
+    for question in questions:
+        asked = np.concatenate([generated[question.queries], real])
+        scores = method.scores([generated[rows] for rows in question.references], asked).max(axis=1)
+        known, unknown = np.split(scores, [len(question.queries)])
+        own = [known[question.truth == g] for g in range(len(question.references))]
+        found.append([measures.auc(of_one, unknown) for of_one in own])
+    return np.mean(found, axis=0)
+
+
+def _check_counts(tier: Tier, settings: EvaluateGeneratorsSettings) -> None:
+    for g, name in enumerate(tier.names):
+        count = len(tier.rows_of(g))
+        if count < settings.num_references + MIN_QUERIES:
+            raise AttribError(
+                f"{name} of tier {tier.name!r} has {count} images, and {settings.num_references} references with {MIN_QUERIES} "
+                "queries need more; lower num_references or leave it out"
+            )
+
+
+def _plain(value):
+    """Without arrays, and None where a number is not one."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value

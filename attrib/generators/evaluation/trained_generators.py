@@ -1,0 +1,178 @@
+"""Generators of three kinds that draw from noise, trained here on photographs: what a method is asked about that has only seen synthetic models.
+
+They are small and their pictures poor. What counts is that each leaves the trace of a real kind of generator, that no method was trained on
+it, and that all have seen the same photographs, so that what is shown tells little about which it was.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attrib.common.errors import AttribError
+from attrib.generators.evaluation.generator_networks import LATENT_SIZE, DcganDiscriminator, DcganGenerator, UNet, Vae
+from attrib.generators.evaluation.settings import GeneratorKind, TrainedTierSettings
+from attrib.generators.synthesis.autoencoder import draw_batches, one_thread
+
+Sampler = Callable[[int, torch.Generator], Tensor]  # number of images -> float32 [n, 3, px, px], -1..1
+
+SAMPLED_AT_ONCE = 50
+PIXEL_STD = 0.1  # of the VAE's error per pixel: the lower, the sharper its pictures, and the less the prior fits
+NUM_SAMPLING_STEPS = 50  # of the diffusion model
+EMA_DECAY = 0.995  # of the diffusion model's weights, over a few hundred steps
+
+
+@dataclass(frozen=True)
+class TrainedGenerator:
+    """samples: uint8 [n, 3, px, px]; loss: mean of the last tenth of the steps (of a DCGAN, its generator's)."""
+
+    kind: GeneratorKind
+    seed: int
+    samples: Tensor
+    num_steps: int
+    num_parameters: int
+    loss: float
+
+    @property
+    def name(self) -> str:
+        return generator_name(self.kind, self.seed)
+
+
+def generator_name(kind: GeneratorKind, seed: int) -> str:
+    return f"{kind}-{seed}"
+
+
+def train_generator(
+    kind: GeneratorKind, seed: int, photographs: Tensor, settings: TrainedTierSettings
+) -> TrainedGenerator:
+    """One generator and `settings.max_images` images of it. photographs: uint8 [m, 3, s, s], s >= settings.px.
+
+    On a CPU the same arguments give the same bits. Raises AttribError if the loss is not finite.
+    """
+    num_steps = getattr(settings.num_steps, kind)
+    train = {"dcgan": train_dcgan, "vae": train_vae, "diffusion": train_diffusion}[kind]
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        batches = draw_batches(photographs, settings.batch_size, settings.px, seed)
+        pixels = (2 * batch - 1 for batch in batches)
+        networks, losses, sampler = train(pixels, num_steps, settings)
+        last = losses[-max(1, num_steps // 10) :]
+        loss = sum(last) / len(last)
+        if not math.isfinite(loss):
+            raise AttribError(
+                f"the loss of {generator_name(kind, seed)} became {loss}; take another seed or fewer steps"
+            )
+        samples = draw(sampler, settings.max_images, seed)
+    num_parameters = sum(weights.numel() for weights in networks.parameters())
+    return TrainedGenerator(kind, seed, samples, num_steps, num_parameters, loss)
+
+
+def train_dcgan(batches: Iterator[Tensor], num_steps: int, settings: TrainedTierSettings):
+    """(generator, its loss by step, sampler), by the non-saturating loss (arXiv 1406.2661) and DCGAN's optimiser."""
+    generator = _channels_last(DcganGenerator(settings.px, settings.width))
+    discriminator = _channels_last(DcganDiscriminator(settings.px, settings.width))
+    optimisers = [torch.optim.Adam(net.parameters(), 2e-4, betas=(0.5, 0.999)) for net in (generator, discriminator)]
+    losses = []
+    for _ in range(num_steps):
+        real = next(batches)
+        drawn = generator(torch.randn(len(real), LATENT_SIZE))
+        discriminator_loss = F.softplus(-discriminator(real)).mean() + F.softplus(discriminator(drawn.detach())).mean()
+        _step(optimisers[1], discriminator_loss)
+        generator_loss = F.softplus(-discriminator(drawn)).mean()
+        _step(optimisers[0], generator_loss)
+        losses.append(float(generator_loss.detach()))
+    generator.eval()
+    return generator, losses, lambda n, rng: generator(torch.randn(n, LATENT_SIZE, generator=rng))
+
+
+def train_vae(batches: Iterator[Tensor], num_steps: int, settings: TrainedTierSettings):
+    """(VAE, its loss by step, sampler); a sample is the decoder's mean for latents of the prior."""
+    vae = _channels_last(Vae(settings.px, settings.width))
+    optimiser = torch.optim.Adam(vae.parameters(), 1e-3)
+    losses = []
+    for _ in range(num_steps):
+        images = next(batches)
+        mean, log_variance = vae.encode(images)
+        latents = mean + torch.randn_like(mean) * (log_variance / 2).exp()
+        error = (vae.decoder(latents) - images).square().sum() / (2 * PIXEL_STD**2)
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()
+        loss = (error + divergence) / len(images)
+        _step(optimiser, loss)
+        losses.append(float(loss.detach()))
+    vae.eval()
+    return vae, losses, lambda n, rng: vae.decoder(torch.randn(n, LATENT_SIZE, generator=rng))
+
+
+def train_diffusion(batches: Iterator[Tensor], num_steps: int, settings: TrainedTierSettings):
+    """(U-Net of averaged weights, its loss by step, sampler).
+
+    At time t in 0..1 an image is cos(pi t / 2) image + sin(pi t / 2) noise; the network predicts the velocity, cos noise - sin image (arXiv
+    2202.00512), and samples by DDIM (arXiv 2010.02502), which adds no noise on the way.
+    """
+    network = _channels_last(UNet(settings.width))
+    averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=_move_average)
+    optimiser = torch.optim.Adam(network.parameters(), 1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, num_steps, eta_min=1e-5)
+    losses = []
+    for _ in range(num_steps):
+        images = next(batches)
+        times = torch.rand(len(images))
+        keep, add = _mixture(times[:, None, None, None])
+        noise = torch.randn_like(images)
+        predicted = network(keep * images + add * noise, times)
+        loss = F.mse_loss(predicted, keep * noise - add * images)
+        _step(optimiser, loss)
+        schedule.step()
+        averaged.update_parameters(network)
+        losses.append(float(loss.detach()))
+    averaged.eval()
+    shape = (3, settings.px, settings.px)
+    return averaged.module, losses, lambda n, rng: denoise(averaged, torch.randn(n, *shape, generator=rng))
+
+
+def denoise(network: nn.Module, noise: Tensor, num_steps: int = NUM_SAMPLING_STEPS) -> Tensor:
+    """Images of noise, float32 [n, 3, px, px] each, by DDIM from time 1 to 0; colours are kept in range at every step."""
+    noisy = noise
+    times = torch.linspace(1.0, 0.0, num_steps + 1)
+    image = noisy
+    for now, after in zip(times, times[1:]):
+        keep, add = _mixture(now)
+        velocity = network(noisy, now.expand(len(noisy)))
+        image = (keep * noisy - add * velocity).clamp(-1, 1)
+        found_noise = (noisy - keep * image) / add
+        keep, add = _mixture(after)
+        noisy = keep * image + add * found_noise
+    return image
+
+
+def _move_average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
+    """Quicker at first, so that what training started from is soon forgotten."""
+    decay = min(EMA_DECAY, (1 + int(num_averaged)) / (10 + int(num_averaged)))
+    torch._foreach_lerp_(averaged, current, 1 - decay)
+
+
+def _mixture(times: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares of image and of noise; their squares add to one."""
+    return torch.cos(times * math.pi / 2), torch.sin(times * math.pi / 2)
+
+
+@torch.no_grad()
+def draw(sampler: Sampler, num_images: int, seed: int) -> Tensor:
+    """uint8 [num_images, 3, px, px]."""
+    rng = torch.Generator().manual_seed(seed)
+    counts = [min(SAMPLED_AT_ONCE, num_images - start) for start in range(0, num_images, SAMPLED_AT_ONCE)]
+    pixels = torch.cat([sampler(count, rng) for count in counts])
+    return pixels.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).contiguous()
+
+
+def _channels_last(network: nn.Module) -> nn.Module:
+    return network.to(memory_format=torch.channels_last)  # a quarter less time on a CPU
+
+
+def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    optimiser.step()

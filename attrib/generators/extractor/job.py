@@ -1,0 +1,189 @@
+"""The fingerprint job: Ray Train's TorchTrainer on a pool of synthetic models, whose checkpoints let a killed worker or driver continue.
+
+<output>/extractor.safetensors   the network, which attrib.generators.extractor.network.load_extractor takes
+<output>/extractor.json          written last: settings, digests, the criterion by step
+<output>/lda.safetensors, whitening.safetensors   of the colour spectrum on the same pool, which attrib.generators.fingerprints.spectrum.load_spectrum_method takes
+<output>/_start.safetensors      the network that training starts from: the pool's whitening
+<output>/_ray_train/             Ray Train's checkpoints, one per validation
+"""
+
+import logging
+import os
+import sys
+import tempfile
+import time
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from safetensors.torch import load, save
+
+from attrib.common.run_record import begin, finish
+from attrib.common.storage import Storage, is_remote, join
+from attrib.generators.extractor.batches import (
+    NUM_REFERENCES,
+    VALIDATION,
+    Batches,
+    PoolImages,
+    Validation,
+    check_pool,
+    read_pool,
+)
+from attrib.generators.extractor.network import RECORD, FingerprintNetwork, extractor_digest, save_extractor
+from attrib.generators.extractor.settings import FingerprintSettings
+from attrib.generators.extractor.training import LEARNED_IMAGES, ExtractorRun, started_network
+from attrib.generators.fingerprints.spectrum import fitted_maps
+from attrib.generators.settings import FINGERPRINT_VERSION, MethodsSettings
+from attrib.generators.synthesis.pool import open_pool
+from attrib.runtime.admission import admit
+from attrib.runtime.estimate import Estimate
+from attrib.runtime.machine import baseline_bytes, peak_bytes, reset_peak, resident_bytes
+from attrib.runtime.session import connect, device_of
+from attrib.runtime.tasks import plain_errors
+
+START = "_start.safetensors"
+MAX_FAILURES = 3  # of workers, in one run
+KEPT_CHECKPOINTS = 2
+STATES = 4  # in a checkpoint: the weights, their best, and the optimiser's two moments
+PROBE_STEPS = 3  # the first is slower
+REMEDIES = {
+    "max_process_gib": "lower contrast.models_per_batch or network.width, or make a smaller pool",
+    "max_output_gib": "lower network.num_learned or network.width",
+    "max_hours": "lower optimiser.num_steps, contrast.models_per_batch or network.width",
+    "max_cost": "lower optimiser.num_steps, contrast.models_per_batch or network.width",
+}
+
+
+def run(settings: FingerprintSettings) -> dict:
+    """Train an extractor and return its record. A run that was killed continues from its last validation."""
+    baseline_bytes()
+    storage = Storage(settings.storage)
+    pool = open_pool(settings.pool, storage)
+    check_pool(pool, settings)
+    inputs = {"pool": pool.digest, "fingerprint_version": FINGERPRINT_VERSION}
+    record = begin(settings, RECORD, inputs, storage)
+    if record:
+        return record
+    connect(settings.ray, dashboard=True)
+    started = time.monotonic()
+    images = read_pool(pool, settings, storage)
+    admit(_estimate(settings, images), settings, REMEDIES)
+    start = join(settings.output, START)
+    if not storage.exists(start):
+        storage.write_bytes(start, save(started_network(images, settings).state_dict()))
+    counts = {
+        "num_training_models": len(images.training) - settings.photographs_as_class,
+        "num_held_out_models": len(images.held_out),
+        "num_images_per_model": images.num_images,
+    }
+    del images  # the worker reads them again, perhaps on this machine
+    network = FingerprintNetwork(settings.network)
+    best, history = _fit(settings)
+    network.load_state_dict(best)
+    save_extractor(network, settings.output, storage)
+    methods = MethodsSettings()
+    fitted_maps(pool, methods.colour_spectrum, methods.colour_discriminant, storage, settings.output)
+    results = counts | {
+        "digest": extractor_digest(network),
+        "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "criterion": f"identification among models of an upsampler that was not trained on, from {NUM_REFERENCES} references, mean of untouched and JPEG 85",
+        "history": history,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    return finish(settings, RECORD, inputs, results, storage)
+
+
+def _estimate(settings: FingerprintSettings, images: PoolImages) -> Estimate:
+    """From steps taken here, on a network that is thrown away; whitening the statistics takes seconds and is not counted."""
+    network = FingerprintNetwork(settings.network)
+    training = ExtractorRun(network, len(images.training), settings, torch.device("cpu"))
+    batches = Batches(images, settings, 0, 1)
+    reset_peak()
+    before, seconds = resident_bytes(), []
+    for step in range(PROBE_STEPS):
+        started = time.perf_counter()
+        training.train_step(batches.make(step))
+        seconds.append(time.perf_counter() - started)
+    images_bytes = sum(of_model.nbytes for of_model in (*images.training, *images.held_out, images.photographs))
+    optimiser, contrast = settings.optimiser, settings.contrast
+    # Each validation looks at held-out images, after those that whiten what was learned.
+    num_judged = len(VALIDATION) * (
+        len(images.held_out) * len(images.held_out[0]) + len(images.training) * min(LEARNED_IMAGES, images.num_images)
+    )
+    # Judging is a forward pass, about a third of a step for as many patches.
+    judging = num_judged / (contrast.models_per_batch * contrast.images_per_model) / 3
+    num_judgements = 2 + optimiser.num_steps // optimiser.validation_steps
+    state_bytes = sum(value.nbytes for value in network.state_dict().values())  # most of them of its whitening
+    return Estimate(
+        num_workers=settings.num_workers,
+        worker_bytes=baseline_bytes() + images_bytes + max(0, peak_bytes() - before) + STATES * state_bytes,
+        driver_bytes=baseline_bytes() + images_bytes + max(0, peak_bytes() - before),
+        output_bytes=(KEPT_CHECKPOINTS * STATES + 2) * state_bytes,
+        seconds=min(seconds) * (optimiser.num_steps / settings.num_workers + judging * num_judgements),
+        note="at the pace of this machine's CPU",
+    )
+
+
+def _fit(settings: FingerprintSettings) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """Best weights of the network, and the history of the criterion."""
+    use_gpu = device_of(settings.device, "fingerprint") == "cuda"
+    if not use_gpu:
+        print(f"fingerprint: {settings.num_workers} CPU worker(s), NO GPU", file=sys.stderr)
+    filesystem, path = Storage(settings.storage).resolve(join(settings.output, "_ray_train"))
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"settings": settings},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=settings.num_workers, use_gpu=use_gpu),
+        # The same name and place again continue a run whose driver died.
+        run_config=RunConfig(
+            name="run",
+            storage_path=path,
+            storage_filesystem=filesystem if is_remote(settings.output) else None,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    with plain_errors():
+        result = trainer.fit()
+    state = _load_state(result.checkpoint)
+    return state["best"], state["history"]
+
+
+def _worker(config: dict) -> None:
+    # Ray Train logs every report of every worker, in part under names of its own.
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    settings: FingerprintSettings = config["settings"]
+    storage, device = Storage(settings.storage), get_device()
+    context = ray.train.get_context()
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_workers))
+    images = read_pool(open_pool(settings.pool, storage), settings, storage)
+    network = FingerprintNetwork(settings.network)
+    network.load_state_dict(load(storage.read_bytes(join(settings.output, START))))
+    training = ExtractorRun(network, len(images.training), settings, device)
+    if checkpoint := ray.train.get_checkpoint():
+        training.restore(_load_state(checkpoint))
+    validation = Validation(images.held_out, settings.network.patch_px)
+    training.train(Batches(images, settings, rank, num_workers), validation, on_validation=_report)
+
+
+def _report(training: ExtractorRun) -> None:
+    """After every validation, on every worker; the first one's state is the checkpoint, since all are equal."""
+    metrics = training.history[-1]
+    if ray.train.get_context().get_world_rank() > 0:
+        ray.train.report(metrics)
+        return
+    sys.stderr.write(training.progress() + "\n")  # Ray Train logs what is printed, and would show it twice
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(training.state(), os.path.join(folder, "state.pt"))
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+
+def _load_state(checkpoint: Checkpoint) -> dict:
+    with checkpoint.as_directory() as folder:
+        return torch.load(os.path.join(folder, "state.pt"), map_location="cpu", weights_only=True)

@@ -1,0 +1,151 @@
+"""Methods without a trained network: the spectrum of an image as it is, and through linear maps that were fitted on the pool."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from attrib.common.config import digest
+from attrib.common.errors import AttribError
+from attrib.common.storage import Storage, bytes_sha256, join
+from attrib.generators.fingerprints.base import Method, check_sides
+from attrib.generators.fingerprints.discriminant import (
+    Discriminant,
+    fit_discriminant,
+    fit_whitening,
+    load_discriminant,
+    model_statistics,
+    save_discriminant,
+)
+from attrib.generators.fingerprints.scoring import unit_or_zero
+from attrib.generators.settings import FINGERPRINT_VERSION, DiscriminantSettings, SpectrumSettings
+from attrib.generators.signals.degradations import degrade, parse
+from attrib.generators.signals.samples import Sample
+from attrib.generators.signals.spectrum import patch_spectra, patches
+from attrib.generators.synthesis.pool import Pool
+
+CHUNK_IMAGES = 32  # whose patches' spectra are held at a time
+DISCRIMINANT, WHITENING = "lda.safetensors", "whitening.safetensors"
+
+
+class LogSpectrum(Method):
+    """Cosine of spectra around their mean over the synthetic models, each without its own level.
+
+    Without the mean all cosines are near 1, and with the level, which is the picture's contrast, content decides many of them.
+    """
+
+    def __init__(self, mean: np.ndarray, settings: SpectrumSettings):
+        """mean: float64 [d]."""
+        self.name = "colour-spectrum" if settings.window_px else "log-spectrum"
+        self.mean, self.settings = mean, settings
+        self.min_side_px, self.needs_colour = settings.min_side_px, settings.window_px is not None
+        self.digest = digest([FINGERPRINT_VERSION, self.name, settings.model_dump(mode="json"), _sha256(mean)])
+
+    def embed(self, samples: Sequence[Sample]) -> np.ndarray:
+        check_sides(samples, self)
+        rows = spectra(samples, self.settings) - self.mean
+        return unit_or_zero(rows - rows.mean(axis=1, keepdims=True)).astype(np.float32)
+
+
+class SpectrumDiscriminant(Method):
+    """Cosine in the discriminant's space of spectra."""
+
+    map_name = "lda"
+
+    def __init__(self, discriminant: Discriminant, settings: SpectrumSettings):
+        self.name = f"{'colour-' if settings.window_px else ''}spectrum-{self.map_name}"
+        self.discriminant, self.settings = discriminant, settings
+        self.min_side_px, self.needs_colour = settings.min_side_px, settings.window_px is not None
+        arrays = [_sha256(discriminant.mean), _sha256(discriminant.projection)]
+        self.digest = digest([FINGERPRINT_VERSION, self.name, settings.model_dump(mode="json"), *arrays])
+
+    def embed(self, samples: Sequence[Sample]) -> np.ndarray:
+        check_sides(samples, self)
+        return unit_or_zero(self.discriminant(spectra(samples, self.settings))).astype(np.float32)
+
+
+class SpectrumWhitened(SpectrumDiscriminant):
+    """Cosine of whitened spectra without their level."""
+
+    map_name = "whitened"
+
+
+def spectra(samples: Sequence[Sample], settings: SpectrumSettings) -> np.ndarray:
+    """float32 [n, settings.dimension]: the spectra, flat. Raises AttribError for an image below min_side_px."""
+    found = np.empty((len(samples), settings.dimension), np.float32)
+    sides = np.array([settings.patch_side(sample.side_px) for sample in samples], np.int64)
+    for side in np.unique(sides):
+        of_side = np.flatnonzero(sides == side)
+        for start in range(0, len(of_side), CHUNK_IMAGES):
+            places = of_side[start : start + CHUNK_IMAGES]
+            cut = [patches(samples[place].image, int(side), settings.max_patches) for place in places]
+            rows = patch_spectra(torch.cat(cut), settings.window_px).flatten(1)
+            for place, own in zip(places, rows.split([len(of_image) for of_image in cut])):
+                found[place] = own.mean(dim=0).numpy()
+    return found
+
+
+def pool_spectra(
+    pool: Pool, spectrum: SpectrumSettings, settings: DiscriminantSettings, storage: Storage
+) -> Iterator[np.ndarray]:
+    """float32 [n, d] of each synthetic model under each degradation, a class of its own."""
+    degradations = [parse(name) for name in settings.degradations]
+    for model in pool.models:
+        images = pool.samples(model.model_id, storage)[: settings.images_per_model]
+        for degradation in degradations:
+            yield spectra([Sample(degrade(image, degradation), "", 0) for image in images], spectrum)
+
+
+def fitted_maps(
+    pool: Pool, spectrum: SpectrumSettings, settings: DiscriminantSettings, storage: Storage, folder: str | None = None
+) -> dict[str, Discriminant]:
+    """{DISCRIMINANT: ..., WHITENING: ...}, fitted on the pool in one pass over its images.
+
+    With a folder they are kept there under these names, and taken from it where the same fit was done before. Raises AttribError if the
+    folder holds another one, or the pool has fewer than two models.
+    """
+    declared = {
+        "pool": pool.digest,
+        "spectrum": spectrum.model_dump(mode="json"),
+        "discriminant": settings.model_dump(mode="json"),
+    }
+    if folder and all(storage.exists(join(folder, name)) for name in (DISCRIMINANT, WHITENING)):
+        return {name: _kept(join(folder, name), declared, storage) for name in (DISCRIMINANT, WHITENING)}
+    statistics = model_statistics(pool_spectra(pool, spectrum, settings, storage))
+    fitted = {
+        DISCRIMINANT: fit_discriminant(statistics, settings.shrinkage, settings.num_directions),
+        WHITENING: fit_whitening(
+            statistics.means.mean(axis=0), statistics.covariance, settings.whitening_shrinkage, without_level=True
+        ),
+    }
+    for name, found in fitted.items() if folder else ():
+        save_discriminant(found, declared, join(folder, name), storage)
+    return fitted
+
+
+def _kept(uri: str, declared: dict, storage: Storage) -> Discriminant:
+    found, held = load_discriminant(uri, storage)
+    if held != declared:
+        raise AttribError(f"{uri} was fitted on another pool or with other options; choose another folder or delete it")
+    return found
+
+
+def load_spectrum_method(name: str, folder: str, storage: Storage) -> Method:
+    """The method of this name as `fitted_maps` left it, without the pool. Raises AttribError if the folder holds no such method."""
+    file = WHITENING if name.endswith(SpectrumWhitened.map_name) else DISCRIMINANT
+    found, held = load_discriminant(join(folder, file), storage)
+    settings = SpectrumSettings.model_validate(held["spectrum"])
+    methods = [
+        SpectrumWhitened(found, settings) if file == WHITENING else SpectrumDiscriminant(found, settings),
+        LogSpectrum(found.mean, settings),
+    ]
+    for method in methods:
+        if method.name == name:
+            return method
+    raise AttribError(
+        f"{folder} holds {' and '.join(method.name for method in methods)}, not {name}; correct method.name or method.uri"
+    )
+
+
+def _sha256(array: np.ndarray) -> str:
+    return bytes_sha256(np.ascontiguousarray(array).tobytes())

@@ -1,0 +1,212 @@
+"""Unknown images grouped into candidate generators: average-linkage clustering of fingerprints, with exemplars to look at and to register.
+
+The cut is the registry's own: the cosine that best separates pairs of references of one generator from pairs of two. Copies of one image are
+as alike as images of one generator, and are no evidence of one: a candidate needs distinct images.
+
+The fingerprints of a dump do not fit into memory. They come in batches, twice: once for the sample that is clustered, once to join the
+clusters. Everything is deterministic and depends on the images alone; their order only decides which of several copies is shown.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from attrib.data.ids import sampling_rank
+
+MAX_CUT_REFERENCES = 20  # of each generator: pairs grow with the square
+SAME_COSINE = 0.9999  # from here on two fingerprints are of one picture: a batch of other images moves the last bit of some values
+
+Batches = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """ids: int64, the images of a cluster, ascending; num_distinct: without identical fingerprints and those nearly the same as a clustered one;
+    exemplars: int64, distinct images, those nearest to the
+    mean of the clustered ones first; cohesion: mean cosine of two distinct ones; clustered: float32 [m, d], its part of the sample."""
+
+    ids: np.ndarray
+    num_distinct: int
+    exemplars: np.ndarray
+    cohesion: float
+    clustered: np.ndarray
+
+
+def find_candidates(
+    batches: Batches, cut: float, *, max_clustered: int, min_images: int, num_exemplars: int
+) -> list[Candidate]:
+    """Clusters of min_images distinct images or more, the largest first. batches(): ids int64 [n] and vectors float32 [n, d], unit rows.
+
+    A sample of at most max_clustered distinct images is clustered, chosen by a hash of the ids; each other image joins the cluster to which its
+    mean cosine is highest, if that is at least the cut, and a copy that of its twin. In memory: the sample, a batch, 16 bytes an image.
+    """
+    ids, vectors = _sample(batches(), max_clustered)
+    if not len(ids):
+        return []
+    clusters = _Clusters(ids, vectors, average_linkage(vectors, cut), cut, num_exemplars)
+    for some, rows in batches():
+        clusters.add(some, rows)
+    found = clusters.candidates(max(2, min_images))
+    return sorted(found, key=lambda candidate: (-len(candidate.ids), candidate.ids[0]))
+
+
+class _Clusters:
+    """The clusters of a sample [s, d], and what has joined them."""
+
+    def __init__(self, ids: np.ndarray, vectors: np.ndarray, label: np.ndarray, cut: float, num_exemplars: int):
+        order = np.argsort(label, kind="stable")
+        self.vectors, self.label = vectors[order], label[order]
+        self.cut, self.num_exemplars = cut, num_exemplars
+        self.num_distinct = np.bincount(label)
+        self.sizes = self.num_distinct.copy()
+        self.starts = np.cumsum(self.sizes) - self.sizes
+        self.sums = np.add.reduceat(self.vectors.astype(np.float64), self.starts)
+        self.seen = np.empty(0, np.uint64)
+        self.joined: list[tuple[np.ndarray, np.ndarray]] = []
+        own = np.einsum("sd,sd->s", self.vectors, (self.sums / self.sizes[:, None])[self.label])
+        self.exemplars = self._best(ids[order], self.label, own)
+
+    def add(self, ids: np.ndarray, vectors: np.ndarray) -> None:
+        near = vectors @ self.vectors.T
+        twin = near.argmax(axis=1)
+        at = np.arange(len(near))
+        is_copy = near[at, twin] > SAME_COSINE
+        means = np.add.reduceat(near, self.starts, axis=1) / self.sizes
+        label = np.where(is_copy, self.label[twin], means.argmax(axis=1))
+        joins = is_copy | (means[at, label] >= self.cut)
+        self.joined.append((ids[joins], label[joins].astype(np.int32)))
+        others = np.flatnonzero(joins & ~is_copy)
+        keys, first = np.unique(_keys(vectors[others]), return_index=True)
+        place = np.searchsorted(self.seen, keys)
+        is_new = np.append(self.seen, np.uint64(0))[place] != keys
+        is_new |= place == len(self.seen)
+        self.seen = np.insert(self.seen, place[is_new], keys[is_new])
+        new = others[first[is_new]]
+        np.add.at(self.sums, label[new], vectors[new])
+        np.add.at(self.num_distinct, label[new], 1)
+        known_ids, known_labels, known_scores = self.exemplars
+        self.exemplars = self._best(
+            np.concatenate([known_ids, ids[new]]),
+            np.concatenate([known_labels, label[new]]),
+            np.concatenate([known_scores, means[new, label[new]]]),
+        )
+
+    def candidates(self, min_images: int) -> list[Candidate]:
+        ids = np.concatenate([some for some, _ in self.joined])
+        label = np.concatenate([labels for _, labels in self.joined])
+        found = []
+        for cluster in np.flatnonzero(self.num_distinct >= min_images):
+            count = int(self.num_distinct[cluster])
+            mean = self.sums[cluster] / count
+            found.append(
+                Candidate(
+                    ids=np.sort(ids[label == cluster]),
+                    num_distinct=count,
+                    exemplars=self.exemplars[0][self.exemplars[1] == cluster],
+                    cohesion=(count * float(mean @ mean) - 1) / (count - 1),
+                    clustered=self.vectors[self.label == cluster],
+                )
+            )
+        return found
+
+    def _best(self, ids: np.ndarray, label: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Of each cluster the num_exemplars of the highest scores, rounded so that the order of sums does not matter."""
+        order = np.lexsort((ids, -np.round(scores, 6), label))
+        _, first = np.unique(label[order], return_index=True)
+        place = np.arange(len(order)) - np.repeat(first, np.diff([*first, len(order)]))
+        kept = order[place < self.num_exemplars]
+        return ids[kept], label[kept], scores[kept]
+
+
+def _sample(batches: Iterable[tuple[np.ndarray, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """ids and vectors of the first `count` distinct fingerprints by a hash of the ids, less those that are nearly the same; empty without any."""
+    held = None
+    for ids, vectors in batches:
+        some = ids, vectors, _keys(vectors)
+        ids, vectors, keys = some if held is None else map(np.concatenate, zip(held, some))
+        order = np.argsort(sampling_rank(ids), kind="stable")
+        _, first = np.unique(keys[order], return_index=True)
+        kept = order[np.sort(first)[:count]]
+        held = ids[kept], vectors[kept], keys[kept]
+    if held is None:
+        return np.empty(0, np.int64), np.empty((0, 0), np.float32)
+    ids, vectors, _ = held
+    same = vectors @ vectors.T > SAME_COSINE
+    kept = np.ones(len(ids), bool)
+    for i in range(len(ids)):
+        if kept[i]:
+            kept[i + 1 :] &= ~same[i, i + 1 :]
+    return ids[kept], vectors[kept]
+
+
+def _keys(vectors: np.ndarray) -> np.ndarray:
+    """uint64 [n]: a hash of each row as it is stored, in float16."""
+    digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in vectors.astype(np.float16))
+    return np.frombuffer(digests, np.uint64)
+
+
+def average_linkage(vectors: np.ndarray, cut: float) -> np.ndarray:
+    """int64 [n], labels 0, 1, ... by first appearance: clusters are joined while the mean cosine between two of them is at least the cut.
+
+    vectors: float32 [n, d], unit rows. By chains of nearest neighbours (Murtagh, Computer Journal 26, 1983), n^2 in time and memory.
+    """
+    count = len(vectors)
+    similarity = (vectors @ vectors.T).astype(np.float64)
+    np.fill_diagonal(similarity, -np.inf)
+    size = np.ones(count)
+    parent = np.arange(count)
+    active = np.ones(count, bool)
+    chain: list[int] = []
+    for _ in range(count - 1):
+        if not chain:
+            chain = [int(np.flatnonzero(active)[0])]
+        while True:
+            last = chain[-1]
+            nearest = int(similarity[last].argmax())
+            # Equals go back along the chain, which otherwise might never end.
+            if len(chain) > 1 and similarity[last, chain[-2]] >= similarity[last, nearest]:
+                nearest = chain[-2]
+            if len(chain) > 1 and nearest == chain[-2]:
+                break
+            chain.append(nearest)
+        a, b = sorted((chain.pop(), chain.pop()))
+        # Clusters that are further apart stay apart, but the chain needs them joined to go on.
+        if similarity[a, b] >= cut:
+            parent[b] = a
+        merged = (size[a] * similarity[a] + size[b] * similarity[b]) / (size[a] + size[b])
+        merged[[a, b]] = -np.inf
+        merged[~active] = -np.inf
+        similarity[a], similarity[:, a] = merged, merged
+        similarity[b], similarity[:, b] = -np.inf, -np.inf
+        size[a] += size[b]
+        active[b] = False
+    roots = np.arange(count)
+    while not np.array_equal(roots, parent[roots]):
+        roots = parent[roots]
+    _, first, label = np.unique(roots, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[label]
+
+
+def reference_cut(references: list[np.ndarray]) -> float:
+    """The cosine at which pairs of references of one generator and of two are best told apart, both kinds of pairs counting the same.
+
+    references: float32 [r_g, d] of each generator, or family, unit rows. With one generator, the 5th percentile of its pairs.
+    """
+    references = [rows[:: -(-len(rows) // MAX_CUT_REFERENCES)] for rows in references]
+    rows = np.concatenate(references)
+    owner = np.repeat(np.arange(len(references)), [len(group) for group in references])
+    first, second = np.triu_indices(len(rows), 1)
+    cosine = np.einsum("nd,nd->n", rows[first], rows[second]).astype(np.float64)
+    same = owner[first] == owner[second]
+    if same.all():
+        return float(np.percentile(cosine, 5))
+    order = np.argsort(cosine, kind="stable")
+    same = same[order]
+    # At a cut above the first i pairs: pairs of one generator lost, pairs of two kept.
+    lost = np.concatenate([[0], np.cumsum(same)]) / same.sum()
+    kept = 1 - np.concatenate([[0], np.cumsum(~same)]) / (~same).sum()
+    best = int((lost + kept).argmin())
+    edges = np.concatenate([[cosine[order[0]]], cosine[order], [cosine[order[-1]]]])
+    return float((edges[best] + edges[best + 1]) / 2)

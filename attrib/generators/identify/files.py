@@ -1,0 +1,114 @@
+"""Verdicts on disk: one row per image of a manifest, and what is said of all of them.
+
+<output>/verdicts/part-00000.parquet ...   one per manifest partition, rows by ascending id (`schema`)
+<output>/sets.parquet                      one row per set, where a set_column is given
+<output>/candidates.parquet                one row per image of a candidate generator: its name and the image's id
+<output>/share_draws.npy                   float64 [draws, families + 1], for the change since this run
+<output>/generators.json                   written last: shares, changes, candidates, settings, versions
+
+This module needs no torch, which takes workers seconds to load.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from attrib.common.errors import MismatchError
+from attrib.common.storage import Storage, join
+from attrib.data.manifest import Manifest, Slice, part_name
+
+RECORD = "generators.json"
+VERDICTS = "verdicts"
+SETS = "sets.parquet"
+CANDIDATES = "candidates.parquet"
+SHARE_DRAWS = "share_draws.npy"
+SUMMARY = (
+    "digest",
+    "verdicts",
+    "shares",
+    "changes",
+    "candidates",
+    "families",
+    "recognised",
+    "negatives",
+    "floor",
+    "abstains",
+    "warnings",
+    "unassessable_reasons",
+    "sets",
+)
+
+VERDICT_FIELDS = [
+    pa.field("id", pa.int64(), nullable=False),
+    pa.field("key", pa.string(), nullable=False),
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("verdict", pa.string(), nullable=False),  # known, family, unknown or unassessable
+    pa.field("generator", pa.string()),  # that the image is consistent with; of a family, all names with | between
+    pa.field("nearest", pa.string()),  # the best generator, whatever the verdict
+    pa.field("score", pa.float32()),
+    pa.field("margin", pa.float32()),  # above the best generator of another family
+    pa.field("p_value", pa.float64()),  # of an image of no registered generator
+    pa.field("own_p_value", pa.float64()),  # of one of the nearest generator's own
+    pa.field("gallery", pa.string()),  # the degradation whose references were nearest
+    pa.field("reason", pa.string()),  # null where known
+    pa.field("stage", pa.string()),  # read or decode, where the image could not be used
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("codec", pa.string()),
+]
+
+
+def schema(dimension: int) -> pa.Schema:
+    """Of a verdict part; fingerprint: float16 [dimension], null where there is none."""
+    return pa.schema([*VERDICT_FIELDS, pa.field("fingerprint", pa.list_(pa.float16(), dimension))])
+
+
+@dataclass(frozen=True)
+class Identified:
+    """A finished identify run."""
+
+    uri: str
+    record: dict
+
+    @property
+    def digest(self) -> str:
+        return self.record["digest"]
+
+    @property
+    def summary(self) -> dict:
+        """What a report shows of the dump."""
+        return {name: self.record[name] for name in SUMMARY}
+
+    def part_uri(self, partition: int) -> str:
+        return join(self.uri, VERDICTS, part_name(partition))
+
+
+def open_identified(uri: str, storage: Storage) -> Identified:
+    return Identified(uri, storage.require(join(uri, RECORD), "jobs.identify"))
+
+
+def check_same_images(identified: Identified, manifest: Manifest) -> None:
+    """Raises MismatchError unless the verdicts are of the manifest's images, in its order."""
+    if [identified.record["manifest_digest"], identified.record["order_digest"]] != [
+        manifest.digest,
+        manifest.order_digest,
+    ]:
+        raise MismatchError(
+            f"{identified.uri} holds verdicts on other images than those of {manifest.uri}; run jobs.identify on this manifest"
+        )
+
+
+def block_verdicts(identified: Identified, block: list[Slice], storage: Storage) -> pa.Table:
+    """VERDICT_FIELDS of the images of some slices of parts, by ascending id."""
+    names = [field.name for field in VERDICT_FIELDS]
+    parts = [storage.read_rows(identified.part_uri(s.unit), s.start, s.stop, names) for s in block]
+    return pa.concat_tables(parts).sort_by("id").combine_chunks()
+
+
+def read_fingerprints(part: pa.Table) -> np.ndarray:
+    """float32 [n, d], unit rows, of rows that all have one."""
+    column = part["fingerprint"].combine_chunks()
+    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    vectors = values.reshape(len(part), column.type.list_size)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -1,0 +1,48 @@
+"""Which of the pictures that are given for an entry of a registry can serve as references.
+
+What is refused as a query is refused as a reference, too: blank pictures are all alike, and a generator that had some would be the nearest of
+every blank query.
+"""
+
+from collections import Counter
+
+from attrib.common.errors import ImageError
+from attrib.common.storage import bytes_sha256
+from attrib.generators.fingerprints.base import Method
+from attrib.generators.identify.verdicts import refusal
+from attrib.generators.registry.settings import VerdictSettings
+from attrib.generators.signals.samples import Sample
+
+COPIES, BLANK = "copies", "blank"
+NOT_USABLE = {"read": "not readable", "decode": "not decodable"}  # by stage
+
+
+class ReferenceFilter:
+    """Looks at pictures one by one and counts in left_out, by reason, those that cannot serve.
+
+    Each distinct picture is taken once: a copy would be left out in turn and found again in its twin.
+    """
+
+    def __init__(self, method: Method, settings: VerdictSettings):
+        self.left_out: Counter[str] = Counter()
+        self._method, self._settings = method, settings
+        self._seen: set[str] = set()
+
+    def takes(self, sample: Sample) -> bool:
+        pixels = f"{tuple(sample.image.shape)} {bytes_sha256(sample.image.numpy().tobytes())}"
+        if pixels in self._seen:
+            self.left_out[COPIES] += 1
+            return False
+        self._seen.add(pixels)
+        reason = refusal(sample, self._method, self._settings)
+        if reason is not None:
+            self.left_out[reason.partition(":")[0]] += 1
+        return reason is None
+
+    def failed(self, error: ImageError) -> None:
+        self.left_out[NOT_USABLE[error.stage]] += 1
+
+
+def format_counts(left_out: dict[str, int]) -> str:
+    """E.g. "45 copies, 3 too small"."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))

@@ -1,0 +1,123 @@
+"""From images on disk to a registry entry, and what a registry says of its entries."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from attrib.common.errors import AttribError, ImageError
+from attrib.common.settings import CollectionSettings
+from attrib.common.storage import Storage
+from attrib.data.collections import list_images, list_units, read_image_or_error, read_parquet_images
+from attrib.generators.fingerprints.base import Method
+from attrib.generators.registry.galleries import Galleries, compare, families
+from attrib.generators.registry.quality import ReferenceFilter
+from attrib.generators.registry.registry import Entry, Registry
+from attrib.generators.registry.settings import VerdictSettings
+from attrib.generators.signals.samples import Sample, drawn_sample, read_sample
+from attrib.generators.synthesis.pool import open_pool
+
+
+def read_collection(
+    collection: CollectionSettings, max_images: int, max_megapixels: float, method: Method, storage: Storage
+) -> tuple[list[Sample], dict[str, int], list[str]]:
+    """At most max_images of a collection that can serve as references, as evenly spaced as can be in the order of their keys; how many of
+    those that were looked at cannot, by reason; and why files could not be read or decoded, a line each."""
+    rows = [
+        row for unit in list_units(collection, storage) for row in list_images(unit, collection, storage).to_pylist()
+    ]
+    if not rows:
+        raise AttribError(f"no image is in {collection.uri}; correct the path, or extensions")
+    rows.sort(key=lambda row: row["key"])
+    spaced = np.linspace(0, len(rows) - 1, min(max_images, len(rows))).round().astype(int)
+    wanted = ReferenceFilter(method, VerdictSettings())
+    samples: list[Sample] = []
+    failures: list[str] = []
+    # Whatever cannot serve is replaced by what was passed over.
+    for i in dict.fromkeys([*spaced.tolist(), *range(len(rows))]):
+        if len(samples) == max_images:
+            break
+        row = rows[i]
+        if collection.bytes_column:
+            data = read_parquet_images([row], collection.bytes_column, storage)[0]
+        else:
+            data = read_image_or_error(row, storage)
+        try:
+            if isinstance(data, ImageError):
+                raise data
+            sample = read_sample(data, max_megapixels)
+        except ImageError as error:
+            wanted.failed(error)
+            failures.append(f"{row['key']}: {error}")
+            continue
+        if wanted.takes(sample):
+            samples.append(sample)
+    return samples, dict(wanted.left_out), failures
+
+
+def read_pool_samples(uri: str, images_per_model: int, storage: Storage) -> list[list[Sample]]:
+    """Of each synthetic model of a pool, images_per_model images. Models take turns at the photographs, so that content is not shared by all."""
+    pool = open_pool(uri, storage)
+    sources = []
+    for position, model in enumerate(pool.models):
+        images = pool.samples(model.model_id, storage)
+        if len(images) < images_per_model:
+            raise AttribError(f"a model of {uri} has {len(images)} images; lower images_per_model ({images_per_model})")
+        at = (position * images_per_model + np.arange(images_per_model)) % len(images)
+        sources.append([drawn_sample(images[i]) for i in at])
+    return sources
+
+
+def as_sources(samples: Sequence[Sample], role: str) -> list[list[Sample]]:
+    """What counts as one origin: all images of a generator, each photograph by itself."""
+    return [[sample] for sample in samples] if role == "photographs" else [list(samples)]
+
+
+def describe(registry: Registry, method: Method, settings: VerdictSettings, storage: Storage) -> list[dict]:
+    """One row per active entry as in `facts`, generators first, and of a generator also
+
+    self_similarity: mean score of its references, each left out in turn; nearest, nearest_score: the other generator to which they score
+    highest in the mean; pair_accuracy: share of both's references that score higher for their own; family: all names in it.
+    """
+    registry.check_method(method)
+    rows = []
+    generators = registry.generators
+    if generators:
+        galleries = Galleries(method, [registry.read(entry, storage) for entry in generators])
+        own, owner = galleries.leave_one_out()
+        own = own[0, :, 0]
+        label = families(own, owner, settings.family_accuracy, settings.family_level)
+    for g, entry in enumerate(generators):
+        means = own[owner == g].mean(axis=0, dtype=np.float64)
+        row = {
+            "self_similarity": round(float(means[g]), 4),
+            "family": [generators[i].name for i in np.flatnonzero(label == label[g])],
+        }
+        if len(generators) > 1:
+            nearest = int(np.where(np.arange(len(means)) == g, -np.inf, means).argmax())
+            pair = compare(own, owner, g, nearest, settings.family_accuracy)
+            row |= {
+                "nearest": generators[nearest].name,
+                "nearest_score": round(float(means[nearest]), 4),
+                "pair_accuracy": round(pair.num_right / pair.num_images, 4),
+            }
+        rows.append(_facts(entry) | row)
+    return rows + [_facts(entry) for entry in registry.negatives]
+
+
+def facts(registry: Registry) -> list[dict]:
+    """One row per active entry, generators first, without a look at references: {name, version, role, num_images, num_sources, codecs,
+    sides_px, left_out}."""
+    return [_facts(entry) for entry in [*registry.generators, *registry.negatives]]
+
+
+def _facts(entry: Entry) -> dict:
+    return {
+        "name": entry.name,
+        "version": entry.version,
+        "role": entry.role,
+        "num_images": entry.num_images,
+        "num_sources": len(entry.source_sizes),
+        "codecs": entry.codecs,
+        "sides_px": entry.sides_px,
+        "left_out": entry.left_out,
+    }

@@ -1,0 +1,279 @@
+"""The registered generators, and the negatives that false attributions are calibrated on.
+
+<registry>/registry.json                       method, degradations and all entries; replaced as a whole
+<registry>/references/<name>-v<version>.npy    float32 [degradations, images, d]: unit rows; nan where the image is too small once degraded
+
+Registering trains nothing: the fingerprints of 10 to 100 images are all that is kept of a generator. No picture is.
+
+Nothing locks a registry: object stores have no lock that all clients keep. Whoever writes reads the record again first, and is refused if
+another run has changed it since; two runs that write within the same moment can still lose one of the two entries.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from attrib.common.config import digest
+from attrib.common.errors import AttribError, MismatchError, first_line
+from attrib.common.progress import Progress
+from attrib.common.storage import Storage, bytes_sha256, join
+from attrib.generators.fingerprints.base import Method
+from attrib.generators.registry.settings import MIN_REFERENCES, RegistryMethodSettings, Role, VerdictSettings
+from attrib.generators.signals.degradations import parse
+from attrib.generators.signals.samples import Sample, recoded
+
+RECORD = "registry.json"
+EMBED_IMAGES = 64  # embedded together
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One version of a generator, or of a set of negatives.
+
+    source_sizes: numbers of consecutive images from one source; a generator is one source, each photograph and each model of a pool is
+    one. codecs: number of images by format; sides_px: the smallest and the largest shorter side; left_out: number of images that were given
+    and could not serve, by reason.
+    """
+
+    name: str
+    version: int
+    role: Role
+    source_sizes: tuple[int, ...]
+    codecs: dict[str, int]
+    sides_px: tuple[int, int]
+    sha256: str
+    registered_at: str
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def num_images(self) -> int:
+        return sum(self.source_sizes)
+
+    @property
+    def file(self) -> str:
+        return f"references/{self.name}-v{self.version}.npy"
+
+
+@dataclass(frozen=True)
+class Registry:
+    """method: what made all references. entries: every version, in the order of registration."""
+
+    uri: str
+    method: RegistryMethodSettings
+    method_digest: str
+    degradations: tuple[str, ...]
+    entries: tuple[Entry, ...]
+
+    @property
+    def active(self) -> list[Entry]:
+        """The newest version of each name, by name."""
+        newest = {entry.name: entry for entry in sorted(self.entries, key=lambda entry: entry.version)}
+        return [newest[name] for name in sorted(newest)]
+
+    @property
+    def generators(self) -> list[Entry]:
+        return [entry for entry in self.active if entry.role == "generator"]
+
+    @property
+    def negatives(self) -> list[Entry]:
+        return [entry for entry in self.active if entry.role != "generator"]
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides a verdict."""
+        entries = [[entry.name, entry.version, entry.role, entry.source_sizes, entry.sha256] for entry in self.active]
+        return digest([self.method_digest, self.method.scoring, self.degradations, entries])
+
+    def read(self, entry: Entry, storage: Storage) -> np.ndarray:
+        """float32 [degradations, images, d], nan where an image is too small once degraded. Raises AttribError if the file is another."""
+        uri = join(self.uri, entry.file)
+        if not storage.exists(uri):
+            raise AttribError(f"{uri} is gone, though {RECORD} names it; restore it or remove {entry.name!r}")
+        array = storage.read_array(uri)
+        if _sha256(array) != entry.sha256:
+            raise AttribError(f"{uri} is not the file that {RECORD} describes; restore it or remove {entry.name!r}")
+        return array
+
+    def check_method(self, method: Method) -> None:
+        """Raises MismatchError if the references were made by another method: their vectors cannot be compared."""
+        if method.digest != self.method_digest:
+            raise MismatchError(
+                f"{self.uri} holds fingerprints of another {self.method.name} than the one that is there now; "
+                "restore that one, or register all generators again in a new registry"
+            )
+
+
+def new_registry(
+    uri: str, settings: RegistryMethodSettings, method: Method, degradations: Sequence[str], storage: Storage
+) -> Registry:
+    """An empty registry that is not written until it gets an entry. Raises AttribError if there is one, a degradation is unknown, or the method
+    ignores the trace."""
+    if storage.exists(join(uri, RECORD)):
+        raise AttribError(f"{uri} is a registry already; open it, or choose another folder")
+    if not method.looks_at_trace:
+        raise AttribError(
+            f"{method.name} measures leaks and does not look at a generator's trace; choose another method"
+        )
+    for name in degradations:
+        parse(name)
+    return Registry(uri, settings, method.digest, tuple(degradations), ())
+
+
+def create_registry(
+    uri: str, settings: RegistryMethodSettings, method: Method, degradations: Sequence[str], storage: Storage
+) -> Registry:
+    """`new_registry`, written at once."""
+    registry = new_registry(uri, settings, method, degradations, storage)
+    _write(registry, storage)
+    return registry
+
+
+def open_registry(uri: str, storage: Storage) -> Registry:
+    """Raises AttribError if there is none or its record is damaged."""
+    place = join(uri, RECORD)
+    try:
+        record = storage.require(place, "jobs.registry with action: register")
+        return Registry(
+            uri=uri,
+            method=RegistryMethodSettings.model_validate(record["method"]),
+            method_digest=TypeAdapter(str).validate_python(record["method_digest"]),
+            degradations=TypeAdapter(tuple[str, ...]).validate_python(record["degradations"]),
+            entries=TypeAdapter(tuple[Entry, ...]).validate_python(record["entries"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise AttribError(
+            f"{place} is damaged ({type(error).__name__}: {first_line(error)}); restore it from a copy, or delete {uri} and register again"
+        ) from error
+
+
+def register(
+    registry: Registry,
+    name: str,
+    role: Role,
+    sources: Sequence[Sequence[Sample]],
+    method: Method,
+    storage: Storage,
+    new_version: bool = False,
+    left_out: dict[str, int] | None = None,
+) -> tuple[Registry, Entry]:
+    """The registry with one more entry, and the entry. sources: the images of each source; a generator is one.
+
+    Images that would get no verdict as queries (by the default VerdictSettings), and copies, do not become references; left_out: what the
+    caller left out before, by reason. Raises AttribError if the name is taken and no new version is wanted, if its role differs from the
+    earlier version's, if fewer than MIN_REFERENCES images are left, or if the registry was changed meanwhile; MismatchError for another method.
+    """
+    # Here, because verdicts are given by registries.
+    from attrib.generators.registry.quality import BLANK, ReferenceFilter, format_counts
+
+    registry.check_method(method)
+    earlier = [entry for entry in registry.entries if entry.name == name]
+    if earlier and not new_version:
+        raise AttribError(
+            f"{name!r} is in {registry.uri} already (version {earlier[-1].version}); set new_version to replace its references, or choose "
+            "another name"
+        )
+    if earlier and earlier[-1].role != role:
+        raise AttribError(f"{name!r} was registered with role {earlier[-1].role!r}, not {role!r}; choose another name")
+    wanted = ReferenceFilter(method, VerdictSettings())
+    wanted.left_out.update(left_out or {})
+    kept = [(i, sample) for i, source in enumerate(sources) for sample in source if wanted.takes(sample)]
+    if kept:
+        progress = Progress(f"fingerprints of {name}", len(kept) * len(registry.degradations), "images")
+        references = embed_degraded(method, [sample for _, sample in kept], registry.degradations, progress)
+        progress.close()
+        there = np.isfinite(references[0]).all(axis=1)
+        wanted.left_out += Counter({BLANK: int(np.count_nonzero(~there))})
+        kept, references = [kept[i] for i in np.flatnonzero(there)], references[:, there]
+    if len(kept) < MIN_REFERENCES:
+        without = f" (left out: {format_counts(wanted.left_out)})" if wanted.left_out else ""
+        raise AttribError(
+            f"{name!r} has {len(kept)} distinct images that can be assessed{without} and needs {MIN_REFERENCES}; add images of "
+            f"{method.min_side_px} px or more"
+        )
+    sides = [sample.side_px for _, sample in kept]
+    entry = Entry(
+        name=name,
+        version=max((entry.version for entry in earlier), default=0) + 1,
+        role=role,
+        source_sizes=tuple(Counter(i for i, _ in kept).values()),
+        codecs=dict(sorted(Counter(sample.codec for _, sample in kept).items())),
+        sides_px=(min(sides), max(sides)),
+        sha256=_sha256(references),
+        registered_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        left_out=dict(sorted(wanted.left_out.items())),
+    )
+    _check_unchanged(registry, storage)
+    storage.write_array(join(registry.uri, entry.file), references)
+    # Only now: an entry that the record names has its file.
+    registry = replace(registry, entries=(*registry.entries, entry))
+    _write(registry, storage)
+    return registry, entry
+
+
+def remove(registry: Registry, name: str, storage: Storage, version: int | None = None) -> Registry:
+    """Without an entry, or one version of it. Raises AttribError if it is not there, or if the registry was changed meanwhile."""
+    gone = [entry for entry in registry.entries if entry.name == name and version in (None, entry.version)]
+    if not gone:
+        known = ", ".join(entry.name for entry in registry.active) or "nothing"
+        which = name if version is None else f"{name} version {version}"
+        raise AttribError(f"{registry.uri} has no {which!r}; it has {known}")
+    _check_unchanged(registry, storage)
+    registry = replace(registry, entries=tuple(entry for entry in registry.entries if entry not in gone))
+    _write(registry, storage)
+    for entry in gone:
+        storage.delete_file(join(registry.uri, entry.file))
+    return registry
+
+
+def embed_degraded(
+    method: Method, samples: Sequence[Sample], degradations: Sequence[str], progress: Progress | None = None
+) -> np.ndarray:
+    """float32 [len(degradations), n, d]: fingerprints of the samples under each degradation, nan where that leaves too small an image, or no
+    finite direction."""
+    found: list[np.ndarray] = []
+    for name in degradations:
+        rows: dict[int, np.ndarray] = {}
+        for start in range(0, len(samples), EMBED_IMAGES):
+            made = [
+                (i, recoded(samples[i], parse(name))) for i in range(start, min(start + EMBED_IMAGES, len(samples)))
+            ]
+            large = [(i, sample) for i, sample in made if sample.side_px >= method.min_side_px]
+            if large:
+                rows |= dict(zip((i for i, _ in large), method.embed([sample for _, sample in large])))
+            if progress:
+                progress.update(len(made))
+        dimension = len(next(iter(rows.values()))) if rows else found[0].shape[1]
+        found.append(np.full((len(samples), dimension), np.nan, np.float32))
+        for i, row in rows.items():
+            # A direction that does not exist, as of a picture without any residual, is no fingerprint.
+            found[-1][i] = row if np.isfinite(row).all() and row.any() else np.nan
+    return np.stack(found)
+
+
+def _check_unchanged(registry: Registry, storage: Storage) -> None:
+    """Raises AttribError unless the record is that of `registry`; one that was never written has none."""
+    if not registry.entries and not storage.exists(join(registry.uri, RECORD)):
+        return
+    if open_registry(registry.uri, storage) != registry:
+        raise AttribError(
+            f"{registry.uri} was changed by another run meanwhile, so nothing was written; run this again"
+        )
+
+
+def _sha256(array: np.ndarray) -> str:
+    return bytes_sha256(np.ascontiguousarray(array).tobytes())
+
+
+def _write(registry: Registry, storage: Storage) -> None:
+    record = {
+        "method": registry.method.model_dump(mode="json"),
+        "method_digest": registry.method_digest,
+        "degradations": registry.degradations,
+        "entries": [asdict(entry) for entry in registry.entries],
+        "digest": registry.digest,
+    }
+    storage.write_json(join(registry.uri, RECORD), record)

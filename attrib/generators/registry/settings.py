@@ -1,0 +1,152 @@
+"""Options of jobs.registry and jobs.identify: which generators are known, when an image is said to be consistent with one, what is said of a dump."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from attrib.common.settings import CollectionSettings, JobSettings, Positive, Settings, Share, Uri
+from attrib.generators.settings import BackboneFeatureSettings, ScoringName
+
+MIN_REFERENCES = 10
+SpectrumName = Literal["log-spectrum", "spectrum-lda", "spectrum-whitened"]
+SpectrumName |= Literal["colour-spectrum", "colour-spectrum-lda"]
+Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9._-]+$")]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+# "generator": to be recognised. All others are negatives, which nothing is ever attributed to: photographs, generators that are known not to
+# have made the dump, and the synthetic models of a pool.
+Role = Literal["generator", "photographs", "other-generator", "synthetic"]
+
+
+class RegistryMethodSettings(Settings):
+    """What makes the fingerprints of a registry. Methods that do not look at the generator's trace are not offered."""
+
+    name: Literal["extractor", "extractor-untrained", "backbone"] | SpectrumName = "extractor"
+    scoring: ScoringName | None = None  # of a query by the references; None: the method's own
+    # Output of jobs.fingerprint; for the spectrum methods the folder with lda.safetensors that jobs.evaluate_generators leaves
+    uri: Uri | None = None
+    backbone: BackboneFeatureSettings | None = None  # for name: backbone
+
+    @model_validator(mode="after")
+    def _complete(self):
+        wanted = "backbone" if self.name == "backbone" else "uri"
+        if getattr(self, wanted) is None:
+            raise ValueError(f"method {self.name!r} needs {wanted}")
+        return self
+
+
+class RegistrySettings(JobSettings):
+    """jobs.registry: register, list or remove a generator, or images that serve as negatives."""
+
+    execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {"device"}
+
+    action: Literal["register", "list", "remove"]
+    registry: Uri
+    # Of a new registry; one that exists has to be asked for as it was made, or not at all.
+    method: RegistryMethodSettings | None = None
+    # Of a new registry: references are kept under each, so that a degraded query meets references that were degraded alike. Under the last four
+    # a trace is hardly left: images like that come to those galleries, where references are not recognised either, and get "unassessable" in
+    # place of "unknown". Where galleries are much alike, each degradation more asks for more negatives.
+    degradations: tuple[str, ...] = (
+        "none",
+        "jpeg-85",
+        "jpeg-70",
+        "webp-85",
+        "resize-0.75",
+        "jpeg-20",
+        "webp-50",
+        "resize-0.5",
+        "blur-1",
+    )
+    name: Name | None = None  # of the entry
+    role: Role = "generator"
+    images: CollectionSettings | None = None
+    pool: Uri | None = None  # for role: synthetic, in place of images; output of jobs.synthesize
+    images_per_model: Positive = 4  # of the pool
+    max_images: Annotated[int, Field(ge=MIN_REFERENCES)] = 100  # more are thinned out evenly
+    new_version: bool = False  # true: the name is there and gets newer references; the old ones are kept, unused
+    version: Positive | None = None  # to remove; None: all versions
+    max_megapixels: float = Field(default=100.0, gt=0)
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @field_validator("degradations")
+    @classmethod
+    def _untouched_first(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names or names[0] != "none" or len(set(names)) < len(names):
+            raise ValueError(f"degradations must start with 'none' and name none twice, got {list(names)}")
+        return names
+
+    @model_validator(mode="after")
+    def _complete(self):
+        if self.action != "list" and self.name is None:
+            raise ValueError(f"action {self.action!r} needs the name of an entry")
+        if self.action == "register":
+            if (self.images is None) == (self.pool is None):
+                raise ValueError("action 'register' needs exactly one of images and pool; set the other to null")
+            if (self.pool is None) == (self.role == "synthetic"):
+                raise ValueError("role 'synthetic' and pool belong together")
+        return self
+
+
+class VerdictSettings(Settings):
+    """When an image is said to be consistent with a generator, and when nothing is said."""
+
+    # Of photographs, and of generated images that no registered generator made, at most this share is attributed to one, as far as they are
+    # drawn as the negatives of their origin are (see unit). Below the least p-value that these can show, and without generated negatives,
+    # nothing is attributed. For a generator unlike all negatives nothing is promised; what became of each registered one when it was left
+    # out is reported.
+    false_attribution_rate: Rate = 0.05
+    # Of a generator's own images, at most about this share is called unlike its references; with fewer than 1 / rate - 1 references none is.
+    false_rejection_rate: Rate = 0.05
+    # Of the generators' own references that come to the gallery of an image, this share or more is recognised where an image that is not
+    # attributed is called unknown; where fewer are, as under heavy compression, it is unassessable.
+    least_recognised: Share = 0.5
+    # What the rate above is promised for. image: one drawn as the images of the negatives are, of photographs, of other generators and of
+    # synthetic models each; images of one source are not independent, so that a new source may fare worse. source: the first image of a new
+    # source drawn as those of the generated negatives are, which must be 1 / rate or more; most are then synthetic models, and the promise is
+    # for what is like them. Photographs always count one by one.
+    unit: Literal["image", "source"] = "image"
+    # Two generators are told apart where their references, each left out in turn, go to the right one of the two more often than this share,
+    # by a binomial test at family_level. All that are not told apart, directly or through others, are one family.
+    family_accuracy: float = Field(default=0.6, ge=0.5, lt=1)
+    family_level: Rate = 0.05
+    min_side_px: Positive = 1  # the fingerprint method's own limit holds in any case
+    min_detail_levels: float = Field(default=0.25, ge=0)  # mean difference of neighbouring pixels, of 255; below: blank
+
+
+class DumpSettings(Settings):
+    """What is said of all images together."""
+
+    num_draws: Annotated[int, Field(ge=100)] = 1_000  # of shares, for their 95 % intervals
+    set_column: str | None = (
+        None  # metadata column of the manifest; images of one value (an account) are tested together
+    )
+    min_set_images: Annotated[int, Field(ge=2)] = 5
+    max_set_images: Positive = 200  # of one set, the first by a hash of their ids
+    num_permutations: Annotated[int, Field(ge=99)] = 999
+    max_clustered: Positive = 2_000  # distinct unknown images that are clustered; the others join the clusters
+    min_candidate_images: Positive = MIN_REFERENCES  # distinct ones of a cluster, to be a candidate generator
+    num_exemplars: Positive = 12
+    seed: int = 0
+
+
+class IdentifySettings(JobSettings):
+    """jobs.identify: which registered generator each image of a manifest is consistent with."""
+
+    execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {
+        "registry",
+        "previous",
+        "device",
+        "io_threads",
+    }
+
+    manifest: Uri
+    registry: Uri
+    output: Uri
+    previous: Uri | None = None  # output of an earlier run, to report the change of the shares
+    max_failed_share: Share = 0.05  # of images that cannot be read or decoded
+    verdicts: VerdictSettings = VerdictSettings()
+    dump: DumpSettings = DumpSettings()
+    chunk_rows: Positive = 256  # images that commit together
+    io_threads: Positive = 8
+    max_megapixels: float = Field(default=100.0, gt=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -1,0 +1,146 @@
+"""What happens to an image between its generator and us: recompression, resizing, blur, cropping.
+
+One grid for the evaluation and for degradation-matched galleries, and random draws from the same kinds for training. Codecs are the real
+ones, through Pillow. What is drawn depends on the generator that is passed alone.
+"""
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from attrib.common.errors import AttribError
+
+Kind = Literal["none", "jpeg", "webp", "resize", "blur", "crop"]
+# Smallest and largest strength of each kind, and what it means.
+RANGES: dict[str, tuple[float, float, str]] = {
+    "none": (0, 0, "nothing to set"),
+    "jpeg": (1, 100, "a quality"),
+    "webp": (1, 100, "a quality"),
+    "resize": (0.05, 4, "a factor of both sides"),
+    "blur": (0.05, 10, "a standard deviation in pixels"),
+    "crop": (0.05, 1, "a share of both sides"),
+}
+# Drawn in training, with the kind's share of the draws: somewhat wider than what GRID asks for.
+TRAINING: dict[str, tuple[float, float, float]] = {
+    "none": (0.25, 0, 0),
+    "jpeg": (0.3, 50, 100),
+    "webp": (0.15, 50, 100),
+    "resize": (0.12, 0.5, 1.0),
+    "blur": (0.12, 0.3, 1.2),
+    "crop": (0.06, 0.7, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """strength: quality of a codec, factor of a resize, standard deviation of a blur in pixels, share of the sides that a crop keeps.
+
+    Raises AttribError for an unknown kind or a strength out of range.
+    """
+
+    kind: Kind
+    strength: float = 0.0
+
+    def __post_init__(self):
+        if self.kind not in get_args(Kind):
+            raise AttribError(f"unknown degradation {self.kind!r}; known are {', '.join(get_args(Kind))}")
+        low, high, meaning = RANGES[self.kind]
+        if not low <= self.strength <= high:
+            raise AttribError(
+                f"{self.kind} of strength {self.strength:g}: it is {meaning}, from {low:g} to {high:g}; choose one of these"
+            )
+        if self.kind in ("jpeg", "webp") and self.strength != int(self.strength):
+            raise AttribError(f"{self.kind} of quality {self.strength:g}: codecs take whole numbers")
+
+    @property
+    def name(self) -> str:
+        """As `parse` reads it, e.g. "none", "jpeg-85", "resize-0.75"."""
+        return self.kind if self.kind == "none" else f"{self.kind}-{self.strength:g}"
+
+
+NONE = Degradation("none")
+GRID: tuple[Degradation, ...] = (
+    NONE,
+    *(Degradation("jpeg", quality) for quality in (95, 85, 70, 50)),
+    *(Degradation("webp", quality) for quality in (85, 60)),
+    *(Degradation("resize", factor) for factor in (0.75, 0.5)),
+    *(Degradation("blur", sigma) for sigma in (0.5, 1.0)),
+    Degradation("crop", 0.8),
+)
+
+
+def parse(name: str) -> Degradation:
+    """The inverse of `Degradation.name`. Raises AttribError for anything else."""
+    kind, _, strength = name.partition("-")
+    try:
+        return Degradation(kind, float(strength or 0))
+    except ValueError:
+        raise AttribError(f"{name!r} is no degradation; write for example none, jpeg-85, resize-0.75") from None
+
+
+def degrade(image: Tensor, degradation: Degradation) -> Tensor:
+    """uint8 [3, h, w] -> uint8 [3, h', w'] on the CPU. A resize and a crop change the size; a crop keeps the middle."""
+    strength = degradation.strength
+    if degradation.kind == "jpeg":
+        return _coded(image, "JPEG", int(strength))
+    if degradation.kind == "webp":
+        return _coded(image, "WEBP", int(strength))
+    if degradation.kind == "resize":
+        height, width = (max(1, round(side * strength)) for side in image.shape[1:])
+        return _tensor(_pillow(image).resize((width, height), Image.Resampling.BICUBIC))
+    if degradation.kind == "blur":
+        return _blurred(image, strength)
+    if degradation.kind == "crop":
+        height, width = (max(1, round(side * strength)) for side in image.shape[1:])
+        top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+        return image[:, top : top + height, left : left + width]
+    return image
+
+
+def random_degradation(generator: torch.Generator, smallest_scale: float = 0.0) -> Degradation:
+    """A draw for training: a kind by its share in TRAINING, its strength uniformly. The generator is on the CPU.
+
+    smallest_scale: what a resize or a crop may leave of each side at least, so that a patch still fits; 1 draws neither.
+    """
+    kinds = [kind for kind in TRAINING if smallest_scale < 1 or kind not in ("resize", "crop")]
+    shares = torch.tensor([TRAINING[kind][0] for kind in kinds])
+    kind = kinds[int(torch.multinomial(shares, 1, generator=generator))]
+    _, low, high = TRAINING[kind]
+    if kind in ("resize", "crop"):
+        low = min(high, max(low, smallest_scale))
+    strength = low + (high - low) * float(torch.rand((), generator=generator))
+    return Degradation(kind, float(round(strength)) if kind in ("jpeg", "webp") else strength)
+
+
+def _coded(image: Tensor, codec: str, quality: int) -> Tensor:
+    buffer = io.BytesIO()
+    # WebP's method 4 is its usual effort; JPEG halves the colours' resolution, as nearly every program does.
+    options = {"method": 4} if codec == "WEBP" else {"subsampling": "4:2:0"}
+    _pillow(image).save(buffer, codec, quality=quality, **options)
+    return _tensor(Image.open(buffer))
+
+
+def _blurred(image: Tensor, sigma: float) -> Tensor:
+    """By a sampled Gaussian over three standard deviations; borders repeated, so that no image is too small."""
+    reach = math.ceil(3 * sigma)
+    offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
+    pixels = F.pad(image.float()[None], (reach, reach, reach, reach), mode="replicate")
+    pixels = F.conv2d(F.conv2d(pixels, kernel, groups=3), kernel.transpose(2, 3), groups=3)
+    return pixels[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def _pillow(image: Tensor) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
+def _tensor(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()

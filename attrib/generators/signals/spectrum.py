@@ -1,0 +1,122 @@
+"""What a generator's decoder leaves in an image, whatever it shows: the high-pass residual and its spectrum.
+
+Images are never resized here: an upsampler's trace is a pattern of single pixels, which resampling destroys or replaces by its own. So an
+image is looked at through patches cut from it at full resolution. The residual is the image minus a small blur: content is smooth and
+mostly goes, and no denoiser has to be trained or licensed.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attrib.common.errors import AttribError
+from attrib.generators.settings import PERIOD_PX
+
+# Magnitude that 8-bit rounding alone leaves in a bin (1 / 255 / sqrt(12)): a logarithm below it would measure that rounding.
+MAGNITUDE_FLOOR = 1.1e-3
+MEAN_POWER_FLOOR = 1e-7  # a mean over windows is known better, and may be told apart further down
+
+
+def patches(image: Tensor, patch_px: int, max_patches: int) -> Tensor:
+    """uint8 [3, h, w] -> uint8 [p, 3, patch_px, patch_px], 1 <= p <= max_patches: an even grid of patches.
+
+    The grid has as many patches as fit and are allowed, and of grids of equal size the one that is nearest to the image's shape. Patches begin
+    at multiples of PERIOD_PX, so that all lie alike on the lattice of the decoder and of JPEG; none overlap where patch_px is a multiple of it,
+    too. The same image always gives the same patches. Raises AttribError if a side of the image is shorter than patch_px.
+    """
+    height, width = image.shape[1:]
+    if min(height, width) < patch_px:
+        raise AttribError(
+            f"the image has {width} x {height} pixels and the fingerprint needs {patch_px} on each side; leave it out, or use "
+            "an extractor with a smaller patch_px (enlarging the image would replace its trace)"
+        )
+    grids = (
+        (rows, min(width // patch_px, max_patches // rows))
+        for rows in range(1, min(height // patch_px, max_patches) + 1)
+    )
+    rows, columns = max(grids, key=lambda grid: (grid[0] * grid[1], -abs(grid[0] * width - grid[1] * height)))
+    return torch.stack(
+        [
+            image[:, top : top + patch_px, left : left + patch_px]
+            for top in _starts(height, patch_px, rows)
+            for left in _starts(width, patch_px, columns)
+        ]
+    )
+
+
+def _starts(side: int, patch_px: int, count: int) -> list[int]:
+    spare = side - patch_px
+    even = [spare // 2] if count == 1 else [i * spare // (count - 1) for i in range(count)]
+    return [start // PERIOD_PX * PERIOD_PX for start in even]
+
+
+def residual(pixels: Tensor) -> Tensor:
+    """float32 [n, 3, h, w] in 0..1 -> the same shape: what a 3x3 binomial blur takes away, borders reflected without the edge pixel."""
+    blurred = F.pad(pixels, (1, 1, 1, 1), mode="reflect")
+    blurred = (blurred[..., :-2, :] + 2 * blurred[..., 1:-1, :] + blurred[..., 2:, :]) / 4
+    blurred = (blurred[..., :-2] + 2 * blurred[..., 1:-1] + blurred[..., 2:]) / 4
+    return pixels - blurred
+
+
+def log_spectrum(residuals: Tensor) -> Tensor:
+    """float32 [n, 3, s, s] -> float32 [n, 3, s, s // 2 + 1]: natural logarithm of the magnitude of rfft2 after a Hann window.
+
+    White noise of standard deviation x has a root mean square magnitude of x in every bin, whatever s; MAGNITUDE_FLOOR is added in power.
+    """
+    return (_power(residuals) + MAGNITUDE_FLOOR**2).log() / 2
+
+
+def colour_spectrum(residuals: Tensor, window_px: int) -> Tensor:
+    """float32 [n, 3, s, s] -> float32 [n, 2, 6, w, w // 2 + 1], w = window_px <= s: half the logarithm of power in overlapping windows.
+
+    Of a patch this small one spectrum is mostly chance, so the power of windows that overlap by half is averaged (Welch's method): first
+    the logarithm of the mean, in which edges weigh most, then the mean of the logarithms, in which smooth windows count as much.
+
+    The six channels are red, green, blue, red - green, blue - green and red - blue. A photograph's fine detail is nearly grey, so the
+    differences hold little of the content and much of how a decoder mixes its last features into colours, which no spectrum of single
+    channels shows.
+    """
+    red, green, blue = residuals.unbind(dim=1)
+    channels = torch.stack([red, green, blue, red - green, blue - green, red - blue], dim=1)
+    windows = channels.unfold(2, window_px, window_px // 2).unfold(3, window_px, window_px // 2).flatten(2, 3)
+    power = _power(windows)  # [n, 6, windows, w, w // 2 + 1]
+    of_mean = (power.mean(dim=2) + MEAN_POWER_FLOOR).log()
+    mean_of = (power + MAGNITUDE_FLOOR**2).log().mean(dim=2)
+    return torch.stack([of_mean, mean_of], dim=1) / 2
+
+
+def patch_spectra(cut: Tensor, window_px: int | None = None) -> Tensor:
+    """uint8 [p, 3, s, s] -> `log_spectrum` of the patches' residuals, or with window_px their `colour_spectrum`."""
+    residuals = residual(cut.float() / 255)
+    return colour_spectrum(residuals, window_px) if window_px else log_spectrum(residuals)
+
+
+def azimuthal_power(residuals: Tensor) -> Tensor:
+    """float32 [n, 3, s, s] -> float32 [n, s // 2]: power at 1, 2, ..., s // 2 cycles per patch, averaged over directions and channels.
+
+    The spectrum is that of `log_spectrum`, without floor and logarithm. A bin belongs to the nearest whole radius; the corners beyond
+    s // 2 cycles, where not all directions exist, are left out.
+    """
+    power = _power(residuals).mean(dim=1).flatten(1)
+    return power @ _ring_weights(residuals.shape[-1]).to(power)
+
+
+def _power(residuals: Tensor) -> Tensor:
+    # Without the zeros at both ends, which would waste pixels.
+    window = torch.hann_window(residuals.shape[-1] + 2, periodic=False, device=residuals.device)[1:-1]
+    window = window[:, None] * window
+    spectrum = torch.fft.rfft2(residuals * window, norm="ortho")
+    return (spectrum.real**2 + spectrum.imag**2) / window.square().mean()
+
+
+@lru_cache
+def _ring_weights(size: int) -> Tensor:
+    """float32 [size * (size // 2 + 1), size // 2]: columns that sum to one, each the mean over a ring of the full spectrum."""
+    down, across = torch.fft.fftfreq(size) * size, torch.fft.rfftfreq(size) * size
+    ring = torch.hypot(down[:, None], across[None]).round().long().flatten()
+    # rfft2 keeps one of each pair of conjugate bins; only the columns of frequency 0 and of Nyquist hold both.
+    twice = torch.where((across == 0) | (across * 2 == size), 1.0, 2.0).expand(size, -1).flatten()
+    weights = F.one_hot(ring, int(ring.max()) + 1)[:, 1 : size // 2 + 1] * twice[:, None]
+    return weights / weights.sum(dim=0)

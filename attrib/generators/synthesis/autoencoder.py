@@ -1,0 +1,105 @@
+"""Training one synthetic generator, and rendering what it makes of photographs."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attrib.common.errors import AttribError
+from attrib.generators.synthesis.architectures import DecoderSpec, build_autoencoder
+from attrib.generators.synthesis.settings import AutoencoderSettings
+
+CHECKED_PHOTOGRAPHS = 16  # on which a model is judged while it is trained
+RENDER_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Trained:
+    """model: in eval mode, on the CPU; loss: MSE on held-out photographs, pixels in 0..1; num_steps: that it took."""
+
+    model: nn.Module
+    loss: float
+    num_steps: int
+
+
+def train_autoencoder(
+    spec: DecoderSpec,
+    seed: int,
+    training: Tensor,
+    held_out: Tensor,
+    settings: AutoencoderSettings,
+    device: str = "cpu",
+) -> Trained:
+    """One model of the pool; training, held_out: uint8 [m, 3, px, px], of the latter the first CHECKED_PHOTOGRAPHS are used.
+
+    Training ends at target_mse on held-out photographs, or after max_steps. On a CPU the same arguments give the same bits. Raises
+    AttribError if the loss is not finite.
+    """
+    with one_thread():
+        model = build_autoencoder(spec, seed).to(device, memory_format=torch.channels_last)
+        checked = as_floats(held_out[:CHECKED_PHOTOGRAPHS].to(device))
+        batches = draw_batches(training.to(device), settings.batch_size, settings.crop_px, seed)
+        optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.max_steps)
+        for step in range(1, settings.max_steps + 1):
+            batch = next(batches)
+            loss = F.mse_loss(model(batch), batch)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            if step % settings.check_steps == 0 and reconstruction_mse(model, checked) <= settings.target_mse:
+                break
+        found = reconstruction_mse(model, checked)
+    if not math.isfinite(found):
+        raise AttribError(f"{spec.name}: the loss became {found}; lower learning_rate ({settings.learning_rate:g})")
+    return Trained(model.eval().to("cpu"), found, step)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Several threads add up gradients in an order of their own, and on layers this small they mostly wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def draw_batches(images: Tensor, batch_size: int, crop_px: int, seed: int) -> Iterator[Tensor]:
+    """Endless float32 [batch_size, 3, crop_px, crop_px] in 0..1: random images, cut at one random place per batch, mirrored or not."""
+    generator = torch.Generator().manual_seed(seed)
+    places = images.shape[-1] - crop_px + 1
+    while True:
+        chosen = torch.randint(len(images), (batch_size,), generator=generator).to(images.device)
+        top, left, mirrored = (int(torch.randint(choices, (), generator=generator)) for choices in (places, places, 2))
+        crops = as_floats(images[chosen, :, top : top + crop_px, left : left + crop_px])
+        yield crops.flip(3) if mirrored else crops
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """uint8 [n, 3, h, w] -> float32 in 0..1, channels last."""
+    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+
+
+@torch.no_grad()
+def reconstruction_mse(model: nn.Module, images: Tensor) -> float:
+    """Of a model in eval mode, which goes back to the mode that it was in; images: float32 [n, 3, h, w]."""
+    was_training = model.training
+    model.eval()
+    found = float(F.mse_loss(model(images), images))
+    model.train(was_training)
+    return found
+
+
+@torch.no_grad()
+def render(reconstruct: Callable[[Tensor], Tensor], photographs: Tensor, device: str = "cpu") -> Tensor:
+    """uint8 [n, 3, px, px] -> uint8 of the same shape: what a model in eval mode makes of photographs, rounded to 8 bits."""
+    with one_thread():
+        made = [reconstruct(as_floats(batch.to(device))).cpu() for batch in photographs.split(RENDER_BATCH)]
+    return torch.cat(made).clamp_(0, 1).mul_(255).round_().to(torch.uint8).contiguous()

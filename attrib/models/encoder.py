@@ -1,0 +1,209 @@
+"""Image encoders: any timm network, its weights from the hub, a local file or a checkpoint of ours, with its own preprocessing."""
+
+import ctypes
+import hashlib
+import json
+from dataclasses import dataclass, replace
+
+import numpy as np
+import timm
+import timm.data
+import torch
+from safetensors import SafetensorError, safe_open
+
+from attrib.common.config import digest
+from attrib.common.errors import AttribError, first_line
+from attrib.common.settings import BackboneSettings
+from attrib.common.storage import Storage, scratch_folder
+from attrib.models.bn_folding import fold_batch_norms
+from attrib.models.model import CHECKPOINT_KEY, AttributionModel, model_from_checkpoint
+from attrib.models.preprocessing import Preprocessing
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
+KEEP_FROM_BYTES, KEEP_UP_TO_BYTES = 1 << 30, (1 << 31) - 1
+# The environment of a process that encodes in a thread which is not its first: glibc reads it before any thread has an arena of its own, and
+# in such an arena, of 64 MB at most, every large block is mapped afresh whatever `keep_freed_memory` says: 3,000 page faults for an image.
+KEEP_FREED_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(KEEP_FROM_BYTES),
+    "MALLOC_TRIM_THRESHOLD_": str(KEEP_UP_TO_BYTES),
+}
+CPU_BATCH_SIZE = 16  # activations of larger batches fall out of the cache
+GPU_BATCH_SIZE = 128  # as many as a chunk holds by default; a larger one would mostly be padding
+
+
+@dataclass(frozen=True)
+class EncoderIdentity:
+    """What must agree between an index and the queries put to it."""
+
+    name: str
+    model_digest: str  # of the network's name and every weight
+    preprocessing: dict
+    dimension: int
+
+    def to_dict(self) -> dict:
+        return {
+            "name": self.name,
+            "model_digest": self.model_digest,
+            "preprocessing": self.preprocessing,
+            "dimension": self.dimension,
+        }
+
+
+class Encoder:
+    """A frozen network on one device that turns prepared pixels into vectors."""
+
+    def __init__(
+        self, model: torch.nn.Module, name: str, preprocessing: Preprocessing, device: str, batch_size: int | None
+    ):
+        self.preprocessing = preprocessing
+        self.device = torch.device(device)
+        self.batch_size = batch_size or (CPU_BATCH_SIZE if self.device.type == "cpu" else GPU_BATCH_SIZE)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self.model = model.eval().to(self.device, memory_format=torch.channels_last)
+        shape = (2, 3, preprocessing.crop_px, preprocessing.crop_px)
+        probe = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        self._network = fold_batch_norms(self.model, self._normalise(probe))
+        # timm's num_features is not always what the pooled output has (MobileNetV3 widens it in the head), so ask the network.
+        dimension = self._forward(probe).shape[1]
+        self.identity = EncoderIdentity(name, model_digest(name, model), preprocessing.to_dict(), dimension)
+
+    def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        images = self.preprocessing.normalise(pixels, self.device, torch.float32)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._network(self._normalise(pixels)).float().cpu()
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [n, 3, h, w], resized and cropped -> float32 [n, d], not normalised.
+
+        Every call of the network sees exactly `batch_size` images (the last batch is padded): kernels are chosen by shape, and one shape
+        keeps an image's vector independent of how many images happened to stand beside it.
+        """
+        vectors = np.empty((len(pixels), self.identity.dimension), dtype=np.float32)
+        for start in range(0, len(pixels), self.batch_size):
+            batch = torch.from_numpy(pixels[start : start + self.batch_size])
+            num_images = len(batch)
+            if num_images < self.batch_size:
+                batch = torch.cat([batch, batch[:1].expand(self.batch_size - num_images, -1, -1, -1)])
+            vectors[start : start + num_images] = self._forward(batch)[:num_images].numpy()
+        return vectors
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network with timm's description of its preprocessing. has_head: whether it is a model with a head (attrib/models/model.py)."""
+
+    model: torch.nn.Module
+    data_config: dict
+    has_head: bool = False
+
+
+def load_encoder(
+    settings: BackboneSettings,
+    storage: Storage,
+    device: str = "cpu",
+    batch_size: int | None = None,
+    jpeg_margin: float | None = None,
+) -> Encoder:
+    """jpeg_margin: see Preprocessing. Raises AttribError if the network is unknown to timm or the weights do not fit it."""
+    network = load_network(settings, storage)
+    preprocessing = replace(preprocessing_of(network, settings.name), jpeg_margin=jpeg_margin)
+    return Encoder(network.model, settings.name, preprocessing, device, batch_size)
+
+
+def preprocessing_of(network: Network, name: str) -> Preprocessing:
+    """Raises AttribError if it is not one that we can do."""
+    try:
+        return Preprocessing.from_timm(network.data_config)
+    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
+        raise AttribError(f"the preprocessing of {name!r} is not supported: {error}") from error
+
+
+def load_network(settings: BackboneSettings, storage: Storage) -> Network:
+    """Raises AttribError if the network is unknown to timm or the weights do not fit it."""
+    if settings.weights.endswith(".safetensors"):
+        state, declared = _read_safetensors(settings.weights, storage)
+        name = declared.get("name", settings.name)
+        if name != settings.name:
+            raise AttribError(f"{settings.weights} is a checkpoint of {name!r}, but backbone.name is {settings.name!r}")
+        model = _create(name, pretrained=False)
+        if "head" in declared:
+            model = model_from_checkpoint(model.eval(), declared, state, settings.weights, settings.domain)
+            return Network(model, declared["data_config"], has_head=True)
+        _load_strictly(model, state, settings.weights)
+        return Network(model, declared.get("data_config") or timm.data.resolve_data_config(model=model))
+    if settings.weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            model = _create(settings.name, pretrained=False)
+    else:
+        model = _create(settings.name, pretrained=True)
+    return Network(model, timm.data.resolve_data_config(model=model))
+
+
+def _create(name: str, pretrained: bool) -> torch.nn.Module:
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+    except Exception as error:  # timm and its hub client raise many kinds
+        if name.split(".")[0] not in timm.list_models():
+            near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]
+            raise AttribError(
+                f"timm has no network {name!r}" + (f"; near: {', '.join(near)}" if near else "")
+            ) from error
+        raise AttribError(
+            f"timm could not provide {name!r} with its hub weights ({first_line(error)}); without a network give a local "
+            "file: backbone.weights=/path/to/model.safetensors"
+        ) from error
+
+
+def _read_safetensors(uri: str, storage: Storage) -> tuple[dict[str, torch.Tensor], dict]:
+    if not storage.exists(uri):
+        raise AttribError(f"the weights {uri} do not exist")
+    with scratch_folder() as folder:
+        try:
+            with safe_open(storage.localise(uri, folder), framework="pt") as file:
+                state = {key: file.get_tensor(key) for key in file.keys()}
+                declared = json.loads((file.metadata() or {}).get(CHECKPOINT_KEY, "{}"))
+        except (SafetensorError, ValueError, RecursionError) as error:
+            raise AttribError(f"{uri} is not a readable .safetensors file: {error}") from error
+    if not isinstance(declared, dict):
+        raise AttribError(
+            f"{uri} is no checkpoint that this version understands: {CHECKPOINT_KEY} holds no JSON object"
+        )
+    return state, declared
+
+
+def _load_strictly(model: torch.nn.Module, state: dict[str, torch.Tensor], origin: str) -> None:
+    """Every weight of the headless network must be there; the classifier of a full checkpoint is left out."""
+    heads = model.pretrained_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise AttribError(f"{origin} does not fit the network: {' '.join(str(error).split())[:400]}") from error
+
+
+def model_digest(name: str, model: torch.nn.Module) -> str:
+    """The same for the same weights, wherever they were loaded from."""
+    weights = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        # Flattened in logical order, so that the memory format does not matter; as bytes, since NumPy has no bfloat16.
+        weights.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
+    # As text: the order of the parts is that of the vector's dimensions, and digest() sorts keys.
+    described = [json.dumps(model.description())] if isinstance(model, AttributionModel) else []
+    return digest([name.split(".")[0], weights.hexdigest(), *described])
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed, in the first thread of a process: by default every activation is mapped afresh and zeroed page by page."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(M_ARENA_MAX, 1)
+        mallopt(M_MMAP_THRESHOLD, KEEP_FROM_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEEP_UP_TO_BYTES)

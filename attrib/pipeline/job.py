@@ -1,0 +1,30 @@
+"""All stages in one process and one Ray session. Each stage finds out by itself whether it was done before."""
+
+from attrib.attribute import job as attribute_job
+from attrib.attribute.report import write_report
+from attrib.common.storage import join
+from attrib.data import job as manifest_job
+from attrib.embed import job as embed_job
+from attrib.generators.identify import job as identify_job
+from attrib.index import job as index_job
+from attrib.pipeline.settings import PipelineSettings
+
+
+def run(settings: PipelineSettings) -> dict:
+    """Run every stage and return a summary of what was made, and where."""
+    stages = settings.stages()
+    for role in ("sources", "generated"):
+        manifest_job.run(stages[f"{role}/manifest"])
+        embed_job.run(stages[f"{role}/embeddings"])
+    built = index_job.run(stages["index"])
+    if "generators" in stages:
+        identify_job.run(stages["generators"])
+    attributed = attribute_job.run(stages["attributions"])
+    write_report(stages["report"])
+    return {
+        "sources indexed": f"{built['num_vectors']:,}",
+        "generated images": f"{attributed['num_queries']:,} ({attributed['num_failed']:,} failed)",
+        "attributions (Parquet)": join(settings.output, "attributions", "attributions"),
+        "outcomes (Parquet)": join(settings.output, "attributions", "outcomes"),
+        "page": stages["report"].output,
+    }

@@ -1,0 +1,41 @@
+"""The last step before a job's work: its estimate is printed and held against the budget, the disks and the cluster."""
+
+import sys
+
+import ray
+
+from attrib.common.settings import JobSettings
+from attrib.common.storage import is_remote
+from attrib.runtime.estimate import Estimate, gib
+from attrib.runtime.limits import check_budget, check_free_space
+
+REMEDIES = {
+    "max_process_gib": "lower what a worker holds at a time (chunk_rows, partition_rows, shard_rows, query_block_rows)",
+    "max_output_gib": "take fewer images or a smaller dimension",
+    "max_scratch_gib": "lower shard_rows",
+    "max_hours": "take more or faster workers",
+    "max_cost": "take fewer images or cheaper workers",
+}
+
+
+def admit(estimate: Estimate, settings: JobSettings, remedies: dict[str, str] | None = None) -> Estimate:
+    """Print the estimate and return it. Raises AttribError, before any work, if it is over the budget or local disks are too full.
+
+    remedies: of this job, by limit, in place of the general ones.
+    """
+    if not is_remote(settings.output):
+        estimate = estimate.remote(0, 0)
+    print(estimate.describe(settings.budget.prices), file=sys.stderr)
+    check_budget(estimate, settings.budget, REMEDIES | (remedies or {}))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    here = f"node:{ray.util.get_node_ip_address()}"
+    on_this_node = sum(int(node.get("CPU", 0)) for node in nodes if here in node)
+    check_free_space(estimate, settings.output, min(estimate.num_workers, max(1, on_this_node)))
+    largest = max(node.get("memory", 0) for node in nodes)
+    if estimate.worker_bytes > largest:
+        print(
+            f"WARNING: a worker is estimated at {gib(estimate.worker_bytes)} and the largest node offers {gib(largest)} to all of its tasks: "
+            "the system may kill it. " + REMEDIES["max_process_gib"].capitalize() + ", or take larger nodes",
+            file=sys.stderr,
+        )
+    return estimate

@@ -1,0 +1,62 @@
+"""Joining the cluster that a job runs on."""
+
+import logging
+import os
+import sys
+
+import ray
+
+from attrib.common.errors import AttribError
+from attrib.common.settings import RaySettings
+
+
+def connect(settings: RaySettings, dashboard: bool = False) -> None:
+    """Join `address` or RAY_ADDRESS (set by `ray job submit`); without either start a local Ray that ends with the process.
+
+    dashboard: of a local Ray; Ray Train asks it whether its controller lives, and complains every second where there is none.
+    """
+    if ray.is_initialized():
+        return
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, logging_level=logging.WARNING)
+    else:
+        # Without it each worker prints Ray's advice on authentication once; a local Ray listens on this machine alone.
+        memory = int(settings.object_store_gib * 2**30) if settings.object_store_gib else None
+        ray.init(
+            address="local",
+            num_cpus=settings.num_cpus,
+            object_store_memory=memory,
+            include_dashboard=dashboard,
+            logging_level=logging.ERROR,
+        )
+    resources = ray.cluster_resources()
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    print(
+        f"Ray {ray.__version__}: {nodes} node(s), {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs, "
+        f"{resources.get('memory', 0) / 2**30:.1f} GiB for tasks",
+        file=sys.stderr,
+    )
+
+
+def num_cluster_cpus() -> int:
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def num_node_cpus() -> int:
+    """Of the largest node: what a task that runs alone may take."""
+    return int(max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]))
+
+
+def device_of(wanted: str, job: str) -> str:
+    """ "cuda" or "cpu" for `wanted` auto, cpu or cuda. Raises AttribError rather than fall back from a GPU that was asked for."""
+    if wanted == "cuda" and not num_cluster_gpus():
+        raise AttribError(
+            f"{job}.device is 'cuda' but the cluster has no GPU; use 'auto' or 'cpu', or start GPU workers"
+        )
+    return "cuda" if wanted != "cpu" and num_cluster_gpus() else "cpu"
+
+
+def num_cluster_gpus() -> int:
+    return int(ray.cluster_resources().get("GPU", 0))

@@ -1,0 +1,76 @@
+"""Independent units of work as Ray tasks: a bounded window in flight, retried when a worker or its node is lost."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from attrib.common.errors import AttribError, FailedShareError, MismatchError
+from attrib.runtime.session import num_cluster_cpus
+
+MENDABLE = (AttribError, FailedShareError, MismatchError, OSError, PermissionError, FileNotFoundError)
+
+MAX_RETRIES = 8  # of a unit whose worker died; an exception in the unit itself is not retried
+
+
+def run_units(
+    function: Callable, units: Iterable[tuple], *, num_cpus: float = 1, num_gpus: float = 0, memory_bytes: int = 0
+) -> Iterator[tuple[int, Any]]:
+    """Yield (position, function(*unit)) as units finish. Errors that the user can mend arrive as themselves, without Ray's wrapping.
+
+    Units must be idempotent: after the loss of a node a unit may run twice.
+    """
+    _warn_if_too_large({"CPU": num_cpus, "GPU": num_gpus, "memory": memory_bytes})
+    remote = ray.remote(function).options(
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        memory=memory_bytes or None,
+        max_retries=MAX_RETRIES,
+        scheduling_strategy="SPREAD",
+    )
+    waiting = enumerate(units)
+    running: dict[ray.ObjectRef, int] = {}
+    exhausted = False
+    while running or not exhausted:
+        # Twice the CPUs keeps every worker busy; a longer queue would only hold arguments in memory.
+        while not exhausted and len(running) < 2 * num_cluster_cpus():
+            position, unit = next(waiting, (None, None))
+            if unit is None:
+                exhausted = True
+            else:
+                running[remote.remote(*unit)] = position
+        if not running:
+            return
+        (finished, *_), _ = ray.wait(list(running))
+        position = running.pop(finished)
+        with plain_errors():
+            result = ray.get(finished)
+        yield position, result
+
+
+@contextmanager
+def plain_errors():
+    """Raise what the user can mend as itself: Ray wraps what a worker raised, several times over in Ray Data."""
+    try:
+        yield
+    except Exception as error:
+        inner = error
+        while inner is not None and type(inner) not in MENDABLE:
+            inner = getattr(inner, "cause", None) or inner.__cause__
+        if inner is None or inner is error:
+            raise
+        raise inner from None
+
+
+def _warn_if_too_large(needed: dict[str, float]) -> None:
+    """Ray waits without a word for a node that is large enough; on a cluster that grows by itself that may be right."""
+    for name, amount in needed.items():
+        largest = max(node["Resources"].get(name, 0) for node in ray.nodes() if node["Alive"])
+        if amount > largest:
+            print(
+                f"WARNING: a task needs {amount:g} {name} and the largest node has {largest:g}: waiting for a larger node. "
+                "If none will come, stop and lower threads_per_task",
+                file=sys.stderr,
+            )

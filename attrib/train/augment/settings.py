@@ -1,0 +1,102 @@
+"""What a view may look like: the levers of attrib/train/augment/views.py. Imports nothing heavy, as attrib/common/settings.py does."""
+
+import math
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, Field, FiniteFloat, model_validator
+
+from attrib.common.settings import Positive, Settings, Share
+
+Kind = Literal["texture", "colour", "bands", "solo"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+DONOR_KINDS = frozenset(KINDS) - {"solo"}  # kinds that take a second picture as the donor of a style
+
+
+def _limits(low: float, high: float = math.inf, *, open_below: bool = False) -> AfterValidator:
+    """Validates a pair (lower, upper): in order, and both within low..high."""
+
+    def check(pair: tuple) -> tuple:
+        if pair[0] > pair[1]:
+            raise ValueError(f"{list(pair)} is out of order; give the lower limit first")
+        if pair[0] < low or pair[1] > high or (open_below and pair[0] == low):
+            above = f"above {low:g}" if open_below else f"at least {low:g}"
+            raise ValueError(f"{list(pair)} must be {above}{'' if high == math.inf else f' and at most {high:g}'}")
+        return pair
+
+    return AfterValidator(check)
+
+
+Weight = Annotated[FiniteFloat, Field(ge=0)]
+FloatRange = tuple[FiniteFloat, FiniteFloat]
+Shares = Annotated[FloatRange, _limits(0, 1)]
+PositiveShares = Annotated[FloatRange, _limits(0, 1, open_below=True)]
+Factors = Annotated[FloatRange, _limits(0)]
+PositiveFactors = Annotated[FloatRange, _limits(0, open_below=True)]
+DonorScales = Annotated[FloatRange, _limits(0, 4, open_below=True)]
+HueTurns = Annotated[FloatRange, _limits(-0.5, 0.5)]
+PatchSides = Annotated[tuple[int, int], _limits(2, 64)]
+JpegQualities = Annotated[tuple[int, int], _limits(1, 100)]
+
+
+class KindMix(Settings):
+    """Relative weights of the kinds of views; 0 leaves a kind out."""
+
+    texture: Weight = 6.0  # rebuilt from patches of the donor: layout alone says which content it is
+    colour: Weight = 1.0  # in the donor's palette
+    bands: Weight = 1.0  # in the donor's palette, sharpness and grain
+    solo: Weight = 2.0  # no donor: brightness, contrast, saturation and hue change
+
+    @model_validator(mode="after")
+    def _something_left(self):
+        if not any(getattr(self, kind) for kind in KINDS):
+            raise ValueError(f"every weight of mix is 0; give at least one of {', '.join(KINDS)} a positive weight")
+        return self
+
+
+class ViewSettings(Settings):
+    """How views differ from their content: what is varied is what a network trained on them learns to disregard.
+
+    Every pair is (lower, upper); a value between them is drawn for each view. A `_probability` is the share of the
+    views that something happens to. Comments name what a lever teaches to disregard after a colon.
+    """
+
+    mix: KindMix = KindMix()
+
+    # Framing. Generators keep some of a source, seldom at its place or in its proportions.
+    crop_area_share: PositiveShares = (0.45, 1.0)  # of the content, what a view shows: place, size, what is missing
+    crop_aspect: PositiveFactors = (0.67, 1.5)  # width / height of that part, which becomes square: proportions
+    flip_probability: Share = 0.3  # mirrored: left and right
+
+    # The donor. Its crops make many styles of one donor, so that a small collection goes further.
+    donor_crop_area_share: PositiveShares = (0.3, 1.0)  # which part of the style's picture it was taken from
+    donor_flip_probability: Share = 0.5  # the direction of light and strokes
+    donor_scale: DonorScales = (0.6, 1.2)  # its side / the view's, for texture: the size of strokes
+
+    # Kind texture: what things are made of, and detail finer than a patch.
+    patch_px: PatchSides = (5, 16)  # side of a patch in pixels of the view: coarseness, shapes below that size
+    texture_strength: Shares = (0.55, 1.0)  # of the patches over the recoloured content: fine detail, gone at 1
+    texture_mean_weight: Factors = (0.5, 2.0)  # of brightness against pattern in matching: edges if high, tone if low
+    keep_colour_probability: Share = 0.2  # back to the content's palette, so that it is not always the wrong one
+    keep_colour_share: Shares = (0.5, 1.0)  # how far back
+    num_donor_patches: Positive = 1500  # candidates for each place; the time of a view is about proportional
+
+    # Kinds colour and bands.
+    colour_strength: Shares = (0.7, 1.0)  # palette, light
+    bands_strength: Shares = (0.6, 1.0)  # palette, light, sharpness, grain
+
+    # Kind solo. Factors are torchvision's: 1 changes nothing.
+    brightness: Factors = (0.7, 1.3)  # exposure
+    contrast: Factors = (0.6, 1.4)  # haze, tone curves
+    saturation: Factors = (0.2, 1.8)  # vividness; 0 is monochrome
+    hue_probability: Share = 0.3
+    hue_turns: HueTurns = (-0.33, 0.33)  # of the colour circle: which colour things have
+
+    # Degradation of the finished view, each by itself, in this order: what uploads, thumbnails and codecs do.
+    blur_probability: Share = 0.1
+    blur_sigma_px: PositiveFactors = (0.5, 2.0)  # focus
+    resize_probability: Share = 0.25
+    resize_share: PositiveShares = (0.25, 0.8)  # side of a smaller copy that is enlarged again: resolution
+    noise_probability: Share = 0.2
+    noise_std_share: Shares = (0.01, 0.1)  # of the range from black to white: grain
+    jpeg_probability: Share = 0.25
+    jpeg_quality: JpegQualities = (15, 70)  # of libjpeg: block artefacts

@@ -1,0 +1,116 @@
+"""Features of a sample of a manifest's images, and of views of them, as Ray tasks that each commit one chunk."""
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from attrib.common.errors import FailedShareError
+from attrib.common.progress import Progress
+from attrib.common.settings import BackboneSettings
+from attrib.common.storage import Storage, join
+from attrib.data.chunks import Chunk, chunk_folder, plan_chunks
+from attrib.data.ids import sampling_rank
+from attrib.data.manifest import Manifest
+from attrib.models.encoder import keep_freed_memory, load_network, preprocessing_of
+from attrib.models.features import FeatureExtractor
+from attrib.models.model import features_data_config
+from attrib.models.preprocessing import Preprocessing
+from attrib.models.settings import FeatureSettings
+from attrib.runtime.session import num_cluster_gpus
+from attrib.runtime.tasks import run_units
+from attrib.train.settings import TrainSettings
+from attrib.train.view_features import ViewFeatures, extract_chunk, read_chunks, write_chunk
+
+
+def view_features(
+    settings: TrainSettings, manifest: Manifest, folder: str, num_views: int, max_images: int, storage: Storage
+) -> ViewFeatures:
+    """Compute what is missing below `folder` and read all of it.
+
+    Raises FailedShareError if more images than `max_failed_share` have no features.
+    """
+    device = "cuda" if settings.device != "cpu" and num_cluster_gpus() else "cpu"
+    threshold = _threshold(manifest, max_images, storage)
+    chunks = [
+        chunk
+        for partition in range(len(manifest.num_rows))
+        for chunk in plan_chunks(
+            len(sampled_rows(manifest, partition, threshold, storage)), partition, settings.chunk_rows
+        )
+    ]
+    pending = [chunk for chunk in chunks if not storage.exists(_chunk_uri(folder, chunk))]
+    num_images, num_pending = (sum(c.stop - c.start for c in some) for some in (chunks, pending))
+    progress = Progress("features", num_images, "images", already_done=num_images - num_pending)
+    units = ((settings, manifest, folder, chunk, threshold, num_views, device, storage) for chunk in pending)
+    for _, (num_done, num_failed) in run_units(_extract, units, num_gpus=1 if device == "cuda" else 0):
+        progress.update(num_done, num_failed)
+    progress.close()
+    found = read_chunks([_chunk_uri(folder, chunk) for chunk in chunks], storage)
+    if len(found.failures) > settings.max_failed_share * num_images:
+        raise FailedShareError(
+            f"{len(found.failures):,} of {num_images:,} images have no features, more than max_failed_share = "
+            f"{settings.max_failed_share:g} allows; e.g. {'; '.join(f['reason'] for f in found.failures[:3])}"
+        )
+    return found
+
+
+def _chunk_uri(folder: str, chunk: Chunk) -> str:
+    return join(
+        chunk_folder(folder, chunk.partition), chunk.uri("").rsplit("/", 1)[1].replace(".parquet", ".safetensors")
+    )
+
+
+def sampled_rows(manifest: Manifest, partition: int, threshold, storage: Storage) -> pa.Table:
+    rows = storage.read_table(manifest.partition_uri(partition)).sort_by("id")
+    if threshold is None:
+        return rows
+    return rows.filter(pa.array(sampling_rank(rows["id"].to_numpy()) <= threshold))
+
+
+def sampled_images(manifest: Manifest, max_images: int, storage: Storage) -> pa.Table:
+    """Manifest rows of the sample that is trained on, by partition and id."""
+    threshold = _threshold(manifest, max_images, storage)
+    tables = [sampled_rows(manifest, p, threshold, storage) for p in range(len(manifest.num_rows))]
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _threshold(manifest: Manifest, max_images: int, storage: Storage) -> np.uint64 | None:
+    """Of sampling_rank: the images up to it are `max_images`; None for all."""
+    if max_images >= manifest.num_images:
+        return None
+    parts = (storage.read_table(manifest.partition_uri(p), columns=["id"]) for p in range(len(manifest.num_rows)))
+    ranks = np.concatenate([sampling_rank(part["id"].to_numpy()) for part in parts])
+    return np.partition(ranks, max_images - 1)[max_images - 1]
+
+
+@lru_cache(maxsize=2)  # loaded once per worker
+def _extractor(
+    backbone: BackboneSettings, features: FeatureSettings, device: str, storage_settings
+) -> tuple[FeatureExtractor, Preprocessing]:
+    torch.set_num_threads(1)
+    network = load_network(backbone, Storage(storage_settings))
+    data_config = features_data_config(network.data_config, features)
+    preprocessing = preprocessing_of(replace(network, data_config=data_config), backbone.name)
+    keep_freed_memory()
+    model = network.model.eval().to(device, memory_format=torch.channels_last)
+    return FeatureExtractor(model, features, preprocessing.crop_px), preprocessing
+
+
+def _extract(
+    settings: TrainSettings,
+    manifest: Manifest,
+    folder: str,
+    chunk: Chunk,
+    threshold,
+    num_views: int,
+    device: str,
+    storage: Storage,
+) -> tuple[int, int]:
+    extractor, preprocessing = _extractor(settings.backbone, settings.features, device, storage.settings)
+    images = sampled_rows(manifest, chunk.partition, threshold, storage).slice(chunk.start, chunk.stop - chunk.start)
+    found = extract_chunk(images, manifest, extractor, preprocessing, settings, num_views, device, storage)
+    write_chunk(_chunk_uri(folder, chunk), found, storage)
+    return len(images), len(found.failures)

@@ -1,0 +1,239 @@
+"""The train job: features as Ray tasks, then Ray Train's TorchTrainer, whose checkpoints let a killed worker or driver continue.
+
+<output>/model.safetensors   the checkpoint that jobs.embed takes as backbone.weights
+<output>/train.json          written last: settings, digests, the criterion by epoch, images without features
+<output>/failures.parquet    the images without features: id, stage, reason
+<output>/views.png           what the views look like
+<output>/_features/          features of images and views, kept for the next run with the same settings
+<output>/_ray_train/         Ray Train's checkpoints, one per epoch
+"""
+
+import logging
+import os
+import sys
+import tempfile
+import time
+
+import pyarrow as pa
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from safetensors.torch import load, save
+
+from attrib.common.errors import AttribError
+from attrib.common.run_record import begin, finish
+from attrib.common.settings import BackboneSettings, EmbedSettings
+from attrib.common.storage import Storage, is_remote, join
+from attrib.data.manifest import Manifest, open_manifest
+from attrib.models.encoder import Network, load_encoder, load_network, model_digest, preprocessing_of
+from attrib.models.features import FeatureExtractor
+from attrib.models.model import AttributionModel, save_model
+from attrib.runtime.admission import admit
+from attrib.runtime.estimate import Estimate, estimate_train
+from attrib.runtime.machine import baseline_bytes, measure_machine, probe_encoder
+from attrib.runtime.session import connect, num_cluster_cpus, num_cluster_gpus
+from attrib.runtime.tasks import plain_errors
+from attrib.train.batches import InputBatches, Inputs
+from attrib.train.feature_tasks import sampled_images, view_features
+from attrib.train.initialise import fitted_model, paired_inputs, read_pairs, training_inputs, with_control
+from attrib.train.loop import Run
+from attrib.train.pixel_batches import PixelBatches
+from attrib.train.settings import TrainSettings
+from attrib.train.share_calibration import shares_of_views
+from attrib.train.student import parallel, student_of, trained_groups
+from attrib.train.view_features import sheet_of_views
+from attrib.train.whitening import projected_sizes
+
+RECORD = "train.json"
+MODEL = "model.safetensors"
+START = "_start.safetensors"  # the model that training starts from
+INPUTS = "_inputs.safetensors"  # what its nets see
+SHEET_IMAGES = 6
+MAX_FAILURES = 3  # of workers, in one run
+
+
+def run(settings: TrainSettings) -> dict:
+    """Train, or make a control, and return the record. A run that was killed continues from its last epoch."""
+    baseline_bytes()
+    storage = Storage(settings.storage)
+    settings = with_control(settings)
+    manifest = open_manifest(settings.manifest, storage)
+    synthetic = open_manifest(settings.synthetic, storage) if settings.synthetic else None
+    network = load_network(settings.backbone, storage)
+    if network.has_head:
+        raise AttribError(f"{settings.backbone.weights} has a head already; train from plain weights of the backbone")
+    inputs = {"manifest": manifest.digest, "backbone": model_digest(settings.backbone.name, network.model)}
+    if synthetic:
+        inputs["synthetic"] = synthetic.digest
+    record = begin(settings, RECORD, inputs, storage)
+    if record:
+        return record
+    connect(settings.ray, dashboard=True)
+    admit(_estimate(settings, manifest, storage), settings, {"max_process_gib": "lower max_images or views_per_image"})
+    started = time.monotonic()
+    results = _train(settings, manifest, synthetic, network, storage)
+    return finish(settings, RECORD, inputs, results | {"seconds": round(time.monotonic() - started, 1)}, storage)
+
+
+def _estimate(settings: TrainSettings, manifest: Manifest, storage: Storage) -> Estimate:
+    """Of features and training; unpaired generated images are not counted, since only the originals of them are read."""
+    encoder = load_encoder(settings.backbone, storage)
+    embed = EmbedSettings(
+        manifest=settings.manifest,
+        output=settings.output,
+        backbone=settings.backbone,
+        chunk_rows=settings.chunk_rows,
+        storage=settings.storage,
+    )
+    probe = probe_encoder(encoder, manifest, embed, storage)
+    sizes = FeatureExtractor(encoder.model, settings.features, encoder.preprocessing.crop_px).sizes
+    num_images = min(settings.max_images, manifest.num_images)
+    projected = projected_sizes(sizes, num_images, settings.head)
+    inputs = [sum(projected[block] for block in part.blocks) for part in settings.head.parts.values()]
+    uses_views = settings.head.net != "none" and not settings.fine_tune and settings.control is None
+    return estimate_train(
+        num_images=num_images,
+        views_per_image=settings.views_per_image if uses_views else 0,
+        feature_dimension=sum(sizes.values()),
+        largest_block=max(sizes.values()),
+        input_dimension=sum(inputs),
+        num_parameters=sum(size * size for size in inputs) if settings.head.net != "none" else 0,
+        num_epochs=settings.optimiser.num_epochs,
+        images_in_flight=settings.chunk_rows,
+        probe=probe,
+        rates=measure_machine(256, 1),
+        num_workers=num_cluster_cpus(),
+    )
+
+
+def _train(
+    settings: TrainSettings, manifest: Manifest, synthetic: Manifest | None, network: Network, storage: Storage
+) -> dict:
+    trains = settings.head.net != "none"
+    # Nets trained end to end see new views in every epoch; controls need the images alone.
+    uses_views = trains and not settings.fine_tune and settings.control is None
+    num_views = settings.views_per_image if uses_views else 0
+    folder = join(settings.output, "_features")
+    real = view_features(settings, manifest, join(folder, "real"), num_views, settings.max_images, storage)
+    generated = None
+    if synthetic:
+        generated = view_features(settings, synthetic, join(folder, "synthetic"), 0, settings.max_images, storage)
+    model = fitted_model(settings, network, real, generated)
+    history: list[dict] = []
+    shares = None
+    if trains:
+        save_model(model, settings.backbone.name, join(settings.output, START), storage)
+        if settings.control == "supervised":
+            pairs = read_pairs(settings, manifest, synthetic, storage)
+            _write_inputs(settings, paired_inputs(model, real, generated, pairs), storage)
+        else:
+            images = sampled_images(manifest, SHEET_IMAGES, storage)
+            preprocessing = preprocessing_of(Network(model, model.data_config), settings.backbone.name)
+            sheet = sheet_of_views(images, manifest, preprocessing, settings, storage)
+            storage.write_bytes(join(settings.output, "views.png"), sheet)
+            if uses_views:
+                inputs = training_inputs(model, real)
+                _write_inputs(settings, inputs, storage)
+        best, history = _fit(settings, manifest, storage)
+        student = student_of(model, settings)
+        student.load_state_dict(best, strict=False)
+        if uses_views:
+            batches = InputBatches(inputs, settings.optimiser, settings.seed, 0, 1)
+            shares = shares_of_views(student, batches)
+    save_model(model, settings.backbone.name, join(settings.output, MODEL), storage)
+    failures = real.failures + (generated.failures if generated else [])
+    schema = pa.schema([("id", pa.int64()), ("stage", pa.string()), ("reason", pa.string())])
+    storage.write_table(join(settings.output, "failures.parquet"), pa.Table.from_pylist(failures, schema))
+    return {
+        "num_images": int(real.is_original.sum()),
+        "num_views": int((~real.is_original).sum()),
+        "num_failed": len(failures),
+        "dimension": model.head("real").dimension,
+        "model_digest": model_digest(settings.backbone.name, model),
+        "criterion": "mean reciprocal rank of the sources of views of held-out images",
+        "history": history,
+        "shares": shares,
+    }
+
+
+def _write_inputs(settings: TrainSettings, inputs: Inputs, storage: Storage) -> None:
+    storage.write_bytes(join(settings.output, INPUTS), save(vars(inputs)))
+
+
+def _fit(settings: TrainSettings, manifest: Manifest, storage: Storage) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """Best weights of what is trained, and the history of the criterion."""
+    use_gpu = settings.device != "cpu" and num_cluster_gpus() > 0
+    if settings.device == "cuda" and not use_gpu:
+        raise AttribError(
+            "train.device is 'cuda' but the cluster has no GPU; use 'auto' or 'cpu', or start GPU workers"
+        )
+    if not use_gpu:
+        print(f"train: {settings.num_workers} CPU worker(s), NO GPU", file=sys.stderr)
+    filesystem, path = storage.resolve(join(settings.output, "_ray_train"))
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"settings": settings, "manifest": manifest},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=settings.num_workers, use_gpu=use_gpu),
+        # The same name and place again continue a run whose driver died.
+        run_config=RunConfig(
+            name="run",
+            storage_path=path,
+            storage_filesystem=filesystem if is_remote(settings.output) else None,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    with plain_errors():
+        result = trainer.fit()
+    state = _load_state(result.checkpoint)
+    return state["best"], state["history"]
+
+
+def _worker(config: dict) -> None:
+    # Ray Train logs every report of every worker, in part under names of its own.
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    settings: TrainSettings = config["settings"]
+    storage, device = Storage(settings.storage), get_device()
+    context = ray.train.get_context()
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_workers))
+    torch.manual_seed(settings.seed)
+    start = BackboneSettings(name=settings.backbone.name, weights=join(settings.output, START))
+    network = load_network(start, storage)
+    model: AttributionModel = network.model.to(device)
+    if settings.fine_tune:
+        images = sampled_images(config["manifest"], settings.max_images, storage)
+        preprocessing = preprocessing_of(network, settings.backbone.name)
+        batches = PixelBatches(images, config["manifest"], preprocessing, settings, rank, num_workers, device, storage)
+    else:
+        inputs = Inputs(**load(storage.read_bytes(join(settings.output, INPUTS))))
+        batches = InputBatches(inputs, settings.optimiser, settings.seed, rank, num_workers)
+    student = student_of(model, settings).to(device)
+    optimiser = torch.optim.AdamW(trained_groups(student, settings), weight_decay=settings.optimiser.weight_decay)
+    wrapped = parallel(student, settings, device) if num_workers > 1 else student
+    training = Run(student, settings, optimiser, batches.num_steps, device, wrapped)
+    if checkpoint := ray.train.get_checkpoint():
+        training.restore(_load_state(checkpoint))
+    training.train(batches, on_epoch=_report)
+
+
+def _report(training: Run) -> None:
+    """After every epoch, on every worker; the first one's state is the checkpoint, since all are equal."""
+    metrics = training.history[-1]
+    if ray.train.get_context().get_world_rank() > 0:
+        ray.train.report(metrics)
+        return
+    sys.stderr.write(training.progress() + "\n")  # Ray Train logs what is printed, and would show it twice
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(training.state(), os.path.join(folder, "state.pt"))
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+
+def _load_state(checkpoint: Checkpoint) -> dict:
+    with checkpoint.as_directory() as folder:
+        return torch.load(os.path.join(folder, "state.pt"), map_location="cpu", weights_only=True)

@@ -1,0 +1,156 @@
+"""The training loop, read from top to bottom: steps, an unsupervised criterion after every epoch, early stopping, and a state to resume from.
+
+The criterion: views of held-out source images must find their content and their style donor among all source images (mean reciprocal rank,
+averaged over the two roles). It needs no generated image and no truth.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attrib.common.errors import AttribError
+from attrib.train.objective import NOBODY, Batch, Objective
+from attrib.train.settings import TrainSettings
+from attrib.train.student import Student
+
+CRITERION_ROWS = 1024  # views whose similarities are in memory at a time
+
+
+class Batches(Protocol):
+    """What the loop draws from: attrib/train/batches.py for a head, attrib/train/pixel_batches.py for pixels."""
+
+    @property
+    def num_steps(self) -> int: ...
+
+    def epoch(self, epoch: int) -> Iterator[Batch]: ...
+
+    def criterion(self, student: Student) -> float: ...
+
+
+class Run:
+    """A training run and its state. `wrapped` is the student as it is called in a step, by default the student itself."""
+
+    def __init__(
+        self,
+        student: Student,
+        settings: TrainSettings,
+        optimiser: torch.optim.Optimizer,
+        num_steps: int,
+        device: torch.device,
+        wrapped: nn.Module | None = None,
+    ):
+        self.student, self.optimiser, self.settings, self.device = student, optimiser, settings.optimiser, device
+        self.objective = Objective(student, settings.alignment, settings.disentanglement).to(device)
+        self.wrapped = wrapped if wrapped is not None else student
+        total = self.settings.num_epochs * num_steps
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda step: rate(step, total, self.settings.warmup_share)
+        )
+        self.history: list[dict] = []  # per epoch: epoch, loss, criterion
+        self.best: dict[str, Tensor] = _trained_state(student)
+
+    def train(self, batches: Batches, on_epoch: Callable[["Run"], None]) -> None:
+        """Until the epochs are done or the criterion no longer rises; `on_epoch` is called after each. Ends with the best weights.
+
+        Raises AttribError if the loss is not finite.
+        """
+        if not self.history:
+            self._note(-1, None, batches.criterion(self.student))
+            on_epoch(self)
+        while not self.is_finished:
+            epoch = len(self.history) - 1
+            total = 0.0
+            for batch in batches.epoch(epoch):
+                total += self._step(batch.to(self.device))
+            if not math.isfinite(total):
+                raise AttribError(f"the loss is not finite in epoch {epoch}; lower optimiser.learning_rate")
+            self._note(epoch, total / batches.num_steps, batches.criterion(self.student))
+            on_epoch(self)
+        self.student.load_state_dict(self.best, strict=False)
+
+    def _step(self, batch: Batch) -> float:
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = self.objective(self.student, self.wrapped, batch)
+        loss.backward()
+        self.optimiser.step()
+        self.schedule.step()
+        self.objective.after_step(self.student)
+        return float(loss.detach())
+
+    def _note(self, epoch: int, loss: float | None, criterion: float) -> None:
+        if criterion > max((row["criterion"] for row in self.history), default=-math.inf):
+            self.best = _trained_state(self.student)
+        self.history.append({"epoch": epoch, "loss": loss, "criterion": criterion})
+
+    @property
+    def is_finished(self) -> bool:
+        best = max(range(len(self.history)), key=lambda i: self.history[i]["criterion"])
+        since_best = len(self.history) - 1 - best
+        return len(self.history) > self.settings.num_epochs or since_best >= self.settings.patience_epochs
+
+    def progress(self) -> str:
+        last, best = self.history[-1], max(row["criterion"] for row in self.history)
+        epoch = f"epoch {last['epoch'] + 1} of at most {self.settings.num_epochs}"
+        loss = "-" if last["loss"] is None else f"{last['loss']:.4f}"
+        return f"train: {epoch}  loss {loss}  criterion {last['criterion']:.4f} (best {best:.4f})"
+
+    def state(self) -> dict:
+        """Tensors and plain values only, so that it loads with torch.load(weights_only=True)."""
+        return {
+            "student": _trained_state(self.student),
+            "objective": self.objective.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": {"last_epoch": self.schedule.last_epoch},
+            "history": self.history,
+            "best": self.best,
+        }
+
+    def restore(self, state: dict) -> None:
+        self.student.load_state_dict(state["student"], strict=False)
+        self.objective.load_state_dict(state["objective"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.last_epoch = state["schedule"][
+            "last_epoch"
+        ]  # the rates are the optimiser's; load_state_dict wants lambdas
+        self.history, self.best = list(state["history"]), state["best"]
+
+
+def _trained_state(student: Student) -> dict[str, Tensor]:
+    """What changes in training: a frozen backbone need not be in every checkpoint."""
+    return {name: value.detach().clone() for name, value in student.named_parameters() if value.requires_grad}
+
+
+def rate(step: int, num_steps: int, warmup_share: float) -> float:
+    """Share of the learning rate: linear warm-up, then half a cosine to zero."""
+    warmup = warmup_share * num_steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return (1 + math.cos(math.pi * (step - warmup) / max(1.0, num_steps - warmup))) / 2
+
+
+@torch.no_grad()
+def mean_reciprocal_rank(views: Tensor, anchors: Tensor, view_sources: Tensor, anchor_ids: Tensor) -> float:
+    """Of the source of each role among the anchors by cosine, the view's other source left out; averaged over views, then over roles.
+
+    views: float [m, d]; anchors: float [n, d]; view_sources: int64 [m, 2], -1 for none; anchor_ids: int64 [n], NOBODY for a slot that is
+    left out. Ties count against.
+    """
+    somebody = anchor_ids != NOBODY
+    anchors, anchor_ids = F.normalize(anchors[somebody], dim=1), anchor_ids[somebody]
+    found: list[list[Tensor]] = [[], []]
+    for start in range(0, len(views), CRITERION_ROWS):
+        similarity = F.normalize(views[start : start + CRITERION_ROWS], dim=1) @ anchors.T
+        sources = view_sources[start : start + CRITERION_ROWS]
+        shown = sources[:, :, None] == anchor_ids  # [m, 2, n]
+        for role in (0, 1):
+            used = shown[:, role].any(dim=1)
+            mine, other = shown[used, role], shown[used, 1 - role] & ~shown[used, role]
+            best = similarity[used].masked_fill(~mine, -torch.inf).amax(dim=1, keepdim=True)
+            above = (similarity[used] >= best) & ~mine & ~other
+            found[role].append(1 / (1 + above.sum(dim=1)).double())
+    means = [torch.cat(ranks).mean() for ranks in found if sum(map(len, ranks))]
+    return float(torch.stack(means).mean()) if means else 0.0

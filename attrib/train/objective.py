@@ -1,0 +1,98 @@
+"""What training minimises: alignment plus a weight times disentanglement, over the global batch, with the state that some forms carry."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attrib.train.all_gather import gather, gather_fixed
+from attrib.train.losses import contrastive, decorrelation
+from attrib.train.settings import AlignmentSettings, DisentanglementSettings
+from attrib.train.student import Student
+
+NOBODY = -1  # an anchor that is left out
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's part of a batch, the same sizes on every worker.
+
+    anchors: inputs of n source images; anchor_ids: int64 [n], NOBODY for a slot to leave out; views: inputs of m views; view_sources:
+    int64 [m, 2], ids of content and style donor (-1: none).
+    """
+
+    anchors: Tensor
+    anchor_ids: Tensor
+    views: Tensor
+    view_sources: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+
+
+class Objective(nn.Module):
+    """Loss of a batch for a student, and the slow network, queue and covariances that belong to it, all in its state."""
+
+    def __init__(self, student: Student, aligned: AlignmentSettings, disentangled: DisentanglementSettings):
+        super().__init__()
+        self.aligned, self.disentangled = aligned, disentangled
+        dimension = sum(student.part_sizes)
+        self.slow = None
+        if aligned.kind == "moco":
+            self.slow = copy.deepcopy(student).requires_grad_(False)
+            self.queue = contrastive.MomentumQueue(aligned.queue_rows, dimension)
+        if disentangled.kind == "cor_infomax":
+            self.running = nn.ModuleList(decorrelation.RunningCovariance(size) for size in student.part_sizes)
+
+    def forward(self, student: Student, wrapped: nn.Module, batch: Batch) -> Tensor:
+        """The loss, the same on every worker. wrapped: the student, or the student within DistributedDataParallel."""
+        anchors, views = (gather(outputs) for outputs in wrapped(batch.anchors, batch.views))
+        ids, sources = only_first(gather_fixed(batch.anchor_ids)), gather_fixed(batch.view_sources)
+        loss = self._alignment(student, batch, anchors, views, ids, sources)
+        if self.disentangled.kind != "none" and self.disentangled.weight:
+            loss = loss + self.disentangled.weight * self._disentanglement(student, anchors, views, ids, sources)
+        return loss
+
+    def _alignment(self, student: Student, batch: Batch, anchors, views, ids, sources) -> Tensor:
+        aligned, roles = self.aligned, views.new_tensor([1.0, self.aligned.style_weight])
+        if aligned.kind == "info_nce":
+            found, pool = student.embedding(views), student.embedding(anchors)
+            return contrastive.info_nce(found, pool, sources, ids, aligned.temperature, roles)
+        with torch.no_grad():
+            slow = gather_fixed(self.slow.encode(batch.anchors, "real"))
+        keys = student.embedding(slow)
+        loss = contrastive.moco(student.embedding(views), keys, sources, ids, self.queue, aligned.temperature, roles)
+        self.queue.enqueue(keys, ids)
+        return loss
+
+    def _disentanglement(self, student: Student, anchors, views, ids, sources) -> Tensor:
+        place = {int(image_id): position for position, image_id in enumerate(ids.tolist()) if image_id != NOBODY}
+        total = views.new_zeros(())
+        for i, (real, synthetic, role) in enumerate(zip(student.parts(anchors), student.parts(views), student.roles)):
+            wanted = sources[:, 1 if role == "style" else 0].tolist()
+            rows = [(row, place[image_id]) for row, image_id in enumerate(wanted) if image_id in place]
+            if not rows:  # no view of the batch has a style donor
+                continue
+            view_rows, anchor_rows = torch.tensor(rows, device=views.device).T
+            total = total + self._term(i, real[anchor_rows], synthetic[view_rows])
+        return total / len(student.part_sizes)
+
+    def _term(self, part: int, real: Tensor, synthetic: Tensor) -> Tensor:
+        """Per dimension, so that a weight means the same for parts of any size."""
+        kind, eps, d = self.disentangled.kind, self.disentangled.eps, real.shape[1]
+        if kind == "gaussian_infomax":
+            return decorrelation.gaussian_infomax(real, synthetic, eps) / d
+        if kind == "cor_infomax":
+            return decorrelation.cor_infomax(real, synthetic, self.running[part], alpha=1.0, eps=eps)
+        return decorrelation.cca_ssg(real, synthetic) / d
+
+    def after_step(self, student: Student) -> None:
+        if self.slow is not None:
+            contrastive.momentum_update(self.slow, student, self.aligned.momentum)
+
+
+def only_first(ids: Tensor) -> Tensor:
+    """int64 [n] with every id but its first place replaced by NOBODY: an image that several views need is one anchor, not several."""
+    seen: set[int] = set()
+    return ids.new_tensor([NOBODY if i in seen or seen.add(i) else i for i in ids.tolist()])

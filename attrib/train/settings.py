@@ -1,0 +1,100 @@
+"""Options of jobs.train: what is trained, on which views, by which objective, and the controls that it must beat."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from attrib.common.settings import BackboneSettings, JobSettings, MetadataSettings, Positive, Settings, Share, Uri
+from attrib.models.settings import FeatureSettings, HeadSettings
+from attrib.train.augment.settings import ViewSettings
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class AlignmentSettings(Settings):
+    """How a view is drawn to the sources that it was made of (attrib/train/losses/contrastive.py)."""
+
+    kind: Literal["info_nce", "moco"] = "info_nce"
+    temperature: float = Field(default=0.02, gt=0)
+    style_weight: Weight = 1.0  # of the style donor's share of the loss; the content's has weight 1
+    momentum: float = Field(default=0.99, ge=0, lt=1)  # moco: share that the slow network keeps in a step
+    queue_rows: Positive = 4096  # moco
+
+
+class DisentanglementSettings(Settings):
+    """What keeps the dimensions of the embedding apart (attrib/train/losses/decorrelation.py)."""
+
+    kind: Literal["none", "gaussian_infomax", "cor_infomax", "cca_ssg"] = "gaussian_infomax"
+    weight: Weight = 5.0
+    eps: float = Field(default=0.1, gt=0)  # of the log-det terms
+
+
+class OptimiserSettings(Settings):
+    num_epochs: Positive = 8
+    batch_size: Positive = 256  # views of the global batch, over all workers
+    learning_rate: float = Field(default=5e-4, gt=0)
+    weight_decay: Weight = 0.0
+    warmup_share: Share = 0.1  # of all steps; then the rate falls by a cosine
+    patience_epochs: Positive = 3  # without a better criterion, training stops
+    validation_share: float = Field(
+        default=0.1, gt=0, lt=1
+    )  # of the sources, whose views judge the model and train nothing
+
+
+class FineTuneSettings(Settings):
+    """End to end: pixels through the network at every step. Batch norm stays frozen, so that workers agree."""
+
+    num_blocks: Positive | Literal["all"] = 2  # last blocks of the backbone that are trained
+    learning_rate: float = Field(default=2e-5, gt=0)  # of the backbone; the head has the optimiser's
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPUs
+    num_loaders: int = Field(default=0, ge=0)  # processes per worker that render views; 0: in the worker itself
+
+
+class TrainSettings(JobSettings):
+    """jobs.train: a model from source images alone, or one of the controls."""
+
+    execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {"num_workers", "device", "synthetic"}
+
+    manifest: Uri  # of the sources
+    output: Uri
+    backbone: BackboneSettings
+    features: FeatureSettings = FeatureSettings()
+    head: HeadSettings = HeadSettings()
+    views: ViewSettings = ViewSettings()
+    views_per_image: Positive = (
+        10  # whose features are computed once; fine-tuning draws new views in every epoch instead
+    )
+    max_images: Positive = 100_000  # of a larger corpus a random sample is trained on
+    alignment: AlignmentSettings = AlignmentSettings()
+    disentanglement: DisentanglementSettings = DisentanglementSettings()
+    optimiser: OptimiserSettings = OptimiserSettings()
+    fine_tune: FineTuneSettings | None = None  # None: the head alone, on features computed once
+    synthetic: Uri | None = (
+        None  # manifest of unpaired generated images: statistics of their domain, for separate heads
+    )
+    pairs: MetadataSettings | None = None  # the supervised baseline only: key_column names the synthetic image
+    pairs_source_column: str = "source"
+    control: Literal["raw", "centred", "whitened", "domain_whitened", "supervised"] | None = None
+    max_failed_share: Share = 0.05
+    chunk_rows: Positive = 64  # images whose features commit together
+    num_workers: Positive = 1  # of the training
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        self.head.check(self.features)
+        if self.control and self.fine_tune:
+            raise ValueError("a control has nothing to fine-tune; leave one of control and fine_tune out")
+        if self.control in ("domain_whitened", "supervised") and not self.synthetic:
+            raise ValueError(f"control {self.control!r} needs `synthetic`, the manifest of the generated images")
+        if self.control == "supervised" and not self.pairs:
+            raise ValueError("control 'supervised' needs `pairs`, a table of synthetic images and their sources")
+        disentangles = self.disentanglement.kind != "none" and self.disentanglement.weight > 0
+        if self.head.separate_domains and self.alignment.kind != "info_nce" and not disentangles:
+            # Only the slow network sees the sources: nothing would train the fast one's head for them.
+            raise ValueError(
+                f"alignment.kind {self.alignment.kind!r} trains no head of real images by itself; with head.separate_domains "
+                "use info_nce, or a disentanglement"
+            )
+        return self

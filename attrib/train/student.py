@@ -1,0 +1,127 @@
+"""What is trained of a model, as the objective sees it: nets on inputs computed once, or pixels through the whole network."""
+
+import torch
+from timm.models import group_parameters
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from attrib.common.errors import AttribError
+from attrib.common.settings import Domain
+from attrib.models.heads import Head, join_parts
+from attrib.models.model import AttributionModel
+from attrib.models.preprocessing import Preprocessing
+from attrib.train.settings import TrainSettings
+
+
+class Student(nn.Module):
+    """What is trained: inputs -> float32 [n, d], parts side by side and not normalised.
+
+    trunk(inputs, domain) gives the parts; with separate domains anchors pass as real and views as synthetic images.
+    """
+
+    def __init__(self, trunk: nn.Module, head: Head, separate_domains: bool = False):
+        super().__init__()
+        self.trunk, self.separate_domains = trunk, separate_domains
+        self.part_sizes = [part.dimension for part in head.parts.values()]
+        self.roles = [part.role for part in head.parts.values()]
+
+    def forward(self, anchors: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+        """One call for both: DistributedDataParallel wants one forward per backward."""
+        if self.separate_domains:
+            return self.encode(anchors, "real"), self.encode(views, "synthetic")
+        both = self.encode(torch.cat([anchors, views]), "real")
+        return both[: len(anchors)], both[len(anchors) :]
+
+    def encode(self, inputs: Tensor, domain: Domain) -> Tensor:
+        return torch.cat([part.float() for part in self.trunk(inputs, domain)], dim=1)
+
+    def parts(self, outputs: Tensor) -> list[Tensor]:
+        return list(outputs.split(self.part_sizes, dim=1))
+
+    def embedding(self, outputs: Tensor) -> Tensor:
+        return join_parts(self.parts(outputs))
+
+
+class HeadTrunk(nn.Module):
+    """The nets of heads, on inputs that were computed once (Head.inputs)."""
+
+    def __init__(self, heads: nn.ModuleDict):
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, inputs: Tensor, domain: Domain) -> list[Tensor]:
+        return self.heads[domain if domain in self.heads else "real"].part_outputs(inputs)
+
+
+class PixelTrunk(nn.Module):
+    """uint8 [n, 3, h, w] -> the head's parts, through the whole network, whose batch norm stays as it was."""
+
+    def __init__(self, model: AttributionModel, precision: str):
+        super().__init__()
+        self.model, self.precision = model, precision
+        self.preprocessing = Preprocessing.from_timm(model.data_config)
+
+    @property
+    def heads(self) -> nn.ModuleDict:
+        return self.model.heads
+
+    def forward(self, pixels: Tensor, domain: Domain) -> list[Tensor]:
+        device = pixels.device
+        images = self.preprocessing.normalise(pixels, device, torch.float32).contiguous(
+            memory_format=torch.channels_last
+        )
+        use_bfloat16 = self.precision == "bfloat16" or (self.precision == "auto" and device.type == "cuda")
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
+            features = self.model.extractor(images)
+        head = self.model.head(domain)
+        return head.part_outputs(head.inputs(features.float()))
+
+    def train(self, mode: bool = True) -> "PixelTrunk":
+        return super().train(False)
+
+
+def thaw_last_blocks(backbone: nn.Module, num_blocks: int | str) -> None:
+    """Let the last groups of layers, as timm groups them, be trained; their batch norms keep scale and shift as well.
+
+    Raises AttribError if the network has fewer groups.
+    """
+    groups = list(group_parameters(backbone, backbone.group_matcher(coarse=True)).values())
+    num = len(groups) if num_blocks == "all" else num_blocks
+    if num > len(groups):
+        raise AttribError(
+            f"fine_tune.num_blocks is {num}, but the network has {len(groups)} groups of layers; use at most that, or 'all'"
+        )
+    chosen = {name for group in groups[-num:] for name in group}
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(name in chosen)
+
+
+def student_of(model: AttributionModel, settings: TrainSettings) -> Student:
+    """What training changes of a model: the head's nets and, end to end, the backbone's last blocks; all else is frozen."""
+    model.requires_grad_(False)
+    for head in model.heads.values():
+        for part in head.parts.values():
+            part.net.requires_grad_(True)
+    if settings.fine_tune:
+        thaw_last_blocks(model.extractor.backbone, settings.fine_tune.num_blocks)
+        trunk = PixelTrunk(model, settings.fine_tune.precision)
+    else:
+        trunk = HeadTrunk(model.heads)
+    return Student(trunk, model.heads["real"], settings.head.separate_domains)
+
+
+def parallel(student: Student, settings: TrainSettings, device: torch.device) -> nn.Module:
+    """The student as each of several workers calls it."""
+    # Without the network's output nothing may read its last layers, which are thawed first.
+    unused = settings.fine_tune is not None and not settings.features.pooled
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(student, device_ids=devices, find_unused_parameters=unused)
+
+
+def trained_groups(student: Student, settings: TrainSettings) -> list[dict]:
+    """Parameter groups for an optimiser: the backbone's learning rate is its own."""
+    named = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
+    inner = [p for name, p in named if ".backbone." in name]
+    outer = [p for name, p in named if ".backbone." not in name]
+    groups = [{"params": outer, "lr": settings.optimiser.learning_rate}]
+    return groups + ([{"params": inner, "lr": settings.fine_tune.learning_rate}] if inner else [])

@@ -1,7 +1,7 @@
 """Attribute a batch of generated images to their sources: python -m jobs.attribute --config FILE"""
 
+from attrib.attribute.settings import AttributeSettings
 from attrib.common.config import parse_arguments
-from attrib.common.settings import AttributeSettings
 from jobs.exit import reported
 
 

@@ -3,7 +3,7 @@
 import os
 
 from attrib.common.config import parse_arguments
-from attrib.common.settings import DemoSettings
+from attrib.demo.settings import DemoSettings
 from jobs.exit import reported
 
 DEFAULT_CONFIG = os.path.join(os.path.dirname(__file__), "..", "configs", "demo.yaml")

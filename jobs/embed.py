@@ -1,7 +1,7 @@
 """Embed every image of a manifest: python -m jobs.embed --config FILE"""
 
 from attrib.common.config import parse_arguments
-from attrib.common.settings import EmbedSettings
+from attrib.embed.settings import EmbedSettings
 from jobs.exit import reported
 
 

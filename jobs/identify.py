@@ -1,7 +1,7 @@
 """Say which registered generator each image of a manifest is consistent with: python -m jobs.identify --config FILE"""
 
 from attrib.common.config import parse_arguments
-from attrib.generators.registry.settings import IdentifySettings
+from attrib.generators.identify.settings import IdentifySettings
 from jobs.exit import reported
 
 

@@ -1,7 +1,7 @@
 """Build a sharded index over the embeddings of the sources: python -m jobs.index --config FILE"""
 
 from attrib.common.config import parse_arguments
-from attrib.common.settings import IndexSettings
+from attrib.index.settings import IndexSettings
 from jobs.exit import reported
 
 

@@ -1,7 +1,7 @@
 """List a collection and give every image its stable id: python -m jobs.manifest --config FILE"""
 
 from attrib.common.config import parse_arguments
-from attrib.common.settings import ManifestSettings
+from attrib.data.settings import ManifestSettings
 from jobs.exit import reported
 
 

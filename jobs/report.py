@@ -1,7 +1,7 @@
 """Write one self-contained page about an attribution run: python -m jobs.report --config FILE"""
 
+from attrib.attribute.settings import ReportSettings
 from attrib.common.config import parse_arguments
-from attrib.common.settings import ReportSettings
 from jobs.exit import reported
 
 

@@ -4,9 +4,10 @@ from generator_samples import drawn_samples, spectrum_method, write_spectrum_met
 
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join
+from attrib.generators.identify.settings import IdentifySettings
 from attrib.generators.registry.registration import as_sources
 from attrib.generators.registry.registry import create_registry, register
-from attrib.generators.registry.settings import IdentifySettings, RegistryMethodSettings
+from attrib.generators.registry.settings import RegistryMethodSettings
 
 STORAGE = Storage(StorageSettings())
 TRACES = ("nearest", "checker")

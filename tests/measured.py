@@ -54,11 +54,14 @@ def _start() -> dict:
 def _embedding(folder: str, backbone: str, num_images: int, chunk_rows: int):
     import pyarrow as pa
 
-    from attrib.common.settings import BackboneSettings, CollectionSettings, EmbedSettings, StorageSettings
+    from attrib.common.settings import StorageSettings
     from attrib.common.storage import Storage
     from attrib.data.collections import list_images, list_units
     from attrib.data.manifest import Manifest, part_name
+    from attrib.data.settings import CollectionSettings
+    from attrib.embed.settings import EmbedSettings
     from attrib.models.encoder import load_encoder
+    from attrib.models.settings import BackboneSettings
 
     storage = Storage(StorageSettings())
     collection = CollectionSettings(name="c", uri=f"{folder}/images")
@@ -79,7 +82,7 @@ def probe(folder: str, backbone: str, num_images: int, chunk_rows: int) -> dict:
     import torch  # noqa: F401, so that its libraries are in the baseline
 
     from attrib.embed import encode  # noqa: F401
-    from attrib.runtime.machine import probe_encoder
+    from attrib.embed.estimate import probe_encoder
 
     _start()
     manifest, settings, encoder, storage = _embedding(folder, backbone, num_images, chunk_rows)
@@ -131,8 +134,9 @@ def build(folder: str, dimension: int, num_lists: int, partitions: list[int]) ->
     from shards import STORAGE
 
     from attrib.embed.embeddings import Embeddings
-    from attrib.index.index import TEMPLATE, build_shard, shard_name
+    from attrib.index.index import TEMPLATE
     from attrib.index.quantizer import read_template
+    from attrib.index.shard import build_shard, shard_name
 
     found = _start()
     uris = [f"{folder}/manifest/part-{p:05d}.parquet" for p in range(len(partitions))]
@@ -151,12 +155,13 @@ def search(folder: str, num_queries: int, dimension: int, k: int, nprobe: int) -
     import faiss
     from shards import STORAGE
 
-    from attrib.attribute.rows import partial_table, partial_uri, read_block
+    from attrib.attribute.blocks import partial_table, partial_uri, read_block
     from attrib.data.manifest import Slice
     from attrib.embed.embeddings import Embeddings
-    from attrib.index.index import SHARD_RECORD, TEMPLATE, open_shard, shard_name
+    from attrib.index.index import TEMPLATE
     from attrib.index.quantizer import read_template
     from attrib.index.search import search_shard
+    from attrib.index.shard import SHARD_RECORD, open_shard, shard_name
 
     faiss.omp_set_num_threads(1)
     found = _start()

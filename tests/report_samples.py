@@ -8,14 +8,17 @@ import pyarrow as pa
 from PIL import Image
 from shards import make_plan
 
+from attrib.attribute.blocks import block_name
 from attrib.attribute.report import write_report
-from attrib.attribute.rows import RunStamp, attribution_rows, block_name
-from attrib.common.settings import ReportSettings, SharesSettings, StorageSettings
+from attrib.attribute.rows import RunStamp, attribution_rows
+from attrib.attribute.settings import ReportSettings
+from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join
 from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.ids import image_ids
 from attrib.data.manifest import part_name
 from attrib.index.search import Candidates
+from attrib.shares.settings import SharesSettings
 
 HOSTILE = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>{{ 7 * 7 }}.png"
 STORAGE = Storage(StorageSettings())

@@ -9,10 +9,11 @@ import pyarrow as pa
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.embed.embeddings import Embeddings, schema
-from attrib.index.index import TEMPLATE, Shard, build_shard, open_shard, shard_name
+from attrib.index.index import TEMPLATE
 from attrib.index.normalize import inverse_norms, to_float32, unit_rows
 from attrib.index.planning import IndexPlan
 from attrib.index.quantizer import read_template, train_template, write_template
+from attrib.index.shard import Shard, build_shard, open_shard, shard_name
 
 faiss.omp_set_num_threads(1)  # on a busy machine, threads for such small work mostly wait for one another
 

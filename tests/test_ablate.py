@@ -20,12 +20,13 @@ from hostile import encode
 from PIL import Image, ImageOps
 from samples import write_folder
 
-from attrib.common.settings import BackboneSettings, StorageSettings
+from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.evaluate.ablation.settings import CHOSEN
 from attrib.evaluate.collection import Collection
 from attrib.evaluate.protocol import TruthRow, score_truth
 from attrib.models.encoder import load_network
+from attrib.models.settings import BackboneSettings
 from jobs import ablate as job
 
 LOCAL = Storage(StorageSettings())

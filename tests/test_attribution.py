@@ -5,26 +5,16 @@ import pyarrow as pa
 import pytest
 from shards import STORAGE, make_index, make_plan, make_sources, write_embeddings
 
-from attrib.attribute.rows import (
-    PARTIAL_SCHEMA,
-    RunStamp,
-    attribution_rows,
-    block_queries,
-    block_rows,
-    partial_table,
-    plan_blocks,
-    read_partial,
-    read_shard_sources,
-    read_sources,
-    wanted_table,
-)
+from attrib.attribute.blocks import PARTIAL_SCHEMA, block_rows, partial_table, plan_blocks, read_partial, wanted_table
+from attrib.attribute.rows import RunStamp, attribution_rows, block_queries, read_shard_sources, read_sources
 from attrib.common.errors import MismatchError
-from attrib.common.settings import CollectionSettings, SharesSettings
 from attrib.data.collections import RESERVED_COLUMNS
 from attrib.data.manifest import Manifest, Slice
+from attrib.data.settings import CollectionSettings
 from attrib.generators.identify.files import VERDICT_FIELDS
 from attrib.index.index import Index
 from attrib.index.search import Candidates
+from attrib.shares.settings import SharesSettings
 from attrib.shares.shares import soft_shares
 
 STAMP = RunStamp("run", "model", "index")

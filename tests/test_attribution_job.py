@@ -7,9 +7,9 @@ import pytest
 from shards import STORAGE, make_index, make_plan, write_embeddings
 
 from attrib.attribute import job as attribute_job
-from attrib.attribute.rows import block_rows, lists_uri, partial_uri, read_block, read_partial
+from attrib.attribute.blocks import block_rows, lists_uri, partial_uri, read_block, read_partial
 from attrib.attribute.run import AttributionJob, exact_uri, num_checked
-from attrib.common.settings import AttributeSettings
+from attrib.attribute.settings import AttributeSettings
 from attrib.common.storage import scratch_folder
 from attrib.data.ids import sampling_rank
 from attrib.data.manifest import plan_partitions

@@ -17,11 +17,13 @@ from timm import create_model
 from timm.data import create_transform, resolve_data_config
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import BackboneSettings, EmbedSettings, StorageSettings
+from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.data.decoding import decode_image
+from attrib.embed.settings import EmbedSettings
 from attrib.models.encoder import CHECKPOINT_KEY, KEEP_FREED_MEMORY, Encoder, load_encoder
 from attrib.models.preprocessing import Preprocessing
+from attrib.models.settings import BackboneSettings
 
 NAME = "test_resnet"
 LOCAL = Storage(StorageSettings())

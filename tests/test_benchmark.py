@@ -149,7 +149,7 @@ def test_build_and_search_at_their_smallest(settings):
         "build": {
             "attrib",
             "faiss.index_factory",
-            "attrib.index.index.build_shard",
+            "attrib.index.shard.build_shard",
             "faiss, Parquet to index file",
             "faiss index.add",
         },

@@ -6,13 +6,8 @@ from samples import picture, write_folder
 
 from attrib.common.config import validate
 from attrib.common.errors import AttribError
-from attrib.common.settings import (
-    BudgetSettings,
-    JobSettings,
-    ManifestSettings,
-    PriceSettings,
-    result_settings,
-)
+from attrib.common.settings import BudgetSettings, JobSettings, PriceSettings, result_settings
+from attrib.data.settings import ManifestSettings
 from attrib.pipeline.settings import PipelineSettings
 from attrib.runtime.estimate import Estimate
 from attrib.runtime.limits import check_budget, check_free_space

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import SharesSettings
+from attrib.evaluate.share_plots import reliability_plot
 from attrib.shares import calibration
 from attrib.shares.calibration import Bin, cross_entropy, fit_shares, hardness, pairs_from_corpus, reliability
+from attrib.shares.settings import SharesSettings
 from attrib.shares.shares import soft_shares
 
 TRUE = SharesSettings(inverse_temperature=18.0, offset=-120.0)
@@ -249,7 +250,7 @@ def test_what_cannot_be_used_is_named(corpus):
         (lambda: pairs_from_corpus(views, anchors, sources + 7000, ids, 5), "source 6999 of a view"),
         (lambda: pairs_from_corpus(views, anchors, np.full((40, 2), -1), ids, 5), "names no source"),
         (lambda: pairs_from_corpus(views * 0, anchors, sources, ids, 5), "view 0 is zero"),
-        (lambda: calibration.reliability_plot({}), "no reliability"),
+        (lambda: reliability_plot({}), "no reliability"),
     ]:
         with pytest.raises(AttribError, match=said):
             call()
@@ -258,7 +259,7 @@ def test_what_cannot_be_used_is_named(corpus):
 def test_the_plot_says_what_was_measured():
     similarity, is_true = drawn(400, 9)
     table = reliability(soft_shares(similarity, TRUE), is_true)
-    text = "".join(ElementTree.fromstring(calibration.reliability_plot({"default": table})).itertext())
+    text = "".join(ElementTree.fromstring(reliability_plot({"default": table})).itertext())
     assert (
         f"default: error {table.expected_calibration_error:.4f}, misplaced {table.misplaced_share:.3f}, Brier" in text
     )

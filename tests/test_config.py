@@ -9,17 +9,14 @@ import pytest
 import yaml
 
 import attrib
+from attrib.attribute.settings import AttributeSettings
 from attrib.common.config import digest, load_settings, parse_arguments, validate, versions
 from attrib.common.errors import AttribError
-from attrib.common.settings import (
-    AttributeSettings,
-    CollectionSettings,
-    EmbedSettings,
-    IndexSettings,
-    ManifestSettings,
-    StorageSettings,
-)
+from attrib.common.settings import StorageSettings
+from attrib.data.settings import CollectionSettings, ManifestSettings
+from attrib.embed.settings import EmbedSettings
 from attrib.evaluate.settings import EvaluateSettings
+from attrib.index.settings import IndexSettings
 from attrib.pipeline.settings import PipelineSettings
 from attrib.train.settings import TrainSettings
 

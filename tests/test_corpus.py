@@ -18,19 +18,12 @@ from samples import (
 )
 
 from attrib.common.errors import AttribError, ImageError
-from attrib.common.settings import CollectionSettings, MetadataSettings, StorageSettings
+from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join
-from attrib.data.collections import (
-    LOCATION_FIELDS,
-    RESERVED_COLUMNS,
-    _read_row_group,
-    join_metadata,
-    list_images,
-    list_units,
-    read_image,
-    read_parquet_images,
-)
+from attrib.data.collections import LOCATION_FIELDS, RESERVED_COLUMNS, join_metadata, list_images, list_units
 from attrib.data.ids import image_ids
+from attrib.data.reading import _read_row_group, read_image, read_parquet_images
+from attrib.data.settings import CollectionSettings, MetadataSettings
 
 IMAGES = pictures(ODD_NAMES)
 

@@ -17,23 +17,20 @@ from samples import picture, pictures, write_folder, write_tars, write_uri_parqu
 from timm.data import create_transform, resolve_data_config
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import (
-    BackboneSettings,
-    CollectionSettings,
-    EmbedSettings,
-    ManifestSettings,
-    StorageSettings,
-)
+from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join
 from attrib.data import job as manifest_job
 from attrib.data.chunks import failures_of, plan_chunks
 from attrib.data.collections import list_images, list_units
 from attrib.data.decoding import decode_image
 from attrib.data.manifest import Manifest, open_manifest
+from attrib.data.settings import CollectionSettings, ManifestSettings
 from attrib.embed import job as embed_job
 from attrib.embed.embeddings import open_embeddings, read_vectors
 from attrib.embed.encode import PreparedChunk, encode_chunk, prepare_images
+from attrib.embed.settings import EmbedSettings
 from attrib.models.encoder import load_encoder
+from attrib.models.settings import BackboneSettings
 
 BACKBONE = {"name": "test_resnet", "weights": "random"}
 HOSTILE = hostile_images()

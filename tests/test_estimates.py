@@ -7,8 +7,9 @@ from measured import measure
 from samples import picture, write_folder
 
 from attrib.common.settings import PriceSettings
-from attrib.runtime.estimate import Estimate, duration, embedding_row_bytes, estimate_embed, estimate_manifest, gib
-from attrib.runtime.machine import EncoderProbe, RowBytes
+from attrib.data.estimate import RowBytes, estimate_manifest
+from attrib.embed.estimate import EncoderProbe, embedding_row_bytes, estimate_embed
+from attrib.runtime.estimate import Estimate, duration, gib
 
 TOLERANCE = 0.25
 NUM_IMAGES = 112

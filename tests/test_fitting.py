@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import CollectionSettings, StorageSettings
+from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.data.ids import image_ids
 from attrib.data.manifest import Manifest
+from attrib.data.settings import CollectionSettings
 from attrib.models.encoder import Network, load_network
 from attrib.models.model import AttributionModel, build_model
 from attrib.train.initialise import fitted_model, paired_inputs, read_pairs, training_inputs, with_control

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from samples import picture
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import BackboneSettings, StorageSettings
+from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.generators.evaluation.controls import methods_from
 from attrib.generators.evaluation.leak_controls import CodecAndSize, ContentOnly
@@ -39,7 +39,7 @@ from attrib.generators.signals.spectrum import colour_spectrum, log_spectrum, pa
 from attrib.generators.synthesis.architectures import build_autoencoder, sample_specs
 from attrib.generators.synthesis.autoencoder import render
 from attrib.generators.synthesis.pool import Pool, write_model
-from attrib.models.settings import FeatureSettings
+from attrib.models.settings import BackboneSettings, FeatureSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,6 +8,7 @@ import pytest
 
 from attrib.common.errors import AttribError
 from attrib.generators.evaluation import measures
+from attrib.generators.fingerprints.scoring import identified
 
 
 def tied(rng, *shape) -> np.ndarray:
@@ -23,7 +24,7 @@ def half_for_ties(a: float, b: float) -> float:
 def test_identified_only_above_all_others(seed):
     rng = np.random.default_rng(seed)
     scores, truth = tied(rng, 60, 4), rng.integers(0, 4, 60)
-    predicted = measures.identified(scores, truth)
+    predicted = identified(scores, truth)
     for row, own, found in zip(scores, truth, predicted):
         others = np.delete(row, own)
         assert (found == own) == (row[own] > others.max())
@@ -34,7 +35,7 @@ def test_identified_only_above_all_others(seed):
 
 def test_one_score_for_all_identifies_nothing():
     truth = np.array([0, 1, 2, 2])
-    predicted = measures.identified(np.ones((4, 3)), truth)
+    predicted = identified(np.ones((4, 3)), truth)
     assert (predicted != truth).all()
     assert measures.auc(np.ones(3), np.ones(5)) == 0.5
     assert measures.oscr(np.ones(3), np.zeros(3, bool), np.ones(5)) == 0.0

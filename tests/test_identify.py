@@ -15,10 +15,10 @@ from samples import write_folder
 
 from attrib.common.config import digest
 from attrib.common.errors import AttribError, FailedShareError, MismatchError
-from attrib.common.settings import ManifestSettings
 from attrib.common.storage import bytes_sha256, join
 from attrib.data import job as manifest_job
 from attrib.data.manifest import Slice, open_manifest
+from attrib.data.settings import ManifestSettings
 from attrib.generators.identify import job as identify_job
 from attrib.generators.identify.files import (
     block_verdicts,
@@ -28,10 +28,10 @@ from attrib.generators.identify.files import (
     schema,
 )
 from attrib.generators.identify.prevalence import OTHER
+from attrib.generators.identify.settings import IdentifySettings
 from attrib.generators.identify.summary import SET_SCHEMA
 from attrib.generators.identify.tally import Tally
 from attrib.generators.registry.registry import open_registry, register, remove
-from attrib.generators.registry.settings import IdentifySettings
 
 COUNTS = {"nearest": 30, "checker": 12, "diagonal": 25, None: 9}  # diagonal is not registered
 

@@ -7,9 +7,9 @@ from identify_samples import STORAGE, TRACES, registered, settings_of
 from samples import pictures, write_folder
 
 from attrib.common.errors import FailedShareError
-from attrib.common.settings import ManifestSettings
 from attrib.common.storage import join
 from attrib.data import job as manifest_job
+from attrib.data.settings import ManifestSettings
 from attrib.generators.identify import job as identify_job
 from attrib.pipeline import job as pipeline_job
 from attrib.pipeline.settings import PipelineSettings

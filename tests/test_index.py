@@ -20,11 +20,12 @@ from shards import (
 
 from attrib.common.errors import AttribError, MismatchError
 from attrib.embed.embeddings import Embeddings
-from attrib.index import index
-from attrib.index.index import Index, build_shard, check_same_encoder
+from attrib.index import shard
+from attrib.index.index import Index, check_same_encoder
 from attrib.index.normalize import unit_rows
 from attrib.index.quantizer import centroids, train_template
 from attrib.index.search import merge, search_shard
+from attrib.index.shard import build_shard
 
 NUM, DIMENSION, K = 400, 16, 5
 
@@ -100,7 +101,7 @@ def test_a_build_is_the_same_bytes_twice(kind, collection, tmp_path):
 def test_a_build_leaves_no_other_files_than_those_of_its_shard(kind, collection, tmp_path, monkeypatch):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    monkeypatch.setattr(index, "scratch_folder", lambda: nullcontext(str(scratch)))
+    monkeypatch.setattr(shard, "scratch_folder", lambda: nullcontext(str(scratch)))
     ids, vectors = collection
     make_index(tmp_path, ids, vectors, make_plan(kind), np.zeros(NUM, int))
     assert not list(scratch.iterdir())  # publishing moves a file

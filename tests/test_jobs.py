@@ -1,7 +1,7 @@
 """The demo, which no other test runs whole, at its smallest."""
 
-from attrib.common.settings import DemoSettings
 from attrib.demo import job as demo_job
+from attrib.demo.settings import DemoSettings
 
 
 def test_the_demo_runs_and_tells_its_recall(local_ray, tmp_path):

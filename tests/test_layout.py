@@ -48,7 +48,7 @@ try:
     importlib.import_module("attrib.runtime.tasks")
 except ImportError:
     print("blocked")
-from attrib.index.index import Shard
+from attrib.index.shard import Shard
 from attrib.index.normalize import inverse_norms, unit_rows
 from attrib.index.search import search_shard
 vectors = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float16)

@@ -8,13 +8,14 @@ import pytest
 from samples import ODD_NAMES, pictures, write_folder, write_parquet, write_tars, write_uri_parquet
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import CollectionSettings, ManifestSettings, MetadataSettings, StorageSettings
+from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join
 from attrib.data import ids as identity
 from attrib.data import job
 from attrib.data.collections import list_images, list_units
 from attrib.data.ids import duplicated_ids, image_ids, resolve_collisions
 from attrib.data.manifest import build_partition, ids_digest, open_manifest, plan_partitions
+from attrib.data.settings import CollectionSettings, ManifestSettings, MetadataSettings
 
 IMAGES = pictures([*ODD_NAMES, *(f"more/{i}.jpg" for i in range(9))])
 

@@ -12,12 +12,12 @@ from samples import picture
 from torch import nn
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import BackboneSettings, StorageSettings
+from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.data.decoding import decode_image
 from attrib.models.encoder import Encoder, Network, load_encoder, load_network
 from attrib.models.model import CHECKPOINT_KEY, AttributionModel, build_model, features_data_config, save_model
-from attrib.models.settings import FeatureSettings, HeadSettings
+from attrib.models.settings import BackboneSettings, FeatureSettings, HeadSettings
 from attrib.train.whitening import projected_sizes
 
 NAME = "test_resnet"

@@ -10,7 +10,6 @@ from pairs import drawn_case, evaluate_by_job, write_case
 
 from attrib.common.config import validate
 from attrib.common.errors import AttribError
-from attrib.common.settings import SharesSettings
 from attrib.evaluate import cca, pair_measures
 from attrib.evaluate.collection import Collection
 from attrib.evaluate.mappers import LinearMapper, Mappers
@@ -18,6 +17,7 @@ from attrib.evaluate.pair_measures import PairMeasures, calibrate_shares, measur
 from attrib.evaluate.protocol import TruthRow, evaluate
 from attrib.evaluate.settings import EvaluateSettings
 from attrib.shares import calibration
+from attrib.shares.settings import SharesSettings
 
 NUM_FOLDS, TOP_K = 5, 6
 

@@ -9,8 +9,8 @@ import pytest
 from shards import KINDS, make_index
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import IndexSettings
 from attrib.index.planning import IndexPlan, group_partitions, plan_index, training_rows
+from attrib.index.settings import IndexSettings
 
 MILLION = 1_000_000
 

@@ -7,18 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from attrib.data.estimate import RowBytes, row_bytes
 from attrib.data.manifest import Manifest
-from attrib.runtime.machine import (
-    RowBytes,
-    fastest,
-    measure_answers,
-    measure_machine,
-    peak_bytes,
-    reset_peak,
-    resident_bytes,
-    row_bytes,
-    spread,
-)
+from attrib.embed.estimate import spread
+from attrib.runtime.machine import fastest, measure_answers, measure_machine, peak_bytes, reset_peak, resident_bytes
 
 MIB = 2**20
 

@@ -16,8 +16,8 @@ from attrib.attribute.report import (
     source_sums,
     write_report,
 )
+from attrib.attribute.settings import ReportSettings
 from attrib.common.errors import AttribError
-from attrib.common.settings import ReportSettings
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from attrib.attribute.rows import plan_blocks
+from attrib.attribute.blocks import plan_blocks
 from attrib.capacity.check import Simulated, check, waves
 from attrib.capacity.derive import by_size, derive, schedule
 from attrib.capacity.job import with_constants

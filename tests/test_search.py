@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from shards import KINDS, exact_scores, flat_shard, make_index, make_plan, nearest, open_index_shards
 
-from attrib.index import index, search
+from attrib.index import search, shard
 from attrib.index.cpu_kernel import SCAN_TOLERANCE
 from attrib.index.normalize import unit_rows
 from attrib.index.search import Candidates, merge, probed_lists, ranks, search_shard
@@ -247,7 +247,7 @@ def test_ranks():
 
 
 def test_shards_filled_block_by_block_hold_the_same_lists(collection, queries, open_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "BLOCK_BYTES", 4 * 24 * 64)
+    monkeypatch.setattr(shard, "BLOCK_BYTES", 4 * 24 * 64)
     ids, vectors = collection
     records = make_index(tmp_path, ids, vectors, make_plan("ivf_flat", NUM_LISTS), np.zeros(len(ids), int))
     found = search_all(open_index_shards(tmp_path, records), queries, K, 80, NUM_LISTS, "ivf_flat")

@@ -5,20 +5,14 @@ import pytest
 from measured import folder_bytes, measure, template
 from shards import STORAGE, make_sources, write_embeddings
 
+from attrib.attribute.estimate import estimate_attribute, results_bytes
+from attrib.data.estimate import RowBytes
 from attrib.data.manifest import part_name
-from attrib.index.estimate import (
-    ShardSizes,
-    build_bytes,
-    estimate_attribute,
-    estimate_index,
-    probe_groups,
-    results_bytes,
-    search_bytes,
-    shard_parts,
-)
-from attrib.index.index import TEMPLATE, shard_name
+from attrib.index.estimate import ShardSizes, build_bytes, estimate_index, probe_groups, search_bytes, shard_parts
+from attrib.index.index import TEMPLATE
 from attrib.index.quantizer import write_template
-from attrib.runtime.machine import AnswerRates, MachineRates, RowBytes
+from attrib.index.shard import shard_name
+from attrib.runtime.machine import AnswerRates, MachineRates
 
 TOLERANCE = 0.25
 RATES, ANSWER_RATES = MachineRates(5e10, 1e9, 1e9, 5e8), AnswerRates(1e9, 8e8, 2e8, 5e6)

@@ -8,7 +8,7 @@ from generator_samples import around, unit
 from verdict_samples import groups_and_strangers, judge_from
 
 from attrib.generators.identify.sets import judge_set, standing_out
-from attrib.generators.registry.settings import DumpSettings
+from attrib.generators.identify.settings import DumpSettings
 
 
 @pytest.fixture(scope="module")

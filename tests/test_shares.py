@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from attrib.common.settings import SharesSettings
+from attrib.shares.settings import SharesSettings
 from attrib.shares.shares import soft_shares
 
 

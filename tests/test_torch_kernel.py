@@ -7,7 +7,8 @@ import torch
 from shards import KINDS, exact_scores, flat_shard, make_index, make_plan, nearest, open_index_shards
 
 from attrib.common.errors import AttribError
-from attrib.index.gpu_kernel import HALF_TOLERANCE, TorchKernel, nearest_centroids, spherical_kmeans
+from attrib.index.gpu_kernel import HALF_TOLERANCE, TorchKernel
+from attrib.index.kmeans import nearest_centroids, spherical_kmeans
 from attrib.index.normalize import unit_rows
 from attrib.index.quantizer import centroids, train_template
 from attrib.index.search import merge, search_shard

@@ -15,10 +15,12 @@ from cluster_tools import drawn_image
 from samples import write_folder
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import BackboneSettings, ManifestSettings, StorageSettings
+from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.data import job as manifest_job
+from attrib.data.settings import ManifestSettings
 from attrib.models.encoder import load_encoder, load_network
+from attrib.models.settings import BackboneSettings
 from attrib.train import job as train_job
 from attrib.train.settings import TrainSettings
 

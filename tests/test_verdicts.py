@@ -9,8 +9,9 @@ from verdict_samples import calibration_of, groups_and_strangers, judge_from
 from attrib.common.errors import AttribError
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
-from attrib.generators.identify.verdicts import Judge, assess, judge_of, refusal
+from attrib.generators.identify.verdicts import Judge, assess, judge_of
 from attrib.generators.registry.galleries import Galleries
+from attrib.generators.registry.quality import refusal
 from attrib.generators.registry.registration import as_sources
 from attrib.generators.registry.registry import create_registry, register
 from attrib.generators.registry.settings import RegistryMethodSettings, RegistrySettings, VerdictSettings

@@ -13,11 +13,12 @@ from PIL import Image
 from samples import picture, write_folder
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import CollectionSettings, StorageSettings
+from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.data.collections import list_images, list_units
 from attrib.data.decoding import decode_image
 from attrib.data.manifest import Manifest
+from attrib.data.settings import CollectionSettings
 from attrib.models.encoder import load_network
 from attrib.models.features import FeatureExtractor
 from attrib.models.model import features_data_config

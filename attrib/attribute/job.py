@@ -11,17 +11,10 @@ import sys
 import numpy as np
 import pyarrow.compute as pc
 
+from attrib.attribute.blocks import block_name, block_rows, lists_uri, partial_table, partial_uri, read_partial
+from attrib.attribute.estimate import estimate_attribute
 from attrib.attribute.merge import describe_sources, merge_blocks, write_blocks
-from attrib.attribute.rows import (
-    RECORD,
-    RunStamp,
-    block_name,
-    block_rows,
-    lists_uri,
-    partial_table,
-    partial_uri,
-    read_partial,
-)
+from attrib.attribute.rows import RECORD, RunStamp
 from attrib.attribute.run import (
     AttributionJob,
     exact_uri,
@@ -30,23 +23,24 @@ from attrib.attribute.run import (
     pending_blocks,
     use_threads,
 )
+from attrib.attribute.settings import AttributeSettings
 from attrib.common.errors import FailedShareError
 from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish, run_identity
-from attrib.common.settings import AttributeSettings
 from attrib.common.storage import Storage, is_remote, join, scratch_folder
+from attrib.data.estimate import RowBytes, row_bytes
 from attrib.data.ids import sampling_rank
 from attrib.data.manifest import open_manifest
 from attrib.embed.embeddings import open_embeddings
 from attrib.generators.identify.files import check_same_images, open_identified
 from attrib.index.cost_model import plan_search
-from attrib.index.estimate import estimate_attribute, probe_groups, shard_sizes
+from attrib.index.estimate import probe_groups, shard_sizes
 from attrib.index.index import check_same_encoder, open_index
 from attrib.index.recall import lowest_ranked, recall, sample_threshold
 from attrib.index.search import Candidates, merge, probed_lists, ranks, search_shard
 from attrib.runtime.admission import admit
 from attrib.runtime.estimate import Estimate
-from attrib.runtime.machine import RowBytes, baseline_bytes, measure_answers, row_bytes
+from attrib.runtime.machine import baseline_bytes, measure_answers
 from attrib.runtime.session import connect, device_of, num_cluster_cpus
 from attrib.runtime.tasks import run_units
 

@@ -5,22 +5,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from attrib.attribute.rows import (
-    RunStamp,
-    attribution_rows,
+from attrib.attribute.blocks import (
     block_name,
-    block_queries,
     block_rows,
     described_uri,
     merged_uri,
     partial_table,
     partial_uri,
     read_partial,
-    read_shard_sources,
-    read_sources,
     wanted_table,
     wanted_uri,
 )
+from attrib.attribute.rows import RunStamp, attribution_rows, block_queries, read_shard_sources, read_sources
 from attrib.attribute.run import AttributionJob, pending_blocks, use_threads
 from attrib.common.progress import Progress
 from attrib.common.storage import Storage, join

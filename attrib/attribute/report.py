@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 from pyarrow.acero import AggregateNodeOptions, Declaration, FilterNodeOptions, ProjectNodeOptions, ScanNodeOptions
 from pyarrow.dataset import Dataset
 
+from attrib.attribute.blocks import block_name
 from attrib.attribute.report_generators import generator_section
-from attrib.attribute.rows import OUTCOME_FIELDS, RECORD, block_name, read_sources
+from attrib.attribute.rows import OUTCOME_FIELDS, RECORD, read_sources
+from attrib.attribute.settings import ReportSettings
 from attrib.common.errors import AttribError
-from attrib.common.settings import ReportSettings
 from attrib.common.storage import Storage, join
 from attrib.index.index import RECORD as INDEX_RECORD
 from attrib.index.index import Index, open_index

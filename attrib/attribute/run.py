@@ -4,9 +4,9 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from attrib.attribute.rows import block_name, block_rows, plan_blocks, read_block
+from attrib.attribute.blocks import block_name, block_rows, plan_blocks, read_block
+from attrib.attribute.settings import AttributeSettings
 from attrib.common.errors import AttribError
-from attrib.common.settings import AttributeSettings
 from attrib.common.storage import Storage, join
 from attrib.data.manifest import Manifest, Slice
 from attrib.embed.embeddings import Embeddings
@@ -14,7 +14,8 @@ from attrib.generators.identify.files import Identified
 from attrib.index.cost_model import SearchPlan
 from attrib.index.cpu_kernel import CpuKernel
 from attrib.index.estimate import READ_ROWS, shard_parts
-from attrib.index.index import Index, Shard, open_shard
+from attrib.index.index import Index
+from attrib.index.shard import Shard, open_shard
 
 
 class AttributionJob:

@@ -6,12 +6,13 @@ import numpy as np
 import pyarrow as pa
 
 from attrib.common.config import digest
-from attrib.common.settings import CollectionSettings, StorageSettings
+from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join
 from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.ids import image_ids
 from attrib.data.manifest import RECORD as MANIFEST_RECORD
 from attrib.data.manifest import part_name
+from attrib.data.settings import CollectionSettings
 from attrib.embed.embeddings import OUTCOME_FIELDS, schema
 from attrib.embed.embeddings import RECORD as EMBEDDINGS_RECORD
 

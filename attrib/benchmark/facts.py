@@ -37,7 +37,7 @@ def find(rows: list[Row], stage: str, contender: str, **where) -> list[Row]:
 
 
 def build_slopes(rows: list[Row], sizes: tuple[int, ...]) -> list[Fact]:
-    found = find(rows, "build slope", "attrib.index.index.build_shard")
+    found = find(rows, "build slope", "attrib.index.shard.build_shard")
     return [
         Fact(
             f"log-log slope of build time, {small:,} to {large:,} vectors",
@@ -176,7 +176,7 @@ def constants(rows: list[Row], command: str) -> dict[str, dict]:
     whole = [row for row in whole if "(images)" in row.size]
     note("index_bytes_per_vector", "bytes", "build", whole, lambda row: row.found["bytes_per_vector"])
     note("embedding_bytes_per_image", "bytes", "build", whole, lambda row: row.found["embedding_bytes_per_vector"])
-    filled = [row for row in find(rows, "build", "attrib.index.index.build_shard") if "(images)" in row.size]
+    filled = [row for row in find(rows, "build", "attrib.index.shard.build_shard") if "(images)" in row.size]
     note("build_seconds_largest_shard", "s", "build", filled)
     searched = [
         row for row in find(rows, "search", "attrib.index.search.search_shard", threads=1) if "(images)" in row.size

@@ -16,11 +16,13 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from attrib.benchmark.contender import Clock, cpu_seconds, set_threads
-from attrib.common.settings import BackboneSettings, EmbedSettings, StorageSettings
+from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.data.decoding import decode_jpeg
+from attrib.embed.settings import EmbedSettings
 from attrib.models.encoder import load_encoder, load_network, preprocessing_of
 from attrib.models.preprocessing import Preprocessing
+from attrib.models.settings import BackboneSettings
 
 READY_IMAGES = 64  # that the bare network sees over and over
 WARM_UP_IMAGES = 8

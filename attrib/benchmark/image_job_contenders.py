@@ -13,10 +13,11 @@ from attrib.benchmark import ours, train_contenders
 from attrib.benchmark.contender import Clock
 from attrib.benchmark.harness import process_tree
 from attrib.benchmark.job_contenders import start_ray
-from attrib.common.settings import CollectionSettings, EmbedSettings, ManifestSettings
 from attrib.data import job as manifest_job
 from attrib.data.chunks import CHUNKS
+from attrib.data.settings import CollectionSettings, ManifestSettings
 from attrib.embed import job as embed
+from attrib.embed.settings import EmbedSettings
 from attrib.train import job as train
 from attrib.train.settings import TrainSettings
 

@@ -17,19 +17,17 @@ from attrib.attribute import job as attribute
 from attrib.attribute.merge import describe_sources, merge_blocks, write_blocks
 from attrib.attribute.rows import RunStamp
 from attrib.attribute.run import AttributionJob
+from attrib.attribute.settings import AttributeSettings
 from attrib.benchmark import ours
 from attrib.benchmark.contender import Clock, set_threads
-from attrib.common.settings import (
-    AttributeSettings,
-    IndexSettings,
-    RaySettings,
-)
+from attrib.common.settings import RaySettings
 from attrib.data.manifest import open_manifest
 from attrib.embed.embeddings import open_embeddings
 from attrib.index import job as index
 from attrib.index.cost_model import plan_search
 from attrib.index.index import open_index
 from attrib.index.planning import group_partitions
+from attrib.index.settings import IndexSettings
 from attrib.runtime.session import connect
 from attrib.runtime.tasks import run_units
 

@@ -6,15 +6,16 @@ import os
 import numpy as np
 import pyarrow as pa
 
-from attrib.common.settings import IndexSettings, StorageSettings
+from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.data.manifest import open_manifest
 from attrib.embed.embeddings import open_embeddings
-from attrib.index.index import Shard, build_shard, open_shard
 from attrib.index.normalize import unit_rows
 from attrib.index.planning import IndexPlan, plan_index, training_rows
 from attrib.index.quantizer import read_template, train_template, write_template
 from attrib.index.search import Candidates, search_shard
+from attrib.index.settings import IndexSettings
+from attrib.index.shard import Shard, build_shard, open_shard
 
 STORAGE = Storage(StorageSettings())
 

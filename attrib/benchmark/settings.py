@@ -4,7 +4,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from attrib.common.settings import BackboneSettings, CollectionSettings, JobSettings, Positive, Settings, Uri
+from attrib.common.settings import JobSettings, Positive, Settings, Uri
+from attrib.data.settings import CollectionSettings
+from attrib.models.settings import BackboneSettings
 
 Stage = Literal["decode", "embed", "build", "search", "attribute", "train", "ray", "resume"]
 STAGES: tuple[Stage, ...] = ("decode", "embed", "build", "search", "attribute", "train", "ray", "resume")

@@ -84,7 +84,7 @@ def _fill(bench: Bench, vectors: VectorSet) -> list[Row]:
     job = vectors.job(bench.settings)
     job["output"] = job["shard"]
     contenders = [
-        Contender("attrib.index.index.build_shard", f"{INDEX}:build", job),
+        Contender("attrib.index.shard.build_shard", f"{INDEX}:build", job),
         Contender("faiss, Parquet to index file", f"{INDEX}:faiss_build", job, note="same centroids"),
         Contender(
             "faiss index.add",
@@ -103,7 +103,7 @@ def build_slope(bench: Bench) -> list[Row]:
     for vectors in bench.vector_sets:
         if vectors.kind == "images":
             job = vectors.job(bench.settings, template=template, output=f"{vectors.folder}/sloped")
-            contenders = [Contender("attrib.index.index.build_shard", f"{INDEX}:build", job)]
+            contenders = [Contender("attrib.index.shard.build_shard", f"{INDEX}:build", job)]
             size = f"one shard, one thread: {vectors.size:,} vectors, lists of {bench.largest.size:,}"
             rows += bench.compare("build slope", {"build": size}, contenders)
     return rows

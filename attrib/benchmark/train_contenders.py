@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from attrib.benchmark.contender import Clock, cpu_seconds
 from attrib.benchmark.settings import BenchmarkSettings, TrainBenchmarkSettings
-from attrib.common.settings import BackboneSettings, StorageSettings
+from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.models.encoder import load_network
 from attrib.models.model import build_model, save_model
-from attrib.models.settings import HeadSettings, PartSettings
+from attrib.models.settings import BackboneSettings, HeadSettings, PartSettings
 from attrib.train.batches import InputBatches, Inputs
-from attrib.train.loop import rate
 from attrib.train.objective import Objective
+from attrib.train.schedule import rate
 from attrib.train.settings import OptimiserSettings, TrainSettings
 from attrib.train.student import student_of, trained_groups
 

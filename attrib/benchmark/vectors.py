@@ -25,10 +25,11 @@ import torch.nn.functional as F
 from torchvision.transforms.v2 import functional
 
 from attrib.common.config import digest
-from attrib.common.settings import BackboneSettings, StorageSettings
+from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.data.decoding import decode_image
 from attrib.models.encoder import keep_freed_memory, load_network, preprocessing_of
+from attrib.models.settings import BackboneSettings
 
 MIN_WINDOW = 3  # cells of the map
 CROPS_PER_IMAGE = 128

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from attrib.capacity.layout import file_counts, lay_out, simulated_target, task_counts
 from attrib.capacity.settings import Constant, ScaleSettings
 from attrib.capacity.work import describe_work
-from attrib.runtime.machine import num_probed
+from attrib.embed.estimate import num_probed
 
 CHUNKS = "embeddings/_chunks/part-#/rows-#-#.parquet"
 CPU_BATCH_SIZE = 16  # of attrib.models.encoder, which loads torch

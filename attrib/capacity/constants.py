@@ -16,24 +16,29 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from attrib.attribute.rows import RunStamp, attribution_rows, partial_table, wanted_table
+from attrib.attribute.blocks import partial_table, wanted_table
+from attrib.attribute.rows import RunStamp, attribution_rows
 from attrib.capacity.layout import id_bytes
 from attrib.capacity.settings import Constant
-from attrib.common.settings import CollectionSettings, EmbedSettings, IndexSettings, SharesSettings, StorageSettings
+from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join, scratch_folder
 from attrib.data.chunks import plan_chunks
 from attrib.data.collections import LOCATION_FIELDS, ListingUnit, list_images
 from attrib.data.ids import image_ids
 from attrib.data.job import _write_partition
 from attrib.data.manifest import Manifest, Slice, ids_digest, part_name
+from attrib.data.settings import CollectionSettings
 from attrib.embed.assemble import _finish_partition
 from attrib.embed.embeddings import Embeddings, schema
+from attrib.embed.settings import EmbedSettings
 from attrib.index.cost_model import SearchRates, measure_rates
-from attrib.index.index import build_shard
 from attrib.index.normalize import unit_rows
 from attrib.index.planning import plan_index
 from attrib.index.quantizer import train_template
 from attrib.index.search import Candidates, merge
+from attrib.index.settings import IndexSettings
+from attrib.index.shard import build_shard
+from attrib.shares.settings import SharesSettings
 
 DIMENSION = 256
 PARTITION_ROWS = 16_384

@@ -9,12 +9,12 @@ from math import lcm
 
 import numpy as np
 
-from attrib.attribute.rows import MIN_BLOCK_ROWS, USUAL_BLOCKS
+from attrib.attribute.blocks import MIN_BLOCK_ROWS, USUAL_BLOCKS
 from attrib.capacity.settings import Constants, SimulationSettings, TargetSettings
-from attrib.common.settings import IndexSettings
 from attrib.common.storage import PARQUET_ROW_GROUP_ROWS
 from attrib.index.estimate import describe_parts, probe_groups, shard_parts
 from attrib.index.planning import plan_index, training_rows
+from attrib.index.settings import IndexSettings
 
 NUMPY_HEADER_BYTES = 128
 EMBED_BLOCKS = 10_000  # of chunks, at most, that the embed job hands to Ray Data

@@ -2,18 +2,11 @@
 
 from pydantic import Field, model_validator
 
-from attrib.common.settings import (
-    AttributeSettings,
-    EmbedSettings,
-    IndexKind,
-    IndexSettings,
-    JobSettings,
-    ManifestSettings,
-    Positive,
-    Settings,
-    Share,
-    Uri,
-)
+from attrib.attribute.settings import AttributeSettings
+from attrib.common.settings import JobSettings, Positive, Settings, Share, Uri
+from attrib.data.settings import ManifestSettings
+from attrib.embed.settings import EmbedSettings
+from attrib.index.settings import IndexKind, IndexSettings
 
 
 class Constant(Settings):

@@ -7,7 +7,6 @@ row that says where its bytes lie: a whole file (`uri`), a byte range of a tar s
 import os
 import tarfile
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +16,10 @@ import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from attrib.common.errors import AttribError, ImageError, first_line
-from attrib.common.settings import CollectionSettings, MetadataSettings, StorageSettings
+from attrib.common.errors import AttribError, first_line
 from attrib.common.storage import Storage, is_remote, join
 from attrib.data.ids import image_ids
+from attrib.data.settings import CollectionSettings, MetadataSettings
 
 LOCATION_FIELDS = [
     pa.field("id", pa.int64(), nullable=False),
@@ -200,56 +199,6 @@ def _check_distinct(names: list[str], origin: str) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise AttribError(f"{origin}: the metadata column {twice[0]!r} is there twice; rename or leave out one of them")
-
-
-def read_image(row: dict, storage: Storage) -> bytes:
-    """The encoded bytes of one image that is a whole file or a byte range. Raises ImageError(stage "read")."""
-    scheme, separator, _ = row["uri"].partition("://")
-    if separator and not is_remote(row["uri"]):
-        raise ImageError("read", f"{scheme}:// is not supported; use a local path or s3://")
-    try:
-        with storage.open(row["uri"]) as file:
-            if row["offset"] is None:
-                return file.read()
-            data = file.read_at(row["num_bytes"], row["offset"])
-    except FileNotFoundError:
-        raise ImageError("read", "the file is gone since it was listed") from None
-    except Exception as error:  # the clients of object stores raise many kinds
-        raise ImageError("read", first_line(error)) from error
-    if len(data) != row["num_bytes"]:
-        raise ImageError("read", f"the shard ends early: {len(data)} of {row['num_bytes']} bytes")
-    return data
-
-
-def read_image_or_error(row: dict, storage: Storage) -> bytes | ImageError:
-    """As `read_image`, for callers that read many and tell later what became of each."""
-    try:
-        return read_image(row, storage)
-    except ImageError as error:
-        return error
-
-
-def read_parquet_images(rows: list[dict], bytes_column: str, storage: Storage) -> list[bytes | ImageError]:
-    """The encoded bytes of images inside Parquet files, one entry per row."""
-    found: list[bytes | ImageError] = []
-    for row in rows:
-        try:
-            column = _read_row_group(storage.settings, row["uri"], row["row_group"], bytes_column)
-        except FileNotFoundError:
-            found.append(ImageError("read", "the file is gone since it was listed"))
-            continue
-        except Exception as error:  # damaged files raise as many kinds as the clients of object stores
-            found.append(ImageError("read", first_line(error)))
-            continue
-        value = column[row["row"]].as_py() if row["row"] < len(column) else None
-        found.append(ImageError("read", "the row holds no bytes") if value is None else value)
-    return found
-
-
-@lru_cache(maxsize=1)  # a worker's next chunk often lies in the same row group, which may hold thousands of images
-def _read_row_group(storage: StorageSettings, uri: str, row_group: int, column: str) -> pa.ChunkedArray:
-    with Storage(storage).open(uri) as source:
-        return pq.ParquetFile(source).read_row_group(row_group, columns=[column]).column(0)
 
 
 def join_metadata(images: pa.Table, collection: CollectionSettings, storage: Storage) -> pa.Table:

@@ -12,14 +12,15 @@ from attrib.common.config import digest
 from attrib.common.errors import AttribError
 from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish
-from attrib.common.settings import CollectionSettings, ManifestSettings
 from attrib.common.storage import Storage, join
 from attrib.data.collections import RESERVED_COLUMNS, ListingUnit, list_images, list_units, open_sidecar
+from attrib.data.estimate import RowBytes, estimate_manifest
 from attrib.data.ids import duplicated_ids, resolve_collisions
 from attrib.data.manifest import RECORD, Slice, build_partition, ids_digest, part_name, plan_partitions
+from attrib.data.settings import CollectionSettings, ManifestSettings
 from attrib.runtime.admission import admit
-from attrib.runtime.estimate import Estimate, estimate_manifest
-from attrib.runtime.machine import RowBytes, baseline_bytes
+from attrib.runtime.estimate import Estimate
+from attrib.runtime.machine import baseline_bytes
 from attrib.runtime.session import connect, num_cluster_cpus
 from attrib.runtime.tasks import run_units
 

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from attrib.common.config import digest
-from attrib.common.settings import CollectionSettings
 from attrib.common.storage import Storage, join
 from attrib.data.collections import join_metadata
+from attrib.data.settings import CollectionSettings
 
 RECORD = "manifest.json"
 

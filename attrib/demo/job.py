@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from attrib.common.settings import BackboneSettings, DemoSettings
 from attrib.common.storage import Storage, fresh_folder
 from attrib.data.decoding import decode_image
 from attrib.demo.contrast import BACKBONE, colour_histogram, save_untrained, train_contrast
 from attrib.demo.corpus import draw_corpus
 from attrib.demo.generator import fit_and_sample
+from attrib.demo.settings import DemoSettings
 from attrib.index.normalize import unit_rows
 from attrib.models.encoder import load_encoder
+from attrib.models.settings import BackboneSettings
 from attrib.pipeline import job as pipeline_job
 from attrib.pipeline.settings import PipelineSettings
 

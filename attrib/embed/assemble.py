@@ -8,11 +8,11 @@ import pyarrow.parquet
 from attrib.common.config import digest
 from attrib.common.errors import AttribError
 from attrib.common.progress import Progress
-from attrib.common.settings import EmbedSettings
 from attrib.common.storage import Storage, join
 from attrib.data.chunks import CHUNKS, assemble_partition, failures_of, plan_chunks
 from attrib.data.manifest import Manifest, part_name
 from attrib.embed.embeddings import FAILURES
+from attrib.embed.settings import EmbedSettings
 from attrib.runtime.tasks import run_units
 
 

@@ -1,7 +1,5 @@
 """From manifest rows to vectors: read, decode and resize a chunk of images, encode it, and keep one outcome per image."""
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -10,11 +8,11 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from attrib.common.errors import ImageError
-from attrib.common.settings import EmbedSettings
-from attrib.common.storage import Storage, is_remote
-from attrib.data.collections import read_image_or_error, read_parquet_images
+from attrib.common.storage import Storage
 from attrib.data.manifest import Manifest
+from attrib.data.reading import read_all
 from attrib.embed.embeddings import OUTCOME_FIELDS, schema
+from attrib.embed.settings import EmbedSettings
 from attrib.models.encoder import Encoder
 from attrib.models.preprocessing import Preprocessing
 
@@ -65,27 +63,6 @@ def prepare_images(
         except ImageError as error:
             outcome |= {"stage": error.stage, "reason": error.reason}
     return PreparedChunk(pa.Table.from_pylist(outcomes, schema=pa.schema(OUTCOME_FIELDS)), pixels[:num_decoded])
-
-
-def read_all(rows: list[dict], manifest: Manifest, io_threads: int, storage: Storage) -> Iterator[bytes | ImageError]:
-    """The encoded bytes of manifest rows (LOCATION_FIELDS), in their order, or why they could not be read."""
-    if manifest.collection.bytes_column:
-        yield from read_parquet_images(rows, manifest.collection.bytes_column, storage)
-        return
-    if not any(is_remote(row["uri"]) for row in rows):
-        # The system reads local files ahead; threads would only take turns with the decoder.
-        yield from (read_image_or_error(row, storage) for row in rows)
-        return
-
-    with ThreadPoolExecutor(io_threads) as pool:
-        # A window of reads ahead, not the whole chunk: encoded originals can be large.
-        window = 2 * io_threads
-        waiting = [pool.submit(read_image_or_error, row, storage) for row in rows[:window]]
-        for i in range(len(rows)):
-            yield waiting[i].result()
-            waiting[i] = None
-            if i + window < len(rows):
-                waiting.append(pool.submit(read_image_or_error, rows[i + window], storage))
 
 
 def encode_chunk(prepared: PreparedChunk, encoder: Encoder) -> pa.Table:

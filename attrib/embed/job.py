@@ -18,7 +18,7 @@ from ray.data import ActorPoolStrategy
 from attrib.common.errors import AttribError, FailedShareError, MismatchError
 from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish
-from attrib.common.settings import EmbedSettings, StorageSettings
+from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join
 from attrib.data.chunks import Chunk, chunk_folder, plan_chunks
 from attrib.data.collections import LOCATION_FIELDS
@@ -27,11 +27,13 @@ from attrib.data.manifest import Manifest, open_manifest, part_name
 from attrib.embed.assemble import assemble
 from attrib.embed.embeddings import FAILURES, RECORD
 from attrib.embed.encode import PreparedChunk, encode_chunk, prepare_images
+from attrib.embed.estimate import EncoderProbe, estimate_embed, probe_encoder
+from attrib.embed.settings import EmbedSettings
 from attrib.models.encoder import KEEP_FREED_MEMORY, Encoder, EncoderIdentity, load_encoder
 from attrib.models.preprocessing import Preprocessing
 from attrib.runtime.admission import admit
-from attrib.runtime.estimate import Estimate, estimate_embed
-from attrib.runtime.machine import EncoderProbe, baseline_bytes, probe_encoder
+from attrib.runtime.estimate import Estimate
+from attrib.runtime.machine import baseline_bytes
 from attrib.runtime.session import connect, num_cluster_cpus, num_cluster_gpus
 from attrib.runtime.tasks import plain_errors, run_units
 

@@ -12,7 +12,6 @@ from functools import partial
 import numpy as np
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import SharesSettings
 from attrib.common.storage import Storage, join
 from attrib.evaluate import cca
 from attrib.evaluate.cca import CcaSummary
@@ -20,8 +19,10 @@ from attrib.evaluate.collection import Collection, check_comparable, read_collec
 from attrib.evaluate.mappers import Mappers, load_mappers
 from attrib.evaluate.protocol import TruthRow, places_of, read_truth
 from attrib.evaluate.settings import EvaluateSettings, MeasureSettings
+from attrib.evaluate.share_plots import reliability_plot
 from attrib.shares import calibration
 from attrib.shares.calibration import Reliability
+from attrib.shares.settings import SharesSettings
 from attrib.shares.shares import soft_shares
 
 # As write_comparison takes captions: a heading, then how to read the figure.
@@ -188,7 +189,7 @@ class PairMeasures:
             if found.given:
                 measured[f"{method}, given"] = found.given
         plots = {"theory": self.theory and cca.plot(self.theory)}
-        plots["shares"] = measured and calibration.reliability_plot(measured)
+        plots["shares"] = measured and reliability_plot(measured)
         return {name: svg for name, svg in plots.items() if svg}
 
     @property

@@ -2,7 +2,9 @@
 
 from pydantic import Field, model_validator
 
-from attrib.common.settings import JobSettings, MetadataSettings, Positive, Settings, SharesSettings, Uri
+from attrib.common.settings import JobSettings, Positive, Settings, Uri
+from attrib.data.settings import MetadataSettings
+from attrib.shares.settings import SharesSettings
 
 
 class MethodSettings(Settings):

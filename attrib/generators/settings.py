@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from attrib.common.settings import BackboneSettings, Positive, Settings
-from attrib.models.settings import FeatureSettings
+from attrib.common.settings import Positive, Settings
+from attrib.models.settings import BackboneSettings, FeatureSettings
 
 ScoringName = Literal["cosine", "nearest", "adapted", "knn", "logistic"]  # attrib/generators/fingerprints/scoring.py
 # Part of every digest of a method: to be raised with each change of how vectors or scores come from the same settings and weights, so that

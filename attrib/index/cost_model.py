@@ -12,9 +12,10 @@ import faiss
 import numpy as np
 
 from attrib.index.cpu_kernel import CpuKernel
-from attrib.index.index import Index, Shard
+from attrib.index.index import Index
 from attrib.index.normalize import to_float32
 from attrib.index.search import search_shard
+from attrib.index.shard import Shard
 from attrib.runtime.machine import fastest
 
 Engine = Literal["exact", "lists", "codes"]

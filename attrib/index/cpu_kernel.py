@@ -6,9 +6,9 @@ enough for its products to stay in the cache, so that the time goes where it mus
 
 import numpy as np
 
-from attrib.index.index import Shard
 from attrib.index.normalize import to_float32
 from attrib.index.quantizer import decode
+from attrib.index.shard import Shard
 
 # Well above the rounding error of float32 products of unit vectors: tests/test_search.py holds that to a quarter.
 SCAN_TOLERANCE = 1e-5

@@ -10,21 +10,23 @@ from attrib.common.config import digest
 from attrib.common.errors import AttribError
 from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish
-from attrib.common.settings import IndexSettings
 from attrib.common.storage import Storage, bytes_sha256, join, scratch_folder
+from attrib.data.estimate import row_bytes
 from attrib.data.manifest import Manifest, open_manifest
 from attrib.embed.embeddings import Embeddings, open_embeddings
 from attrib.index.cost_model import measure_rates
 from attrib.index.estimate import estimate_index, shard_sizes
-from attrib.index.index import RECORD, SHARD_RECORD, TEMPLATE, build_shard, open_shard, shard_name
+from attrib.index.index import RECORD, TEMPLATE
 from attrib.index.normalize import unit_rows
 from attrib.index.planning import IndexPlan, group_partitions, plan_index, training_rows
 from attrib.index.quantizer import nearest_lists, read_template, train_template, write_template
 from attrib.index.recall import recall, recall_by_nprobe, smallest_nprobe, without_self
 from attrib.index.sampling import sample_vectors
 from attrib.index.search import Candidates, merge, search_shard
+from attrib.index.settings import IndexSettings
+from attrib.index.shard import SHARD_RECORD, build_shard, open_shard, shard_name
 from attrib.runtime.admission import admit
-from attrib.runtime.machine import baseline_bytes, measure_machine, row_bytes
+from attrib.runtime.machine import baseline_bytes, measure_machine
 from attrib.runtime.session import connect, device_of, num_cluster_cpus, num_node_cpus
 from attrib.runtime.tasks import run_units
 

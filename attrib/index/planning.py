@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import IndexSettings
+from attrib.index.settings import IndexSettings
 
 FLAT_UP_TO_VECTORS = 50_000  # below, exact search of a shard takes milliseconds and training buys nothing
 MIN_TRAINING_VECTORS_PER_LIST = 39  # FAISS warns below it

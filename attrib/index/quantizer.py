@@ -49,9 +49,7 @@ def train_template(training: np.ndarray, plan: IndexPlan, seed: int, device: str
 
 def _centroids(training: np.ndarray, num_lists: int, seed: int, device: str) -> np.ndarray:
     if device == "cuda":
-        from attrib.index.gpu_kernel import (
-            spherical_kmeans,  # not above: torch takes half a gigabyte that CPU workers can do without
-        )
+        from attrib.index.kmeans import spherical_kmeans
 
         most = MAX_POINTS_PER_CENTROID * num_lists
         return spherical_kmeans(training[:most], num_lists, KMEANS_ITERATIONS, seed, device)

@@ -15,9 +15,9 @@ import faiss
 import numpy as np
 
 from attrib.index.cpu_kernel import SCAN_TOLERANCE, CpuKernel
-from attrib.index.index import Shard
 from attrib.index.normalize import to_float32
 from attrib.index.quantizer import nearest_lists
+from attrib.index.shard import Shard
 
 QUERY_ROWS = 131_072  # queries in one pass over the shard, if their probed lists fit SCAN_CELLS
 SCAN_CELLS = 1 << 23  # (query, probed list) pairs in memory at a time

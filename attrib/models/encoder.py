@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 
 from attrib.common.config import digest
 from attrib.common.errors import AttribError, first_line
-from attrib.common.settings import BackboneSettings
 from attrib.common.storage import Storage, scratch_folder
 from attrib.models.bn_folding import fold_batch_norms
 from attrib.models.model import CHECKPOINT_KEY, AttributionModel, model_from_checkpoint
 from attrib.models.preprocessing import Preprocessing
+from attrib.models.settings import BackboneSettings
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
 KEEP_FROM_BYTES, KEEP_UP_TO_BYTES = 1 << 30, (1 << 31) - 1

@@ -12,11 +12,10 @@ from safetensors.torch import save
 from torch import nn
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import Domain
 from attrib.common.storage import Storage
 from attrib.models.features import FeatureExtractor
 from attrib.models.heads import Head
-from attrib.models.settings import FeatureSettings, HeadSettings
+from attrib.models.settings import Domain, FeatureSettings, HeadSettings
 
 CHECKPOINT_KEY = "attrib.backbone"
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from attrib.common.settings import Positive, Settings
+from attrib.common.settings import Positive, Settings, _absolute_uri
 
 Level = Annotated[int, Field(ge=0)]
 PartName = Annotated[
@@ -88,3 +88,32 @@ class HeadSettings(Settings):
                     raise ValueError(
                         f"head.parts.{name} names block {block!r}; the features have {', '.join(features.block_names)}"
                     )
+
+
+Domain = Literal["real", "synthetic"]
+
+
+class BackboneSettings(Settings):
+    """A timm network as an image encoder.
+
+    weights: "hub" (timm's pretrained weights), "random" (a seeded untrained control), or the URI of a .safetensors file: plain
+    timm weights, or a checkpoint of ours, which names its network and preprocessing itself.
+    """
+
+    name: str = Field(min_length=1)
+    weights: str = "hub"
+    seed: int = 0  # for weights: random
+    domain: Domain = (
+        "real"  # which head, where a checkpoint has two; jobs.pipeline takes "synthetic" for generated images
+    )
+
+    @model_validator(mode="after")
+    def _weights_known(self):
+        if self.weights not in ("hub", "random"):
+            if not self.weights.endswith(".safetensors"):
+                raise ValueError(
+                    f"backbone.weights {self.weights!r} is neither 'hub', 'random' nor a .safetensors file; other formats can "
+                    "execute code when loaded and are refused"
+                )
+            object.__setattr__(self, "weights", _absolute_uri(self.weights))
+        return self

@@ -18,9 +18,10 @@ from PIL import Image
 
 from attrib.common.errors import AttribError, ImageError
 from attrib.common.storage import Storage, join
-from attrib.data.collections import LOCATION_FIELDS, read_image_or_error, read_parquet_images
+from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.decoding import decode_image
 from attrib.data.manifest import Manifest, open_manifest
+from attrib.data.reading import read_image_or_error, read_parquet_images
 from attrib.embed.embeddings import RECORD as EMBEDDINGS_RECORD
 
 JPEG_QUALITY = 80

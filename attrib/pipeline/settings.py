@@ -4,19 +4,13 @@ from typing import ClassVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from attrib.common.settings import (
-    AttributeSettings,
-    BackboneSettings,
-    CollectionSettings,
-    EmbedSettings,
-    IndexSettings,
-    JobSettings,
-    ManifestSettings,
-    ReportSettings,
-    Share,
-    Uri,
-)
-from attrib.generators.registry.settings import IdentifySettings
+from attrib.attribute.settings import AttributeSettings, ReportSettings
+from attrib.common.settings import JobSettings, Share, Uri
+from attrib.data.settings import CollectionSettings, ManifestSettings
+from attrib.embed.settings import EmbedSettings
+from attrib.generators.identify.settings import IdentifySettings
+from attrib.index.settings import IndexSettings
+from attrib.models.settings import BackboneSettings
 
 
 class PipelineSettings(JobSettings):

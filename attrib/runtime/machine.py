@@ -18,13 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from attrib.common.settings import EmbedSettings
-from attrib.common.storage import Storage
-from attrib.data.manifest import Manifest
-
-PROBE_BATCHES = 3  # of images; one is too few to tell what each further image adds
 RATE_ROWS = 16_384
-SAMPLE_ROWS = 4_096  # of a table, to see how large its rows are
 MIN_SECONDS = 0.01  # of each timed operation; a job's workers wait for them
 
 
@@ -64,92 +58,6 @@ def _status_bytes(field: str) -> int:
             line = next(line for line in file if line.startswith(f"{field}:"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-@dataclass(frozen=True)
-class RowBytes:
-    """Mean bytes of a table's row, in memory and on disk."""
-
-    in_memory: float
-    on_disk: float
-
-    @classmethod
-    def of(cls, sample: pa.Table) -> "RowBytes":
-        """As write_table would write it, from some rows."""
-        if not len(sample):
-            return cls(0.0, 0.0)
-        sink = pa.BufferOutputStream()
-        pa.parquet.write_table(sample, sink, compression="zstd")
-        return cls(sample.nbytes / len(sample), sink.getvalue().size / len(sample))
-
-
-def row_bytes(manifest: Manifest, storage: Storage) -> RowBytes:
-    """Of id, key, uri and metadata of a collection's images by ascending id, as indexes and attributions hold them."""
-    columns = ["id", "key", "uri", *manifest.metadata_columns]
-    partition = max(range(len(manifest.num_rows)), key=manifest.num_rows.__getitem__)
-    num_rows = min(SAMPLE_ROWS, manifest.num_rows[partition])
-    return RowBytes.of(storage.read_rows(manifest.partition_uri(partition), 0, num_rows, columns).sort_by("id"))
-
-
-@dataclass(frozen=True)
-class EncoderProbe:
-    """What `num_images` images of a job needed in this process.
-
-    baseline_bytes: imports; network_bytes: weights; growth_bytes: peak of preparing and encoding the images, beyond these; image_bytes: what
-    each further image of a chunk adds; seconds_per_image: of one worker with one thread.
-    """
-
-    num_images: int
-    baseline_bytes: int
-    network_bytes: int
-    growth_bytes: int
-    image_bytes: int
-    seconds_per_image: float
-
-
-def probe_encoder(encoder, manifest: Manifest, settings: EmbedSettings, storage: Storage) -> EncoderProbe:
-    """Prepare and encode a few images of the manifest. encoder: attrib.models.encoder.Encoder, on the device that the workers will use."""
-    import torch
-
-    from attrib.embed.encode import encode_chunk, prepare_images
-
-    baseline = baseline_bytes()
-    num_rows = num_probed(encoder.batch_size, manifest.num_rows[0], settings.chunk_rows)
-    images = spread(storage.read_table(manifest.partition_uri(0)), num_rows)
-    first = images.slice(0, encoder.batch_size)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        growth, _, prepared = _growth(lambda: prepare_images(first, manifest, encoder.preprocessing, settings, storage))
-        encoding, _, _ = _growth(lambda: encode_chunk(prepared, encoder))
-        _, encode_seconds, _ = _growth(lambda: encode_chunk(prepared, encoder))  # the first call also compiles kernels
-        held = prepared.pixels.nbytes
-        del prepared
-        most, prepare_seconds, prepared = _growth(
-            lambda: prepare_images(images, manifest, encoder.preprocessing, settings, storage)
-        )
-    finally:
-        torch.set_num_threads(threads)
-    per_image = prepared.pixels.nbytes // max(1, len(prepared.pixels))
-    further = (most - growth) // max(1, len(images) - len(first)) if len(images) > len(first) else 0
-    return EncoderProbe(
-        num_images=len(first),
-        baseline_bytes=baseline,
-        network_bytes=sum(p.numel() * p.element_size() for p in encoder.model.state_dict().values()),
-        growth_bytes=max(growth, held + encoding),
-        image_bytes=max(per_image, further),
-        seconds_per_image=prepare_seconds / len(images) + encode_seconds / encoder.batch_size,
-    )
-
-
-def num_probed(batch_size: int, partition_rows: int, chunk_rows: int) -> int:
-    """Images that `probe_encoder` looks at, beside one batch (or all, where there are fewer) that it reads before."""
-    return min(PROBE_BATCHES * batch_size, partition_rows, max(chunk_rows, batch_size))
-
-
-def spread(rows: pa.Table, num_wanted: int) -> pa.Table:
-    """Evenly spaced rows: the first of a collection often come from one folder."""
-    return rows.take(pa.array(np.linspace(0, len(rows) - 1, min(num_wanted, len(rows))).astype(np.int64)))
 
 
 def _growth(work) -> tuple[int, float, object]:

@@ -11,8 +11,7 @@ from itertools import product
 import numpy as np
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import SharesSettings
-from attrib.pages.charts import calibration_chart
+from attrib.shares.settings import SharesSettings
 
 SOFTPLUS_BETA = 100.0  # AbC's: relu has no gradient, and an infinite cross-entropy, where a true source gets nothing
 # Cosine gaps below 1e-4 are rounding; where sharper is always better, the fit ends here.
@@ -247,17 +246,6 @@ def reliability(shares: np.ndarray, is_true: np.ndarray, num_bins: int = 10) -> 
         float(((shares - truth) ** 2).sum(axis=1).mean()),
         float((shares * is_true).sum(axis=1).mean()),
     )
-
-
-def reliability_plot(measured: dict[str, Reliability]) -> str:
-    """`charts.calibration_chart` of reliabilities by name, such as default and fitted."""
-    bins = {n: [(b.mean_share, b.observed_share, b.count) for b in table.bins] for n, table in measured.items()}
-    figures = {
-        name: f"error {table.expected_calibration_error:.4f}, misplaced {table.misplaced_share:.3f}, "
-        f"Brier {table.brier:.3f}, on true sources {table.true_mass:.3f}"
-        for name, table in measured.items()
-    }
-    return calibration_chart(bins, figures)
 
 
 def _check(values: np.ndarray, is_true: np.ndarray) -> None:

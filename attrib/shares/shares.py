@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from attrib.common.settings import SharesSettings
+from attrib.shares.settings import SharesSettings
 
 
 def soft_shares(similarity: np.ndarray, settings: SharesSettings) -> np.ndarray:

@@ -9,7 +9,6 @@ import torch
 
 from attrib.common.errors import FailedShareError
 from attrib.common.progress import Progress
-from attrib.common.settings import BackboneSettings
 from attrib.common.storage import Storage, join
 from attrib.data.chunks import Chunk, chunk_folder, plan_chunks
 from attrib.data.ids import sampling_rank
@@ -18,7 +17,7 @@ from attrib.models.encoder import keep_freed_memory, load_network, preprocessing
 from attrib.models.features import FeatureExtractor
 from attrib.models.model import features_data_config
 from attrib.models.preprocessing import Preprocessing
-from attrib.models.settings import FeatureSettings
+from attrib.models.settings import BackboneSettings, FeatureSettings
 from attrib.runtime.session import num_cluster_gpus
 from attrib.runtime.tasks import run_units
 from attrib.train.settings import TrainSettings

@@ -23,18 +23,21 @@ from safetensors.torch import load, save
 
 from attrib.common.errors import AttribError
 from attrib.common.run_record import begin, finish
-from attrib.common.settings import BackboneSettings, EmbedSettings
 from attrib.common.storage import Storage, is_remote, join
 from attrib.data.manifest import Manifest, open_manifest
+from attrib.embed.estimate import probe_encoder
+from attrib.embed.settings import EmbedSettings
 from attrib.models.encoder import Network, load_encoder, load_network, model_digest, preprocessing_of
 from attrib.models.features import FeatureExtractor
 from attrib.models.model import AttributionModel, save_model
+from attrib.models.settings import BackboneSettings
 from attrib.runtime.admission import admit
-from attrib.runtime.estimate import Estimate, estimate_train
-from attrib.runtime.machine import baseline_bytes, measure_machine, probe_encoder
+from attrib.runtime.estimate import Estimate
+from attrib.runtime.machine import baseline_bytes, measure_machine
 from attrib.runtime.session import connect, num_cluster_cpus, num_cluster_gpus
 from attrib.runtime.tasks import plain_errors
 from attrib.train.batches import InputBatches, Inputs
+from attrib.train.estimate import estimate_train
 from attrib.train.feature_tasks import sampled_images, view_features
 from attrib.train.initialise import fitted_model, paired_inputs, read_pairs, training_inputs, with_control
 from attrib.train.loop import Run

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from attrib.common.errors import AttribError
 from attrib.train.objective import NOBODY, Batch, Objective
+from attrib.train.schedule import rate
 from attrib.train.settings import TrainSettings
 from attrib.train.student import Student
 
@@ -122,14 +123,6 @@ class Run:
 def _trained_state(student: Student) -> dict[str, Tensor]:
     """What changes in training: a frozen backbone need not be in every checkpoint."""
     return {name: value.detach().clone() for name, value in student.named_parameters() if value.requires_grad}
-
-
-def rate(step: int, num_steps: int, warmup_share: float) -> float:
-    """Share of the learning rate: linear warm-up, then half a cosine to zero."""
-    warmup = warmup_share * num_steps
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return (1 + math.cos(math.pi * (step - warmup) / max(1.0, num_steps - warmup))) / 2
 
 
 @torch.no_grad()

@@ -4,8 +4,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from attrib.common.settings import BackboneSettings, JobSettings, MetadataSettings, Positive, Settings, Share, Uri
-from attrib.models.settings import FeatureSettings, HeadSettings
+from attrib.common.settings import JobSettings, Positive, Settings, Share, Uri
+from attrib.data.settings import MetadataSettings
+from attrib.models.settings import BackboneSettings, FeatureSettings, HeadSettings
 from attrib.train.augment.settings import ViewSettings
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import Domain
 from attrib.models.heads import Head, join_parts
 from attrib.models.model import AttributionModel
 from attrib.models.preprocessing import Preprocessing
+from attrib.models.settings import Domain
 from attrib.train.settings import TrainSettings
 
 

@@ -20,7 +20,7 @@ from attrib.common.errors import AttribError, ImageError
 from attrib.common.storage import Storage, scratch_folder
 from attrib.data.decoding import decode_image
 from attrib.data.manifest import Manifest
-from attrib.embed.encode import read_all
+from attrib.data.reading import read_all
 from attrib.models.preprocessing import Preprocessing
 from attrib.train.augment.settings import DONOR_KINDS, KINDS, Kind, ViewSettings
 from attrib.train.augment.views import draw_kind, render_view, view_generator, view_sheet

@@ -13,11 +13,12 @@ import pyarrow as pa
 import ray
 
 from attrib.common.config import digest, versions
-from attrib.common.settings import EmbedSettings, ManifestSettings
 from attrib.common.storage import Storage, join
 from attrib.data import job as manifest_job
 from attrib.data.manifest import Manifest, open_manifest
+from attrib.data.settings import ManifestSettings
 from attrib.embed import job as embed_job
+from attrib.embed.settings import EmbedSettings
 from attrib.evaluate import cca
 from attrib.evaluate.ablation.results import read_outcome, write_outcome, write_vectors
 from attrib.evaluate.ablation.settings import CHOSEN, AblateSettings, VariantSettings

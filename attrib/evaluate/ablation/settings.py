@@ -4,9 +4,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from attrib.common.settings import BackboneSettings, CollectionSettings, JobSettings, Positive, Settings, Uri
+from attrib.common.settings import JobSettings, Positive, Settings, Uri
+from attrib.data.settings import CollectionSettings
 from attrib.evaluate.settings import TruthSettings
-from attrib.models.settings import FeatureSettings, HeadSettings
+from attrib.models.settings import BackboneSettings, FeatureSettings, HeadSettings
 from attrib.train.augment.settings import Kind, ViewSettings
 from attrib.train.settings import (
     AlignmentSettings,

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from attrib.common.settings import Domain
 from attrib.common.storage import Storage
 from attrib.data.ids import image_ids, sampling_rank
 from attrib.evaluate.ablation.settings import AblateSettings, VariantSettings
@@ -21,6 +20,7 @@ from attrib.evaluate.scores import QueryScores
 from attrib.models.encoder import load_network
 from attrib.models.heads import join_parts
 from attrib.models.model import AttributionModel
+from attrib.models.settings import Domain
 from attrib.train.augment.settings import KINDS
 from attrib.train.batches import InputBatches
 from attrib.train.initialise import fitted_model, head_inputs, paired_inputs, training_inputs

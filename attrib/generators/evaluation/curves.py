@@ -7,6 +7,7 @@ from attrib.generators.evaluation.generator_sets import Tier
 from attrib.generators.evaluation.questions import Gallery, Question, divisions, identification
 from attrib.generators.evaluation.settings import LOSS_DEGRADATION, EvaluateGeneratorsSettings
 from attrib.generators.fingerprints.base import Method
+from attrib.generators.fingerprints.scoring import identified
 from attrib.generators.signals.degradations import NONE
 
 MIN_QUERIES = 5  # of each generator: below it a point of a curve is left out
@@ -59,7 +60,7 @@ def set_curve(scores: list[np.ndarray], questions: list[Question], sizes: tuple[
             counts = [len(rows) for rows in means]
             if min(counts):
                 truth = np.repeat(np.arange(num_generators), counts)
-                predicted = measures.identified(np.concatenate(means), truth)
+                predicted = identified(np.concatenate(means), truth)
                 found.setdefault(str(size), []).append(measures.recalls(predicted, truth, num_generators))
     return {size: np.mean(recalls, axis=0) for size, recalls in found.items()}
 

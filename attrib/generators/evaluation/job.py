@@ -16,11 +16,11 @@ import torch
 from attrib.common.config import digest
 from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish
-from attrib.common.settings import ManifestSettings
 from attrib.common.storage import Storage, join
 from attrib.data import job as manifest_job
 from attrib.data.ids import sampling_rank
 from attrib.data.manifest import open_manifest
+from attrib.data.settings import ManifestSettings
 from attrib.generators.evaluation.controls import methods_from
 from attrib.generators.evaluation.generator_sets import (
     Tier,

@@ -26,19 +26,6 @@ class TransferredRates(NamedTuple):
     false_positive: float
 
 
-def identified(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """int64 [n]: the generator with the highest score; where the true one shares it, the first other that does.
-
-    scores: float [n, G]; truth: int [n] in 0..G-1.
-    """
-    rows = np.arange(len(truth))
-    own = scores[rows, truth]
-    others = scores.astype(np.float64)
-    others[rows, truth] = -np.inf
-    rival = others.argmax(axis=1)
-    return np.where(own > others[rows, rival], truth, rival)
-
-
 def recalls(predicted: np.ndarray, truth: np.ndarray, num_generators: int) -> np.ndarray:
     """float64 [G]: of each generator's images the share that is identified; nan for one without images. Their mean is the accuracy."""
     hits = np.bincount(truth[predicted == truth], minlength=num_generators)

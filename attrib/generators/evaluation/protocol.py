@@ -20,6 +20,7 @@ from attrib.generators.evaluation.generator_sets import Tier
 from attrib.generators.evaluation.questions import Gallery, Question, divisions, identification
 from attrib.generators.evaluation.settings import EvaluateGeneratorsSettings, FolderTierSettings
 from attrib.generators.fingerprints.base import Method
+from attrib.generators.fingerprints.scoring import identified
 from attrib.generators.identify.candidates import average_linkage, reference_cut
 from attrib.generators.signals.degradations import NONE, parse
 from attrib.generators.signals.samples import Sample, recoded
@@ -127,7 +128,7 @@ def cluster_cut(embedded: Embedded) -> float:
 def _identification(tier: Tier, scores: list[np.ndarray], questions: list[Question]) -> dict:
     """scores: float [queries, G] for each question."""
     f1 = [
-        measures.f1_scores(measures.identified(found, question.truth), question.truth, tier.num_generators)
+        measures.f1_scores(identified(found, question.truth), question.truth, tier.num_generators)
         for found, question in zip(scores, questions)
     ]
     values = {"identification": identification(scores, questions), "f1": np.mean(f1, axis=0)}
@@ -139,7 +140,7 @@ def _identification(tier: Tier, scores: list[np.ndarray], questions: list[Questi
 def _confusion(tier: Tier, scores: list[np.ndarray], questions: list[Question]) -> np.ndarray:
     counts = np.zeros((tier.num_generators, tier.num_generators))
     for found, question in zip(scores, questions):
-        np.add.at(counts, (question.truth, measures.identified(found, question.truth)), 1)
+        np.add.at(counts, (question.truth, identified(found, question.truth)), 1)
     return counts / counts.sum(axis=1, keepdims=True)
 
 

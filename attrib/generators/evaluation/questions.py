@@ -8,7 +8,7 @@ import numpy as np
 from attrib.generators.evaluation import measures
 from attrib.generators.evaluation.generator_sets import Tier
 from attrib.generators.fingerprints.base import Method
-from attrib.generators.fingerprints.scoring import Scorer
+from attrib.generators.fingerprints.scoring import Scorer, identified
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class Gallery:
         asked = np.concatenate([question.queries[is_known], question.queries[question.truth == unknown]])
         known, other = np.split(self.scores(number, present, vectors[asked]), [is_known.sum()])
         truth = np.searchsorted(present, question.truth[is_known])
-        correct = measures.identified(known, truth) == truth
+        correct = identified(known, truth) == truth
         highest = known.max(axis=1), other.max(axis=1)
         return measures.auc(*highest), measures.oscr(highest[0], correct, highest[1])
 
@@ -94,6 +94,6 @@ def identification(
     for of_queries, question in zip(scores, questions):
         num_generators = len(question.references)
         kin = np.arange(num_generators) if families is None else families
-        right = kin[measures.identified(of_queries, question.truth)] == kin[question.truth]
+        right = kin[identified(of_queries, question.truth)] == kin[question.truth]
         found.append([right[question.truth == g].mean() for g in range(num_generators)])
     return np.mean(found, axis=0)

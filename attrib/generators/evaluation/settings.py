@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from attrib.common.settings import BudgetSettings, CollectionSettings, JobSettings, Positive, Settings, Uri
+from attrib.common.settings import BudgetSettings, JobSettings, Positive, Settings, Uri
+from attrib.data.settings import CollectionSettings
 from attrib.generators.settings import MethodsSettings
 
 GeneratorKind = Literal["dcgan", "vae", "diffusion"]

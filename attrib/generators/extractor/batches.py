@@ -15,10 +15,10 @@ from torch import Tensor
 
 from attrib.common.errors import AttribError
 from attrib.common.storage import Storage
-from attrib.generators.evaluation.measures import identified
 from attrib.generators.extractor.losses import check_batch, draw_batch
 from attrib.generators.extractor.network import Extractor
 from attrib.generators.extractor.settings import FingerprintSettings
+from attrib.generators.fingerprints.scoring import identified
 from attrib.generators.settings import PERIOD_PX
 from attrib.generators.signals.degradations import NONE, Degradation, degrade, random_degradation
 from attrib.generators.synthesis.pool import Pool

@@ -165,3 +165,16 @@ def unit_or_zero(vectors: np.ndarray) -> np.ndarray:
     """Rows of length one, in the given type; a row of zeros, which has no direction, stays zero and is like nothing."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1)
+
+
+def identified(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """int64 [n]: the generator with the highest score; where the true one shares it, the first other that does.
+
+    scores: float [n, G]; truth: int [n] in 0..G-1.
+    """
+    rows = np.arange(len(truth))
+    own = scores[rows, truth]
+    others = scores.astype(np.float64)
+    others[rows, truth] = -np.inf
+    rival = others.argmax(axis=1)
+    return np.where(own > others[rows, rival], truth, rival)

@@ -18,14 +18,14 @@ from attrib.common.storage import Storage, bytes_sha256, join
 from attrib.data.chunks import CHUNKS, Chunk, assemble_partition, chunk_folder, plan_chunks
 from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.manifest import Manifest, open_manifest, part_name
-from attrib.embed.encode import read_all
+from attrib.data.reading import read_all
 from attrib.generators.identify.files import RECORD, VERDICTS, Identified, open_identified
 from attrib.generators.identify.rows import verdict_rows
+from attrib.generators.identify.settings import IdentifySettings
 from attrib.generators.identify.summary import BATCH_ROWS, check_set_column, summarise
 from attrib.generators.identify.verdicts import Judge, judge_of
 from attrib.generators.registry.method_loading import load_method
 from attrib.generators.registry.registry import Registry, open_registry
-from attrib.generators.registry.settings import IdentifySettings
 from attrib.runtime.admission import admit
 from attrib.runtime.estimate import IMAGE_OVERHEAD_BYTES, READER_BYTES, WRITER_BYTES, Estimate
 from attrib.runtime.machine import baseline_bytes, resident_bytes

@@ -17,9 +17,9 @@ import numpy as np
 
 from attrib.generators.identify.calibration import ORIGINS, PHOTOGRAPHS, Calibration
 from attrib.generators.identify.conformal import column_means, permutation_p_value, source_p_value
+from attrib.generators.identify.settings import DumpSettings
 from attrib.generators.identify.standings import first_in, gallery_of
 from attrib.generators.identify.verdicts import FAMILY, FAMILY_SEPARATOR, KNOWN, UNASSESSABLE, UNKNOWN, Judge
-from attrib.generators.registry.settings import DumpSettings
 
 MIN_COMPARED = 20  # negatives of one origin in a gallery
 COPY_COSINE = 0.9999  # of the fingerprints of one picture, which are stored as float16

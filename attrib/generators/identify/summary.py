@@ -16,11 +16,11 @@ from attrib.generators.identify.candidates import find_candidates, reference_cut
 from attrib.generators.identify.files import CANDIDATES, SETS, SHARE_DRAWS, Identified, read_fingerprints
 from attrib.generators.identify.prevalence import OTHER, changes, estimate_shares, mixed_confusion
 from attrib.generators.identify.sets import SetVerdict, describe_sets, judge_set
+from attrib.generators.identify.settings import IdentifySettings
 from attrib.generators.identify.tally import Tally, tally
 from attrib.generators.identify.verdicts import FAMILY, KNOWN, UNASSESSABLE, UNKNOWN, Judge
 from attrib.generators.registry.comparability import query_warnings, registry_warnings
 from attrib.generators.registry.registry import Registry
-from attrib.generators.registry.settings import IdentifySettings
 
 BATCH_ROWS = 2_048  # of fingerprints that are compared with clusters at a time
 MAX_SETS_LISTED = 50  # in the record and on the page; sets.parquet has all

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 
 from attrib.common.errors import AttribError
 from attrib.common.storage import Storage
@@ -20,6 +19,7 @@ from attrib.generators.identify.calibration import KINDS, ORIGINS, Calibration, 
 from attrib.generators.identify.conformal import binomial_tail
 from attrib.generators.identify.standings import best_of, first_in, gallery_of
 from attrib.generators.registry.galleries import Galleries
+from attrib.generators.registry.quality import refusal
 from attrib.generators.registry.registry import Registry
 from attrib.generators.registry.settings import VerdictSettings
 from attrib.generators.signals.samples import Sample
@@ -265,24 +265,6 @@ def judge_of(registry: Registry, method: Method, settings: VerdictSettings, stor
     if not registry.generators:
         raise AttribError(f"{registry.uri} has no generator; register one with jobs.registry, role: generator")
     return Judge(*calibrate(registry, method, settings, storage))
-
-
-def refusal(sample: Sample, method: Method, settings: VerdictSettings) -> str | None:
-    """Why an image cannot be assessed, before its fingerprint is taken; None if it can."""
-    height, width = sample.image.shape[1:]
-    needed = max(method.min_side_px, settings.min_side_px)
-    if sample.side_px < needed:
-        return f"too small: {width}x{height} pixels, and {needed} are needed on the shorter side"
-    pixels = sample.image.to(torch.int16)
-    across, down = pixels[:, :, 1:] - pixels[:, :, :-1], pixels[:, 1:] - pixels[:, :-1]
-    detail = sum(float(change.abs().double().sum()) for change in (across, down)) / max(
-        1, across.numel() + down.numel()
-    )
-    if detail < settings.min_detail_levels:
-        return f"blank: neighbouring pixels differ by {detail:.2g} of 255 on average, and a trace needs {settings.min_detail_levels:g}"
-    if method.needs_colour and bool((pixels == pixels[:1]).all()):
-        return "greyscale: no colour trace"
-    return None
 
 
 def assess(samples: Sequence[Sample], judge: Judge) -> tuple[list[Verdict], np.ndarray]:

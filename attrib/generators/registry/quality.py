@@ -6,10 +6,11 @@ every blank query.
 
 from collections import Counter
 
+import torch
+
 from attrib.common.errors import ImageError
 from attrib.common.storage import bytes_sha256
 from attrib.generators.fingerprints.base import Method
-from attrib.generators.identify.verdicts import refusal
 from attrib.generators.registry.settings import VerdictSettings
 from attrib.generators.signals.samples import Sample
 
@@ -46,3 +47,21 @@ class ReferenceFilter:
 def format_counts(left_out: dict[str, int]) -> str:
     """E.g. "45 copies, 3 too small"."""
     return ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
+
+
+def refusal(sample: Sample, method: Method, settings: VerdictSettings) -> str | None:
+    """Why an image cannot be assessed, before its fingerprint is taken; None if it can."""
+    height, width = sample.image.shape[1:]
+    needed = max(method.min_side_px, settings.min_side_px)
+    if sample.side_px < needed:
+        return f"too small: {width}x{height} pixels, and {needed} are needed on the shorter side"
+    pixels = sample.image.to(torch.int16)
+    across, down = pixels[:, :, 1:] - pixels[:, :, :-1], pixels[:, 1:] - pixels[:, :-1]
+    detail = sum(float(change.abs().double().sum()) for change in (across, down)) / max(
+        1, across.numel() + down.numel()
+    )
+    if detail < settings.min_detail_levels:
+        return f"blank: neighbouring pixels differ by {detail:.2g} of 255 on average, and a trace needs {settings.min_detail_levels:g}"
+    if method.needs_colour and bool((pixels == pixels[:1]).all()):
+        return "greyscale: no colour trace"
+    return None

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from attrib.common.errors import AttribError, ImageError
-from attrib.common.settings import CollectionSettings
 from attrib.common.storage import Storage
-from attrib.data.collections import list_images, list_units, read_image_or_error, read_parquet_images
+from attrib.data.collections import list_images, list_units
+from attrib.data.reading import read_image_or_error, read_parquet_images
+from attrib.data.settings import CollectionSettings
 from attrib.generators.fingerprints.base import Method
 from attrib.generators.registry.galleries import Galleries, compare, families
 from attrib.generators.registry.quality import ReferenceFilter

@@ -22,6 +22,7 @@ from attrib.common.errors import AttribError, MismatchError, first_line
 from attrib.common.progress import Progress
 from attrib.common.storage import Storage, bytes_sha256, join
 from attrib.generators.fingerprints.base import Method
+from attrib.generators.registry.quality import BLANK, ReferenceFilter, format_counts
 from attrib.generators.registry.settings import MIN_REFERENCES, RegistryMethodSettings, Role, VerdictSettings
 from attrib.generators.signals.degradations import parse
 from attrib.generators.signals.samples import Sample, recoded
@@ -166,9 +167,6 @@ def register(
     caller left out before, by reason. Raises AttribError if the name is taken and no new version is wanted, if its role differs from the
     earlier version's, if fewer than MIN_REFERENCES images are left, or if the registry was changed meanwhile; MismatchError for another method.
     """
-    # Here, because verdicts are given by registries.
-    from attrib.generators.registry.quality import BLANK, ReferenceFilter, format_counts
-
     registry.check_method(method)
     earlier = [entry for entry in registry.entries if entry.name == name]
     if earlier and not new_version:

@@ -13,11 +13,11 @@ import ray
 
 from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish
-from attrib.common.settings import CollectionSettings, ManifestSettings
 from attrib.common.storage import Storage, join
 from attrib.data import job as manifest_job
 from attrib.data.ids import sampling_rank
 from attrib.data.manifest import Manifest, open_manifest
+from attrib.data.settings import CollectionSettings, ManifestSettings
 from attrib.generators.synthesis.architectures import DecoderSpec, sample_specs
 from attrib.generators.synthesis.autoencoder import (
     render,

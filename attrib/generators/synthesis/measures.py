@@ -26,7 +26,7 @@ from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.decoding import decode_image
 from attrib.data.ids import sampling_rank
 from attrib.data.manifest import Manifest
-from attrib.embed.encode import read_all
+from attrib.data.reading import read_all
 from attrib.generators.signals.spectrum import azimuthal_power, log_spectrum, patches, residual
 from attrib.generators.synthesis.pool import Pool, stack_samples
 

@@ -13,7 +13,7 @@ from attrib.common.errors import AttribError, ImageError
 from attrib.common.storage import Storage
 from attrib.data.decoding import decode_image
 from attrib.data.manifest import Manifest
-from attrib.embed.encode import read_all
+from attrib.data.reading import read_all
 
 IO_THREADS = 8
 READ_ROWS = 64  # images read before the next look at whether there are enough

@@ -4,7 +4,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from attrib.common.settings import CollectionSettings, JobSettings, Positive, Settings, Share, Uri
+from attrib.common.settings import JobSettings, Positive, Settings, Share, Uri
+from attrib.data.settings import CollectionSettings
 
 Upsampler = Literal["bilinear", "nearest", "transposed", "bicubic", "pixel_shuffle"]
 Activation = Literal["none", "relu", "sigmoid", "tanh", "silu"]

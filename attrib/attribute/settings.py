@@ -1,0 +1,45 @@
+"""Options of jobs.attribute and jobs.report."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from attrib.common.settings import JobSettings, Positive, Share, Uri
+from attrib.shares.settings import SharesSettings
+
+
+class AttributeSettings(JobSettings):
+    """jobs.attribute: the sources of every generated image of a batch."""
+
+    execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {"device", "generators"}
+
+    queries: Uri  # embeddings of the generated images
+    index: Uri
+    output: Uri
+    generators: Uri | None = (
+        None  # output of jobs.identify on the same images: outcomes then say which generator each is consistent with
+    )
+    max_failed_share: Share = 0.05
+    top_k: Positive = 10
+    nprobe: Positive | None = None  # None: the one that met the recall target when the index was built
+    rerank_factor: Positive | None = None  # None: the index's own
+    query_block_rows: Positive = 100_000  # most that are merged and written together
+    engine: Literal["auto", "exact", "lists", "codes"] = "auto"  # auto: the quickest by the rates stored with the index
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # of the scan; candidates are scored again on the CPU either way
+    recall_check_queries: int = Field(default=64, ge=0)  # queries of this batch that are also searched exactly
+    shares: SharesSettings = SharesSettings()
+    threads_per_task: Positive = 1
+    run_id: str | None = None  # None: derived from the inputs and these settings
+
+
+class ReportSettings(JobSettings):
+    """jobs.report: one self-contained page for an attribution run."""
+
+    attributions: Uri
+    output: Uri  # the .html file
+    title: str = "Image attribution"
+    clear_similarity: float = Field(default=0.5, ge=-1, le=1)  # at or above: the query has a clear source
+    roll_up: tuple[str, ...] = ()  # metadata columns of the sources; empty: all of them
+    num_gallery: Positive = 24
+    num_sources: Positive = 20
+    thumbnail_px: Positive = 112

@@ -1,0 +1,26 @@
+"""Options of jobs.demo."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from attrib.common.settings import JobSettings, Positive, Uri
+
+
+class DemoSettings(JobSettings):
+    """jobs.demo: the whole flow on a corpus that the project draws, with generators that are fitted to known exemplars of it."""
+
+    output: Uri = Field(default="runs/demo", validate_default=True)
+    num_sources: Annotated[int, Field(ge=100)] = 1000
+    num_exemplars: Positive = 32
+    samples_per_exemplar: Positive = 6
+    num_epochs: Positive = 60  # of the contrastive training
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _possible(self):
+        if self.output.startswith("s3://"):
+            raise ValueError("the demo draws to a local folder; give output a local path")
+        if self.num_exemplars > self.num_sources:
+            raise ValueError(f"{self.num_exemplars} exemplars cannot be chosen from {self.num_sources} sources")
+        return self

@@ -1,0 +1,123 @@
+"""What an embed job needs, from a probe of the encoder: memory, bytes and time."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from attrib.common.storage import Storage
+from attrib.data.manifest import Manifest
+from attrib.embed.settings import EmbedSettings
+from attrib.runtime.estimate import (
+    FILE_BYTES_PER_PIXEL,
+    IMAGE_OVERHEAD_BYTES,
+    OUTCOME_BYTES_ON_DISK,
+    READER_BYTES,
+    TABLE_COPIES,
+    TOUCHED_BYTES,
+    WRITER_BYTES,
+    Estimate,
+    gib,
+)
+from attrib.runtime.machine import _growth, baseline_bytes
+
+PROBE_BATCHES = 3  # of images; one is too few to tell what each further image adds
+
+
+@dataclass(frozen=True)
+class EncoderProbe:
+    """What `num_images` images of a job needed in this process.
+
+    baseline_bytes: imports; network_bytes: weights; growth_bytes: peak of preparing and encoding the images, beyond these; image_bytes: what
+    each further image of a chunk adds; seconds_per_image: of one worker with one thread.
+    """
+
+    num_images: int
+    baseline_bytes: int
+    network_bytes: int
+    growth_bytes: int
+    image_bytes: int
+    seconds_per_image: float
+
+
+def probe_encoder(encoder, manifest: Manifest, settings: EmbedSettings, storage: Storage) -> EncoderProbe:
+    """Prepare and encode a few images of the manifest. encoder: attrib.models.encoder.Encoder, on the device that the workers will use."""
+    import torch
+
+    from attrib.embed.encode import encode_chunk, prepare_images
+
+    baseline = baseline_bytes()
+    num_rows = num_probed(encoder.batch_size, manifest.num_rows[0], settings.chunk_rows)
+    images = spread(storage.read_table(manifest.partition_uri(0)), num_rows)
+    first = images.slice(0, encoder.batch_size)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        growth, _, prepared = _growth(lambda: prepare_images(first, manifest, encoder.preprocessing, settings, storage))
+        encoding, _, _ = _growth(lambda: encode_chunk(prepared, encoder))
+        _, encode_seconds, _ = _growth(lambda: encode_chunk(prepared, encoder))  # the first call also compiles kernels
+        held = prepared.pixels.nbytes
+        del prepared
+        most, prepare_seconds, prepared = _growth(
+            lambda: prepare_images(images, manifest, encoder.preprocessing, settings, storage)
+        )
+    finally:
+        torch.set_num_threads(threads)
+    per_image = prepared.pixels.nbytes // max(1, len(prepared.pixels))
+    further = (most - growth) // max(1, len(images) - len(first)) if len(images) > len(first) else 0
+    return EncoderProbe(
+        num_images=len(first),
+        baseline_bytes=baseline,
+        network_bytes=sum(p.numel() * p.element_size() for p in encoder.model.state_dict().values()),
+        growth_bytes=max(growth, held + encoding),
+        image_bytes=max(per_image, further),
+        seconds_per_image=prepare_seconds / len(images) + encode_seconds / encoder.batch_size,
+    )
+
+
+def num_probed(batch_size: int, partition_rows: int, chunk_rows: int) -> int:
+    """Images that `probe_encoder` looks at, beside one batch (or all, where there are fewer) that it reads before."""
+    return min(PROBE_BATCHES * batch_size, partition_rows, max(chunk_rows, batch_size))
+
+
+def spread(rows: pa.Table, num_wanted: int) -> pa.Table:
+    """Evenly spaced rows: the first of a collection often come from one folder."""
+    return rows.take(pa.array(np.linspace(0, len(rows) - 1, min(num_wanted, len(rows))).astype(np.int64)))
+
+
+def estimate_embed(
+    num_images: int,
+    dimension: int,
+    partition_rows: int,
+    images_in_flight: int,
+    max_megapixels: float,
+    probe: EncoderProbe,
+    num_workers: int,
+    on_gpus: bool = False,
+) -> Estimate:
+    """images_in_flight: prepared or waiting in one worker at a time (a chunk, or several where chunks overlap)."""
+    beyond_probe = max(0, images_in_flight - probe.num_images)
+    working = probe.growth_bytes + beyond_probe * (probe.image_bytes + IMAGE_OVERHEAD_BYTES + 4 * dimension)
+    loading = 2 * probe.network_bytes  # the weights as read, and those of the network
+    tables = READER_BYTES + WRITER_BYTES + TOUCHED_BYTES
+    encoding = probe.baseline_bytes + max(loading, probe.network_bytes + working + tables)
+    row_bytes = embedding_row_bytes(dimension)
+    # A partition is assembled from its chunks by concatenating, sorting and writing it, in a worker that also holds the libraries.
+    rows = min(partition_rows, num_images)
+    assembling = probe.baseline_bytes + tables + rows * ((TABLE_COPIES + 1) * (2 * dimension + 64))
+    return Estimate(
+        num_workers=num_workers,
+        worker_bytes=max(encoding, assembling),
+        driver_bytes=probe.baseline_bytes + max(loading, probe.network_bytes + probe.growth_bytes),
+        output_bytes=round(num_images * row_bytes),
+        temporary_bytes=round(num_images * row_bytes),
+        seconds=num_images * probe.seconds_per_image / num_workers,
+        on_gpus=on_gpus,
+        note=f"an image of {max_megapixels:g} megapixels adds up to {gib(FILE_BYTES_PER_PIXEL * max_megapixels * 1e6)}",
+    )
+
+
+def embedding_row_bytes(dimension: int) -> float:
+    """On disk, of an image with its vector, which is stored plainly (attrib/common/storage.py)."""
+    return 2 * dimension + OUTCOME_BYTES_ON_DISK

@@ -1,0 +1,47 @@
+"""Options of jobs.identify."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from attrib.common.settings import JobSettings, Positive, Settings, Share, Uri
+from attrib.generators.registry.settings import MIN_REFERENCES, VerdictSettings
+
+
+class DumpSettings(Settings):
+    """What is said of all images together."""
+
+    num_draws: Annotated[int, Field(ge=100)] = 1_000  # of shares, for their 95 % intervals
+    set_column: str | None = (
+        None  # metadata column of the manifest; images of one value (an account) are tested together
+    )
+    min_set_images: Annotated[int, Field(ge=2)] = 5
+    max_set_images: Positive = 200  # of one set, the first by a hash of their ids
+    num_permutations: Annotated[int, Field(ge=99)] = 999
+    max_clustered: Positive = 2_000  # distinct unknown images that are clustered; the others join the clusters
+    min_candidate_images: Positive = MIN_REFERENCES  # distinct ones of a cluster, to be a candidate generator
+    num_exemplars: Positive = 12
+    seed: int = 0
+
+
+class IdentifySettings(JobSettings):
+    """jobs.identify: which registered generator each image of a manifest is consistent with."""
+
+    execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {
+        "registry",
+        "previous",
+        "device",
+        "io_threads",
+    }
+
+    manifest: Uri
+    registry: Uri
+    output: Uri
+    previous: Uri | None = None  # output of an earlier run, to report the change of the shares
+    max_failed_share: Share = 0.05  # of images that cannot be read or decoded
+    verdicts: VerdictSettings = VerdictSettings()
+    dump: DumpSettings = DumpSettings()
+    chunk_rows: Positive = 256  # images that commit together
+    io_threads: Positive = 8
+    max_megapixels: float = Field(default=100.0, gt=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"

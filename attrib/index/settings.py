@@ -1,0 +1,29 @@
+"""Options of jobs.index."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from attrib.common.settings import JobSettings, Positive, Uri
+
+IndexKind = Literal["auto", "flat", "ivf_flat", "ivf_sq8", "ivf_pq"]
+
+
+class IndexSettings(JobSettings):
+    """jobs.index: a sharded index over the embeddings of the sources."""
+
+    embeddings: Uri
+    output: Uri
+    kind: IndexKind = "auto"
+    shard_rows: Positive = 1_000_000
+    worker_memory_gib: float = Field(default=4.0, gt=0)  # what one search worker may hold or keep cached of one shard
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # of training and of filling the lists
+    num_lists: Positive | None = None  # None: a rule of the vector count (attrib/index/planning.py)
+    pq_bytes: Positive | None = None  # bytes per PQ code; None: one per 8 dimensions
+    training_rows: Positive | None = None  # None: 64 vectors per list
+    held_out_rows: Positive = 1_000
+    recall_k: Positive = 10
+    recall_target: float = Field(default=0.99, gt=0, le=1)
+    rerank_factor: Positive = 8  # candidates per wanted neighbour that are scored again exactly
+    threads_per_task: Positive = 1
+    seed: int = 0

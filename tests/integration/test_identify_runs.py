@@ -1,0 +1,91 @@
+"""jobs.identify on dumps of which nothing, or not all, can be read or assessed, and inside jobs.pipeline."""
+
+import pyarrow as pa
+import pytest
+from support.generators import drawn_file
+from support.identify import STORAGE, TRACES, registered, settings_of
+from support.images import pictures, write_folder
+
+from attrib.common.errors import FailedShareError
+from attrib.common.storage import join
+from attrib.data import job as manifest_job
+from attrib.data.settings import ManifestSettings
+from attrib.generators.identify import job as identify_job
+from attrib.pipeline import job as pipeline_job
+from attrib.pipeline.settings import PipelineSettings
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory) -> str:
+    return registered(str(tmp_path_factory.mktemp("registry")))
+
+
+def test_a_dump_of_which_nothing_can_be_assessed_has_no_shares(registry, tmp_path, local_ray, capfd):
+    files = {f"{i}.png": drawn_file("nearest", 600 + i, px=12) for i in range(4)}
+    write_folder(files, str(tmp_path / "images"), STORAGE)
+    collection = {"name": "small", "uri": str(tmp_path / "images")}
+    manifest_job.run(ManifestSettings(collection=collection, output=str(tmp_path / "manifest")))
+    made = {"manifest": str(tmp_path / "manifest")}
+    record = identify_job.run(settings_of(made, registry, str(tmp_path / "out"), dump={"num_draws": 100}))
+    assert record["shares"] is record["changes"] is record["recognised"] is None and record["abstains"] is None
+    assert "WARNING: no image could be assessed, so that shares are not known" in capfd.readouterr().err
+    later = settings_of(
+        made, registry, str(tmp_path / "later"), dump={"num_draws": 100}, previous=str(tmp_path / "out")
+    )
+    assert identify_job.run(later)["changes"] is None
+
+
+def test_after_the_verdicts_of_a_failed_run_are_deleted_images_are_read_again(registry, tmp_path, local_ray):
+    """A file that could not be read for a while, as an object store answers now and then."""
+    files = {f"{i}.png": drawn_file("nearest", 700 + i) for i in range(4)}
+    write_folder(files, str(tmp_path / "images"), STORAGE)
+    collection = {"name": "flaky", "uri": str(tmp_path / "images")}
+    manifest_job.run(ManifestSettings(collection=collection, output=str(tmp_path / "manifest")))
+    aside = (tmp_path / "images" / "2.png").rename(tmp_path / "2.png")
+    settings = settings_of(
+        {"manifest": str(tmp_path / "manifest")}, registry, str(tmp_path / "out"), max_failed_share=0.01, dump={}
+    )
+    with pytest.raises(FailedShareError, match=r"1 of 4 images .* or delete that folder and run again"):
+        identify_job.run(settings)
+    aside.rename(tmp_path / "images" / "2.png")
+    with pytest.raises(FailedShareError):
+        identify_job.run(settings)
+    STORAGE.delete_folder(join(settings.output, "verdicts"))
+    assert identify_job.run(settings)["num_failed"] == 0
+
+
+def test_a_pipeline_carries_the_generators_into_rows_and_page(registry, tmp_path, local_ray):
+    write_folder(pictures([f"s{i}.jpg" for i in range(40)]), str(tmp_path / "sources"), STORAGE)
+    generated = {f"{trace}-{i}.png": drawn_file(trace, 500 + i) for trace in TRACES for i in range(6)}
+    generated |= {"broken.png": b"\x89PNG\r\n\x1a\n", "tiny.png": drawn_file("nearest", 1, px=12)}
+    write_folder(generated, str(tmp_path / "generated"), STORAGE)
+    settings = PipelineSettings(
+        sources={"name": "sources", "uri": str(tmp_path / "sources")},
+        generated={"name": "generated", "uri": str(tmp_path / "generated")},
+        backbone={"name": "test_resnet", "weights": "random"},
+        max_failed_share=0.5,
+        output=str(tmp_path / "run"),
+        identify={"registry": registry},
+    )
+    pipeline_job.run(settings)
+    output = join(settings.output, "attributions")
+    outcomes = pa.concat_tables(
+        [STORAGE.read_table(join(output, "outcomes", name)) for name in STORAGE.names(join(output, "outcomes"))]
+    )
+    verdicts = {
+        row["id"]: row
+        for row in STORAGE.read_table(join(settings.output, "generators", "verdicts", "part-00000.parquet")).to_pylist()
+    }
+    for row in outcomes.to_pylist():
+        said = verdicts[row["query_id"]]
+        assert [row["generator"], row["generator_verdict"], row["generator_reason"]] == [
+            said["generator"], said["verdict"], said["reason"]
+        ]  # fmt: skip
+        for name in ("score", "margin", "p_value"):
+            assert row[f"generator_{name}"] == said[name]
+    by_key = {row["query_key"]: row for row in outcomes.to_pylist()}
+    assert by_key["broken.png"]["generator_verdict"] == "unassessable" and by_key["broken.png"]["status"] == "failed"
+    assert by_key["tiny.png"]["generator_verdict"] == "unassessable" and by_key["tiny.png"]["status"] == "attributed"
+    page = STORAGE.read_bytes(join(settings.output, "report.html")).decode()
+    assert "consistent with nearest" in page and "Estimated shares" in page and "No verdict proves" in page
+    assert "made by" not in page

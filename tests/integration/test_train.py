@@ -1,0 +1,286 @@
+"""The train job under Ray Train: what it writes, with one worker and two, with a worker or the driver killed, and the controls."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.cluster import drawn_image
+from support.images import write_folder
+
+from attrib.common.errors import AttribError
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage
+from attrib.data import job as manifest_job
+from attrib.data.settings import ManifestSettings
+from attrib.models.encoder import load_encoder, load_network
+from attrib.models.settings import BackboneSettings
+from attrib.train import job as train_job
+from attrib.train.settings import TrainSettings
+
+LOCAL = Storage(StorageSettings())
+NUM_IMAGES, VIEWS_EACH, NUM_EPOCHS = 40, 6, 10
+WORKER = b"RayTrainWorker"
+HEAD = {
+    "num_directions": 16,
+    "parts": {
+        "content": {"blocks": ["pooled"], "role": "content"},
+        "style": {"blocks": ["moments"], "role": "style"},
+    },
+}
+
+
+class Site:
+    """Images, one of them broken, their manifest, and an undisturbed run of two workers."""
+
+    def __init__(self, folder: Path, address: str):
+        self.folder, self.address = folder, address
+        images = {f"{i:02}.png": drawn_image(i) for i in range(NUM_IMAGES)}
+        write_folder(images | {"broken.png": images["00.png"][:100]}, str(folder / "images"), LOCAL)
+        manifest_job.run(ManifestSettings(**self.collection("images"), output=str(folder / "manifest")))
+        self.undisturbed = train_job.run(self.settings("undisturbed"))
+
+    def collection(self, name: str) -> dict:
+        return {"collection": {"name": name, "uri": str(self.folder / name)}}
+
+    def values(self, run: str, **changes) -> dict:
+        return {
+            "manifest": str(self.folder / "manifest"),
+            "output": str(self.folder / run),
+            "backbone": {"name": "test_resnet", "weights": "random"},
+            "features": {"moment_levels": [1, 2], "whole_image": True},
+            "head": HEAD,
+            "views_per_image": VIEWS_EACH,
+            "views": {"mix": {"texture": 0, "colour": 2, "bands": 0, "solo": 1}},
+            "optimiser": {
+                "num_epochs": NUM_EPOCHS,
+                "batch_size": 32,
+                "learning_rate": 1e-2,
+                "validation_share": 0.3,
+                "patience_epochs": NUM_EPOCHS,
+            },
+            "alignment": {"temperature": 0.1},
+            "disentanglement": {"weight": 1.0},
+            "num_workers": 2,
+        } | changes
+
+    def settings(self, run: str, **changes) -> TrainSettings:
+        return TrainSettings(**self.values(run, **changes))
+
+    def start(self, start_job, run: str, **changes) -> subprocess.Popen:
+        """`python -m jobs.train` on the tests' Ray."""
+        (self.folder / f"{run}.config").mkdir(exist_ok=True)
+        return start_job(
+            "train", self.values(run, ray={"address": self.address}, **changes), self.folder / f"{run}.config"
+        )
+
+    def record(self, run: str) -> dict:
+        return json.loads((self.folder / run / "train.json").read_text())
+
+    def committed(self, run: str) -> int:
+        """Reports up to the last checkpoint that Ray Train has noted; one that is only written is not continued from."""
+        try:
+            found = json.loads(
+                (self.folder / run / "_ray_train" / "run" / "checkpoint_manager_snapshot.json").read_text()
+            )
+        except (FileNotFoundError, json.JSONDecodeError):  # not there, or about to be
+            return 0
+        latest = found["latest_checkpoint_result"]
+        return 0 if latest is None else latest["metrics"]["epoch"] + 2  # the first report is of epoch -1
+
+    def checkpoints(self, run: str) -> list[Path]:
+        return sorted((self.folder / run / "_ray_train").glob("**/checkpoint_*/state.pt"))
+
+    def weights(self, run: str, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
+        settings = BackboneSettings(name="test_resnet", weights=str(self.folder / run / name))
+        return load_network(settings, LOCAL).model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, local_ray):
+    # An epoch here takes a tenth of a second, and waits until Ray Train has looked, by default every two seconds.
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"
+    yield Site(tmp_path_factory.mktemp("train"), local_ray)
+    del os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]
+
+
+def wait_until(condition, what: str, timeout_seconds: float = 120):
+    deadline = time.monotonic() + timeout_seconds
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} did not come in {timeout_seconds:g} s")
+        time.sleep(0.01)
+    return found
+
+
+def own_train_workers() -> list[int]:
+    """Process ids of the workers of Ray Train below this process, and of no other Ray on the machine."""
+    parents, workers = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            if WORKER in (folder / "cmdline").read_bytes():
+                workers.append(int(folder.name))
+        except (OSError, ProcessLookupError):
+            continue  # gone meanwhile
+
+    def is_own(pid: int) -> bool:
+        while pid > 1:
+            pid = parents.get(pid, 0)
+            if pid == os.getpid():
+                return True
+        return False
+
+    return [pid for pid in workers if is_own(pid)]
+
+
+def epochs_told(said: str) -> Counter:
+    """How often each epoch was reported."""
+    lines = [line for line in said.splitlines() if "train: epoch " in line]
+    return Counter(int(line.split("train: epoch ")[1].split()[0]) for line in lines)
+
+
+def test_the_job_leaves_a_model_a_record_and_a_picture_of_views(site):
+    record, folder = site.undisturbed, site.folder / "undisturbed"
+    assert site.record("undisturbed") == json.loads(json.dumps(record))
+    assert (folder / "views.png").read_bytes()[:4] == b"\x89PNG"
+    assert (record["num_images"], record["num_views"]) == (NUM_IMAGES, NUM_IMAGES * VIEWS_EACH)
+    failures = LOCAL.read_table(str(folder / "failures.parquet")).to_pylist()
+    assert record["num_failed"] == len(failures) == 1 and failures[0]["stage"] == "decode"
+    assert [row["epoch"] for row in record["history"]] == list(range(-1, NUM_EPOCHS))
+    criteria = [row["criterion"] for row in record["history"]]
+    assert criteria[0] > 2 / NUM_IMAGES and max(criteria) > criteria[0] + 0.02  # it learns
+
+
+def test_the_embed_job_loads_what_was_trained(site):
+    settings = BackboneSettings(
+        name="test_resnet", weights=str(site.folder / "undisturbed" / "model.safetensors"), domain="synthetic"
+    )
+    encoder = load_encoder(settings, LOCAL)
+    assert encoder.identity.model_digest == site.undisturbed["model_digest"]
+    assert encoder.identity.dimension == site.undisturbed["dimension"] == 32
+    vectors = encoder.encode(np.random.default_rng(0).integers(0, 256, (3, 3, 160, 160), dtype=np.uint8))
+    np.testing.assert_allclose(np.linalg.norm(vectors[:, :16], axis=1), 1, atol=1e-5)
+
+
+def test_the_best_epoch_is_what_the_model_holds(site):
+    """And only what is trained differs from the start."""
+    states = [torch.load(path, weights_only=True) for path in site.checkpoints("undisturbed")]
+    last = max(states, key=lambda state: len(state["history"]))
+    weights, start = site.weights("undisturbed"), site.weights("undisturbed", "_start.safetensors")
+    best = {name.removeprefix("trunk."): value for name, value in last["best"].items()}
+    assert best.keys() == {name for name in weights if ".net." in name}
+    for name, value in weights.items():
+        assert torch.equal(value, best.get(name, start[name])), name
+        assert torch.equal(value, start[name]) == (".net." not in name), name
+
+
+def test_the_same_settings_again_return_the_record_without_work(site):
+    folder = site.folder / "undisturbed"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert train_job.run(site.settings("undisturbed")) == site.undisturbed
+    # The number of workers decides nothing that is written.
+    assert train_job.run(site.settings("undisturbed", num_workers=1)) == site.undisturbed
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    with pytest.raises(AttribError, match=r"holds results of other settings or inputs .*seed"):
+        train_job.run(site.settings("undisturbed", seed=1))
+
+
+def test_one_worker_and_two_reach_the_same(site):
+    alone = train_job.run(site.settings("alone", num_workers=1))
+    for row, expected in zip(alone["history"], site.undisturbed["history"], strict=True):
+        assert row["criterion"] == pytest.approx(expected["criterion"], abs=0.02)
+        assert row["loss"] is None or row["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+    together = site.weights("undisturbed")
+    for name, value in site.weights("alone").items():
+        torch.testing.assert_close(value, together[name], rtol=1e-2, atol=1e-3)
+
+
+def test_a_killed_worker_costs_nothing_but_its_epoch(site, start_job):
+    job = site.start(start_job, "killed-worker")
+    try:
+        wait_until(lambda: site.committed("killed-worker"), "the first checkpoint")
+        os.kill(wait_until(own_train_workers, "a worker of Ray Train")[0], signal.SIGKILL)
+        committed = site.committed("killed-worker")
+        told, said = job.communicate(timeout=240)
+    finally:
+        job.kill()
+    assert job.returncode == 0, said
+    record = site.record("killed-worker")
+    assert record["history"] == site.undisturbed["history"]
+    assert record["model_digest"] == site.undisturbed["model_digest"]
+    assert f"32-d model from {NUM_IMAGES} images" in told and "before training" in told
+    # Not from the start: epochs whose checkpoint was there when the worker died were trained once.
+    epochs = epochs_told(said)
+    assert set(epochs) == set(range(NUM_EPOCHS + 1)), said
+    assert committed < NUM_EPOCHS and all(epochs[epoch] == 1 for epoch in range(committed)), said
+    assert said.count("NO GPU") == 1
+
+
+def test_a_killed_driver_started_again_continues_from_its_last_epoch(site, start_job, request):
+    if not request.config.getoption("--long"):
+        pytest.skip("takes a minute; run with --long")
+    first = site.start(start_job, "killed-driver")
+    try:
+        wait_until(lambda: site.committed("killed-driver") > 1, "the second checkpoint")
+    finally:
+        first.kill()
+        first.communicate()
+    wait_until(lambda: not own_train_workers(), "the end of the orphaned workers")
+    folder, committed = site.folder / "killed-driver", site.committed("killed-driver")
+    assert not (folder / "train.json").exists() and 1 < committed < NUM_EPOCHS
+    features = {path: path.stat().st_mtime_ns for path in (folder / "_features").rglob("*.safetensors")}
+    again = site.start(start_job, "killed-driver")
+    _, said = again.communicate(timeout=240)
+    assert again.returncode == 0, said
+    record = site.record("killed-driver")
+    assert record["history"] == site.undisturbed["history"]
+    assert record["model_digest"] == site.undisturbed["model_digest"]
+    assert epochs_told(said) == Counter(range(committed, NUM_EPOCHS + 1)), said
+    assert features and features == {path: path.stat().st_mtime_ns for path in features}
+
+
+def test_two_workers_train_end_to_end(site):
+    """Through the backbone, whose last block the head reads: its weights change, those of the blocks before do not."""
+    settings = site.settings(
+        "end-to-end",
+        fine_tune={"num_blocks": 1, "learning_rate": 1e-3},
+        optimiser={"num_epochs": 1, "batch_size": 8, "learning_rate": 1e-2, "validation_share": 0.3},
+    )
+    record, folder = train_job.run(settings), site.folder / "end-to-end"
+    assert record["num_views"] == 0 and len(record["history"]) == 2 and record["history"][1]["loss"] > 0
+    assert (folder / "views.png").exists() and not (folder / "_inputs.safetensors").exists()
+    state = torch.load(site.checkpoints("end-to-end")[-1], weights_only=True)["student"]
+    start = site.weights("end-to-end", "_start.safetensors")
+    changed = {name for name, value in state.items() if not torch.equal(value, start[name.split(".", 2)[2]])}
+    assert any("backbone.layer4" in name for name in changed) and any(".net." in name for name in changed)
+    assert all("backbone.layer4" in name or ".net." in name for name in state)
+
+
+@pytest.mark.parametrize(("control", "dimension"), [("raw", 96), ("centred", 96), ("whitened", 32)])
+def test_controls_need_no_views(control, dimension, site):
+    record = train_job.run(site.settings(control, control=control))
+    folder = site.folder / control
+    assert (record["num_images"], record["num_views"], record["dimension"]) == (NUM_IMAGES, 0, dimension)
+    assert record["num_failed"] == 1
+    assert record["history"] == [] and not (folder / "_ray_train").exists() and not (folder / "views.png").exists()
+    encoder = load_encoder(BackboneSettings(name="test_resnet", weights=str(folder / "model.safetensors")), LOCAL)
+    assert encoder.identity.model_digest == record["model_digest"]
+    if control == "raw":
+        plain = load_encoder(BackboneSettings(name="test_resnet", weights="random"), LOCAL)
+        pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 160, 160), dtype=np.uint8)
+        vectors = plain.encode(pixels)
+        expected = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        np.testing.assert_allclose(encoder.encode(pixels), expected, atol=1e-5)
+
+
+def test_a_model_with_a_head_is_not_trained_again(site):
+    weights = str(site.folder / "undisturbed" / "model.safetensors")
+    with pytest.raises(AttribError, match="has a head already; train from plain weights"):
+        train_job.run(site.settings("again", backbone={"name": "test_resnet", "weights": weights}))

@@ -1,0 +1,55 @@
+"""Calibrations and judges from scores and vectors that a test brings, without a registry."""
+
+import numpy as np
+
+from attrib.generators.identify.calibration import Calibration
+from attrib.generators.identify.verdicts import Judge
+from attrib.generators.registry.galleries import Galleries
+from attrib.generators.registry.settings import VerdictSettings
+from support.generators import Vectors, around, unit
+
+SYNTHETIC = 2
+
+
+def calibration_of(negatives, kind=None, source=None, own=None, owner=None, family=None, **settings) -> Calibration:
+    """negatives: [n, G], of one gallery, or [D, n, D, G], synthetic unless kind says otherwise; own, by default: one reference of each generator, which scores 6 for its own."""
+    negatives = np.asarray(negatives, np.float32)
+    if negatives.ndim == 2:
+        negatives = negatives[None, :, None]
+    num_degradations, count, _, num_generators = negatives.shape
+    if own is None:
+        own = np.full((num_degradations, num_generators, num_degradations, num_generators), 6.0)
+    return Calibration(
+        names=[f"g{g}" for g in range(num_generators)],
+        degradations=("none", "jpeg-85", "jpeg-70", "webp-85", "blur-1")[:num_degradations],
+        family=np.arange(num_generators) if family is None else family,
+        negatives=negatives,
+        kind=np.full(count, SYNTHETIC) if kind is None else kind,
+        source=np.arange(count) if source is None else source,
+        own=own,
+        owner=np.arange(own.shape[1]) if owner is None else owner,
+        settings=VerdictSettings(**settings),
+    )
+
+
+def judge_from(groups, strangers, family=None, with_references=False, **settings) -> Judge:
+    """groups: float32 [D, r, d] of each generator; strangers: float32 [n, d] as synthetic images, not degraded by anything.
+
+    with_references: the groups' are negatives, too.
+    """
+    galleries = Galleries(Vectors(), groups)
+    own, owner = galleries.leave_one_out()
+    scores = np.stack([galleries.scores(strangers)] * groups[0].shape[0])
+    kind, source = np.full(len(strangers), SYNTHETIC), len(groups) + np.arange(len(strangers))
+    if with_references:
+        scores = np.concatenate([galleries.as_unregistered(np.arange(len(groups))), scores], axis=1)
+        kind, source = np.append(np.ones(len(owner), int), kind), np.append(owner, source)
+    return Judge(galleries, calibration_of(scores, kind, source, own=own, owner=owner, family=family, **settings))
+
+
+def groups_and_strangers() -> tuple:
+    """Three generators of which the last two are one, 20 references each; 60 strangers; a new generator."""
+    generator = np.random.default_rng(8)
+    centres = unit(generator.standard_normal((4, 24)))
+    groups = [around(centres[c], 20, 0.12, generator)[None] for c in (0, 1, 1)]
+    return generator, centres, groups, unit(generator.standard_normal((60, 24)))

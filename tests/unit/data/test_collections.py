@@ -1,0 +1,357 @@
+"""Collections in every form, on a disk and on S3, against one oracle: the pictures that were written."""
+
+import io
+import os
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.images import (
+    ODD_NAMES,
+    pictures,
+    tar_bytes,
+    write_folder,
+    write_parquet,
+    write_tars,
+    write_uri_parquet,
+)
+
+from attrib.common.errors import AttribError, ImageError
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage, join
+from attrib.data.collections import LOCATION_FIELDS, RESERVED_COLUMNS, join_metadata, list_images, list_units
+from attrib.data.ids import image_ids
+from attrib.data.reading import _read_row_group, read_image, read_parquet_images
+from attrib.data.settings import CollectionSettings, MetadataSettings
+
+IMAGES = pictures(ODD_NAMES)
+
+
+def listed(collection: CollectionSettings, storage) -> list[dict]:
+    units = list_units(collection, storage)
+    return [row for unit in units for row in list_images(unit, collection, storage).to_pylist()]
+
+
+def read(rows: list[dict], collection: CollectionSettings, storage) -> list[bytes | ImageError]:
+    if collection.bytes_column:
+        return read_parquet_images(rows, collection.bytes_column, storage)
+    return [read_image(row, storage) for row in rows]
+
+
+def check_equals(collection: CollectionSettings, storage, images: dict[str, bytes]) -> None:
+    rows = listed(collection, storage)
+    assert {row["key"]: data for row, data in zip(rows, read(rows, collection, storage))} == images
+    assert len(rows) == len(images)
+    assert [row["id"] for row in rows] == image_ids(collection.name, [row["key"] for row in rows]).tolist()
+
+
+def write_form(form: str, uri: str, storage) -> dict:
+    """The images in one form; returns the settings that differ from a folder's."""
+    if form == "folder":
+        write_folder(IMAGES, uri, storage)
+        return {}
+    if form.startswith("tar"):
+        _, num_shards, kind = form.split()
+        write_tars(IMAGES, uri, storage, int(num_shards), {"pax": tarfile.PAX_FORMAT, "gnu": tarfile.GNU_FORMAT}[kind])
+        return {"format": "webdataset"}
+    if form.startswith("parquet bytes"):
+        write_parquet(IMAGES, uri, storage, num_files=int(form.split()[-1]))
+        return {"format": "parquet", "key_column": "name", "bytes_column": "image"}
+    write_folder(IMAGES, join(uri, "files"), storage)
+    places = {key: f"files/{key}" if form.endswith("relative") else join(uri, "files", key) for key in IMAGES}
+    write_uri_parquet(IMAGES, places, uri, storage)
+    return {"format": "parquet", "key_column": "name", "uri_column": "where"}
+
+
+FORMS = (
+    "folder",
+    "tar 1 pax",
+    "tar 5 gnu",
+    "parquet bytes 1",
+    "parquet bytes 2",
+    "parquet relative",
+    "parquet absolute",
+)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_lists_the_same_images_and_reads_the_same_bytes(form, place):
+    storage, root = place
+    settings = write_form(form, root, storage)
+    check_equals(CollectionSettings(name="c", uri=root, **settings), storage, IMAGES)
+
+
+def test_one_file_is_a_collection_as_well(place):
+    storage, root = place
+    write_tars(IMAGES, root, storage)
+    check_equals(CollectionSettings(name="c", uri=join(root, "000.tar"), format="webdataset"), storage, IMAGES)
+
+
+def test_a_tar_made_in_a_folder_has_the_keys_of_the_folder(tmp_path, local):
+    hidden = {".hidden.jpg": b"x", "._plain.jpg": b"x", ".cache/a.jpg": b"x", "deep/.cache/a.jpg": b"x"}
+    others = {"notes.txt": b"x", "jpg": b"x", "archive.jpg.zip": b"x"}
+    write_folder(IMAGES | hidden | others, str(tmp_path / "images"), local)
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(tmp_path / "images", arcname=".")  # as `tar -C images .` does: members are called ./plain.jpg
+    check_equals(CollectionSettings(name="c", uri=str(tmp_path / "images")), local, IMAGES)
+    tars = CollectionSettings(name="c", uri=str(tmp_path / "images.tar"), format="webdataset")
+    check_equals(tars, local, IMAGES)
+
+
+@pytest.mark.parametrize("extensions", [(".png",), ("png",), (".PNG",)])
+def test_extensions_are_read_with_and_without_dot_in_any_case(extensions, tmp_path, local):
+    write_folder(pictures(["a.png", "b.PNG", "c.jpg"]), str(tmp_path), local)
+    rows = listed(CollectionSettings(name="c", uri=str(tmp_path), extensions=extensions), local)
+    assert [row["key"] for row in rows] == ["a.png", "b.PNG"]
+
+
+def test_what_is_not_there_is_named(place):
+    storage, root = place
+    for format in ("folder", "webdataset"):
+        with pytest.raises(AttribError, match=r"collection 'c': .*/absent does not exist"):
+            list_units(CollectionSettings(name="c", uri=join(root, "absent"), format=format), storage)
+    write_folder(IMAGES, root, storage)
+    with pytest.raises(AttribError, match=r"no \.tar file below"):
+        list_units(CollectionSettings(name="c", uri=root, format="webdataset"), storage)
+    with pytest.raises(AttribError, match="is a file; format 'folder' wants a folder"):
+        list_units(CollectionSettings(name="c", uri=join(root, "plain.jpg")), storage)
+
+
+WHOLE_TAR = tar_bytes(pictures([f"{i}.jpg" for i in range(4)]))
+
+
+def damaged_tars() -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(WHOLE_TAR)) as tar:
+        members = tar.getmembers()
+    third, last = members[2], members[-1]
+    boundary = last.offset_data + -(-last.size // 512) * 512
+    return {
+        "empty": b"",
+        "no tar": b"<html>not found</html>" * 100,
+        "gzip": b"\x1f\x8b" + bytes(2000),
+        "damaged header": WHOLE_TAR[: third.offset + 100] + b"\xff" * 30 + WHOLE_TAR[third.offset + 130 :],
+        "cut within an image": WHOLE_TAR[: third.offset_data + 100],
+        "cut within a header": WHOLE_TAR[: third.offset + 100],
+        "cut between images": WHOLE_TAR[: third.offset],
+        "cut before the end mark": WHOLE_TAR[:boundary],
+    }
+
+
+@pytest.mark.parametrize("damage", damaged_tars())
+def test_a_damaged_tar_is_refused_rather_than_listed_in_part(damage, place):
+    storage, root = place
+    storage.write_bytes(join(root, "bad.tar"), damaged_tars()[damage])
+    with pytest.raises(AttribError, match=r"bad\.tar is not a readable plain tar file \(.+\); fetch it again"):
+        listed(CollectionSettings(name="c", uri=root, format="webdataset"), storage)
+
+
+def test_tar_names_that_are_not_utf_8_become_printable_keys(tmp_path, local):
+    odd = os.fsdecode(b"caf\xe9.jpg")
+    (tmp_path / "a.tar").write_bytes(tar_bytes({odd: IMAGES["plain.jpg"]}, tarfile.GNU_FORMAT))
+    collection = CollectionSettings(name="c", uri=str(tmp_path), format="webdataset")
+    check_equals(collection, local, {"caf\\xe9.jpg": IMAGES["plain.jpg"]})
+
+
+def parquet(folder, table: pa.Table, **settings) -> CollectionSettings:
+    folder.mkdir(exist_ok=True)
+    pq.write_table(table, folder / "a.parquet")
+    return CollectionSettings(name="c", uri=str(folder), format="parquet", **settings)
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings", "expected"),
+    [
+        ({"k": ["a"]}, {"key_column": "k", "bytes_column": "b"}, r"has no column 'b'; it has k"),
+        ({"k": ["a", None], "b": [b"1", b"2"]}, {"key_column": "k", "bytes_column": "b"}, "'k' holds nulls"),
+        ({"u": ["a", None]}, {"uri_column": "u"}, "'u' holds nulls"),
+        ({"k": ["a"], "b": ["text"]}, {"key_column": "k", "bytes_column": "b"}, "'b' is string; .* as binary"),
+        ({"u": ["a"], "id": [1]}, {"uri_column": "u", "metadata_columns": ("id",)}, "'id' has a reserved name; rename"),
+    ],
+)
+def test_a_parquet_file_that_does_not_fit_is_named(columns, settings, expected, tmp_path, local):
+    with pytest.raises(AttribError, match=expected) as error:
+        listed(parquet(tmp_path, pa.table(columns), **settings), local)
+    assert "a.parquet" in str(error.value)
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path, local):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(AttribError, match=r"a\.parquet is not a readable Parquet file"):
+        listed(CollectionSettings(name="c", uri=str(tmp_path), format="parquet", uri_column="u"), local)
+
+
+def test_keys_may_be_numbers_and_uris_are_keys_by_default(tmp_path, local):
+    table = pa.table({"n": [7, 8], "b": [b"x", b"y"], "owner": ["o", None]})
+    settings = {"key_column": "n", "bytes_column": "b", "metadata_columns": ("owner",)}
+    rows = listed(parquet(tmp_path / "1", table, **settings), local)
+    assert [(row["key"], row["owner"]) for row in rows] == [("7", "o"), ("8", None)]
+    rows = listed(parquet(tmp_path / "2", pa.table({"u": ["x/1.jpg"]}), uri_column="u"), local)
+    assert (rows[0]["key"], rows[0]["uri"]) == ("x/1.jpg", str(tmp_path / "2" / "x/1.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("place_of_image", "expected"),
+    [
+        ("gone.jpg", "the file is gone"),
+        (None, "."),
+        ("http://example.org/a.jpg", "http:// is not supported; use a local path or s3://"),
+    ],
+)
+def test_an_image_that_cannot_be_read_is_one_image_that_failed(place_of_image, expected, place):
+    storage, root = place
+    storage.write_bytes(join(root, "there.jpg"), b"x")
+    write_uri_parquet({"a": b"", "b": b""}, {"a": place_of_image, "b": "there.jpg"}, root, storage)
+    collection = CollectionSettings(name="c", uri=root, format="parquet", key_column="name", uri_column="where")
+    by_key = {row["key"]: row for row in listed(collection, storage)}
+    assert read_image(by_key["b"], storage) == b"x"
+    with pytest.raises(ImageError, match=f"read: .*{expected}"):
+        read_image(by_key["a"], storage)
+
+
+def test_a_local_list_may_point_at_objects(s3_endpoint, tmp_path):
+    storage = Storage(StorageSettings(endpoint=s3_endpoint))
+    storage.write_bytes("s3://attrib/pointed at/a.jpg", b"x")
+    table = pa.table({"u": ["s3://attrib/pointed at/a.jpg", "s3://no-such-bucket/a.jpg"]})
+    there, absent = listed(parquet(tmp_path, table, uri_column="u"), storage)
+    assert read_image(there, storage) == b"x"
+    with pytest.raises(ImageError, match="the file is gone"):
+        read_image(absent, storage)
+
+
+def test_shards_that_change_after_listing_fail_by_image(tmp_path, local):
+    images = pictures(["a.jpg", "b.jpg"])
+    write_tars(images, str(tmp_path / "tar"), local)
+    rows = listed(CollectionSettings(name="c", uri=str(tmp_path / "tar"), format="webdataset"), local)
+    os.truncate(tmp_path / "tar" / "000.tar", rows[-1]["offset"] + 10)
+    assert read_image(rows[0], local) == images[rows[0]["key"]]
+    with pytest.raises(ImageError, match="the shard ends early: 10 of"):
+        read_image(rows[1], local)
+
+    write_parquet(images, str(tmp_path / "p"), local, row_group_rows=1)
+    collection = CollectionSettings(
+        name="c", uri=str(tmp_path / "p"), format="parquet", key_column="name", bytes_column="image"
+    )
+    rows = listed(collection, local)
+    pq.write_table(
+        pa.table({"name": ["b.jpg"], "image": pa.array([None], pa.binary())}), tmp_path / "p" / "000.parquet"
+    )
+    first, second = read_parquet_images(rows, "image", local)
+    assert isinstance(first, ImageError) and first.reason == "the row holds no bytes"
+    assert isinstance(second, ImageError) and second.stage == "read"
+    os.unlink(tmp_path / "p" / "000.parquet")
+    _read_row_group.cache_clear()  # a worker keeps the row group that it read last
+    assert {e.reason for e in read_parquet_images(rows, "image", local)} == {"the file is gone since it was listed"}
+
+
+OWNERS = {
+    "plain.jpg": "Ann",
+    "with space.png": "Bob, Jr.",
+    "日本/ü.jpg": 'the "line\nbreaker"',
+    "not of the collection.jpg": "X",
+}
+
+
+def write_sidecar(uri: str, storage, prefix: str = "", key="key", rows=None) -> None:
+    rows = list((OWNERS if rows is None else rows).items())
+    if uri.endswith(".parquet"):
+        columns = {
+            key: [prefix + k for k, _ in rows],
+            "owner": [o for _, o in rows],
+            "year": [2000 + i for i in range(len(rows))],
+        }
+        storage.write_table(uri, pa.table(columns))
+        return
+    mark = "\t" if uri.endswith(".tsv") else ","
+    quoted = [[prefix + k, o, str(2000 + i)] for i, (k, o) in enumerate(rows)]
+    lines = [
+        mark.join('"' + cell.replace('"', '""') + '"' for cell in row) for row in [[key, "owner", "year"], *quoted]
+    ]
+    storage.write_bytes(uri, ("\n".join(lines) + "\n").encode())
+
+
+def listing_with_sidecar(uri: str, storage, **settings) -> tuple[pa.Table, CollectionSettings]:
+    folder = uri.rsplit("/", 1)[0] + "/images"
+    write_folder(IMAGES, folder, storage)
+    collection = CollectionSettings(name="c", uri=folder, metadata=MetadataSettings(uri=uri, **settings))
+    return pa.concat_tables(
+        list_images(unit, collection, storage) for unit in list_units(collection, storage)
+    ), collection
+
+
+@pytest.mark.parametrize("extension", ["csv", "tsv", "parquet", "CSV"])
+def test_a_sidecar_describes_images_by_key(extension, place):
+    storage, root = place
+    uri = join(root, f"about.{extension}")
+    write_sidecar(uri, storage, prefix="set/", key="file")
+    images, collection = listing_with_sidecar(uri, storage, key_column="file", key_prefix="set/")
+    joined = join_metadata(images, collection, storage)
+    assert joined.schema.names == [*images.schema.names, "owner", "year"]
+    assert joined.select(images.schema.names).equals(images)
+    for key, owner, year in zip(*(joined[name].to_pylist() for name in ("key", "owner", "year"))):
+        assert owner == OWNERS.get(key)
+        expected = 2000 + list(OWNERS).index(key) if key in OWNERS else None
+        assert year == (expected if extension == "parquet" or expected is None else str(expected))
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_sidecar_keys_of_any_text_type_match(kind, tmp_path, local):
+    keys = pa.array(list(OWNERS)).cast(pa.string())
+    table = pa.table(
+        {
+            "key": keys.dictionary_encode() if pa.types.is_dictionary(kind) else keys.cast(kind),
+            "owner": list(OWNERS.values()),
+        }
+    )
+    pq.write_table(table, tmp_path / "about.parquet")
+    images, collection = listing_with_sidecar(str(tmp_path / "about.parquet"), local)
+    joined = join_metadata(images, collection, local)
+    assert dict(zip(joined["key"].to_pylist(), joined["owner"].to_pylist())) == {k: OWNERS.get(k) for k in IMAGES}
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "expected"),
+    [
+        ("key,owner\nplain.jpg,A\nplain.jpg,B\n", {}, "the key 'plain.jpg' has more than one row"),
+        ("file,owner\nplain.jpg,A\n", {}, r"no column 'key' \(metadata.key_column\); it has file, owner"),
+        ("key,id\nplain.jpg,1\n", {}, "'id' has a reserved name; rename it"),
+        ("key,stage\nplain.jpg,1\n", {}, "'stage' has a reserved name; rename it"),
+        ("key,owner,owner\nplain.jpg,1,2\n", {}, "'owner' is there twice"),
+        ("key,owner\nplain.jpg,A,B\n", {}, "cannot be read: .*Expected 2 columns, got 3"),
+        ("", {}, "cannot be read"),
+    ],
+)
+def test_a_sidecar_that_does_not_fit_is_named(text, settings, expected, tmp_path, local):
+    (tmp_path / "about.csv").write_text(text)
+    images, collection = listing_with_sidecar(str(tmp_path / "about.csv"), local, **settings)
+    with pytest.raises(AttribError, match=f"about.csv.*{expected}"):
+        join_metadata(images, collection, local)
+
+
+def test_a_sidecar_that_is_absent_or_of_another_kind_is_named(tmp_path, local):
+    for name, expected in (("absent.csv", "does not exist"), ("about.json", "must be .csv, .tsv or .parquet")):
+        (tmp_path / "about.json").write_text("{}")
+        images, collection = listing_with_sidecar(str(tmp_path / name), local)
+        with pytest.raises(AttribError, match=f"{name}.*{expected}"):
+            join_metadata(images, collection, local)
+
+
+def test_metadata_in_the_file_and_beside_it_must_not_share_a_name(tmp_path, local):
+    table = pa.table({"u": ["plain.jpg"], "owner": ["inside"]})
+    (tmp_path / "about.csv").write_text("key,owner\nplain.jpg,beside\n")
+    sidecar = MetadataSettings(uri=str(tmp_path / "about.csv"))
+    collection = parquet(tmp_path / "p", table, uri_column="u", metadata_columns=("owner",), metadata=sidecar)
+    images = list_images(list_units(collection, local)[0], collection, local)
+    with pytest.raises(AttribError, match="'owner' is there twice; rename or leave out"):
+        join_metadata(images, collection, local)
+
+
+def test_no_metadata_column_can_clash_with_a_column_of_a_later_table():
+    """Attribution tables put a prefix before metadata; without RESERVED_COLUMNS some of these names would meet."""
+    from attrib.attribute.rows import ATTRIBUTION_FIELDS, OUTCOME_FIELDS
+
+    assert {field.name for field in LOCATION_FIELDS} < RESERVED_COLUMNS
+    for fields, prefix in ((ATTRIBUTION_FIELDS, "source_"), (OUTCOME_FIELDS, "query_")):
+        clashing = {field.name.removeprefix(prefix) for field in fields if field.name.startswith(prefix)}
+        assert clashing and clashing <= RESERVED_COLUMNS
+    assert {"stage", "reason"} <= RESERVED_COLUMNS  # beside the bare metadata in block_queries

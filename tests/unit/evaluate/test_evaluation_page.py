@@ -1,0 +1,198 @@
+"""The files of a comparison: figures against the scores they came from, pictures, and text that tries to be more than text."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from support.images import pictures
+from support.pairs import write_collection
+
+from attrib.evaluate.collection import Collection
+from attrib.evaluate.distractors import PREFIX
+from attrib.evaluate.page import Pictures, forest_plot, most_different, pictures_of, query_table, write_comparison
+from attrib.evaluate.protocol import TruthRow, score_truth
+from attrib.evaluate.scores import QueryScores, summarise
+from attrib.evaluate.settings import EvaluateSettings
+from attrib.pages.charts import drawing
+
+HOSTILE = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>{{ 7 * 7 }}.png"
+NUM_QUERIES = 36
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its elements with attributes, and its text."""
+
+    def __init__(self, text: str):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.text, self._within = [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self._within.append(tag)
+
+    def handle_endtag(self, tag):
+        while self._within and self._within.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "style" not in self._within:
+            self.text += data
+
+
+def collections(keys: list[str], names: list[str]) -> tuple[Collection, Collection, list[TruthRow]]:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((len(keys), 12))
+    wanted = rng.integers(0, len(keys), len(names))
+    queries = Collection(
+        names, vectors[wanted] + rng.standard_normal((len(names), 12)), {"method": ["gan"] * len(names)}
+    )
+    truth = [TruthRow(name, "content", f"g{w}") for name, w in zip(names, wanted)]
+    return Collection(keys, vectors, {"group": [f"g{i}" for i in range(len(keys))]}), queries, truth
+
+
+def results_of(sources: Collection, queries: Collection, truth) -> dict[str, QueryScores]:
+    """Two methods: the vectors, and two of their dimensions."""
+    few = [Collection(c.keys, c.vectors[:, :2], c.metadata) for c in (sources, queries)]
+    return {"all <b>twelve</b>": score_truth(sources, queries, truth), "first two": score_truth(*few, truth)}
+
+
+@pytest.fixture(scope="module")
+def results():
+    keys = [HOSTILE, *(f"s{i}.png" for i in range(19))]
+    return results_of(*collections(keys, [f"{HOSTILE[:-4]}{i}.png" for i in range(NUM_QUERIES)]))
+
+
+def test_the_rows_that_differ_most_are_found(results):
+    rows = most_different(results, 5)
+    a, b = (scores.values["ap"] for scores in results.values())
+    scores = next(iter(results.values()))
+    gaps = np.abs(a - b)
+    # Greedily, the largest gap first, each unit once: recomputed by looking at every row again for each choice.
+    left, expected = set(range(NUM_QUERIES)), []
+    while len(expected) < 5:
+        best = max(sorted(left), key=lambda row: gaps[row])
+        expected.append(best)
+        left -= {row for row in left if scores.units[row] == scores.units[best]}
+    assert rows == expected and len({scores.units[row] for row in rows}) == 5
+    assert most_different({"only": scores}, 5) == [] == most_different(results, 0)
+
+
+def test_every_figure_is_on_the_page_and_nothing_is_code(results, tmp_path, local):
+    summary = write_comparison(results, str(tmp_path), local, title=HOSTILE, reference="first two", num_shown=4)
+    raw = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    page = Page(raw)
+    assert not {"script", "iframe", "link"} & {tag for tag, _ in page.elements}
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert not re.search(r"https?://", raw) and "default-src 'none'" in raw
+    assert HOSTILE in page.text and "all <b>twelve</b>" in page.text
+    assert "Ties rank the irrelevant first." in page.text
+    assert sum(tag == "article" for tag, _ in page.elements) == 4
+    assert sum(tag == "circle" for tag, _ in page.elements) == 2
+    for method in summary["methods"].values():
+        for values in (*method["cells"], method["macro"]):
+            for interval in values.values():
+                assert f"{interval['mean']:.3f}" in page.text
+                assert f"{interval['low']:.3f} to {interval['high']:.3f}" in page.text
+    difference = summary["methods"]["all <b>twelve</b>"]["minus_reference"]["ap"]
+    assert difference["low"] > 0 and f'<b class="value">{difference["mean"]:+.3f}</b>' in raw
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == json.loads(json.dumps(summary))
+
+
+def test_figures_stand_after_the_forest_plot_and_captions_are_text(results, tmp_path, local):
+    svg = drawing(320, 40, HOSTILE, ['<circle cx="9" cy="9" r="4" fill="#d55e00"/>'])
+    caption = f"{HOSTILE}\nHow to read it: {HOSTILE}\nand more"
+    summary = write_comparison(
+        results,
+        str(tmp_path),
+        local,
+        num_shown=0,
+        figures={caption: svg, "plain": svg},
+        measures={"theory": {"a": 0.5}},
+    )
+    raw = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    page = Page(raw)
+    assert raw.count(svg) == 2
+    assert not {"script", "img"} & {tag for tag, _ in page.elements}
+    assert page.text.count(HOSTILE) == 2 and "and more" in page.text and "plain" in page.text
+    assert raw.index('class="forest"') < raw.index(svg) < raw.index("By role and generator")
+    assert "max-width:320px" in raw
+    # The page's own styles must not recolour what others drew.
+    assert not re.search(r"[^.\w-]svg (circle|text|line)", raw)
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert written == json.loads(json.dumps(summary)) | {"theory": {"a": 0.5}}
+
+
+def test_a_difference_that_may_be_nothing_is_not_bold(results, tmp_path, local):
+    summary = write_comparison(results, str(tmp_path), local, reference="all <b>twelve</b>")
+    assert summary["methods"]["first two"]["minus_reference"]["ap"]["low"] < 0
+    assert '<b class="value">' not in (tmp_path / "comparison.html").read_text()
+
+
+def test_the_parquet_file_gives_the_macro_mean_back(results, tmp_path, local):
+    summary = write_comparison(results, str(tmp_path), local)
+    table = pq.read_table(tmp_path / "queries.parquet")
+    assert table.equals(query_table(results)) and table.num_rows == 2 * NUM_QUERIES
+    for name, method in summary["methods"].items():
+        rows = [row for row in table.to_pylist() if row["evaluated_method"] == name]
+        assert [row["query"] for row in rows] == results[name].queries
+        assert np.mean([row["ap"] for row in rows]) == pytest.approx(method["macro"]["ap"]["mean"])
+        assert {(row["role"], row["generator"]) for row in rows} == {("content", "gan")}
+        assert all(len(row["top_keys"]) == len(row["top_similarity"]) == 5 for row in rows)
+
+
+def test_the_plot_puts_values_where_the_axis_says(results):
+    forest = forest_plot(summarise(results))
+    places, labels = zip(*forest["ticks"])
+    assert len(places) <= 10 and all(np.diff(places) > 0)
+    for row in forest["rows"]:
+        for end in ("low", "mean", "high"):
+            assert np.interp(row[f"{end}_x"], places, [float(label) for label in labels]) == pytest.approx(row[end])
+        assert places[0] <= row["low_x"] <= row["mean_x"] <= row["high_x"] <= places[-1]
+    assert forest["reference_x"] == forest["rows"][0]["mean_x"]
+
+
+def test_without_large_cells_the_page_says_so(tmp_path, local):
+    few = results_of(*collections([f"s{i}.png" for i in range(9)], [f"q{i}.png" for i in range(7)]))
+    summary = write_comparison(few, str(tmp_path), local)
+    page = Page((tmp_path / "comparison.html").read_text())
+    assert summary["methods"]["first two"]["macro"] is None and forest_plot(summary) is None
+    assert "No macro mean: no cell has 30 or more rows." in page.text and "svg" not in dict(page.elements)
+    assert ("details", {"open": None}) in page.elements
+
+
+def test_pictures_come_from_the_embed_runs(tmp_path, local):
+    sources, queries, truth = collections([f"s{i}.png" for i in range(20)], [f"q{i}.jpg" for i in range(NUM_QUERIES)])
+    found = results_of(sources, queries, truth)
+    # What the second method put first comes from a collection of distractors with keys of its own.
+    other = found["first two"]
+    swapped = [[PREFIX + keys[0], *keys[1:]] for keys in other.top_keys]
+    found["first two"] = QueryScores(**{**vars(other), "top_keys": swapped})
+    uris = {
+        name: write_collection(tmp_path, name, c.keys, c.vectors, local, images=pictures(c.keys))
+        for name, c in (("sources", sources), ("queries", queries), ("distractors", sources))
+    }
+    (tmp_path / "queries" / "images" / queries.keys[most_different(found, 3)[0]]).unlink()
+    output = str(tmp_path / "out")
+    folders = {"": uris["sources"], PREFIX: uris["distractors"]}
+    write_comparison(found, output, local, pictures=Pictures(uris["queries"], folders, 64), num_shown=3)
+    page = Page((tmp_path / "out" / "comparison.html").read_text())
+    images = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert len(images) == 3 * 4 - 1 and all(i["src"].startswith("data:image/jpeg;base64,") for i in images)
+    assert "the file is gone since it was listed" in page.text
+    assert sum(i["title"].startswith(PREFIX) for i in images) == 3
+    # Without the collections the page is made all the same.
+    write_comparison(found, output, local, pictures=Pictures(str(tmp_path / "gone"), {"": str(tmp_path / "gone")}))
+    assert "the manifest is gone" in (tmp_path / "out" / "comparison.html").read_text()
+
+
+def test_pictures_are_those_of_the_reference():
+    methods = [{"name": n, "sources": f"/{n}/s", "queries": f"/{n}/q", "distractors": f"/{n}/d"} for n in "ab"]
+    given = {"methods": methods, "abc": {"test_cases": {"c": "/c.json"}}, "output": "/o", "thumbnail_px": 50}
+    settings = EvaluateSettings.model_validate(given | {"reference": "b"})
+    assert pictures_of(settings) == Pictures("/b/q", {"": "/b/s", PREFIX: "/b/d"}, 50)
+    methods[0]["distractors"] = "/a/d.npy"
+    assert pictures_of(EvaluateSettings.model_validate(given)).sources == {"": "/a/s"}

@@ -1,0 +1,284 @@
+"""What an evaluation makes of its measures: what is shipped and why, the table, and the page."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from support.evaluation import coloured_tier, settings
+
+from attrib.generators.evaluation import measures
+from attrib.generators.evaluation.charts import Steps, step_chart
+from attrib.generators.evaluation.page import render_page
+from attrib.generators.evaluation.selection import choose
+from attrib.generators.evaluation.summary import format_table, summarise
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def tiers_of(values: dict[str, dict[str, tuple[float, float]]], judged=("first", "second")) -> dict:
+    """{tier: {method: (identification, rejection)}} as the job has it, each value the same for three generators."""
+    return {
+        tier: {
+            "generators": ["a", "b", "c"],
+            "families": ["a", "b", "c"],
+            "judged": tier in judged,
+            "note": "<i>what to know</i>",
+            "same_content": False,
+            "num_images": 48,
+            "num_real": 8,
+            "real_history": None,
+            "formats": {"generated": "PNG", "real": "JPEG"},
+            "methods": {
+                method: {
+                    "values": {
+                        "identification": [identification] * 3,
+                        "rejection_auroc": [rejection] * 3,
+                        "real_auroc": None,
+                    },
+                    "confusion": np.eye(3).tolist(),
+                    "clusters": [[8, 0, 0], [0, 8, 8]],
+                    "references": {
+                        "none": {"1": [identification / 2] * 3, "10": [identification] * 3},
+                        "jpeg-85": {"1": [identification / 4] * 3, "10": [identification / 2] * 3},
+                    },
+                    "sets": {"none": {"1": [identification] * 3}, "jpeg-85": {"1": [identification / 2] * 3}},
+                    "degradations": {
+                        "jpeg-85": {
+                            "clean": {"identification": [identification - 0.3] * 3, "rejection_auroc": [0.5] * 3},
+                            "matched": {"identification": [identification - 0.05] * 3, "rejection_auroc": [0.6] * 3},
+                        },
+                        "resize-0.5": None,
+                    },
+                    "min_side_px": 32,
+                }
+                for method, (identification, rejection) in methods.items()
+            },
+        }
+        for tier, methods in values.items()
+    }
+
+
+LOOKS = {"extractor": True, "lda": True, "spectrum": True, "content-only": False}
+
+
+def held(looks: dict[str, bool], *not_held: str) -> dict[str, str | None]:
+    """What a registry calls each method that looks at the trace."""
+    return {name: f"name: {name}" if looks[name] and name not in not_held else None for name in looks}
+
+
+def chosen(values, looks=None, not_held=(), **options):
+    looks = looks or {name: name != "content-only" for name in next(iter(values.values()))}
+    return choose(tiers_of(values, **options), looks, held(looks, *not_held))
+
+
+def test_the_extractor_is_shipped_if_it_beats_every_trace_based_control_everywhere():
+    winning = {"extractor": (0.9, 0.8), "lda": (0.8, 0.7), "spectrum": (0.85, 0.75), "content-only": (1.0, 1.0)}
+    found = chosen({"first": winning, "second": winning})
+    assert found["method"] == "extractor" and "beats every control" in found["reason"]
+    assert found["registered_as"] == "name: extractor" and found["ahead"] is None and found["variants"] == []
+    assert [row["loss"]["mean"] for row in found["losses"]] == pytest.approx([0.05, 0.05]), "of the matched gallery"
+    assert "at jpeg-85, references degraded alike, it loses 0.050 of identification on second" in found["reason"]
+    versus = {(row["tier"], row["value"], row["versus"]): row["mean"] for row in found["comparisons"]}
+    assert versus["first", "identification", "lda"] == pytest.approx(0.1)
+    assert len(versus) == 2 * 2 * 2, "the leak control is no rival"
+
+
+def test_what_no_registry_can_hold_is_not_shipped_but_named():
+    values = {"extractor": (0.8, 0.8), "lda": (0.7, 0.7), "spectrum": (0.95, 0.85), "content-only": (1.0, 1.0)}
+    found = chosen({"first": values, "second": values}, not_held=("spectrum",))
+    assert found["method"] == "extractor" and "does not beat spectrum in identified on first" in found["reason"]
+    assert found["ahead"] == {"method": "spectrum", "difference": pytest.approx(0.1)}
+    assert "spectrum is ahead of it by 0.100 in that mean, but no registry can hold it" in found["reason"]
+    assert chosen({"first": values, "second": values})["method"] == "spectrum"
+    assert chosen({"first": values}, not_held=tuple(values)) is None
+
+
+def test_variants_of_the_extractor_are_no_controls():
+    values = {"extractor": (0.9, 0.8), "extractor-untrained": (0.95, 0.85), "lda": (0.8, 0.7)}
+    found = chosen({"first": values, "second": values}, not_held=("extractor-untrained",))
+    assert found["method"] == "extractor" and "beats every control" in found["reason"]
+    assert found["variants"] == [{"method": "extractor-untrained", "difference": pytest.approx(-0.05)}]
+    assert found["ahead"]["method"] == "extractor-untrained"
+    lost = chosen({"first": values | {"lda": (0.99, 0.99)}}, judged=("first",))
+    assert lost["method"] == "lda" and lost["variants"] == []
+
+
+def with_verdicts(tiers: dict, **right: float) -> dict:
+    """Each method's share that is right of registered generators; all of those left out are unknown."""
+    for tier in tiers.values():
+        for method, share in right.items():
+            sides = {
+                "registered": {
+                    "right": [share] * 3,
+                    "wrong": [0.0] * 3,
+                    "unknown": [1 - share] * 3,
+                    "unassessable": [0.0] * 3,
+                },
+                "left_out": {"right": [0.0] * 3, "wrong": [0.0] * 3, "unknown": [1.0] * 3, "unassessable": [0.0] * 3},
+            }
+            tier["methods"][method.replace("_", "-")]["verdicts"] = {"none": sides, "jpeg-85": sides}
+    return tiers
+
+
+def test_of_two_ways_to_score_by_the_extractor_the_one_with_better_verdicts_is_shipped():
+    values = {"extractor": (0.9, 0.7), "extractor-cosine": (0.9, 0.8), "lda": (0.95, 0.6)}
+    looks = dict.fromkeys(values, True)
+
+    def choice(**right):
+        return choose(with_verdicts(tiers_of({"first": values}, judged=("first",)), **right), looks, held(looks))
+
+    assert choice()["method"] == "extractor-cosine" and choice()["verdict_scores"] == {}
+    found = choice(extractor=0.6, extractor_cosine=0.4)
+    assert found["method"] == "extractor"
+    assert found["verdict_scores"] == pytest.approx({"extractor": 0.8, "extractor-cosine": 0.7})
+    assert (
+        "it takes the place of extractor-cosine, whose verdicts are right less often (0.700; the difference is 0.100"
+        in found["reason"]
+    )
+    assert found["replaced"]["method"] == "extractor-cosine" and "beyond chance" in found["reason"]
+    assert choice(extractor=0.4, extractor_cosine=0.6)["method"] == "extractor-cosine"
+    equal = choice(extractor=0.5, extractor_cosine=0.5)
+    assert equal["method"] == "extractor-cosine" and equal["replaced"] is None
+    # A control that wins by what decides is not set aside by verdicts.
+    values["lda"] = (0.99, 0.99)
+    assert choice(extractor=0.6, extractor_cosine=0.4)["method"] == "lda"
+
+
+def test_verdicts_are_in_the_table_and_on_the_page():
+    values = {"extractor": (0.9, 0.7), "lda": (0.8, 0.6)}
+    tiers = with_verdicts(tiers_of({"colours": values}, judged=("colours",)), extractor=0.625)
+    summary = summarise(tiers, {"extractor": True, "lda": True}, {"extractor": "extractor", "lda": "lda"})
+    lines = [line for line in format_table(summary).splitlines() if "verdicts by" in line]
+    assert len(lines) == 2 and lines[0].startswith(
+        "  verdicts by extractor, images as none: registered: 0.625 right, 0.000 wrong"
+    )
+    record = {"settings": settings().model_dump(mode="json"), "versions": {}}
+    page = render_page(summary, [coloured_tier()], "verdicts", record)
+    assert page.count("Verdicts of registries that each lack one family") == 1
+    assert page.count("<td>left out</td>") == page.count("<td>registered</td>") == 2 and ">0.625<" in page
+
+
+def test_intervals_of_the_summary_are_over_families():
+    tiers = tiers_of({"first": {"extractor": (0.5, 0.5), "lda": (0.3, 0.3)}}, judged=("first",))
+    tiers["first"] |= {"families": ["twins", "twins", "alone"]}
+    families = np.array([1, 1, 0])
+    own = tiers["first"]["methods"]["extractor"]
+    own["values"]["identification"] = [0.5, 0.5, 0.6]
+    own["clusters"] = [[80, 70, 75], [1, 2, 1]]  # an interval over generators would be narrow
+    own["degradations"]["jpeg-85"]["matched"]["identification"] = [0.5, 0.5, 0.58]
+    summary = summarise(tiers, {"extractor": True, "lda": True}, {"extractor": "extractor", "lda": "lda"})
+    found = summary["tiers"]["first"]["methods"]["extractor"]
+    table = np.array(own["clusters"])
+    against = next(row for row in summary["shipped"]["comparisons"] if row["value"] == "identification")
+    for shown, expected in (
+        (found["values"]["identification"], measures.mean_interval(np.array([0.5, 0.5, 0.6]), families, (0.0, 1.0))),
+        (found["loss"], measures.mean_interval(np.array([0.0, 0.0, 0.02]), families)),
+        ({key: against[key] for key in found["loss"]}, measures.mean_interval(np.array([0.2, 0.2, 0.3]), families)),
+        (found["values"]["purity"], measures.table_interval(measures.purity, table, families, (0.0, 1.0))),
+    ):
+        assert shown == pytest.approx(expected._asdict()) and expected.low < expected.mean
+
+
+@pytest.mark.parametrize("place", ["first", "second"])
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_tie_anywhere_ships_the_best_mean(place, value):
+    winning = {"extractor": (0.9, 0.8), "lda": (0.6, 0.7), "spectrum": (0.5, 0.5), "content-only": (1.0, 1.0)}
+    values = {"first": dict(winning), "second": dict(winning)}
+    equal = list(winning["lda"])
+    equal[value] = winning["extractor"][value]
+    values[place]["lda"] = tuple(equal)
+    found = chosen(values)
+    assert found["method"] == "extractor", "it still has the highest mean"
+    assert f"does not beat lda in {('identified', 'rejection AUROC')[value]} on {place}" in found["reason"]
+
+
+def test_a_control_that_is_better_on_the_whole_is_shipped():
+    values = {"extractor": (0.9, 0.8), "lda": (0.95, 0.9), "spectrum": (0.5, 0.5), "content-only": (1.0, 1.0)}
+    assert chosen({"first": values, "second": values})["method"] == "lda"
+    assert chosen({"first": values, "second": values}, LOOKS | {"lda": False})["method"] == "extractor"
+
+
+def test_tiers_that_are_not_judged_decide_nothing():
+    good = {"extractor": (0.9, 0.9), "lda": (0.5, 0.5), "spectrum": (0.5, 0.5), "content-only": (0.5, 0.5)}
+    bad = {"extractor": (0.1, 0.1), "lda": (0.9, 0.9), "spectrum": (0.5, 0.5), "content-only": (0.5, 0.5)}
+    found = chosen({"first": good, "second": bad}, judged=("first",))
+    assert found["method"] == "extractor" and {row["tier"] for row in found["comparisons"]} == {"first"}
+    assert chosen({"first": good}, judged=()) is None
+
+
+def test_without_an_extractor_the_best_control_is_shipped():
+    found = chosen({"first": {"lda": (0.7, 0.7), "content-only": (1, 1)}})
+    assert found["method"] == "lda" and "does not beat" not in found["reason"]
+
+
+def test_table_and_page_hold_every_method_and_say_what_is_shipped():
+    values = {"extractor": (0.9, 0.8), "extractor-x": (0.92, 0.8), "lda": (0.8, 0.7), "<b>content</b>": (0.4, 0.5)}
+    looks = {name: not name.startswith("<") for name in values}
+    summary = summarise(tiers_of({"colours": values}, judged=("colours",)), looks, held(looks, "extractor-x"))
+    table = format_table(summary)
+    assert "shipped: extractor (name: extractor): it beats every control" in table and "criterion: " in table
+    assert "extractor-x is ahead of it by 0.010" in table and "minus its variant extractor-x: -0.010" in table
+    assert "0.900 (.90-.90)" in table and "leak control" in table and "less than 0.10" in table
+    assert "real AUROC" not in table, "no method has it"
+    record = {"settings": settings().model_dump(mode="json"), "versions": {"python": "3"}}
+    page = render_page(summary, [coloured_tier()], "Which <one>", record)
+    assert "Shipped: extractor" in page and "Which &lt;one&gt;" in page and "&lt;b&gt;content&lt;/b&gt;" in page
+    assert "<b>content</b>" not in page and "<i>what to know" not in page
+    assert not re.findall(r'(?:src|href)="(?!data:)', page), "nothing is fetched"
+    assert page.count("data:image/png;base64,") == 3, "a strip of each generator"
+    assert "extractor-x, which no registry can hold, is ahead by 0.010" in page
+    assert "differs from extractor-x by \N{MINUS SIGN}0.010" in page and summary["shipped"]["criterion"] in page
+    assert "resize-0.5 for extractor (32 px), extractor-x (32 px)" in page, "what cannot be measured, and why"
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_curves_are_shown_untouched_beside_degraded():
+    summary = summarise(tiers_of({"colours": {"lda": (0.8, 0.7)}}), {"lda": True}, {"lda": "lda"})
+    record = {"settings": settings(reference_counts=[1, 10, 50]).model_dump(mode="json"), "versions": {}}
+    page = render_page(summary, [coloured_tier()], "curves", record)
+    assert "Identified, by references<" in page and "The same, both sides jpeg-85<" in page
+    for step, value in (("1", 0.4), ("10", 0.8), ("1", 0.2), ("10", 0.4)):
+        assert f"lda, {step}: {value:.3f}" in page
+    assert "Not there: 50, which would leave a generator with fewer than 5 queries" in page
+    assert "by images per set" not in page, "one step is no curve"
+
+
+def test_twins_are_counted_apart_and_as_one():
+    tiers = tiers_of({"colours": {"extractor": (0.5, 0.5)}}, judged=("colours",))
+    tiers["colours"]["families"] = ["twins", "twins", "alone"]
+    own = tiers["colours"]["methods"]["extractor"]
+    own["values"]["family_identification"] = [1.0, 1.0, 0.9]
+    for held in own["degradations"]["jpeg-85"].values():
+        held["family_identification"] = [0.99, 0.98, 0.9]
+    own["degradations"]["jpeg-85"]["matched"]["identification"] = [0.3, 0.3, 0.3]
+    summary = summarise(tiers, {"extractor": True}, {"extractor": "extractor"})
+    found = summary["tiers"]["colours"]["methods"]["extractor"]
+    assert (found["loss"]["mean"], found["family_loss"]["mean"]) == pytest.approx((0.2, 0.01))
+    table = format_table(summary)
+    assert "family loss" in table and "+0.200      +0.010" in table
+    assert "loses 0.200 at jpeg-85, NOT less than 0.10; 0.010 of family identification" in table
+    tier = dataclasses.replace(coloured_tier(), families=("twins", "twins", "alone"))
+    page = render_page(summary, [tier], "twins", {"settings": settings().model_dump(mode="json"), "versions": {}})
+    assert (
+        "differ in nothing but a seed count as one it loses 0.010" in page
+        and '<th class="number">family loss</th>' in page
+    )
+
+
+def test_a_value_that_cannot_be_says_so():
+    tiers = tiers_of({"colours": {"lda": (0.8, 0.7), "other": (0.8, 0.7)}})
+    tiers["colours"]["methods"]["lda"]["values"]["real_auroc"] = [0.9] * 3
+    tiers["colours"]["methods"]["other"]["degradations"]["jpeg-85"] = None
+    summary = summarise(tiers, {"lda": True, "other": True}, {"lda": "lda", "other": "other"})
+    other = next(line for line in format_table(summary).splitlines() if line.startswith("  other"))
+    assert other.count("too small") == 2, "real AUROC and loss"
+    record = {"settings": settings().model_dump(mode="json"), "versions": {}}
+    assert render_page(summary, [coloured_tier()], "small", record).count(">too small<") == 2
+
+
+def test_a_line_is_cut_where_nothing_was_measured():
+    chart = step_chart([Steps("steps", ["a", "b", "c", "d"], {"one": [0.1, None, 0.3, 0.4]}, chance=0.2)])
+    assert chart.count("<polyline") == 2 and chart.count("<circle") == 3
+    assert 'stroke-dasharray="4 4"' in chart

@@ -1,0 +1,292 @@
+"""Batches, validation and the loop: exact draws, one process against two, and continuing from a state."""
+
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from support.pool import smooth_images, traced
+
+from attrib.common.errors import AttribError
+from attrib.generators.extractor.batches import Batches, PoolImages, Validation, augmented
+from attrib.generators.extractor.losses import classification, supervised_contrastive
+from attrib.generators.extractor.network import Extractor, FingerprintNetwork, Part
+from attrib.generators.extractor.settings import FingerprintSettings
+from attrib.generators.extractor.training import LEARNED_IMAGES, ExtractorRun, whiten, whitening_patches
+from attrib.generators.signals.degradations import NONE, Degradation, degrade
+
+WORLD_SIZE = 2
+CPU = torch.device("cpu")
+
+
+def settings(**changes) -> FingerprintSettings:
+    values = {
+        "pool": "pool",
+        "output": "output",
+        "network": {"patch_px": 16, "window_px": 4, "num_learned": 24, "width": 8},
+        "contrast": {"models_per_batch": 4, "images_per_model": 3},
+        "optimiser": {"num_steps": 6, "learning_rate": 3e-3, "validation_steps": 3},
+    }
+    return FingerprintSettings(**values | changes)
+
+
+def pool_images(px: int = 24) -> PoolImages:
+    photographs = smooth_images(20, px, 0)
+    held_out = [traced(photographs, seed) for seed in (50, 51, 52)]
+    return PoolImages([traced(photographs, seed) for seed in range(6)], held_out, photographs)
+
+
+def network_of(given: FingerprintSettings) -> FingerprintNetwork:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return FingerprintNetwork(given.network)
+
+
+def trained(given: FingerprintSettings, rank: int = 0, num_workers: int = 1) -> ExtractorRun:
+    images = pool_images()
+    training = ExtractorRun(network_of(given), len(images.training), given, CPU)
+    training.train(Batches(images, given, rank, num_workers), Validation(images.held_out, 16), lambda _: None)
+    return training
+
+
+def marked_pool() -> PoolImages:
+    """Every pixel says model (red), image (green) and row (blue)."""
+    images = torch.zeros(6, 20, 3, 24, 24, dtype=torch.uint8)
+    images[:, :, 0] = torch.arange(6)[:, None, None, None]
+    images[:, :, 1] = torch.arange(20)[None, :, None, None]
+    images[:, :, 2] = torch.arange(24)[:, None]
+    return PoolImages(list(images), [], images[0])
+
+
+def test_a_batch_holds_the_models_that_its_labels_name():
+    given = settings(
+        degraded_share=0.0, contrast={"models_per_batch": 4, "images_per_model": 3, "same_content_share": 0.5}
+    )
+    kinds = set()
+    for batch in Batches(marked_pool(), given, 0, 1).steps(0, 30):
+        assert batch.patches.shape == (12, 3, 16, 16) and batch.patches.dtype == torch.uint8
+        assert torch.equal(batch.patches[:, 0, 0, 0].long(), batch.labels)
+        assert torch.equal(batch.labels, batch.labels[::3].repeat_interleave(3)) and len(batch.labels.unique()) == 4
+        shown, tops = (batch.patches[:, channel, 0, 0].view(4, 3) for channel in (1, 2))
+        assert all(len(row.unique()) == 3 for row in shown)
+        same = bool((shown == shown[0]).all())
+        assert not same or bool((tops == tops[0]).all())
+        assert tops.max() <= 8
+        kinds.add(same)
+    assert kinds == {True, False}
+
+
+def test_workers_share_a_batch_and_draws_depend_on_the_step_alone():
+    given = settings(num_loaders=3)
+    whole = list(Batches(pool_images(), given, 0, 1).steps(0, 8))
+    parts = [list(Batches(pool_images(), given, rank, 2).steps(4, 8)) for rank in (0, 1)]
+    for step, (first, second) in enumerate(zip(*parts), start=4):
+        order = torch.tensor([0, 1, 2, 6, 7, 8, 3, 4, 5, 9, 10, 11])
+        assert torch.equal(torch.cat([first.patches, second.patches]), whole[step].patches[order])
+        assert torch.equal(torch.cat([first.labels, second.labels]), whole[step].labels[order])
+    assert not torch.equal(whole[0].patches, whole[1].patches)
+
+
+@pytest.mark.parametrize(
+    "degradation", [Degradation("resize", 0.7), Degradation("crop", 0.67), Degradation("jpeg", 60), NONE]
+)
+def test_an_image_is_cut_before_or_after(degradation):
+    image = smooth_images(1, 24, 1)[0]
+    before, after = (augmented(image, degradation, torch.tensor([0.0, 0.0, order]), 16) for order in (0.1, 0.9))
+    assert before.shape == after.shape == (3, 16, 16)
+    assert torch.equal(after, degrade(image, degradation)[:, :16, :16])
+    scale = degradation.strength if degradation.kind in ("resize", "crop") else 1
+    side = min(24, math.ceil(16 / scale))
+    assert torch.equal(before, degrade(image[:, :side, :side], degradation)[:, :16, :16])
+
+
+def test_a_place_reaches_every_window_of_the_lattice():
+    image = torch.arange(37, dtype=torch.uint8).expand(3, 37, 37)
+    lefts = {int(augmented(image, NONE, torch.tensor([0.0, x / 100, 0.9]), 16)[0, 0, 0]) for x in range(100)}
+    assert lefts == {0, 8, 16}
+
+
+class Chosen(Extractor):
+    """Embeds by a rule in place of a network."""
+
+    def __init__(self, rule):
+        self.rule, self.part_sizes, self.parts = rule, (2,), ("learned",)
+
+    def embed_patches(self, cut):
+        return F.normalize(self.rule(cut), dim=1)
+
+
+def test_validation_counts_queries_that_find_their_model():
+    held_out = [torch.full((15, 3, 16, 16), 10 * model + 5, dtype=torch.uint8) for model in range(4)]
+    held_out[2][12] = held_out[0][0]  # one of five queries of model 2 looks like model 0
+    validation = Validation(held_out, 16)
+    angles = lambda cut: cut[:, 0, 8, 8].float() / 25  # noqa: E731
+    found = validation(Chosen(lambda cut: torch.stack([angles(cut).cos(), angles(cut).sin()], dim=1)))
+    assert found == {"none": pytest.approx(0.95), "jpeg-85": pytest.approx(0.95)}
+    assert validation(Chosen(lambda cut: torch.ones(len(cut), 2)))["none"] == 0.0  # ties are wrong
+
+
+def lattices(photographs: torch.Tensor, seed: int) -> torch.Tensor:
+    """The photographs with a pattern of period 8 px and a mix of their colours of its own for each seed: what the CNN learns in seconds."""
+    generator = torch.Generator().manual_seed(seed)
+    pattern = 5 * torch.randn(3, 8, 8, generator=generator)
+    mix = torch.eye(3) + 0.05 * torch.randn(3, 3, generator=generator)
+    mixed = torch.einsum("ij,njhw->nihw", mix, photographs.float() - 128) + 128
+    repeats = photographs.shape[-1] // 8
+    return (mixed + pattern.tile(1, repeats, repeats)).round().clamp(0, 255).to(torch.uint8)
+
+
+def test_training_learns(one_thread):
+    """Models are identified from images that were not trained on, by what is learned alone, and so are models that were not trained on."""
+    photographs = smooth_images(60, 24, 0)
+    images = PoolImages([lattices(photographs[:30], seed) for seed in range(8)], [], photographs[:30])
+    same_models, other_models = (
+        Validation([lattices(photographs[30:], seed) for seed in seeds], 16) for seeds in (range(8), range(50, 58))
+    )
+    given = settings(
+        contrast={"models_per_batch": 6, "images_per_model": 3},
+        optimiser={"num_steps": 120, "learning_rate": 3e-3, "validation_steps": 40},
+        degraded_share=0.0,
+    )
+    training = ExtractorRun(network_of(given), len(images.training), given, CPU)
+    found = []
+
+    def judged(extractor: Extractor) -> dict[str, float]:
+        learned = Part(extractor, "learned")
+        found.append(same_models(learned)["none"])
+        return other_models(learned)
+
+    trainable = dict(training.network.named_parameters()) | {"prototypes": training.prototypes}
+    start = {name: parameter.detach().clone() for name, parameter in trainable.items()}
+    training.train(Batches(images, given, 0, 1), judged, lambda _: None)
+    assert [row["step"] for row in training.history] == [0, 40, 80, 120]
+    assert found[0] < 0.5 and found[-1] > 0.9, found
+    first, *_, last = (row["none"] for row in training.history)
+    assert last > first + 0.25, (first, last)
+    chance = math.log(6 * 3 - 1) + math.log(8)
+    assert training.history[-1]["loss"] < chance / 2
+    for name, parameter in trainable.items():
+        assert not torch.equal(start[name], parameter), name
+
+
+class Scripted:
+    """Criteria by turn, whatever the network is."""
+
+    def __init__(self, *criteria: float):
+        self.criteria = list(criteria)
+
+    def __call__(self, extractor: Extractor) -> dict[str, float]:
+        return dict.fromkeys(("none", "jpeg-85"), self.criteria.pop(0))
+
+
+def test_training_ends_with_the_weights_and_the_whitening_of_the_best_validation(one_thread):
+    given, images, seen = settings(), pool_images(), []
+    given = given.model_copy(update={"optimiser": given.optimiser.model_copy(update={"validation_steps": 2})})
+    training = ExtractorRun(network_of(given), len(images.training), given, CPU)
+    training.train(
+        Batches(images, given, 0, 1), Scripted(0.1, 0.3, 0.9, 0.5), lambda run: seen.append(run.state()["network"])
+    )
+    assert [row["criterion"] for row in training.history] == pytest.approx([0.1, 0.3, 0.9, 0.5])
+    kept = training.network.state_dict()
+    for name in ("head.weight", "directions"):
+        assert [torch.equal(kept[name], state[name]) for state in seen] == [False, False, True, False], name
+    assert all(torch.equal(kept[name], value) for name, value in seen[2].items())
+
+
+@pytest.mark.parametrize("weights", [(0.7, 1.3), (2.0, 0.0), (0.0, 2.0)])
+def test_the_loss_of_a_step_is_the_weighted_sum_of_both(one_thread, weights):
+    contrast = {"models_per_batch": 4, "images_per_model": 3, "temperature": 0.2, "class_scale": 10.0}
+    contrast |= {"contrast_weight": weights[0], "classification_weight": weights[1]}
+    given, images = settings(contrast=contrast), pool_images()
+    batch = Batches(images, given, 0, 1).make(0)
+    training = ExtractorRun(network_of(given), len(images.training), given, CPU)
+    with torch.no_grad():
+        embedded = training.network.learned(batch.patches)
+        expected = weights[0] * supervised_contrastive(embedded, batch.labels, 0.2)
+        expected += weights[1] * classification(embedded, training.prototypes, batch.labels, 10.0)
+    assert training.train_step(batch) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_training_leaves_the_statistics_and_whitens_what_is_learned_as_it_is(one_thread):
+    """The kept weights are those of one validation, with the whitening of that validation."""
+    images, given, start = pool_images(), settings(), network_of(settings())
+    network = trained(given).network
+    statistics = slice(0, network.columns("learned").start)
+    learned = network.columns("learned")
+    assert torch.equal(network.directions[statistics], start.directions[statistics])
+    assert torch.equal(network.mean[statistics], start.mean[statistics])
+    kept = network.directions[learned, learned].clone()
+    assert not torch.equal(kept, start.directions[learned, learned])
+    whiten(network, "learned", whitening_patches(images, given.network, LEARNED_IMAGES))
+    torch.testing.assert_close(network.directions[learned, learned], kept)
+
+
+def test_a_run_continues_from_its_state(one_thread):
+    whole, states = trained(settings()), []
+    images, given = pool_images(), settings()
+    first = ExtractorRun(network_of(given), 6, given, CPU)
+
+    class KilledError(Exception):
+        pass
+
+    def note(training):
+        states.append(training.state())
+        if training.step == 3:
+            raise KilledError
+
+    batches, validation = Batches(images, given, 0, 1), Validation(images.held_out, 16)
+    with pytest.raises(KilledError):
+        first.train(batches, validation, note)
+    second = ExtractorRun(FingerprintNetwork(given.network), 6, given, CPU)
+    second.restore(states[-1])
+    second.train(batches, validation, lambda _: None)
+    assert second.history == whole.history
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(second.network.state_dict()[name], value), name
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(one_thread):
+    with pytest.raises(AttribError, match=r"not finite at step 3; lower optimiser\.learning_rate"):
+        trained(settings(contrast={"models_per_batch": 4, "images_per_model": 3, "temperature": 1e-45}))
+
+
+def test_a_step_that_is_too_long_ends_the_run_before_its_weights_are_whitened(one_thread):
+    """The loss of that step is still finite: it is of the weights before it."""
+    optimiser = {"num_steps": 2, "learning_rate": 1e10, "warmup_share": 0, "validation_steps": 1}
+    with pytest.raises(AttribError, match=r"what is learned is no longer finite.*; lower optimiser\.learning_rate"):
+        trained(settings(optimiser=optimiser))
+
+
+@pytest.mark.parametrize("noise", [0, 1e-9])
+def test_what_is_learned_alike_of_all_images_is_not_blamed_on_the_pool(one_thread, noise):
+    given = settings()
+    network, shown = network_of(given), whitening_patches(pool_images(), given.network, LEARNED_IMAGES)
+    whiten(network, "learned", shown)
+    with torch.no_grad():
+        network.head.weight.mul_(noise)
+    with pytest.raises(AttribError, match=r"the same for all images of each model; lower optimiser\.learning_rate"):
+        whiten(network, "learned", shown)
+    whiten(network, "polyphase", shown)
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
+    try:
+        training = trained(settings(num_workers=WORLD_SIZE), rank, WORLD_SIZE)
+        torch.save(training.state(), f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_workers_train_as_one(tmp_path, one_thread):
+    mp.spawn(work, args=(str(tmp_path),), nprocs=WORLD_SIZE)
+    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(WORLD_SIZE)]
+    alone = trained(settings()).state()
+    for name, value in alone["network"].items():
+        assert torch.equal(states[0]["network"][name], states[1]["network"][name]), name
+        torch.testing.assert_close(states[0]["network"][name], value, rtol=2e-2, atol=2e-4)
+    losses = [row["loss"] for row in alone["history"][1:]]
+    assert [row["loss"] for row in states[0]["history"][1:]] == pytest.approx(losses, rel=1e-3)

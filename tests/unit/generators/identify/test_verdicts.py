@@ -1,0 +1,260 @@
+"""Verdicts on vectors and on pictures, bad ones included; when a judge abstains, and what it says of its own rates."""
+
+import numpy as np
+import pytest
+import torch
+from support.generators import Vectors, around, drawn_samples, spectrum_method, unit
+from support.verdicts import calibration_of, groups_and_strangers, judge_from
+
+from attrib.common.errors import AttribError
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage
+from attrib.generators.identify.verdicts import Judge, assess, judge_of
+from attrib.generators.registry.galleries import Galleries
+from attrib.generators.registry.quality import refusal
+from attrib.generators.registry.registration import as_sources
+from attrib.generators.registry.registry import create_registry, register
+from attrib.generators.registry.settings import RegistryMethodSettings, RegistrySettings, VerdictSettings
+from attrib.generators.signals.degradations import parse
+from attrib.generators.signals.samples import drawn_sample, recoded
+
+STORAGE = Storage(StorageSettings())
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    return groups_and_strangers()
+
+
+def test_verdicts_of_known_generators_families_and_strangers(vectors):
+    generator, centres, groups, strangers = vectors
+    judge = judge_from(groups, strangers, family=np.array([0, 1, 1]))  # as the references say, see test_registry
+    assert judge.families == ["g0", "g1|g2"] and judge.abstains is None and judge.floor == pytest.approx(1 / 61)
+    known = judge.verdicts(around(centres[0], 40, 0.12, generator))
+    assert sum(v.kind == "known" and v.generator == "g0" for v in known) >= 34
+    in_family = judge.verdicts(around(centres[1], 40, 0.12, generator))
+    assert sum(v.kind == "family" and v.generator == "g1|g2" for v in in_family) >= 34
+    unknown = judge.verdicts(around(centres[3], 40, 0.12, generator))
+    assert all(v.kind == "unknown" and v.generator is None and v.nearest and v.reason for v in unknown)
+    first = next(v for v in known if v.kind == "known")
+    assert first.p_value == pytest.approx(1 / 61) and first.margin > 0.2 and first.gallery == "none"
+    assert all("made by" not in (v.reason or "") for v in known + in_family + unknown)
+    # References, each left out, and strangers in the confusion, which add up.
+    assert judge.confusion[0].sum(axis=1).tolist() == [20, 40, 60]
+    assert judge.confusion[0][0, 0] >= 17 and judge.confusion[0][2, 2] >= 55
+
+
+def test_a_generator_that_anything_resembles_leaves_the_others_their_verdicts(vectors):
+    """Its references are no more like each other than strangers are like it: nothing is attributed to it, and no less to the others."""
+    generator, centres, groups, _ = vectors
+    shared = unit(np.ones(24))
+    vague = around(shared, 20, 1.5, generator)[None]
+    judge = judge_from([groups[0], groups[1], vague], around(shared, 60, 1.5, generator))
+    for g in range(2):
+        verdicts = judge.verdicts(around(centres[g], 40, 0.12, generator))
+        assert sum(v.generator == f"g{g}" for v in verdicts) >= 34
+    assert sum(v.kind == "known" for v in judge.verdicts(around(shared, 40, 1.5, generator))) <= 6
+
+
+def test_what_is_high_but_unlike_the_references_is_unknown(vectors):
+    """Half way between a generator and nowhere: no stranger scores as high, and no reference as low."""
+    _, centres, groups, strangers = vectors
+    judge = judge_from(groups[:1], strangers)
+    across = unit(np.roll(centres[0], 1) - np.roll(centres[0], 1) @ centres[0] * centres[0])
+    aside = unit(centres[0] + 1.1 * across)
+    verdict = judge.verdicts(aside[None])[0]
+    assert verdict.kind == "unknown" and "its own references are more like each other" in verdict.reason
+    assert verdict.p_value <= 0.05 and verdict.own_p_value == pytest.approx(1 / 21)
+
+
+def test_a_rate_below_the_floor_means_abstention(vectors):
+    _, _, groups, strangers = vectors
+    judge = judge_from(groups[:2], strangers, false_attribution_rate=0.01)
+    assert judge.floor == pytest.approx(1 / 61)
+    verdicts = judge.verdicts(groups[0][0])
+    assert all(v.kind == "unassessable" and v.generator is None for v in verdicts)
+    assert "0.01 is below 0.0164, the least that 60 synthetic images (by image) can show" in verdicts[0].reason
+    assert "register 99 or more of synthetic models" in verdicts[0].reason and verdicts[0].p_value == pytest.approx(
+        1 / 61
+    )
+    assert judge.confusion[0, :, -1].tolist() == [20, 20, 60]
+    alone = judge_from(groups[:2], strangers[:0])
+    assert alone.floor == 1 and "no negative was generated" in alone.verdicts(groups[0][0, :1])[0].reason
+
+
+def test_where_references_are_not_recognised_nothing_is_said(vectors):
+    """Under the second degradation all references look like strangers."""
+    generator, _, groups, strangers = vectors
+    lost = [np.concatenate([rows, unit(generator.standard_normal(rows.shape))]) for rows in groups[:2]]
+    judge = judge_from(lost, strangers)
+    assert judge.assessable.tolist() == [True, False]
+    verdict = judge.verdicts(unit(lost[0][1].mean(axis=0, keepdims=True)))[0]
+    assert (
+        verdict.gallery == "jpeg-85"
+        and verdict.kind == "unassessable"
+        and "degraded, or of no registered generator: under jpeg-85" in verdict.reason
+    )
+
+
+def test_where_few_references_are_recognised_only_what_is_attributed_gets_a_verdict(vectors):
+    """Under the second degradation seven of ten references of every generator look like strangers."""
+    generator, centres, groups, strangers = vectors
+    kept = [unit(generator.standard_normal((20, 24))) for _ in range(2)]
+    for rows, centre in zip(kept, (centres[2], centres[3])):
+        rows[:6] = around(centre, 6, 0.05, generator)
+    judge = judge_from([np.stack([rows[0], half]) for rows, half in zip(groups, kept)], strangers)
+    assert judge.assessable.tolist() == [True, True] and 0.1 < judge.recognised[1] < 0.5 < judge.recognised[0]
+    like = judge.verdicts(around(centres[2], 20, 0.05, generator))
+    assert sum(v.kind == "known" and v.gallery == "jpeg-85" for v in like) >= 15
+    open_ones = [v for v in judge.verdicts(unit(kept[0][6:] + kept[1][6:])) if v.gallery == "jpeg-85"]
+    assert open_ones and all(v.kind == "unassessable" for v in open_ones)
+    assert (
+        "degraded, or of no registered generator: under jpeg-85 only" in open_ones[0].reason
+        and "are recognised" in open_ones[0].reason
+    )
+    asked = judge_from([np.stack([rows[0], half]) for rows, half in zip(groups, kept)], strangers, least_recognised=0.1)
+    assert {v.kind for v in asked.verdicts(unit(kept[0][6:] + kept[1][6:])) if v.gallery == "jpeg-85"} == {"unknown"}
+
+
+def test_too_few_references_to_reject_an_image_are_named(vectors):
+    _, _, groups, strangers = vectors
+    judge = judge_from([groups[0], groups[1][:, :10]], strangers)
+    assert judge.calibration.own_floors.tolist() == [[1 / 21, 1 / 11]]
+    assert judge.warnings[:1] == [
+        "g1 has 10 references, which reject no image at false_rejection_rate 0.05; register 19 or more"
+    ]
+    first, second = (judge_from(groups, strangers, with_references=given).warnings for given in (False, True))
+    assert [line.partition(":")[0] for line in second] == ["no negative is a photograph"]
+    assert [line.partition(":")[0] for line in first[1:]] == ["no negative is of another generator"]
+    assert "register some (role: other-generator)" in first[1] and first[:1] == second
+
+
+def test_a_gallery_that_needs_more_negatives_says_so_by_itself():
+    """Each of 40 negatives comes to the second gallery under both degradations, and would need to be one of 59 or more."""
+    generator = np.random.default_rng(14)
+    scores = generator.standard_normal((1, 40, 1, 1)) + np.array([0.0, 1.0])[None, None, :, None] * np.ones(
+        (2, 40, 2, 1)
+    )
+    calibration = calibration_of(scores, own=np.full((2, 1, 2, 1), 20.0), false_attribution_rate=0.04)
+    assert calibration.floors == pytest.approx([1 / 41, 2 / 41])
+    judge = Judge(Galleries(Vectors(), [np.ones((2, 1, 1), np.float32)]), calibration)
+    assert judge.abstains is None
+    judge.assessable[:] = True
+    decisions = judge.decide(np.array([[[30.0], [0]], [[0], [30]]], np.float32))
+    first, second = (judge._verdict(i, decisions, judge.label(decisions)[i]) for i in range(2))
+    assert first.kind == "known" and second.kind == "unassessable"
+    assert "under jpeg-85" in second.reason and "register 49 or more" in second.reason
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory) -> Judge:
+    method = spectrum_method()
+    uri = str(tmp_path_factory.mktemp("judge") / "registry")
+    settings = RegistryMethodSettings(name="log-spectrum", uri="method")
+    registry = create_registry(uri, settings, method, ("none", "jpeg-85"), STORAGE)
+    with pytest.raises(AttribError, match="has no generator"):
+        judge_of(registry, method, VerdictSettings(), STORAGE)
+    for trace in ("nearest", "stripes", "checker"):
+        registry, _ = register(registry, trace, "generator", [drawn_samples(trace, range(15))], method, STORAGE)
+    photographs = as_sources(drawn_samples(None, range(40)), "photographs")
+    registry, _ = register(registry, "camera", "photographs", photographs, method, STORAGE)
+    return judge_of(registry, method, VerdictSettings(), STORAGE)
+
+
+def test_references_serve_as_negatives_without_their_own_family(judge):
+    calibration = judge.calibration
+    assert calibration.negatives.shape == (2, 85, 2, 3) and calibration.units() == {"generators": 45, "photographs": 40}
+    is_nan = np.isnan(calibration.negatives[0, :45, 1])
+    assert np.array_equal(is_nan, calibration.owner[:, None] == np.arange(3)[None])
+    expected = judge.galleries.as_unregistered(calibration.family)[0, :, 1]
+    assert np.array_equal(calibration.negatives[0, :45, 1][~is_nan], expected[~is_nan])
+
+
+def test_images_too_degraded_for_the_default_grid_are_not_called_unknown(judge, tmp_path):
+    method, grid = judge.galleries.method, RegistrySettings.model_fields["degradations"].default
+    made_by = RegistryMethodSettings(name="log-spectrum", uri="m")
+    held = create_registry(str(tmp_path / "r"), made_by, method, grid, STORAGE)
+    for trace in ("nearest", "stripes", "checker"):
+        held, _ = register(held, trace, "generator", [drawn_samples(trace, range(20))], method, STORAGE)
+    photographs = as_sources(drawn_samples(None, range(60)), "photographs")
+    held, _ = register(held, "camera", "photographs", photographs, method, STORAGE)
+    fine = judge_of(held, method, VerdictSettings(), STORAGE)
+    samples = drawn_samples("nearest", range(300, 320))
+    for name in ("jpeg-10", "webp-40", "resize-0.5", "blur-1"):
+        verdicts, _ = assess([recoded(sample, parse(name)) for sample in samples], fine)
+        assert sum(v.kind == "unknown" for v in verdicts) <= 2, name
+    assert sum(v.generator == "nearest" for v in assess(samples, fine)[0]) >= 18
+
+
+def test_left_out_rates_are_those_of_registries_without_a_generator(judge, tmp_path):
+    method, settings = judge.galleries.method, judge.settings
+    assert set(judge.left_out_rates) == {"nearest", "stripes", "checker"}
+    held = create_registry(
+        str(tmp_path / "r"), RegistryMethodSettings(name="log-spectrum", uri="m"), method, ("none", "jpeg-85"), STORAGE
+    )
+    for trace in ("nearest", "checker"):
+        held, _ = register(held, trace, "generator", [drawn_samples(trace, range(15))], method, STORAGE)
+    photographs = as_sources(drawn_samples(None, range(40)), "photographs")
+    held, _ = register(held, "camera", "photographs", photographs, method, STORAGE)
+    without = judge_of(held, method, settings, STORAGE)
+    vectors = method.embed(drawn_samples("stripes", range(15)))
+    attributed = without.decide(without.galleries.scores(vectors)).attributed
+    assert judge.left_out_rates["stripes"] == pytest.approx(attributed.mean())
+    assert without.left_out_rates == {}  # of two, one is left and nothing generated among its negatives
+
+
+def test_left_out_rates_show_what_the_rate_by_image_does_not_promise():
+    """Images of an unseen generator go to the registered one that it resembles, all of them or none."""
+    generator = np.random.default_rng(15)
+    centre = unit(generator.standard_normal(40))
+    centres = [
+        *(unit(centre + 0.3 * unit(generator.standard_normal(40))) for _ in range(2)),
+        unit(generator.standard_normal(40)),
+    ]
+    groups = [around(c, 20, 0.03, generator)[None] for c in centres]
+    judge = judge_from(
+        groups, unit(generator.standard_normal((60, 40))), with_references=True, false_rejection_rate=0.01
+    )
+    assert judge.left_out_rates["g0"] > 0.9 and judge.left_out_rates["g2"] == 0
+
+
+def test_pictures_get_their_verdicts_and_bad_ones_a_reason(judge):
+    samples = [
+        *drawn_samples("nearest", range(200, 220)),
+        *drawn_samples("diagonal", range(200, 220)),  # not registered
+        *drawn_samples(None, range(200, 220)),
+        *drawn_samples("nearest", [1], px=14),
+        drawn_sample(torch.full((3, 48, 48), 77, dtype=torch.uint8)),
+        drawn_sample(torch.zeros((3, 1, 500), dtype=torch.uint8)),
+    ]
+    verdicts, vectors = assess(samples, judge)
+    assert sum(v.generator == "nearest" for v in verdicts[:20]) >= 17
+    assert sum(v.kind == "unknown" for v in verdicts[20:40]) >= 17
+    assert sum(v.kind == "unknown" for v in verdicts[40:60]) >= 17
+    assert [v.kind for v in verdicts[60:]] == ["unassessable"] * 3
+    assert "too small: 14x14 pixels, and 16 are needed" in verdicts[60].reason
+    assert "blank" in verdicts[61].reason and "too small: 500x1" in verdicts[62].reason
+    assert np.isnan(vectors[60:]).all() and np.isfinite(vectors[:60]).all()
+    # One at a time, the same comes out.
+    assert assess(samples[:1], judge)[0][0] == verdicts[0]
+
+
+def test_an_image_of_one_pixel_has_no_detail(judge):
+    one = drawn_sample(torch.zeros((3, 1, 1), dtype=torch.uint8))
+    assert "too small" in refusal(one, judge.galleries.method, VerdictSettings())
+
+
+def test_a_picture_without_colours_is_refused_where_the_method_needs_them(judge):
+    method = Vectors()
+    colours = drawn_samples("nearest", [1])[0]
+    grey = drawn_sample(colours.image[:1].expand(3, -1, -1).contiguous())
+    method.needs_colour = True
+    assert refusal(grey, method, VerdictSettings()) == "greyscale: no colour trace"
+    assert refusal(colours, method, VerdictSettings()) is None
+    assert refusal(grey, judge.galleries.method, VerdictSettings()) is None
+    assert "blank" in refusal(drawn_sample(torch.full((3, 48, 48), 77, dtype=torch.uint8)), method, VerdictSettings())
+
+
+def test_calibrating_twice_gives_the_same(judge):
+    again = Judge(judge.galleries, judge.calibration)
+    assert np.array_equal(again.confusion, judge.confusion) and again.floor == judge.floor

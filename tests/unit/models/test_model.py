@@ -1,0 +1,305 @@
+"""Models with heads: a checkpoint gives back what was saved, its digest tells what counts, and a damaged one is refused by name."""
+
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from support.images import picture
+from torch import nn
+
+from attrib.common.errors import AttribError
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage
+from attrib.data.decoding import decode_image
+from attrib.models.encoder import Encoder, Network, load_encoder, load_network
+from attrib.models.model import CHECKPOINT_KEY, AttributionModel, build_model, features_data_config, save_model
+from attrib.models.settings import BackboneSettings, FeatureSettings, HeadSettings
+from attrib.train.whitening import projected_sizes
+
+NAME = "test_resnet"
+LOCAL = Storage(StorageSettings())
+FEATURES = {"moment_levels": (0, 1), "layout_levels": (2,), "layout_grid": 2, "whole_image": True}
+HEAD = {
+    "net": "mlp",
+    "hidden": 4,
+    "parts": {
+        "content": {"blocks": ["layout_2"], "role": "content", "dimension": 5},
+        "style": {"blocks": ["moments", "pooled"], "role": "style"},
+    },
+}
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model whose weights, but for the network's, are drawn from a seed."""
+
+    features: dict = field(default_factory=lambda: FEATURES)
+    head: dict = field(default_factory=lambda: HEAD)
+    name: str = NAME
+    seed: int = 0
+
+    def build(self, domain="real") -> tuple[AttributionModel, dict]:
+        """The model and its preprocessing."""
+        features, head = FeatureSettings(**self.features), HeadSettings(**self.head)
+        network = load_network(BackboneSettings(name=self.name, weights="random"), LOCAL)
+        backbone, data_config = network.model.eval(), features_data_config(network.data_config, features)
+        probe = build_model(backbone, data_config, features, HeadSettings(projection="identity"), {})
+        sizes = projected_sizes(probe.extractor.sizes, 8, head)
+        model = build_model(backbone, data_config, features, head, sizes, domain).eval()
+        generator = torch.Generator().manual_seed(self.seed)
+        for _, weight in sorted(model.heads.named_parameters()):
+            nn.init.normal_(weight, std=0.3, generator=generator)
+        return model, data_config
+
+    def save(self, path) -> AttributionModel:
+        model, _ = self.build()
+        save_model(model, self.name, str(path), LOCAL)
+        return model
+
+
+def settings_of(path, name=NAME, domain="real") -> BackboneSettings:
+    return BackboneSettings(name=name, weights=str(path), domain=domain)
+
+
+def load(path, **values) -> Network:
+    return load_network(settings_of(path, **values), LOCAL)
+
+
+def encoder(path, **values) -> Encoder:
+    return load_encoder(settings_of(path, **values), LOCAL, batch_size=4)
+
+
+def digest_of(recipe: Recipe, folder) -> str:
+    recipe.save(folder / "digest.safetensors")
+    return encoder(folder / "digest.safetensors", name=recipe.name).identity.model_digest
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    pixels = np.stack([np.array(picture(seed, 160, 160)) for seed in range(3)])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 128 - 1
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    Recipe().save(path)
+    return path
+
+
+@pytest.mark.parametrize("net", ["none", "linear", "mlp"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
+def test_a_checkpoint_gives_back_the_same_bits(name, net, images, tmp_path):
+    model = Recipe(name=name, head=HEAD | {"net": net}).save(tmp_path / "m.safetensors")
+    loaded = load(tmp_path / "m.safetensors", name=name)
+    assert loaded.has_head and isinstance(loaded.model, AttributionModel)
+    assert loaded.model.description() == model.description()
+    with torch.inference_mode():
+        expected, found = model(images), loaded.model.eval()(images)
+    assert torch.equal(found, expected) and not torch.allclose(found[0], found[1], atol=1e-3)
+    assert list(loaded.model.state_dict()) == list(model.state_dict())
+
+
+def test_a_checkpoint_describes_itself(checkpoint):
+    with safe_open(checkpoint, framework="pt") as file:
+        declared = json.loads(file.metadata()[CHECKPOINT_KEY])
+    assert declared.keys() == {"name", "data_config", "features", "head", "projected_sizes"}
+    assert declared["name"] == NAME and declared["projected_sizes"] == {"pooled": 7, "moments": 7, "layout_2": 7}
+    assert FeatureSettings.model_validate(declared["features"]) == FeatureSettings(**FEATURES)
+    assert HeadSettings.model_validate(declared["head"]) == HeadSettings(**HEAD)
+
+
+def test_the_digest_is_the_same_after_saving_again(checkpoint, tmp_path):
+    loaded = load(checkpoint)
+    save_model(loaded.model, NAME, str(tmp_path / "again.safetensors"), LOCAL)
+    assert encoder(tmp_path / "again.safetensors").identity == encoder(checkpoint).identity
+    model, data_config = Recipe().build()
+    before = Encoder(model, NAME, encoder(checkpoint).preprocessing, "cpu", 4)
+    assert before.identity == encoder(checkpoint).identity and data_config["crop_mode"] == "squash"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"seed": 1},
+        {"features": FEATURES | {"moment_levels": (1, 0)}},  # of the same size in another order
+        {"features": FEATURES | {"whole_image": False}},
+        {"head": HEAD | {"net": "linear"}},
+        {"head": HEAD | {"shrinkage": 0.5}},
+        {"head": HEAD | {"parts": HEAD["parts"] | {"style": HEAD["parts"]["style"] | {"role": None}}}},
+        {"head": HEAD | {"parts": dict(reversed(HEAD["parts"].items()))}},  # the dimensions in another order
+        {"head": HEAD | {"separate_domains": True}},
+        {"name": "test_efficientnet"},
+    ],
+)
+def test_the_digest_tells_what_counts(changed, checkpoint, tmp_path):
+    expected = encoder(checkpoint).identity.model_digest
+    assert digest_of(Recipe(), tmp_path) == expected
+    assert digest_of(Recipe(**changed), tmp_path) != expected
+
+
+def test_any_weight_counts(checkpoint, tmp_path):
+    state = load_file(checkpoint)
+    with safe_open(checkpoint, framework="pt") as file:
+        metadata = file.metadata()
+    digests = {encoder(checkpoint).identity.model_digest}
+    keys = [
+        "extractor.backbone.conv1.0.weight",
+        "heads.real.parts.content.project.layout_2.bias",
+        "heads.real.parts.style.net.outer.weight",
+    ]
+    for key in keys:
+        changed = {name: value.clone() for name, value in state.items()}
+        changed[key].view(-1)[0] += 1e-3
+        save_file(changed, tmp_path / "w.safetensors", metadata=metadata)
+        digests.add(encoder(tmp_path / "w.safetensors").identity.model_digest)
+    assert len(digests) == 1 + len(keys)
+
+
+def test_a_domain_selects_the_head_and_leaves_the_digest(images, tmp_path):
+    model = Recipe(head=HEAD | {"separate_domains": True}).save(tmp_path / "two.safetensors")
+    real, synthetic = (encoder(tmp_path / "two.safetensors", domain=domain) for domain in ("real", "synthetic"))
+    assert real.identity == synthetic.identity
+    pixels = ((images + 1) * 128).to(torch.uint8).numpy()
+    assert np.abs(real.encode(pixels) - synthetic.encode(pixels)).max() > 0.1
+    with torch.inference_mode():
+        for domain, loaded in (("real", real), ("synthetic", synthetic)):
+            assert torch.equal(loaded.model(images), model.heads[domain](model.extractor(images)))
+            assert (
+                not torch.equal(model.heads["real"](model.extractor(images)), loaded.model(images)) or domain == "real"
+            )
+
+
+def test_one_head_serves_both_domains(checkpoint, images):
+    pixels = ((images + 1) * 128).to(torch.uint8).numpy()
+    real, synthetic = (encoder(checkpoint, domain=domain) for domain in ("real", "synthetic"))
+    assert real.identity == synthetic.identity and np.array_equal(real.encode(pixels), synthetic.encode(pixels))
+
+
+def test_an_encoder_gives_what_the_parts_of_the_model_give(checkpoint, real_images):
+    loaded, (model, _) = encoder(checkpoint), Recipe().build()
+    assert loaded.preprocessing.crop_mode == "squash" and loaded.preprocessing.resize_px == loaded.preprocessing.crop_px
+    decoded = [decode_image(data, max_megapixels=100).pixels for data in real_images[:5]]
+    pixels = torch.stack([loaded.preprocessing.resize_and_crop(image) for image in decoded])
+    found = loaded.encode(pixels.numpy())
+    assert found.shape == (5, 5 + 14) and loaded.identity.dimension == 19 == model.head("real").dimension
+    np.testing.assert_allclose(np.linalg.norm(found[:, :5], axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found[:, 5:], axis=1), 1, atol=1e-5)
+    with torch.inference_mode():
+        expected = model.head("real")(model.extractor(loaded.preprocessing.normalise(pixels, "cpu", torch.float32)))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.array_equal(loaded.encode(pixels[:1].numpy()), found[:1])
+
+
+def test_the_preprocessing_is_timms_but_for_the_whole_image():
+    backbone = load_network(BackboneSettings(name=NAME, weights="random"), LOCAL)
+    assert features_data_config(backbone.data_config, FeatureSettings()) == backbone.data_config
+    whole = features_data_config(backbone.data_config, FeatureSettings(whole_image=True))
+    assert whole == backbone.data_config | {"crop_mode": "squash", "crop_pct": 1.0}
+
+
+def changed(path: str, value):
+    """A change of one place in a description, e.g. "head.net"; DELETE takes it away."""
+
+    def change(declared: dict) -> None:
+        *parents, last = path.split(".")
+        for parent in parents:
+            declared = declared[parent]
+        if value is DELETE:
+            del declared[last]
+        else:
+            declared[last] = value
+
+    return pytest.param(change, id=f"{path}={'DELETE' if value is DELETE else json.dumps(value)[:40]}")
+
+
+DELETE = object()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(changed(key, DELETE) for key in ("features", "head", "projected_sizes", "data_config", "projected_sizes.pooled")),
+        *(changed("features", value) for value in (None, [], "x", 3, {}, {"pooled": False})),
+        changed("features.layout_levels", [99]),
+        changed("features.layout_levels", [-1]),
+        changed("features.layout_levels", []),
+        changed("features.moment_levels", "0"),
+        changed("features.layout_grid", 0),
+        changed("features.layout_grid", 3),
+        changed("features.code", "x"),
+        *(changed("head", value) for value in (None, [], "x", 3, {})),
+        changed("head.code", "x"),
+        changed("head.net", "exec"),
+        changed("head.net", "linear"),
+        changed("head.projection", ["whiten"]),
+        changed("head.hidden", 5),
+        changed("head.shrinkage", float("nan")),
+        changed("head.separate_domains", True),
+        changed("head.parts", {}),
+        changed("head.parts", []),
+        changed("head.parts.style", None),
+        changed("head.parts.style.blocks", ["layout_9"]),
+        changed("head.parts.style.blocks", []),
+        changed("head.parts.style.code", 1),
+        changed("head.parts.type", {"blocks": ["pooled"]}),
+        *(changed("projected_sizes", value) for value in (None, [], "x", 3, {})),
+        *(changed("projected_sizes.pooled", value) for value in (None, "7", -1, 0, 1.5, 8, 10**30, [7], True)),
+        *(changed("data_config", value) for value in (None, [], "x", 3, {})),
+        *(changed("data_config.input_size", value) for value in (None, [], 160, "x", [3, 160, 0], [3, 160, "x"])),
+        *(changed("data_config.crop_pct", value) for value in (0, None, "x", 2)),
+        changed("data_config.mean", None),
+        changed("data_config.crop_mode", "border"),
+        *(changed("name", value) for value in (None, 7, "test_vit")),
+    ],
+)  # fmt: skip
+def test_a_description_that_does_not_hold_is_refused(change, checkpoint, tmp_path):
+    with safe_open(checkpoint, framework="pt") as file:
+        declared = json.loads(file.metadata()[CHECKPOINT_KEY])
+    change(declared)
+    save_file(load_file(checkpoint), tmp_path / "w.safetensors", metadata={CHECKPOINT_KEY: json.dumps(declared)})
+    with pytest.raises(AttribError):
+        encoder(tmp_path / "w.safetensors")
+
+
+def test_a_part_whose_name_no_module_may_have_is_refused(checkpoint, tmp_path):
+    with safe_open(checkpoint, framework="pt") as file:
+        declared = json.loads(file.metadata()[CHECKPOINT_KEY])
+    declared["head"]["parts"]["a.b"] = {"blocks": ["pooled"]}
+    save_file(load_file(checkpoint), tmp_path / "w.safetensors", metadata={CHECKPOINT_KEY: json.dumps(declared)})
+    with pytest.raises(AttribError, match=r"w\.safetensors is no checkpoint that this version understands: .*a\.b"):
+        encoder(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda state: state.pop("heads.real.parts.style.net.inner.bias"), r"Missing key.*style\.net\.inner\.bias"),
+        (lambda state: state.update({"heads.synthetic.x": torch.zeros(1)}), r"Unexpected key.*heads\.synthetic\.x"),
+        (
+            lambda state: state.update({"heads.real.parts.style.net.inner.bias": torch.zeros(5)}),
+            r"size mismatch for heads\.real\.parts\.style\.net\.inner\.bias",
+        ),
+        (lambda state: state.clear(), "Missing key"),
+    ],
+)
+def test_weights_that_do_not_fit_their_description_are_refused(change, expected, checkpoint, tmp_path):
+    with safe_open(checkpoint, framework="pt") as file:
+        metadata = file.metadata()
+    state = load_file(checkpoint)
+    change(state)
+    save_file(state, tmp_path / "w.safetensors", metadata=metadata)
+    with pytest.raises(AttribError, match=rf"w\.safetensors is no checkpoint that this version .*{expected}"):
+        encoder(tmp_path / "w.safetensors")
+
+
+def test_a_level_that_the_network_lacks_is_an_error():
+    with pytest.raises(AttribError, match="features name level 7, but the network has levels 0 to 4"):
+        Recipe(features={"moment_levels": (7,)}).build()

@@ -1,0 +1,114 @@
+"""Where things live: Ray behind one door, and jobs that answer before anything heavy is loaded."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem not in ("__init__", "exit"))
+MAX_JOB_STATEMENTS = 40
+
+
+def imported_by(path: Path) -> set[str]:
+    """Every module that a file names in an import, at any depth of its code."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+# Modules that need Ray, beside every job.py: Ray's own package, and what only jobs import.
+NEEDS_RAY = (
+    "attrib.attribute.merge attrib.benchmark attrib.capacity attrib.embed.assemble attrib.index.sampling "
+    "attrib.runtime.admission attrib.runtime.session attrib.runtime.tasks attrib.train.feature_tasks"
+)
+
+
+WITHOUT_RAY = """
+import importlib, pkgutil, sys
+sys.modules["ray"] = None  # from here on every import of ray fails
+import numpy as np
+import attrib
+for module in pkgutil.walk_packages(attrib.__path__, "attrib."):
+    if not module.name.startswith(tuple(sys.argv[1].split())) and not module.name.endswith(".job"):
+        importlib.import_module(module.name)
+try:
+    importlib.import_module("attrib.runtime.tasks")
+except ImportError:
+    print("blocked")
+from attrib.index.shard import Shard
+from attrib.index.normalize import inverse_norms, unit_rows
+from attrib.index.search import search_shard
+vectors = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float16)
+found = search_shard(Shard(np.arange(100), vectors, inverse_norms(vectors.astype(np.float32))), unit_rows(vectors[7:9]), 1, 5, 1, False)
+print(found.id.tolist())
+"""
+
+
+def test_the_library_works_where_ray_cannot_be_imported():
+    ended = python(WITHOUT_RAY, NEEDS_RAY)
+    assert ended.stdout.splitlines() == ["blocked", "[7, 8]"], ended.stderr
+
+
+# One process for all jobs, since the interpreter and pydantic take longer than the jobs do; each job is run as `python -m` runs it.
+START_JOBS = """
+import contextlib, io, runpy, sys
+config = sys.argv[1]
+for job in sys.argv[2:]:
+    # Without arguments the demo runs; the others ask for a config.
+    for arguments in (["--help"], ["--config", config], [])[: 2 if job == "demo" else 3]:
+        sys.argv[:] = [job, *arguments]
+        out, err = io.StringIO(), io.StringIO()
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                runpy.run_module(f"jobs.{job}", run_name="__main__")
+            code = None
+        except SystemExit as exit:
+            code = exit.code
+        heavy = [name for name in ("ray", "torch", "timm", "faiss", "pyarrow", "numpy") if name in sys.modules]
+        said = (out if arguments == ["--help"] else err).getvalue()
+        print(job, code, ",".join(heavy) or "-", "usage: " in said, "error: " in said)
+"""
+
+
+def test_help_and_config_errors_answer_before_anything_heavy_is_loaded(tmp_path):
+    config = tmp_path / "wrong.yaml"
+    config.write_text("no_such_key: 1\n")
+    ended = python(START_JOBS, str(config), *JOBS)
+    expected = []
+    for job in JOBS:
+        expected += [f"{job} 0 - True False", f"{job} 2 - False True"]
+        expected += [f"{job} 2 - True True"] if job != "demo" else []
+    assert ended.stdout.splitlines() == expected, ended.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--help", 0), ("--config=absent.yaml", 2)])
+def test_a_job_in_a_process_of_its_own_ends_with_its_code(arguments):
+    argument, code = arguments
+    ended = subprocess.run([sys.executable, "-m", "jobs.embed", argument], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_jobs_are_thin(job):
+    tree = ast.parse((ROOT / "jobs" / f"{job}.py").read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert [function.name for function in functions] == ["main"] and not [
+        n for n in ast.walk(tree) if isinstance(n, ast.ClassDef)
+    ]
+    assert sum(isinstance(node, ast.stmt) for node in ast.walk(tree)) <= MAX_JOB_STATEMENTS
+    at_the_top = {name for node in tree.body if isinstance(node, ast.ImportFrom) for name in [node.module]}
+    assert all(name in ("attrib.common.config", "jobs.exit") or name.endswith("settings") for name in at_the_top)

@@ -88,7 +88,7 @@ def wanted_table(source_ids: np.ndarray, shards: np.ndarray) -> pa.Table:
 
 def read_block(queries: Embeddings, block: list[Slice], storage: Storage) -> tuple[np.ndarray, np.ndarray]:
     """ids int64 [n] ascending and unit vectors float32 [n, d] of the block's queries that have one."""
-    parts = [read_vectors(queries, part.unit, storage, part.start, part.stop) for part in block]
+    parts = [read_vectors(queries, part.table, storage, part.start, part.stop) for part in block]
     ids = np.concatenate([ids for ids, _ in parts])
     order = np.argsort(ids)
     return ids[order], unit_rows(np.concatenate([vectors for _, vectors in parts])[order])

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from attrib.attribute.blocks import block_name, block_rows, lists_uri, partial_table, partial_uri, read_partial
 from attrib.attribute.estimate import estimate_attribute
 from attrib.attribute.merge import describe_sources, merge_blocks, write_blocks
-from attrib.attribute.rows import RECORD, RunStamp
+from attrib.attribute.rows import ATTRIBUTIONS_RECORD, RunStamp
 from attrib.attribute.run import (
     AttributionJob,
     exact_uri,
@@ -71,7 +71,7 @@ def run(settings: AttributeSettings) -> dict:
         job.identified = open_identified(settings.generators, storage)
         check_same_images(job.identified, manifest)
         inputs["generators"] = job.identified.digest
-    record = begin(settings, RECORD, inputs, storage)
+    record = begin(settings, ATTRIBUTIONS_RECORD, inputs, storage)
     if record:
         return record
     connect(settings.ray)
@@ -112,7 +112,7 @@ def run(settings: AttributeSettings) -> dict:
         "generators": job.identified.summary if job.identified else None,
     }
     storage.delete_folder(join(settings.output, "_partials"))
-    return finish(settings, RECORD, inputs, results, storage)
+    return finish(settings, ATTRIBUTIONS_RECORD, inputs, results, storage)
 
 
 def _estimate(job: AttributionJob, storage: Storage) -> Estimate:
@@ -171,7 +171,7 @@ def _probe_task(
     use_threads(job)
     read = job.read_blocks(blocks, storage)
     if job.shares_lists:
-        template = job.index.read_template(storage)
+        template = job.index.read_quantizer(storage)
         for block, (_, units) in zip(blocks, read):
             uri = lists_uri(job.settings.output, block)
             if not storage.exists(uri):

@@ -19,12 +19,11 @@ from pyarrow.dataset import Dataset
 
 from attrib.attribute.blocks import block_name
 from attrib.attribute.report_generators import generator_section
-from attrib.attribute.rows import OUTCOME_FIELDS, RECORD, read_sources
+from attrib.attribute.rows import ATTRIBUTIONS_RECORD, QUERY_RESULT_FIELDS, read_sources
 from attrib.attribute.settings import ReportSettings
 from attrib.common.errors import AttribError
 from attrib.common.storage import Storage, join
-from attrib.index.index import RECORD as INDEX_RECORD
-from attrib.index.index import Index, open_index
+from attrib.index.index import INDEX_RECORD, Index, open_index
 from attrib.pages.thumbnails import read_thumbnails
 
 SOURCES_PER_QUERY = 5  # in the gallery
@@ -53,7 +52,7 @@ class Run:
 
 def open_run(uri: str, storage: Storage) -> Run:
     """Raises AttribError if the run or its index is not there."""
-    record = storage.require(join(uri, RECORD), "jobs.attribute")
+    record = storage.require(join(uri, ATTRIBUTIONS_RECORD), "jobs.attribute")
     blocks = [block_name(block) for block in range(record["num_blocks"])]
 
     def scan(folder: str) -> Dataset:
@@ -222,7 +221,7 @@ def _gallery(run: Run, ids: np.ndarray, num_gallery: int) -> list[dict]:
     """Queries evenly spaced in the order of top similarity, each with its first sources."""
     chosen = ids[gallery_positions(len(ids), num_gallery)]
     is_chosen = pc.field("query_id").isin(pa.array(chosen))
-    fixed = {field.name for field in OUTCOME_FIELDS}
+    fixed = {field.name for field in QUERY_RESULT_FIELDS}
     cards = {}
     for row in run.outcomes.to_table(filter=is_chosen).to_pylist():
         shown = {"id": row["query_id"], "key": row["query_key"], "metadata": _metadata(row, fixed, "query_")}

@@ -22,7 +22,7 @@ from attrib.index.search import Candidates, ranks
 from attrib.shares.settings import SharesSettings
 from attrib.shares.shares import soft_shares
 
-RECORD = "attributions.json"
+ATTRIBUTIONS_RECORD = "attributions.json"
 
 
 ATTRIBUTION_FIELDS = [
@@ -40,7 +40,7 @@ ATTRIBUTION_FIELDS = [
     pa.field("index_digest", pa.string(), nullable=False),
 ]
 
-OUTCOME_FIELDS = [
+QUERY_RESULT_FIELDS = [
     pa.field("query_id", pa.int64(), nullable=False),
     pa.field("query_key", pa.string(), nullable=False),
     pa.field("query_uri", pa.string(), nullable=False),
@@ -96,11 +96,11 @@ def block_queries(queries: Embeddings, manifest: Manifest, block: list[Slice], s
     """Outcome columns of the embed job and all manifest columns for a block's images, by ascending id."""
     parts = []
     for piece in block:
-        part = storage.read_table(queries.part_uri(piece.unit), columns=["id", "stage", "reason"])
-        rows = storage.read_table(manifest.partition_uri(piece.unit)).sort_by("id")
+        part = storage.read_table(queries.part_uri(piece.table), columns=["id", "stage", "reason"])
+        rows = storage.read_table(manifest.partition_uri(piece.table)).sort_by("id")
         if not rows["id"].equals(part["id"]):
             raise MismatchError(
-                f"{queries.part_uri(piece.unit)} and {manifest.partition_uri(piece.unit)} list different images; embed the manifest again"
+                f"{queries.part_uri(piece.table)} and {manifest.partition_uri(piece.table)} list different images; embed the manifest again"
             )
         keep = ["key", "uri", *manifest.metadata_columns]
         table = pa.table([*part.columns, *(rows[name] for name in keep)], names=["id", "stage", "reason", *keep])
@@ -162,7 +162,7 @@ def _outcome_rows(best, rank, similarity, shares, found, queries, stamp, verdict
     top_source = np.zeros(len(queries), np.int64)
     top_source[best.query[rank == 0]] = best.id[rank == 0]
     names = [name for name in queries.schema.names if name not in ("id", "key", "uri", "stage", "reason")]
-    kinds = [field.type for field in OUTCOME_FIELDS[-len(GENERATOR_COLUMNS) :]]
+    kinds = [field.type for field in QUERY_RESULT_FIELDS[-len(GENERATOR_COLUMNS) :]]
     generators = [pa.nulls(len(queries), kind) for kind in kinds]
     if verdicts is not None:
         if not verdicts["id"].combine_chunks().equals(queries["id"].combine_chunks()):
@@ -185,5 +185,7 @@ def _outcome_rows(best, rank, similarity, shares, found, queries, stamp, verdict
             *generators,
             *(queries[name] for name in names),
         ],
-        schema=pa.schema(OUTCOME_FIELDS + [queries.schema.field(name).with_name(f"query_{name}") for name in names]),
+        schema=pa.schema(
+            QUERY_RESULT_FIELDS + [queries.schema.field(name).with_name(f"query_{name}") for name in names]
+        ),
     )

@@ -55,7 +55,7 @@ class AttributionJob:
         )
 
     def open_shard(self, shard: int, storage: Storage, folder: str) -> Shard:
-        template = None if self.plan.engine == "exact" else self.index.read_template(storage)
+        template = None if self.plan.engine == "exact" else self.index.read_quantizer(storage)
         return open_shard(self.index.shard_uri(shard), self.index.shards[shard], storage, folder, template)
 
     def together(self, blocks: list[int], max_rows: int) -> list[list[int]]:
@@ -76,7 +76,7 @@ class AttributionJob:
         return np.sort(self._ids(_joined(self.blocks[block]), storage))
 
     def _ids(self, slices: list[Slice], storage: Storage) -> np.ndarray:
-        uris = [self.queries.part_uri(part.unit) for part in slices]
+        uris = [self.queries.part_uri(part.table) for part in slices]
         rows = [storage.read_rows(uri, part.start, part.stop, ["id"]) for uri, part in zip(uris, slices)]
         return np.concatenate([part["id"].to_numpy() for part in rows])
 
@@ -107,8 +107,8 @@ def _joined(slices: list[Slice]) -> list[Slice]:
     """The same rows in as few slices as they need. Slices that adjoin follow each other."""
     joined: list[Slice] = []
     for part in slices:
-        if joined and (part.unit, part.start) == (joined[-1].unit, joined[-1].stop):
-            joined[-1] = Slice(part.unit, joined[-1].start, part.stop)
+        if joined and (part.table, part.start) == (joined[-1].table, joined[-1].stop):
+            joined[-1] = Slice(part.table, joined[-1].start, part.stop)
         else:
             joined.append(part)
     return joined

@@ -10,11 +10,9 @@ from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join
 from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.ids import image_ids
-from attrib.data.manifest import RECORD as MANIFEST_RECORD
-from attrib.data.manifest import part_name
+from attrib.data.manifest import MANIFEST_RECORD, part_name
 from attrib.data.settings import CollectionSettings
-from attrib.embed.embeddings import OUTCOME_FIELDS, schema
-from attrib.embed.embeddings import RECORD as EMBEDDINGS_RECORD
+from attrib.embed.embeddings import EMBEDDINGS_RECORD, RESULT_FIELDS, schema
 
 PARTITION_ROWS = 16_384  # the manifest job's default
 
@@ -80,7 +78,7 @@ def _write_manifest_part(uri: str, name: str, keys: list[str], ids: np.ndarray, 
 
 
 def _write_embeddings_part(uri: str, ids: np.ndarray, vectors: np.ndarray, storage: Storage) -> None:
-    columns = [pa.nulls(len(ids), field.type) for field in OUTCOME_FIELDS]
+    columns = [pa.nulls(len(ids), field.type) for field in RESULT_FIELDS]
     columns[0] = pa.array(ids)
     embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
     storage.write_table(uri, pa.table([*columns, embedding], schema=schema(vectors.shape[1])))

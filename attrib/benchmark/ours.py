@@ -12,7 +12,7 @@ from attrib.data.manifest import open_manifest
 from attrib.embed.embeddings import open_embeddings
 from attrib.index.normalize import unit_rows
 from attrib.index.planning import IndexPlan, plan_index, training_rows
-from attrib.index.quantizer import read_template, train_template, write_template
+from attrib.index.quantizer import read_quantizer, train_quantizer, write_quantizer
 from attrib.index.search import Candidates, search_shard
 from attrib.index.settings import IndexSettings
 from attrib.index.shard import Shard, build_shard, open_shard
@@ -30,7 +30,7 @@ def ivf_plan(num_vectors: int, dimension: int) -> tuple[IndexPlan, int]:
 def train(vectors: np.ndarray, template: str) -> int:
     """Write the template of `vectors`, float16 [n, d] in random order; the number of its lists."""
     plan, num_training = ivf_plan(*vectors.shape)
-    write_template(train_template(unit_rows(vectors[:num_training]), plan, seed=0), template, STORAGE)
+    write_quantizer(train_quantizer(unit_rows(vectors[:num_training]), plan, seed=0), template, STORAGE)
     return plan.num_lists
 
 
@@ -41,12 +41,12 @@ def build(embeddings_uri: str, template: str, folder: str, partitions: list[int]
     partitions = partitions or list(range(len(embeddings.num_rows)))
     parts = [STORAGE.read_table(manifest.partition_uri(p), columns=["id", "key", "uri"]) for p in partitions]
     sources = pa.concat_tables(parts).sort_by("id").combine_chunks()
-    build_shard(folder, embeddings, partitions, read_template(template, STORAGE), sources, STORAGE)
+    build_shard(folder, embeddings, partitions, read_quantizer(template, STORAGE), sources, STORAGE)
 
 
 def open_built(folder: str, template: str) -> Shard:
     with open(os.path.join(folder, "shard.json"), encoding="utf-8") as file:
-        return open_shard(folder, json.load(file), STORAGE, folder, read_template(template, STORAGE))
+        return open_shard(folder, json.load(file), STORAGE, folder, read_quantizer(template, STORAGE))
 
 
 def search(shard: Shard, queries: np.ndarray, k: int, nprobe: int) -> Candidates:

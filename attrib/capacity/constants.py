@@ -34,7 +34,7 @@ from attrib.embed.settings import EmbedSettings
 from attrib.index.cost_model import SearchRates, measure_rates
 from attrib.index.normalize import unit_rows
 from attrib.index.planning import plan_index
-from attrib.index.quantizer import train_template
+from attrib.index.quantizer import train_quantizer
 from attrib.index.search import Candidates, merge
 from attrib.index.settings import IndexSettings
 from attrib.index.shard import build_shard
@@ -217,7 +217,7 @@ def _index_rates(folder: str, storage: Storage) -> dict[str, float]:
     settings = IndexSettings(embeddings="/", output="/", kind="ivf_flat", num_lists=NUM_LISTS)
     plan = plan_index(settings, num_vectors, [num_vectors], DIMENSION)
     training = unit_rows(generator.standard_normal((40 * NUM_LISTS, DIMENSION)))
-    template = train_template(training, plan, seed=0)
+    template = train_quantizer(training, plan, seed=0)
     sources = images.select(["id", "key", "uri"]).sort_by("id").combine_chunks()
     partitions, shard_uri = list(range(NUM_PARTITIONS)), join(folder, "shard")
     building = _cpu_seconds(

@@ -33,7 +33,7 @@ from attrib.common.errors import AttribError
 from attrib.common.storage import join
 from attrib.data import job as manifest_job
 from attrib.embed import job as embed_job
-from attrib.embed.embeddings import RECORD
+from attrib.embed.embeddings import EMBEDDINGS_RECORD
 from attrib.index import job as index_job
 from attrib.pipeline.settings import PipelineSettings
 from attrib.runtime.tasks import run_units
@@ -239,7 +239,7 @@ def _summary(
     ends = [*(begun for _, begun in started[1:]), ended]
     seconds = {job: round(end - begun, 2) for (job, begun), end in zip(started, ends)}
     plain = {job: dict(counts) for job, counts in requests.items()}
-    encoder = json.loads(Path(root, "sources", "embeddings", RECORD).read_text(encoding="utf-8"))["encoder"]
+    encoder = json.loads(Path(root, "sources", "embeddings", EMBEDDINGS_RECORD).read_text(encoding="utf-8"))["encoder"]
     return Simulated(
         num_raylets,
         encoder["dimension"],

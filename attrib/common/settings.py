@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
-def _absolute_uri(uri: str) -> str:
+def absolute_uri(uri: str) -> str:
     """Workers run in other folders than the driver, so a relative local path is resolved where it was written."""
     if not uri:
         raise ValueError("an empty path; give a folder, a file or an s3:// URI")
@@ -23,7 +23,7 @@ def _absolute_uri(uri: str) -> str:
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
 
 
-Uri = Annotated[str, AfterValidator(_absolute_uri)]
+Uri = Annotated[str, AfterValidator(absolute_uri)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 

@@ -16,7 +16,7 @@ from attrib.common.storage import Storage, join
 from attrib.data.collections import RESERVED_COLUMNS, ListingUnit, list_images, list_units, open_sidecar
 from attrib.data.estimate import RowBytes, estimate_manifest
 from attrib.data.ids import duplicated_ids, resolve_collisions
-from attrib.data.manifest import RECORD, Slice, build_partition, ids_digest, part_name, plan_partitions
+from attrib.data.manifest import MANIFEST_RECORD, Slice, build_partition, ids_digest, part_name, plan_partitions
 from attrib.data.settings import CollectionSettings, ManifestSettings
 from attrib.runtime.admission import admit
 from attrib.runtime.estimate import Estimate
@@ -32,7 +32,7 @@ def run(settings: ManifestSettings) -> dict:
     """Make the manifest and return its record. Raises AttribError for an empty collection or a key that occurs twice."""
     baseline_bytes()
     storage = Storage(settings.storage)
-    record = begin(settings, RECORD, {}, storage, resumable=False)
+    record = begin(settings, MANIFEST_RECORD, {}, storage, resumable=False)
     if record:
         print(
             f"manifest {settings.collection.name}: finished at {record['written_at']}, NOT listed again; choose another output if "
@@ -73,7 +73,7 @@ def run(settings: ManifestSettings) -> dict:
     progress = Progress(f"manifest {collection.name}", len(sorted_ids), "images")
     work = (
         # A task is given the listings of its own slices: with all of them, arguments would grow with the square of the collection.
-        ([listings[s.unit] for s in slices], slices, moved, collection, join(settings.output, part_name(i)), storage)
+        ([listings[s.table] for s in slices], slices, moved, collection, join(settings.output, part_name(i)), storage)
         for i, slices in enumerate(partitions)
     )
     for i, (columns, described, order[i], rows[i]) in run_units(_write_partition, work):
@@ -93,7 +93,7 @@ def run(settings: ManifestSettings) -> dict:
         "metadata_columns": metadata_columns,
     }
     storage.delete_folder(join(settings.output, LISTINGS))
-    return finish(settings, RECORD, {}, results, storage)
+    return finish(settings, MANIFEST_RECORD, {}, results, storage)
 
 
 def _estimate(

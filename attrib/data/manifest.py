@@ -15,14 +15,14 @@ from attrib.common.storage import Storage, join
 from attrib.data.collections import join_metadata
 from attrib.data.settings import CollectionSettings
 
-RECORD = "manifest.json"
+MANIFEST_RECORD = "manifest.json"
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Rows [start, stop) of one listed unit's table."""
+    """Rows [start, stop) of one of several tables: listings, or manifest partitions. table: its position among them."""
 
-    unit: int
+    table: int
     start: int
     stop: int
 
@@ -52,18 +52,18 @@ def part_name(partition: int) -> str:
     return f"part-{partition:05d}.parquet"
 
 
-def plan_partitions(unit_rows: list[int], partition_rows: int) -> list[list[Slice]]:
-    """Cut the listed units, in order, into partitions of `partition_rows` images (the last may be shorter)."""
+def plan_partitions(table_rows: list[int], partition_rows: int) -> list[list[Slice]]:
+    """Cut the listed tables, in order, into partitions of `partition_rows` images (the last may be shorter)."""
     partitions: list[list[Slice]] = []
     room = 0
-    for unit, num_rows in enumerate(unit_rows):
+    for table, num_rows in enumerate(table_rows):
         start = 0
         while start < num_rows:
             if room == 0:
                 partitions.append([])
                 room = partition_rows
             stop = min(num_rows, start + room)
-            partitions[-1].append(Slice(unit, start, stop))
+            partitions[-1].append(Slice(table, start, stop))
             room -= stop - start
             start = stop
     return partitions
@@ -87,7 +87,7 @@ def build_partition(
 
 
 def open_manifest(uri: str, storage: Storage) -> Manifest:
-    record = storage.require(join(uri, RECORD), "jobs.manifest")
+    record = storage.require(join(uri, MANIFEST_RECORD), "jobs.manifest")
     return Manifest(
         uri=uri,
         collection=CollectionSettings.model_validate(record["settings"]["collection"]),

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 from attrib.common.storage import Storage, join
 from attrib.data.manifest import part_name
 
-RECORD = "embeddings.json"
+EMBEDDINGS_RECORD = "embeddings.json"
 FAILURES = "failures.parquet"
 
-OUTCOME_FIELDS = [
+RESULT_FIELDS = [
     pa.field("id", pa.int64(), nullable=False),
     pa.field("content_sha256", pa.binary(32)),
     pa.field("width", pa.int32()),
@@ -30,7 +30,7 @@ OUTCOME_FIELDS = [
 
 def schema(dimension: int) -> pa.Schema:
     """Outcome columns and `embedding`, float16 [dimension], null where `stage` is not."""
-    return pa.schema([*OUTCOME_FIELDS, pa.field("embedding", pa.list_(pa.float16(), dimension))])
+    return pa.schema([*RESULT_FIELDS, pa.field("embedding", pa.list_(pa.float16(), dimension))])
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Embeddings:
 
 
 def open_embeddings(uri: str, storage: Storage) -> Embeddings:
-    record = storage.require(join(uri, RECORD), "jobs.embed")
+    record = storage.require(join(uri, EMBEDDINGS_RECORD), "jobs.embed")
     return Embeddings(
         uri=uri,
         manifest_uri=record["settings"]["manifest"],

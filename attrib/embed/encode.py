@@ -11,15 +11,15 @@ from attrib.common.errors import ImageError
 from attrib.common.storage import Storage
 from attrib.data.manifest import Manifest
 from attrib.data.reading import read_all
-from attrib.embed.embeddings import OUTCOME_FIELDS, schema
+from attrib.embed.embeddings import RESULT_FIELDS, schema
 from attrib.embed.settings import EmbedSettings
-from attrib.models.encoder import Encoder
+from attrib.models.encoder import ImageEncoder
 from attrib.models.preprocessing import Preprocessing
 
 
 @dataclass
 class PreparedChunk:
-    """outcomes: one row per image (OUTCOME_FIELDS); pixels: uint8 [m, 3, h, w] of the m rows without a failure, in their order."""
+    """outcomes: one row per image (RESULT_FIELDS); pixels: uint8 [m, 3, h, w] of the m rows without a failure, in their order."""
 
     outcomes: pa.Table
     pixels: np.ndarray
@@ -62,10 +62,10 @@ def prepare_images(
             num_decoded += 1
         except ImageError as error:
             outcome |= {"stage": error.stage, "reason": error.reason}
-    return PreparedChunk(pa.Table.from_pylist(outcomes, schema=pa.schema(OUTCOME_FIELDS)), pixels[:num_decoded])
+    return PreparedChunk(pa.Table.from_pylist(outcomes, schema=pa.schema(RESULT_FIELDS)), pixels[:num_decoded])
 
 
-def encode_chunk(prepared: PreparedChunk, encoder: Encoder) -> pa.Table:
+def encode_chunk(prepared: PreparedChunk, encoder: ImageEncoder) -> pa.Table:
     """The rows of `schema` for a prepared chunk. A vector that is not finite in float16, or zero, is a failure of its image."""
     vectors = encoder.encode(prepared.pixels)
     with np.errstate(over="ignore"):
@@ -82,8 +82,8 @@ def encode_chunk(prepared: PreparedChunk, encoder: Encoder) -> pa.Table:
     table[decoded[usable]] = halves[usable]
     absent = np.ones(len(outcomes), bool)
     absent[decoded[usable]] = False
-    outcomes = outcomes.set_column(5, OUTCOME_FIELDS[5], pa.array(stage, pa.string()))
-    outcomes = outcomes.set_column(6, OUTCOME_FIELDS[6], pa.array(reason, pa.string()))
+    outcomes = outcomes.set_column(5, RESULT_FIELDS[5], pa.array(stage, pa.string()))
+    outcomes = outcomes.set_column(6, RESULT_FIELDS[6], pa.array(reason, pa.string()))
     embedding = pa.FixedSizeListArray.from_arrays(
         pa.array(table.ravel()), type=pa.list_(pa.float16(), encoder.identity.dimension), mask=pa.array(absent)
     )

@@ -42,7 +42,7 @@ class EncoderProbe:
 
 
 def probe_encoder(encoder, manifest: Manifest, settings: EmbedSettings, storage: Storage) -> EncoderProbe:
-    """Prepare and encode a few images of the manifest. encoder: attrib.models.encoder.Encoder, on the device that the workers will use."""
+    """Prepare and encode a few images of the manifest. encoder: attrib.models.encoder.ImageEncoder, on the device that the workers will use."""
     import torch
 
     from attrib.embed.encode import encode_chunk, prepare_images

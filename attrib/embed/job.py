@@ -25,11 +25,11 @@ from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.decoding import decoder_name
 from attrib.data.manifest import Manifest, open_manifest, part_name
 from attrib.embed.assemble import assemble
-from attrib.embed.embeddings import FAILURES, RECORD
+from attrib.embed.embeddings import EMBEDDINGS_RECORD, FAILURES
 from attrib.embed.encode import PreparedChunk, encode_chunk, prepare_images
 from attrib.embed.estimate import EncoderProbe, estimate_embed, probe_encoder
 from attrib.embed.settings import EmbedSettings
-from attrib.models.encoder import KEEP_FREED_MEMORY, Encoder, EncoderIdentity, load_encoder
+from attrib.models.encoder import KEEP_FREED_MEMORY, EncoderIdentity, ImageEncoder, load_encoder
 from attrib.models.preprocessing import Preprocessing
 from attrib.runtime.admission import admit
 from attrib.runtime.estimate import Estimate
@@ -55,7 +55,7 @@ def run(settings: EmbedSettings) -> dict:
         "model": encoder.model_digest,
         "preprocessing": encoder.preprocessing,
     }
-    record = begin(settings, RECORD, inputs, storage)
+    record = begin(settings, EMBEDDINGS_RECORD, inputs, storage)
     if record and not (settings.retry_failed and record["num_failed"]):
         return record
     connect(settings.ray)
@@ -69,17 +69,17 @@ def run(settings: EmbedSettings) -> dict:
     if settings.retry_failed and results["num_failed"]:
         if record:
             # Vectors change from here on, so a killed retry must not leave the record that describes the old ones.
-            storage.delete_file(join(settings.output, RECORD))
+            storage.delete_file(join(settings.output, EMBEDDINGS_RECORD))
         _retry_failed(settings, manifest, encoder, pool, storage)
         results = assemble(settings, manifest, storage)
     results |= {"encoder": encoder.to_dict(), "estimate": admitted.to_dict()}
     if results["num_failed"] > settings.max_failed_share * manifest.num_images:
         raise _too_many_failed(settings, results["num_failed"], manifest.num_images, results["failure_reasons"])
-    return finish(settings, RECORD, inputs, results, storage)
+    return finish(settings, EMBEDDINGS_RECORD, inputs, results, storage)
 
 
 def _estimate(
-    settings: EmbedSettings, manifest: Manifest, encoder: Encoder, pool: "EncoderPool", storage: Storage
+    settings: EmbedSettings, manifest: Manifest, encoder: ImageEncoder, pool: "EncoderPool", storage: Storage
 ) -> Estimate:
     """From a few images. Those of GPU workers are encoded by one of them, whose GPU the driver may not have."""
     if pool.device == "cuda":
@@ -219,7 +219,7 @@ class ChunkEncoder:
         return {"num_images": len(table), "num_failed": len(reasons), "example": example}
 
 
-def _load_same(expected: EncoderIdentity, settings: EmbedSettings, storage: Storage, device: str) -> Encoder:
+def _load_same(expected: EncoderIdentity, settings: EmbedSettings, storage: Storage, device: str) -> ImageEncoder:
     """The encoder of a worker. Raises MismatchError if it is not the driver's: a local path may hold other weights on another node."""
     encoder = load_encoder(settings.backbone, storage, device, settings.device_batch_size, settings.jpeg_margin)
     if encoder.identity != expected:

@@ -84,9 +84,9 @@ def _list_seconds(vectors: np.ndarray, queries: np.ndarray) -> float:
     """Of a visit to a short list for a few queries, with all that a search does around its products."""
     num_vectors, dimension = vectors.shape
     starts = np.arange(0, num_vectors + 1, MEASURED_SHORT_ROWS)
-    template = faiss.IndexIVFFlat(faiss.IndexFlatL2(dimension), dimension, len(starts) - 1, faiss.METRIC_L2)
+    quantizer = faiss.IndexIVFFlat(faiss.IndexFlatL2(dimension), dimension, len(starts) - 1, faiss.METRIC_L2)
     ids, norms = np.arange(num_vectors), np.ones(num_vectors, np.float32)
-    shard = Shard(ids=ids, vectors=vectors, inverse_norms=norms, offsets=starts, template=template)
+    shard = Shard(ids=ids, vectors=vectors, inverse_norms=norms, offsets=starts, quantizer=quantizer)
     units = queries[: MEASURED_SHORT_QUERIES * (len(starts) - 1)]
     lists = np.arange(len(units))[:, None] % (len(starts) - 1)
     return fastest(lambda: search_shard(shard, units, WIDTH, WIDTH, 1, False, lists=lists), MIN_SECONDS) / (

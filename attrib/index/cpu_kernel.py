@@ -34,7 +34,7 @@ class CpuKernel:
 
     def decoded(self, shard: Shard, list_number: int, start: int, stop: int) -> np.ndarray:
         """What the codes of rows [start, stop), all of one list, stand for; of unit length, as what they were made from."""
-        block = decode(shard.template, shard.codes[start:stop], list_number)
+        block = decode(shard.quantizer, shard.codes[start:stop], list_number)
         # A code may stand for nothing at all, where vectors are many times closer to their centroid than to the origin of a sphere.
         block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return block

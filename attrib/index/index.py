@@ -22,11 +22,11 @@ from attrib.common.errors import AttribError, MismatchError
 from attrib.common.storage import Storage, join
 from attrib.embed.embeddings import Embeddings
 from attrib.index.planning import IndexPlan
-from attrib.index.quantizer import read_template
+from attrib.index.quantizer import read_quantizer
 from attrib.index.shard import shard_name
 
-RECORD = "index.json"
-TEMPLATE = "template.faiss"
+INDEX_RECORD = "index.json"
+QUANTIZER_FILE = "template.faiss"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Index:
     digest: str
     encoder: dict
     plan: IndexPlan
-    template_sha256: str | None
+    quantizer_sha256: str | None
     shards: list[dict]
     nprobe: int
     rerank_factor: int
@@ -62,9 +62,11 @@ class Index:
     def shard_uri(self, shard: int) -> str:
         return join(self.uri, shard_name(shard))
 
-    def read_template(self, storage: Storage) -> faiss.IndexIVF | None:
+    def read_quantizer(self, storage: Storage) -> faiss.IndexIVF | None:
         """None for kind flat. Raises AttribError if it is not the one that the index was built with."""
-        return read_template(join(self.uri, TEMPLATE), storage, self.template_sha256) if self.num_lists else None
+        return (
+            read_quantizer(join(self.uri, QUANTIZER_FILE), storage, self.quantizer_sha256) if self.num_lists else None
+        )
 
     @property
     def num_vectors(self) -> int:
@@ -73,7 +75,7 @@ class Index:
 
 def open_index(uri: str, storage: Storage) -> Index:
     """Raises AttribError if there is none, or one of an earlier version."""
-    record = storage.require(join(uri, RECORD), "jobs.index")
+    record = storage.require(join(uri, INDEX_RECORD), "jobs.index")
     if "rates" not in record:
         raise AttribError(f"{uri} was built by an earlier version of attrib; build it again with jobs.index")
     return Index(
@@ -81,7 +83,7 @@ def open_index(uri: str, storage: Storage) -> Index:
         digest=record["digest"],
         encoder=record["encoder"],
         plan=IndexPlan(**record["plan"]),
-        template_sha256=record["template_sha256"],
+        quantizer_sha256=record["template_sha256"],
         shards=record["shards"],
         nprobe=record["nprobe"],
         rerank_factor=record["settings"]["rerank_factor"],

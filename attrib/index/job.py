@@ -16,10 +16,10 @@ from attrib.data.manifest import Manifest, open_manifest
 from attrib.embed.embeddings import Embeddings, open_embeddings
 from attrib.index.cost_model import measure_rates
 from attrib.index.estimate import estimate_index, shard_sizes
-from attrib.index.index import RECORD, TEMPLATE
+from attrib.index.index import INDEX_RECORD, QUANTIZER_FILE
 from attrib.index.normalize import unit_rows
 from attrib.index.planning import IndexPlan, group_partitions, plan_index, training_rows
-from attrib.index.quantizer import nearest_lists, read_template, train_template, write_template
+from attrib.index.quantizer import nearest_lists, read_quantizer, train_quantizer, write_quantizer
 from attrib.index.recall import recall, recall_by_nprobe, smallest_nprobe, without_self
 from attrib.index.sampling import sample_vectors
 from attrib.index.search import Candidates, merge, search_shard
@@ -46,7 +46,7 @@ def run(settings: IndexSettings) -> dict:
     num_vectors = sum(embeddings.num_embedded)
     sizes = [sum(embeddings.num_embedded[p] for p in group) for group in groups]
     plan = plan_index(settings, num_vectors, sizes, embeddings.dimension)
-    record = begin(settings, RECORD, inputs, storage)
+    record = begin(settings, INDEX_RECORD, inputs, storage)
     if record:
         return record
     print(describe(plan, num_vectors, embeddings.dimension), file=sys.stderr)
@@ -57,7 +57,7 @@ def run(settings: IndexSettings) -> dict:
     sizes_of = shard_sizes(embeddings.dimension, plan, sizes, max(embeddings.num_rows), row_bytes(manifest, storage))
     rates = measure_machine(embeddings.dimension, settings.threads_per_task)
     num_workers = max(1, num_cluster_cpus() // settings.threads_per_task)
-    has_template = storage.exists(join(settings.output, TEMPLATE))
+    has_template = storage.exists(join(settings.output, QUANTIZER_FILE))
     num_training = 0 if has_template else training_rows(settings, plan)
     admitted = admit(
         estimate_index(sizes_of, num_training, held_out_rows, baseline_bytes(), rates, num_workers, num_node_cpus()),
@@ -89,7 +89,7 @@ def run(settings: IndexSettings) -> dict:
             [embeddings.encoder, plan.kind, inputs, template_sha256, [shard["files"] for shard in shards]]
         ),
     }
-    return finish(settings, RECORD, inputs, results, storage)
+    return finish(settings, INDEX_RECORD, inputs, results, storage)
 
 
 def describe(plan: IndexPlan, num_vectors: int, dimension: int) -> str:
@@ -108,7 +108,7 @@ def _rates_task(settings: IndexSettings, dimension: int) -> dict:
 def _train(settings: IndexSettings, training: np.ndarray, plan: IndexPlan, device: str, storage: Storage) -> str | None:
     if plan.kind == "flat":
         return None
-    uri = join(settings.output, TEMPLATE)
+    uri = join(settings.output, QUANTIZER_FILE)
     if not storage.exists(uri):
         print(f"train: {plan.num_lists:,} centroids on {len(training):,} vectors", file=sys.stderr)
         # Nothing else runs meanwhile, so it takes all CPUs of a node.
@@ -129,7 +129,7 @@ def _train_task(
     storage: Storage,
 ) -> None:
     faiss.omp_set_num_threads(threads)
-    write_template(train_template(unit_rows(training), plan, settings.seed, device), uri, storage)
+    write_quantizer(train_quantizer(unit_rows(training), plan, settings.seed, device), uri, storage)
 
 
 def _build_shards(
@@ -180,7 +180,7 @@ def _build_task(
     faiss.omp_set_num_threads(threads)
     columns = ["id", "key", "uri", *manifest.metadata_columns]
     sources = pa.concat_tables([storage.read_table(manifest.partition_uri(p), columns=columns) for p in partitions])
-    template = read_template(template_uri, storage) if template_uri else None
+    template = read_quantizer(template_uri, storage) if template_uri else None
     return build_shard(uri, embeddings, partitions, template, sources.sort_by("id").combine_chunks(), storage, device)
 
 
@@ -202,7 +202,7 @@ def _measure(
     truth, lists, _ = _search_held_out(settings, plan, shards, held_out_ids, held_out, 0, template_uri, storage)
     nprobe, curve = 0, {}
     if template_uri:
-        by_nprobe = recall_by_nprobe(read_template(template_uri, storage), held_out, lists)
+        by_nprobe = recall_by_nprobe(read_quantizer(template_uri, storage), held_out, lists)
         nprobe = min(int(np.searchsorted(by_nprobe, settings.recall_target)) + 1, plan.num_lists)
         curve = {
             str(n): round(float(by_nprobe[n - 1]), 6)
@@ -282,7 +282,7 @@ def _search_held_out_task(
 ) -> tuple[Candidates, np.ndarray, int]:
     """Candidates, int64 [m, 2] (id, list) of each candidate, and how many vectors were probed."""
     faiss.omp_set_num_threads(settings.threads_per_task)
-    template = read_template(template_uri, storage) if template_uri else None
+    template = read_quantizer(template_uri, storage) if template_uri else None
     with scratch_folder() as folder:
         opened = open_shard(join(settings.output, shard_name(shard)), record, storage, folder, template)
         compressed = bool(nprobe) and plan.is_compressed

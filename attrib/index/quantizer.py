@@ -18,7 +18,7 @@ MIN_PQ_TRAINING_VECTORS = 2  # the fewest that make codes of one bit
 READ_FLAGS = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
 
 
-def train_template(training: np.ndarray, plan: IndexPlan, seed: int, device: str = "cpu") -> faiss.IndexIVF:
+def train_quantizer(training: np.ndarray, plan: IndexPlan, seed: int, device: str = "cpu") -> faiss.IndexIVF:
     """The trained, empty index. training: float32 [n, d] unit vectors; device: of k-means. Raises AttribError if they are too few."""
     num_training, dimension = training.shape
     needed = max(plan.num_lists, MIN_PQ_TRAINING_VECTORS if plan.kind == "ivf_pq" else 1)
@@ -66,11 +66,11 @@ def _centroids(training: np.ndarray, num_lists: int, seed: int, device: str) -> 
     return clustering.centroids
 
 
-def write_template(template: faiss.IndexIVF, uri: str, storage: Storage) -> None:
+def write_quantizer(template: faiss.IndexIVF, uri: str, storage: Storage) -> None:
     storage.write_bytes(uri, faiss.serialize_index(template).tobytes())
 
 
-def read_template(uri: str, storage: Storage, sha256: str | None = None) -> faiss.IndexIVF:
+def read_quantizer(uri: str, storage: Storage, sha256: str | None = None) -> faiss.IndexIVF:
     """Raises AttribError if sha256 is given and the file has another."""
     data = storage.read_bytes(uri)
     if sha256 and bytes_sha256(data) != sha256:

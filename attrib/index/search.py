@@ -65,7 +65,7 @@ def search_shard(
         margin = SCAN_TOLERANCE if compressed else 2 * kernel.tolerance
         best = _Best(shard, kernel(block, width, margin), block, k, compressed)
         if nprobe and shard.offsets is not None:
-            probed = probed_lists(shard.template, block, nprobe) if lists is None else lists[start : start + rows]
+            probed = probed_lists(shard.quantizer, block, nprobe) if lists is None else lists[start : start + rows]
             _scan(shard, best, _visits(shard, probed), compressed)
         else:
             _scan(shard, best, _everything(shard, len(block)), compressed)
@@ -74,9 +74,9 @@ def search_shard(
     return _concatenate(found)
 
 
-def probed_lists(template: faiss.IndexIVF, queries: np.ndarray, nprobe: int) -> np.ndarray:
+def probed_lists(quantizer: faiss.IndexIVF, queries: np.ndarray, nprobe: int) -> np.ndarray:
     """int32 [n, nprobe]: the lists that unit queries float32 [n, d] probe; of all lists, where nprobe is more."""
-    return nearest_lists(template, queries, min(nprobe, template.nlist)).astype(np.int32)
+    return nearest_lists(quantizer, queries, min(nprobe, quantizer.nlist)).astype(np.int32)
 
 
 def _scan(shard: Shard, best: "_Best", visits: Iterator[tuple[int, int, int, np.ndarray]], compressed: bool) -> None:
@@ -109,7 +109,7 @@ def _visits(shard: Shard, lists: np.ndarray) -> Iterator[tuple[int, int, int, np
     """Every list that is neither empty nor unprobed. lists: int [n, nprobe], of each query."""
     order = np.argsort(lists, axis=None, kind="stable")
     query = order // lists.shape[1]
-    ends = np.cumsum(np.bincount(lists.ravel(), minlength=shard.template.nlist))
+    ends = np.cumsum(np.bincount(lists.ravel(), minlength=shard.quantizer.nlist))
     offsets = shard.offsets.tolist()
     before = 0
     for number, end in enumerate(ends.tolist()):

@@ -30,27 +30,27 @@ def build_shard(
     uri: str,
     embeddings: Embeddings,
     partitions: list[int],
-    template: faiss.IndexIVF | None,
+    quantizer: faiss.IndexIVF | None,
     sources: pa.Table,
     storage: Storage,
     device: str = "cpu",
 ) -> dict:
-    """Publish one shard from some embedding partitions and return its record. template: None for kind flat; device: finds each vector's list.
+    """Publish one shard from some embedding partitions and return its record. quantizer: None for kind flat; device: finds each vector's list.
 
     sources: id, key, uri and metadata of (at least) the shard's images, by ascending id. Vectors pass through files on the local disk, twice
     their own size of it, so that memory holds ids and a block of vectors. Raises MismatchError if an image is not among the sources.
     """
     with scratch_folder() as folder:
         arrived = os.path.join(folder, "arrived.npy")
-        ids, lists, norms = _receive(arrived, embeddings, partitions, _assigner(template, device), sources, storage)
+        ids, lists, norms = _receive(arrived, embeddings, partitions, _assigner(quantizer, device), sources, storage)
         order = np.lexsort((ids, lists))
         ids, lists, norms = ids[order], lists[order], norms[order]
         arrays = {"ids.npy": ids, "inverse_norms.npy": norms}
-        if template is not None:
-            arrays["offsets.npy"] = np.searchsorted(lists, np.arange(template.nlist + 1))
+        if quantizer is not None:
+            arrays["offsets.npy"] = np.searchsorted(lists, np.arange(quantizer.nlist + 1))
         for name, array in arrays.items():
             np.save(os.path.join(folder, name), array)
-        names = [*arrays, *_put_in_order(folder, np.load(arrived, mmap_mode="r"), order, lists, norms, template)]
+        names = [*arrays, *_put_in_order(folder, np.load(arrived, mmap_mode="r"), order, lists, norms, quantizer)]
         os.unlink(arrived)
         files = {}
         for name in names:
@@ -66,15 +66,15 @@ def build_shard(
     return record
 
 
-def _assigner(template: faiss.IndexIVF | None, device: str) -> Callable[[np.ndarray], np.ndarray]:
+def _assigner(quantizer: faiss.IndexIVF | None, device: str) -> Callable[[np.ndarray], np.ndarray]:
     """From unit vectors float32 [n, d] to their lists int64 [n]."""
-    if template is None:
+    if quantizer is None:
         return lambda units: np.zeros(len(units), np.int64)
     if device == "cuda":
         from attrib.index.kmeans import nearest_centroids  # not above: CPU workers do without torch
 
-        return nearest_centroids(centroids(template), device)
-    return lambda units: nearest_lists(template, units, 1)[:, 0]
+        return nearest_centroids(centroids(quantizer), device)
+    return lambda units: nearest_lists(quantizer, units, 1)[:, 0]
 
 
 def _receive(
@@ -122,20 +122,20 @@ def _put_in_order(
     order: np.ndarray,
     lists: np.ndarray,
     norms: np.ndarray,
-    template: faiss.IndexIVF | None,
+    quantizer: faiss.IndexIVF | None,
 ) -> list[str]:
     """Write vectors and codes in the order int64 [n] and return the files' names. lists and norms: of the rows in that order."""
-    is_compressed = template is not None and not isinstance(template, faiss.IndexIVFFlat)
+    is_compressed = quantizer is not None and not isinstance(quantizer, faiss.IndexIVFFlat)
     with ExitStack() as files:
         vectors_file = files.enter_context(_array_file(os.path.join(folder, "vectors.npy"), np.float16, arrived.shape))
         if is_compressed:
-            codes_shape = len(arrived), template.code_size
+            codes_shape = len(arrived), quantizer.code_size
             codes_file = files.enter_context(_array_file(os.path.join(folder, "codes.npy"), np.uint8, codes_shape))
         for rows in _blocks(0, *arrived.shape):
             vectors = arrived[order[rows]]
             vectors.tofile(vectors_file)
             if is_compressed:
-                encode(template, to_float32(vectors) * norms[rows, None], lists[rows]).tofile(codes_file)
+                encode(quantizer, to_float32(vectors) * norms[rows, None], lists[rows]).tofile(codes_file)
     return ["vectors.npy", "codes.npy"] if is_compressed else ["vectors.npy"]
 
 
@@ -158,7 +158,7 @@ def _blocks(start: int, stop: int, dimension: int) -> Iterator[slice]:
 class Shard:
     """An opened shard, its files mapped. ids: int64 [n]; vectors: float16 [n, d]; inverse_norms: float32 [n].
 
-    offsets: int64 [num_lists + 1] and template: the shared quantizer, None for kind flat; codes: uint8 [n, code_bytes] or None.
+    offsets: int64 [num_lists + 1] and quantizer: the shared quantizer, None for kind flat; codes: uint8 [n, code_bytes] or None.
     """
 
     ids: np.ndarray
@@ -166,7 +166,7 @@ class Shard:
     inverse_norms: np.ndarray
     offsets: np.ndarray | None = None
     codes: np.ndarray | None = None
-    template: faiss.IndexIVF | None = None
+    quantizer: faiss.IndexIVF | None = None
 
     def positions_of(self, ids: np.ndarray) -> np.ndarray:
         """int64 [m]: the rows of some of the shard's ids int64 [m]."""
@@ -177,8 +177,8 @@ class Shard:
 _verified: set[tuple] = set()  # files whose checksum this process has seen to be right
 
 
-def open_shard(uri: str, record: dict, storage: Storage, folder: str, template: faiss.IndexIVF | None = None) -> Shard:
-    """Open a shard, from `folder` if it had to be copied there. template: None opens it for exact search alone.
+def open_shard(uri: str, record: dict, storage: Storage, folder: str, quantizer: faiss.IndexIVF | None = None) -> Shard:
+    """Open a shard, from `folder` if it had to be copied there. quantizer: None opens it for exact search alone.
 
     Raises AttribError if a file is not the one that was published.
     """
@@ -195,6 +195,6 @@ def open_shard(uri: str, record: dict, storage: Storage, folder: str, template: 
             _verified.add(seen)
         # As plain arrays: each slice of a memmap costs more than a short list's product.
         arrays[name.removesuffix(".npy")] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    if template is None:
+    if quantizer is None:
         arrays = {name: arrays[name] for name in ("ids", "vectors", "inverse_norms")}
-    return Shard(**arrays, template=template)
+    return Shard(**arrays, quantizer=quantizer)

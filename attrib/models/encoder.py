@@ -50,7 +50,7 @@ class EncoderIdentity:
         }
 
 
-class Encoder:
+class ImageEncoder:
     """A frozen network on one device that turns prepared pixels into vectors."""
 
     def __init__(
@@ -108,11 +108,11 @@ def load_encoder(
     device: str = "cpu",
     batch_size: int | None = None,
     jpeg_margin: float | None = None,
-) -> Encoder:
+) -> ImageEncoder:
     """jpeg_margin: see Preprocessing. Raises AttribError if the network is unknown to timm or the weights do not fit it."""
     network = load_network(settings, storage)
     preprocessing = replace(preprocessing_of(network, settings.name), jpeg_margin=jpeg_margin)
-    return Encoder(network.model, settings.name, preprocessing, device, batch_size)
+    return ImageEncoder(network.model, settings.name, preprocessing, device, batch_size)
 
 
 def preprocessing_of(network: Network, name: str) -> Preprocessing:

@@ -11,7 +11,7 @@ from torch import nn
 from attrib.models.settings import HeadSettings, PartSettings
 
 
-class Part(nn.Module):
+class HeadPart(nn.Module):
     """Blocks, each projected and of length one, then a net. `project` is fitted (attrib/train/whitening.py); `net` is what training changes."""
 
     def __init__(self, settings: PartSettings, sizes: dict[str, tuple[int, int]], head: HeadSettings):
@@ -38,7 +38,7 @@ class Head(nn.Module):
         super().__init__()
         self.block_sizes, self.projected_sizes = block_sizes, projected_sizes
         sizes = {block: (size, projected_sizes.get(block, size)) for block, size in block_sizes.items()}
-        self.parts = nn.ModuleDict({name: Part(part, sizes, settings) for name, part in settings.parts.items()})
+        self.parts = nn.ModuleDict({name: HeadPart(part, sizes, settings) for name, part in settings.parts.items()})
 
     @property
     def dimension(self) -> int:

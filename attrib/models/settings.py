@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from attrib.common.settings import Positive, Settings, _absolute_uri
+from attrib.common.settings import Positive, Settings, absolute_uri
 
 Level = Annotated[int, Field(ge=0)]
 PartName = Annotated[
@@ -115,5 +115,5 @@ class BackboneSettings(Settings):
                     f"backbone.weights {self.weights!r} is neither 'hub', 'random' nor a .safetensors file; other formats can "
                     "execute code when loaded and are refused"
                 )
-            object.__setattr__(self, "weights", _absolute_uri(self.weights))
+            object.__setattr__(self, "weights", absolute_uri(self.weights))
         return self

@@ -22,7 +22,7 @@ from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.decoding import decode_image
 from attrib.data.manifest import Manifest, open_manifest
 from attrib.data.reading import read_image_or_error, read_parquet_images
-from attrib.embed.embeddings import RECORD as EMBEDDINGS_RECORD
+from attrib.embed.embeddings import EMBEDDINGS_RECORD
 
 JPEG_QUALITY = 80
 NUM_THREADS = 4  # each may hold one decoded original: 0.3 GB at 100 megapixels

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from attrib.common.errors import AttribError
-from attrib.models.heads import Part
+from attrib.models.heads import HeadPart
 from attrib.models.settings import HeadSettings
 
 DEVIATION_FLOOR = 1e-6  # a number that is the same on all images says nothing, and is left out
@@ -30,7 +30,7 @@ def is_symmetric(settings: HeadSettings) -> bool:
 
 
 @torch.no_grad()
-def fit_projections(part: Part, blocks: dict[str, np.ndarray], settings: HeadSettings) -> None:
+def fit_projections(part: HeadPart, blocks: dict[str, np.ndarray], settings: HeadSettings) -> None:
     """Fill a part's `project` layers. blocks: float [n, D_block] of the images to fit on; deterministic, in float64.
 
     Raises AttribError if there are fewer than two images.
@@ -45,7 +45,7 @@ def fit_projections(part: Part, blocks: dict[str, np.ndarray], settings: HeadSet
 
 
 @torch.no_grad()
-def centre_projections(part: Part, blocks: dict[str, np.ndarray]) -> None:
+def centre_projections(part: HeadPart, blocks: dict[str, np.ndarray]) -> None:
     """Move the projections' centres to the mean of these images: float [n, D_block] of each block."""
     for name, layer in part.project.items():
         if isinstance(layer, nn.Linear):

@@ -33,13 +33,13 @@ from attrib.index.normalize import unit_rows
 from attrib.index.search import search_shard
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
-from attrib.index.quantizer import read_template
+from attrib.index.quantizer import read_quantizer
 from attrib.embed.embeddings import Embeddings
 faiss.omp_set_num_threads(1)
 pa.set_cpu_count(1)
 storage = Storage(StorageSettings())
 setup = json.load(open(f"{folder}/setup.json"))
-template = read_template(f"{folder}/template.faiss", storage)
+template = read_quantizer(f"{folder}/template.faiss", storage)
 if task == "touch":
     np.ones(setup["limit_bytes"], np.uint8)
     print("touched")
@@ -99,7 +99,7 @@ def work(task: str, folder: Path, group: Path | None) -> subprocess.CompletedPro
 def collection(tmp_path_factory):
     """The folder of embeddings, queries and a template; four times the limit."""
     from attrib.index.planning import IndexPlan
-    from attrib.index.quantizer import train_template, write_template
+    from attrib.index.quantizer import train_quantizer, write_quantizer
 
     folder = tmp_path_factory.mktemp("bounded")
     generator = np.random.default_rng(0)
@@ -114,7 +114,7 @@ def collection(tmp_path_factory):
     queries = unit_rows(vectors[:NUM_QUERIES] + generator.standard_normal((NUM_QUERIES, DIMENSION)))
     np.save(folder / "queries.npy", queries)
     plan = IndexPlan("ivf_flat", NUM_LISTS, 0, 1, 0, 0, 0, "test")
-    write_template(train_template(unit_rows(vectors), plan, 0), str(folder / "template.faiss"), STORAGE)
+    write_quantizer(train_quantizer(unit_rows(vectors), plan, 0), str(folder / "template.faiss"), STORAGE)
     setup = {"num_rows": [PARTITION_ROWS] * NUM_PARTITIONS, "dimension": DIMENSION, "k": K, "limit_bytes": LIMIT_BYTES}
     STORAGE.write_json(str(folder / "setup.json"), setup)
     return folder, queries, vectors

@@ -9,8 +9,8 @@ from attrib.attribute.estimate import estimate_attribute, results_bytes
 from attrib.data.estimate import RowBytes
 from attrib.data.manifest import part_name
 from attrib.index.estimate import ShardSizes, build_bytes, estimate_index, probe_groups, search_bytes, shard_parts
-from attrib.index.index import TEMPLATE
-from attrib.index.quantizer import write_template
+from attrib.index.index import QUANTIZER_FILE
+from attrib.index.quantizer import write_quantizer
 from attrib.index.shard import shard_name
 from attrib.runtime.machine import AnswerRates, MachineRates
 
@@ -34,7 +34,7 @@ def test_a_shard_takes_the_memory_and_the_bytes_that_were_estimated(
         sources = make_sources(ids[partition_of == partition])
         STORAGE.write_table(str(tmp_path / "manifest" / part_name(partition)), sources)
     if num_lists:
-        write_template(template(num_lists, dimension), str(tmp_path / TEMPLATE), STORAGE)
+        write_quantizer(template(num_lists, dimension), str(tmp_path / QUANTIZER_FILE), STORAGE)
     write_embeddings(tmp_path / "queries", np.arange(num_queries), vectors[:num_queries], np.zeros(num_queries, int))
     sizes = ShardSizes(
         num_vectors, 1, num_vectors, dimension, num_lists, 0, RowBytes.of(make_sources(ids[:2000])), max(partitions)

@@ -137,8 +137,8 @@ def build(folder: str, dimension: int, num_lists: int, partitions: list[int]) ->
     import pyarrow as pa
 
     from attrib.embed.embeddings import Embeddings
-    from attrib.index.index import TEMPLATE
-    from attrib.index.quantizer import read_template
+    from attrib.index.index import QUANTIZER_FILE
+    from attrib.index.quantizer import read_quantizer
     from attrib.index.shard import build_shard, shard_name
     from support.shards import STORAGE
 
@@ -146,7 +146,7 @@ def build(folder: str, dimension: int, num_lists: int, partitions: list[int]) ->
     uris = [f"{folder}/manifest/part-{p:05d}.parquet" for p in range(len(partitions))]
     embeddings = Embeddings(f"{folder}/embeddings", "m", {"dimension": dimension}, "d", partitions, partitions)
     sources = pa.concat_tables([STORAGE.read_table(uri, columns=["id", "key", "uri", "owner"]) for uri in uris])
-    template = read_template(f"{folder}/{TEMPLATE}", STORAGE) if num_lists else None
+    template = read_quantizer(f"{folder}/{QUANTIZER_FILE}", STORAGE) if num_lists else None
     build_shard(
         f"{folder}/{shard_name(0)}", embeddings, list(range(len(partitions))), template,
         sources.sort_by("id").combine_chunks(), STORAGE,
@@ -161,8 +161,8 @@ def search(folder: str, num_queries: int, dimension: int, k: int, nprobe: int) -
     from attrib.attribute.blocks import partial_table, partial_uri, read_block
     from attrib.data.manifest import Slice
     from attrib.embed.embeddings import Embeddings
-    from attrib.index.index import TEMPLATE
-    from attrib.index.quantizer import read_template
+    from attrib.index.index import QUANTIZER_FILE
+    from attrib.index.quantizer import read_quantizer
     from attrib.index.search import search_shard
     from attrib.index.shard import SHARD_RECORD, open_shard, shard_name
     from support.shards import STORAGE
@@ -171,7 +171,7 @@ def search(folder: str, num_queries: int, dimension: int, k: int, nprobe: int) -
     found = _start()
     rows, uri = [num_queries], f"{folder}/{shard_name(0)}"
     embeddings = Embeddings(f"{folder}/queries/embeddings", "m", {"dimension": dimension}, "d", rows, rows)
-    template = read_template(f"{folder}/{TEMPLATE}", STORAGE) if nprobe else None
+    template = read_quantizer(f"{folder}/{QUANTIZER_FILE}", STORAGE) if nprobe else None
     shard = open_shard(uri, STORAGE.read_json(f"{uri}/{SHARD_RECORD}"), STORAGE, folder, template)
     ids, queries = read_block(embeddings, [Slice(0, 0, num_queries)], STORAGE)
     candidates = search_shard(shard, queries, k, k, nprobe, False)

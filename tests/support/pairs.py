@@ -12,7 +12,7 @@ from attrib.common.storage import Storage, join
 from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.ids import image_ids
 from attrib.data.manifest import part_name
-from attrib.embed.embeddings import OUTCOME_FIELDS
+from attrib.embed.embeddings import RESULT_FIELDS
 from attrib.evaluate.settings import EvaluateSettings
 
 METADATA = {"sources": "group", "queries": "method"}
@@ -37,7 +37,7 @@ def write_collection(
         made = np.asarray(vectors[rows])[order].astype(np.float16)
         absent = np.isnan(made).any(axis=1)
         num_embedded.append(int((~absent).sum()))
-        nulls = {field.name: pa.nulls(len(order), field.type) for field in OUTCOME_FIELDS[1:]}
+        nulls = {field.name: pa.nulls(len(order), field.type) for field in RESULT_FIELDS[1:]}
         embedding = pa.FixedSizeListArray.from_arrays(pa.array(made.ravel()), made.shape[1], mask=pa.array(absent))
         table = pa.table({"id": ids[rows][order], **nulls, "embedding": embedding})
         storage.write_table(join(root, "embeddings", part_name(part)), table)

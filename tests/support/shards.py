@@ -9,10 +9,10 @@ import pyarrow as pa
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.embed.embeddings import Embeddings, schema
-from attrib.index.index import TEMPLATE
+from attrib.index.index import QUANTIZER_FILE
 from attrib.index.normalize import inverse_norms, to_float32, unit_rows
 from attrib.index.planning import IndexPlan
-from attrib.index.quantizer import read_template, train_template, write_template
+from attrib.index.quantizer import read_quantizer, train_quantizer, write_quantizer
 from attrib.index.shard import Shard, build_shard, open_shard, shard_name
 
 faiss.omp_set_num_threads(1)  # on a busy machine, threads for such small work mostly wait for one another
@@ -81,8 +81,8 @@ def make_index(
     template = None
     if plan.kind != "flat":
         # By id, so that the template does not depend on the order in which a test lists its vectors.
-        template = train_template(unit_rows(vectors[np.argsort(ids)]), plan, 0)
-        write_template(template, str(folder / TEMPLATE), STORAGE)
+        template = train_quantizer(unit_rows(vectors[np.argsort(ids)]), plan, 0)
+        write_quantizer(template, str(folder / QUANTIZER_FILE), STORAGE)
     groups = groups or [[partition] for partition in range(len(embeddings.num_rows))]
     return [
         build_shard(str(folder / shard_name(i)), embeddings, group, template, make_sources(ids), STORAGE)
@@ -91,8 +91,8 @@ def make_index(
 
 
 def open_index_shards(folder: Path, records: list[dict]) -> list[Shard]:
-    has_lists = (folder / TEMPLATE).exists()
-    template = read_template(str(folder / TEMPLATE), STORAGE) if has_lists else None
+    has_lists = (folder / QUANTIZER_FILE).exists()
+    template = read_quantizer(str(folder / QUANTIZER_FILE), STORAGE) if has_lists else None
     uris = [str(folder / shard_name(i)) for i in range(len(records))]
     return [open_shard(uri, record, STORAGE, str(folder), template) for uri, record in zip(uris, records)]
 

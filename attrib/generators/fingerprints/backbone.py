@@ -12,7 +12,7 @@ from attrib.generators.fingerprints.base import Method
 from attrib.generators.fingerprints.scoring import unit_or_zero
 from attrib.generators.settings import BackboneFeatureSettings
 from attrib.generators.signals.samples import Sample
-from attrib.models.encoder import Encoder, load_network, preprocessing_of
+from attrib.models.encoder import ImageEncoder, load_network, preprocessing_of
 from attrib.models.features import FeatureExtractor
 from attrib.models.model import features_data_config
 
@@ -31,7 +31,7 @@ class BackboneFeatures(Method):
         data_config = features_data_config(network.data_config, settings.features)
         preprocessing = preprocessing_of(replace(network, data_config=data_config), settings.backbone.name)
         extractor = FeatureExtractor(network.model, settings.features, preprocessing.crop_px)
-        self.encoder = Encoder(extractor, settings.backbone.name, preprocessing, device, None)
+        self.encoder = ImageEncoder(extractor, settings.backbone.name, preprocessing, device, None)
         identity = self.encoder.identity
         self.digest = digest([identity.model_digest, identity.preprocessing, settings.features.model_dump(mode="json")])
 

@@ -102,7 +102,7 @@ def check_same_images(identified: Identified, manifest: Manifest) -> None:
 def block_verdicts(identified: Identified, block: list[Slice], storage: Storage) -> pa.Table:
     """VERDICT_FIELDS of the images of some slices of parts, by ascending id."""
     names = [field.name for field in VERDICT_FIELDS]
-    parts = [storage.read_rows(identified.part_uri(s.unit), s.start, s.stop, names) for s in block]
+    parts = [storage.read_rows(identified.part_uri(s.table), s.start, s.stop, names) for s in block]
     return pa.concat_tables(parts).sort_by("id").combine_chunks()
 
 

@@ -277,7 +277,7 @@ def test_blocks_are_of_one_size_and_cover_every_row_once():
     ):
         blocks = plan_blocks(num_rows, most)
         assert [block_rows(block) for block in blocks] == sizes
-        seen = [(part.unit, row) for block in blocks for part in block for row in range(part.start, part.stop)]
+        seen = [(part.table, row) for block in blocks for part in block for row in range(part.start, part.stop)]
         assert seen == [(unit, row) for unit, rows in enumerate(num_rows) for row in range(rows)]
 
 

@@ -348,10 +348,10 @@ def test_metadata_in_the_file_and_beside_it_must_not_share_a_name(tmp_path, loca
 
 def test_no_metadata_column_can_clash_with_a_column_of_a_later_table():
     """Attribution tables put a prefix before metadata; without RESERVED_COLUMNS some of these names would meet."""
-    from attrib.attribute.rows import ATTRIBUTION_FIELDS, OUTCOME_FIELDS
+    from attrib.attribute.rows import ATTRIBUTION_FIELDS, QUERY_RESULT_FIELDS
 
     assert {field.name for field in LOCATION_FIELDS} < RESERVED_COLUMNS
-    for fields, prefix in ((ATTRIBUTION_FIELDS, "source_"), (OUTCOME_FIELDS, "query_")):
+    for fields, prefix in ((ATTRIBUTION_FIELDS, "source_"), (QUERY_RESULT_FIELDS, "query_")):
         clashing = {field.name.removeprefix(prefix) for field in fields if field.name.startswith(prefix)}
         assert clashing and clashing <= RESERVED_COLUMNS
     assert {"stage", "reason"} <= RESERVED_COLUMNS  # beside the bare metadata in block_queries

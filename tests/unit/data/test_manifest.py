@@ -26,7 +26,7 @@ def test_partitions_cut_the_listing_into_equal_parts_in_order(seed):
     unit_rows = [rng.choice([0, 1, 2, 7, 30]) for _ in range(rng.randint(1, 9))]
     partition_rows = rng.randint(1, 12)
     partitions = plan_partitions(unit_rows, partition_rows)
-    rows = [(s.unit, row) for slices in partitions for s in slices for row in range(s.start, s.stop)]
+    rows = [(s.table, row) for slices in partitions for s in slices for row in range(s.start, s.stop)]
     assert rows == [(unit, row) for unit, count in enumerate(unit_rows) for row in range(count)]
     sizes = [sum(s.stop - s.start for s in slices) for slices in partitions]
     assert all(size == partition_rows for size in sizes[:-1]) and all(0 < size <= partition_rows for size in sizes[-1:])

@@ -10,7 +10,7 @@ from attrib.common.errors import AttribError
 from attrib.index.gpu_kernel import HALF_TOLERANCE, TorchKernel
 from attrib.index.kmeans import nearest_centroids, spherical_kmeans
 from attrib.index.normalize import unit_rows
-from attrib.index.quantizer import centroids, train_template
+from attrib.index.quantizer import centroids, train_quantizer
 from attrib.index.search import merge, search_shard
 
 K = 10
@@ -69,7 +69,7 @@ def test_a_missing_gpu_is_an_error(collection):
 @pytest.mark.parametrize("device", DEVICES)
 def test_kmeans_is_as_tight_as_that_of_faiss(device, collection, one_thread):
     units = unit_rows(collection[1])
-    reference = centroids(train_template(units, make_plan("ivf_flat", 24), 0))
+    reference = centroids(train_quantizer(units, make_plan("ivf_flat", 24), 0))
     ours = spherical_kmeans(units, 24, 20, 0, device)
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)
     tightness = [(units @ means.T).max(axis=1).mean() for means in (ours, reference)]

@@ -23,7 +23,7 @@ from attrib.embed.embeddings import Embeddings
 from attrib.index import shard as shard_module
 from attrib.index.index import Index, check_same_encoder
 from attrib.index.normalize import unit_rows
-from attrib.index.quantizer import centroids, train_template
+from attrib.index.quantizer import centroids, train_quantizer
 from attrib.index.search import merge, search_shard
 from attrib.index.shard import build_shard
 
@@ -54,9 +54,9 @@ def test_a_shard_holds_its_images_once_list_by_list_beside_their_sources(kind, c
         opened = open_index_shards(tmp_path, records)[shard]
         lists = np.zeros(len(expected), int)
         if kind != "flat":
-            means = centroids(opened.template)
+            means = centroids(opened.quantizer)
             lists = (unit_rows(vectors[expected]).astype(np.float64) @ means.T).argmax(axis=1)
-            assert np.array_equal(np.diff(opened.offsets), np.bincount(lists, minlength=opened.template.nlist))
+            assert np.array_equal(np.diff(opened.offsets), np.bincount(lists, minlength=opened.quantizer.nlist))
             assert opened.offsets[0] == 0
         expected = expected[np.lexsort((ids[expected], lists))]
         assert np.array_equal(opened.ids, ids[expected])
@@ -77,7 +77,7 @@ def test_a_shard_holds_its_images_once_list_by_list_beside_their_sources(kind, c
 def test_codes_are_those_that_faiss_keeps(kind, collection, tmp_path):
     ids, vectors = collection
     opened = open_index_shards(tmp_path, make_index(tmp_path, ids, vectors, make_plan(kind), np.zeros(NUM, int)))[0]
-    lists = faiss.clone_index(opened.template)
+    lists = faiss.clone_index(opened.quantizer)
     lists.add_with_ids(unit_rows(opened.vectors), opened.ids)
     for number in range(lists.nlist):
         rows = slice(opened.offsets[number], opened.offsets[number + 1])
@@ -188,16 +188,16 @@ def test_few_vectors_and_odd_dimensions(kind, num_vectors, dimension, tmp_path):
 def test_too_few_training_vectors_are_refused_with_the_numbers(kind, num_lists, fewest, collection):
     training = unit_rows(collection[1])
     plan = make_plan(kind, num_lists)
-    assert train_template(training[:fewest], plan, 0).is_trained
+    assert train_quantizer(training[:fewest], plan, 0).is_trained
     with pytest.raises(
         AttribError, match=rf"{num_lists} lists needs at least {fewest} training vectors and there are {fewest - 1}"
     ):
-        train_template(training[: fewest - 1], plan, 0)
+        train_quantizer(training[: fewest - 1], plan, 0)
 
 
 def test_a_template_depends_on_its_seed_alone(collection):
     training = unit_rows(collection[1])
-    made = [faiss.serialize_index(train_template(training, make_plan("ivf_pq"), seed)).tobytes() for seed in (0, 0, 1)]
+    made = [faiss.serialize_index(train_quantizer(training, make_plan("ivf_pq"), seed)).tobytes() for seed in (0, 0, 1)]
     assert made[0] == made[1] != made[2]
 
 

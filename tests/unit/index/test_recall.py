@@ -36,9 +36,9 @@ def test_recall_by_nprobe_is_what_searches_measure(collection, tmp_path, monkeyp
     shards = open_index_shards(tmp_path, records)
     truth, _ = nearest(exact_scores(queries, vectors), ids, K)
     truth[3, 2:] = -1  # a query with fewer neighbours
-    list_of = dict(zip(ids.tolist(), shards[0].template.quantizer.assign(unit_rows(vectors), 1)[:, 0].tolist()))
+    list_of = dict(zip(ids.tolist(), shards[0].quantizer.quantizer.assign(unit_rows(vectors), 1)[:, 0].tolist()))
     neighbour_lists = np.array([[list_of.get(i, -1) for i in row] for row in truth.tolist()])
-    predicted = recall_by_nprobe(shards[0].template, queries, neighbour_lists)
+    predicted = recall_by_nprobe(shards[0].quantizer, queries, neighbour_lists)
     assert predicted.shape == (NUM_LISTS,)
     measured = []
     for nprobe in range(1, NUM_LISTS + 1):
@@ -56,7 +56,7 @@ def test_recall_by_nprobe_is_what_searches_measure(collection, tmp_path, monkeyp
 def test_recall_by_nprobe_without_any_neighbour(collection, tmp_path):
     ids, vectors = collection
     records = make_index(tmp_path, ids, vectors, make_plan("ivf_flat", NUM_LISTS), np.zeros(800, int))
-    lists = open_index_shards(tmp_path, records)[0].template
+    lists = open_index_shards(tmp_path, records)[0].quantizer
     nobody = np.full((4, K), -1)
     assert recall_by_nprobe(lists, unit_rows(vectors[:4]), nobody).tolist() == [0.0] * NUM_LISTS
 

@@ -127,7 +127,7 @@ def test_partial_probe_equals_brute_force_over_the_probed_lists(
 ):
     ids, vectors = collection
     shards, queries = open_shards(kind, 2), queries[3 : 3 + num_queries]
-    probed = in_probed_lists(shards[0].template, queries, vectors, nprobe)
+    probed = in_probed_lists(shards[0].quantizer, queries, vectors, nprobe)
     assert 0 < probed.sum() < probed.size
     found = search_all(shards, queries, K, len(ids), nprobe, kind)
     assert_same(found, nearest(np.where(probed, exact_scores(queries, vectors), -np.inf), ids, K))
@@ -136,7 +136,7 @@ def test_partial_probe_equals_brute_force_over_the_probed_lists(
 def test_lists_found_ahead_give_the_same_answers(queries, open_shards, monkeypatch):
     shards = open_shards("ivf_flat", 2)
     expected = search_all(shards, queries, K, K, 3, "ivf_flat")
-    lists = probed_lists(shards[0].template, queries, 3)
+    lists = probed_lists(shards[0].quantizer, queries, 3)
     assert lists.shape == (len(queries), 3) and lists.dtype == np.int32
     monkeypatch.setattr(search, "SCAN_CELLS", 60)
     found = merge([search_shard(shard, queries, K, K, 3, False, lists=lists) for shard in shards], K)

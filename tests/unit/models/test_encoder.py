@@ -21,7 +21,7 @@ from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.data.decoding import decode_image
 from attrib.embed.settings import EmbedSettings
-from attrib.models.encoder import CHECKPOINT_KEY, KEEP_FREED_MEMORY, Encoder, load_encoder
+from attrib.models.encoder import CHECKPOINT_KEY, KEEP_FREED_MEMORY, ImageEncoder, load_encoder
 from attrib.models.preprocessing import Preprocessing
 from attrib.models.settings import BackboneSettings
 
@@ -32,12 +32,12 @@ LOCAL = Storage(StorageSettings())
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def load(weights="random", name=NAME, storage=LOCAL, **options) -> Encoder:
+def load(weights="random", name=NAME, storage=LOCAL, **options) -> ImageEncoder:
     return load_encoder(BackboneSettings(name=name, weights=str(weights)), storage, batch_size=4, **options)
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Encoder:
+def encoder() -> ImageEncoder:
     return load()
 
 
@@ -170,7 +170,7 @@ def test_the_digest_is_of_the_name_and_the_weights_alone(encoder, state, tmp_pat
     assert load(save(full, tmp_path / "b.safetensors")).identity.model_digest == digest
     layout = create_model(NAME, num_classes=0)
     layout.load_state_dict(state)
-    same = Encoder(layout.to(memory_format=torch.contiguous_format), NAME, encoder.preprocessing, "cpu", 4)
+    same = ImageEncoder(layout.to(memory_format=torch.contiguous_format), NAME, encoder.preprocessing, "cpu", 4)
     assert same.identity.model_digest == digest
     for key in ("conv1.0.weight", next(key for key in state if key.endswith("running_var"))):
         changed = {k: v.clone() for k, v in state.items()}
@@ -199,7 +199,7 @@ def test_a_vector_does_not_depend_on_the_images_beside_it(name, pixels):
     assert encoder.encode(pixels[:0]).shape == (0, encoder.identity.dimension)
 
 
-def check_equals_timm(encoder: Encoder, files: list[bytes]) -> None:
+def check_equals_timm(encoder: ImageEncoder, files: list[bytes]) -> None:
     transform = create_transform(**resolve_data_config(model=encoder.model), is_training=False)
     with torch.inference_mode():
         batch = torch.stack([transform(Image.open(io.BytesIO(data)).convert("RGB")) for data in files])

@@ -15,7 +15,7 @@ from attrib.common.errors import AttribError
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.data.decoding import decode_image
-from attrib.models.encoder import Encoder, Network, load_encoder, load_network
+from attrib.models.encoder import ImageEncoder, Network, load_encoder, load_network
 from attrib.models.model import CHECKPOINT_KEY, AttributionModel, build_model, features_data_config, save_model
 from attrib.models.settings import BackboneSettings, FeatureSettings, HeadSettings
 from attrib.train.whitening import projected_sizes
@@ -72,7 +72,7 @@ def load(path, **values) -> Network:
     return load_network(settings_of(path, **values), LOCAL)
 
 
-def encoder(path, **values) -> Encoder:
+def encoder(path, **values) -> ImageEncoder:
     return load_encoder(settings_of(path, **values), LOCAL, batch_size=4)
 
 
@@ -121,7 +121,7 @@ def test_the_digest_is_the_same_after_saving_again(checkpoint, tmp_path):
     save_model(loaded.model, NAME, str(tmp_path / "again.safetensors"), LOCAL)
     assert encoder(tmp_path / "again.safetensors").identity == encoder(checkpoint).identity
     model, data_config = Recipe().build()
-    before = Encoder(model, NAME, encoder(checkpoint).preprocessing, "cpu", 4)
+    before = ImageEncoder(model, NAME, encoder(checkpoint).preprocessing, "cpu", 4)
     assert before.identity == encoder(checkpoint).identity and data_config["crop_mode"] == "squash"
 
 

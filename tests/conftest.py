@@ -26,6 +26,17 @@ def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="also run the cluster tests that take minutes")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests that share a costly session fixture run in one xdist worker, so that it is made once."""
+    for item in items:
+        for fixture in ("local_ray", "gloo_pool"):
+            if fixture in item.fixturenames:
+                item.add_marker(pytest.mark.xdist_group(fixture))
+        if item.path.is_relative_to(ROOT / "tests" / "slow"):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The development images, which are not part of the project."""
@@ -62,6 +73,16 @@ def decoder(request, monkeypatch) -> str:
 @pytest.fixture(scope="session")
 def real_images(data_folder) -> list[bytes]:
     return [path.read_bytes() for path in sorted((data_folder / "dev" / "sources").glob("*.jpg"))[:40]]
+
+
+@pytest.fixture(scope="session")
+def gloo_pool():
+    """Two processes that torch.distributed joins; `gloo_pool.run(function, *arguments)`."""
+    from support.gloo import GlooPool
+
+    pool = GlooPool()
+    yield pool
+    pool.close()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from attrib.common.errors import AttribError
 from attrib.train.all_gather import gather, gather_fixed
@@ -19,15 +18,6 @@ def joined_rows() -> torch.Tensor:
 def cubes(rows: torch.Tensor) -> torch.Tensor:
     """A loss whose gradient tells the rows apart."""
     return (rows**3).sum(dim=(1, 2)) @ torch.arange(1.0, len(rows) + 1, dtype=rows.dtype)
-
-
-def work(rank: int, folder: str, world_size: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    try:
-        torch.save(observe(rank), f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
 
 
 def observe(rank: int) -> dict:
@@ -60,10 +50,8 @@ def observe(rank: int) -> dict:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("gather")
-    mp.spawn(work, args=(str(folder), WORLD_SIZE), nprocs=WORLD_SIZE)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD_SIZE)]
+def seen(gloo_pool) -> list[dict]:
+    return gloo_pool.run(observe)
 
 
 def test_rows_come_in_rank_order(seen):

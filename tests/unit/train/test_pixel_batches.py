@@ -9,8 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from support.hostile import encode
 from support.images import picture, write_folder
 
@@ -258,20 +256,13 @@ def trained(folder, rank: int, num_workers: int) -> dict:
     return found | {"before": before, "after": after, "history": run.history}
 
 
-def work(rank: int, folder: str, images: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        torch.save(trained(images, rank, 2), f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def trained_by_two(rank: int, images: str) -> dict:
+    return trained(images, rank, 2)
 
 
 @pytest.fixture(scope="module")
-def workers(folder, tmp_path_factory) -> list[dict]:
-    results = tmp_path_factory.mktemp("workers")
-    mp.spawn(work, args=(str(results), str(folder)), nprocs=2)
-    return [torch.load(results / f"{rank}.pt") for rank in range(2)]
+def workers(folder, gloo_pool) -> list[dict]:
+    return gloo_pool.run(trained_by_two, str(folder))
 
 
 def test_two_processes_see_the_batches_of_one_and_learn_the_same(workers, folder):

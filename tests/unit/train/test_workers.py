@@ -11,7 +11,6 @@ from functools import cache, partial
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -123,22 +122,14 @@ def runs() -> list[tuple[str, str]]:
     ]
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
-    try:
-        trained = {(objective, way): train(objective, GATHERS[way], rank, WORLD_SIZE) for objective, way in runs()}
-        torch.save(trained, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def train_all(rank: int) -> dict:
+    return {(objective, way): train(objective, GATHERS[way], rank, WORLD_SIZE) for objective, way in runs()}
 
 
 @pytest.fixture(scope="module")
-def workers(tmp_path_factory) -> list[dict]:
+def workers(gloo_pool) -> list[dict]:
     """What each of the two workers trained."""
-    folder = tmp_path_factory.mktemp("workers")
-    mp.spawn(work, args=(str(folder),), nprocs=WORLD_SIZE)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD_SIZE)]
+    return gloo_pool.run(train_all)
 
 
 @cache

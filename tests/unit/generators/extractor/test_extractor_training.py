@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from support.pool import smooth_images, traced
 
@@ -271,19 +269,12 @@ def test_what_is_learned_alike_of_all_images_is_not_blamed_on_the_pool(one_threa
     whiten(network, "polyphase", shown)
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
-    try:
-        training = trained(settings(num_workers=WORLD_SIZE), rank, WORLD_SIZE)
-        torch.save(training.state(), f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def trained_by_two(rank: int) -> dict:
+    return trained(settings(num_workers=WORLD_SIZE), rank, WORLD_SIZE).state()
 
 
-def test_two_workers_train_as_one(tmp_path, one_thread):
-    mp.spawn(work, args=(str(tmp_path),), nprocs=WORLD_SIZE)
-    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(WORLD_SIZE)]
+def test_two_workers_train_as_one(gloo_pool, one_thread):
+    states = gloo_pool.run(trained_by_two)
     alone = trained(settings()).state()
     for name, value in alone["network"].items():
         assert torch.equal(states[0]["network"][name], states[1]["network"][name]), name

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from attrib.common.formats import gib
 from attrib.common.storage import Storage
 from attrib.data.manifest import Manifest
 from attrib.embed.settings import EmbedSettings
@@ -18,7 +19,6 @@ from attrib.runtime.estimate import (
     TOUCHED_BYTES,
     WRITER_BYTES,
     Estimate,
-    gib,
 )
 from attrib.runtime.machine import _growth, baseline_bytes
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from attrib.common.errors import AttribError
+from attrib.common.tables import text_table
 
 MACRO_MIN_ROWS = 30  # smaller cells are printed, but would add more noise than knowledge to the macro mean
 BOOTSTRAP_DRAWS = 2000
@@ -186,26 +187,21 @@ def summarise(results: dict[str, QueryScores], reference: str | None = None) -> 
 
 def format_table(summary: dict) -> str:
     """The summary as text: cells by method, then macro means with intervals and differences."""
-    first, second = summary["cell_names"]
     names = list(summary["methods"])
-    wide = max(map(len, ["method", *names]))
-    widths = [max(len(cell[name]) for cell in [*summary["cells"], {name: name}]) for name in (first, second)]
-    heads = [_head(value) for value in summary["values"]]
-    columns = " ".join(f"{head:>{max(6, len(head))}}" for head in heads)
-    lines = [f"{first:{widths[0]}} {second:{widths[1]}} {'rows':>5} {'units':>5} {'method':{wide}} {columns}"]
+    columns = {**dict.fromkeys(summary["cell_names"], "left"), "rows": "right", "units": "right", "method": "left"}
+    rows = []
     for i, cell in enumerate(summary["cells"]):
-        start = f"{cell[first]:{widths[0]}} {cell[second]:{widths[1]}} {cell['num_rows']:5} {cell['num_units']:5}"
-        rows = {name: {v: x["mean"] for v, x in summary["methods"][name]["cells"][i].items()} for name in names}
+        start = [*(cell[name] for name in summary["cell_names"]), str(cell["num_rows"]), str(cell["num_units"])]
+        found = {name: {v: x["mean"] for v, x in summary["methods"][name]["cells"][i].items()} for name in names}
         if cell["ceilings"]:
-            rows["(ceiling)"] = cell["ceilings"]
-        for name, values in rows.items():
-            numbers = (f"{values[v]:.3f}" if v in values else "" for v in summary["values"])
-            lines.append(
-                f"{start} {name:{wide}} " + " ".join(f"{n:>{max(6, len(head))}}" for n, head in zip(numbers, heads))
-            )
+            found["(ceiling)"] = cell["ceilings"]
+        for name, values in found.items():
+            rows.append([*start, name, *(f"{values[v]:.3f}" if v in values else "" for v in summary["values"])])
+    table = text_table(columns | {_head(value): "right" for value in summary["values"]}, rows)
     if not any(cell["in_macro"] for cell in summary["cells"]):
-        return "\n".join([*lines, f"no macro mean: no cell has {summary['macro_min_rows']} or more rows"])
-    lines.append(f"macro mAP over cells of {summary['macro_min_rows']} or more rows, with 95 % intervals:")
+        return f"{table}\nno macro mean: no cell has {summary['macro_min_rows']} or more rows"
+    lines = [table, f"macro mAP over cells of {summary['macro_min_rows']} or more rows, with 95 % intervals:"]
+    wide = max(map(len, names))
     for name in names:
         macro, versus = summary["methods"][name]["macro"]["ap"], summary["methods"][name]["minus_reference"]
         line = f"{name:{wide}} {macro['mean']:.4f} ({macro['low']:.4f} to {macro['high']:.4f})"

@@ -4,9 +4,10 @@ import sys
 
 import ray
 
+from attrib.common.formats import gib
 from attrib.common.settings import JobSettings
 from attrib.common.storage import is_remote
-from attrib.runtime.estimate import Estimate, gib
+from attrib.runtime.estimate import Estimate
 from attrib.runtime.limits import check_budget, check_free_space
 
 REMEDIES = {

@@ -7,9 +7,9 @@ apart, since the page cache gives them up when it must.
 
 from dataclasses import asdict, dataclass, replace
 
+from attrib.common.formats import GIB, duration, gib
 from attrib.common.settings import PriceSettings
 
-GIB = 2**30
 OUTCOME_BYTES_ON_DISK = 50  # of an image beside its vector: id and content hash, which do not compress
 IMAGE_OVERHEAD_BYTES = 4_096  # Python's rows of one image while its chunk is prepared
 READER_BYTES = 40 << 20  # of Arrow's threads and pools once a Parquet file was read
@@ -78,13 +78,3 @@ class Estimate:
     def remote(self, num_writes: int, num_reads: int) -> "Estimate":
         """The same with its requests to an object store."""
         return replace(self, num_writes=num_writes, num_reads=num_reads)
-
-
-def gib(num_bytes: float) -> str:
-    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= 0.1 * GIB else f"{num_bytes / 2**20:.1f} MiB"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

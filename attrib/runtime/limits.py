@@ -5,9 +5,10 @@ import shutil
 import tempfile
 
 from attrib.common.errors import AttribError
+from attrib.common.formats import GIB, gib
 from attrib.common.settings import BudgetSettings
 from attrib.common.storage import is_remote
-from attrib.runtime.estimate import GIB, Estimate, gib
+from attrib.runtime.estimate import Estimate
 
 
 def check_budget(estimate: Estimate, budget: BudgetSettings, remedies: dict[str, str]) -> None:

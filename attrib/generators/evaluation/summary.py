@@ -5,12 +5,12 @@
 
 import numpy as np
 
+from attrib.common.tables import text_table
 from attrib.generators.evaluation import measures
 from attrib.generators.evaluation.intervals import VALUES, family_numbers, loss, share_interval
 from attrib.generators.evaluation.selection import choose, loss_line
 from attrib.generators.evaluation.settings import LOSS_DEGRADATION
 
-CELL_CHARS, LOSS_CHARS = 18, 11  # of the text table
 TOO_SMALL = "too small"  # in place of a value: an image is below the method's min_side_px after the degradation
 
 
@@ -43,16 +43,19 @@ def format_table(summary: dict) -> str:
         shown = shown_values(tier)
         judged = "judged" if tier["judged"] else "not judged"
         lines.append(f"{name}: {len(tier['generators'])} generators, {tier['num_images']:,} images, {judged}")
-        wide = max(len(method) for method in tier["methods"])
-        heads = [VALUES[value].rjust(CELL_CHARS) for value in shown]
         losses = ["loss", "family_loss"] if has_families(tier) else ["loss"]
-        heads += [head.replace("_", " ").rjust(LOSS_CHARS) for head in losses]
-        lines.append(" ".join([f"  {'method':{wide}}", *heads]))
-        for method, found in tier["methods"].items():
-            cells = [_cell(found["values"].get(value), value).rjust(CELL_CHARS) for value in shown]
-            cells += [_lost(found[value]).rjust(LOSS_CHARS) for value in losses]
-            mark = "" if summary["looks_at_trace"][method] else "  leak control"
-            lines.append(" ".join([f"  {method:{wide}}", *cells]) + mark)
+        heads = [*(VALUES[value] for value in shown), *(name.replace("_", " ") for name in losses)]
+        rows = [
+            [
+                method,
+                *(_cell(found["values"].get(value), value) for value in shown),
+                *(_lost(found[value]) for value in losses),
+                "" if summary["looks_at_trace"][method] else "leak control",
+            ]
+            for method, found in tier["methods"].items()
+        ]
+        columns = {"method": "left", **dict.fromkeys(heads, "right"), "": "left"}
+        lines.append(text_table(columns, rows, indent="  "))
         lines += [line for method, found in tier["methods"].items() for line in _verdict_lines(method, found)]
         lines.append("")
     lines.append(

@@ -6,7 +6,7 @@ sources per shard, and the final rows per block. Neither the index nor the batch
 a fixed number of times. A few queries are searched exactly as well, by the same tasks while they have a shard open.
 """
 
-import sys
+import logging
 
 import numpy as np
 import pyarrow.compute as pc
@@ -44,6 +44,8 @@ from attrib.runtime.machine import baseline_bytes, measure_answers
 from attrib.runtime.session import connect, device_of, num_cluster_cpus
 from attrib.runtime.tasks import run_units
 
+logger = logging.getLogger(__name__)
+
 SEARCH_ROWS = 131_072  # queries whose vectors a search task holds at a time
 SAMPLED_SOURCES = 4_096  # rows, to see how large they are
 
@@ -80,7 +82,7 @@ def run(settings: AttributeSettings) -> dict:
     stamp = RunStamp(
         settings.run_id or run_identity(settings, inputs)[:16], index.encoder["model_digest"], index.digest
     )
-    print(job.describe(), file=sys.stderr)
+    logger.info(job.describe())
     admitted = admit(_estimate(job, storage), settings)
     checked = _probe(job, storage)
     _search(job, checked, storage)
@@ -256,5 +258,5 @@ def _check_recall(job: AttributionJob, ids: np.ndarray, storage: Storage) -> dic
     exact = np.full((len(ids), k), -1, np.int64)
     exact[truth.query, ranks(truth.query)] = truth.id
     measured = recall(found, exact)
-    print(f"recall@{k} {measured:.4f} of exact search on {len(ids)} queries of this batch", file=sys.stderr)
+    logger.info(f"recall@{k} {measured:.4f} of exact search on {len(ids)} queries of this batch")
     return {"k": k, "recall": round(measured, 6), "num_queries": len(ids)}

@@ -3,13 +3,15 @@
 The contender itself imports nothing of this project but the standard-library clock.
 """
 
+import logging
 import os
 import subprocess
-import sys
 import venv
 from pathlib import Path
 
 from attrib.benchmark.contender import Clock
+
+logger = logging.getLogger(__name__)
 
 # Exact versions, as for the project's own dependencies.
 PACKAGES = ("autofaiss==2.18.0", "faiss-cpu==1.15.1", "numpy==1.26.4", "pyarrow==17.0.0")
@@ -22,7 +24,7 @@ def environment_python(folder: str) -> str:
     ready = Path(folder, ".ready")
     if ready.exists() and ready.read_text(encoding="utf-8").split() == list(PACKAGES):
         return python
-    print("benchmark: installing autofaiss into an environment of its own", file=sys.stderr)
+    logger.info("benchmark: installing autofaiss into an environment of its own")
     try:
         venv.create(folder, with_pip=True, clear=True)
         command = [python, "-m", "pip", "install", "-q", *PACKAGES]

@@ -5,6 +5,7 @@ above one the first is faster.
 """
 
 import json
+import logging
 import os
 import statistics
 import subprocess
@@ -15,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from attrib.common.errors import AttribError
+
+logger = logging.getLogger(__name__)
 
 # Of a process, its highest is kept by the system; to look often at all of a job's processes would take from what is measured.
 POLL_SECONDS, SLOW_POLL_SECONDS, FEW_PROCESSES = 0.2, 1.0, 4
@@ -137,7 +140,7 @@ def interleave(contenders: list[Contender], num_rounds: int) -> list[list[dict |
         for contender, mine in zip(contenders, results):
             if turn >= (contender.max_rounds or num_rounds) or (mine and isinstance(mine[-1], str)):
                 continue
-            print(f"benchmark: round {turn + 1} of {num_rounds}: {contender.name}", file=sys.stderr, flush=True)
+            logger.info(f"benchmark: round {turn + 1} of {num_rounds}: {contender.name}")
             try:
                 mine.append(contender.unavailable or run_contender(contender))
             except AttribError as error:

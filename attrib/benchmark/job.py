@@ -5,8 +5,8 @@
 <output>/benchmark.json   rows, facts, constants, settings, versions; written after every stage
 """
 
+import logging
 import os
-import sys
 import time
 
 from attrib.benchmark import facts, stages, train_contenders
@@ -18,6 +18,8 @@ from attrib.benchmark.settings import BenchmarkSettings
 from attrib.benchmark.table import format_table
 from attrib.common.config import versions
 from attrib.common.storage import Storage, join
+
+logger = logging.getLogger(__name__)
 
 IMAGES, SEARCH = stages.IMAGES, stages.SEARCH
 JOBS, IMAGE_JOBS = "attrib.benchmark.job_contenders", "attrib.benchmark.image_job_contenders"
@@ -45,7 +47,7 @@ def run(settings: BenchmarkSettings) -> dict:
             started = time.monotonic()
             part(bench)
             minutes[name] = (time.monotonic() - started) / 60
-            print(f"benchmark: {name} took {minutes[name]:.1f} minutes", file=sys.stderr)
+            logger.info(f"benchmark: {name} took {minutes[name]:.1f} minutes")
             result = _result(bench, minutes)
             Storage(settings.storage).write_json(join(settings.output, "benchmark.json"), result)
     return result | {"table": f"{format_table(bench.rows)}\n\nfacts\n{facts.format_facts(_facts(bench))}"}

@@ -6,9 +6,9 @@
 """
 
 import dataclasses
+import logging
 import os
 import shutil
-import sys
 
 from attrib.capacity.check import Check, check
 from attrib.capacity.constants import measure_constants
@@ -20,6 +20,8 @@ from attrib.capacity.simulate import simulate
 from attrib.common.config import versions
 from attrib.common.errors import AttribError
 from attrib.common.storage import Storage, join
+
+logger = logging.getLogger(__name__)
 
 RECORD = "scale.json"
 
@@ -36,7 +38,7 @@ def run(settings: ScaleSettings) -> str:
         folder = join(settings.output, "simulations", str(num_raylets))
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)
-        print(f"scale: the jobs on {num_raylets} raylets, log in {folder}/driver.log", file=sys.stderr)
+        logger.info(f"scale: the jobs on {num_raylets} raylets, log in {folder}/driver.log")
         checks.append(check(settings, simulate(settings.simulation, num_raylets, folder)))
     record = {"settings": settings.model_dump(mode="json"), "versions": versions()}
     storage.write_json(join(settings.output, RECORD), record | _numbers(plan, broken, checks))
@@ -51,7 +53,7 @@ def with_constants(settings: ScaleSettings, storage: Storage) -> ScaleSettings:
     """
     found: dict[str, Constant] = {}
     if settings.measure:
-        print("scale: measuring constants", file=sys.stderr)
+        logger.info("scale: measuring constants")
         found |= measure_constants("measured by jobs.scale on this machine, one thread, CPU seconds")
     if settings.benchmark:
         record = storage.require(settings.benchmark, "jobs.benchmark")

@@ -1,7 +1,7 @@
 """The manifest job: list units in parallel, settle ids over the whole collection, write partitions in parallel."""
 
 import hashlib
-import sys
+import logging
 import time
 
 import numpy as np
@@ -24,6 +24,8 @@ from attrib.runtime.machine import baseline_bytes
 from attrib.runtime.session import connect, num_cluster_cpus
 from attrib.runtime.tasks import run_units
 
+logger = logging.getLogger(__name__)
+
 LISTINGS = "_listings"
 SAMPLE_ROWS = 4_096  # of a listing, to see how large its rows are
 
@@ -34,10 +36,9 @@ def run(settings: ManifestSettings) -> dict:
     storage = Storage(settings.storage)
     record = begin(settings, MANIFEST_RECORD, {}, storage, resumable=False)
     if record:
-        print(
+        logger.info(
             f"manifest {settings.collection.name}: finished at {record['written_at']}, NOT listed again; choose another output if "
-            f"images came or went since",
-            file=sys.stderr,
+            f"images came or went since"
         )
         return record
     # Parts of a killed run may be cut otherwise.

@@ -1,6 +1,6 @@
 """The demo: draw sources, fit generators to some of them, train a small network, attribute the generated images, compare with the truth."""
 
-import sys
+import logging
 import time
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from attrib.models.encoder import load_encoder
 from attrib.models.settings import BackboneSettings
 from attrib.pipeline import job as pipeline_job
 from attrib.pipeline.settings import PipelineSettings
+
+logger = logging.getLogger(__name__)
 
 RECALL_AT = (1, 10)
 MAX_MEGAPIXELS = 10.0
@@ -72,11 +74,11 @@ class _Step:
         self.what = what
 
     def __enter__(self):
-        print(f"demo: {self.what} ...", file=sys.stderr, flush=True)
+        logger.info(f"demo: {self.what} ...")
         self.started = time.monotonic()
 
     def __exit__(self, *_):
-        print(f"demo: {self.what}: {time.monotonic() - self.started:.0f} s", file=sys.stderr, flush=True)
+        logger.info(f"demo: {self.what}: {time.monotonic() - self.started:.0f} s")
 
 
 def _recalls(

@@ -5,7 +5,7 @@ is worth writing. Vectors are small, so a run killed half-way had committed noth
 it). Here each chunk commits by itself, and partitions are assembled from committed chunks.
 """
 
-import sys
+import logging
 from functools import lru_cache
 
 import pyarrow as pa
@@ -37,6 +37,8 @@ from attrib.runtime.machine import baseline_bytes
 from attrib.runtime.session import connect, num_cluster_cpus, num_cluster_gpus
 from attrib.runtime.tasks import plain_errors, run_units
 
+logger = logging.getLogger(__name__)
+
 
 def run(settings: EmbedSettings) -> dict:
     """Embed every image of the manifest and return the record.
@@ -60,7 +62,7 @@ def run(settings: EmbedSettings) -> dict:
         return record
     connect(settings.ray)
     pool = EncoderPool.plan(settings)
-    print(pool.describe(encoder.name, encoder.dimension), file=sys.stderr)
+    logger.info(pool.describe(encoder.name, encoder.dimension))
     admitted = admit(_estimate(settings, manifest, loaded, pool, storage), settings)
     results = record
     if not record:

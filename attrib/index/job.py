@@ -1,6 +1,6 @@
 """The index job: sample, train one template, fill shards in parallel, measure recall on held-out vectors, publish."""
 
-import sys
+import logging
 
 import faiss
 import numpy as np
@@ -30,6 +30,8 @@ from attrib.runtime.machine import baseline_bytes, measure_machine
 from attrib.runtime.session import connect, device_of, num_cluster_cpus, num_node_cpus
 from attrib.runtime.tasks import run_units
 
+logger = logging.getLogger(__name__)
+
 MAX_HELD_OUT_SHARE = 0.2
 
 
@@ -49,7 +51,7 @@ def run(settings: IndexSettings) -> dict:
     record = begin(settings, INDEX_RECORD, inputs, storage)
     if record:
         return record
-    print(describe(plan, num_vectors, embeddings.dimension), file=sys.stderr)
+    logger.info(describe(plan, num_vectors, embeddings.dimension))
     connect(settings.ray)
 
     device = device_of(settings.device, "index")
@@ -110,7 +112,7 @@ def _train(settings: IndexSettings, training: np.ndarray, plan: IndexPlan, devic
         return None
     uri = join(settings.output, QUANTIZER_FILE)
     if not storage.exists(uri):
-        print(f"train: {plan.num_lists:,} centroids on {len(training):,} vectors", file=sys.stderr)
+        logger.info(f"train: {plan.num_lists:,} centroids on {len(training):,} vectors")
         # Nothing else runs meanwhile, so it takes all CPUs of a node.
         threads = num_node_cpus()
         work = [(settings, training, plan, device, threads, uri, storage)]
@@ -234,14 +236,12 @@ def _measure(
         "list_recall_by_nprobe": curve,
     }
     where = f"nprobe {nprobe} of {plan.num_lists:,}" if plan.num_lists else "exact search"
-    print(
-        f"recall@{k} {measured:.4f} of exact search at {where}, {len(held_out):,} held-out images (target {settings.recall_target:g})",
-        file=sys.stderr,
+    logger.info(
+        f"recall@{k} {measured:.4f} of exact search at {where}, {len(held_out):,} held-out images (target {settings.recall_target:g})"
     )
     if not result["met"]:
-        print(
-            f"WARNING: the recall target is out of reach with rerank_factor = {settings.rerank_factor}: raise it, or pq_bytes",
-            file=sys.stderr,
+        logger.warning(
+            f"the recall target is out of reach with rerank_factor = {settings.rerank_factor}: raise it, or pq_bytes"
         )
     return result
 

@@ -1,6 +1,6 @@
 """The last step before a job's work: its estimate is printed and held against the budget, the disks and the cluster."""
 
-import sys
+import logging
 
 import ray
 
@@ -9,6 +9,8 @@ from attrib.common.settings import JobSettings
 from attrib.common.storage import is_remote
 from attrib.runtime.estimate import Estimate
 from attrib.runtime.limits import check_budget, check_free_space
+
+logger = logging.getLogger(__name__)
 
 REMEDIES = {
     "max_process_gib": "lower what a worker holds at a time (chunk_rows, partition_rows, shard_rows, query_block_rows)",
@@ -26,7 +28,7 @@ def admit(estimate: Estimate, settings: JobSettings, remedies: dict[str, str] | 
     """
     if not is_remote(settings.output):
         estimate = estimate.remote(0, 0)
-    print(estimate.describe(settings.budget.prices), file=sys.stderr)
+    logger.info(estimate.describe(settings.budget.prices))
     check_budget(estimate, settings.budget, REMEDIES | (remedies or {}))
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     here = f"node:{ray.util.get_node_ip_address()}"
@@ -34,9 +36,8 @@ def admit(estimate: Estimate, settings: JobSettings, remedies: dict[str, str] | 
     check_free_space(estimate, settings.output, min(estimate.num_workers, max(1, on_this_node)))
     largest = max(node.get("memory", 0) for node in nodes)
     if estimate.worker_bytes > largest:
-        print(
-            f"WARNING: a worker is estimated at {gib(estimate.worker_bytes)} and the largest node offers {gib(largest)} to all of its tasks: "
-            "the system may kill it. " + REMEDIES["max_process_gib"].capitalize() + ", or take larger nodes",
-            file=sys.stderr,
+        logger.warning(
+            f"a worker is estimated at {gib(estimate.worker_bytes)} and the largest node offers {gib(largest)} to all of its tasks: "
+            "the system may kill it. " + REMEDIES["max_process_gib"].capitalize() + ", or take larger nodes"
         )
     return estimate

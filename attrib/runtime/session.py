@@ -2,12 +2,14 @@
 
 import logging
 import os
-import sys
 
 import ray
 
+from attrib.common import logs
 from attrib.common.errors import AttribError
 from attrib.common.settings import RaySettings
+
+logger = logging.getLogger(__name__)
 
 
 def connect(settings: RaySettings, dashboard: bool = False) -> None:
@@ -20,7 +22,9 @@ def connect(settings: RaySettings, dashboard: bool = False) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     address = settings.address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, logging_level=logging.WARNING)
+        # Workers of a local Ray inherit the environment; those of a cluster have to be told another format than the default.
+        environment = {"env_vars": {logs.FORMAT_VARIABLE: "json"}} if logs.is_json() else None
+        ray.init(address=address, logging_level=logging.WARNING, runtime_env=environment)
     else:
         # Without it each worker prints Ray's advice on authentication once; a local Ray listens on this machine alone.
         memory = int(settings.object_store_gib * 2**30) if settings.object_store_gib else None
@@ -33,10 +37,9 @@ def connect(settings: RaySettings, dashboard: bool = False) -> None:
         )
     resources = ray.cluster_resources()
     nodes = sum(node["Alive"] for node in ray.nodes())
-    print(
+    logger.info(
         f"Ray {ray.__version__}: {nodes} node(s), {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs, "
-        f"{resources.get('memory', 0) / 2**30:.1f} GiB for tasks",
-        file=sys.stderr,
+        f"{resources.get('memory', 0) / 2**30:.1f} GiB for tasks"
     )
 
 

@@ -1,6 +1,6 @@
 """Independent units of work as Ray tasks: a bounded window in flight, retried when a worker or its node is lost."""
 
-import sys
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +9,8 @@ import ray
 
 from attrib.common.errors import AttribError, FailedShareError, MismatchError
 from attrib.runtime.session import num_cluster_cpus
+
+logger = logging.getLogger(__name__)
 
 MENDABLE = (AttribError, FailedShareError, MismatchError, OSError, PermissionError, FileNotFoundError)
 
@@ -69,8 +71,7 @@ def _warn_if_too_large(needed: dict[str, float]) -> None:
     for name, amount in needed.items():
         largest = max(node["Resources"].get(name, 0) for node in ray.nodes() if node["Alive"])
         if amount > largest:
-            print(
-                f"WARNING: a task needs {amount:g} {name} and the largest node has {largest:g}: waiting for a larger node. "
-                "If none will come, stop and lower threads_per_task",
-                file=sys.stderr,
+            logger.warning(
+                f"a task needs {amount:g} {name} and the largest node has {largest:g}: waiting for a larger node. "
+                "If none will come, stop and lower threads_per_task"
             )

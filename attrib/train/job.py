@@ -10,7 +10,6 @@
 
 import logging
 import os
-import sys
 import tempfile
 import time
 
@@ -22,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from safetensors.torch import load, save
 
 from attrib.common.errors import AttribError
+from attrib.common.logs import set_up_worker
 from attrib.common.run_record import begin, finish
 from attrib.common.storage import Storage, is_remote, join
 from attrib.data.manifest import Manifest, open_manifest
@@ -47,6 +47,8 @@ from attrib.train.share_calibration import shares_of_views
 from attrib.train.student import parallel, student_of, trained_groups
 from attrib.train.view_features import sheet_of_views
 from attrib.train.whitening import projected_sizes
+
+logger = logging.getLogger(__name__)
 
 RECORD = "train.json"
 MODEL = "model.safetensors"
@@ -172,7 +174,7 @@ def _fit(settings: TrainSettings, manifest: Manifest, storage: Storage) -> tuple
             "train.device is 'cuda' but the cluster has no GPU; use 'auto' or 'cpu', or start GPU workers"
         )
     if not use_gpu:
-        print(f"train: {settings.num_workers} CPU worker(s), NO GPU", file=sys.stderr)
+        logger.info(f"train: {settings.num_workers} CPU worker(s), NO GPU")
     filesystem, path = storage.resolve(join(settings.output, "_ray_train"))
     trainer = TorchTrainer(
         _worker,
@@ -196,6 +198,7 @@ def _fit(settings: TrainSettings, manifest: Manifest, storage: Storage) -> tuple
 
 
 def _worker(config: dict) -> None:
+    set_up_worker()
     # Ray Train logs every report of every worker, in part under names of its own.
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -231,7 +234,7 @@ def _report(training: Run) -> None:
     if ray.train.get_context().get_world_rank() > 0:
         ray.train.report(metrics)
         return
-    sys.stderr.write(training.progress() + "\n")  # Ray Train logs what is printed, and would show it twice
+    logger.info(training.progress())
     with tempfile.TemporaryDirectory() as folder:
         torch.save(training.state(), os.path.join(folder, "state.pt"))
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))

@@ -211,7 +211,8 @@ def test_nothing_in_the_same_files_gives_the_generator_away(evaluated):
     assert unseen["content-only"]["values"]["identification"]["mean"] < 0.7
 
 
-def test_a_second_run_finds_the_first_and_a_broken_one_continues(evaluated, job_settings, local, capsys):
+def test_a_second_run_finds_the_first_and_a_broken_one_continues(evaluated, job_settings, local, caplog):
+    caplog.set_level("INFO")
     from attrib.generators.evaluation import job as evaluate_job
 
     assert evaluate_job.run(job_settings) == json.loads(json.dumps(evaluated))
@@ -225,7 +226,7 @@ def test_a_second_run_finds_the_first_and_a_broken_one_continues(evaluated, job_
     local.delete_file(record)
     again = evaluate_job.run(job_settings)
     assert local.read_bytes(join(job_settings.output, "generators", "vae-0.npy")) == samples
-    assert again["measured"] == evaluated["measured"] and "resuming" in capsys.readouterr().err
+    assert again["measured"] == evaluated["measured"] and "resuming" in caplog.text
     assert kept in local.names(parts)
 
 

@@ -7,7 +7,7 @@
 <output>/_features/, _variants/   what is done, by digest of all that decides it: a killed run continues, and one with more variants adds them
 """
 
-import sys
+import logging
 
 import pyarrow as pa
 import ray
@@ -34,6 +34,8 @@ from attrib.runtime.session import connect
 from attrib.runtime.tasks import run_units
 from attrib.train import job as train_job
 from attrib.train.feature_tasks import view_features
+
+logger = logging.getLogger(__name__)
 
 RECORD = "ablation.json"
 
@@ -101,7 +103,7 @@ def _outcomes(
     def keep(variant: VariantSettings, outcome: Outcome) -> None:
         found[variant.name] = outcome
         place = f"{len(found)} of {len(settings.variants)}"
-        print(f"ablate: {variant.name}: macro mAP {outcome.macro_map:.4f} ({place})", file=sys.stderr, flush=True)
+        logger.info(f"ablate: {variant.name}: macro mAP {outcome.macro_map:.4f} ({place})")
 
     for variant in settings.variants:
         done = read_outcome(_folder(settings, inputs, variant), storage)

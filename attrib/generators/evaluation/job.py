@@ -8,7 +8,7 @@
 """
 
 import dataclasses
-import sys
+import logging
 
 import ray
 import torch
@@ -49,6 +49,8 @@ from attrib.runtime.session import connect
 from attrib.runtime.tasks import run_units
 from attrib.train.feature_tasks import sampled_images
 
+logger = logging.getLogger(__name__)
+
 RECORD, TABLE, PAGE = "evaluation.json", "table.txt", "evaluation.html"
 SPARE = 4  # images listed per photograph needed: copies, small and damaged ones are passed over
 
@@ -74,7 +76,7 @@ def run(settings: EvaluateGeneratorsSettings) -> dict:
     record = begin(settings, RECORD, inputs, storage)
     tiers = ([_trained_tier(settings, photographs, storage)] if photographs else []) + given
     if record:
-        print(f"evaluate_generators: finished at {record['written_at']}", file=sys.stderr)
+        logger.info(f"evaluate_generators: finished at {record['written_at']}")
     else:
         methods = methods_from(settings.methods, pool, storage, extractor, join(settings.output, "discriminant"))
         results = _results(settings, methods, tiers, tuning_tier(pool, storage), storage)

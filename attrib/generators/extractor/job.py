@@ -9,7 +9,6 @@
 
 import logging
 import os
-import sys
 import tempfile
 import time
 
@@ -19,6 +18,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from safetensors.torch import load, save
 
+from attrib.common.logs import set_up_worker
 from attrib.common.run_record import begin, finish
 from attrib.common.storage import Storage, is_remote, join
 from attrib.generators.extractor.batches import (
@@ -41,6 +41,8 @@ from attrib.runtime.estimate import Estimate
 from attrib.runtime.machine import baseline_bytes, peak_bytes, reset_peak, resident_bytes
 from attrib.runtime.session import connect, device_of
 from attrib.runtime.tasks import plain_errors
+
+logger = logging.getLogger(__name__)
 
 START = "_start.safetensors"
 MAX_FAILURES = 3  # of workers, in one run
@@ -129,7 +131,7 @@ def _fit(settings: FingerprintSettings) -> tuple[dict[str, torch.Tensor], list[d
     """Best weights of the network, and the history of the criterion."""
     use_gpu = device_of(settings.device, "fingerprint") == "cuda"
     if not use_gpu:
-        print(f"fingerprint: {settings.num_workers} CPU worker(s), NO GPU", file=sys.stderr)
+        logger.info(f"fingerprint: {settings.num_workers} CPU worker(s), NO GPU")
     filesystem, path = Storage(settings.storage).resolve(join(settings.output, "_ray_train"))
     trainer = TorchTrainer(
         _worker,
@@ -153,6 +155,7 @@ def _fit(settings: FingerprintSettings) -> tuple[dict[str, torch.Tensor], list[d
 
 
 def _worker(config: dict) -> None:
+    set_up_worker()
     # Ray Train logs every report of every worker, in part under names of its own.
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -178,7 +181,7 @@ def _report(training: ExtractorRun) -> None:
     if ray.train.get_context().get_world_rank() > 0:
         ray.train.report(metrics)
         return
-    sys.stderr.write(training.progress() + "\n")  # Ray Train logs what is printed, and would show it twice
+    logger.info(training.progress())
     with tempfile.TemporaryDirectory() as folder:
         torch.save(training.state(), os.path.join(folder, "state.pt"))
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))

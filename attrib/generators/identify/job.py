@@ -4,7 +4,7 @@ A worker loads the fingerprint method and calibrates the registry once, for all 
 a restart does only what is missing.
 """
 
-import sys
+import logging
 import time
 from functools import lru_cache
 
@@ -31,6 +31,8 @@ from attrib.runtime.estimate import IMAGE_OVERHEAD_BYTES, READER_BYTES, WRITER_B
 from attrib.runtime.machine import baseline_bytes, resident_bytes
 from attrib.runtime.session import connect, device_of, num_cluster_cpus, num_cluster_gpus
 from attrib.runtime.tasks import run_units
+
+logger = logging.getLogger(__name__)
 
 PROBE_IMAGES = 8
 VERDICT_BYTES_ON_DISK = 120  # of an image beside its fingerprint
@@ -64,7 +66,7 @@ def run(settings: IdentifySettings) -> dict:
     judge = judge_of(registry, load_method(registry.method, storage), settings.verdicts, storage)
     calibrated_seconds = time.monotonic() - started
     if abstains := judge.abstains:
-        print(f"WARNING: nothing will be attributed: {abstains}", file=sys.stderr)
+        logger.warning(f"nothing will be attributed: {abstains}")
     connect(settings.ray)
     device = device_of(settings.device, "identify")
     admitted = admit(_estimate(settings, manifest, judge, calibrated_seconds, device, storage), settings)
@@ -77,7 +79,7 @@ def run(settings: IdentifySettings) -> dict:
     results |= {"manifest_digest": manifest.digest, "order_digest": manifest.order_digest}
     results["estimate"] = admitted.to_dict()
     for warning in results["warnings"]:
-        print(f"WARNING: {warning}", file=sys.stderr)
+        logger.warning(warning)
     num_failed = results["num_failed"]
     if num_failed > settings.max_failed_share * manifest.num_images:
         raise FailedShareError(

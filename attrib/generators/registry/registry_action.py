@@ -1,6 +1,6 @@
 """The three actions of jobs.registry, and the lines that it prints."""
 
-import sys
+import logging
 
 from attrib.common.errors import AttribError, first_line
 from attrib.common.storage import Storage, join
@@ -11,6 +11,8 @@ from attrib.generators.registry.quality import format_counts
 from attrib.generators.registry.registration import as_sources, describe, facts, read_collection, read_pool_samples
 from attrib.generators.registry.registry import RECORD, Registry, new_registry, open_registry, register, remove
 from attrib.generators.registry.settings import RegistrySettings, VerdictSettings
+
+logger = logging.getLogger(__name__)
 
 
 def run(settings: RegistrySettings) -> list[str]:
@@ -34,7 +36,7 @@ def _register(settings: RegistrySettings, storage: Storage) -> list[str]:
             settings.images, settings.max_images, settings.max_megapixels, method, storage
         )
         for failure in failures:
-            print(f"left out: {failure}", file=sys.stderr)
+            logger.info(f"left out: {failure}")
         sources = as_sources(samples, settings.role)
     registry, entry = register(
         registry, settings.name, settings.role, sources, method, storage, settings.new_version, left_out

@@ -4,8 +4,8 @@ A model commits by itself, so a killed run goes on with the first that is missin
 thousand weights is bound by the launches of its kernels, not by the GPU.
 """
 
+import logging
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 
@@ -43,6 +43,8 @@ from attrib.runtime.session import connect, device_of
 from attrib.runtime.tasks import run_units
 from attrib.train.feature_tasks import sampled_images
 
+logger = logging.getLogger(__name__)
+
 PROBED_MODELS, PROBE_STEPS = 4, 5
 REMEDIES = {
     "max_process_gib": "lower px, num_photographs or num_training_photographs",
@@ -73,7 +75,7 @@ def run(settings: SynthesizeSettings) -> dict:
     inputs = {"photographs": photographs.digest()}
     finished = begin(settings, RECORD, inputs, storage)
     if finished:
-        print(f"synthesize: finished at {finished['written_at']}", file=sys.stderr)
+        logger.info(f"synthesize: finished at {finished['written_at']}")
         return finished
     admit(_estimate(settings, planned, photographs, device), settings, REMEDIES)
     real = _real_profiles(settings, storage)

@@ -89,7 +89,8 @@ def test_the_budget_is_no_part_of_a_runs_identity_and_reaches_every_stage():
     assert hours["index"] == 3 and hours["sources/embeddings"] == 5 and len(hours) == 7
 
 
-def test_a_job_prints_its_estimate_and_stops_over_the_budget(tmp_path, local, local_ray, capsys):
+def test_a_job_logs_its_estimate_and_stops_over_the_budget(tmp_path, local, local_ray, caplog):
+    caplog.set_level("INFO")
     from attrib.data import job as manifest_job
 
     write_folder({f"{i}.jpg": encode(picture(i), "JPEG") for i in range(3)}, f"{tmp_path}/images", local)
@@ -98,7 +99,7 @@ def test_a_job_prints_its_estimate_and_stops_over_the_budget(tmp_path, local, lo
     )  # fmt: skip
     with pytest.raises(AttribError, match="the job was not started"):
         manifest_job.run(settings)
-    assert "estimate: " in capsys.readouterr().err
+    assert "estimate: " in caplog.text
     assert not local.names(settings.output, suffix=".parquet")
     record = manifest_job.run(settings.model_copy(update={"budget": BudgetSettings()}))
     assert record["num_images"] == 3

@@ -1,5 +1,7 @@
 """What an attribution job needs: memory, bytes and time."""
 
+from enum import StrEnum
+
 from attrib.data.estimate import RowBytes
 from attrib.index.estimate import (
     CANDIDATE_BYTES,
@@ -22,6 +24,16 @@ from attrib.index.estimate import (
 )
 from attrib.runtime.estimate import READER_BYTES, TABLE_COPIES, WRITER_BYTES, Estimate
 from attrib.runtime.machine import AnswerRates
+
+
+class AttributeTask(StrEnum):
+    """Kinds of Ray tasks of the attribute job, as `num_tasks` of its record counts them."""
+
+    PROBE = "probe"  # a group of query blocks
+    SEARCH = "search"  # a shard, or a part of the queries against it
+    MERGE = "merge"  # a block
+    DESCRIBE = "describe"  # a part of a shard's metadata
+    WRITE = "write"  # a block
 
 
 def results_bytes(

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from attrib.attribute.blocks import block_name, block_rows, lists_uri, partial_table, partial_uri, read_partial
-from attrib.attribute.estimate import estimate_attribute
+from attrib.attribute.estimate import AttributeTask, estimate_attribute
 from attrib.attribute.merge import describe_sources, merge_blocks, write_blocks
 from attrib.attribute.rows import ATTRIBUTIONS_RECORD, RunStamp
 from attrib.attribute.run import (
@@ -111,6 +111,8 @@ def run(settings: AttributeSettings) -> dict:
         "index_recall": index.recall,
         "batch_recall": _check_recall(job, checked[0], storage),
         "estimate": admitted.to_dict(),
+        "num_tasks": job.num_tasks,
+        "num_files": 2 * len(job.blocks),
         "generators": job.identified.summary if job.identified else None,
     }
     storage.delete_folder(join(settings.output, "_partials"))
@@ -154,6 +156,7 @@ def _probe(job: AttributionJob, storage: Storage) -> tuple[np.ndarray, np.ndarra
     progress = Progress("probe", num_rows, "queries")
     sampled = {}
     units = [(job, group, threshold, storage) for group in groups]
+    job.num_tasks[AttributeTask.PROBE] = len(units)
     for i, found in run_units(_probe_task, units, num_cpus=job.settings.threads_per_task):
         sampled[i] = found
         progress.update(sum(block_rows(job.blocks[block]) for block in groups[i]))
@@ -193,6 +196,7 @@ def _search(job: AttributionJob, checked: tuple[np.ndarray, np.ndarray], storage
             mine = checked if i == 0 and not is_checked else None
             if len(part) or mine:
                 units.append((job, shard, part.tolist(), mine, storage))
+    job.num_tasks[AttributeTask.SEARCH] = len(units)
     counts = [sum(block_rows(job.blocks[b]) for b in group) for _, _, group, _, _ in units]
     progress = Progress("search", sum(counts), "query-shard pairs")
     for i, _ in run_units(

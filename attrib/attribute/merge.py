@@ -16,7 +16,14 @@ from attrib.attribute.blocks import (
     wanted_table,
     wanted_uri,
 )
-from attrib.attribute.rows import RunStamp, attribution_rows, block_queries, read_shard_sources, read_sources
+from attrib.attribute.estimate import AttributeTask
+from attrib.attribute.rows import (
+    RunStamp,
+    attribution_rows,
+    block_queries,
+    read_shard_sources,
+    read_sources,
+)
 from attrib.attribute.run import AttributionJob, pending_blocks, use_threads
 from attrib.common.progress import Progress
 from attrib.common.storage import Storage, join
@@ -28,6 +35,7 @@ from attrib.runtime.tasks import run_units
 
 def merge_blocks(job: AttributionJob, storage: Storage) -> None:
     pending = pending_blocks(job, storage)
+    job.num_tasks[AttributeTask.MERGE] = len(pending)
     progress = Progress(
         "merge", sum(job.queries.num_rows), "queries", sum(job.queries.num_rows) - _rows_of(job, pending)
     )
@@ -73,8 +81,10 @@ def describe_sources(job: AttributionJob, storage: Storage) -> None:
     units = [
         (job, pending, shard, part, num_parts, storage) for shard in range(num_shards) for part in range(num_parts)
     ]
+    units = units if pending else []
+    job.num_tasks[AttributeTask.DESCRIBE] = len(units)
     progress = Progress("sources", len(units), "parts of shards")
-    for _ in run_units(_describe_task, units if pending else []):
+    for _ in run_units(_describe_task, units):
         progress.update(1)
     progress.close()
 
@@ -102,6 +112,7 @@ def _describe_task(
 
 def write_blocks(job: AttributionJob, stamp: RunStamp, storage: Storage) -> list[dict]:
     counts: list[dict] = [{}] * len(job.blocks)
+    job.num_tasks[AttributeTask.WRITE] = len(job.blocks)
     progress = Progress("write", sum(job.queries.num_rows), "queries")
     for i, count in run_units(_write_task, ((job, b, stamp, storage) for b in range(len(job.blocks)))):
         counts[i] = count

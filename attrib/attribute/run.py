@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow as pa
 
 from attrib.attribute.blocks import block_name, block_rows, plan_blocks, read_block
+from attrib.attribute.estimate import AttributeTask
 from attrib.attribute.settings import AttributeSettings
 from attrib.common.errors import AttribError
 from attrib.common.storage import Storage, join
@@ -34,6 +35,7 @@ class AttributionJob:
         self.num_candidates = settings.top_k * (settings.rerank_factor or index.rerank_factor)
         self.device, self.num_workers = "cpu", 1
         self.identified: Identified | None = None
+        self.num_tasks: dict[AttributeTask, int] = {}  # by kind, for the record
 
     @property
     def scans_codes(self) -> bool:

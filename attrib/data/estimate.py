@@ -1,6 +1,7 @@
 """What a manifest job needs: memory, bytes and time."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -10,6 +11,13 @@ from attrib.data.manifest import Manifest
 from attrib.runtime.estimate import PLACES_BYTES, READER_BYTES, TABLE_COPIES, WRITER_BYTES, Estimate
 
 SAMPLE_ROWS = 4_096  # of a table, to see how large its rows are
+
+
+class ManifestTask(StrEnum):
+    """Kinds of Ray tasks of the manifest job, as `num_tasks` of its record counts them."""
+
+    LIST = "list"  # one listed unit of the collection
+    PARTITION = "partition"  # one partition of the manifest
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,16 @@ from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish
 from attrib.common.storage import Storage, join
 from attrib.data.collections import RESERVED_COLUMNS, ListingUnit, list_images, list_units, open_sidecar
-from attrib.data.estimate import RowBytes, estimate_manifest
+from attrib.data.estimate import ManifestTask, RowBytes, estimate_manifest
 from attrib.data.ids import duplicated_ids, resolve_collisions
-from attrib.data.manifest import MANIFEST_RECORD, Slice, build_partition, ids_digest, part_name, plan_partitions
+from attrib.data.manifest import (
+    MANIFEST_RECORD,
+    Slice,
+    build_partition,
+    ids_digest,
+    part_name,
+    plan_partitions,
+)
 from attrib.data.settings import CollectionSettings, ManifestSettings
 from attrib.runtime.admission import admit
 from attrib.runtime.estimate import Estimate
@@ -92,6 +99,8 @@ def run(settings: ManifestSettings) -> dict:
         "num_moved_ids": len(moved),
         "num_rows": [sum(s.stop - s.start for s in slices) for slices in partitions],
         "metadata_columns": metadata_columns,
+        "num_tasks": {ManifestTask.LIST: len(units), ManifestTask.PARTITION: len(partitions)},
+        "num_files": len(partitions),
     }
     storage.delete_folder(join(settings.output, LISTINGS))
     return finish(settings, MANIFEST_RECORD, {}, results, storage)

@@ -1,6 +1,7 @@
 """What an embed job needs, from a probe of the encoder: memory, bytes and time."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,13 @@ from attrib.runtime.estimate import (
 from attrib.runtime.machine import _growth, baseline_bytes
 
 PROBE_BATCHES = 3  # of images; one is too few to tell what each further image adds
+
+
+class EmbedTask(StrEnum):
+    """Kinds of tasks of the embed job, as `num_tasks` of its record counts them."""
+
+    CHUNK = "chunk"  # one chunk through Ray Data
+    PARTITION = "partition"  # one partition, assembled from its chunks
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from attrib.data.manifest import Manifest, open_manifest, part_name
 from attrib.embed.assemble import assemble
 from attrib.embed.embeddings import EMBEDDINGS_RECORD, FAILURES
 from attrib.embed.encode import PreparedChunk, encode_chunk, prepare_images
-from attrib.embed.estimate import EncoderProbe, estimate_embed, probe_encoder
+from attrib.embed.estimate import EmbedTask, EncoderProbe, estimate_embed, probe_encoder
 from attrib.embed.settings import EmbedSettings
 from attrib.models.encoder import KEEP_FREED_MEMORY, EncoderIdentity, ImageEncoder, load_encoder
 from attrib.models.preprocessing import Preprocessing
@@ -64,9 +64,9 @@ def run(settings: EmbedSettings) -> dict:
     pool = EncoderPool.plan(settings)
     logger.info(pool.describe(encoder.name, encoder.dimension))
     admitted = admit(_estimate(settings, manifest, loaded, pool, storage), settings)
-    results = record
+    results, num_chunks = record, 0
     if not record:
-        embed_pending(settings, manifest, encoder, pool, storage)
+        num_chunks = embed_pending(settings, manifest, encoder, pool, storage)
         results = assemble(settings, manifest, storage)
     if settings.retry_failed and results["num_failed"]:
         if record:
@@ -75,6 +75,8 @@ def run(settings: EmbedSettings) -> dict:
         _retry_failed(settings, manifest, encoder, pool, storage)
         results = assemble(settings, manifest, storage)
     results |= {"encoder": encoder.to_dict(), "estimate": admitted.to_dict()}
+    num_parts = len(results["num_rows"])
+    results |= {"num_tasks": {EmbedTask.CHUNK: num_chunks, EmbedTask.PARTITION: num_parts}, "num_files": num_parts}
     if results["num_failed"] > settings.max_failed_share * manifest.num_images:
         raise _too_many_failed(settings, results["num_failed"], manifest.num_images, results["failure_reasons"])
     return finish(settings, EMBEDDINGS_RECORD, inputs, results, storage)
@@ -138,12 +140,13 @@ class EncoderPool:
 
 def embed_pending(
     settings: EmbedSettings, manifest: Manifest, encoder: EncoderIdentity, pool: EncoderPool, storage: Storage
-) -> None:
+) -> int:
+    """Embed the chunks that are not committed yet; returns their number."""
     pending = _pending_chunks(settings, manifest, storage)
     num_pending = sum(chunk.stop - chunk.start for chunk in pending)
     progress = Progress("embed", manifest.num_images, "images", already_done=manifest.num_images - num_pending)
     if not pending:
-        return
+        return 0
     items = [{"partition": c.partition, "start": c.start, "stop": c.stop} for c in pending]
     chunks = ray.data.from_items(items, override_num_blocks=min(len(items), 10_000))
     environment = {"env_vars": KEEP_FREED_MEMORY}  # Ray Data calls what it maps from a thread of its own
@@ -162,6 +165,7 @@ def embed_pending(
             if progress.failed > settings.max_failed_share * manifest.num_images:
                 raise _too_many_failed(settings, progress.failed, manifest.num_images, [row["example"]])
     progress.close()
+    return len(pending)
 
 
 def _pending_chunks(settings: EmbedSettings, manifest: Manifest, storage: Storage) -> list[Chunk]:

@@ -4,6 +4,7 @@ n: vectors of the largest shard; d: dimension; q: queries of a block. Bytes per 
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from attrib.data.estimate import RowBytes
 from attrib.embed.estimate import embedding_row_bytes
@@ -38,6 +39,16 @@ RATES_SECONDS = 0.3  # of attrib/index/cost_model.py
 LIST_SECONDS = 7e-5  # of a visited list, beside its products; measured and stored with an index once it is there
 ORDER_SECONDS = 1.2e-7  # of a list that is put in order for a held-out image
 RECALL_PASSES = 2  # searches until nprobe is found: one where the true neighbours' lists told it at once
+
+
+class IndexTask(StrEnum):
+    """Kinds of Ray tasks of the index job, as `num_tasks` of its record counts them."""
+
+    SAMPLE = "sample"  # one partition of the embeddings
+    TRAIN = "train"
+    BUILD = "build"  # one shard
+    RECALL = "recall"  # one search of a shard for the held-out images
+    RATES = "rates"
 
 
 @dataclass(frozen=True)

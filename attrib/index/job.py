@@ -15,7 +15,7 @@ from attrib.data.estimate import row_bytes
 from attrib.data.manifest import Manifest, open_manifest
 from attrib.embed.embeddings import Embeddings, open_embeddings
 from attrib.index.cost_model import measure_rates
-from attrib.index.estimate import estimate_index, shard_sizes
+from attrib.index.estimate import IndexTask, estimate_index, shard_sizes
 from attrib.index.index import INDEX_RECORD, QUANTIZER_FILE
 from attrib.index.normalize import unit_rows
 from attrib.index.planning import IndexPlan, group_partitions, plan_index, training_rows
@@ -87,6 +87,14 @@ def run(settings: IndexSettings) -> dict:
         <= settings.worker_memory_gib * 2**30,
         "rates": next(iter(search_rates))[1],
         "estimate": admitted.to_dict(),
+        "num_tasks": {
+            IndexTask.SAMPLE: sum(rows > 0 for rows in embeddings.num_embedded),
+            IndexTask.TRAIN: int(bool(template_uri) and not has_template),
+            IndexTask.BUILD: len(shards),
+            IndexTask.RECALL: measured["num_searches"] * len(shards),
+            IndexTask.RATES: 1,
+        },
+        "num_files": sum(len(shard["files"]) for shard in shards) + bool(template_uri),
         "digest": digest(
             [embeddings.encoder, plan.kind, inputs, template_sha256, [shard["files"] for shard in shards]]
         ),
@@ -231,6 +239,7 @@ def _measure(
         "target": settings.recall_target,
         "met": measured >= settings.recall_target,
         "num_held_out": len(held_out),
+        "num_searches": len(probed_share),  # of all shards, the exact one included
         "probed_share": round(probed_share[nprobe], 6),  # of all vectors, what a query sees
         "rerank_factor": settings.rerank_factor,
         "list_recall_by_nprobe": curve,

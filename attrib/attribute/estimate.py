@@ -1,19 +1,13 @@
 """What an attribution job needs: memory, bytes and time."""
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 from attrib.data.estimate import RowBytes
 from attrib.index.estimate import (
     CANDIDATE_BYTES,
-    CANDIDATE_BYTES_ON_DISK,
     FILE_SECONDS,
-    FIXED_ROW_BYTES,
-    MERGE_COPIES,
-    OUTCOME_NUMBERS_BYTES,
     PHASE_SECONDS,
-    ROW_NUMBERS_BYTES,
-    SCAN_READAHEAD_ROWS,
-    STAMP_BYTES,
     START_SECONDS,
     TASK_SECONDS,
     ShardSizes,
@@ -24,6 +18,14 @@ from attrib.index.estimate import (
 )
 from attrib.runtime.estimate import READER_BYTES, TABLE_COPIES, WRITER_BYTES, Estimate
 from attrib.runtime.machine import AnswerRates
+
+# Copies and bytes per row, fitted to peaks of memory and to files on 2026-11-21.
+MERGE_COPIES = 8  # of the candidates of a block
+SCAN_READAHEAD_ROWS = 1 << 20  # of sources.parquet that Arrow decodes ahead
+ROW_BYTES = 40 + 160  # of an attribution row in memory: numbers; run id and digests
+CANDIDATE_BYTES_ON_DISK = 16  # ids of sources and scores do not compress, ids of queries repeat
+ROW_BYTES_ON_DISK = 12  # id and similarity of a source; most shares are zero, and the columns of the query repeat
+OUTCOME_BYTES_ON_DISK = 24
 
 
 class AttributeTask(StrEnum):
@@ -36,94 +38,96 @@ class AttributeTask(StrEnum):
     WRITE = "write"  # a block
 
 
-def results_bytes(
-    sizes: ShardSizes, num_queries: int, block_rows: int, top_k: int, num_candidates: int, query: RowBytes
-) -> int:
-    """Held by a worker that merges the shards' candidates of a block, looks up a shard's sources for all blocks, or writes a block's rows."""
-    wanted, source = min(num_candidates, sizes.shard_vectors), sizes.source.in_memory
-    # A shard's table and its columns beside what is kept, both joined and put in order.
-    merging = block_rows * wanted * MERGE_COPIES * CANDIDATE_BYTES
-    asked = num_queries * top_k / sizes.num_shards
+@dataclass(frozen=True)
+class AttributionWork:
+    """queries_together: in one pass over a shard; num_candidates: per query and shard (top_k if vectors are scanned);
+    nprobe: 0 for exact search; query: a manifest row of the queries; search_seconds, check_seconds: of one worker, from
+    the planner, for all queries and for those that are also searched exactly."""
+
+    num_queries: int
+    queries_together: int
+    block_rows: int
+    top_k: int
+    num_candidates: int
+    nprobe: int
+    query: RowBytes
+    search_seconds: float
+    check_seconds: float
+
+    def num_rows(self, sizes: ShardSizes) -> int:
+        """Of the result."""
+        return self.num_queries * min(self.top_k, sizes.num_vectors)
+
+    def num_pairs(self, sizes: ShardSizes) -> int:
+        """(query, source) pairs that all shards propose."""
+        return self.num_queries * min(self.num_candidates, sizes.shard_vectors) * sizes.num_shards
+
+
+def results_bytes(sizes: ShardSizes, work: AttributionWork) -> int:
+    """Memory of a worker that merges the candidates of a block, looks up the sources of a shard, or writes the rows."""
+    block_rows, source = min(work.block_rows, work.num_queries), sizes.source.in_memory
+    # The table of a shard and its columns beside the kept candidates, both joined and sorted.
+    merging = block_rows * min(work.num_candidates, sizes.shard_vectors) * MERGE_COPIES * CANDIDATE_BYTES
+    asked = work.num_queries * work.top_k / sizes.num_shards
     scanned = min(SCAN_READAHEAD_ROWS, sizes.shard_vectors)
     describing = 3 * 8 * asked + (scanned + TABLE_COPIES * min(asked, sizes.shard_vectors)) * source
-    rows = block_rows * min(top_k, sizes.num_vectors)
-    row = FIXED_ROW_BYTES + STAMP_BYTES + source + query.in_memory
-    found = TABLE_COPIES * (min(rows, sizes.num_vectors) * source + block_rows * query.in_memory)
-    writing = CANDIDATE_BYTES * rows + found + 2 * rows * row
+    rows = block_rows * min(work.top_k, sizes.num_vectors)
+    found = TABLE_COPIES * (min(rows, sizes.num_vectors) * source + block_rows * work.query.in_memory)
+    writing = CANDIDATE_BYTES * rows + found + 2 * rows * (ROW_BYTES + source + work.query.in_memory)
     return round(READER_BYTES + WRITER_BYTES + max(merging, describing, writing))
 
 
 def estimate_attribute(
     sizes: ShardSizes,
-    num_queries: int,
-    queries_together: int,
-    block_rows: int,
-    top_k: int,
-    num_candidates: int,
-    nprobe: int,
-    query: RowBytes,
-    search_seconds: float,
-    check_seconds: float,
+    work: AttributionWork,
     baseline_bytes: int,
     rates: AnswerRates,
     num_workers: int,
     copies_shards: bool,
     on_gpus: bool = False,
 ) -> Estimate:
-    """queries_together: in one pass over a shard; num_candidates: per query and shard (top_k where vectors are scanned); query: a manifest row of
-    the queries; search_seconds, check_seconds: of one worker, from the planner, for the batch and for the queries that are also searched exactly;
-    copies_shards: from an object store to the local disk."""
-    block_rows, queries_together = min(block_rows, num_queries), min(queries_together, num_queries)
-    num_blocks = -(-num_queries // max(1, block_rows))
-    pairs = num_queries * min(num_candidates, sizes.shard_vectors) * sizes.num_shards
-    rows = num_queries * min(top_k, sizes.num_vectors)
-    searching = search_bytes(sizes, queries_together, nprobe, num_candidates, block_rows)
-    finishing = results_bytes(sizes, num_queries, block_rows, top_k, num_candidates, query)
-    outcomes = num_queries * (2 * query.on_disk + OUTCOME_NUMBERS_BYTES)
+    """copies_shards: shards are copied from an object store to the local disk."""
+    num_blocks, rows = _num_blocks(work), work.num_rows(sizes)
+    together = min(work.queries_together, work.num_queries)
+    block_rows = min(work.block_rows, work.num_queries)
+    searching = search_bytes(sizes, together, work.nprobe, work.num_candidates, block_rows)
+    outcomes = work.num_queries * (2 * work.query.on_disk + OUTCOME_BYTES_ON_DISK)
+    candidates = (work.num_pairs(sizes) + rows) * CANDIDATE_BYTES_ON_DISK
     return Estimate(
         num_workers=num_workers,
-        worker_bytes=baseline_bytes + max(searching, finishing),
+        worker_bytes=baseline_bytes + max(searching, results_bytes(sizes, work)),
         driver_bytes=baseline_bytes,
         mapped_bytes=sizes.mapped_bytes,
         scratch_bytes=sizes.mapped_bytes if copies_shards else 0,
-        output_bytes=round(rows * (ROW_NUMBERS_BYTES + sizes.source.on_disk) + outcomes),
-        temporary_bytes=round((pairs + rows) * CANDIDATE_BYTES_ON_DISK + rows * sizes.source.on_disk),
-        seconds=_attribute_seconds(
-            sizes, num_queries, num_blocks, pairs, rows, query, search_seconds, check_seconds, rates, num_workers
-        ),
+        output_bytes=round(rows * (ROW_BYTES_ON_DISK + sizes.source.on_disk) + outcomes),
+        temporary_bytes=round(candidates + rows * sizes.source.on_disk),
+        seconds=_attribute_seconds(sizes, work, rates, num_workers),
         num_writes=num_blocks * (2 * sizes.num_shards + 4) + sizes.num_shards + 2,
         num_reads=sizes.num_shards * (6 + 6 * num_blocks) + 8 * num_blocks,
         on_gpus=on_gpus,
     )
 
 
-def _attribute_seconds(
-    sizes: ShardSizes,
-    num_queries: int,
-    num_blocks: int,
-    pairs: int,
-    rows: int,
-    query: RowBytes,
-    search_seconds: float,
-    check_seconds: float,
-    rates: AnswerRates,
-    num_workers: int,
-) -> float:
-    """pairs: (query, source) that the shards propose; rows: that are written."""
-    shards, parts = sizes.num_shards, shard_parts(sizes.num_shards, num_workers)
+def _attribute_seconds(sizes: ShardSizes, work: AttributionWork, rates: AnswerRates, num_workers: int) -> float:
+    num_queries, num_blocks, shards = work.num_queries, _num_blocks(work), sizes.num_shards
+    pairs, parts = work.num_pairs(sizes), shard_parts(shards, num_workers)
     opening = sizes.num_vectors * sizes.file_bytes_per_vector / rates.hashed_bytes_per_second
     reading = (1 + shards) * num_queries * 2 * sizes.dimension / rates.table_bytes_per_second
     scoring = pairs * 2 * sizes.dimension / rates.scored_bytes_per_second
-    searching = search_seconds + check_seconds + opening + reading + scoring
-    # Who searches the largest shard ends last.
-    searching = max(searching / num_workers, searching * sizes.shard_vectors / sizes.num_vectors / parts[0])
+    searching = work.search_seconds + work.check_seconds + opening + reading + scoring
+    # The worker with the largest shard finishes last.
+    searching *= max(1 / num_workers, sizes.shard_vectors / sizes.num_vectors / parts[0])
     merging = 2 * pairs / rates.ordered_pairs_per_second
-    row_bytes = FIXED_ROW_BYTES + STAMP_BYTES + sizes.source.in_memory + query.in_memory
-    table_bytes = 3 * pairs * CANDIDATE_BYTES + sizes.num_vectors * sizes.source.in_memory + rows * row_bytes
-    # Lists, candidates, what is merged and wanted, sources and results are written; most of them are read by a task each.
+    row_bytes = ROW_BYTES + sizes.source.in_memory + work.query.in_memory
+    sources_bytes = sizes.num_vectors * sizes.source.in_memory
+    table_bytes = 3 * pairs * CANDIDATE_BYTES + sources_bytes + work.num_rows(sizes) * row_bytes
+    # Lists, candidates, merged and wanted rows, sources and results are written; a task each reads most of them.
     described = shards * describe_parts(shards)
     files = num_blocks * (13 + 5 * shards + 2 * described)
     tasks = probe_groups(num_blocks, num_queries, num_workers) + sum(parts) + described + 2 * num_blocks
-    fixed = files * FILE_SECONDS + tasks * TASK_SECONDS
-    spread = merging + table_bytes / rates.table_bytes_per_second + fixed
-    return START_SECONDS + 5 * PHASE_SECONDS + searching + spread / num_workers
+    writing = merging + table_bytes / rates.table_bytes_per_second + files * FILE_SECONDS + tasks * TASK_SECONDS
+    return START_SECONDS + 5 * PHASE_SECONDS + searching + writing / num_workers
+
+
+def _num_blocks(work: AttributionWork) -> int:
+    return -(-work.num_queries // max(1, min(work.block_rows, work.num_queries)))

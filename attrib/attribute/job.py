@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from attrib.attribute.blocks import block_name, block_rows, lists_uri, partial_table, partial_uri, read_partial
-from attrib.attribute.estimate import AttributeTask, estimate_attribute
+from attrib.attribute.estimate import AttributeTask, AttributionWork, estimate_attribute
 from attrib.attribute.merge import describe_sources, merge_blocks, write_blocks
 from attrib.attribute.rows import ATTRIBUTIONS_RECORD, RunStamp
 from attrib.attribute.run import (
@@ -124,8 +124,7 @@ def _estimate(job: AttributionJob, storage: Storage) -> Estimate:
     num_rows, dimension = max(block_rows(block) for block in job.blocks), job.queries.dimension
     sizes = [shard["num_vectors"] for shard in index.shards]
     sources = storage.read_rows(join(index.shard_uri(0), "sources.parquet"), 0, min(SAMPLED_SOURCES, sizes[0]))
-    return estimate_attribute(
-        shard_sizes(dimension, index.plan, sizes, num_rows, RowBytes.of(sources)),
+    work = AttributionWork(
         num_queries=sum(job.queries.num_rows),
         queries_together=SEARCH_ROWS,
         block_rows=num_rows,
@@ -135,9 +134,13 @@ def _estimate(job: AttributionJob, storage: Storage) -> Estimate:
         query=row_bytes(job.manifest, storage),
         search_seconds=job.plan.seconds,
         check_seconds=plan_search(index, num_checked(job), "exact").seconds if num_checked(job) else 0.0,
-        baseline_bytes=baseline_bytes(),
-        rates=measure_answers(dimension),
-        num_workers=job.num_workers,
+    )
+    return estimate_attribute(
+        shard_sizes(dimension, index.plan, sizes, num_rows, RowBytes.of(sources)),
+        work,
+        baseline_bytes(),
+        measure_answers(dimension),
+        job.num_workers,
         copies_shards=is_remote(index.uri),
         on_gpus=job.device == "cuda",
     )

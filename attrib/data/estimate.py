@@ -8,9 +8,10 @@ import pyarrow.parquet
 
 from attrib.common.storage import Storage
 from attrib.data.manifest import Manifest
-from attrib.runtime.estimate import PLACES_BYTES, READER_BYTES, TABLE_COPIES, WRITER_BYTES, Estimate
+from attrib.runtime.estimate import READER_BYTES, TABLE_COPIES, WRITER_BYTES, Estimate
 
-SAMPLE_ROWS = 4_096  # of a table, to see how large its rows are
+SAMPLE_ROWS = 4_096  # of a table, to measure the size of its rows
+DIGEST_ROW_BYTES = 900  # Python objects per row while the digest of a manifest is made; measured on 2026-11-21
 
 
 class ManifestTask(StrEnum):
@@ -22,14 +23,14 @@ class ManifestTask(StrEnum):
 
 @dataclass(frozen=True)
 class RowBytes:
-    """Mean bytes of a table's row, in memory and on disk."""
+    """Mean bytes of a row of a table, in memory and on disk."""
 
     in_memory: float
     on_disk: float
 
     @classmethod
     def of(cls, sample: pa.Table) -> "RowBytes":
-        """As write_table would write it, from some rows."""
+        """Measured on some rows, written as `Storage.write_table` would write them."""
         if not len(sample):
             return cls(0.0, 0.0)
         sink = pa.BufferOutputStream()
@@ -38,7 +39,7 @@ class RowBytes:
 
 
 def row_bytes(manifest: Manifest, storage: Storage) -> RowBytes:
-    """Of id, key, uri and metadata of a collection's images by ascending id, as indexes and attributions hold them."""
+    """Size of id, key, uri and metadata of an image in ascending order of ids, as indexes and attributions store them."""
     columns = ["id", "key", "uri", *manifest.metadata_columns]
     partition = max(range(len(manifest.num_rows)), key=manifest.num_rows.__getitem__)
     num_rows = min(SAMPLE_ROWS, manifest.num_rows[partition])
@@ -53,20 +54,18 @@ def estimate_manifest(
     num_workers: int,
     seconds_per_image: float,
 ) -> Estimate:
-    """Of the second half of the job, which writes partitions: what a collection costs is known once it is listed.
+    """Estimate of the second half of the job, which writes the partitions; sizes are known only after the listing.
 
     row: of a listed image; seconds_per_image: of one worker's listing, which writes the same rows once.
     """
-    rows = min(partition_rows, num_images)
+    rows_bytes = min(partition_rows, num_images) * (TABLE_COPIES * row.in_memory + DIGEST_ROW_BYTES)
+    written = round(num_images * row.on_disk)
     return Estimate(
         num_workers=num_workers,
-        worker_bytes=baseline_bytes
-        + READER_BYTES
-        + WRITER_BYTES
-        + rows * (TABLE_COPIES * row.in_memory + PLACES_BYTES),
-        # By unit, joined, sorted, and once more while duplicates are looked for.
+        worker_bytes=baseline_bytes + READER_BYTES + WRITER_BYTES + rows_bytes,
+        # int64 ids four times: per listing, joined, sorted, and during the search for duplicates.
         driver_bytes=baseline_bytes + 4 * 8 * num_images,
-        output_bytes=round(num_images * row.on_disk),
-        temporary_bytes=round(num_images * row.on_disk),
+        output_bytes=written,
+        temporary_bytes=written,
         seconds=num_images * seconds_per_image / num_workers,
     )

@@ -5,25 +5,25 @@ from enum import StrEnum
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
 
 from attrib.common.formats import gib
 from attrib.common.storage import Storage
 from attrib.data.manifest import Manifest
 from attrib.embed.settings import EmbedSettings
 from attrib.runtime.estimate import (
-    FILE_BYTES_PER_PIXEL,
     IMAGE_OVERHEAD_BYTES,
-    OUTCOME_BYTES_ON_DISK,
     READER_BYTES,
     TABLE_COPIES,
     TOUCHED_BYTES,
     WRITER_BYTES,
     Estimate,
 )
-from attrib.runtime.machine import _growth, baseline_bytes
+from attrib.runtime.machine import baseline_bytes, measure_growth
 
-PROBE_BATCHES = 3  # of images; one is too few to tell what each further image adds
+PROBE_BATCHES = 3  # of images: one batch alone does not show what a further image adds
+# Measured on 2026-11-21.
+ID_BYTES_ON_DISK = 50  # id and content hash beside a vector, which do not compress
+FILE_BYTES_PER_PIXEL = 25  # upper limit of a decoder's buffers (WebP; a plain JPEG takes 3)
 
 
 class EmbedTask(StrEnum):
@@ -37,8 +37,8 @@ class EmbedTask(StrEnum):
 class EncoderProbe:
     """What `num_images` images of a job needed in this process.
 
-    baseline_bytes: imports; network_bytes: weights; growth_bytes: peak of preparing and encoding the images, beyond these; image_bytes: what
-    each further image of a chunk adds; seconds_per_image: of one worker with one thread.
+    baseline_bytes: imports; network_bytes: weights; growth_bytes: further peak while the images are prepared and encoded;
+    image_bytes: what each further image of a chunk adds; seconds_per_image: of one worker with one thread.
     """
 
     num_images: int
@@ -50,7 +50,11 @@ class EncoderProbe:
 
 
 def probe_encoder(encoder, manifest: Manifest, settings: EmbedSettings, storage: Storage) -> EncoderProbe:
-    """Prepare and encode a few images of the manifest. encoder: attrib.models.encoder.ImageEncoder, on the device that the workers will use."""
+    """Prepare and encode a few images of the manifest.
+
+    encoder: attrib.models.encoder.ImageEncoder, on the device that the workers will use.
+    """
+    # Local imports: the formulas below are also used where torch must not be loaded.
     import torch
 
     from attrib.embed.encode import encode_chunk, prepare_images
@@ -62,12 +66,15 @@ def probe_encoder(encoder, manifest: Manifest, settings: EmbedSettings, storage:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        growth, _, prepared = _growth(lambda: prepare_images(first, manifest, encoder.preprocessing, settings, storage))
-        encoding, _, _ = _growth(lambda: encode_chunk(prepared, encoder))
-        _, encode_seconds, _ = _growth(lambda: encode_chunk(prepared, encoder))  # the first call also compiles kernels
+        growth, _, prepared = measure_growth(
+            lambda: prepare_images(first, manifest, encoder.preprocessing, settings, storage)
+        )
+        encoding, _, _ = measure_growth(lambda: encode_chunk(prepared, encoder))
+        # Timed at the second call, because the first one also compiles kernels.
+        _, encode_seconds, _ = measure_growth(lambda: encode_chunk(prepared, encoder))
         held = prepared.pixels.nbytes
         del prepared
-        most, prepare_seconds, prepared = _growth(
+        most, prepare_seconds, prepared = measure_growth(
             lambda: prepare_images(images, manifest, encoder.preprocessing, settings, storage)
         )
     finally:
@@ -85,12 +92,12 @@ def probe_encoder(encoder, manifest: Manifest, settings: EmbedSettings, storage:
 
 
 def num_probed(batch_size: int, partition_rows: int, chunk_rows: int) -> int:
-    """Images that `probe_encoder` looks at, beside one batch (or all, where there are fewer) that it reads before."""
+    """Number of images that `probe_encoder` prepares after its first batch."""
     return min(PROBE_BATCHES * batch_size, partition_rows, max(chunk_rows, batch_size))
 
 
 def spread(rows: pa.Table, num_wanted: int) -> pa.Table:
-    """Evenly spaced rows: the first of a collection often come from one folder."""
+    """Evenly spaced rows: the first images of a collection often come from one folder."""
     return rows.take(pa.array(np.linspace(0, len(rows) - 1, min(num_wanted, len(rows))).astype(np.int64)))
 
 
@@ -109,17 +116,15 @@ def estimate_embed(
     working = probe.growth_bytes + beyond_probe * (probe.image_bytes + IMAGE_OVERHEAD_BYTES + 4 * dimension)
     loading = 2 * probe.network_bytes  # the weights as read, and those of the network
     tables = READER_BYTES + WRITER_BYTES + TOUCHED_BYTES
-    encoding = probe.baseline_bytes + max(loading, probe.network_bytes + working + tables)
-    row_bytes = embedding_row_bytes(dimension)
-    # A partition is assembled from its chunks by concatenating, sorting and writing it, in a worker that also holds the libraries.
-    rows = min(partition_rows, num_images)
-    assembling = probe.baseline_bytes + tables + rows * ((TABLE_COPIES + 1) * (2 * dimension + 64))
+    # The same workers also assemble partitions: chunks are concatenated, sorted and written.
+    assembling = tables + min(partition_rows, num_images) * (TABLE_COPIES + 1) * (2 * dimension + 64)
+    written = round(num_images * embedding_row_bytes(dimension))
     return Estimate(
         num_workers=num_workers,
-        worker_bytes=max(encoding, assembling),
+        worker_bytes=probe.baseline_bytes + max(loading, probe.network_bytes + working + tables, assembling),
         driver_bytes=probe.baseline_bytes + max(loading, probe.network_bytes + probe.growth_bytes),
-        output_bytes=round(num_images * row_bytes),
-        temporary_bytes=round(num_images * row_bytes),
+        output_bytes=written,
+        temporary_bytes=written,
         seconds=num_images * probe.seconds_per_image / num_workers,
         on_gpus=on_gpus,
         note=f"an image of {max_megapixels:g} megapixels adds up to {gib(FILE_BYTES_PER_PIXEL * max_megapixels * 1e6)}",
@@ -127,5 +132,5 @@ def estimate_embed(
 
 
 def embedding_row_bytes(dimension: int) -> float:
-    """On disk, of an image with its vector, which is stored plainly (attrib/common/storage.py)."""
-    return 2 * dimension + OUTCOME_BYTES_ON_DISK
+    """Bytes on disk of an image with its vector, which is stored uncompressed (attrib/common/storage.py)."""
+    return 2 * dimension + ID_BYTES_ON_DISK

@@ -1,8 +1,8 @@
-"""What a job will need, from sizes that are known before it starts: memory of every process, disk, requests, time and cost.
+"""What a job will need before it starts: memory of each process, disk, requests, time and cost.
 
-Pure functions. What depends on the machine, its libraries and the network comes in as measurements (attrib/runtime/machine.py), so that no constant
-here is of one machine. Memory is what a process holds itself, the libraries that it imports included; files that are memory-mapped are told
-apart, since the page cache gives them up when it must.
+Each stage computes its estimate in its own estimate.py, by pure functions of known sizes. What depends on the machine is
+measured at the start of the job (attrib/runtime/machine.py). Memory includes the imported libraries; memory-mapped files
+are counted apart, because the page cache gives them up under pressure.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -10,23 +10,21 @@ from dataclasses import asdict, dataclass, replace
 from attrib.common.formats import GIB, duration, gib
 from attrib.common.settings import PriceSettings
 
-OUTCOME_BYTES_ON_DISK = 50  # of an image beside its vector: id and content hash, which do not compress
-IMAGE_OVERHEAD_BYTES = 4_096  # Python's rows of one image while its chunk is prepared
-READER_BYTES = 40 << 20  # of Arrow's threads and pools once a Parquet file was read
-WRITER_BYTES = 45 << 20  # of its Parquet writer, for a table with strings
-TOUCHED_BYTES = 25 << 20  # of libraries' code, which is read when it first runs
-TABLE_COPIES = 3  # of an Arrow table that is read, sorted and taken from
-PLACES_BYTES = 900  # Python's objects for one row's place, while a manifest's digest is made
-FILE_BYTES_PER_PIXEL = 25  # at most, of a decoder's buffers (WebP; a plain JPEG takes 3)
+# Bytes that libraries take, measured on 2026-11-21 with the versions pinned in pyproject.toml.
+READER_BYTES = 40 << 20  # threads and pools of Arrow after its first Parquet file
+WRITER_BYTES = 45 << 20  # its Parquet writer, for a table with strings
+TOUCHED_BYTES = 25 << 20  # library code that is paged in by its first call
+TABLE_COPIES = 3  # of an Arrow table that is read, sorted and indexed
+IMAGE_OVERHEAD_BYTES = 4_096  # Python objects per image of a chunk in preparation
 
 
 @dataclass(frozen=True)
 class Estimate:
     """What a job will need.
 
-    worker_bytes, driver_bytes: memory at the peak of one process; mapped_bytes: of files that a worker maps; scratch_bytes: of local disk a
-    worker; output_bytes: what stays in the output folder, temporary_bytes: what is there beside it until the job ends; num_writes and num_reads:
-    requests to an object store, 0 where input and output are local.
+    worker_bytes, driver_bytes: peak memory of one process, without the mapped_bytes of the files that a worker maps.
+    scratch_bytes: local disk per worker. output_bytes: files that stay in the output folder; temporary_bytes: files that
+    lie there until the job ends. num_writes, num_reads: requests to an object store, 0 if input and output are local.
     """
 
     num_workers: int
@@ -43,6 +41,7 @@ class Estimate:
     note: str = ""
 
     def cost(self, prices: PriceSettings | None) -> float | None:
+        """In the currency of `prices`; None without prices."""
         if prices is None:
             return None
         hour = prices.per_gpu_worker_hour if self.on_gpus else prices.per_cpu_worker_hour
@@ -54,27 +53,24 @@ class Estimate:
         )
 
     def describe(self, prices: PriceSettings | None = None) -> str:
-        """One line, e.g. `estimate: 4 workers of 0.9 GiB (+ 1.2 GiB mapped), output 3.1 GiB, about 12 min, 7.40 EUR`."""
+        """One line: `estimate: 4 workers of 0.9 GiB (+ 1.2 GiB mapped), output 3.1 GiB, about 12 min, 7.40 EUR`."""
+        workers = f"{self.num_workers} worker{'s' if self.num_workers > 1 else ''} of {gib(self.worker_bytes)}"
         mapped = f" (+ {gib(self.mapped_bytes)} mapped)" if self.mapped_bytes else ""
         temporary = f" (+ {gib(self.temporary_bytes)} until it ends)" if self.temporary_bytes else ""
-        parts = [
-            f"estimate: {self.num_workers} worker{'s' if self.num_workers > 1 else ''} of {gib(self.worker_bytes)}{mapped}",
-            f"driver {gib(self.driver_bytes)}",
-            f"output {gib(self.output_bytes)}{temporary}",
-        ]
+        parts = [f"estimate: {workers}{mapped}", f"driver {gib(self.driver_bytes)}"]
+        parts.append(f"output {gib(self.output_bytes)}{temporary}")
         if self.scratch_bytes:
             parts.append(f"scratch {gib(self.scratch_bytes)} a worker")
         if self.num_writes or self.num_reads:
             parts.append(f"{self.num_writes:,} writes and {self.num_reads:,} reads")
         parts.append(f"about {duration(self.seconds)}")
-        cost = self.cost(prices)
-        if cost is not None:
-            parts.append(f"{cost:,.2f} {prices.currency}")
+        if prices is not None:
+            parts.append(f"{self.cost(prices):,.2f} {prices.currency}")
         return ", ".join(parts) + (f" ({self.note})" if self.note else "")
 
     def to_dict(self) -> dict:
         return asdict(self)
 
     def remote(self, num_writes: int, num_reads: int) -> "Estimate":
-        """The same with its requests to an object store."""
+        """A copy with these numbers of requests to an object store."""
         return replace(self, num_writes=num_writes, num_reads=num_reads)

@@ -37,7 +37,7 @@ from attrib.runtime.machine import baseline_bytes, measure_machine
 from attrib.runtime.session import connect, num_cluster_cpus, num_cluster_gpus
 from attrib.runtime.tasks import plain_errors
 from attrib.train.batches import InputBatches, Inputs
-from attrib.train.estimate import estimate_train
+from attrib.train.estimate import TrainSizes, estimate_train
 from attrib.train.feature_tasks import sampled_images, view_features
 from attrib.train.initialise import fitted_model, paired_inputs, read_pairs, training_inputs, with_control
 from attrib.train.loop import Run
@@ -97,7 +97,7 @@ def _estimate(settings: TrainSettings, manifest: Manifest, storage: Storage) -> 
     projected = projected_sizes(sizes, num_images, settings.head)
     inputs = [sum(projected[block] for block in part.blocks) for part in settings.head.parts.values()]
     uses_views = settings.head.net != "none" and not settings.fine_tune and settings.control is None
-    return estimate_train(
+    train_sizes = TrainSizes(
         num_images=num_images,
         views_per_image=settings.views_per_image if uses_views else 0,
         feature_dimension=sum(sizes.values()),
@@ -106,10 +106,8 @@ def _estimate(settings: TrainSettings, manifest: Manifest, storage: Storage) -> 
         num_parameters=sum(size * size for size in inputs) if settings.head.net != "none" else 0,
         num_epochs=settings.optimiser.num_epochs,
         images_in_flight=settings.chunk_rows,
-        probe=probe,
-        rates=measure_machine(256, 1),
-        num_workers=num_cluster_cpus(),
     )
+    return estimate_train(train_sizes, probe, measure_machine(256, 1), num_cluster_cpus())
 
 
 def _train(

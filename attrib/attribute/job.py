@@ -36,7 +36,8 @@ from attrib.generators.identify.files import check_same_images, open_identified
 from attrib.index.cost_model import plan_search
 from attrib.index.estimate import probe_groups, shard_sizes
 from attrib.index.index import check_same_encoder, open_index
-from attrib.index.recall import lowest_ranked, recall, sample_threshold
+from attrib.index.recall import recall
+from attrib.index.sampling import lowest_ranked, sample_threshold
 from attrib.index.search import Candidates, merge, probed_lists, ranks, search_shard
 from attrib.runtime.admission import admit
 from attrib.runtime.estimate import Estimate

@@ -1,7 +1,8 @@
-"""Units of commitment while embedding: a chunk, some consecutive rows of a manifest partition.
+"""Chunks: consecutive rows of a manifest partition that are computed and committed together.
 
-A chunk commits by publishing one small file under a name that depends on its place alone, so that doing it twice changes nothing; finished
-partitions are assembled from their chunks (`<output>/_chunks/`, gone at the end). This module needs no torch, which takes workers seconds to load.
+A chunk is committed by publishing one small file. The file name depends on the rows alone, so computing a chunk twice
+changes nothing. Finished partitions are assembled from the chunk files in `<output>/_chunks/`, which is deleted at
+the end. This module does not import torch, because torch takes a worker seconds to load.
 """
 
 from dataclasses import dataclass
@@ -32,17 +33,18 @@ def chunk_folder(output: str, partition: int) -> str:
 
 
 def plan_chunks(num_rows: int, partition: int, chunk_rows: int) -> list[Chunk]:
+    """Cut a partition into chunks of `chunk_rows` rows; the last one may be shorter."""
     return [Chunk(partition, start, min(start + chunk_rows, num_rows)) for start in range(0, num_rows, chunk_rows)]
 
 
 def assemble_partition(output: str, partition: int, chunks: list[Chunk], storage: Storage) -> pa.Table:
-    """The finished partition, by ascending id, from its chunks' files."""
+    """Return one partition, sorted by id, concatenated from its chunk files."""
     table = pa.concat_tables([storage.read_table(chunk.uri(output)) for chunk in chunks])
     return table.sort_by("id").combine_chunks()
 
 
 def failures_of(part: pa.Table, manifest_rows: pa.Table) -> pa.Table:
-    """id, key, uri, stage, reason of the images of a partition that have no vector."""
+    """Return id, key, uri, stage and reason of the images of a partition that have no result."""
     failed = part.filter(pc.is_valid(part["stage"])).select(["id", "stage", "reason"])
     places = manifest_rows.select(["id", "key", "uri"]).combine_chunks()
     at = pc.index_in(failed["id"].combine_chunks(), value_set=places["id"].combine_chunks())

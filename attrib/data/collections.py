@@ -1,7 +1,8 @@
-"""Image collections: listing what is there, and reading the bytes of what was listed.
+"""List the images of a collection (folder tree, tar shards or Parquet files) and join their metadata.
 
-A collection is listed in units (a top-level folder, a tar shard, a Parquet file) that can be walked in parallel. Each image becomes a
-row that says where its bytes lie: a whole file (`uri`), a byte range of a tar shard, or a row of a Parquet file.
+A collection is listed in work units that run in parallel: a top-level folder, a tar shard or a Parquet file. Each
+image becomes one row with the location of its bytes: a whole file (`uri`), a byte range of a tar shard, or a row of a
+Parquet file.
 """
 
 import os
@@ -25,26 +26,26 @@ LOCATION_FIELDS = [
     pa.field("id", pa.int64(), nullable=False),
     pa.field("key", pa.string(), nullable=False),
     pa.field("uri", pa.string(), nullable=False),
-    pa.field("offset", pa.int64()),  # of the bytes within a tar shard
-    pa.field("num_bytes", pa.int64()),  # null where only reading would tell
-    pa.field("row_group", pa.int32()),  # of a Parquet file with the images inside
-    pa.field("row", pa.int32()),  # within that row group
+    pa.field("offset", pa.int64()),  # first byte within a tar shard
+    pa.field("num_bytes", pa.int64()),  # null if unknown before reading
+    pa.field("row_group", pa.int32()),  # of a Parquet file that holds image bytes
+    pa.field("row", pa.int32()),  # within the row group
 ]
-# Later stages put a failure's stage and reason beside the metadata. Attribution rows prefix metadata with source_ or query_, and what
-# their fixed columns have behind these prefixes (id, key, uri) is reserved as well.
+# Later stages add the columns stage and reason of a failure. Attribution rows prefix metadata with source_ or query_,
+# so the names that fixed columns have after these prefixes (id, key, uri) are reserved as well.
 RESERVED_COLUMNS = frozenset(field.name for field in LOCATION_FIELDS) | {"stage", "reason"}
 
 
 @dataclass(frozen=True)
 class ListingUnit:
-    """A part of a collection that one task lists: a folder (whole or only its own files), a tar shard or a Parquet file."""
+    """The work unit of listing: a folder (recursive, or its direct files only), a tar shard or a Parquet file."""
 
     uri: str
     recursive: bool = True
 
 
 def list_units(collection: CollectionSettings, storage: Storage) -> list[ListingUnit]:
-    """The units of a collection in the order of their URIs. Raises AttribError if nothing is there."""
+    """Return the work units of a collection by URI. Raises AttribError if the collection is missing or empty."""
     scheme = "s3://" if is_remote(collection.uri) else ""
     suffix = {"webdataset": ".tar", "parquet": ".parquet"}.get(collection.format)
     filesystem, path = storage.resolve(collection.uri)
@@ -54,7 +55,7 @@ def list_units(collection: CollectionSettings, storage: Storage) -> list[Listing
     if suffix is None:
         if kind != pyarrow.fs.FileType.Directory:
             raise AttribError(
-                f"collection {collection.name!r}: {collection.uri} is a file; format 'folder' wants a folder"
+                f"collection {collection.name!r}: {collection.uri} is a file; format 'folder' needs a folder"
             )
         folders = [
             info.path for info in storage.list_folder(collection.uri) if info.type == pyarrow.fs.FileType.Directory
@@ -70,7 +71,7 @@ def list_units(collection: CollectionSettings, storage: Storage) -> list[Listing
 
 
 def list_images(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> pa.Table:
-    """LOCATION_FIELDS (and metadata_columns of a Parquet collection) for every image of a unit, in reading order."""
+    """Return LOCATION_FIELDS, and metadata_columns of a Parquet collection, of all images of a work unit."""
     if collection.format == "folder":
         columns, extra = _list_folder(unit, collection, storage), {}
     elif collection.format == "webdataset":
@@ -104,20 +105,24 @@ def _extensions(collection: CollectionSettings) -> set[str]:
 
 
 def _is_image(key: str, extensions: set[str]) -> bool:
-    """By name alone. Hidden files are left out: among them are thumbnails and the ._NAME files that macOS puts into archives."""
+    """Decide by name. Hidden files are skipped, e.g. thumbnails and the ._NAME files that macOS puts into archives."""
     hidden = any(part.startswith(".") for part in key.split("/"))
     return not hidden and os.path.splitext(key)[1].lower() in extensions
 
 
 class _CheckedHeader(tarfile.TarInfo):
-    """tarfile takes a damaged header, or a file that stops between members, for the end: images would be missing without a word."""
+    """A tar header that raises ReadError if it is damaged or missing.
+
+    tarfile treats a damaged header, or a file that stops between members, as the end of the archive. Images would
+    then be missing without an error.
+    """
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
         try:
             return super().fromtarfile(tar)
         except tarfile.EmptyHeaderError as error:
-            raise tarfile.ReadError("it has no end-of-archive mark, so it was cut short") from error
+            raise tarfile.ReadError("it has no end-of-archive marker, so it is truncated") from error
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
             raise tarfile.ReadError(f"damaged header: {error}") from error
 
@@ -139,7 +144,8 @@ def _list_tar(unit: ListingUnit, collection: CollectionSettings, storage: Storag
                     sizes.append(member.size)
     except tarfile.TarError as error:
         raise AttribError(
-            f"{unit.uri} is not a readable plain tar file ({error}); fetch it again if it is damaged, unpack it to .tar if it is compressed"
+            f"{unit.uri} is not a readable plain tar file ({error}); fetch it again if it is damaged, "
+            "unpack it to .tar if it is compressed"
         ) from error
     return {"key": keys, "uri": [unit.uri] * len(keys), "offset": offsets, "num_bytes": sizes}
 
@@ -162,7 +168,7 @@ def _list_parquet(unit: ListingUnit, collection: CollectionSettings, storage: St
     if collection.bytes_column and not _holds_bytes(schema.field(collection.bytes_column).type):
         kind = schema.field(collection.bytes_column).type
         raise AttribError(
-            f"{unit.uri}: column {collection.bytes_column!r} is {kind}; bytes_column wants encoded images as binary"
+            f"{unit.uri}: column {collection.bytes_column!r} is {kind}; bytes_column needs encoded images as binary"
         )
     if table[key_column].null_count:
         raise AttribError(f"{unit.uri}: column {key_column!r} holds nulls; every image needs a key")
@@ -178,7 +184,7 @@ def _list_parquet(unit: ListingUnit, collection: CollectionSettings, storage: St
 
 
 def _absolute(base: str, uri: str | None) -> str:
-    """A URI column may hold paths relative to its own file; a null becomes a path that reading reports as missing."""
+    """Return an absolute URI. Relative paths start at the folder of the Parquet file; a null becomes that folder."""
     uri = (uri or "").removeprefix("file://")
     return uri if "://" in uri or uri.startswith("/") else join(base, uri)
 
@@ -188,7 +194,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def check_metadata_columns(names, origin: str) -> None:
-    """Raises AttribError for a name that is reserved or occurs twice."""
+    """Raise AttribError if a name is reserved or occurs twice."""
     clash = sorted(RESERVED_COLUMNS.intersection(names))
     if clash:
         raise AttribError(f"{origin}: the metadata column {clash[0]!r} has a reserved name; rename it")
@@ -198,13 +204,14 @@ def check_metadata_columns(names, origin: str) -> None:
 def _check_distinct(names: list[str], origin: str) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise AttribError(f"{origin}: the metadata column {twice[0]!r} is there twice; rename or leave out one of them")
+        raise AttribError(f"{origin}: the metadata column {twice[0]!r} occurs twice; rename or remove one of them")
 
 
 def join_metadata(images: pa.Table, collection: CollectionSettings, storage: Storage) -> pa.Table:
-    """`images` with the columns of the collection's sidecar table; images that it does not mention get nulls.
+    """Return `images` with the columns of the sidecar table; images that the table does not list get nulls.
 
-    The sidecar is scanned and only rows for these keys are kept, so that it may be larger than memory.
+    The sidecar is scanned and only rows of these keys are kept, so it may be larger than memory. Raises AttribError
+    if it cannot be read, if a column name is reserved or occurs twice, or if a key has two rows.
     """
     if collection.metadata is None:
         return images
@@ -213,7 +220,7 @@ def join_metadata(images: pa.Table, collection: CollectionSettings, storage: Sto
     check_metadata_columns([*collection.metadata_columns, *(n for n in sidecar.schema.names if n != key_column)], uri)
     keys = pc.binary_join_element_wise(collection.metadata.key_prefix, images["key"].combine_chunks(), "")
     try:
-        # Numbers, dictionaries and large strings are keys as well.
+        # Keys may be numbers, dictionaries or large strings.
         found = sidecar.to_table(filter=pc.field(key_column).cast(pa.string()).isin(keys))
     except pa.ArrowException as error:
         raise AttribError(f"the metadata table {uri} cannot be read: {first_line(error)}") from error
@@ -230,7 +237,12 @@ def join_metadata(images: pa.Table, collection: CollectionSettings, storage: Sto
 
 
 def open_sidecar(settings: MetadataSettings, storage: Storage) -> pyarrow.dataset.Dataset:
-    """A scannable sidecar table. Every CSV column is text: a type guessed from one block may not hold for the next."""
+    """Return the sidecar table as a data set.
+
+    CSV columns are text: a type guessed from one block can be wrong for the next.
+
+    Raises AttribError if the table does not exist, cannot be read or lacks the key column.
+    """
     uri, key_column = settings.uri, settings.key_column
     if not storage.exists(uri):
         raise AttribError(f"the metadata table {uri} does not exist")
@@ -249,7 +261,7 @@ def open_sidecar(settings: MetadataSettings, storage: Storage) -> pyarrow.datase
 
 
 def _csv_format(uri: str, storage: Storage) -> pyarrow.dataset.CsvFileFormat:
-    # Titles may hold line breaks in quotes.
+    # Quoted values may contain line breaks.
     parsing = pa.csv.ParseOptions(delimiter="\t" if uri.lower().endswith(".tsv") else ",", newlines_in_values=True)
     with storage.open(uri) as file:
         header = pa.csv.open_csv(file, parse_options=parsing).schema.names

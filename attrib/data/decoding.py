@@ -1,9 +1,9 @@
-"""From the encoded bytes of one image to canonical pixels.
+"""Decode the bytes of one image to canonical RGB pixels.
 
-The files come from anywhere, so the header is judged before any pixel is decoded, and every way in which a file can be bad ends in
-an ImageError that fits into one row of a failures table. Pillow reads the header and decodes whatever is rare; TorchCodec decodes
-plain JPEGs, which most of the web is made of, to the same values in less time. Large JPEGs may be decoded at a fraction of their
-size, which only Pillow offers.
+Files come from untrusted sources. The header is checked before any pixel is decoded, and every defect raises an
+ImageError with a reason that fits into one row of a failures table. Pillow reads the header and decodes the rare
+cases. TorchCodec decodes plain JPEGs, the most common format on the web, to the same values in less time. Only Pillow
+can decode a large JPEG at a fraction of its size.
 """
 
 import io
@@ -21,15 +21,16 @@ from attrib.common.errors import ImageError
 
 try:
     from torchcodec.decoders import decode_jpeg
-except Exception:  # a shared library that does not fit this system raises RuntimeError or OSError, not only ImportError
+except Exception:  # an incompatible shared library raises RuntimeError or OSError, not only ImportError
     decode_jpeg = None
 
-# Pillow warns of what decode_image refuses, or of metadata that it ignores, without the file's name.
+# Pillow warns about defects that decode_image reports itself, and about metadata that it ignores, without the file
+# name.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-# MPO, several JPEGs in one file, is opened as JPEG. Pillow knows more formats; those left out run other programs (EPS), have no
-# signature, or hold no photographs.
+# MPO (several JPEGs in one file) is opened as JPEG. Other formats of Pillow are excluded because they run other
+# programs (EPS), have no signature, or do not hold photographs.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
 SIGNATURES = {
     "AVIF": rb".{4}ftypavi[fs]",
@@ -52,17 +53,18 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 SIDEWAYS = (5, 6, 7, 8)
-JPEG_SHRINKS = (8, 4, 2)  # what libjpeg scales by in the frequency domain and Pillow offers
+JPEG_SHRINKS = (8, 4, 2)  # factors of libjpeg's scaling in the frequency domain, as Pillow offers them
 FULL_SCALES = (1.0, 255.0, 65535.0)
 MAX_REASON_CHARS = 200
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedImage:
-    """An upright RGB picture. width, height: of the original, in pixels; format: Pillow's name, e.g. "JPEG".
+    """An upright RGB image.
 
-    pixels: uint8 [3, ceil(height / shrink), ceil(width / shrink)]. What does not divide leaves a last row or column that the picture
-    fills in part.
+    pixels: uint8 [3, ceil(height / shrink), ceil(width / shrink)]; if a size is not divisible by shrink, the image
+    covers the last row or column only in part. width, height: of the original, in pixels. format: Pillow's name, e.g.
+    "JPEG".
     """
 
     pixels: torch.Tensor
@@ -73,23 +75,25 @@ class DecodedImage:
 
 
 def decoder_name() -> Literal["torchcodec", "pillow"]:
-    """What decodes plain JPEGs in this process."""
+    """Return the decoder of plain JPEGs in this process."""
     return "pillow" if decode_jpeg is None else "torchcodec"
 
 
 def decode_image(data: bytes, *, max_megapixels: float, min_side_px: float = math.inf) -> DecodedImage:
-    """The first frame of an encoded image as 8-bit RGB with its EXIF orientation applied; the content alone decides the format.
+    """Return the first frame of an encoded image as 8-bit RGB with its EXIF orientation applied.
 
-    A JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8 of its size that leaves its shorter side min_side_px pixels or more: scaled in
-    the frequency domain, which costs less than to decode and to shrink what is then thrown away. Other formats have no such scaling.
+    The content decides the format, not a file name. A JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8 of its
+    size at which its shorter side has at least min_side_px pixels. This scaling happens in the frequency domain and
+    is cheaper than decoding at full size. Other formats are always decoded at full size.
 
-    Transparent parts are composited on white, the background on which most viewers show them: the colours stored under alpha 0
-    are whatever an editor left there. 16-bit samples keep their high byte; 32-bit integer and float samples are scaled from
-    the smallest of 1, 255 and 65535 that holds them all. Colour profiles are not applied (nor are they in training pipelines),
-    so CMYK is converted by formula. A JPEG whose damage ends in a valid end-of-image marker is decoded as libjpeg
-    repairs it: the decoders offer no way to see its warnings.
+    Transparent parts are composited on white, as most viewers show them; the colours stored under alpha 0 are
+    arbitrary. 16-bit samples keep their high byte. 32-bit integer and float samples are scaled from the smallest of
+    1, 255 and 65535 that is not exceeded. Colour profiles are not applied (nor are they in training pipelines), so
+    CMYK is converted by formula. A damaged JPEG that ends with an end-of-image marker is decoded as libjpeg repairs
+    it: the decoders do not report its warnings.
 
-    Raises ImageError("decode", reason) for anything else than a complete image of FORMATS with at most max_megapixels * 1e6 pixels.
+    Raises ImageError("decode", reason) unless the data are a complete image of FORMATS with at most max_megapixels *
+    1e6 pixels.
     """
     if not data:
         raise ImageError("decode", "empty file")
@@ -97,7 +101,7 @@ def decode_image(data: bytes, *, max_megapixels: float, min_side_px: float = mat
     width, height = header.size
     is_jpeg = header.format in ("JPEG", "MPO")
     try:
-        # Pillow accepts a JPEG whose tail is zeros, as interrupted downloads leave it, and TorchCodec does not.
+        # Pillow accepts a JPEG that ends in zeros (an interrupted download); TorchCodec does not.
         if is_jpeg and not _has_end_of_image(data):
             raise ImageError("decode", f"damaged {header.format}: truncated, it has no end-of-image marker")
         shrink = _shrink(header, min_side_px) if is_jpeg else 1
@@ -122,11 +126,11 @@ def decode_image(data: bytes, *, max_megapixels: float, min_side_px: float = mat
 
 def _read_header(data: bytes, max_megapixels: float) -> ImageFile.ImageFile:
     max_pixels = max_megapixels * 1e6
-    # Pillow's own limit may not be lower, but stays in force: it also bounds what Pillow allocates behind the dimensions
-    # (TIFF tiles, WebP canvases).
+    # Pillow's limit must not be lower than ours, but stays active: it also bounds allocations that the image size
+    # does not show (TIFF tiles, WebP canvases).
     if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < max_pixels:
         Image.MAX_IMAGE_PIXELS = math.ceil(max_pixels)
-    # Another library may have switched it on, and then the missing part of a picture is filled with grey.
+    # Another library may have set it; missing parts of an image would then be filled with grey.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         header = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -150,14 +154,14 @@ def _read_header(data: bytes, max_megapixels: float) -> ImageFile.ImageFile:
 
 
 def _brief(error: Exception) -> str:
-    """The first line of an error without what differs from run to run: addresses and byte counts of internal buffers."""
+    """Return the first line of an error without addresses and buffer sizes, which differ from run to run."""
     lines = str(error).splitlines() or [""]
     text = re.sub(r" ?\(\d+ bytes not processed\)|( object)? at 0x[0-9a-fA-F]+", "", lines[0])
     return (text.strip() or type(error).__name__)[: MAX_REASON_CHARS - 60]
 
 
 def _has_end_of_image(data: bytes) -> bool:
-    """Whether an end-of-image marker follows the first scan of a JPEG (the one of a thumbnail in the EXIF block lies before it)."""
+    """Return whether an end-of-image marker follows the first scan. That of an EXIF thumbnail lies before it."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
@@ -170,14 +174,15 @@ def _has_end_of_image(data: bytes) -> bool:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(EXIF_ORIENTATION, 1)
-    except Exception:  # damaged metadata does not make the pixels worthless
+    except Exception:  # the pixels are usable even if the metadata are damaged
         return 1
 
 
 def _shrink(header: ImageFile.ImageFile, min_side_px: float) -> int:
     width, height = header.size
     for shrink in JPEG_SHRINKS:
-        # A turn would move the row or column that the picture fills in part from the end to the start, where no one expects it.
+        # A rotation could move the partly covered last row or column to the start, which DecodedImage does not
+        # describe.
         divides = width % shrink == 0 and height % shrink == 0
         if min(width, height) >= shrink * min_side_px and (divides or _orientation(header) not in TURNS):
             return shrink
@@ -185,12 +190,15 @@ def _shrink(header: ImageFile.ImageFile, min_side_px: float) -> int:
 
 
 def _is_plain(header: ImageFile.ImageFile) -> bool:
-    # TorchCodec turns by EXIF as well, but not by XMP as Pillow does, so every turned image goes one way.
+    # TorchCodec applies the orientation of EXIF but not of XMP, Pillow applies both: Pillow decodes all rotated images.
     return header.mode in ("RGB", "L") and _orientation(header) not in TURNS
 
 
 def _decode_plain_jpeg(data: bytes, width: int, height: int) -> torch.Tensor | None:
-    """uint8 [3, height, width], or None where Pillow shall decide: so a refusal and its reason do not depend on what is installed."""
+    """Return uint8 [3, height, width], or None if TorchCodec cannot decode the data.
+
+    Pillow then decides, so errors and their reasons do not depend on whether TorchCodec is installed.
+    """
     if decode_jpeg is None:
         return None
     try:
@@ -202,25 +210,25 @@ def _decode_plain_jpeg(data: bytes, width: int, height: int) -> torch.Tensor | N
 
 def _decode_with_pillow(image: ImageFile.ImageFile) -> torch.Tensor:
     image.load()
-    turn = TURNS.get(_orientation(image))  # after load(), in which Pillow turns TIFF files by itself
+    turn = TURNS.get(_orientation(image))  # after load(), because Pillow rotates TIFF files in it
     upright = image if turn is None else image.transpose(turn)
     return torch.from_numpy(np.array(_to_rgb(upright))).permute(2, 0, 1)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        # Pillow would clip at 255; the high byte is what it keeps of 16-bit RGB, too.
+        # Pillow would clip at 255; for 16-bit RGB it keeps the high byte, too.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         return Image.fromarray(_scale_to_8_bit(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # convert() copies even where there is nothing to do
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert() always copies
 
 
 def _scale_to_8_bit(samples: np.ndarray) -> np.ndarray:
-    """int32 or float32 [h, w] -> uint8 [h, w]; such files do not say which value is white, so the smallest usual one is taken."""
+    """Scale int32 or float32 [h, w] to uint8. The files do not define white: the smallest usual value is used."""
     low, high = float(samples.min()), float(samples.max())
     for full_scale in FULL_SCALES:
         if 0 <= low and high <= full_scale:

@@ -1,4 +1,4 @@
-"""Stable image ids: a 63-bit hash of the collection's name and the image's key, so that listing order and sharding never matter."""
+"""Stable image ids: a 63-bit hash of collection name and image key, independent of listing order and sharding."""
 
 import hashlib
 
@@ -10,7 +10,7 @@ ID_BITS = 63
 
 
 def image_ids(collection: str, keys: list[str]) -> np.ndarray:
-    """int64 [n], each in [0, 2**63): the first 63 bits of BLAKE2b over (collection, key)."""
+    """Return ids int64 [n] in [0, 2**63): the first 63 bits of BLAKE2b over (collection, key)."""
     seed = hashlib.blake2b(collection.encode() + b"\0", digest_size=8)
     ids = np.empty(len(keys), dtype=np.int64)
     for i, key in enumerate(keys):
@@ -21,16 +21,17 @@ def image_ids(collection: str, keys: list[str]) -> np.ndarray:
 
 
 def duplicated_ids(sorted_ids: np.ndarray) -> np.ndarray:
-    """The distinct values that occur more than once in ascending ids: int64 [n] -> int64 [m]."""
+    """Return the distinct values that occur more than once. sorted_ids: int64 [n], ascending -> int64 [m]."""
     return np.unique(sorted_ids[1:][sorted_ids[1:] == sorted_ids[:-1]])
 
 
 def resolve_collisions(colliding: list[tuple[int, str]], sorted_ids: np.ndarray) -> dict[str, int]:
-    """New ids for keys whose hashes coincide: {key: id}, only for the keys that move.
+    """Return new ids for keys with the same hash: {key: id}, only for the keys whose id changes.
 
-    colliding: (id, key) of every image whose id is duplicated; sorted_ids: int64 [n], all ids of the collection, ascending. Of the images
-    that share an id the first by key keeps it and each other takes the next free id above, so the outcome depends on the set alone.
-    Raises AttribError when a key occurs twice: two images under one name cannot be told apart afterwards.
+    colliding: (id, key) of every image whose id is duplicated. sorted_ids: int64 [n], all ids of the collection,
+    ascending. Of the images with one id, the first by key keeps it; each of the others takes the next free id above.
+    The result depends only on the set of images. Raises AttribError if a key occurs twice, because the two images
+    could not be told apart.
     """
     moved: dict[str, int] = {}
     given: set[int] = set()
@@ -40,8 +41,8 @@ def resolve_collisions(colliding: list[tuple[int, str]], sorted_ids: np.ndarray)
             continue
         if key == previous_key:
             raise AttribError(
-                f"the key {key!r} occurs more than once in the collection; keys name images for good, so rename one of them "
-                "(in tar shards the member's path is the key, and the shard's name is not part of it)"
+                f"the key {key!r} occurs more than once in the collection; a key must name one image, so rename one "
+                "of them (in tar shards the key is the path of the member, without the name of the shard)"
             )
         free = image_id
         while free in given or _contains(sorted_ids, free):
@@ -57,9 +58,9 @@ def _contains(sorted_ids: np.ndarray, image_id: int) -> bool:
 
 
 def sampling_rank(ids: np.ndarray) -> np.ndarray:
-    """uint64 [n]: a pseudo-random order of images that depends on their ids alone (the finaliser of SplitMix64).
+    """Return a pseudo-random sort key uint64 [n] that depends on the ids only (the finaliser of SplitMix64).
 
-    Samples taken by it are the same however the collection is sharded, and independent of the ids' own order.
+    Samples in this order are the same for every sharding of the collection, and independent of the order of the ids.
     """
     x = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,6 +1,6 @@
-"""The manifest: one Parquet row per image of a collection, with a stable id, its location and its metadata.
+"""The manifest of a collection: one Parquet row per image, with a stable id, the location and the metadata.
 
-<output>/part-00000.parquet ...   rows in reading order (`attrib.data.collections.LOCATION_FIELDS`, then metadata columns)
+<output>/part-00000.parquet ...   rows in reading order (LOCATION_FIELDS of attrib.data.collections, then metadata)
 <output>/manifest.json            written last: counts, partitions, settings, versions
 """
 
@@ -29,8 +29,11 @@ class Slice:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished manifest. num_rows: per partition. digest: of the set of images; order_digest: of their order, and their
-    places within shards; rows_digest: of all that is said of them, places and metadata included."""
+    """A finished manifest.
+
+    num_rows: per partition. digest: identifies the set of images. order_digest: identifies their order and their
+    position within shards. rows_digest: identifies all manifest rows, with locations and metadata.
+    """
 
     uri: str
     collection: CollectionSettings
@@ -70,14 +73,14 @@ def plan_partitions(table_rows: list[int], partition_rows: int) -> list[list[Sli
 
 
 def ids_digest(collection: CollectionSettings, sorted_ids: np.ndarray) -> str:
-    """Identifies the set of images, whatever their order: ids are int64 [n], ascending."""
+    """Return a digest of the set of images, independent of their order. sorted_ids: int64 [n], ascending."""
     return digest([collection.name, hashlib.sha256(sorted_ids.tobytes()).hexdigest()])
 
 
 def build_partition(
     tables: list[pa.Table], moved_ids: dict[str, int], collection: CollectionSettings, storage: Storage
 ) -> pa.Table:
-    """The rows of one partition from its slices of listings, collided ids replaced and metadata joined."""
+    """Return the rows of one partition: concatenated listings, colliding ids replaced, metadata joined."""
     images = pa.concat_tables(tables)
     if moved_ids:
         keys, ids = images["key"].to_pylist(), images["id"].to_pylist()
@@ -87,6 +90,7 @@ def build_partition(
 
 
 def open_manifest(uri: str, storage: Storage) -> Manifest:
+    """Read a finished manifest. Raises AttribError if there is none."""
     record = storage.require(join(uri, MANIFEST_RECORD), "jobs.manifest")
     return Manifest(
         uri=uri,

@@ -1,13 +1,10 @@
-"""The bytes of images, from files, tar members and Parquet; an error is kept for its image."""
+"""Read the encoded bytes of images from files, tar shards and Parquet files; errors are kept per image."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.dataset
-import pyarrow.fs
 import pyarrow.parquet as pq
 
 from attrib.common.errors import ImageError, first_line
@@ -17,7 +14,7 @@ from attrib.data.manifest import Manifest
 
 
 def read_image(row: dict, storage: Storage) -> bytes:
-    """The encoded bytes of one image that is a whole file or a byte range. Raises ImageError(stage "read")."""
+    """Return the encoded bytes of an image that is a whole file or a byte range. Raises ImageError (stage "read")."""
     scheme, separator, _ = row["uri"].partition("://")
     if separator and not is_remote(row["uri"]):
         raise ImageError("read", f"{scheme}:// is not supported; use a local path or s3://")
@@ -28,7 +25,7 @@ def read_image(row: dict, storage: Storage) -> bytes:
             data = file.read_at(row["num_bytes"], row["offset"])
     except FileNotFoundError:
         raise ImageError("read", "the file is gone since it was listed") from None
-    except Exception as error:  # the clients of object stores raise many kinds
+    except Exception as error:  # clients of object stores raise many exception types
         raise ImageError("read", first_line(error)) from error
     if len(data) != row["num_bytes"]:
         raise ImageError("read", f"the shard ends early: {len(data)} of {row['num_bytes']} bytes")
@@ -36,7 +33,7 @@ def read_image(row: dict, storage: Storage) -> bytes:
 
 
 def read_image_or_error(row: dict, storage: Storage) -> bytes | ImageError:
-    """As `read_image`, for callers that read many and tell later what became of each."""
+    """Return what `read_image` returns, or its ImageError as a value, for callers that collect errors per image."""
     try:
         return read_image(row, storage)
     except ImageError as error:
@@ -44,7 +41,7 @@ def read_image_or_error(row: dict, storage: Storage) -> bytes | ImageError:
 
 
 def read_parquet_images(rows: list[dict], bytes_column: str, storage: Storage) -> list[bytes | ImageError]:
-    """The encoded bytes of images inside Parquet files, one entry per row."""
+    """Return the encoded bytes, or the ImageError, of each row that lies inside a Parquet file."""
     found: list[bytes | ImageError] = []
     for row in rows:
         try:
@@ -52,7 +49,7 @@ def read_parquet_images(rows: list[dict], bytes_column: str, storage: Storage) -
         except FileNotFoundError:
             found.append(ImageError("read", "the file is gone since it was listed"))
             continue
-        except Exception as error:  # damaged files raise as many kinds as the clients of object stores
+        except Exception as error:  # damaged files and object stores raise many exception types
             found.append(ImageError("read", first_line(error)))
             continue
         value = column[row["row"]].as_py() if row["row"] < len(column) else None
@@ -60,28 +57,28 @@ def read_parquet_images(rows: list[dict], bytes_column: str, storage: Storage) -
     return found
 
 
-@lru_cache(maxsize=1)  # a worker's next chunk often lies in the same row group, which may hold thousands of images
+@lru_cache(maxsize=1)  # the next chunk of a worker often lies in the same row group of thousands of images
 def _read_row_group(storage: StorageSettings, uri: str, row_group: int, column: str) -> pa.ChunkedArray:
     with Storage(storage).open(uri) as source:
         return pq.ParquetFile(source).read_row_group(row_group, columns=[column]).column(0)
 
 
 def read_all(rows: list[dict], manifest: Manifest, io_threads: int, storage: Storage) -> Iterator[bytes | ImageError]:
-    """The encoded bytes of manifest rows (LOCATION_FIELDS), in their order, or why they could not be read."""
+    """Yield the encoded bytes, or the ImageError, of manifest rows (LOCATION_FIELDS), in their order."""
     if manifest.collection.bytes_column:
         yield from read_parquet_images(rows, manifest.collection.bytes_column, storage)
         return
     if not any(is_remote(row["uri"]) for row in rows):
-        # The system reads local files ahead; threads would only take turns with the decoder.
+        # The operating system reads local files ahead; threads would only compete with the decoder.
         yield from (read_image_or_error(row, storage) for row in rows)
         return
 
     with ThreadPoolExecutor(io_threads) as pool:
-        # A window of reads ahead, not the whole chunk: encoded originals can be large.
+        # Read ahead a window and not the whole chunk: encoded originals can be large.
         window = 2 * io_threads
-        waiting = [pool.submit(read_image_or_error, row, storage) for row in rows[:window]]
+        pending = [pool.submit(read_image_or_error, row, storage) for row in rows[:window]]
         for i in range(len(rows)):
-            yield waiting[i].result()
-            waiting[i] = None
+            yield pending[i].result()
+            pending[i] = None
             if i + window < len(rows):
-                waiting.append(pool.submit(read_image_or_error, rows[i + window], storage))
+                pending.append(pool.submit(read_image_or_error, rows[i + window], storage))

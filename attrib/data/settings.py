@@ -1,6 +1,6 @@
-"""Options of jobs.manifest, and how a collection of images is described."""
+"""Options of jobs.manifest, and the description of an image collection."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,7 @@ class MetadataSettings(Settings):
 
     uri: Uri
     key_column: str = "key"
-    key_prefix: str = ""  # what the table's keys have in front of the collection's
+    key_prefix: str = ""  # the keys of the table are this prefix + the keys of the collection
 
 
 class CollectionSettings(Settings):
@@ -22,27 +22,27 @@ class CollectionSettings(Settings):
     uri: Uri
     format: Literal["folder", "webdataset", "parquet"] = "folder"
     extensions: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-    key_column: str | None = None  # Parquet; None with a URI column: the URI itself is the key
+    key_column: str | None = None  # Parquet; None with uri_column: the URI is the key
     bytes_column: str | None = None  # Parquet with the encoded images inside
-    uri_column: str | None = None  # Parquet that points at image files
-    metadata_columns: tuple[str, ...] = ()  # Parquet columns to carry along
+    uri_column: str | None = None  # Parquet with URIs of image files
+    metadata_columns: tuple[str, ...] = ()  # Parquet columns to copy into the manifest
     metadata: MetadataSettings | None = None
 
     @model_validator(mode="after")
-    def _parquet_columns(self):
+    def _parquet_columns(self) -> Self:
         if self.format == "parquet":
             if (self.bytes_column is None) == (self.uri_column is None):
                 raise ValueError("format 'parquet' needs exactly one of bytes_column and uri_column")
             if self.bytes_column and not self.key_column:
-                raise ValueError("bytes_column needs key_column: ids are made from keys, never from row numbers")
+                raise ValueError("bytes_column needs key_column: ids are made from keys, not from row numbers")
         elif self.key_column or self.bytes_column or self.uri_column or self.metadata_columns:
             raise ValueError("key_column, bytes_column, uri_column and metadata_columns belong to format 'parquet'")
         return self
 
 
 class ManifestSettings(JobSettings):
-    """jobs.manifest: list a collection and give every image its id."""
+    """jobs.manifest: list a collection and give every image an id."""
 
     collection: CollectionSettings
     output: Uri
-    partition_rows: Positive = 16_384  # one embeddings file, and one unit of resumption, per partition
+    partition_rows: Positive = 16_384  # rows per partition; one embeddings file per partition

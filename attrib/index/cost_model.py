@@ -1,8 +1,8 @@
-"""How a batch is searched: exactly, or list by list, over vectors or over codes; chosen by a cost model of the scan.
+"""Cost model of a search: choose exact search or IVF search, over vectors or over codes.
 
-The model counts what `attrib/index/search.py` does (vectors converted, products, scores compared, lists visited) and takes the seconds for each from
-SearchRates, which the index job measures on a worker and stores with the index. So the same batch against the same index is always searched in
-the same way, whichever machine asks.
+The model counts the operations of `attrib/index/search.py`: converted values, products, visited lists. The seconds
+per operation are SearchRates, which the index job measures on a worker and stores with the index. The same batch and
+the same index therefore give the same plan on every machine.
 """
 
 from dataclasses import asdict, dataclass
@@ -20,28 +20,23 @@ from attrib.runtime.machine import fastest
 
 Engine = Literal["exact", "lists", "codes"]
 
-MEASURED_LIST_ROWS, MEASURED_BLOCK_ROWS = 256, 4096  # vectors in a usual list, and in a block of an exact search
-MEASURED_QUERIES, MEASURED_MANY_QUERIES = 64, 1024  # queries that meet at a list, and in an exact search
-MEASURED_SHORT_ROWS, MEASURED_SHORT_QUERIES = (
-    16,
-    4,
-)  # of a list where its visit, and not its products, is what takes time
+MEASURED_LIST_ROWS, MEASURED_BLOCK_ROWS = 256, 4096  # vectors of a typical list, and of a block of an exact search
+MEASURED_QUERIES, MEASURED_MANY_QUERIES = 64, 1024  # queries that probe the same list, and queries of an exact search
+MEASURED_SHORT_ROWS, MEASURED_SHORT_QUERIES = 16, 4  # of a list so short that the visit takes longer than its products
 WIDTH = 10
-MIN_SECONDS = 0.1  # of each timed operation: every later batch is planned by these rates
+MIN_SECONDS = 0.1  # of each measurement; all later batches are planned with these rates
 
 
 @dataclass(frozen=True)
 class SearchRates:
-    """What the parts of a scan take on one worker, in seconds.
+    """Seconds per operation of a scan on one worker."""
 
-    per_list: each visited list, before any work on its vectors; per_value: each stored number made float32; per_list_product: each multiplication of a
-    query's number with a vector's, in the small products of a list, comparison included; per_block_product: the same in an exact search.
-    """
-
-    per_list: float
-    per_value: float
-    per_list_product: float
-    per_block_product: float
+    per_list: float  # visit of a list, without the work on its vectors
+    per_value: float  # conversion of a stored value to float32
+    per_list_product: (
+        float  # multiplication of two values in the matrix product of a list, with the comparison of scores
+    )
+    per_block_product: float  # the same in an exact search
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -49,16 +44,16 @@ class SearchRates:
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """engine, nprobe (0: all vectors), the seconds expected of one worker, and why."""
+    """How a batch is searched, and the reason."""
 
     engine: Engine
-    nprobe: int
-    seconds: float
+    nprobe: int  # 0: all vectors
+    seconds: float  # predicted, of one worker
     reason: str
 
 
 def measure_rates(dimension: int) -> SearchRates:
-    """Rates of this process with the threads it has, in about a second."""
+    """Measure the rates of this process with its current number of threads; takes about a second."""
     generator = np.random.default_rng(0)
     vectors = generator.standard_normal((MEASURED_BLOCK_ROWS, dimension)).astype(np.float16)
     queries = generator.standard_normal((MEASURED_MANY_QUERIES, dimension)).astype(np.float32)
@@ -81,29 +76,30 @@ def measure_rates(dimension: int) -> SearchRates:
 
 
 def _list_seconds(vectors: np.ndarray, queries: np.ndarray) -> float:
-    """Of a visit to a short list for a few queries, with all that a search does around its products."""
+    """Return the seconds per visit of a short list by a few queries, measured with a complete search."""
     num_vectors, dimension = vectors.shape
     starts = np.arange(0, num_vectors + 1, MEASURED_SHORT_ROWS)
     quantizer = faiss.IndexIVFFlat(faiss.IndexFlatL2(dimension), dimension, len(starts) - 1, faiss.METRIC_L2)
     ids, norms = np.arange(num_vectors), np.ones(num_vectors, np.float32)
     shard = Shard(ids=ids, vectors=vectors, inverse_norms=norms, offsets=starts, quantizer=quantizer)
-    units = queries[: MEASURED_SHORT_QUERIES * (len(starts) - 1)]
-    lists = np.arange(len(units))[:, None] % (len(starts) - 1)
-    return fastest(lambda: search_shard(shard, units, WIDTH, WIDTH, 1, False, lists=lists), MIN_SECONDS) / (
+    few = queries[: MEASURED_SHORT_QUERIES * (len(starts) - 1)]
+    lists = np.arange(len(few))[:, None] % (len(starts) - 1)
+    return fastest(lambda: search_shard(shard, few, WIDTH, WIDTH, 1, False, lists=lists), MIN_SECONDS) / (
         len(starts) - 1
     )
 
 
 def exact_seconds(rates: SearchRates, num_vectors: int, num_queries: int, dimension: int) -> float:
+    """Predict the seconds of an exact search on one worker."""
     return num_vectors * dimension * (rates.per_value + num_queries * rates.per_block_product)
 
 
 def lists_seconds(
     rates: SearchRates, index: Index, num_queries: int, nprobe: int, probed_share: float, dimension: int
 ) -> float:
-    """probed_share: of all vectors, what lies in the lists that one query probes."""
+    """Predict the seconds of an IVF search on one worker. probed_share: share of all vectors that one query sees."""
     num_lists = index.num_lists
-    # A list is visited once a shard if any query probes it.
+    # A list is visited once per shard if at least one query probes it.
     visited = num_lists * (1 - (1 - nprobe / num_lists) ** num_queries)
     coarse = num_queries * num_lists * dimension * rates.per_block_product
     seen = index.num_vectors * dimension * min(1.0, visited / num_lists) * rates.per_value
@@ -112,7 +108,7 @@ def lists_seconds(
 
 
 def plan_search(index: Index, num_queries: int, wanted: str = "auto", nprobe: int | None = None) -> SearchPlan:
-    """The engine of a batch. wanted: "auto", or an engine; nprobe: None for the one that met the recall target when the index was built."""
+    """Return the plan of a batch. wanted: "auto" or an engine. nprobe: None uses that of the index."""
     rates, dimension = SearchRates(**index.rates), index.encoder["dimension"]
     exact = exact_seconds(rates, index.num_vectors, num_queries, dimension)
     if index.kind == "flat":
@@ -131,5 +127,5 @@ def plan_search(index: Index, num_queries: int, wanted: str = "auto", nprobe: in
         return SearchPlan("exact", 0, exact, f"expected {exact:.1f} s of work, list by list {lists:.1f} s")
     if index.is_compressed and index.vectors_fit:
         approximate = "lists"
-    of = "vectors" if approximate == "lists" else "codes, whose vectors would come from the disk"
+    of = "vectors" if approximate == "lists" else "codes, because the vectors exceed the memory of a worker"
     return SearchPlan(approximate, probes, lists, f"expected {lists:.1f} s of work over {of}; exact {exact:.1f} s")

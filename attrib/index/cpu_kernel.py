@@ -1,7 +1,8 @@
-"""The arithmetic of a scan on a CPU: stored vectors to unit float32, products with queries, and what reaches the queries' floors.
+"""The arithmetic of a scan on a CPU: convert vectors, multiply them with queries, keep scores above a threshold.
 
-`attrib/index/gpu_kernel.py` has the same for GPUs. NumPy here and not torch: torch takes half a gigabyte of every search worker. A list is small
-enough for its products to stay in the cache, so that the time goes where it must, into one matrix product a list.
+`attrib/index/gpu_kernel.py` does the same on GPUs. This module uses NumPy, because torch would take half a gigabyte
+of every search worker. The products of a list fit the cache, so most of the time is spent in one matrix product per
+list.
 """
 
 import numpy as np
@@ -10,41 +11,43 @@ from attrib.index.normalize import to_float32
 from attrib.index.quantizer import decode
 from attrib.index.shard import Shard
 
-# Well above the rounding error of float32 products of unit vectors: tests/test_search.py holds that to a quarter.
+# Four times the largest rounding error of float32 products of unit vectors that tests/unit/index/test_search.py
+# accepts.
 SCAN_TOLERANCE = 1e-5
 GROUPS_PER_WIDTH = 4
 
 
 class CpuKernel:
-    """Queries and their floors, the scan scores below which nothing can be among a query's `width` best.
+    """Queries and their floors: a scan score below the floor cannot belong to the `width` best of a query.
 
-    queries: float32 [n, d], unit length. floors: float32 [n], only ever raised.
+    queries: unit vectors float32 [n, d]. floors: float32 [n]; they never decrease. margin: difference between the
+    width-th best scan score and the floor.
     """
 
-    # A scan score is at most this far from the exact one.
-    tolerance = SCAN_TOLERANCE
+    tolerance = SCAN_TOLERANCE  # maximum difference between a scan score and the exact score
 
     def __init__(self, queries: np.ndarray, width: int, margin: float):
         self.queries, self.width, self.margin = queries, width, np.float32(margin)
         self.floors = np.full(len(queries), -np.inf, np.float32)
 
     def vectors(self, shard: Shard, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop) as unit float32."""
+        """Return rows [start, stop) of the shard as unit vectors float32 [b, d]."""
         return to_float32(shard.vectors[start:stop], shard.inverse_norms[start:stop])
 
     def decoded(self, shard: Shard, list_number: int, start: int, stop: int) -> np.ndarray:
-        """What the codes of rows [start, stop), all of one list, stand for; of unit length, as what they were made from."""
+        """Return unit vectors float32 [b, d] decoded from the codes of rows [start, stop), all of one list."""
         block = decode(shard.quantizer, shard.codes[start:stop], list_number)
-        # A code may stand for nothing at all, where vectors are many times closer to their centroid than to the origin of a sphere.
+        # A decoded vector can be zero, if all vectors of a list are very close to its centroid.
         block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return block
 
     def reaching(self, rows: np.ndarray, block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the products of the queries `rows` with a block float32 [b, d], those that reach the query's floor.
+        """Multiply the queries `rows` with a block float32 [b, d]; return the scores that reach their query's floor.
 
-        Position in rows int64 [h], position in the block int64 [h], score float32 [h]. Floors rise to what `width` of the products reach.
+        Returns position in rows int64 [h], position in the block int64 [h] and score float32 [h]. Raises the floors
+        to the width-th best score of the block.
         """
-        # This way around: BLAS fills its registers from the block, and is up to twice as fast where few queries meet a list.
+        # In this order of the factors BLAS is up to twice as fast if few queries probe the list.
         scores = block @ self.queries[rows].T
         floors = np.maximum(self.floors[rows], self._reached(scores) - self.margin)
         self.floors[rows] = floors
@@ -53,22 +56,24 @@ class CpuKernel:
         return query, position, scores.ravel()[hits]
 
     def _reached(self, scores: np.ndarray) -> np.ndarray | np.float32:
-        """float32 [m]: what `width` scores of each column of float32 [b, m] reach or surpass.
+        """Return float32 [m]: a score that at least `width` values of each column of float32 [b, m] reach.
 
-        The `width`-th best of the maxima of a few times as many groups of rows: hardly below the `width`-th best of all, and sooner found.
+        It is the width-th best of the maxima of GROUPS_PER_WIDTH * width or more groups of rows: close to the
+        width-th best of all, and faster to compute.
         """
         maxima = scores
         while len(maxima) >= 2 * GROUPS_PER_WIDTH * self.width:
             half = len(maxima) // 2
             maxima = np.maximum(maxima[:half], maxima[half : 2 * half])
-        place = len(maxima) - self.width
-        if place < 0:
+        position = len(maxima) - self.width
+        if position < 0:
             return np.float32(-np.inf)
-        return np.partition(maxima.T, place, axis=1)[:, place]
+        return np.partition(maxima.T, position, axis=1)[:, position]
 
     def floors_of(self, queries: np.ndarray) -> np.ndarray:
-        """float32 [m] of queries int64 [m]."""
+        """Return the floors float32 [m] of queries int64 [m]."""
         return self.floors[queries]
 
     def raise_floors(self, floors: np.ndarray) -> None:
+        """Raise the floors of all queries to `floors`, float32 [n], where these are higher."""
         np.maximum(self.floors, floors, out=self.floors)

@@ -1,8 +1,9 @@
-"""The arithmetic of a scan in torch, for GPUs: the same as `attrib/index/cpu_kernel.py` with float16 products, and k-means.
+"""The arithmetic of a scan on a GPU with torch: the same as `attrib/index/cpu_kernel.py`, with float16 products.
 
-FAISS's own GPU indexes are not used: they limit k and nprobe to 2,048, ignore the selectors that opt-outs need, and bring a CUDA runtime of
-another version than torch's into the process. A matrix product needs none of that: a GPU holds a hundred million vectors of 256 float16
-numbers and multiplies them with thousands of queries at once. Everything here also runs on a CPU, where the tests compare it.
+The GPU indexes of FAISS are not used. They limit k and nprobe to 2,048, ignore the selectors that opt-outs need, and
+load a CUDA runtime of another version than torch's. A plain matrix product has no such limits: a GPU holds a hundred
+million vectors of 256 float16 values and multiplies them with thousands of queries at once. The code also runs on a
+CPU, where tests compare it.
 """
 
 import numpy as np
@@ -12,14 +13,17 @@ from attrib.common.errors import AttribError
 from attrib.index.cpu_kernel import CpuKernel
 from attrib.index.shard import Shard
 
-# Unit queries rounded to float16, products with float16 vectors, and the result rounded to float16: each at most 2^-11 of a score up to one.
+# Queries, vectors and products are each rounded to float16: an error of at most 2^-11 per rounding for scores up to
+# one.
 HALF_TOLERANCE = 2.0**-9
-FREE_SHARE = 0.8  # of the free memory of a GPU that resident vectors may take; the rest is for products
-UPLOAD_ROWS = 1 << 18  # vectors in pageable memory at a time on their way to the GPU
+FREE_SHARE = 0.8  # share of the free GPU memory for resident vectors; the rest is for products
+UPLOAD_ROWS = 1 << 18  # vectors per copy to the GPU, to bound host memory
+
+_resident: list[tuple[np.ndarray, torch.Tensor]] = []  # the vectors of the shard that this process searched last
 
 
 class TorchKernel:
-    """CpuKernel's interface (attrib/index/cpu_kernel.py) on a torch device."""
+    """CpuKernel (attrib/index/cpu_kernel.py) on a torch device. Raises AttribError if torch sees no GPU."""
 
     tolerance = HALF_TOLERANCE
     device = "cuda"
@@ -27,9 +31,9 @@ class TorchKernel:
     def __init__(self, queries: np.ndarray, width: int, margin: float):
         if self.device == "cuda" and not torch.cuda.is_available():
             raise AttribError(
-                "torch sees no GPU in a worker that was given one; is its CUDA driver installed? Or set device: cpu"
+                "torch sees no GPU in a worker that was given one; check its CUDA driver, or set device: cpu"
             )
-        # Sums of float16 products stay float32, whichever way a product is cut.
+        # Keep the sums of float16 products in float32 for every split of the matrix product.
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         self.queries = torch.from_numpy(queries).to(self.device, torch.float16)
         self.exact_queries = torch.from_numpy(queries).to(self.device)
@@ -37,7 +41,7 @@ class TorchKernel:
         self.floors = torch.full((len(queries),), -torch.inf, device=self.device)
 
     def vectors(self, shard: Shard, start: int, stop: int) -> torch.Tensor:
-        """Rows [start, stop) as unit float16: made so in float32, since float16 has no room for other lengths."""
+        """Return rows [start, stop) as unit vectors float16 [b, d]; float32 until normalised, to avoid overflow."""
         stored = resident_vectors(shard, self.device)
         if stored is None:
             stored = torch.from_numpy(np.array(shard.vectors[start:stop])).to(self.device)
@@ -47,11 +51,14 @@ class TorchKernel:
         return (stored.float() * norms[:, None]).half()
 
     def decoded(self, shard: Shard, list_number: int, start: int, stop: int) -> torch.Tensor:
-        """As CpuKernel's, float32: what is decoded is multiplied exactly, since candidates of all shards are cut by these scores."""
+        """Return decoded unit vectors float32 [b, d].
+
+        They stay float32, because candidates of all shards are selected by their scan scores.
+        """
         return torch.from_numpy(CpuKernel.decoded(self, shard, list_number, start, stop)).to(self.device)
 
     def reaching(self, rows: np.ndarray, block: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As CpuKernel's, with the block on the device."""
+        """Like CpuKernel.reaching, with the block on the device."""
         at = torch.from_numpy(rows).to(self.device)
         queries = self.queries if block.dtype == torch.float16 else self.exact_queries
         scores = (queries[at] @ block.T).float()
@@ -71,11 +78,11 @@ class TorchKernel:
         self.floors = torch.maximum(self.floors, torch.from_numpy(floors).to(self.device))
 
 
-_resident: list[tuple[np.ndarray, torch.Tensor]] = []  # the vectors of the shard that this process searched last
-
-
 def resident_vectors(shard: Shard, device: str) -> torch.Tensor | None:
-    """The shard's vectors float16 [n, d] on the GPU, where they stay as long as the shard is searched; None where they do not fit."""
+    """Return the vectors of the shard, float16 [n, d], on the GPU; None if they do not fit.
+
+    They stay there until this process searches another shard.
+    """
     if _resident and _resident[0][0] is shard.vectors:
         return _resident[0][1]
     _resident.clear()
@@ -83,7 +90,7 @@ def resident_vectors(shard: Shard, device: str) -> torch.Tensor | None:
         return None
     stored = torch.empty(shard.vectors.shape, dtype=torch.float16, device=device)
     for start in range(0, len(stored), UPLOAD_ROWS):
-        part = np.array(shard.vectors[start : start + UPLOAD_ROWS])
-        stored[start : start + len(part)] = torch.from_numpy(part)
+        rows = np.array(shard.vectors[start : start + UPLOAD_ROWS])
+        stored[start : start + len(rows)] = torch.from_numpy(rows)
     _resident.append((shard.vectors, stored))
     return stored

@@ -1,17 +1,17 @@
-"""A sharded index on disk: one coarse quantizer for all, shards in the order of its lists, and a record that says what it is good for.
+"""A sharded index on disk: one coarse quantizer for all shards, vectors sorted by list, and a record.
 
-    <output>/template.faiss            the trained, empty index: coarse quantizer and codec (absent for kind flat)
-    <output>/shard-00000/vectors.npy   float16 [n, d] as embedded, list after list, within a list by ascending id (kind flat: by id)
+    <output>/template.faiss            coarse quantizer and codec: a trained, empty FAISS index (not for kind flat)
+    <output>/shard-00000/vectors.npy   float16 [n, d] as embedded, by list, then by id (kind flat: by id)
     <output>/shard-00000/inverse_norms.npy  float32 [n]
     <output>/shard-00000/ids.npy       int64 [n]
-    <output>/shard-00000/offsets.npy   int64 [num_lists + 1], where each list starts (absent for kind flat)
-    <output>/shard-00000/codes.npy     uint8 [n, code_bytes] (only of the compressed kinds)
+    <output>/shard-00000/offsets.npy   int64 [num_lists + 1], the start of each list (absent for kind flat)
+    <output>/shard-00000/codes.npy     uint8 [n, code_bytes] (compressed kinds only)
     <output>/shard-00000/sources.parquet  id, key, uri and metadata of the images, by ascending id
     <output>/shard-00000/shard.json    counts and checksums; written last, it publishes the shard
     <output>/index.json                encoder, metric, shards, nprobe and measured recall; written last of all
 
-Files are memory-mapped, and a search reads them from front to back, so that a shard may be many times larger than a worker's memory.
-Vectors are compared by cosine.
+Files are memory-mapped and a search reads them sequentially, so a shard may be many times larger than the memory of a
+worker. The similarity of vectors is their cosine.
 """
 
 from dataclasses import dataclass
@@ -43,8 +43,8 @@ class Index:
     rerank_factor: int
     recall: dict
     metadata_columns: list[str]
-    vectors_fit: bool  # the vectors of a shard stay in the memory that a worker was given
-    rates: dict  # SearchRates.to_dict() of the machine that built it
+    vectors_fit: bool  # whether the vectors of a shard fit worker_memory_gib
+    rates: dict  # SearchRates.to_dict() of the machine that built the index
 
     @property
     def kind(self) -> str:
@@ -63,7 +63,7 @@ class Index:
         return join(self.uri, shard_name(shard))
 
     def read_quantizer(self, storage: Storage) -> faiss.IndexIVF | None:
-        """None for kind flat. Raises AttribError if it is not the one that the index was built with."""
+        """Read the coarse quantizer; None for kind flat. Raises AttribError if its checksum differs from the record."""
         return (
             read_quantizer(join(self.uri, QUANTIZER_FILE), storage, self.quantizer_sha256) if self.num_lists else None
         )
@@ -74,7 +74,7 @@ class Index:
 
 
 def open_index(uri: str, storage: Storage) -> Index:
-    """Raises AttribError if there is none, or one of an earlier version."""
+    """Read a finished index. Raises AttribError if there is none, or if an earlier version built it."""
     record = storage.require(join(uri, INDEX_RECORD), "jobs.index")
     if "rates" not in record:
         raise AttribError(f"{uri} was built by an earlier version of attrib; build it again with jobs.index")
@@ -95,11 +95,11 @@ def open_index(uri: str, storage: Storage) -> Index:
 
 
 def check_same_encoder(index: Index, queries: Embeddings) -> None:
-    """Raises MismatchError unless index and queries were embedded by the same weights with the same preprocessing."""
+    """Raise MismatchError unless index and queries were embedded with the same weights and preprocessing."""
     for key, expected in index.encoder.items():
         found = queries.encoder.get(key)
         if found != expected:
             raise MismatchError(
-                f"the queries in {queries.uri} were embedded with {key} {found!r}, the index {index.uri} with {expected!r}; "
-                "embed both with the same backbone and weights"
+                f"the queries in {queries.uri} were embedded with {key} {found!r}, the index {index.uri} with "
+                f"{expected!r}; embed both with the same backbone and weights"
             )

@@ -1,27 +1,36 @@
-"""Spherical k-means in torch, and the nearest centroid of each vector."""
+"""Spherical k-means with torch on a GPU, and the nearest centroid of each vector.
+
+The algorithm is `faiss.contrib.torch.clustering.kmeans` with normalised centroids; the tests compare the two. That
+implementation needs the GPU functions of FAISS, which attrib does not use (see attrib/index/gpu_kernel.py). On a CPU
+attrib uses `faiss.Kmeans` (attrib/index/quantizer.py).
+"""
 
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-ASSIGN_ROWS = 65_536  # training vectors whose distances to all centroids are in memory at a time
+ASSIGN_ROWS = 65_536  # training vectors per block of products with all centroids, to bound memory
 
 
 def nearest_centroids(centroids: np.ndarray, device: str) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from unit vectors float32 [n, d] to the int64 [n] of their nearest centroids, which stay on the device."""
+    """Return a function: unit vectors float32 [n, d] -> numbers int64 [n] of their nearest centroids.
+
+    centroids: float32 [num_lists, d]; they stay on the device.
+    """
     on_device = torch.from_numpy(centroids).to(device)
 
-    def nearest(units: np.ndarray) -> np.ndarray:
-        return (torch.from_numpy(units).to(device) @ on_device.T).argmax(dim=1).cpu().numpy()
+    def nearest(unit_vectors: np.ndarray) -> np.ndarray:
+        return (torch.from_numpy(unit_vectors).to(device) @ on_device.T).argmax(dim=1).cpu().numpy()
 
     return nearest
 
 
 def spherical_kmeans(training: np.ndarray, num_lists: int, iterations: int, seed: int, device: str) -> np.ndarray:
-    """Centroids float32 [num_lists, d] of unit length. training: float32 [n, d], unit length, n at least num_lists.
+    """Return unit centroids float32 [num_lists, d]. training: unit vectors float32 [n, d], n at least num_lists.
 
-    Lloyd's algorithm by cosine, from centroids drawn of the vectors; one that is left without a vector moves beside the largest.
+    Lloyd's algorithm with cosine similarity, initialised with a random subset of the vectors. An empty cluster
+    restarts close to the centroid of a largest one.
     """
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.from_numpy(training).to(device)

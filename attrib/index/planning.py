@@ -1,27 +1,28 @@
-"""Which index to build: its kind, its number of lists, and what a search worker will hold of it."""
+"""Choose the kind of index and its number of lists, and predict the memory of a search worker."""
 
 from dataclasses import asdict, dataclass
 
 from attrib.common.errors import AttribError
 from attrib.index.settings import IndexSettings
 
-FLAT_UP_TO_VECTORS = 50_000  # below, exact search of a shard takes milliseconds and training buys nothing
+FLAT_UP_TO_VECTORS = 50_000  # up to here, exact search of a shard takes milliseconds and training gains nothing
 MIN_TRAINING_VECTORS_PER_LIST = 39  # FAISS warns below it
 TRAINING_VECTORS_PER_LIST = 64
-MIN_TRAINING_ROWS = 65_536  # codecs want some, however few the lists
+MIN_TRAINING_ROWS = 65_536  # the codec needs training vectors even if there are few lists
 MAX_LISTS = 65_536
 IVF_KINDS = ("ivf_flat", "ivf_sq8", "ivf_pq")  # most precise first
 
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """kind: flat, ivf_flat, ivf_sq8 or ivf_pq; num_lists and pq_bytes are 0 where they do not apply.
+    """The plan of an index. num_lists and pq_bytes are 0 if they do not apply to the kind.
 
-    template_bytes: held in memory by every worker; shard_scan_bytes: what a scan of the largest shard reads, from memory-mapped files;
-    shard_disk_bytes: all of its files but the sources' metadata.
+    template_bytes: the coarse quantizer and codec, in the memory of every worker. shard_scan_bytes: read from
+    memory-mapped files by a scan of the largest shard. shard_disk_bytes: all files of the largest shard without the
+    metadata of its sources.
     """
 
-    kind: str
+    kind: str  # flat, ivf_flat, ivf_sq8 or ivf_pq
     num_lists: int
     pq_bytes: int
     num_shards: int
@@ -39,7 +40,10 @@ class IndexPlan:
 
 
 def plan_index(settings: IndexSettings, num_vectors: int, shard_sizes: list[int], dimension: int) -> IndexPlan:
-    """The plan for `num_vectors` vectors in shards of the given sizes. Raises AttribError if a worker cannot hold the centroids."""
+    """Return the plan for `num_vectors` vectors in shards of the given sizes.
+
+    Raises AttribError if the centroids exceed worker_memory_gib, or pq_bytes does not divide the dimension.
+    """
     largest = max(shard_sizes)
     budget = settings.worker_memory_gib * 2**30
     pq_bytes = settings.pq_bytes or _default_pq_bytes(dimension)
@@ -51,24 +55,25 @@ def plan_index(settings: IndexSettings, num_vectors: int, shard_sizes: list[int]
     elif num_vectors <= FLAT_UP_TO_VECTORS:
         kind, reason = "flat", f"{num_vectors:,} vectors are few enough to search exactly"
     else:
-        fits = [k for k in IVF_KINDS if scan_bytes[k] + _template_bytes(k, dimension, num_lists) <= budget]
+        fits = [k for k in IVF_KINDS if scan_bytes[k] + _quantizer_bytes(k, dimension, num_lists) <= budget]
         kind = fits[0] if fits else "ivf_pq"
         reason = f"the most precise kind whose shard of {largest:,} vectors stays in memory"
     if kind == "ivf_pq":
         _check_pq_bytes(pq_bytes, dimension)
-    template_bytes = _template_bytes(kind, dimension, num_lists)
+    template_bytes = _quantizer_bytes(kind, dimension, num_lists)
     if template_bytes > budget:
         raise AttribError(
-            f"{num_lists:,} centroids of {dimension} dimensions need {template_bytes / 2**30:.2f} GiB in every worker, more than "
-            f"worker_memory_gib = {settings.worker_memory_gib:g}; lower num_lists, or raise the limit"
+            f"{num_lists:,} centroids of {dimension} dimensions need {template_bytes / 2**30:.2f} GiB in every worker, "
+            f"more than worker_memory_gib = {settings.worker_memory_gib:g}; lower num_lists, or raise the limit"
         )
     if scan_bytes[kind] + template_bytes > budget:
         reason += (
-            f"; its {scan_bytes[kind] / 2**30:.2f} GiB exceed worker_memory_gib = {settings.worker_memory_gib:g} and come from the disk, "
-            f"once for each block of queries: lower shard_rows (now {settings.shard_rows:,}) or choose a smaller kind where that is slow"
+            f"; its {scan_bytes[kind] / 2**30:.2f} GiB exceed worker_memory_gib = {settings.worker_memory_gib:g} and "
+            "are read from disk once per block of queries: if that is too slow, lower shard_rows (now "
+            f"{settings.shard_rows:,}) or choose a smaller kind"
         )
     is_ivf = kind != "flat"
-    # Vectors, norms and ids, and where there are lists, their offsets and codes.
+    # Vectors, norms and ids; for IVF kinds also offsets and codes.
     disk = (2 * dimension + 12) * largest + (8 * num_lists if is_ivf else 0)
     disk += scan_bytes[kind] if kind in ("ivf_sq8", "ivf_pq") else 0
     return IndexPlan(
@@ -84,7 +89,7 @@ def plan_index(settings: IndexSettings, num_vectors: int, shard_sizes: list[int]
 
 
 def group_partitions(num_rows: list[int], rows_per_group: int) -> list[list[int]]:
-    """Consecutive partitions in groups of at most `rows_per_group` rows (a larger partition stands alone); empty ones are left out."""
+    """Group consecutive partitions up to `rows_per_group` rows. Larger ones stay alone, empty ones are skipped."""
     groups: list[list[int]] = []
     filled = 0
     for partition, rows in enumerate(num_rows):
@@ -99,11 +104,11 @@ def group_partitions(num_rows: list[int], rows_per_group: int) -> list[list[int]
 
 
 def _default_num_lists(num_vectors: int, training_rows: int | None) -> int:
-    """2 sqrt(n) up to a power of two, at most 65,536: enough that a batch sees a small share, few enough that a list fills a matrix product.
+    """Return 2 sqrt(n), rounded up to a power of two, at most 65,536 and at most what the training sample supports.
 
-    Of a million vectors, twice as many lists make a batch of 10,000 queries no quicker, training four times and building twice as slow.
-
-    Never more than the training sample can place: a centroid of a handful of vectors follows their noise.
+    A query then sees a small share of the vectors, and a list is long enough for an efficient matrix product. With a
+    million vectors, twice as many lists do not speed up a batch of 10,000 queries, but training takes four times as
+    long and building twice as long. A centroid of only a few training vectors would fit their noise.
     """
     most = max(1, min(num_vectors, training_rows or num_vectors) // MIN_TRAINING_VECTORS_PER_LIST)
     rule = 1 << (max(1, int(2 * num_vectors**0.5)) - 1).bit_length()
@@ -111,14 +116,14 @@ def _default_num_lists(num_vectors: int, training_rows: int | None) -> int:
 
 
 def training_rows(settings: IndexSettings, plan: IndexPlan) -> int:
-    """Vectors that the template is trained on."""
+    """Return the number of training vectors of the coarse quantizer and codec; 0 for kind flat."""
     if plan.kind == "flat":
         return 0
     return settings.training_rows or max(MIN_TRAINING_ROWS, TRAINING_VECTORS_PER_LIST * plan.num_lists)
 
 
 def _default_pq_bytes(dimension: int) -> int:
-    """One byte per 8 dimensions, or the next lower number that divides the dimension."""
+    """Return one byte per 8 dimensions, or the next lower number that divides the dimension."""
     return max(m for m in range(1, max(1, dimension // 8) + 1) if dimension % m == 0)
 
 
@@ -129,6 +134,6 @@ def _check_pq_bytes(pq_bytes: int, dimension: int) -> None:
         raise AttribError(f"pq_bytes = {pq_bytes} does not divide the dimension {dimension}; near: {sorted(near)}")
 
 
-def _template_bytes(kind: str, dimension: int, num_lists: int) -> int:
+def _quantizer_bytes(kind: str, dimension: int, num_lists: int) -> int:
     codebooks = {"ivf_pq": 4 * 256 * dimension, "ivf_sq8": 8 * dimension}.get(kind, 0)
     return 0 if kind == "flat" else 4 * dimension * num_lists + codebooks

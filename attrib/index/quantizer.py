@@ -1,7 +1,8 @@
-"""The template of an index: one trained coarse quantizer, and a codec where vectors are compressed, that all shards share.
+"""The trained coarse quantizer of an index and, for compressed kinds, its codec. All shards share them.
 
-It is an empty FAISS IVF index. FAISS trains it and computes its codes; which vectors lie in which list is decided here, so that every shard
-and every query block agrees on it. Vectors and centroids have unit length, so that squared distance and cosine rank alike.
+They are stored as one empty FAISS IVF index. FAISS trains it and computes the codes. This module assigns vectors and
+queries to lists, so all shards and all blocks of queries use the same assignment. Vectors and centroids have unit
+length, so the order by squared distance is the order by cosine.
 """
 
 import faiss
@@ -12,43 +13,49 @@ from attrib.common.storage import Storage, bytes_sha256
 from attrib.index.planning import IndexPlan
 
 KMEANS_ITERATIONS = 20
-MAX_POINTS_PER_CENTROID = 256  # FAISS's own rule; more of them change nothing
-MIN_PQ_TRAINING_VECTORS = 2  # the fewest that make codes of one bit
-# Search decodes whole lists and never reads FAISS's tables for PQ, which can take 2 GiB of memory that no plan accounts for.
+MAX_POINTS_PER_CENTROID = 256  # FAISS's default; more training vectors gain nothing
+MIN_PQ_TRAINING_VECTORS = 2  # minimum for codes of one bit
+# Search decodes whole lists and never uses FAISS's precomputed tables for PQ, which can take 2 GiB that no estimate
+# includes.
 READ_FLAGS = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
 
 
 def train_quantizer(training: np.ndarray, plan: IndexPlan, seed: int, device: str = "cpu") -> faiss.IndexIVF:
-    """The trained, empty index. training: float32 [n, d] unit vectors; device: of k-means. Raises AttribError if they are too few."""
+    """Train coarse quantizer and codec; return them as an empty FAISS IVF index.
+
+    training: unit vectors float32 [n, d]. device: where k-means runs. Raises AttribError if there are too few vectors.
+    """
     num_training, dimension = training.shape
     needed = max(plan.num_lists, MIN_PQ_TRAINING_VECTORS if plan.kind == "ivf_pq" else 1)
     if num_training < needed:
         raise AttribError(
-            f"{plan.kind} with {plan.num_lists:,} lists needs at least {needed:,} training vectors and there are {num_training:,}; "
-            "lower num_lists, raise training_rows, or use kind flat"
+            f"{plan.kind} with {plan.num_lists:,} lists needs at least {needed:,} training vectors and there are "
+            f"{num_training:,}; lower num_lists, raise training_rows, or use kind flat"
         )
-    quantizer = faiss.IndexFlatL2(dimension)
-    quantizer.add(_centroids(training, plan.num_lists, seed, device))
+    coarse = faiss.IndexFlatL2(dimension)
+    coarse.add(_centroids(training, plan.num_lists, seed, device))
     if plan.kind == "ivf_flat":
-        index = faiss.IndexIVFFlat(quantizer, dimension, plan.num_lists, faiss.METRIC_L2)
+        index = faiss.IndexIVFFlat(coarse, dimension, plan.num_lists, faiss.METRIC_L2)
     elif plan.kind == "ivf_sq8":
         index = faiss.IndexIVFScalarQuantizer(
-            quantizer, dimension, plan.num_lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2
+            coarse, dimension, plan.num_lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2
         )
     else:
-        # Fewer centroids per sub-quantizer where the sample could not fill 256.
+        # Fewer bits per sub-quantizer if the sample is too small for 256 centroids.
         bits = min(8, num_training.bit_length() - 1)
-        index = faiss.IndexIVFPQ(quantizer, dimension, plan.num_lists, plan.pq_bytes, bits, faiss.METRIC_L2)
+        index = faiss.IndexIVFPQ(coarse, dimension, plan.num_lists, plan.pq_bytes, bits, faiss.METRIC_L2)
         index.pq.cp.seed = seed + 1
         index.pq.cp.min_points_per_centroid = 1
+    # The index owns the coarse quantizer; without disown(), Python would free it a second time.
     index.own_fields = True
-    quantizer.this.disown()
+    coarse.this.disown()
     index.train(training)
     return index
 
 
 def _centroids(training: np.ndarray, num_lists: int, seed: int, device: str) -> np.ndarray:
     if device == "cuda":
+        # Local: index.quantizer is imported by search workers, and torch would take half a gigabyte of each.
         from attrib.index.kmeans import spherical_kmeans
 
         most = MAX_POINTS_PER_CENTROID * num_lists
@@ -57,7 +64,7 @@ def _centroids(training: np.ndarray, num_lists: int, seed: int, device: str) -> 
         training.shape[1],
         num_lists,
         niter=KMEANS_ITERATIONS,
-        seed=seed + 1,  # FAISS reads a seed of zero as its default
+        seed=seed + 1,  # FAISS replaces seed 0 by its default
         spherical=True,
         min_points_per_centroid=1,
         max_points_per_centroid=MAX_POINTS_PER_CENTROID,
@@ -66,39 +73,41 @@ def _centroids(training: np.ndarray, num_lists: int, seed: int, device: str) -> 
     return clustering.centroids
 
 
-def write_quantizer(template: faiss.IndexIVF, uri: str, storage: Storage) -> None:
-    storage.write_bytes(uri, faiss.serialize_index(template).tobytes())
+def write_quantizer(quantizer: faiss.IndexIVF, uri: str, storage: Storage) -> None:
+    storage.write_bytes(uri, faiss.serialize_index(quantizer).tobytes())
 
 
 def read_quantizer(uri: str, storage: Storage, sha256: str | None = None) -> faiss.IndexIVF:
-    """Raises AttribError if sha256 is given and the file has another."""
+    """Read coarse quantizer and codec. Raises AttribError if the file does not have the given sha256."""
     data = storage.read_bytes(uri)
     if sha256 and bytes_sha256(data) != sha256:
         raise AttribError(f"{uri} is damaged: its checksum is not that of the index's record; build the index again")
     return faiss.deserialize_index(np.frombuffer(data, np.uint8).copy(), READ_FLAGS)
 
 
-def nearest_lists(template: faiss.IndexIVF, units: np.ndarray, count: int) -> np.ndarray:
-    """int64 [n, count]: the lists whose centroids are nearest to each unit vector float32 [n, d], nearest first."""
-    return template.quantizer.search(units, count)[1]
+def nearest_lists(quantizer: faiss.IndexIVF, unit_vectors: np.ndarray, count: int) -> np.ndarray:
+    """Return int64 [n, count]: the lists with the nearest centroids, nearest first. unit_vectors: float32 [n, d]."""
+    return quantizer.quantizer.search(unit_vectors, count)[1]
 
 
-def centroids(template: faiss.IndexIVF) -> np.ndarray:
-    """float32 [num_lists, d]"""
-    return template.quantizer.reconstruct_n(0, template.nlist)
+def centroids(quantizer: faiss.IndexIVF) -> np.ndarray:
+    """Return the centroids of all lists, float32 [num_lists, d]."""
+    return quantizer.quantizer.reconstruct_n(0, quantizer.nlist)
 
 
-def encode(template: faiss.IndexIVF, units: np.ndarray, lists: np.ndarray) -> np.ndarray:
-    """uint8 [n, code_bytes]: codes of unit vectors float32 [n, d], relative to the centroids of their lists int64 [n]."""
-    codes = np.empty((len(units), template.code_size), np.uint8)
-    template.encode_vectors(len(units), faiss.swig_ptr(units), faiss.swig_ptr(lists), faiss.swig_ptr(codes), False)
+def encode(quantizer: faiss.IndexIVF, unit_vectors: np.ndarray, lists: np.ndarray) -> np.ndarray:
+    """Return codes uint8 [n, code_bytes] of unit vectors float32 [n, d] in the lists int64 [n]."""
+    codes = np.empty((len(unit_vectors), quantizer.code_size), np.uint8)
+    quantizer.encode_vectors(
+        len(unit_vectors), faiss.swig_ptr(unit_vectors), faiss.swig_ptr(lists), faiss.swig_ptr(codes), False
+    )
     return codes
 
 
-def decode(template: faiss.IndexIVF, codes: np.ndarray, list_number: int) -> np.ndarray:
-    """float32 [n, d]: what the codes uint8 [n, code_bytes] of one list stand for."""
+def decode(quantizer: faiss.IndexIVF, codes: np.ndarray, list_number: int) -> np.ndarray:
+    """Return the vectors float32 [n, d] that the codes uint8 [n, code_bytes] of one list represent."""
     lists = np.full(len(codes), list_number, np.int64)
     codes = np.ascontiguousarray(codes)
-    vectors = np.empty((len(codes), template.d), np.float32)
-    template.decode_vectors(len(codes), faiss.swig_ptr(codes), faiss.swig_ptr(lists), faiss.swig_ptr(vectors))
+    vectors = np.empty((len(codes), quantizer.d), np.float32)
+    quantizer.decode_vectors(len(codes), faiss.swig_ptr(codes), faiss.swig_ptr(lists), faiss.swig_ptr(vectors))
     return vectors

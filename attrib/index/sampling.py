@@ -1,4 +1,4 @@
-"""A sample of embeddings that is the same however they are partitioned."""
+"""Samples of embeddings that do not depend on how the embeddings are partitioned."""
 
 import numpy as np
 
@@ -6,12 +6,26 @@ from attrib.common.progress import Progress
 from attrib.common.storage import Storage
 from attrib.data.ids import sampling_rank
 from attrib.embed.embeddings import Embeddings, read_vectors
-from attrib.index.recall import lowest_ranked, sample_threshold
 from attrib.runtime.tasks import run_units
 
 
+def sample_threshold(wanted: int, num_vectors: int) -> np.uint64:
+    """Return a limit of sampling_rank that at least `wanted` images do not exceed (margin: six standard deviations)."""
+    share = min(1.0, (wanted + 6 * wanted**0.5 + 8) / max(1, num_vectors))
+    return np.uint64(min(share * 2**64, 2**64 - 2048))
+
+
+def lowest_ranked(ids: np.ndarray, vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and vectors of the `count` images with the lowest sampling_rank, in that order."""
+    order = np.argsort(sampling_rank(ids))[:count]
+    return ids[order], vectors[order]
+
+
 def sample_vectors(embeddings: Embeddings, num_wanted: int, storage: Storage) -> tuple[np.ndarray, np.ndarray]:
-    """ids int64 [n] and vectors float16 [n, d] of the `num_wanted` images (fewer, if there are) first in the order of sampling_rank."""
+    """Return ids int64 [n] and vectors float16 [n, d] of the images with the lowest sampling_rank.
+
+    n is num_wanted, or the number of all vectors if that is smaller.
+    """
     threshold = sample_threshold(num_wanted, sum(embeddings.num_embedded))
     parts = [p for p, rows in enumerate(embeddings.num_embedded) if rows]
     progress = Progress("sample", len(parts), "partitions")

@@ -1,10 +1,13 @@
-"""Search of one shard for a block of queries, exact scores for what it finds, and the exact merge of shards.
+"""Search one shard for a block of queries, score its candidates exactly, and merge the results of all shards.
 
-A scan goes through the shard once, list by list (or block by block, where the search is exact), and multiplies all queries that probe a list
-with it at once: one matrix product instead of a pass over memory for every query. It proposes candidates by approximate scores (float32
-products with the stored vectors, or with what their codes stand for); candidates are then scored again from the stored vectors in float64, one
-pair at a time. Those scores do not depend on the shard or on a neighbour, so that answers do not depend on how the index was cut, and ties go to
-the lower id.
+A scan reads the shard once, list by list (exact search: block by block), and multiplies each list with all queries
+that probe it in one matrix product. `faiss.contrib.big_batch_search` processes a batch in the same order. This module
+differs from it in three points: vectors are memory-mapped float16 arrays, so a shard may exceed the memory;
+candidates get exact scores; and the result is deterministic.
+
+The scan selects candidates by approximate scores: float32 products with the stored or the decoded vectors. Candidates
+are then scored again, one pair at a time, in float64 from the stored vectors. These scores depend only on the query
+and the vector, so results do not depend on the sharding of the index. Ties go to the lower id.
 """
 
 import mmap
@@ -19,22 +22,22 @@ from attrib.index.normalize import to_float32
 from attrib.index.quantizer import nearest_lists
 from attrib.index.shard import Shard
 
-QUERY_ROWS = 131_072  # queries in one pass over the shard, if their probed lists fit SCAN_CELLS
+QUERY_ROWS = 131_072  # queries per pass over the shard, if their probed lists fit SCAN_CELLS
 SCAN_CELLS = 1 << 23  # (query, probed list) pairs in memory at a time
-BLOCK_ROWS = 4_096  # vectors that are float32 at a time
-SCORE_CELLS = 1 << 22  # float32 scores in memory at a time; 16 MiB stay in most last-level caches
-MAX_KEPT = 1 << 20  # candidates beyond a few for each query: a tie can be as large as the shard
+BLOCK_ROWS = 4_096  # vectors converted to float32 at a time
+SCORE_CELLS = 1 << 22  # float32 scores in memory at a time; 16 MiB fit most last-level caches
+MAX_KEPT = 1 << 20  # candidates beyond the width of all queries: a tie can be as large as the shard
 RESCORE_BYTES = 1 << 23  # float64 candidates in memory at a time
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Candidates as flat columns, by query: query int64 [m] (its position), id int64 [m], scan_score and score float32 [m] (cosine)."""
+    """Candidates as columns of m rows, grouped by query."""
 
-    query: np.ndarray
-    id: np.ndarray
-    scan_score: np.ndarray
-    score: np.ndarray
+    query: np.ndarray  # int64 [m], position of the query
+    id: np.ndarray  # int64 [m]
+    scan_score: np.ndarray  # float32 [m], approximate cosine
+    score: np.ndarray  # float32 [m], exact cosine
 
     def at(self, rows: np.ndarray) -> "Candidates":
         return Candidates(self.query[rows], self.id[rows], self.scan_score[rows], self.score[rows])
@@ -50,18 +53,20 @@ def search_shard(
     kernel: type[CpuKernel] = CpuKernel,
     lists: np.ndarray | None = None,
 ) -> Candidates:
-    """Candidates of one shard for unit queries float32 [n, d], by query. nprobe: lists that each query sees; 0: all vectors.
+    """Return candidates of one shard, grouped by query. queries: unit vectors float32 [n, d].
 
-    compressed: scan the codes; the `num_candidates` best by scan score (and what ties with the last of them), each with its exact score, for
-    `merge` to cut over all shards. Otherwise the vectors are scanned, and these are the k nearest of what was probed. kernel: where the arithmetic
-    runs (kernels.CpuKernel, torch_kernel.TorchKernel). lists: int [n, nprobe], those that each query probes, where they are known.
+    nprobe: number of lists that each query probes; 0: all vectors. compressed: scan the codes and return, with exact
+    scores, the `num_candidates` best by scan score and all that tie with the last of them; `merge` makes the final
+    selection over all shards. Otherwise scan the vectors and return the k nearest. kernel: CpuKernel or TorchKernel.
+    lists: int [n, nprobe], the probed lists if they are known.
     """
     width = max(num_candidates, k) if compressed else k
     rows = min(QUERY_ROWS, max(1, SCAN_CELLS // max(nprobe, 1)))
     found = []
     for start in range(0, len(queries), rows):
         block = queries[start : start + rows]
-        # A vector among the `width` best by exact score may be below the width-th best scan score by two rounding errors.
+        # The scan score of a vector among the `width` best may be two rounding errors below the width-th best scan
+        # score.
         margin = SCAN_TOLERANCE if compressed else 2 * kernel.tolerance
         best = _Best(shard, kernel(block, width, margin), block, k, compressed)
         if nprobe and shard.offsets is not None:
@@ -75,12 +80,12 @@ def search_shard(
 
 
 def probed_lists(quantizer: faiss.IndexIVF, queries: np.ndarray, nprobe: int) -> np.ndarray:
-    """int32 [n, nprobe]: the lists that unit queries float32 [n, d] probe; of all lists, where nprobe is more."""
+    """Return int32 [n, min(nprobe, num_lists)]: the lists that unit queries float32 [n, d] probe."""
     return nearest_lists(quantizer, queries, min(nprobe, quantizer.nlist)).astype(np.int32)
 
 
 def _scan(shard: Shard, best: "_Best", visits: Iterator[tuple[int, int, int, np.ndarray]], compressed: bool) -> None:
-    """visits: list number, its rows [start, stop), and the queries that want it, int64 [m]."""
+    """Scan all visits: list number, its rows [start, stop), and the queries that probe it, int64 [m]."""
     kernel = best.kernel
     upcoming = next(visits, None)
     while upcoming is not None:
@@ -106,7 +111,7 @@ def _everything(shard: Shard, num_queries: int) -> Iterator[tuple[int, int, int,
 
 
 def _visits(shard: Shard, lists: np.ndarray) -> Iterator[tuple[int, int, int, np.ndarray]]:
-    """Every list that is neither empty nor unprobed. lists: int [n, nprobe], of each query."""
+    """Yield the visits of all lists that are probed and not empty. lists: int [n, nprobe] of each query."""
     order = np.argsort(lists, axis=None, kind="stable")
     query = order // lists.shape[1]
     ends = np.cumsum(np.bincount(lists.ravel(), minlength=shard.quantizer.nlist))
@@ -119,7 +124,7 @@ def _visits(shard: Shard, lists: np.ndarray) -> Iterator[tuple[int, int, int, np
 
 
 def _prefetch(stored: np.ndarray, start: int, stop: int) -> None:
-    """Tell the kernel to read what comes next while this list is multiplied."""
+    """Ask the operating system to read the next rows while the current list is multiplied."""
     mapped = stored.base
     if isinstance(mapped, np.memmap):
         row_bytes, pages = stored.strides[0], mapped._mmap
@@ -128,7 +133,7 @@ def _prefetch(stored: np.ndarray, start: int, stop: int) -> None:
 
 
 class _Best:
-    """What a scan has found so far that may still be among the best of its query."""
+    """The candidates of a scan so far that may still be among the best of their query."""
 
     def __init__(self, shard: Shard, kernel: CpuKernel, queries: np.ndarray, k: int, compressed: bool):
         self.shard, self.kernel, self.queries, self.k, self.compressed = shard, kernel, queries, k, compressed
@@ -140,16 +145,16 @@ class _Best:
     def add(self, query: np.ndarray, position: np.ndarray, score: np.ndarray) -> None:
         self.pending.append((query, position, score))
         self.num_pending += len(query)
-        # Often enough for floors to rise while they are low; each time costs a sort of what is kept.
+        # Early compaction raises the floors; each compaction sorts the kept candidates.
         if self.num_pending > max(4 * len(self.queries) * self.kernel.width, 1 << 16):
             self._compact()
 
     def _compact(self) -> None:
-        """Drop what is below the floors, and raise them to the width-th best so far."""
+        """Drop candidates below the floors, and raise the floors to the width-th best so far."""
         columns = zip((self.query, self.position, self.scan_score), *self.pending)
         query, position, score = (np.concatenate(parts) for parts in columns)
         self.pending, self.num_pending = [], 0
-        # Floors have risen since most of this was found; what is sorted are few of it.
+        # The floors have risen since, so few candidates are left to sort.
         kept = score >= self.kernel.floors_of(query)
         query, position, score = query[kept], position[kept], score[kept]
         order = np.lexsort((-score, query))
@@ -164,7 +169,7 @@ class _Best:
             self._cut_ties()
 
     def _cut_ties(self) -> None:
-        """Of vectors that the scan cannot tell apart, keep the k nearest, and as many by scan score as are wanted."""
+        """Keep the k nearest of many ties, and for compressed kinds also the `width` best by scan score."""
         found = self._scored()
         rows = _nearest(found, self.k)
         if self.compressed:
@@ -183,9 +188,9 @@ class _Best:
 
 
 def _exact_scores(shard: Shard, queries: np.ndarray, query: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Cosine float32 [m] of pairs. queries: unit float32 [n, d]; query and position: int64 [m]."""
+    """Return the exact cosine float32 [m] of pairs (query, position). queries: unit vectors float32 [n, d]."""
     scores = np.empty(len(query), np.float32)
-    order = np.argsort(position)  # from the front of the file to its end
+    order = np.argsort(position)  # reads the file sequentially
     rows = max(1, RESCORE_BYTES // (8 * queries.shape[1]))
     for start in range(0, len(query), rows):
         some = order[start : start + rows]
@@ -196,17 +201,17 @@ def _exact_scores(shard: Shard, queries: np.ndarray, query: np.ndarray, position
 
 
 def merge(parts: list[Candidates], k: int, num_candidates: int | None = None) -> Candidates:
-    """The k best of all parts by exact score, ties to the lower id; by query, then rank.
+    """Return the k best of all parts per query by exact score, sorted by query and rank; ties go to the lower id.
 
-    num_candidates: first keep that many per query by scan score, and what ties with the last of them, so that a compressed index re-ranks the
-    same candidates however it is sharded.
+    num_candidates: first keep this many per query by scan score (and ties with the last one). The re-ranked
+    candidates of a compressed index then do not depend on its sharding.
     """
     found = _concatenate(parts) if num_candidates is None else keep_candidates(parts, num_candidates)
     return found.at(_nearest(found, k))
 
 
 def keep_candidates(parts: list[Candidates], num_candidates: int) -> Candidates:
-    """The best `num_candidates` per query by scan score, and what ties with the last of them; parts may be folded in one by one."""
+    """Return the `num_candidates` best per query by scan score, and ties with the last. May be applied repeatedly."""
     found = _concatenate(parts)
     order = np.lexsort((-found.scan_score, found.query))
     last = order[ranks(found.query[order]) == num_candidates - 1]
@@ -216,7 +221,7 @@ def keep_candidates(parts: list[Candidates], num_candidates: int) -> Candidates:
 
 
 def ranks(query: np.ndarray) -> np.ndarray:
-    """Position of each row within its query, from 0; query: int64 [m], grouped."""
+    """Return the position of each row within its query, from 0. query: int64 [m], grouped."""
     if not len(query):
         return np.empty(0, np.int64)
     starts = np.flatnonzero(np.r_[True, query[1:] != query[:-1]])
@@ -231,6 +236,6 @@ def _concatenate(parts: list[Candidates]) -> Candidates:
 
 
 def _nearest(found: Candidates, k: int) -> np.ndarray:
-    """Rows of the k nearest per query by exact score, ties to the lower id; by query, then rank."""
+    """Return the rows of the k nearest per query by exact score, sorted by query and rank; ties go to the lower id."""
     order = np.lexsort((found.id, -found.score, found.query))
     return order[ranks(found.query[order]) < k]

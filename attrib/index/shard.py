@@ -1,4 +1,4 @@
-"""One shard of an index: built from embeddings, verified, and memory-mapped for the search."""
+"""One shard of an index: build it from embeddings, verify its files, and memory-map them for search."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -17,9 +17,9 @@ from attrib.index.normalize import inverse_norms, to_float32
 from attrib.index.quantizer import centroids, encode, nearest_lists
 
 SHARD_RECORD = "shard.json"
+BLOCK_BYTES = 1 << 24  # of float32 vectors that a build holds at a time
 
-
-BLOCK_BYTES = 1 << 24  # of vectors that are float32 at a time while a shard is built
+_verified: set[tuple] = set()  # files whose checksum this process has verified
 
 
 def shard_name(shard: int) -> str:
@@ -35,14 +35,17 @@ def build_shard(
     storage: Storage,
     device: str = "cpu",
 ) -> dict:
-    """Publish one shard from some embedding partitions and return its record. quantizer: None for kind flat; device: finds each vector's list.
+    """Build and publish one shard of the given embedding partitions; return its record.
 
-    sources: id, key, uri and metadata of (at least) the shard's images, by ascending id. Vectors pass through files on the local disk, twice
-    their own size of it, so that memory holds ids and a block of vectors. Raises MismatchError if an image is not among the sources.
+    quantizer: None for kind flat. sources: id, key, uri and metadata of (at least) the images of the shard, by
+    ascending id. device: where vectors are assigned to lists. Vectors are written to local files of twice their size,
+    so memory holds only the ids and a block of vectors. Raises MismatchError if an image is not among the sources.
     """
     with scratch_folder() as folder:
-        arrived = os.path.join(folder, "arrived.npy")
-        ids, lists, norms = _receive(arrived, embeddings, partitions, _assigner(quantizer, device), sources, storage)
+        unsorted = os.path.join(folder, "unsorted.npy")
+        ids, lists, norms = _copy_vectors(
+            unsorted, embeddings, partitions, _assigner(quantizer, device), sources, storage
+        )
         order = np.lexsort((ids, lists))
         ids, lists, norms = ids[order], lists[order], norms[order]
         arrays = {"ids.npy": ids, "inverse_norms.npy": norms}
@@ -50,8 +53,8 @@ def build_shard(
             arrays["offsets.npy"] = np.searchsorted(lists, np.arange(quantizer.nlist + 1))
         for name, array in arrays.items():
             np.save(os.path.join(folder, name), array)
-        names = [*arrays, *_put_in_order(folder, np.load(arrived, mmap_mode="r"), order, lists, norms, quantizer)]
-        os.unlink(arrived)
+        names = [*arrays, *_write_sorted(folder, np.load(unsorted, mmap_mode="r"), order, lists, norms, quantizer)]
+        os.unlink(unsorted)
         files = {}
         for name in names:
             path = os.path.join(folder, name)
@@ -67,27 +70,27 @@ def build_shard(
 
 
 def _assigner(quantizer: faiss.IndexIVF | None, device: str) -> Callable[[np.ndarray], np.ndarray]:
-    """From unit vectors float32 [n, d] to their lists int64 [n]."""
+    """Return a function: unit vectors float32 [n, d] -> numbers of their lists int64 [n]."""
     if quantizer is None:
-        return lambda units: np.zeros(len(units), np.int64)
+        return lambda unit_vectors: np.zeros(len(unit_vectors), np.int64)
     if device == "cuda":
-        from attrib.index.kmeans import nearest_centroids  # not above: CPU workers do without torch
+        from attrib.index.kmeans import nearest_centroids  # local: torch would take half a gigabyte of CPU workers
 
         return nearest_centroids(centroids(quantizer), device)
-    return lambda units: nearest_lists(quantizer, units, 1)[:, 0]
+    return lambda unit_vectors: nearest_lists(quantizer, unit_vectors, 1)[:, 0]
 
 
-def _receive(
+def _copy_vectors(
     path: str,
     embeddings: Embeddings,
     partitions: list[int],
-    lists_of: Callable[[np.ndarray], np.ndarray],
+    assign: Callable[[np.ndarray], np.ndarray],
     sources: pa.Table,
     storage: Storage,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ids int64 [n], list numbers int64 [n] and inverse norms float32 [n] as they come, and their vectors in a new file.
+    """Copy vectors to a new .npy file; return ids int64 [n], list numbers int64 [n] and inverse norms float32 [n].
 
-    Each partition is read once.
+    Rows are in the order of the partitions, each of which is read once.
     """
     num_vectors = sum(embeddings.num_embedded[p] for p in partitions)
     ids, lists = np.empty(num_vectors, np.int64), np.empty(num_vectors, np.int64)
@@ -101,38 +104,38 @@ def _receive(
             absent = part_ids[np.append(source_ids, -1)[at] != part_ids]
             if len(absent):
                 raise MismatchError(
-                    f"{embeddings.uri} holds {len(absent):,} images that {embeddings.manifest_uri} does not list, such as id {absent[0]}; "
-                    "embed the manifest again"
+                    f"{embeddings.uri} holds {len(absent):,} images that {embeddings.manifest_uri} does not list, "
+                    f"e.g. id {absent[0]}; embed the manifest again"
                 )
             part.tofile(file)
             ids[start : start + len(part)] = part_ids
             for rows in _blocks(0, *part.shape):
-                units = to_float32(part[rows])
-                there = slice(start + rows.start, start + rows.stop)
-                norms[there] = inverse_norms(units)
-                units *= norms[there, None]
-                lists[there] = lists_of(units)
+                unit_vectors = to_float32(part[rows])
+                target = slice(start + rows.start, start + rows.stop)
+                norms[target] = inverse_norms(unit_vectors)
+                unit_vectors *= norms[target, None]
+                lists[target] = assign(unit_vectors)
             start += len(part)
     return ids, lists, norms
 
 
-def _put_in_order(
+def _write_sorted(
     folder: str,
-    arrived: np.ndarray,
+    unsorted: np.ndarray,
     order: np.ndarray,
     lists: np.ndarray,
     norms: np.ndarray,
     quantizer: faiss.IndexIVF | None,
 ) -> list[str]:
-    """Write vectors and codes in the order int64 [n] and return the files' names. lists and norms: of the rows in that order."""
+    """Write vectors and codes in the order int64 [n]; return the file names. lists, norms: of the sorted rows."""
     is_compressed = quantizer is not None and not isinstance(quantizer, faiss.IndexIVFFlat)
     with ExitStack() as files:
-        vectors_file = files.enter_context(_array_file(os.path.join(folder, "vectors.npy"), np.float16, arrived.shape))
+        vectors_file = files.enter_context(_array_file(os.path.join(folder, "vectors.npy"), np.float16, unsorted.shape))
         if is_compressed:
-            codes_shape = len(arrived), quantizer.code_size
+            codes_shape = len(unsorted), quantizer.code_size
             codes_file = files.enter_context(_array_file(os.path.join(folder, "codes.npy"), np.uint8, codes_shape))
-        for rows in _blocks(0, *arrived.shape):
-            vectors = arrived[order[rows]]
+        for rows in _blocks(0, *unsorted.shape):
+            vectors = unsorted[order[rows]]
             vectors.tofile(vectors_file)
             if is_compressed:
                 encode(quantizer, to_float32(vectors) * norms[rows, None], lists[rows]).tofile(codes_file)
@@ -141,7 +144,7 @@ def _put_in_order(
 
 @contextmanager
 def _array_file(path: str, dtype: type, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
-    """A .npy file whose rows are then written to it: unlike those of a mapped file, they do not stay in the process's memory."""
+    """Open a .npy file for appending rows. Unlike pages of a memory-mapped file, written rows do not stay in memory."""
     with open(path, "wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
@@ -156,31 +159,25 @@ def _blocks(start: int, stop: int, dimension: int) -> Iterator[slice]:
 
 @dataclass
 class Shard:
-    """An opened shard, its files mapped. ids: int64 [n]; vectors: float16 [n, d]; inverse_norms: float32 [n].
+    """An open shard with memory-mapped files. offsets and quantizer are None for kind flat."""
 
-    offsets: int64 [num_lists + 1] and quantizer: the shared quantizer, None for kind flat; codes: uint8 [n, code_bytes] or None.
-    """
-
-    ids: np.ndarray
-    vectors: np.ndarray
-    inverse_norms: np.ndarray
-    offsets: np.ndarray | None = None
-    codes: np.ndarray | None = None
+    ids: np.ndarray  # int64 [n]
+    vectors: np.ndarray  # float16 [n, d]
+    inverse_norms: np.ndarray  # float32 [n]
+    offsets: np.ndarray | None = None  # int64 [num_lists + 1]
+    codes: np.ndarray | None = None  # uint8 [n, code_bytes], compressed kinds only
     quantizer: faiss.IndexIVF | None = None
 
     def positions_of(self, ids: np.ndarray) -> np.ndarray:
-        """int64 [m]: the rows of some of the shard's ids int64 [m]."""
+        """Return the rows int64 [m] of ids int64 [m], all of which are in the shard."""
         order = np.argsort(self.ids)
         return order[np.searchsorted(self.ids[order], ids)]
 
 
-_verified: set[tuple] = set()  # files whose checksum this process has seen to be right
-
-
 def open_shard(uri: str, record: dict, storage: Storage, folder: str, quantizer: faiss.IndexIVF | None = None) -> Shard:
-    """Open a shard, from `folder` if it had to be copied there. quantizer: None opens it for exact search alone.
+    """Open a shard; remote files are copied to `folder` first. quantizer: None opens it for exact search only.
 
-    Raises AttribError if a file is not the one that was published.
+    Raises AttribError if a file differs from the checksum in the record.
     """
     arrays = {}
     for name, expected in record["files"].items():
@@ -190,10 +187,11 @@ def open_shard(uri: str, record: dict, storage: Storage, folder: str, quantizer:
         if seen not in _verified:
             if status.st_size != expected["num_bytes"] or file_sha256(path) != expected["sha256"]:
                 raise AttribError(
-                    f"{join(uri, name)} is damaged: its checksum is not that of the index's record; delete the shard and build it again"
+                    f"{join(uri, name)} is damaged: its checksum is not that of the index record; delete the shard and "
+                    "build it again"
                 )
             _verified.add(seen)
-        # As plain arrays: each slice of a memmap costs more than a short list's product.
+        # As plain arrays: slicing a memmap takes longer than the product of a short list.
         arrays[name.removesuffix(".npy")] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     if quantizer is None:
         arrays = {name: arrays[name] for name in ("ids", "vectors", "inverse_norms")}

@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the convolutions before it: at inference both are linear, and the pass over memory between them costs."""
+"""Fold batch normalisation into the preceding convolution, which saves a pass over memory at inference."""
 
 import copy
 
@@ -6,17 +6,17 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-NORMS = (nn.BatchNorm2d, BatchNormAct2d)  # exactly these: a subclass may do more
-MAX_DIFFERENCE = 1e-4  # of the folded outputs, as a part of the largest; rounding makes 1e-6, a wrong fold about 1
+NORMS = (nn.BatchNorm2d, BatchNormAct2d)  # not their subclasses, which may compute more
+MAX_DIFFERENCE = 1e-4  # of the outputs, relative to the largest: rounding gives 1e-6, a wrong fold about 1
 
 
 @torch.inference_mode()
 def fold_batch_norms(model: nn.Module, images: torch.Tensor) -> nn.Module:
-    """A copy of `model`, in evaluation mode, that computes the same from fewer layers; `model` itself where there is nothing to fold.
+    """Return a copy of `model` with folded batch norms, or `model` itself if there is nothing to fold.
 
-    images: a small batch as the model takes it, not constant. One pass over it shows which normalisation reads the output of which
-    convolution. That nothing else reads that output cannot be seen so; the outputs before and after are compared, and if they differ nothing
-    is folded.
+    images: a small batch of valid input that is not constant. One forward pass shows which normalisation reads the
+    output of which convolution. It does not show whether another layer reads that output too. Therefore the outputs
+    before and after are compared, and if they differ nothing is folded. The model must be in evaluation mode.
     """
     pairs, expected = _pairs(model, images)
     if not pairs:
@@ -32,20 +32,22 @@ def fold_batch_norms(model: nn.Module, images: torch.Tensor) -> nn.Module:
 
 
 def _pairs(model: nn.Module, images: torch.Tensor) -> tuple[list[tuple[str, str]], torch.Tensor]:
-    """The names of (convolution, normalisation) that run once each, one on the other's output; and the model's output."""
-    makers: dict[int, tuple[str, torch.Tensor]] = {}  # with the tensor, so that its id is not given to another
+    """Return the names of (convolution, normalisation of its output) that run once each, and the model output."""
+    producers: dict[int, tuple[str, torch.Tensor]] = {}  # keeps the tensor, so that its id() is not reused
     num_calls: dict[str, int] = {}
     pairs: list[tuple[str, str]] = []
 
-    def ran(name: str, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+    def record_call(name: str, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
         num_calls[name] = num_calls.get(name, 0) + 1
         if isinstance(module, nn.Conv2d):
-            makers[id(output)] = (name, output)
-        elif id(inputs[0]) in makers:
-            pairs.append((makers[id(inputs[0])][0], name))
+            producers[id(output)] = (name, output)
+        elif id(inputs[0]) in producers:
+            pairs.append((producers[id(inputs[0])][0], name))
 
     handles = [
-        module.register_forward_hook(lambda module, inputs, output, name=name: ran(name, module, inputs, output))
+        module.register_forward_hook(
+            lambda module, inputs, output, name=name: record_call(name, module, inputs, output)
+        )
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d) or type(module) in NORMS
     ]

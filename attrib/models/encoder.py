@@ -1,9 +1,9 @@
-"""Image encoders: any timm network, its weights from the hub, a local file or a checkpoint of ours, with its own preprocessing."""
+"""Image encoders: a timm network, its weights (hub, local file or attrib checkpoint) and its preprocessing."""
 
 import ctypes
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import timm
@@ -19,39 +19,35 @@ from attrib.models.model import CHECKPOINT_KEY, AttributionModel, model_from_che
 from attrib.models.preprocessing import Preprocessing
 from attrib.models.settings import BackboneSettings
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # constants of malloc.h
 KEEP_FROM_BYTES, KEEP_UP_TO_BYTES = 1 << 30, (1 << 31) - 1
-# The environment of a process that encodes in a thread which is not its first: glibc reads it before any thread has an arena of its own, and
-# in such an arena, of 64 MB at most, every large block is mapped afresh whatever `keep_freed_memory` says: 3,000 page faults for an image.
+# Environment variables for a process that encodes outside its main thread. glibc gives such a thread its own arena of
+# at most 64 MB, in which every large block is mapped again in spite of `keep_freed_memory`: 3,000 page faults per
+# image.
 KEEP_FREED_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(KEEP_FROM_BYTES),
     "MALLOC_TRIM_THRESHOLD_": str(KEEP_UP_TO_BYTES),
 }
-CPU_BATCH_SIZE = 16  # activations of larger batches fall out of the cache
-GPU_BATCH_SIZE = 128  # as many as a chunk holds by default; a larger one would mostly be padding
+CPU_BATCH_SIZE = 16  # activations of larger batches do not fit the cache
+GPU_BATCH_SIZE = 128  # the default number of images per chunk; a larger batch would be mostly padding
 
 
 @dataclass(frozen=True)
 class EncoderIdentity:
-    """What must agree between an index and the queries put to it."""
+    """Identifies an encoder. An index and its queries must have been embedded by the same one."""
 
     name: str
-    model_digest: str  # of the network's name and every weight
+    model_digest: str  # of the network name and all weights
     preprocessing: dict
     dimension: int
 
     def to_dict(self) -> dict:
-        return {
-            "name": self.name,
-            "model_digest": self.model_digest,
-            "preprocessing": self.preprocessing,
-            "dimension": self.dimension,
-        }
+        return asdict(self)
 
 
 class ImageEncoder:
-    """A frozen network on one device that turns prepared pixels into vectors."""
+    """A frozen network on one device that encodes prepared pixels as vectors."""
 
     def __init__(
         self, model: torch.nn.Module, name: str, preprocessing: Preprocessing, device: str, batch_size: int | None
@@ -65,7 +61,8 @@ class ImageEncoder:
         shape = (2, 3, preprocessing.crop_px, preprocessing.crop_px)
         probe = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         self._network = fold_batch_norms(self.model, self._normalise(probe))
-        # timm's num_features is not always what the pooled output has (MobileNetV3 widens it in the head), so ask the network.
+        # timm's num_features is not always the size of the pooled output (MobileNetV3 widens it in the head), so
+        # measure it.
         dimension = self._forward(probe).shape[1]
         self.identity = EncoderIdentity(name, model_digest(name, model), preprocessing.to_dict(), dimension)
 
@@ -78,10 +75,10 @@ class ImageEncoder:
         return self._network(self._normalise(pixels)).float().cpu()
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [n, 3, h, w], resized and cropped -> float32 [n, d], not normalised.
+        """Return vectors float32 [n, d], not normalised, of resized and cropped pixels uint8 [n, 3, h, w].
 
-        Every call of the network sees exactly `batch_size` images (the last batch is padded): kernels are chosen by shape, and one shape
-        keeps an image's vector independent of how many images happened to stand beside it.
+        Every forward pass has exactly `batch_size` images (the last batch is padded). Libraries choose kernels by
+        shape, so one shape keeps the vector of an image independent of the number of images in its batch.
         """
         vectors = np.empty((len(pixels), self.identity.dimension), dtype=np.float32)
         for start in range(0, len(pixels), self.batch_size):
@@ -95,7 +92,7 @@ class ImageEncoder:
 
 @dataclass(frozen=True)
 class Network:
-    """A network with timm's description of its preprocessing. has_head: whether it is a model with a head (attrib/models/model.py)."""
+    """A network and timm's description of its preprocessing. has_head: whether it is an AttributionModel."""
 
     model: torch.nn.Module
     data_config: dict
@@ -109,14 +106,17 @@ def load_encoder(
     batch_size: int | None = None,
     jpeg_margin: float | None = None,
 ) -> ImageEncoder:
-    """jpeg_margin: see Preprocessing. Raises AttribError if the network is unknown to timm or the weights do not fit it."""
+    """Return the encoder of the settings.
+
+    jpeg_margin: see Preprocessing. Raises AttribError if timm does not know the network or the weights do not fit it.
+    """
     network = load_network(settings, storage)
     preprocessing = replace(preprocessing_of(network, settings.name), jpeg_margin=jpeg_margin)
     return ImageEncoder(network.model, settings.name, preprocessing, device, batch_size)
 
 
 def preprocessing_of(network: Network, name: str) -> Preprocessing:
-    """Raises AttribError if it is not one that we can do."""
+    """Return the preprocessing of a network. Raises AttribError if it is not supported."""
     try:
         return Preprocessing.from_timm(network.data_config)
     except (ValueError, KeyError, TypeError, ArithmeticError) as error:
@@ -124,7 +124,7 @@ def preprocessing_of(network: Network, name: str) -> Preprocessing:
 
 
 def load_network(settings: BackboneSettings, storage: Storage) -> Network:
-    """Raises AttribError if the network is unknown to timm or the weights do not fit it."""
+    """Load a network. Raises AttribError if timm does not know it or the weights do not fit it."""
     if settings.weights.endswith(".safetensors"):
         state, declared = _read_safetensors(settings.weights, storage)
         name = declared.get("name", settings.name)
@@ -148,15 +148,15 @@ def load_network(settings: BackboneSettings, storage: Storage) -> Network:
 def _create(name: str, pretrained: bool) -> torch.nn.Module:
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0)
-    except Exception as error:  # timm and its hub client raise many kinds
+    except Exception as error:  # timm and its hub client raise many exception types
         if name.split(".")[0] not in timm.list_models():
             near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]
             raise AttribError(
                 f"timm has no network {name!r}" + (f"; near: {', '.join(near)}" if near else "")
             ) from error
         raise AttribError(
-            f"timm could not provide {name!r} with its hub weights ({first_line(error)}); without a network give a local "
-            "file: backbone.weights=/path/to/model.safetensors"
+            f"timm could not provide {name!r} with its hub weights ({first_line(error)}); if the hub cannot be "
+            "reached, give a local file: backbone.weights=/path/to/model.safetensors"
         ) from error
 
 
@@ -172,13 +172,13 @@ def _read_safetensors(uri: str, storage: Storage) -> tuple[dict[str, torch.Tenso
             raise AttribError(f"{uri} is not a readable .safetensors file: {error}") from error
     if not isinstance(declared, dict):
         raise AttribError(
-            f"{uri} is no checkpoint that this version understands: {CHECKPOINT_KEY} holds no JSON object"
+            f"{uri} is not a checkpoint that this version can read: {CHECKPOINT_KEY} is not a JSON object"
         )
     return state, declared
 
 
 def _load_strictly(model: torch.nn.Module, state: dict[str, torch.Tensor], origin: str) -> None:
-    """Every weight of the headless network must be there; the classifier of a full checkpoint is left out."""
+    """Load all weights of the network without classifier; the classifier of a full checkpoint is ignored."""
     heads = model.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
@@ -189,19 +189,22 @@ def _load_strictly(model: torch.nn.Module, state: dict[str, torch.Tensor], origi
 
 
 def model_digest(name: str, model: torch.nn.Module) -> str:
-    """The same for the same weights, wherever they were loaded from."""
+    """Return a digest of the network name and all weights, independent of the source of the weights."""
     weights = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        # Flattened in logical order, so that the memory format does not matter; as bytes, since NumPy has no bfloat16.
+        # Flattened in logical order, so the memory format does not matter; as bytes, because NumPy has no bfloat16.
         weights.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
-    # As text: the order of the parts is that of the vector's dimensions, and digest() sorts keys.
+    # As text: digest() sorts keys, but the order of the parts is the order of the dimensions of the vector.
     described = [json.dumps(model.description())] if isinstance(model, AttributionModel) else []
     return digest([name.split(".")[0], weights.hexdigest(), *described])
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed, in the first thread of a process: by default every activation is mapped afresh and zeroed page by page."""
+    """Make glibc keep freed memory in the main thread of a process.
+
+    By default glibc returns large blocks to the system, so every activation is mapped again and zeroed page by page.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         mallopt(M_ARENA_MAX, 1)

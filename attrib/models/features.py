@@ -1,9 +1,12 @@
-"""What a head sees of a backbone: statistics of its feature levels, in named blocks.
+"""Statistics of the feature levels of a backbone, in named blocks. They are the input of a head.
 
-Stylisation keeps *where* things are and changes *how* they look, so the levels are read in two ways that part the two. `layout` maps are
-instance-normalised, which removes each channel's mean and deviation, the carriers of style (Ulyanov et al., arXiv 1607.08022; Huang and Belongie,
-arXiv 1703.06868), and pooled to a coarse grid, which keeps places. `moments` and `covariance` forget places and keep style (Gatys et al.,
-arXiv 1508.06576). `pooled` is the network's own output.
+Stylisation keeps the layout of an image and changes its appearance, so separate blocks describe the two:
+
+`layout_<level>`         instance-normalised maps, pooled to a coarse grid. Instance normalisation removes the mean and
+                         deviation of each channel, which carry style (Ulyanov et al., arXiv 1607.08022; Huang and
+                         Belongie, arXiv 1703.06868).
+`moments`, `covariance`  channel statistics without positions: style (Gatys et al., arXiv 1508.06576).
+`pooled`                 the output of the network.
 """
 
 from collections.abc import Iterator
@@ -15,25 +18,29 @@ from torch import nn
 from attrib.common.errors import AttribError
 from attrib.models.settings import FeatureSettings
 
-MAX_BLOCK = 16_384  # numbers; whitening holds a square matrix of them in float64, 2 GiB
-DEVIATION_FLOOR = 1e-5  # a channel that is dead on an image has no layout: zero, not noise blown up
+MAX_BLOCK = 16_384  # values; whitening holds a square float64 matrix of this size, 2 GiB
+DEVIATION_FLOOR = 1e-5  # a constant channel gets layout zero instead of amplified noise
 
 
 class FeatureExtractor(nn.Module):
-    """float32 [n, 3, h, w], normalised -> float32 [n, dimension], the blocks of `sizes` side by side."""
+    """Computes feature blocks: normalised images float32 [n, 3, h, w] -> float32 [n, dimension], blocks concatenated.
+
+    sizes: the number of values of each block. Raises AttribError if the network lacks a level or a block is too large.
+    """
 
     def __init__(self, backbone: nn.Module, settings: FeatureSettings, image_px: int):
-        """Raises AttribError if the network has no such level."""
         super().__init__()
         self.backbone, self.settings = backbone, settings
         if settings.levels and not hasattr(backbone, "forward_intermediates"):
-            raise AttribError("this network does not give its levels (timm's forward_intermediates); use pooled only")
+            raise AttribError(
+                "this network does not return its levels (no forward_intermediates in timm); use pooled only"
+            )
         num_levels = len(backbone.feature_info) if settings.levels else 0
         missing = [level for level in settings.levels if level >= num_levels]
         if missing:
             raise AttribError(f"features name level {missing[0]}, but the network has levels 0 to {num_levels - 1}")
         was_training = backbone.training
-        backbone.eval()  # batch norm shall not count the probe as an image
+        backbone.eval()  # the probe must not change the statistics of batch norm
         with torch.inference_mode():
             probe = self.blocks(next(backbone.parameters()).new_zeros(1, 3, image_px, image_px))
             self.sizes = {name: block.shape[1] for name, block in probe.items()}
@@ -41,8 +48,9 @@ class FeatureExtractor(nn.Module):
         largest = max(self.sizes, key=self.sizes.get)
         if self.sizes[largest] > MAX_BLOCK:
             raise AttribError(
-                f"features: {largest} has {self.sizes[largest]:,} numbers per image, more than {MAX_BLOCK:,}; covariances grow with the "
-                "square of a level's channels and layouts with the grid's: name shallower levels or a smaller layout_grid"
+                f"features: {largest} has {self.sizes[largest]:,} values per image, more than {MAX_BLOCK:,}; "
+                "covariances grow with the square of the channels of a level, layouts with the square of the grid: "
+                "use shallower levels or a smaller layout_grid"
             )
 
     @property
@@ -53,11 +61,11 @@ class FeatureExtractor(nn.Module):
         return torch.cat(list(self.blocks(images).values()), dim=1)
 
     def blocks(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """{name: float32 [n, size]} in a fixed order."""
+        """Return {name: float32 [n, size]} in a fixed order."""
         if not self.settings.levels:
             return {"pooled": self.backbone(images).float()}
         final, levels = self.backbone.forward_intermediates(images, norm=False)
-        # Statistics in float32: sums over thousands of places lose too much under autocast.
+        # In float32: sums over thousands of positions lose too much precision under autocast.
         return {name: block for name, block in self._blocks(final, [level.float() for level in levels])}
 
     def _blocks(self, final: torch.Tensor, levels: list[torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -73,26 +81,26 @@ class FeatureExtractor(nn.Module):
 
 
 def moments(level: torch.Tensor) -> torch.Tensor:
-    """[n, c, h, w] -> [n, 2 c]: mean and deviation of every channel."""
+    """Return mean and deviation of every channel: [n, c, h, w] -> [n, 2 c]."""
     deviation, mean = torch.std_mean(level.flatten(2), dim=2, correction=0)
     return torch.cat([mean, deviation], dim=1)
 
 
 def channel_covariance(level: torch.Tensor) -> torch.Tensor:
-    """[n, c, h, w] -> [n, c (c + 1) / 2]: signed square roots of the upper triangle of the channels' covariance.
+    """Return signed square roots of the upper triangle of the channel covariance: [n, c, h, w] -> [n, c (c + 1) / 2].
 
-    Square roots are on the scale of the activations, so that no channel of large variance outweighs all others.
+    Square roots are on the scale of the activations, so a channel of large variance does not dominate the others.
     """
     rows = level.flatten(2)
     rows = rows - rows.mean(dim=2, keepdim=True)
-    with torch.autocast(level.device.type, enabled=False):  # which would round products of float32, too
+    with torch.autocast(level.device.type, enabled=False):  # autocast would round the factors
         covariance = rows @ rows.transpose(1, 2) / rows.shape[2]
     first, second = torch.triu_indices(rows.shape[1], rows.shape[1], device=level.device)
     upper = covariance[:, first, second]
-    return upper.sign() * upper.abs().clamp_min(1e-12).sqrt()  # clamped: the root's slope at zero is infinite
+    return upper.sign() * upper.abs().clamp_min(1e-12).sqrt()  # clamped: the square root has an infinite slope at zero
 
 
 def layout(level: torch.Tensor, grid: int) -> torch.Tensor:
-    """[n, c, h, w] -> [n, c grid^2]: instance-normalised maps, pooled to a grid."""
+    """Return instance-normalised maps, average-pooled to a grid: [n, c, h, w] -> [n, c grid^2]."""
     deviation, mean = torch.std_mean(level, dim=(2, 3), correction=0, keepdim=True)
     return F.adaptive_avg_pool2d((level - mean) / (deviation + DEVIATION_FLOOR), grid).flatten(1)

@@ -1,7 +1,8 @@
-"""Heads: from the blocks of a backbone's features to one vector, made of parts of equal length.
+"""Heads: map the feature blocks of a backbone to one vector, a concatenation of parts of unit length.
 
-A part that reads layout and a part that reads statistics find the content and the style of one and the same picture; side by side, each of
-length one, their cosines add, so that a source in either role ranks high by one search.
+A part on layout blocks finds sources of content, a part on statistics finds sources of style. The parts have equal
+length, so the cosine of two vectors is the mean of the cosines of their parts. One search then finds sources in
+either role.
 """
 
 import torch
@@ -12,10 +13,13 @@ from attrib.models.settings import HeadSettings, PartSettings
 
 
 class HeadPart(nn.Module):
-    """Blocks, each projected and of length one, then a net. `project` is fitted (attrib/train/whitening.py); `net` is what training changes."""
+    """One part of a head: blocks, each projected and L2-normalised, followed by a net.
+
+    `project` is fitted (attrib/train/whitening.py), `net` is trained.
+    """
 
     def __init__(self, settings: PartSettings, sizes: dict[str, tuple[int, int]], head: HeadSettings):
-        """sizes: numbers of a block before and after its projection."""
+        """sizes: {block: (size before, size after projection)}."""
         super().__init__()
         self.blocks, self.role = settings.blocks, settings.role
         identity = head.projection == "identity"
@@ -27,12 +31,12 @@ class HeadPart(nn.Module):
         self.net = _net(self.num_inputs, self.dimension, head)
 
     def inputs(self, blocks: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the net sees: float32 [n, num_inputs]."""
+        """Return the input of the net, float32 [n, num_inputs]."""
         return torch.cat([F.normalize(self.project[name](blocks[name]), dim=1) for name in self.blocks], dim=1)
 
 
 class Head(nn.Module):
-    """float32 [n, D], the blocks side by side -> float32 [n, d]."""
+    """Maps concatenated feature blocks float32 [n, D] to embeddings float32 [n, d]."""
 
     def __init__(self, block_sizes: dict[str, int], projected_sizes: dict[str, int], settings: HeadSettings):
         super().__init__()
@@ -45,12 +49,12 @@ class Head(nn.Module):
         return sum(part.dimension for part in self.parts.values())
 
     def inputs(self, features: torch.Tensor) -> torch.Tensor:
-        """float32 [n, D] -> float32 [n, sum of num_inputs]: all that does not depend on what is trained."""
+        """Return the inputs of all nets, independent of trained weights: float32 [n, D] -> [n, sum of num_inputs]."""
         blocks = dict(zip(self.block_sizes, features.split(list(self.block_sizes.values()), dim=1)))
         return torch.cat([part.inputs(blocks) for part in self.parts.values()], dim=1)
 
     def part_outputs(self, inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Of each part float32 [n, d_part], not normalised."""
+        """Return the output of each part, float32 [n, d_part], not normalised."""
         pieces = inputs.split([part.num_inputs for part in self.parts.values()], dim=1)
         return [part.net(piece) for part, piece in zip(self.parts.values(), pieces)]
 
@@ -59,12 +63,12 @@ class Head(nn.Module):
 
 
 def join_parts(parts: list[torch.Tensor]) -> torch.Tensor:
-    """The embedding, float32 [n, d]: the parts, each of length one, side by side."""
+    """Return embeddings float32 [n, d]: the L2-normalised parts, concatenated."""
     return torch.cat([F.normalize(part, dim=1) for part in parts], dim=1)
 
 
 def _net(num_inputs: int, num_outputs: int, settings: HeadSettings) -> nn.Module:
-    """Linear nets start as the identity on the first outputs, so that training starts from the whitening control."""
+    """Return a new net. Linear nets start as the identity, so training starts from the whitening control."""
     if settings.net == "none":
         return nn.Identity()
     linear = nn.Linear(num_inputs, num_outputs)
@@ -74,7 +78,7 @@ def _net(num_inputs: int, num_outputs: int, settings: HeadSettings) -> nn.Module
 
 
 class ResidualMlp(nn.Module):
-    """x -> linear(x) + outer(gelu(inner(x))), the second part zero at the start."""
+    """Computes linear(x) + outer(gelu(inner(x))); `outer` is initialised with zeros."""
 
     def __init__(self, linear: nn.Linear, num_hidden: int):
         super().__init__()

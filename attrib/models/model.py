@@ -1,7 +1,7 @@
-"""The whole model: a backbone, what is read of it, and a head for each domain; and its checkpoint, one self-contained safetensors file.
+"""The whole model: backbone, feature blocks and one head per domain; and its checkpoint, one safetensors file.
 
-A checkpoint's metadata, under CHECKPOINT_KEY, is JSON: name (timm's), data_config (timm's preprocessing), and for a model with a head
-features, head and projected_sizes. Nothing in it is executed.
+The metadata of a checkpoint hold JSON under CHECKPOINT_KEY: name (of timm), data_config (timm's preprocessing), and
+for a model with a head also features, head and projected_sizes. Loading a checkpoint does not execute code from it.
 """
 
 import json
@@ -21,7 +21,7 @@ CHECKPOINT_KEY = "attrib.backbone"
 
 
 class AttributionModel(nn.Module):
-    """float32 [n, 3, h, w], normalised -> float32 [n, d]. `domain` selects the head, where there are two."""
+    """Maps normalised images float32 [n, 3, h, w] to embeddings float32 [n, d]; `domain` selects the head."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class AttributionModel(nn.Module):
         return self.head(self.domain)(self.extractor(images))
 
     def description(self) -> dict:
-        """What, beside the weights, decides what the model computes; JSON-like. The domain is no part of it."""
+        """Return the settings that define the model beside its weights, without the domain, as JSON-like values."""
         return {
             "features": self.extractor.settings.model_dump(mode="json"),
             "head": self.head_settings.model_dump(mode="json"),
@@ -58,7 +58,7 @@ def build_model(
     projected_sizes: dict[str, int],
     domain: Domain = "real",
 ) -> AttributionModel:
-    """With heads as they start. Raises AttribError if the network lacks a level that the features name."""
+    """Return a model with untrained heads. Raises AttribError if the network lacks a level of the features."""
     extractor = FeatureExtractor(backbone, features, data_config["input_size"][-1])
     names = ("real", "synthetic") if head.separate_domains else ("real",)
     heads = nn.ModuleDict({name: Head(extractor.sizes, projected_sizes, head) for name in names})
@@ -66,7 +66,7 @@ def build_model(
 
 
 def features_data_config(data_config: dict, features: FeatureSettings) -> dict:
-    """timm's preprocessing of the network, changed as the features ask for it."""
+    """Return timm's preprocessing of the network with the changes that the features require."""
     return data_config | ({"crop_mode": "squash", "crop_pct": 1.0} if features.whole_image else {})
 
 
@@ -79,7 +79,10 @@ def save_model(model: AttributionModel, name: str, uri: str, storage: Storage) -
 def model_from_checkpoint(
     backbone: nn.Module, declared: dict, state: dict[str, torch.Tensor], origin: str, domain: Domain
 ) -> AttributionModel:
-    """Raises AttribError if the file's description is not understood or its weights do not fit it."""
+    """Return the model of a checkpoint. Raises AttribError if its metadata are invalid or its weights do not fit them.
+
+    declared: the metadata. state: the weights. origin: the URI, for error messages.
+    """
     try:
         features = FeatureSettings.model_validate(declared["features"])
         head = HeadSettings.model_validate(declared["head"])
@@ -88,6 +91,6 @@ def model_from_checkpoint(
         model.load_state_dict(state, strict=True)
     except (AttributeError, LookupError, TypeError, ValidationError, ValueError, RuntimeError) as error:
         raise AttribError(
-            f"{origin} is no checkpoint that this version understands: {' '.join(str(error).split())[:400]}"
+            f"{origin} is not a checkpoint that this version can read: {' '.join(str(error).split())[:400]}"
         ) from error
     return model

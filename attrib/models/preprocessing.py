@@ -1,4 +1,4 @@
-"""From canonical pixels to the input of a backbone: which part of a picture it sees, how large, and on which scale its values lie."""
+"""Preprocess canonical pixels for a backbone: resize, crop and normalise, as timm does."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional
 
 from attrib.data.decoding import DecodedImage, decode_image
 
-# Above this ratio of the sides, resizing all of the image before the crop wastes most of the work (1x5000 would pass through 983 MB).
+# Above this ratio of the sides, only the part under the crop is resized (1x5000 pixels would otherwise need 983 MB).
 PANORAMA_RATIO = 8
 Interpolation = Literal["bicubic", "bilinear"]
 CropMode = Literal["center", "squash"]  # as timm names them
@@ -20,11 +20,12 @@ CropMode = Literal["center", "squash"]  # as timm names them
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """A backbone's input: the shorter side resized to resize_px, the centre crop_px x crop_px cut out, then (x / 255 - mean) / std.
+    """The input of a backbone: shorter side resized to resize_px, centre crop to crop_px, then (x / 255 - mean) / std.
 
-    mean and std: per RGB channel, on the scale of 0 to 1. With crop_mode "squash" both sides are resized to resize_px, so that with a
-    crop_px as large nothing of the picture is lost. jpeg_margin: a JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8 of its size that
-    leaves its shorter side jpeg_margin times resize_px; None: always at its full size. Raises ValueError that names the invalid value.
+    mean, std: per RGB channel, on the scale of 0 to 1. crop_mode "squash": both sides are resized to resize_px, so
+    with crop_px = resize_px nothing is cut off. jpeg_margin: a JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8
+    of its size at which its shorter side is at least jpeg_margin * resize_px; None: always at full size. Raises
+    ValueError that names the invalid value.
     """
 
     resize_px: int
@@ -35,7 +36,7 @@ class Preprocessing:
     crop_mode: CropMode = "center"
     jpeg_margin: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.crop_mode not in get_args(CropMode):
             raise ValueError(f"crop_mode {self.crop_mode!r} is not supported; use one of {get_args(CropMode)}")
         if not 1 <= self.crop_px <= self.resize_px:
@@ -48,12 +49,15 @@ class Preprocessing:
             raise ValueError(f"mean {self.mean} and std {self.std} must have three values each, those of std above 0")
         if self.jpeg_margin is not None and not self.jpeg_margin >= 1:
             raise ValueError(
-                f"jpeg_margin {self.jpeg_margin} must be 1 or more: below it the picture would be enlarged"
+                f"jpeg_margin {self.jpeg_margin} must be 1 or more: a smaller value would enlarge the image"
             )
 
     @classmethod
     def from_timm(cls, data_config: dict) -> "Preprocessing":
-        """From timm's data config (`timm.data.resolve_model_data_config`). Raises ValueError for what is not supported."""
+        """Return the preprocessing of timm's data config. Raises ValueError if it is not supported.
+
+        data_config: the result of `timm.data.resolve_model_data_config`.
+        """
         channels, height, width = data_config["input_size"]
         if channels != 3 or height != width:
             raise ValueError(
@@ -69,24 +73,25 @@ class Preprocessing:
         )
 
     def to_dict(self) -> dict:
-        """JSON-like; the record beside every output."""
+        """Return JSON-like values, as written to the record of every output."""
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_dict(cls, values: dict) -> "Preprocessing":
-        """The inverse of to_dict. Raises TypeError for missing or unknown keys and ValueError for invalid values."""
+        """Invert `to_dict`. Raises TypeError for missing or unknown keys and ValueError for invalid values."""
         return cls(**(values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])}))
 
     def decode(self, data: bytes, *, max_megapixels: float) -> DecodedImage:
-        """As decode_image, with the scaling that these settings allow."""
+        """Decode an image (see `decode_image`), scaled as jpeg_margin allows."""
         min_side_px = math.inf if self.jpeg_margin is None else self.jpeg_margin * self.resize_px
         return decode_image(data, max_megapixels=max_megapixels, min_side_px=min_side_px)
 
     def resize_and_crop(self, image: DecodedImage | torch.Tensor) -> torch.Tensor:
-        """An image, or uint8 [3, h, w] -> uint8 [3, crop_px, crop_px], as timm's evaluation transform gives for a Pillow image.
+        """Return uint8 [3, crop_px, crop_px] of an image or of uint8 [3, h, w], as timm's evaluation transform does.
 
-        On photographs at most 2 grey levels apart, 0.003 in the mean, where the decoder did not scale. Pillow filters some tall panoramas in
-        the other order of the axes, which is up to 20 grey levels apart at single pixels of white noise, 0.4 in the mean.
+        Without scaled decoding, photographs differ from timm's result by at most 2 grey levels, 0.003 on average.
+        Pillow filters some tall panoramas in the other order of the axes: white noise then differs by up to 20 grey
+        levels, 0.4 on average.
         """
         if isinstance(image, torch.Tensor):
             image = DecodedImage(image, image.shape[2], image.shape[1], "")
@@ -96,38 +101,42 @@ class Preprocessing:
         else:
             size = [self.resize_px * image.height // shorter, self.resize_px * image.width // shorter]
             if max(image.height, image.width) > PANORAMA_RATIO * shorter:
-                return self._resize_the_centre(image, *size)
+                return self._resize_centre(image, *size)
         if image.shrink == 1:
             mode = InterpolationMode(self.interpolation)
             resized = functional.resize(image.pixels, size, interpolation=mode, antialias=True)
         else:
-            resized = self._resize_what_is_filled(image, *size)
+            resized = self._resize_covered(image, *size)
         return functional.center_crop(resized, [self.crop_px, self.crop_px])
 
-    def _resize_what_is_filled(self, image: DecodedImage, height: int, width: int) -> torch.Tensor:
-        """The same grid over the picture as without scaling: whole pixels would move it by up to half of one, which costs ten times the accuracy."""
+    def _resize_covered(self, image: DecodedImage, height: int, width: int) -> torch.Tensor:
+        """Resize a scaled image on the sampling grid of the full-size image.
+
+        A grid aligned to the pixels of the scaled image would be shifted by up to half a pixel, with ten times the
+        error.
+        """
         scales = [size * image.shrink / full for size, full in ((height, image.height), (width, image.width))]
-        # Rounded down by torch to the size of the result: a hair more than a whole number, never a hair less.
+        # torch rounds the size of the result down, so the product must not be slightly below a whole number.
         scales = [scale * (1 + 1e-9) for scale in scales]
         resized = torch.nn.functional.interpolate(
             image.pixels[None], scale_factor=scales, mode=self.interpolation, antialias=True
         )
         return resized[0, :, :height, :width]
 
-    def _resize_the_centre(self, image: DecodedImage, resized_height: int, resized_width: int) -> torch.Tensor:
-        """The same result where only the source pixels under the crop (and the filter's reach around it) are touched."""
+    def _resize_centre(self, image: DecodedImage, resized_height: int, resized_width: int) -> torch.Tensor:
+        """Return the centre crop of the resized image, computed from the source pixels under the crop only."""
         top, left = round((resized_height - self.crop_px) / 2), round((resized_width - self.crop_px) / 2)
         x, y = image.width / image.shrink / resized_width, image.height / image.shrink / resized_height
         filter = Image.Resampling[self.interpolation.upper()]
-        picture = Image.fromarray(np.ascontiguousarray(image.pixels.permute(1, 2, 0).numpy()))
-        # One axis at a time: given both, Pillow picks the order by the shape of the crop, and the rounding between the two would differ.
-        size, box = (self.crop_px, picture.height), (left * x, 0, (left + self.crop_px) * x, picture.height)
-        picture = picture.resize(size, filter, box=box)
+        source = Image.fromarray(np.ascontiguousarray(image.pixels.permute(1, 2, 0).numpy()))
+        # One axis at a time: given both, Pillow chooses the order by the shape of the crop, and rounding would differ.
+        size, box = (self.crop_px, source.height), (left * x, 0, (left + self.crop_px) * x, source.height)
+        source = source.resize(size, filter, box=box)
         size, box = (self.crop_px, self.crop_px), (0, top * y, self.crop_px, (top + self.crop_px) * y)
-        return torch.from_numpy(np.array(picture.resize(size, filter, box=box))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(source.resize(size, filter, box=box))).permute(2, 0, 1)
 
     def normalise(self, batch: torch.Tensor, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
-        """uint8 [n, 3, h, w] -> dtype [n, 3, h, w] on device; bytes travel, as floats would be four times as many."""
+        """Return normalised images of `dtype` [n, 3, h, w] on `device`. batch: uint8 [n, 3, h, w]."""
         mean = torch.tensor(self.mean, dtype=torch.float32, device=device).view(3, 1, 1)
         std = torch.tensor(self.std, dtype=torch.float32, device=device).view(3, 1, 1)
         return batch.to(device, non_blocking=True).float().div_(255).sub_(mean).div_(std).to(dtype)

@@ -16,7 +16,7 @@ from attrib.data.manifest import plan_partitions
 from attrib.embed.embeddings import read_vectors
 from attrib.index.cost_model import SearchPlan
 from attrib.index.index import Index
-from attrib.index.recall import lowest_ranked, sample_threshold
+from attrib.index.sampling import lowest_ranked, sample_threshold
 from attrib.index.search import search_shard
 
 NUM_SOURCES, NUM_QUERIES, DIMENSION, BLOCK_ROWS, TOP_K = 600, 130, 24, 17, 3

@@ -114,7 +114,7 @@ def test_what_is_not_there_is_named(place):
     write_folder(IMAGES, root, storage)
     with pytest.raises(AttribError, match=r"no \.tar file below"):
         list_units(CollectionSettings(name="c", uri=root, format="webdataset"), storage)
-    with pytest.raises(AttribError, match="is a file; format 'folder' wants a folder"):
+    with pytest.raises(AttribError, match="is a file; format 'folder' needs a folder"):
         list_units(CollectionSettings(name="c", uri=join(root, "plain.jpg")), storage)
 
 
@@ -316,7 +316,7 @@ def test_sidecar_keys_of_any_text_type_match(kind, tmp_path, local):
         ("file,owner\nplain.jpg,A\n", {}, r"no column 'key' \(metadata.key_column\); it has file, owner"),
         ("key,id\nplain.jpg,1\n", {}, "'id' has a reserved name; rename it"),
         ("key,stage\nplain.jpg,1\n", {}, "'stage' has a reserved name; rename it"),
-        ("key,owner,owner\nplain.jpg,1,2\n", {}, "'owner' is there twice"),
+        ("key,owner,owner\nplain.jpg,1,2\n", {}, "'owner' occurs twice"),
         ("key,owner\nplain.jpg,A,B\n", {}, "cannot be read: .*Expected 2 columns, got 3"),
         ("", {}, "cannot be read"),
     ],
@@ -342,7 +342,7 @@ def test_metadata_in_the_file_and_beside_it_must_not_share_a_name(tmp_path, loca
     sidecar = MetadataSettings(uri=str(tmp_path / "about.csv"))
     collection = parquet(tmp_path / "p", table, uri_column="u", metadata_columns=("owner",), metadata=sidecar)
     images = list_images(list_units(collection, local)[0], collection, local)
-    with pytest.raises(AttribError, match="'owner' is there twice; rename or leave out"):
+    with pytest.raises(AttribError, match="'owner' occurs twice; rename or remove"):
         join_metadata(images, collection, local)
 
 

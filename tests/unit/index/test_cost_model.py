@@ -39,7 +39,7 @@ def test_exact_search_is_chosen_where_lists_save_nothing():
 def test_codes_are_scanned_only_where_the_vectors_do_not_fit():
     assert plan_search(index("ivf_sq8"), 10_000).engine == "lists"
     plan = plan_search(index("ivf_sq8", vectors_fit=False), 10_000)
-    assert plan.engine == "codes" and "would come from the disk" in plan.reason
+    assert plan.engine == "codes" and "the vectors exceed the memory" in plan.reason
 
 
 def test_what_the_config_says_goes():

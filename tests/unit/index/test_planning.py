@@ -26,7 +26,7 @@ def test_less_memory_means_a_smaller_kind():
     kinds = [plan(MILLION, worker_memory_gib=gib, num_lists=16_384) for gib in gibs]
     assert [p.kind for p in kinds] == ["ivf_flat", "ivf_flat", "ivf_sq8", "ivf_sq8", "ivf_pq", "ivf_pq", "ivf_pq"]
     assert [p.template_bytes // 2**20 for p in kinds[:3]] == [16, 16, 16]
-    assert ["come from the disk" in p.reason for p in kinds] == [False] * 6 + [True]
+    assert ["are read from disk" in p.reason for p in kinds] == [False] * 6 + [True]
 
 
 def test_a_kind_larger_than_memory_is_built_and_said_to_come_from_the_disk():

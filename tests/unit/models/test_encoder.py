@@ -117,7 +117,9 @@ def test_a_checkpoint_of_ours_brings_its_preprocessing_and_insists_on_its_name(e
 
 @pytest.mark.parametrize("text", ["[]", "null", "7", '"x"', '[{"name": "test_resnet"}]'])
 def test_a_description_that_is_no_object_is_refused(text, state, tmp_path):
-    with pytest.raises(AttribError, match=r"w\.safetensors is no checkpoint .*attrib\.backbone holds no JSON object"):
+    with pytest.raises(
+        AttribError, match=r"w\.safetensors is not a checkpoint .*attrib\.backbone is not a JSON object"
+    ):
         load(save(state, tmp_path / "w.safetensors", **{CHECKPOINT_KEY: text}))
 
 

@@ -211,15 +211,15 @@ def test_a_level_that_a_network_does_not_have_is_named():
         FeatureExtractor(network("test_resnet"), FeatureSettings(moment_levels=(1, 5)), 64)
     plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     assert FeatureExtractor(plain, FeatureSettings(), 64).sizes == {"pooled": 4}
-    with pytest.raises(AttribError, match="does not give its levels"):
+    with pytest.raises(AttribError, match="does not return its levels"):
         FeatureExtractor(plain, FeatureSettings(moment_levels=(0,)), 64)
 
 
 def test_blocks_too_large_to_whiten_are_named_with_what_makes_them_smaller(monkeypatch):
     assert features.MAX_BLOCK == 16_384
     expected = (
-        r"^features: layout_0 has 16,928 numbers per image, more than 16,384; covariances grow with the square of a level's channels "
-        r"and layouts with the grid's: name shallower levels or a smaller layout_grid$"
+        r"^features: layout_0 has 16,928 values per image, more than 16,384; covariances grow with the square of the "
+        r"channels of a level, layouts with the square of the grid: use shallower levels or a smaller layout_grid$"
     )
     with pytest.raises(AttribError, match=expected):  # 32 channels on a grid of 23
         FeatureExtractor(network("test_resnet"), FeatureSettings(layout_levels=(0,), layout_grid=23), 64)
@@ -229,7 +229,7 @@ def test_blocks_too_large_to_whiten_are_named_with_what_makes_them_smaller(monke
     monkeypatch.setattr(features, "MAX_BLOCK", 528)
     assert FeatureExtractor(network("test_resnet"), covariance, 64).sizes["covariance"] == 528
     monkeypatch.setattr(features, "MAX_BLOCK", 527)
-    with pytest.raises(AttribError, match="features: covariance has 528 numbers per image, more than 527;"):
+    with pytest.raises(AttribError, match="features: covariance has 528 values per image, more than 527;"):
         FeatureExtractor(network("test_resnet"), covariance, 64)
 
 

@@ -274,7 +274,7 @@ def test_a_part_whose_name_no_module_may_have_is_refused(checkpoint, tmp_path):
         declared = json.loads(file.metadata()[CHECKPOINT_KEY])
     declared["head"]["parts"]["a.b"] = {"blocks": ["pooled"]}
     save_file(load_file(checkpoint), tmp_path / "w.safetensors", metadata={CHECKPOINT_KEY: json.dumps(declared)})
-    with pytest.raises(AttribError, match=r"w\.safetensors is no checkpoint that this version understands: .*a\.b"):
+    with pytest.raises(AttribError, match=r"w\.safetensors is not a checkpoint that this version can read: .*a\.b"):
         encoder(tmp_path / "w.safetensors")
 
 
@@ -296,7 +296,7 @@ def test_weights_that_do_not_fit_their_description_are_refused(change, expected,
     state = load_file(checkpoint)
     change(state)
     save_file(state, tmp_path / "w.safetensors", metadata=metadata)
-    with pytest.raises(AttribError, match=rf"w\.safetensors is no checkpoint that this version .*{expected}"):
+    with pytest.raises(AttribError, match=rf"w\.safetensors is not a checkpoint that this version .*{expected}"):
         encoder(tmp_path / "w.safetensors")
 
 

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attrib.generators.identify.calibration import ORIGINS, PHOTOGRAPHS, Calibration
+from attrib.generators.identify.calibration import ORIGINS, PHOTOGRAPHS, Calibration, first_in, gallery_of
 from attrib.generators.identify.conformal import column_means, permutation_p_value, source_p_value
 from attrib.generators.identify.settings import DumpSettings
-from attrib.generators.identify.standings import first_in, gallery_of
 from attrib.generators.identify.verdicts import FAMILY, FAMILY_SEPARATOR, KNOWN, UNASSESSABLE, UNKNOWN, Judge
 
 MIN_COMPARED = 20  # negatives of one origin in a gallery

@@ -15,9 +15,8 @@ import numpy as np
 from attrib.common.errors import AttribError
 from attrib.common.storage import Storage
 from attrib.generators.fingerprints.base import Method
-from attrib.generators.identify.calibration import KINDS, ORIGINS, Calibration, calibrate
+from attrib.generators.identify.calibration import KINDS, ORIGINS, Calibration, best_of, calibrate, first_in, gallery_of
 from attrib.generators.identify.conformal import binomial_tail
-from attrib.generators.identify.standings import best_of, first_in, gallery_of
 from attrib.generators.registry.galleries import Galleries
 from attrib.generators.registry.quality import refusal
 from attrib.generators.registry.registry import Registry

@@ -7,8 +7,7 @@ import pytest
 from support.generators import Vectors, around
 from support.verdicts import calibration_of
 
-from attrib.generators.identify.calibration import Calibration
-from attrib.generators.identify.standings import first_in, gallery_of
+from attrib.generators.identify.calibration import Calibration, first_in, gallery_of
 from attrib.generators.registry.galleries import Galleries
 
 

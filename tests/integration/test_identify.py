@@ -29,8 +29,7 @@ from attrib.generators.identify.files import (
 )
 from attrib.generators.identify.prevalence import OTHER
 from attrib.generators.identify.settings import IdentifySettings
-from attrib.generators.identify.summary import SET_SCHEMA
-from attrib.generators.identify.tally import Tally
+from attrib.generators.identify.summary import SET_SCHEMA, Tally
 from attrib.generators.registry.registry import open_registry, register, remove
 
 COUNTS = {"nearest": 30, "checker": 12, "diagonal": 25, None: 9}  # diagonal is not registered

@@ -1,7 +1,8 @@
 """What an identify run says of all images together: counts, shares, their change, candidate generators, and sets."""
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +18,13 @@ from attrib.generators.identify.files import CANDIDATES, SETS, SHARE_DRAWS, Iden
 from attrib.generators.identify.prevalence import OTHER, changes, estimate_shares, mixed_confusion
 from attrib.generators.identify.sets import SetVerdict, describe_sets, judge_set
 from attrib.generators.identify.settings import IdentifySettings
-from attrib.generators.identify.tally import Tally, tally
 from attrib.generators.identify.verdicts import FAMILY, KNOWN, UNASSESSABLE, UNKNOWN, Judge
 from attrib.generators.registry.comparability import query_warnings, registry_warnings
 from attrib.generators.registry.registry import Registry
 
 BATCH_ROWS = 2_048  # of fingerprints that are compared with clusters at a time
+COLUMNS = ["verdict", "generator", "gallery", "stage", "reason", "codec", "width", "height"]
+MAX_REASONS = 20
 MAX_SETS_LISTED = 50  # in the record and on the page; sets.parquet has all
 
 SET_SCHEMA = pa.schema(
@@ -41,6 +43,62 @@ SET_SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
+
+
+@dataclass
+class Tally:
+    """kinds, reasons: images by verdict, and of the unassessable by what stands before the colon in their reason; examples: a whole reason of
+    each; galleries: of all that have a fingerprint; attributed: of these by (gallery, generator); codecs, sides_px: of all that could be decoded."""
+
+    num_images: int = 0
+    num_failed: int = 0
+    kinds: Counter = field(default_factory=Counter)
+    reasons: Counter = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    galleries: Counter = field(default_factory=Counter)
+    attributed: Counter = field(default_factory=Counter)
+    codecs: Counter = field(default_factory=Counter)
+    sides_px: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def side_range_px(self) -> tuple[float, float] | None:
+        """5th and 95th percentile of the shorter side."""
+        sides = np.concatenate([np.empty(0, np.int32), *self.sides_px])
+        return tuple(np.percentile(sides, [5, 95]).tolist()) if len(sides) else None
+
+    def described_reasons(self) -> list[dict]:
+        """{reason, count, example}, the commonest first; those after MAX_REASONS in one row."""
+        rows = [
+            {"reason": reason, "count": count, "example": self.examples[reason]}
+            for reason, count in sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
+        ]
+        shown, rest = rows[:MAX_REASONS], rows[MAX_REASONS:]
+        if rest:
+            count = sum(row["count"] for row in rest)
+            shown.append({"reason": f"{len(rest):,} other reasons", "count": count, "example": rest[0]["example"]})
+        return shown
+
+
+def tally(uris: list[str], storage: Storage) -> Tally:
+    """Of all parts of verdicts."""
+    found = Tally()
+    for uri in uris:
+        part = storage.read_table(uri, columns=COLUMNS)
+        found.num_images += len(part)
+        found.num_failed += len(part) - part["stage"].null_count
+        found.kinds.update(part["verdict"].to_pylist())
+        absent = pc.equal(part["verdict"], UNASSESSABLE)
+        for reason in part.filter(absent)["reason"].to_pylist():
+            kind = reason.partition(":")[0]
+            found.reasons[kind] += 1
+            found.examples.setdefault(kind, reason)
+        named = part.filter(pc.is_valid(part["generator"]))
+        found.attributed.update(zip(named["gallery"].to_pylist(), named["generator"].to_pylist()))
+        found.galleries.update(part["gallery"].drop_null().to_pylist())
+        readable = part.filter(pc.is_valid(part["width"]))
+        found.codecs.update(readable["codec"].to_pylist())
+        found.sides_px.append(pc.min_element_wise(readable["width"], readable["height"]).to_numpy())
+    return found
 
 
 def summarise(

@@ -8,7 +8,7 @@ from jobs.exit import reported
 def main() -> None:
     settings = parse_arguments(RegistrySettings, __doc__)
     with reported():
-        from attrib.generators.registry.registry_action import run
+        from attrib.generators.registry.registration import run
 
         print("\n".join(run(settings)))
 

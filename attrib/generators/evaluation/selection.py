@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from attrib.generators.evaluation.intervals import VALUES, as_array, difference_interval, family_numbers, loss
+from attrib.generators.evaluation.measures import VALUES, as_array, difference_interval, family_numbers, loss
 from attrib.generators.evaluation.settings import LOSS_DEGRADATION
 from attrib.generators.evaluation.verdict_rates import verdict_scores
 

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from attrib.common.storage import Storage, join
-from attrib.generators.evaluation.leak_controls import ContentOnly
+from attrib.generators.evaluation.controls import ContentOnly
 from attrib.generators.fingerprints.base import Rescored
 from attrib.generators.fingerprints.discriminant import FILE_KEY
 from attrib.generators.fingerprints.scoring import mean_cosine

@@ -9,8 +9,7 @@ from support.images import picture
 from attrib.common.errors import AttribError
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
-from attrib.generators.evaluation.controls import methods_from
-from attrib.generators.evaluation.leak_controls import CodecAndSize, ContentOnly
+from attrib.generators.evaluation.controls import CodecAndSize, ContentOnly, methods_from
 from attrib.generators.extractor.network import Extractor, FingerprintNetwork
 from attrib.generators.extractor.settings import NetworkSettings
 from attrib.generators.fingerprints.backbone import BackboneFeatures

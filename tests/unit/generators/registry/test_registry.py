@@ -10,7 +10,7 @@ from support.generators import Vectors, around, drawn_samples, spectrum_method, 
 from attrib.common.errors import AttribError, MismatchError
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
-from attrib.generators.evaluation.leak_controls import CodecAndSize
+from attrib.generators.evaluation.controls import CodecAndSize
 from attrib.generators.fingerprints.scoring import adapted_cosine, max_cosine, mean_cosine
 from attrib.generators.registry.galleries import Galleries, compare, families
 from attrib.generators.registry.registration import as_sources, describe

@@ -5,9 +5,18 @@ import torch
 from support.pool import smooth_images
 
 from attrib.common.errors import AttribError
-from attrib.generators.evaluation.generator_networks import LATENT_SIZE, DcganDiscriminator, DcganGenerator, UNet, Vae
 from attrib.generators.evaluation.settings import NumStepsSettings, TrainedTierSettings
-from attrib.generators.evaluation.trained_generators import denoise, draw, generator_name, train_generator
+from attrib.generators.evaluation.trained_generators import (
+    LATENT_SIZE,
+    DcganDiscriminator,
+    DcganGenerator,
+    UNet,
+    Vae,
+    denoise,
+    draw,
+    generator_name,
+    train_generator,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KINDS = ("dcgan", "vae", "diffusion")

@@ -12,7 +12,7 @@ ScoringName = Literal["cosine", "nearest", "adapted", "knn", "logistic"]  # attr
 # old references never meet new queries.
 FINGERPRINT_VERSION = 3
 PERIOD_PX = (
-    8  # of the lattice on which a decoder's doublings and JPEG's blocks repeat (attrib/generators/signals/polyphase.py)
+    8  # of the lattice on which a decoder's doublings and JPEG's blocks repeat (attrib/generators/signals/spectrum.py)
 )
 Shrinkage = Literal["ledoit_wolf"] | Annotated[float, Field(gt=0, le=1)]
 

@@ -1,7 +1,7 @@
 """The fingerprint extractor: patches of an image to one vector that is near for images of one generator, whatever they show.
 
 The vector has three parts, each whitened by what varies between pictures. Two are statistics, what a patch's power spectrum shows of its colours
-and what lies at fixed places of the pixel grid (attrib/generators/signals/polyphase.py): a whitening keeps all directions, so they serve generators that
+and what lies at fixed places of the pixel grid (attrib/generators/signals/spectrum.py): a whitening keeps all directions, so they serve generators that
 differ in ways in which the pool's models do not. The third is learned: a small CNN of the pixels and their residual that is taught to tell the
 pool's models apart under every degradation of training. It finds under recompression what the statistics lose, in generators that are like the
 pool's, and says little of others, so it has half their length; adapted scoring counts each part by how far the references at hand can rely on it.
@@ -25,9 +25,8 @@ from attrib.generators.extractor.settings import NetworkSettings
 from attrib.generators.fingerprints.base import Method, check_sides
 from attrib.generators.fingerprints.scoring import References, Scorer, adapted_by_part
 from attrib.generators.settings import FINGERPRINT_VERSION, PERIOD_PX
-from attrib.generators.signals.polyphase import lattice_blocks, polyphase_means
 from attrib.generators.signals.samples import Sample
-from attrib.generators.signals.spectrum import colour_spectrum, patches, residual
+from attrib.generators.signals.spectrum import colour_spectrum, lattice_blocks, patches, polyphase_means, residual
 from attrib.models.encoder import model_digest
 
 WEIGHTS = "extractor.safetensors"

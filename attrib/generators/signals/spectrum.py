@@ -120,3 +120,24 @@ def _ring_weights(size: int) -> Tensor:
     twice = torch.where((across == 0) | (across * 2 == size), 1.0, 2.0).expand(size, -1).flatten()
     weights = F.one_hot(ring, int(ring.max()) + 1)[:, 1 : size // 2 + 1] * twice[:, None]
     return weights / weights.sum(dim=0)
+
+
+ENERGY_FLOOR = 0.01  # root mean square of a block's residual, of 1: below it rounding to 8 bits counts
+
+
+def polyphase_means(residuals: Tensor) -> Tensor:
+    """float32 [n, 3, h, w], h and w >= PERIOD_PX -> float32 [n, 3, PERIOD_PX, PERIOD_PX]: of the whole blocks from the upper left corner.
+
+    Each block counts by its own scale, since the residual of edges is many times that of what lies between them and says no more.
+    """
+    blocks = lattice_blocks(residuals, PERIOD_PX)
+    energy = blocks.square().mean(dim=(1, 3, 5), keepdim=True)
+    return (blocks / (energy + ENERGY_FLOOR**2).sqrt()).mean(dim=(2, 4))
+
+
+def lattice_blocks(maps: Tensor, period: int) -> Tensor:
+    """float32 [n, c, h, w], h and w >= period -> [n, c, h // period, period, w // period, period]: the whole blocks from the upper left corner."""
+    count, channels, height, width = maps.shape
+    rows, columns = height // period, width // period
+    whole = maps[:, :, : rows * period, : columns * period]
+    return whole.reshape(count, channels, rows, period, columns, period)

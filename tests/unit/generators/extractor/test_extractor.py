@@ -28,9 +28,8 @@ from attrib.generators.extractor.training import SHRINKAGE, started_network, whi
 from attrib.generators.fingerprints.base import Method, asked
 from attrib.generators.fingerprints.scoring import adapted_by_part
 from attrib.generators.signals.degradations import NONE, Degradation, degrade
-from attrib.generators.signals.polyphase import polyphase_means
 from attrib.generators.signals.samples import Sample
-from attrib.generators.signals.spectrum import colour_spectrum, patches, residual
+from attrib.generators.signals.spectrum import colour_spectrum, patches, polyphase_means, residual
 
 SETTINGS = NetworkSettings(patch_px=16, min_side_px=12, max_patches=4, window_px=4, num_learned=24, width=8)
 COLUMNS = {

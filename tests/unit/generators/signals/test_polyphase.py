@@ -9,8 +9,7 @@ from support.pool import smooth_images
 
 from attrib.generators.settings import PERIOD_PX
 from attrib.generators.signals.degradations import degrade, parse
-from attrib.generators.signals.polyphase import ENERGY_FLOOR, polyphase_means
-from attrib.generators.signals.spectrum import patches, residual
+from attrib.generators.signals.spectrum import ENERGY_FLOOR, patches, polyphase_means, residual
 
 
 def noise(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:

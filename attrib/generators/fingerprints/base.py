@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from attrib.common.errors import AttribError
-from attrib.generators.fingerprints.logistic import logistic_scores
 from attrib.generators.fingerprints.scoring import (
     References,
     Scorer,
     Scoring,
     adapted_cosine,
+    logistic_scores,
     max_cosine,
     mean_cosine,
     nearest_neighbours,

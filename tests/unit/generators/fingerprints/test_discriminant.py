@@ -14,7 +14,7 @@ from attrib.generators.fingerprints.discriminant import (
     model_statistics,
     save_discriminant,
 )
-from attrib.generators.fingerprints.logistic import fit_logistic, logistic_scores
+from attrib.generators.fingerprints.scoring import fit_logistic, logistic_scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

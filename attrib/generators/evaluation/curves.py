@@ -4,7 +4,7 @@ import numpy as np
 
 from attrib.generators.evaluation import measures
 from attrib.generators.evaluation.generator_sets import Tier
-from attrib.generators.evaluation.questions import Gallery, Question, divisions, identification
+from attrib.generators.evaluation.protocol import Gallery, Question, divisions, identification
 from attrib.generators.evaluation.settings import LOSS_DEGRADATION, EvaluateGeneratorsSettings
 from attrib.generators.fingerprints.base import Method
 from attrib.generators.fingerprints.scoring import identified

@@ -14,9 +14,9 @@ from PIL import Image
 
 from attrib.evaluate.scores import BOOTSTRAP_DRAWS
 from attrib.generators.evaluation.charts import Steps, step_chart
-from attrib.generators.evaluation.curves import CURVE_DEGRADATIONS, MIN_QUERIES
 from attrib.generators.evaluation.generator_sets import Tier
 from attrib.generators.evaluation.measures import MIN_RESAMPLED, VALUES
+from attrib.generators.evaluation.protocol import CURVE_DEGRADATIONS, MIN_QUERIES
 from attrib.generators.evaluation.selection import DECIDING, MAX_LOSS
 from attrib.generators.evaluation.settings import LOSS_DEGRADATION
 from attrib.generators.evaluation.summary import TOO_SMALL, shown_values

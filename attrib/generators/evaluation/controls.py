@@ -26,6 +26,7 @@ from attrib.generators.settings import MethodsSettings, SpectrumSettings
 from attrib.generators.signals.samples import Sample
 from attrib.generators.synthesis.pool import Pool
 
+COLOUR_FOLDER = "colour"  # below what is fitted on the pool
 THUMBNAIL_PX = 8
 FREQUENCIES = 2.0 ** np.arange(-3, 5)  # cycles per doubling of a size: from any size at all to 4 % of one
 
@@ -73,9 +74,6 @@ class CodecAndSize(Method):
         angles = (2 * np.pi * sizes[:, :, None] * FREQUENCIES).reshape(len(samples), -1)
         waves = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / np.sqrt(len(FREQUENCIES))
         return unit_or_zero(np.concatenate([codecs, waves], axis=1)).astype(np.float32)
-
-
-COLOUR_FOLDER = "colour"  # below what is fitted on the pool
 
 
 def methods_from(

@@ -1,7 +1,7 @@
 """Sets of generators that are told apart from each other: what every method of an evaluation is shown, the same for all."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +65,32 @@ class Tier:
             pixels.update(f"{sample.codec} {sample.num_bytes} {tuple(sample.image.shape)}".encode())
             pixels.update(np.ascontiguousarray(sample.image.numpy()))
         return digest([self.name, self.names, self.families, self.generator.tolist(), pixels.hexdigest()])
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """Rows of the tier for one division of the images: references of each generator, then queries with their generator."""
+
+    references: list[np.ndarray]
+    queries: np.ndarray
+    truth: np.ndarray
+
+
+def divisions(tier: Tier, num_references: int, seed: int) -> Iterator[Question]:
+    """The tier's random divisions, the same for every method. Where all generators show the same, all are divided at the same pictures."""
+    for number in range(tier.settings.num_splits):
+        rng = np.random.default_rng([seed, number])
+        rows = [tier.rows_of(g) for g in range(tier.num_generators)]
+        if tier.same_content:
+            order = rng.permutation(min(map(len, rows)))
+            shuffled = [own[order] for own in rows]
+        else:
+            shuffled = [rng.permutation(own) for own in rows]
+        yield Question(
+            [own[:num_references] for own in shuffled],
+            np.concatenate([own[num_references:] for own in shuffled]),
+            np.repeat(np.arange(len(shuffled)), [len(own) - num_references for own in shuffled]),
+        )
 
 
 def folder_tier(name: str, settings: FolderTierSettings, max_megapixels: float, storage: Storage) -> Tier:

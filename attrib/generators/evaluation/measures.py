@@ -12,13 +12,26 @@ import numpy as np
 
 from attrib.common.errors import AttribError
 from attrib.evaluate.scores import BOOTSTRAP_DRAWS, Interval
-from attrib.generators.evaluation import measures
 from attrib.generators.evaluation.settings import LOSS_DEGRADATION
 
 MIN_RESAMPLED = 10  # units; percentiles of resamples of fewer are too close together
 # 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 STUDENT += (2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+VALUES = {
+    "identification": "identified",
+    "f1": "macro-F1",
+    "family_identification": "family identified",
+    "verification_auc": "verification AUC",
+    "true_positive_rate": "TPR",
+    "false_positive_rate": "FPR",
+    "rejection_auroc": "rejection AUROC",
+    "oscr": "OSCR",
+    "family_rejection_auroc": "family rejection",
+    "real_auroc": "real AUROC",
+    "adjusted_rand": "ARI",
+    "purity": "purity",
+}
 
 
 class TransferredRates(NamedTuple):
@@ -203,22 +216,6 @@ def _pairs(counts: np.ndarray) -> np.ndarray:
     return counts * (counts - 1.0) / 2
 
 
-VALUES = {
-    "identification": "identified",
-    "f1": "macro-F1",
-    "family_identification": "family identified",
-    "verification_auc": "verification AUC",
-    "true_positive_rate": "TPR",
-    "false_positive_rate": "FPR",
-    "rejection_auroc": "rejection AUROC",
-    "oscr": "OSCR",
-    "family_rejection_auroc": "family rejection",
-    "real_auroc": "real AUROC",
-    "adjusted_rand": "ARI",
-    "purity": "purity",
-}
-
-
 def family_numbers(tier: dict) -> np.ndarray:
     """int64 [G] of a tier as the job describes it."""
     return np.unique(tier["families"], return_inverse=True)[1]
@@ -232,14 +229,14 @@ def as_array(values: list | None) -> np.ndarray:
 def share_interval(values: list | None, families: np.ndarray) -> dict | None:
     """{mean, low, high} of values in 0..1; None where nothing was measured."""
     array = as_array(values)
-    return None if np.isnan(array).all() else measures.mean_interval(array, families, (0.0, 1.0))._asdict()
+    return None if np.isnan(array).all() else mean_interval(array, families, (0.0, 1.0))._asdict()
 
 
 def difference_interval(values: np.ndarray, others: np.ndarray, families: np.ndarray) -> dict | None:
     """The same of values minus others, paired over generators."""
     if np.isnan(values - others).all():
         return None
-    return measures.mean_interval(values - others, families, (-1.0, 1.0))._asdict()
+    return mean_interval(values - others, families, (-1.0, 1.0))._asdict()
 
 
 def loss(measured: dict, families: np.ndarray, value: str = "identification") -> dict | None:

@@ -4,14 +4,11 @@ Vectors are made once for each condition (as the images are, then degraded); eve
 value per generator, so that intervals can be taken over generators. Both sides of every comparison are encoded alike.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import numpy as np
 
 from attrib.common.errors import AttribError
 from attrib.generators.evaluation import measures
-from attrib.generators.evaluation.generator_sets import Tier
+from attrib.generators.evaluation.generator_sets import Question, Tier, divisions
 from attrib.generators.evaluation.settings import LOSS_DEGRADATION, EvaluateGeneratorsSettings, FolderTierSettings
 from attrib.generators.fingerprints.base import Method
 from attrib.generators.fingerprints.scoring import Scorer, identified
@@ -19,31 +16,9 @@ from attrib.generators.identify.candidates import average_linkage, reference_cut
 from attrib.generators.signals.degradations import NONE, parse
 from attrib.generators.signals.samples import Sample, recoded
 
-
-@dataclass(frozen=True, eq=False)
-class Question:
-    """Rows of the tier for one division of the images: references of each generator, then queries with their generator."""
-
-    references: list[np.ndarray]
-    queries: np.ndarray
-    truth: np.ndarray
-
-
-def divisions(tier: Tier, num_references: int, seed: int) -> Iterator[Question]:
-    """The tier's random divisions, the same for every method. Where all generators show the same, all are divided at the same pictures."""
-    for number in range(tier.settings.num_splits):
-        rng = np.random.default_rng([seed, number])
-        rows = [tier.rows_of(g) for g in range(tier.num_generators)]
-        if tier.same_content:
-            order = rng.permutation(min(map(len, rows)))
-            shuffled = [own[order] for own in rows]
-        else:
-            shuffled = [rng.permutation(own) for own in rows]
-        yield Question(
-            [own[:num_references] for own in shuffled],
-            np.concatenate([own[num_references:] for own in shuffled]),
-            np.repeat(np.arange(len(shuffled)), [len(own) - num_references for own in shuffled]),
-        )
+EMBEDDED_AT_ONCE = 256  # degraded images that are in memory at a time
+MIN_QUERIES = 5  # of each generator: below it a point of a curve is left out
+CURVE_DEGRADATIONS = (NONE.name, LOSS_DEGRADATION)  # of both sides
 
 
 class Gallery:
@@ -106,9 +81,6 @@ def identification(
         right = kin[identified(of_queries, question.truth)] == kin[question.truth]
         found.append([right[question.truth == g].mean() for g in range(num_generators)])
     return np.mean(found, axis=0)
-
-
-EMBEDDED_AT_ONCE = 256  # degraded images that are in memory at a time
 
 
 class Embedded:
@@ -294,10 +266,6 @@ def _plain(value):
     if isinstance(value, float | np.floating):
         return float(value) if np.isfinite(value) else None
     return value
-
-
-MIN_QUERIES = 5  # of each generator: below it a point of a curve is left out
-CURVE_DEGRADATIONS = (NONE.name, LOSS_DEGRADATION)  # of both sides
 
 
 def asked_degradations(tier: Tier, settings: EvaluateGeneratorsSettings) -> tuple[str, ...]:

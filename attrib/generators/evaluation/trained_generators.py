@@ -18,6 +18,8 @@ from attrib.generators.synthesis.autoencoder import draw_batches, one_thread
 
 Sampler = Callable[[int, torch.Generator], Tensor]  # number of images -> float32 [n, 3, px, px], -1..1
 
+LATENT_SIZE = 64  # of the DCGAN and the VAE
+NUM_HALVINGS = 3  # between an image and what a generator starts from
 SAMPLED_AT_ONCE = 50
 PIXEL_STD = 0.1  # of the VAE's error per pixel: the lower, the sharper its pictures, and the less the prior fits
 NUM_SAMPLING_STEPS = 50  # of the diffusion model
@@ -175,10 +177,6 @@ def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     optimiser.step()
-
-
-LATENT_SIZE = 64  # of the DCGAN and the VAE
-NUM_HALVINGS = 3  # between an image and what a generator starts from
 
 
 class DcganGenerator(nn.Sequential):

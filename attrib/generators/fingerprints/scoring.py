@@ -16,6 +16,10 @@ Scorer = Callable[
     [np.ndarray], np.ndarray
 ]  # unit rows float32 [n, d] -> float32 [n, G]: the higher, the more is a query like generator g
 Scoring = Callable[[References], Scorer]
+GRADIENT_TOLERANCE = 1e-7  # of the mean loss; its values then agree to about ten digits
+MAX_ITERATIONS = 1000
+# torch's LBFGS learns nothing from a step whose product with the gradient's change is below 1e-10, which at this tolerance are most.
+LOSS_UNITS = 1e6
 LEAST_RELIABILITY = 0.01  # of a part: below it an estimate says nothing
 ADAPTED_SHRINKAGE = 0.8  # of the covariance within a few references of each generator: most of it is chance
 
@@ -179,12 +183,6 @@ def identified(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     others[rows, truth] = -np.inf
     rival = others.argmax(axis=1)
     return np.where(own > others[rows, rival], truth, rival)
-
-
-GRADIENT_TOLERANCE = 1e-7  # of the mean loss; its values then agree to about ten digits
-MAX_ITERATIONS = 1000
-# torch's LBFGS learns nothing from a step whose product with the gradient's change is below 1e-10, which at this tolerance are most.
-LOSS_UNITS = 1e6
 
 
 def logistic_scores(strength: float) -> Scoring:

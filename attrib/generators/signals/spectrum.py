@@ -17,6 +17,7 @@ from attrib.generators.settings import PERIOD_PX
 # Magnitude that 8-bit rounding alone leaves in a bin (1 / 255 / sqrt(12)): a logarithm below it would measure that rounding.
 MAGNITUDE_FLOOR = 1.1e-3
 MEAN_POWER_FLOOR = 1e-7  # a mean over windows is known better, and may be told apart further down
+ENERGY_FLOOR = 0.01  # root mean square of a block's residual, of 1: below it rounding to 8 bits counts
 
 
 def patches(image: Tensor, patch_px: int, max_patches: int) -> Tensor:
@@ -120,9 +121,6 @@ def _ring_weights(size: int) -> Tensor:
     twice = torch.where((across == 0) | (across * 2 == size), 1.0, 2.0).expand(size, -1).flatten()
     weights = F.one_hot(ring, int(ring.max()) + 1)[:, 1 : size // 2 + 1] * twice[:, None]
     return weights / weights.sum(dim=0)
-
-
-ENERGY_FLOOR = 0.01  # root mean square of a block's residual, of 1: below it rounding to 8 bits counts
 
 
 def polyphase_means(residuals: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from support.evaluation import NUM_IMAGES, Blind, MeanColour, Noise, coloured_ti
 from attrib.common.errors import AttribError
 from attrib.generators.evaluation import measures
 from attrib.generators.evaluation.controls import CodecAndSize
-from attrib.generators.evaluation.generator_sets import make_tier
-from attrib.generators.evaluation.protocol import Embedded, cluster_cut, divisions, evaluate_tier
+from attrib.generators.evaluation.generator_sets import divisions, make_tier
+from attrib.generators.evaluation.protocol import Embedded, cluster_cut, evaluate_tier
 from attrib.generators.evaluation.settings import FolderTierSettings, TierSettings
 from attrib.generators.signals.degradations import parse
 from attrib.generators.signals.samples import Sample, recoded

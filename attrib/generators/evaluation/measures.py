@@ -9,15 +9,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from attrib.common.errors import AttribError
 from attrib.evaluate.scores import BOOTSTRAP_DRAWS, Interval
 from attrib.generators.evaluation.settings import LOSS_DEGRADATION
 
 MIN_RESAMPLED = 10  # units; percentiles of resamples of fewer are too close together
-# 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-STUDENT += (2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 VALUES = {
     "identification": "identified",
     "f1": "macro-F1",
@@ -204,8 +202,8 @@ def resampled(num_units: int, seed: int = 0) -> np.ndarray:
 
 
 def _quantile(num_units: int) -> float:
-    """Of Student's t with one degree of freedom less than there are units, at 97.5 %; the normal one for many, 0 for a single unit."""
-    return (0.0, *STUDENT, 1.96)[min(num_units - 1, len(STUDENT) + 1)]
+    """97.5 % quantile of Student's t with num_units - 1 degrees of freedom; 0 for a single unit."""
+    return float(stats.t.ppf(0.975, num_units - 1)) if num_units > 1 else 0.0
 
 
 def _share_above(scores: np.ndarray, threshold: float) -> float:

@@ -1,6 +1,4 @@
-"""Exact tests without a model of the scores: conformal p-values, permutation tests and binomial tails."""
-
-import math
+"""Exact tests without a model of the scores: conformal p-values and permutation tests."""
 
 import numpy as np
 
@@ -73,19 +71,6 @@ def _drawn(count: int, rows: np.ndarray, size: int, generator) -> np.ndarray:
     if len(rows) < count:
         return rows[generator.integers(0, len(rows), (size, count))]
     return rows[np.argpartition(generator.random((size, len(rows))), count - 1, axis=1)[:, :count]]
-
-
-def binomial_tail(successes: int, trials: int, probability: float) -> float:
-    """P(X >= successes) of a binomial."""
-    if successes <= 0:
-        return 1.0
-    log_yes, log_no = math.log(probability), math.log1p(-probability)
-    counts = range(successes, trials + 1)
-    logs = [
-        math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1) + k * log_yes + (trials - k) * log_no
-        for k in counts
-    ]
-    return min(1.0, math.fsum(map(math.exp, logs)))
 
 
 def _batches(total: int, numbers_per_draw: int) -> list[int]:

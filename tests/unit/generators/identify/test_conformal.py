@@ -1,4 +1,4 @@
-"""Exact tests against sums by hand, and in simulations with a known truth: conformal, permutation and binomial."""
+"""Exact tests against sums by hand, and in simulations with a known truth: conformal and permutation."""
 
 import math
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from attrib.generators.identify.conformal import (
-    binomial_tail,
     column_means,
     conformal_p_values,
     permutation_p_value,
@@ -18,16 +17,6 @@ def test_ties_count_against_the_image_and_the_floor_is_attained():
     values, weights = np.array([1.0, 2, 2, 3]), np.ones(4)
     observed = np.array([0.5, 2.0, 2.5, 3.0, 4.0])
     assert conformal_p_values(values, weights, observed) == pytest.approx([1, 4 / 5, 2 / 5, 2 / 5, 1 / 5])
-
-
-def test_binomial_tails_equal_sums():
-    for trials, probability in ((1, 0.5), (20, 0.6), (13, 0.05)):
-        for k in range(trials + 1):
-            terms = (
-                math.comb(trials, j) * probability**j * (1 - probability) ** (trials - j) for j in range(k, trials + 1)
-            )
-            assert binomial_tail(k, trials, probability) == pytest.approx(math.fsum(terms))
-    assert binomial_tail(3, 2, 0.5) == 0.0 and 0 < binomial_tail(900, 10_000, 0.05) < 1e-50
 
 
 def test_permutation_p_values_are_uniform_for_exchangeable_rows_and_small_for_higher_ones():

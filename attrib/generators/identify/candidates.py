@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
 
 from attrib.data.ids import sampling_rank
 
 MAX_CUT_REFERENCES = 20  # of each generator: pairs grow with the square
 SAME_COSINE = 0.9999  # from here on two fingerprints are of one picture: a batch of other images moves the last bit of some values
+CUT_TOLERANCE = 1e-12  # a mean cosine equal to the cut joins, whatever the rounding of 1 - cosine
 
 Batches = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
 
@@ -150,42 +153,15 @@ def _keys(vectors: np.ndarray) -> np.ndarray:
 def average_linkage(vectors: np.ndarray, cut: float) -> np.ndarray:
     """int64 [n], labels 0, 1, ... by first appearance: clusters are joined while the mean cosine between two of them is at least the cut.
 
-    vectors: float32 [n, d], unit rows. By chains of nearest neighbours (Murtagh, Computer Journal 26, 1983), n^2 in time and memory.
+    vectors: float32 [n, d], unit rows. n^2 in time and memory.
     """
-    count = len(vectors)
+    if len(vectors) == 1:
+        return np.zeros(1, np.int64)
+    # Rounding can take the cosine of equal vectors above 1; scipy refuses distances below 0.
     similarity = (vectors @ vectors.T).astype(np.float64)
-    np.fill_diagonal(similarity, -np.inf)
-    size = np.ones(count)
-    parent = np.arange(count)
-    active = np.ones(count, bool)
-    chain: list[int] = []
-    for _ in range(count - 1):
-        if not chain:
-            chain = [int(np.flatnonzero(active)[0])]
-        while True:
-            last = chain[-1]
-            nearest = int(similarity[last].argmax())
-            # Equals go back along the chain, which otherwise might never end.
-            if len(chain) > 1 and similarity[last, chain[-2]] >= similarity[last, nearest]:
-                nearest = chain[-2]
-            if len(chain) > 1 and nearest == chain[-2]:
-                break
-            chain.append(nearest)
-        a, b = sorted((chain.pop(), chain.pop()))
-        # Clusters that are further apart stay apart, but the chain needs them joined to go on.
-        if similarity[a, b] >= cut:
-            parent[b] = a
-        merged = (size[a] * similarity[a] + size[b] * similarity[b]) / (size[a] + size[b])
-        merged[[a, b]] = -np.inf
-        merged[~active] = -np.inf
-        similarity[a], similarity[:, a] = merged, merged
-        similarity[b], similarity[:, b] = -np.inf, -np.inf
-        size[a] += size[b]
-        active[b] = False
-    roots = np.arange(count)
-    while not np.array_equal(roots, parent[roots]):
-        roots = parent[roots]
-    _, first, label = np.unique(roots, return_index=True, return_inverse=True)
+    distances = np.maximum(0.0, squareform(1.0 - similarity, checks=False))
+    label = fcluster(linkage(distances, "average"), 1.0 - cut + CUT_TOLERANCE, "distance")
+    _, first, label = np.unique(label, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[label]
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
+from sklearn.metrics import adjusted_rand_score, f1_score, recall_score
+from sklearn.metrics.cluster import contingency_matrix
 
 from attrib.common.errors import AttribError
 from attrib.evaluate.scores import BOOTSTRAP_DRAWS, Interval
@@ -41,16 +43,12 @@ class TransferredRates(NamedTuple):
 
 def recalls(predicted: np.ndarray, truth: np.ndarray, num_generators: int) -> np.ndarray:
     """float64 [G]: of each generator's images the share that is identified; nan for one without images. Their mean is the accuracy."""
-    hits = np.bincount(truth[predicted == truth], minlength=num_generators)
-    counts = np.bincount(truth, minlength=num_generators)
-    return hits / np.where(counts, counts, np.nan)
+    return recall_score(truth, predicted, labels=range(num_generators), average=None, zero_division=np.nan)
 
 
 def f1_scores(predicted: np.ndarray, truth: np.ndarray, num_generators: int) -> np.ndarray:
     """float64 [G]: 2 TP / (2 TP + FP + FN) of each generator, nan for one that is neither true nor predicted; their mean is the macro-F1."""
-    hits = np.bincount(truth[predicted == truth], minlength=num_generators)
-    named = np.bincount(predicted, minlength=num_generators) + np.bincount(truth, minlength=num_generators)
-    return 2 * hits / np.where(named, named, np.nan)
+    return f1_score(truth, predicted, labels=range(num_generators), average=None, zero_division=np.nan)
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -124,23 +122,14 @@ def transferred_rates(
 
 
 def contingency(clusters: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """int64 [number of clusters, number of generators]: images by cluster and generator. clusters: any int [n]; truth: int [n] from 0."""
-    _, numbered = np.unique(clusters, return_inverse=True)
-    table = np.zeros((numbered.max() + 1, truth.max() + 1), np.int64)
-    np.add.at(table, (numbered, truth), 1)
-    return table
+    """int64 [number of clusters, number of generators]: images by cluster and generator. clusters: any int [n]; truth: int [n], each of 0..G-1."""
+    return contingency_matrix(clusters, truth)
 
 
 def adjusted_rand(table: np.ndarray) -> float:
-    """Agreement of two partitions over pairs of images, 0 by chance and 1 for the same partition (Hubert & Arabie 1985).
-
-    table: counts [clusters, generators]. 1 where both partitions are trivial in the same way.
-    """
-    together = _pairs(table).sum()
-    by_cluster, by_generator = _pairs(table.sum(axis=1)).sum(), _pairs(table.sum(axis=0)).sum()
-    expected = by_cluster * by_generator / max(_pairs(table.sum()), 1.0)
-    most = (by_cluster + by_generator) / 2
-    return 1.0 if most == expected else float((together - expected) / (most - expected))
+    """Adjusted Rand index (Hubert and Arabie, J. Classification 2, 1985), at most 1. table: counts [clusters, generators]."""
+    clusters, truth = np.repeat(np.indices(table.shape).reshape(2, -1), table.ravel(), axis=1)
+    return float(adjusted_rand_score(truth, clusters))
 
 
 def purity(table: np.ndarray) -> float:
@@ -208,10 +197,6 @@ def _quantile(num_units: int) -> float:
 
 def _share_above(scores: np.ndarray, threshold: float) -> float:
     return float(np.mean(scores > threshold)) if len(scores) else float("nan")
-
-
-def _pairs(counts: np.ndarray) -> np.ndarray:
-    return counts * (counts - 1.0) / 2
 
 
 def family_numbers(tier: dict) -> np.ndarray:

@@ -53,6 +53,7 @@ def model_statistics(groups: Iterable[np.ndarray]) -> ModelStatistics:
 
     The covariance is pooled, of n - G degrees of freedom. Raises AttribError if there are fewer than two models.
     """
+    # Streamed moments: LedoitWolf and LinearDiscriminantAnalysis of scikit-learn need all rows in memory at once.
     means, num_rows, scatter, fourth = [], 0, 0.0, 0.0
     for rows in groups:
         rows = rows.astype(np.float64)

@@ -14,7 +14,7 @@ from attrib.generators.fingerprints.discriminant import (
     model_statistics,
     save_discriminant,
 )
-from attrib.generators.fingerprints.scoring import fit_logistic, logistic_scores
+from attrib.generators.fingerprints.scoring import logistic_scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -166,14 +166,17 @@ def slow_logistic(rows, labels, num_classes, strength):
     return weights[:, :-1].T, weights[:, -1] - weights[:, -1].mean()
 
 
+@pytest.mark.parametrize("num_groups", [2, 3])
 @pytest.mark.parametrize("dimension", [3, 40])  # fewer and more than there are rows
-def test_logistic_regression_is_at_its_only_minimum(dimension):
-    parts = groups(3, 6, dimension)
-    rows, labels = np.concatenate(parts), np.repeat(range(3), [6, 7, 8])
-    weights, bias = fit_logistic(rows, labels, 3, 2.0)
-    expected_weights, expected_bias = slow_logistic(rows, labels, 3, 2.0)
-    np.testing.assert_allclose(weights, expected_weights, atol=2e-5)
-    np.testing.assert_allclose(bias, expected_bias, atol=2e-5)
+def test_logistic_scores_are_those_of_the_only_minimum(dimension, num_groups):
+    parts = groups(num_groups, 6, dimension)
+    rows, labels = np.concatenate(parts), np.repeat(range(num_groups), [len(part) for part in parts])
+    scaled = (rows - rows.mean(axis=0)) / np.sqrt(np.square(rows - rows.mean(axis=0)).mean())
+    weights, bias = slow_logistic(scaled, labels, num_groups, 2.0)
+    logits = scaled @ weights + bias
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(logistic_scores(2.0)(parts)(rows), expected, atol=1e-4)
+    assert logistic_scores(2.0)(parts[:1])(rows).tolist() == [[0.0]] * len(rows)
 
 
 def test_logistic_scores_are_log_probabilities_that_no_count_of_references_favours():

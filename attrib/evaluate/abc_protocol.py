@@ -17,9 +17,8 @@ import numpy as np
 from attrib.common.errors import AttribError
 from attrib.common.storage import Storage
 from attrib.evaluate.collection import Collection, check_comparable, unit_rows
-from attrib.evaluate.distractors import Distractors
+from attrib.evaluate.distractors import Distractors, DistractorScan, scan_distractors
 from attrib.evaluate.mappers import Mappers
-from attrib.evaluate.scan import Scan, scan_distractors
 from attrib.evaluate.scores import TOP_SOURCES, QueryScores, average_precision, num_at_or_above
 
 RECALL_KS = (5, 10, 100)
@@ -251,7 +250,9 @@ def _check_apart(pools: dict[str, _Pool], distractors: Distractors) -> None:
                 )
 
 
-def _top(own_keys: list[list[str]], ranked: _Ranked, scan: Scan, distractors: Distractors) -> tuple[list, list]:
+def _top(
+    own_keys: list[list[str]], ranked: _Ranked, scan: DistractorScan, distractors: Distractors
+) -> tuple[list, list]:
     """Keys and similarities of the first TOP_SOURCES of every query's pool."""
     named = np.unique(scan.top_rows[scan.top_rows >= 0])
     key_of = dict(zip(named.tolist(), distractors.keys_of(named) if len(named) else []))

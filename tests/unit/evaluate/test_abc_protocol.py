@@ -12,10 +12,9 @@ from attrib.common.errors import AttribError
 from attrib.evaluate import distractors as distractors_module
 from attrib.evaluate.abc_protocol import CustomisedModel, ceilings, parse_test_case, read_test_case, score_abc
 from attrib.evaluate.collection import Collection
-from attrib.evaluate.distractors import PREFIX, ArrayDistractors, listed_distractors, open_distractors
+from attrib.evaluate.distractors import PREFIX, ArrayDistractors, listed_distractors, open_distractors, scan_distractors
 from attrib.evaluate.mappers import LinearMapper, Mappers
 from attrib.evaluate.protocol import evaluate
-from attrib.evaluate.scan import scan_distractors
 from attrib.evaluate.settings import EvaluateSettings
 
 DIMENSION = 48

@@ -5,10 +5,13 @@ candidate is 1 / (true sources among the query's candidates) if it is one of the
 exemplars.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from itertools import product
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
 
 from attrib.common.errors import AttribError
 from attrib.shares.settings import SharesSettings
@@ -19,7 +22,6 @@ INVERSE_TEMPERATURE_RANGE = (0.1, 1e4)
 LEAST_OFFSET = -999.0
 START_QUERIES = 4096  # that the starts are chosen by
 NUM_STARTS = 4
-MAX_STEPS, MAX_HALVINGS = 100, 40
 QUERY_BLOCK_CELLS = 1 << 24  # float64 cosines in memory at a time
 
 
@@ -73,17 +75,31 @@ def fit_shares(similarity: np.ndarray, is_true: np.ndarray) -> SharesSettings:
     `cross_entropy`.
 
     Queries without a true candidate are left out (`cross_entropy` counts them). The objective has several minima: a
-    coarse grid over the whole range gives the starts, BFGS refines them. No chance is involved; the answer is rounded
+    coarse grid over the whole range gives the starts, L-BFGS-B refines them. Nothing is random; the result is rounded
     to 6 digits. Raises AttribError if nothing can be learned: no query with a true candidate, or none with a choice.
     """
     similarity, target = _usable(similarity, is_true)
     if not (np.isfinite(similarity).sum(axis=1) > 1).any():
         raise AttribError("every query has a single candidate, which gets all whatever the calibrator; raise top_k")
     some = slice(None, None, -(-len(similarity) // START_QUERIES))
-    grid = [np.array(free) for free in product(np.linspace(-4, 4, 17), np.linspace(-7, 3, 6))]
-    starts = sorted(grid, key=lambda free: _objective(free, similarity[some], target[some])[0])[:NUM_STARTS]
-    best = min((_descend(start, similarity, target) for start in starts), key=lambda ended: ended[0])[1]
-    inverse_temperature, offset = (float(f"{value:.6g}") for value in _scalars(best))
+    bounds = [tuple(np.log(INVERSE_TEMPERATURE_RANGE)), (0.0, 1.0)]
+    low, high = bounds[0]
+    grid = product(low + (high - low) * expit(np.linspace(-4, 4, 17)), expit(np.linspace(-7, 3, 6)))
+    starts = sorted(grid, key=lambda at: _scaled_loss(np.array(at), similarity[some], target[some])[0])[:NUM_STARTS]
+    found = [
+        minimize(
+            _scaled_loss,
+            np.array(start),
+            args=(similarity, target),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"ftol": 1e-15, "gtol": 1e-9},
+        )
+        for start in starts
+    ]
+    best = min(found, key=lambda result: result.fun).x
+    inverse_temperature, offset = (float(f"{value:.6g}") for value in (math.exp(best[0]), LEAST_OFFSET * best[1] + 0.0))
     return SharesSettings(inverse_temperature=inverse_temperature, offset=offset)
 
 
@@ -115,47 +131,11 @@ def _loss(
     return float((target * (np.log(total) - np.log(kept))).sum() / len(similarity)), gradient
 
 
-def _scalars(free: np.ndarray) -> np.ndarray:
-    """(inverse temperature, offset) of unbounded coordinates [2]: the logistic function of each spans its range, the
-    first by its logarithm."""
-    low, high = np.log(INVERSE_TEMPERATURE_RANGE)
-    part = 0.5 + 0.5 * np.tanh(free / 2)
-    return np.array([np.exp(low + (high - low) * part[0]), LEAST_OFFSET * part[1]])
-
-
-def _objective(free: np.ndarray, similarity: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
-    scalars, part = _scalars(free), 0.5 + 0.5 * np.tanh(free / 2)
-    value, gradient = _loss(*scalars, similarity, target)
-    scale = np.array([scalars[0] * np.log(INVERSE_TEMPERATURE_RANGE[1] / INVERSE_TEMPERATURE_RANGE[0]), LEAST_OFFSET])
-    return value, gradient * scale * part * (1 - part)
-
-
-def _descend(free: np.ndarray, similarity: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
-    """Least value found and its place, by BFGS with backtracking (Nocedal and Wright, Numerical Optimization, algorithm
-    6.1)."""
-    value, slope = _objective(free, similarity, target)
-    inverse, is_scaled = np.eye(2), False
-    for _ in range(MAX_STEPS):
-        step = -inverse @ slope
-        # No step leaves the part of the logistic function that it was measured in, behind which all is flat.
-        step *= min(1.0, 2.0 / max(np.abs(step).max(), 1e-300))
-        for _ in range(MAX_HALVINGS):
-            ended, ended_slope = _objective(free + step, similarity, target)
-            if ended <= value + 1e-4 * float(step @ slope):
-                break
-            step /= 2
-        else:
-            break
-        bent, gained = ended_slope - slope, value - ended
-        free, value, slope = free + step, ended, ended_slope
-        if np.abs(slope).max() < 1e-9 or gained < 1e-15:
-            break
-        if (curvature := float(step @ bent)) > 0:
-            # The first step tells the scale of the problem, which the unit matrix does not know.
-            inverse = inverse if is_scaled else np.eye(2) * curvature / float(bent @ bent)
-            turn = np.eye(2) - np.outer(step, bent) / curvature
-            inverse, is_scaled = turn @ inverse @ turn.T + np.outer(step, step) / curvature, True
-    return value, free
+def _scaled_loss(position: np.ndarray, similarity: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
+    """`_loss` and its gradient by position [2] = (log inverse temperature, offset / LEAST_OFFSET), both of order 1."""
+    inverse_temperature, offset = math.exp(position[0]), LEAST_OFFSET * position[1]
+    value, gradient = _loss(inverse_temperature, offset, similarity, target)
+    return value, gradient * np.array([inverse_temperature, LEAST_OFFSET])
 
 
 def pairs_from_corpus(

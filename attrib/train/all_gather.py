@@ -1,8 +1,7 @@
-"""The rows of all workers, so that a loss over batch statistics is that of the global batch.
+"""All-gather with gradient, so that a loss over batch statistics is that of the global batch.
 
-The negatives of InfoNCE and a covariance are not means over rows: averaging the losses of local batches gives another loss. Every
-rank therefore gathers the rows and computes the same loss from them. The gradient of that loss is easily scaled by 1 / world size in
-silence (lightly issue 1977); `gather` says why it is not here.
+The negatives of InfoNCE and a covariance are not means over rows: averaging the losses of local batches gives another
+loss. Every rank therefore gathers the rows of all ranks and computes the same loss from them.
 """
 
 import torch
@@ -14,15 +13,16 @@ from attrib.common.errors import AttribError
 
 
 def gather(rows: Tensor) -> Tensor:
-    """Rows [n, ...] of this rank -> the rows of all ranks [world size * n, ...] in rank order, with gradient.
+    """Rows [n, ...] of this rank -> rows [world size * n, ...] of all ranks in rank order, with gradient.
 
-    Backward sums over the ranks the gradients of the gathered rows and returns this rank's slice. Every rank must compute the same
-    loss from the gathered rows, so the sum is world size times the gradient of that loss, and DistributedDataParallel, which averages
-    the gradients of the parameters, divides by world size again: the result is the gradient of one process with the joined batch.
+    The backward pass sums the gradients of the gathered rows over the ranks and returns this rank's slice. If every rank
+    computes the same loss from the gathered rows, that sum is world size times the gradient of the loss.
+    DistributedDataParallel averages over the ranks, which divides by world size again (lightly issue 1977 is about losing
+    this factor). The result is the gradient of one process with the joined batch.
 
-    Forward and backward are collective: all ranks call it equally often, in the same order, and their rows need a gradient on all of
-    them or on none. The rows themselves come back where torch.distributed is not initialised or has one rank. Raises AttribError on
-    every rank if the ranks hold unequal numbers of rows.
+    Forward and backward are collective: all ranks call them equally often and in the same order, and the rows need a
+    gradient on all ranks or on none. Returns the rows themselves where torch.distributed is not initialised or has one
+    rank. Raises AttribError on every rank if the ranks hold unequal numbers of rows.
     """
     return rows if _world_size() == 1 else _Gather.apply(rows)
 
@@ -33,6 +33,8 @@ def gather_fixed(rows: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
+    """Own function: torch.distributed.nn.functional.all_gather is deprecated, and its successor lies in a private module."""
+
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
         ctx.num_rows = len(rows)
@@ -41,23 +43,23 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> Tensor:
-        # A copy, because all_reduce works in place and autograd may hand the same gradient, or an expanded one, to others.
+        # A copy, because all_reduce works in place and autograd may pass the same or an expanded gradient to others.
         total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, op=dist.ReduceOp.SUM)
         return total.narrow(0, dist.get_rank() * ctx.num_rows, ctx.num_rows)
 
 
 def _all_gather(rows: Tensor) -> Tensor:
-    # Checked first: a collective of unequal sizes hangs or fills the gap with garbage, depending on the backend.
-    counts = _all_gather_equal(torch.tensor([len(rows)], device=rows.device)).tolist()
+    # Checked first: a collective of unequal sizes hangs or returns garbage, depending on the backend.
+    counts = _gather_equal(torch.tensor([len(rows)], device=rows.device)).tolist()
     if len(set(counts)) > 1:
         raise AttribError(
             f"the workers hold {counts} rows; give each the same number, for example by dropping the last incomplete batch"
         )
-    return _all_gather_equal(rows)
+    return _gather_equal(rows)
 
 
-def _all_gather_equal(rows: Tensor) -> Tensor:
+def _gather_equal(rows: Tensor) -> Tensor:
     gathered = rows.new_empty((_world_size() * len(rows), *rows.shape[1:]))
     dist.all_gather_into_tensor(gathered, rows.contiguous())
     return gathered

@@ -1,11 +1,17 @@
-"""Alignment: a picture's embedding is drawn to those of the sources that it was made from, without (synthetic, source) pairs.
+"""Contrastive losses, the only InfoNCE of the project.
 
-A view is an augmented or re-rendered picture made of up to r source images; `view_sources` int64 [m, r] names them: column 0 the
-content, column 1 the donor of style or texture, -1 for none. An anchor is a source image, named by `anchor_ids` int64 [n]; several
-anchors may show the same source. Every (view, role) with a source among the anchors counts as one pair, and the others are skipped.
+- `info_nce`: views against anchors, with one or several positives per view (InfoNCE: van den Oord et al., arXiv
+  1807.03748; SimCLR: Chen et al., arXiv 2002.05709). The recipe of jobs.train.
+- `moco`: the same against the keys of a momentum encoder and a queue (MoCo: He et al., arXiv 1911.05722).
+- `supervised_contrastive`: embeddings with class labels (SupCon: Khosla et al., arXiv 2004.11362).
 
-With several workers all arguments are those of the global batch (attrib.train.all_gather). Call the losses outside autocast: in bfloat16 a
-cosine divided by a temperature is wrong in its second digit.
+Views and anchors: a view is an augmented image made of up to r source images. `view_sources` int64 [m, r] holds their
+ids: column 0 the content, column 1 the donor of style or texture, -1 for none. An anchor is a source image with an id in
+`anchor_ids` int64 [n]; several anchors may show the same source. No (generated image, source) pairs are needed. Every
+(view, role) whose source is among the anchors is one pair; the others are skipped.
+
+With several workers all arguments are those of the global batch (attrib.train.all_gather). Call the losses outside
+autocast: in bfloat16 a cosine divided by a temperature is wrong in its second digit.
 """
 
 import torch
@@ -23,18 +29,18 @@ def info_nce(
     temperature: float,
     role_weights: Tensor | None = None,
 ) -> Tensor:
-    """Every view must find its source of each role among the anchors by cosine: SimCLR (arXiv 2002.05709).
+    """InfoNCE of views [m, d] that must find their source of each role among anchors [n, d] by cosine.
 
-    views: float [m, d] and anchors: float [n, d], normalised here; view_sources: int64 [m, r]; anchor_ids: int64 [n], -1 for an empty
-    slot, which is left out. For one pair, with s = cosine / temperature,
+    views, anchors: float, normalised here; view_sources: int64 [m, r]; anchor_ids: int64 [n], -1 for an empty slot, which
+    is ignored. For one pair, with s = cosine / temperature,
 
         loss = -log(sum over positives of exp s / sum over positives and negatives of exp s).
 
-    Positives are the anchors that show the source of that role. The anchors of the view's other sources are neither: they are true
-    too, and the evaluation's pool leaves out a query's other truths in the same way.
+    Positives are the anchors that show the source of that role. Anchors of the view's other sources are neither positives
+    nor negatives: they are true sources too. The evaluation leaves out a query's other sources in the same way.
 
-    Returns the mean over pairs or, with role_weights float [r], the weighted mean over roles of the mean over the role's pairs; a
-    role without a pair, or of weight zero, does not count. Raises AttribError if no pair is left.
+    Returns the mean over pairs or, with role_weights float [r], the weighted mean over roles of the mean over the pairs of
+    a role; roles without pairs or with weight zero do not count. Raises AttribError if there is no pair.
     """
     logits = F.normalize(views, dim=1) @ F.normalize(anchors, dim=1).T / temperature
     shown = _shown(view_sources, anchor_ids)
@@ -52,7 +58,7 @@ def info_nce(
 class MomentumQueue(nn.Module):
     """The last keys of the momentum encoder, as further anchors (MoCo, arXiv 1911.05722).
 
-    Buffers: keys float [capacity, d]; ids int64 [capacity], -1 where empty; position int64 [], the slot that is written next.
+    Buffers: keys float [capacity, d]; ids int64 [capacity], -1 if empty; position int64 [], the next slot to write.
     """
 
     def __init__(self, capacity: int, dim: int):
@@ -63,10 +69,10 @@ class MomentumQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, ids: Tensor) -> None:
-        """Replaces the oldest slots by keys float [b, d] of the sources ids int64 [b].
+        """Replace the oldest slots by keys float [b, d] of the sources ids int64 [b].
 
-        With several workers give the gathered keys, so that every rank holds the same queue. Raises AttribError if the keys are more
-        than the capacity or are not as many as the ids.
+        With several workers pass the gathered keys, so that every rank holds the same queue. Raises AttribError if there
+        are more keys than slots, or not as many keys as ids.
         """
         if len(keys) != len(ids) or len(keys) > len(self.ids):
             raise AttribError(
@@ -88,29 +94,45 @@ def moco(
     temperature: float,
     role_weights: Tensor | None = None,
 ) -> Tensor:
-    """`info_nce` against the momentum encoder's keys float [n, d] of this batch and those of the queue (MoCo, arXiv 1911.05722).
+    """`info_nce` against the momentum encoder's keys float [n, d] of this batch and of the queue (arXiv 1911.05722).
 
-    Keys get no gradient; empty slots are left out. Enqueue the batch's keys afterwards, or they count twice. A queued key of the
-    view's own source is a positive, if an old one. Raises what info_nce raises.
+    Keys get no gradient; empty slots are ignored. Enqueue the keys of the batch afterwards, or they count twice. A queued
+    key of the view's own source is an (older) positive. Raises what info_nce raises.
     """
     anchors = torch.cat([keys.detach(), queue.keys])
     return info_nce(views, anchors, view_sources, torch.cat([key_ids, queue.ids]), temperature, role_weights)
 
 
+def supervised_contrastive(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Loss L_out of supervised contrastive learning (arXiv 2004.11362, equation 2).
+
+    embeddings: float [n, d], L2-normalised; labels: int64 [n]. Every other row of the same label is a positive, every
+    other row is in the denominator. Returns the mean over the rows that have a positive; 0 if none has.
+    """
+    similarity = embeddings @ embeddings.T / temperature
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    positive = (labels[:, None] == labels) & ~itself
+    log_share = similarity - torch.logsumexp(similarity.masked_fill(itself, -torch.inf), dim=1, keepdim=True)
+    num_positives = positive.sum(dim=1)
+    losses = -(log_share * positive).sum(dim=1) / num_positives.clamp(min=1)
+    has_positive = num_positives > 0
+    return (losses * has_positive).sum() / has_positive.sum().clamp(min=1)
+
+
 @torch.no_grad()
 def momentum_update(target: nn.Module, online: nn.Module, momentum: float) -> None:
-    """In place, parameter by parameter: target = momentum * target + (1 - momentum) * online. Buffers are left alone, as in MoCo."""
+    """In place: target = momentum * target + (1 - momentum) * online, for parameters; buffers stay, as in MoCo."""
     for slow, fast in zip(target.parameters(), online.parameters(), strict=True):
         slow.lerp_(fast, 1 - momentum)
 
 
 def _shown(view_sources: Tensor, anchor_ids: Tensor) -> Tensor:
-    """bool [r, m, n]: whether the anchor shows the view's source of that role."""
+    """bool [r, m, n]: the anchor shows the view's source of that role."""
     return (view_sources.T[:, :, None] == anchor_ids) & (anchor_ids >= 0)
 
 
 def _mean_over_pairs(losses: list[Tensor], role_weights: Tensor | None) -> Tensor:
-    """losses: for each role the losses of its pairs."""
+    """losses: one tensor per role, with the losses of its pairs."""
     if role_weights is None:
         pairs = torch.cat(losses)
         if len(pairs):

@@ -11,7 +11,7 @@ from attrib.common.errors import AttribError
 from attrib.data.ids import sampling_rank
 from attrib.train.augment.views import view_seed
 from attrib.train.loop import mean_reciprocal_rank
-from attrib.train.objective import NOBODY, Batch, Student
+from attrib.train.objective import EMPTY_SLOT, Student, TrainBatch
 from attrib.train.settings import OptimiserSettings
 
 
@@ -55,21 +55,21 @@ class InputBatches:
     def num_steps(self) -> int:
         return len(self.training_rows) // self.settings.batch_size
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int) -> Iterator[TrainBatch]:
         generator = torch.Generator().manual_seed(view_seed(self.seed, epoch, 0))
         shuffled = self.training_rows[torch.randperm(len(self.training_rows), generator=generator)]
         size, mine = self.settings.batch_size, self.settings.batch_size // self.num_workers
         for step in range(self.num_steps):
             yield self._batch(shuffled[step * size + self.rank * mine :][:mine])
 
-    def _batch(self, rows: Tensor) -> Batch:
+    def _batch(self, rows: Tensor) -> TrainBatch:
         sources = self.inputs.view_sources[rows]
         ids = sources.T.flatten()  # contents, then donors: two slots per view, so that all workers gather as many
         places = torch.searchsorted(self.inputs.anchor_ids, ids.clamp_min(0)).clamp_max(len(self.inputs.anchor_ids) - 1)
         known = self.inputs.anchor_ids[places] == ids
-        return Batch(
+        return TrainBatch(
             self.inputs.anchors[places].float(),
-            torch.where(known, ids, NOBODY),
+            torch.where(known, ids, EMPTY_SLOT),
             self.inputs.views[rows].float(),
             sources,
         )

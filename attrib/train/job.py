@@ -40,7 +40,7 @@ from attrib.train.batches import InputBatches, Inputs
 from attrib.train.estimate import TrainSizes, estimate_train
 from attrib.train.feature_tasks import sampled_images, view_features
 from attrib.train.initialise import fitted_model, paired_inputs, read_pairs, training_inputs, with_control
-from attrib.train.loop import Run
+from attrib.train.loop import TrainRun
 from attrib.train.pixel_batches import PixelBatches
 from attrib.train.settings import TrainSettings
 from attrib.train.share_calibration import shares_of_views
@@ -220,13 +220,13 @@ def _worker(config: dict) -> None:
     student = student_of(model, settings).to(device)
     optimiser = torch.optim.AdamW(trained_groups(student, settings), weight_decay=settings.optimiser.weight_decay)
     wrapped = parallel(student, settings, device) if num_workers > 1 else student
-    training = Run(student, settings, optimiser, batches.num_steps, device, wrapped)
+    training = TrainRun(student, settings, optimiser, batches.num_steps, device, wrapped)
     if checkpoint := ray.train.get_checkpoint():
         training.restore(_load_state(checkpoint))
     training.train(batches, on_epoch=_report)
 
 
-def _report(training: Run) -> None:
+def _report(training: TrainRun) -> None:
     """After every epoch, on every worker; the first one's state is the checkpoint, since all are equal."""
     metrics = training.history[-1]
     if ray.train.get_context().get_world_rank() > 0:

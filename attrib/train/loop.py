@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attrib.common.errors import AttribError
-from attrib.train.objective import NOBODY, Batch, Objective
+from attrib.train.objective import EMPTY_SLOT, Objective, TrainBatch
 from attrib.train.schedule import rate
 from attrib.train.settings import TrainSettings
 from attrib.train.student import Student
@@ -21,18 +21,18 @@ from attrib.train.student import Student
 CRITERION_ROWS = 1024  # views whose similarities are in memory at a time
 
 
-class Batches(Protocol):
+class TrainBatches(Protocol):
     """What the loop draws from: attrib/train/batches.py for a head, attrib/train/pixel_batches.py for pixels."""
 
     @property
     def num_steps(self) -> int: ...
 
-    def epoch(self, epoch: int) -> Iterator[Batch]: ...
+    def epoch(self, epoch: int) -> Iterator[TrainBatch]: ...
 
     def criterion(self, student: Student) -> float: ...
 
 
-class Run:
+class TrainRun:
     """A training run and its state. `wrapped` is the student as it is called in a step, by default the student itself."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Run:
         self.history: list[dict] = []  # per epoch: epoch, loss, criterion
         self.best: dict[str, Tensor] = _trained_state(student)
 
-    def train(self, batches: Batches, on_epoch: Callable[["Run"], None]) -> None:
+    def train(self, batches: TrainBatches, on_epoch: Callable[["TrainRun"], None]) -> None:
         """Until the epochs are done or the criterion no longer rises; `on_epoch` is called after each. Ends with the best weights.
 
         Raises AttribError if the loss is not finite.
@@ -73,7 +73,7 @@ class Run:
             on_epoch(self)
         self.student.load_state_dict(self.best, strict=False)
 
-    def _step(self, batch: Batch) -> float:
+    def _step(self, batch: TrainBatch) -> float:
         self.optimiser.zero_grad(set_to_none=True)
         loss = self.objective(self.student, self.wrapped, batch)
         loss.backward()
@@ -129,10 +129,10 @@ def _trained_state(student: Student) -> dict[str, Tensor]:
 def mean_reciprocal_rank(views: Tensor, anchors: Tensor, view_sources: Tensor, anchor_ids: Tensor) -> float:
     """Of the source of each role among the anchors by cosine, the view's other source left out; averaged over views, then over roles.
 
-    views: float [m, d]; anchors: float [n, d]; view_sources: int64 [m, 2], -1 for none; anchor_ids: int64 [n], NOBODY for a slot that is
+    views: float [m, d]; anchors: float [n, d]; view_sources: int64 [m, 2], -1 for none; anchor_ids: int64 [n], EMPTY_SLOT for a slot that is
     left out. Ties count against.
     """
-    somebody = anchor_ids != NOBODY
+    somebody = anchor_ids != EMPTY_SLOT
     anchors, anchor_ids = F.normalize(anchors[somebody], dim=1), anchor_ids[somebody]
     found: list[list[Tensor]] = [[], []]
     for start in range(0, len(views), CRITERION_ROWS):

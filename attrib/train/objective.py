@@ -11,14 +11,14 @@ from attrib.train.losses import contrastive, decorrelation
 from attrib.train.settings import AlignmentSettings, DisentanglementSettings
 from attrib.train.student import Student
 
-NOBODY = -1  # an anchor that is left out
+EMPTY_SLOT = -1  # an anchor that is left out
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainBatch:
     """One worker's part of a batch, the same sizes on every worker.
 
-    anchors: inputs of n source images; anchor_ids: int64 [n], NOBODY for a slot to leave out; views: inputs of m views; view_sources:
+    anchors: inputs of n source images; anchor_ids: int64 [n], EMPTY_SLOT for a slot to leave out; views: inputs of m views; view_sources:
     int64 [m, 2], ids of content and style donor (-1: none).
     """
 
@@ -27,8 +27,8 @@ class Batch:
     views: Tensor
     view_sources: Tensor
 
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+    def to(self, device: torch.device) -> "TrainBatch":
+        return TrainBatch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
 
 
 class Objective(nn.Module):
@@ -45,7 +45,7 @@ class Objective(nn.Module):
         if disentangled.kind == "cor_infomax":
             self.running = nn.ModuleList(decorrelation.RunningCovariance(size) for size in student.part_sizes)
 
-    def forward(self, student: Student, wrapped: nn.Module, batch: Batch) -> Tensor:
+    def forward(self, student: Student, wrapped: nn.Module, batch: TrainBatch) -> Tensor:
         """The loss, the same on every worker. wrapped: the student, or the student within DistributedDataParallel."""
         anchors, views = (gather(outputs) for outputs in wrapped(batch.anchors, batch.views))
         ids, sources = only_first(gather_fixed(batch.anchor_ids)), gather_fixed(batch.view_sources)
@@ -54,7 +54,7 @@ class Objective(nn.Module):
             loss = loss + self.disentangled.weight * self._disentanglement(student, anchors, views, ids, sources)
         return loss
 
-    def _alignment(self, student: Student, batch: Batch, anchors, views, ids, sources) -> Tensor:
+    def _alignment(self, student: Student, batch: TrainBatch, anchors, views, ids, sources) -> Tensor:
         aligned, roles = self.aligned, views.new_tensor([1.0, self.aligned.style_weight])
         if aligned.kind == "info_nce":
             found, pool = student.embedding(views), student.embedding(anchors)
@@ -67,7 +67,7 @@ class Objective(nn.Module):
         return loss
 
     def _disentanglement(self, student: Student, anchors, views, ids, sources) -> Tensor:
-        place = {int(image_id): position for position, image_id in enumerate(ids.tolist()) if image_id != NOBODY}
+        place = {int(image_id): position for position, image_id in enumerate(ids.tolist()) if image_id != EMPTY_SLOT}
         total = views.new_zeros(())
         for i, (real, synthetic, role) in enumerate(zip(student.parts(anchors), student.parts(views), student.roles)):
             wanted = sources[:, 1 if role == "style" else 0].tolist()
@@ -93,6 +93,6 @@ class Objective(nn.Module):
 
 
 def only_first(ids: Tensor) -> Tensor:
-    """int64 [n] with every id but its first place replaced by NOBODY: an image that several views need is one anchor, not several."""
+    """int64 [n] with every id but its first place replaced by EMPTY_SLOT: an image that several views need is one anchor, not several."""
     seen: set[int] = set()
-    return ids.new_tensor([NOBODY if i in seen or seen.add(i) else i for i in ids.tolist()])
+    return ids.new_tensor([EMPTY_SLOT if i in seen or seen.add(i) else i for i in ids.tolist()])

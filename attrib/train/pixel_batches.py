@@ -21,7 +21,7 @@ from attrib.train.augment.settings import DONOR_KINDS
 from attrib.train.augment.views import draw_kind, render_view, view_generator, view_seed
 from attrib.train.batches import is_validation
 from attrib.train.loop import mean_reciprocal_rank
-from attrib.train.objective import NOBODY, Batch, Student
+from attrib.train.objective import EMPTY_SLOT, Student, TrainBatch
 from attrib.train.settings import TrainSettings
 from attrib.train.view_features import NO_DONOR, DecodedImages, decode_images
 
@@ -64,7 +64,7 @@ class PixelBatches:
     def num_steps(self) -> int:
         return len(self.training) // self.settings.optimiser.batch_size
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int) -> Iterator[TrainBatch]:
         generator = np.random.default_rng(view_seed(self.settings.seed, epoch, 0))
         shuffled = generator.permutation(self.training)
         size = self.settings.optimiser.batch_size
@@ -80,19 +80,19 @@ class PixelBatches:
             multiprocessing_context="spawn" if num_loaders else None,  # forked Arrow clients hang
         )  # fmt: skip
 
-    def make(self, contents: np.ndarray, donors: np.ndarray, view: int) -> Batch:
+    def make(self, contents: np.ndarray, donors: np.ndarray, view: int) -> TrainBatch:
         """Views of images, by position, in the style of others; the contents are the anchors."""
         anchors, ids, views, sources = [], [], [], []
         for content, donor in zip(contents, donors):
             original = self.reader(content)
             anchors.append(None if original is None else original[0])
             pixels, source = self._view(content, donor, view) if original is not None else (None, (NO_DONOR, NO_DONOR))
-            ids.append(NOBODY if original is None else int(self.ids[content]))
+            ids.append(EMPTY_SLOT if original is None else int(self.ids[content]))
             views.append(pixels)
             sources.append(source)
         blank = torch.zeros(3, self.preprocessing.crop_px, self.preprocessing.crop_px, dtype=torch.uint8)
         anchors, views = (torch.stack([blank if p is None else p for p in some]) for some in (anchors, views))
-        return Batch(anchors, torch.tensor(ids), views, torch.tensor(sources))
+        return TrainBatch(anchors, torch.tensor(ids), views, torch.tensor(sources))
 
     def _view(self, content: int, donor: int, view: int) -> tuple[Tensor, tuple[int, int]]:
         views, size_px = self.settings.views, self.preprocessing.crop_px
@@ -126,7 +126,7 @@ class PixelBatches:
         mine, _ = _share(np.arange(len(contents)), self.rank, self.num_workers)
         anchors = self.make(pool, pool, 0)
         views = [self.make(contents[[i]], donors[[i]], -1 - int(i) % VALIDATION_VIEWS_PER_IMAGE) for i in mine]
-        ids = torch.where(torch.from_numpy(repeated), NOBODY, anchors.anchor_ids)
+        ids = torch.where(torch.from_numpy(repeated), EMPTY_SLOT, anchors.anchor_ids)
         tensors = (
             anchors.anchors,
             ids,
@@ -150,7 +150,7 @@ class _Steps(Dataset):
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> TrainBatch:
         if torch.utils.data.get_worker_info():
             torch.set_num_threads(1)
         contents, donors, epoch = self.steps[step]

@@ -4,7 +4,7 @@ import numpy as np
 
 from attrib.data.ids import image_ids
 from attrib.evaluate.ablation.settings import AblateSettings
-from attrib.evaluate.ablation.variants import Pictures
+from attrib.evaluate.ablation.variants import AblationFeatures
 from attrib.evaluate.collection import Collection
 from attrib.evaluate.protocol import TruthRow
 from attrib.train.augment.settings import KINDS
@@ -47,7 +47,7 @@ def settings_of(*variants: dict, **changes) -> AblateSettings:
     return AblateSettings(**values_of(*variants, **changes))
 
 
-def drawn_pictures() -> tuple[Pictures, list[TruthRow]]:
+def drawn_pictures() -> tuple[AblationFeatures, list[TruthRow]]:
     """Sources, some of which are copies, with views; queries mixed of a content and mostly a style, in a domain of their own; no order of ids."""
     rng = np.random.default_rng(0)
     mixing = rng.normal(size=(WIDTH, WIDTH)) * rng.uniform(0.2, 2, size=WIDTH) / np.sqrt(WIDTH)
@@ -78,7 +78,7 @@ def drawn_pictures() -> tuple[Pictures, list[TruthRow]]:
         truth.append(TruthRow(key, "content", f"g{content_group}"))
         if i % 4:
             truth.append(TruthRow(key, "style", f"g{style_group}"))
-    pictures = Pictures(
+    pictures = AblationFeatures(
         sources,
         queries,
         Collection(source_keys, ids[:, None], {"group": [f"g{group}" for group in group_of]}),

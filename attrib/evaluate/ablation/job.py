@@ -22,10 +22,9 @@ from attrib.embed.settings import EmbedSettings
 from attrib.evaluate import cca
 from attrib.evaluate.ablation.results import read_outcome, write_outcome, write_vectors
 from attrib.evaluate.ablation.settings import CHOSEN, AblateSettings, VariantSettings
-from attrib.evaluate.ablation.variants import Outcome, Pictures, chosen_by_folds, score_variant
+from attrib.evaluate.ablation.variants import AblationFeatures, Outcome, chosen_by_folds, score_variant
 from attrib.evaluate.collection import Collection, read_collection
-from attrib.evaluate.page import Pictures as Thumbnails
-from attrib.evaluate.page import write_comparison
+from attrib.evaluate.page import Pictures, write_comparison
 from attrib.evaluate.pair_measures import THEORY_CAPTION, pair_theory
 from attrib.evaluate.protocol import TruthRow, places_of, read_truth, score_truth
 from attrib.evaluate.scores import format_table
@@ -73,7 +72,7 @@ def run(settings: AblateSettings) -> str:
     pictures = None
     if tuned:
         folder = _folder(settings, asked, tuned[0])
-        pictures = Thumbnails(join(folder, "generated"), {"": join(folder, "sources")})
+        pictures = Pictures(join(folder, "generated"), {"": join(folder, "sources")})
     summary = write_comparison(
         scores,
         settings.output,
@@ -159,7 +158,7 @@ def _pictures(
     views: str,
     variant: VariantSettings,
     storage: Storage,
-) -> Pictures:
+) -> AblationFeatures:
     training = _training(settings, inputs, variant, listed)
     num_views = settings.views_per_image if views else 0
     seen = {"views": training.views.model_dump(), "num_views": num_views, "seed": settings.seed} if views else {}
@@ -174,7 +173,7 @@ def _pictures(
             (generated, f"{features}-generated", 0, {}),
         )
     ]  # fmt: skip
-    return Pictures(*made, _keys(sources, storage), _keys(generated, storage))
+    return AblationFeatures(*made, _keys(sources, storage), _keys(generated, storage))
 
 
 def _keys(found: Manifest, storage: Storage) -> Collection:

@@ -24,14 +24,14 @@ from attrib.models.settings import Domain
 from attrib.train.augment.settings import KINDS
 from attrib.train.batches import InputBatches
 from attrib.train.initialise import fitted_model, head_inputs, paired_inputs, training_inputs
-from attrib.train.loop import Run
+from attrib.train.loop import TrainRun
 from attrib.train.settings import TrainSettings
 from attrib.train.student import student_of, trained_groups
 from attrib.train.view_features import ViewFeatures
 
 
 @dataclass(frozen=True)
-class Pictures:
+class AblationFeatures:
     """Features of sources (with views) and of queries, with the keys and metadata of their rows without views: {id: (key, metadata)}."""
 
     sources: ViewFeatures
@@ -64,7 +64,7 @@ def score_variant(
     settings: AblateSettings,
     variant: VariantSettings,
     training: TrainSettings,
-    pictures: Pictures,
+    pictures: AblationFeatures,
     truth: list[TruthRow],
     storage: Storage,
 ) -> Outcome:
@@ -115,12 +115,12 @@ def _made(
         torch.manual_seed(training.seed)
         student = student_of(model, training)
         optimiser = torch.optim.AdamW(trained_groups(student, training), weight_decay=training.optimiser.weight_decay)
-        run = Run(student, training, optimiser, batches.num_steps, torch.device("cpu"))
+        run = TrainRun(student, training, optimiser, batches.num_steps, torch.device("cpu"))
         run.train(batches, on_epoch=lambda _: None)
     return model, run.history
 
 
-def _vectors(model: AttributionModel, pictures: Pictures) -> tuple[np.ndarray, np.ndarray]:
+def _vectors(model: AttributionModel, pictures: AblationFeatures) -> tuple[np.ndarray, np.ndarray]:
     """float32 [n, d] of the sources and [m, d] of the queries, in the order of their keys."""
     return (
         _embed(model, "real", pictures.sources, pictures.source_keys.vectors[:, 0]),
@@ -138,7 +138,7 @@ def _embed(model: AttributionModel, domain: Domain, found: ViewFeatures, ids: np
 
 
 def _pairs(
-    pictures: Pictures, truth: list[TruthRow], ids: dict[str, int], allowed: set[int], group_column: str
+    pictures: AblationFeatures, truth: list[TruthRow], ids: dict[str, int], allowed: set[int], group_column: str
 ) -> dict[int, list[int]]:
     """{id of a query: ids of its sources}, one image for each true group: its copies would be one another's negatives."""
     image_of_group: dict[str, int] = {}
@@ -153,7 +153,11 @@ def _pairs(
 
 
 def _score(
-    settings: AblateSettings, pictures: Pictures, sources: np.ndarray, queries: np.ndarray, truth: list[TruthRow]
+    settings: AblateSettings,
+    pictures: AblationFeatures,
+    sources: np.ndarray,
+    queries: np.ndarray,
+    truth: list[TruthRow],
 ) -> QueryScores:
     return score_truth(
         replace(pictures.source_keys, vectors=sources),

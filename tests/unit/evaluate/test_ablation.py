@@ -20,7 +20,7 @@ from support.variants import (
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.evaluate.ablation import variants
-from attrib.evaluate.ablation.variants import Outcome, Pictures, chosen_by_folds, fold_of, score_variant
+from attrib.evaluate.ablation.variants import AblationFeatures, Outcome, chosen_by_folds, fold_of, score_variant
 from attrib.evaluate.scores import MACRO_MIN_ROWS, QueryScores
 from attrib.train.augment.settings import KINDS
 from attrib.train.view_features import ORIGINAL, ViewFeatures
@@ -36,7 +36,7 @@ PICTURES, TRUTH = drawn_pictures()
 FOLDS = np.array([fold_of(row.group, NUM_FOLDS, 0) for row in TRUTH])
 
 
-def score(name: str, pictures: Pictures = PICTURES, **changes) -> Outcome:
+def score(name: str, pictures: AblationFeatures = PICTURES, **changes) -> Outcome:
     settings = settings_of({"name": name} | VARIANTS[name] | changes)
     (variant,) = settings.variants
     return score_variant(settings, variant, settings.training(variant, "m", "o"), pictures, TRUTH, LOCAL)

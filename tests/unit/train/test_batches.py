@@ -8,7 +8,7 @@ from attrib.common.errors import AttribError
 from attrib.data.ids import image_ids
 from attrib.train.batches import InputBatches, Inputs, is_validation
 from attrib.train.loop import mean_reciprocal_rank
-from attrib.train.objective import NOBODY, Batch
+from attrib.train.objective import EMPTY_SLOT, TrainBatch
 from attrib.train.settings import OptimiserSettings
 
 NUM_IMAGES, VIEWS_EACH, DIM = 60, 4, 5
@@ -35,13 +35,13 @@ def batches_of(inputs, rank=0, num_workers=1, seed=0, **changes) -> InputBatches
     return InputBatches(inputs, OPTIMISER.model_copy(update=changes), seed, rank, num_workers)
 
 
-def anchors_of(batches: list[Batch]) -> list[tuple]:
+def anchors_of(batches: list[TrainBatch]) -> list[tuple]:
     """(id, inputs) of every anchor that is not left out, in the order of ids."""
     return sorted(
         (int(image_id), *anchor.tolist())
         for batch in batches
         for image_id, anchor in zip(batch.anchor_ids, batch.anchors)
-        if image_id != NOBODY
+        if image_id != EMPTY_SLOT
     )
 
 
@@ -67,7 +67,7 @@ def test_rows_belong_to_their_ids(inputs):
         assert batch.anchors.dtype == batch.views.dtype == torch.float32
         for view, sources in zip(batch.views, batch.view_sources):
             assert torch.equal(sources, inputs.view_sources[int(view[0])])
-        used = batch.anchor_ids != NOBODY
+        used = batch.anchor_ids != EMPTY_SLOT
         assert batch.anchors[used, 0].tolist() == [place[int(i)] for i in batch.anchor_ids[used]]
         # Every source of every view is among the anchors, and nobody else.
         assert set(batch.anchor_ids.tolist()) == set(batch.view_sources.flatten().tolist())
@@ -80,7 +80,7 @@ def test_a_source_without_features_is_nobody(inputs):
     unknown = batches_of(Inputs(inputs.anchors, inputs.anchor_ids, inputs.views, sources), validation_share=0.01)
     for batch in unknown.epoch(0):
         assert torch.equal(batch.anchor_ids[:8], batch.view_sources[:, 0])
-        assert (batch.anchor_ids[8:] == NOBODY).all()
+        assert (batch.anchor_ids[8:] == EMPTY_SLOT).all()
 
 
 def test_held_out_images_are_never_trained_on(inputs):

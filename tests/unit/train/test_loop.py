@@ -17,7 +17,7 @@ from attrib.models.heads import Head
 from attrib.models.settings import HeadSettings
 from attrib.train import loop
 from attrib.train.batches import InputBatches, Inputs
-from attrib.train.loop import Run, mean_reciprocal_rank
+from attrib.train.loop import TrainRun, mean_reciprocal_rank
 from attrib.train.schedule import rate
 from attrib.train.settings import AlignmentSettings, DisentanglementSettings, TrainSettings
 from attrib.train.student import HeadTrunk, Student, trained_groups
@@ -66,17 +66,17 @@ def student_of(seed: int = 0) -> Student:
     return Student(HeadTrunk(nn.ModuleDict({"real": head})), head)
 
 
-def run_of(settings: TrainSettings, num_steps: int, seed: int = 0) -> Run:
+def run_of(settings: TrainSettings, num_steps: int, seed: int = 0) -> TrainRun:
     student = student_of(seed)
     optimiser = torch.optim.AdamW(trained_groups(student, settings), weight_decay=settings.optimiser.weight_decay)
-    return Run(student, settings, optimiser, num_steps, CPU)
+    return TrainRun(student, settings, optimiser, num_steps, CPU)
 
 
 def batches_of(inputs: Inputs, settings: TrainSettings) -> InputBatches:
     return InputBatches(inputs, settings.optimiser, seed=0, rank=0, num_workers=1)
 
 
-def train(inputs: Inputs, settings: TrainSettings) -> Run:
+def train(inputs: Inputs, settings: TrainSettings) -> TrainRun:
     batches = batches_of(inputs, settings)
     run = run_of(settings, batches.num_steps)
     run.train(batches, on_epoch=lambda _: None)
@@ -102,7 +102,7 @@ class Scripted:
         return self.criteria[len(self.judged) - 1]
 
 
-def scripted(inputs, criteria: list[float], **optimiser) -> tuple[Run, Scripted]:
+def scripted(inputs, criteria: list[float], **optimiser) -> tuple[TrainRun, Scripted]:
     settings = settings_of(**optimiser)
     batches = Scripted(inputs, settings, criteria)
     run = run_of(settings, batches.num_steps)
@@ -298,7 +298,7 @@ def test_a_run_restored_from_its_state_ends_with_the_same_bits(aligned, disentan
     undisturbed.train(batches, on_epoch=lambda _: None)
     start = run_of(settings, batches.num_steps)
 
-    def report(run: Run) -> None:
+    def report(run: TrainRun) -> None:
         if len(run.history) == killed_at + 1:
             torch.save(run.state(), saved)
             raise Killed

@@ -11,7 +11,7 @@ from attrib.common.errors import AttribError
 from attrib.models.heads import Head
 from attrib.models.settings import HeadSettings
 from attrib.train.losses import contrastive, decorrelation
-from attrib.train.objective import NOBODY, Batch, Objective, only_first
+from attrib.train.objective import EMPTY_SLOT, Objective, TrainBatch, only_first
 from attrib.train.settings import AlignmentSettings, DisentanglementSettings
 from attrib.train.student import HeadTrunk, Student
 
@@ -39,7 +39,7 @@ def student_of(net: str = "linear", separate: bool = False, parts: dict = PARTS)
     return Student(HeadTrunk(heads), heads["real"], separate)
 
 
-def batch_of(seed: int = 0) -> Batch:
+def batch_of(seed: int = 0) -> TrainBatch:
     """Contents, then donors, as attrib/train/batches.py makes them: images 0 to 7, some of them twice; every fourth view has no donor."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(8, CONTENT + STYLE, generator=generator)
@@ -49,7 +49,7 @@ def batch_of(seed: int = 0) -> Batch:
     views = views + 0.5 * torch.randn(views.shape, generator=generator)
     donor_ids = torch.where(torch.arange(NUM_VIEWS) % 4 == 0, -1, donors)
     ids = torch.cat([contents, donor_ids])
-    return Batch(images[ids.clamp_min(0)], ids, views, torch.stack([contents, donor_ids], dim=1))
+    return TrainBatch(images[ids.clamp_min(0)], ids, views, torch.stack([contents, donor_ids], dim=1))
 
 
 def objective_of(student, aligned: dict | None = None, disentangled: dict | None = None) -> Objective:
@@ -146,14 +146,14 @@ def test_the_order_of_anchors_does_not_matter():
     """Two workers join contents and donors in another order than one."""
     student, batch = student_of(), batch_of()
     order = torch.randperm(len(batch.anchor_ids), generator=torch.Generator().manual_seed(1))
-    other = Batch(batch.anchors[order], batch.anchor_ids[order], batch.views, batch.view_sources)
+    other = TrainBatch(batch.anchors[order], batch.anchor_ids[order], batch.views, batch.view_sources)
     losses = [objective_of(student)(student, student, some) for some in (batch, other)]
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
 
 
 def test_an_image_counts_once_however_many_views_need_it():
     student, batch = student_of(), batch_of()
-    repeated = Batch(
+    repeated = TrainBatch(
         torch.cat([batch.anchors, batch.anchors[:5]]), torch.cat([batch.anchor_ids, batch.anchor_ids[:5]]),
         batch.views, batch.view_sources,
     )  # fmt: skip
@@ -167,7 +167,7 @@ def test_only_first_leaves_out_every_repetition():
     assert only_first(ids).dtype == torch.int64 and only_first(ids[:0]).tolist() == []
 
 
-def gradients(student: Student, disentangled: dict, batch: Batch) -> dict[str, Tensor]:
+def gradients(student: Student, disentangled: dict, batch: TrainBatch) -> dict[str, Tensor]:
     """Of the disentanglement alone, by part."""
     objective = objective_of(student, None, disentangled)
     anchors, views = student(batch.anchors, batch.views)
@@ -181,7 +181,7 @@ def test_a_style_part_does_not_see_who_the_content_is():
     student, batch = student_of(), batch_of()
     shuffled = batch.view_sources.clone()
     shuffled[:, 0] = shuffled[:, 0].flip(0)
-    other = Batch(batch.anchors, batch.anchor_ids, batch.views, shuffled)
+    other = TrainBatch(batch.anchors, batch.anchor_ids, batch.views, shuffled)
     first, second = (gradients(student, {"kind": "cca_ssg"}, some) for some in (batch, other))
     assert torch.equal(first["style"], second["style"])
     assert not torch.allclose(first["content"], second["content"], rtol=0.1)
@@ -192,7 +192,7 @@ def test_views_without_any_donor_leave_the_style_part_out():
     student, batch = student_of(), batch_of()
     sources = batch.view_sources.clone()
     sources[:, 1] = -1
-    solo = Batch(batch.anchors, batch.anchor_ids, batch.views, sources)
+    solo = TrainBatch(batch.anchors, batch.anchor_ids, batch.views, sources)
     loss = objective_of(student)(student, student, solo)
     loss.backward()
     assert loss.isfinite()
@@ -203,6 +203,8 @@ def test_a_batch_in_which_nobody_is_shown_says_so(kind):
     student = student_of()
     objective = objective_of(student, {"kind": kind})
     batch = batch_of()
-    nobody = Batch(batch.anchors, torch.full_like(batch.anchor_ids, NOBODY), batch.views, batch.view_sources * 0 - 1)
+    nobody = TrainBatch(
+        batch.anchors, torch.full_like(batch.anchor_ids, EMPTY_SLOT), batch.views, batch.view_sources * 0 - 1
+    )
     with pytest.raises(AttribError, match="no view of the batch has its source among the anchors"):
         objective(student, student, nobody)

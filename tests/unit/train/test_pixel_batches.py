@@ -24,8 +24,8 @@ from attrib.models.model import build_model
 from attrib.models.preprocessing import Preprocessing
 from attrib.train import pixel_batches
 from attrib.train.batches import is_validation
-from attrib.train.loop import Run, mean_reciprocal_rank
-from attrib.train.objective import NOBODY, Batch
+from attrib.train.loop import TrainRun, mean_reciprocal_rank
+from attrib.train.objective import EMPTY_SLOT, TrainBatch
 from attrib.train.pixel_batches import PixelBatches
 from attrib.train.settings import TrainSettings
 from attrib.train.student import parallel, student_of, trained_groups
@@ -89,12 +89,12 @@ def batches_of(rows, manifest, rank=0, num_workers=1, settings=None) -> PixelBat
     return PixelBatches(rows, manifest, preprocessing, settings, rank, num_workers, CPU, LOCAL)
 
 
-def joined(parts: list[Batch]) -> Batch:
-    return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in Batch.__dataclass_fields__))
+def joined(parts: list[TrainBatch]) -> TrainBatch:
+    return TrainBatch(*(torch.cat([getattr(part, name) for part in parts]) for name in TrainBatch.__dataclass_fields__))
 
 
-def same(first: Batch, second: Batch) -> bool:
-    return all(torch.equal(getattr(first, name), getattr(second, name)) for name in Batch.__dataclass_fields__)
+def same(first: TrainBatch, second: TrainBatch) -> bool:
+    return all(torch.equal(getattr(first, name), getattr(second, name)) for name in TrainBatch.__dataclass_fields__)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_an_image_that_cannot_be_decoded_is_nobody(damaged):
     good, bad = place["3.jpg"], place["text.jpg"]
     # As content, as donor, and in its place alone.
     batch = batches.make(np.array([bad, good, good]), np.array([good, bad, place["4.jpg"]]), 0)
-    assert batch.anchor_ids.tolist() == [NOBODY, batches.ids[good], batches.ids[good]]
+    assert batch.anchor_ids.tolist() == [EMPTY_SLOT, batches.ids[good], batches.ids[good]]
     assert batch.view_sources[0].tolist() == [-1, -1] and not batch.views[0].any() and not batch.anchors[0].any()
     assert batch.view_sources[1].tolist() == [batches.ids[good], -1] and batch.views[1].any()
     # The donor's place taken by nobody: a solo view, whatever kind was drawn.
@@ -198,12 +198,12 @@ def test_training_goes_on_around_broken_images(damaged):
     settings = settings_of(optimiser={"num_epochs": 1, "batch_size": 4})
     batches = batches_of(*damaged, settings=settings)
     student = student_of(model_of(settings), settings)
-    run = Run(student, settings, torch.optim.AdamW(trained_groups(student, settings)), batches.num_steps, CPU)
+    run = TrainRun(student, settings, torch.optim.AdamW(trained_groups(student, settings)), batches.num_steps, CPU)
     run.train(batches, on_epoch=lambda _: None)
     assert len(run.history) == 2 and np.isfinite(run.history[1]["loss"])
     ids = {int(i) for batch in batches.epoch(0) for i in batch.anchor_ids} | set(batches._judged[1].tolist())
     broken = {i for i, key in zip(batches.ids.tolist(), damaged[0]["key"].to_pylist()) if key in BROKEN}
-    assert len(broken) == 3 and NOBODY in ids and not broken & ids
+    assert len(broken) == 3 and EMPTY_SLOT in ids and not broken & ids
 
 
 def test_the_cache_of_decoded_images_changes_nothing(images, monkeypatch):
@@ -232,7 +232,7 @@ def test_the_criterion_judges_views_of_held_out_images_among_all(images):
 def test_fine_tuning_raises_the_criterion(images):
     settings = settings_of(optimiser={"num_epochs": 6, "patience_epochs": 6, "learning_rate": 0.01})
     batches, student = batches_of(*images, settings=settings), student_of(model_of(settings), settings)
-    run = Run(student, settings, torch.optim.AdamW(trained_groups(student, settings)), batches.num_steps, CPU)
+    run = TrainRun(student, settings, torch.optim.AdamW(trained_groups(student, settings)), batches.num_steps, CPU)
     run.train(batches, on_epoch=lambda _: None)
     assert run.history[-1]["loss"] < run.history[1]["loss"]
     assert max(row["criterion"] for row in run.history) > run.history[0]["criterion"]
@@ -249,7 +249,9 @@ def trained(folder, rank: int, num_workers: int) -> dict:
     epoch = list(batches.epoch(0))
     found = {"batches": [vars(batch) for batch in epoch], "criterion": batches.criterion(student)}
     wrapped = parallel(student, settings, CPU) if num_workers > 1 else student
-    run = Run(student, settings, torch.optim.SGD(trained_groups(student, settings)), batches.num_steps, CPU, wrapped)
+    run = TrainRun(
+        student, settings, torch.optim.SGD(trained_groups(student, settings)), batches.num_steps, CPU, wrapped
+    )
     before = copy.deepcopy(student.state_dict())
     after = {}
     run.train(batches, on_epoch=lambda run: after.update(run.state()["student"]))  # not the best: that may be the start
@@ -268,7 +270,7 @@ def workers(folder, gloo_pool) -> list[dict]:
 def test_two_processes_see_the_batches_of_one_and_learn_the_same(workers, folder):
     alone = trained(folder, 0, 1)
     for step, expected in enumerate(alone["batches"]):
-        assert same(joined([Batch(**worker["batches"][step]) for worker in workers]), Batch(**expected))
+        assert same(joined([TrainBatch(**worker["batches"][step]) for worker in workers]), TrainBatch(**expected))
     moved = 0
     for worker in workers:
         assert worker["criterion"] == pytest.approx(alone["criterion"], abs=1e-6)

@@ -17,8 +17,13 @@ logger = logging.getLogger("jobs")
 @contextmanager
 def reported() -> Iterator[None]:
     """Run a job: errors the user can fix and signals become one log message and an exit code, without a traceback."""
-    # Ray installs the same handler when it starts.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+    received = [signal.SIGINT]
+
+    def on_sigterm(*_: object) -> None:
+        received.append(signal.SIGTERM)
+        raise KeyboardInterrupt  # while Ray waits in C++, only this exception arrives here as itself
+
+    signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     except AttribError as error:
@@ -27,19 +32,10 @@ def reported() -> Iterator[None]:
     except OSError as error:  # such as a full disk, a missing bucket or refused credentials
         logger.error(f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        _stop(signal.SIGINT)
-    except SystemExit as end:
-        # Ray Train takes over Ctrl-C while it trains and then exits with code 0. No job exits with 0 by itself.
-        if end.code not in (0, signal.SIGTERM):
-            raise
-        _stop(signal.SIGTERM if end.code else signal.SIGINT)
-
-
-def _stop(received: signal.Signals) -> None:
-    for number in EXIT_CODES:
-        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
-    if "ray" in sys.modules:
-        sys.modules["ray"].shutdown()
-    logger.error(f"stopped by {received.name}; run the same command again to continue")
-    raise SystemExit(EXIT_CODES[received]) from None
+    except (KeyboardInterrupt, SystemExit):  # SystemExit: what Ray Train makes of Ctrl-C
+        for number in EXIT_CODES:
+            signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
+        logger.error(f"stopped by {received[-1].name}")
+        raise SystemExit(EXIT_CODES[received[-1]]) from None

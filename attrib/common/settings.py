@@ -29,7 +29,8 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), serialize_by_alias=True)
+    old_keys: ClassVar[dict[str, str]] = {}  # old key: its new name; the config reader accepts it with a warning
 
 
 class StorageSettings(Settings):

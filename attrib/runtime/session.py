@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 
 import ray
 
@@ -20,6 +22,8 @@ def connect(settings: RaySettings, dashboard: bool = False) -> None:
     if ray.is_initialized():
         return
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Ray replaces the handler of SIGTERM, in C++ by one that aborts the process with a stack trace.
+    on_main_thread, on_sigterm = threading.current_thread() is threading.main_thread(), signal.getsignal(signal.SIGTERM)
     address = settings.address or os.environ.get("RAY_ADDRESS")
     if address:
         # Workers of a local Ray inherit the environment; those of a cluster have to be told another format than the default.
@@ -35,6 +39,8 @@ def connect(settings: RaySettings, dashboard: bool = False) -> None:
             include_dashboard=dashboard,
             logging_level=logging.ERROR,
         )
+    if on_main_thread:
+        signal.signal(signal.SIGTERM, on_sigterm)
     resources = ray.cluster_resources()
     nodes = sum(node["Alive"] for node in ray.nodes())
     logger.info(

@@ -26,11 +26,11 @@ def test_a_dump_of_which_nothing_can_be_assessed_has_no_shares(registry, tmp_pat
     collection = {"name": "small", "uri": str(tmp_path / "images")}
     manifest_job.run(ManifestSettings(collection=collection, output=str(tmp_path / "manifest")))
     made = {"manifest": str(tmp_path / "manifest")}
-    record = identify_job.run(settings_of(made, registry, str(tmp_path / "out"), dump={"num_draws": 100}))
+    record = identify_job.run(settings_of(made, registry, str(tmp_path / "out"), prevalence={"num_draws": 100}))
     assert record["shares"] is record["changes"] is record["recognised"] is None and record["abstains"] is None
     assert "WARNING: no image could be assessed, so that shares are not known" in capfd.readouterr().err
     later = settings_of(
-        made, registry, str(tmp_path / "later"), dump={"num_draws": 100}, previous=str(tmp_path / "out")
+        made, registry, str(tmp_path / "later"), prevalence={"num_draws": 100}, previous=str(tmp_path / "out")
     )
     assert identify_job.run(later)["changes"] is None
 
@@ -43,7 +43,7 @@ def test_after_the_verdicts_of_a_failed_run_are_deleted_images_are_read_again(re
     manifest_job.run(ManifestSettings(collection=collection, output=str(tmp_path / "manifest")))
     aside = (tmp_path / "images" / "2.png").rename(tmp_path / "2.png")
     settings = settings_of(
-        {"manifest": str(tmp_path / "manifest")}, registry, str(tmp_path / "out"), max_failed_share=0.01, dump={}
+        {"manifest": str(tmp_path / "manifest")}, registry, str(tmp_path / "out"), max_failed_share=0.01, prevalence={}
     )
     with pytest.raises(FailedShareError, match=r"1 of 4 images .* or delete that folder and run again"):
         identify_job.run(settings)

@@ -33,6 +33,6 @@ def settings_of(made: dict, registry: str, output: str, **options) -> IdentifySe
         "max_failed_share": 0.5,
         "chunk_rows": 25,
         "max_megapixels": 10,
-        "dump": {"num_draws": 100, "set_column": "account", "num_permutations": 99, "min_candidate_images": 10},
+        "prevalence": {"num_draws": 100, "set_column": "account", "num_permutations": 99, "min_candidate_images": 10},
     }
     return IdentifySettings(**given | options)

@@ -126,12 +126,12 @@ def _estimate(
 def _summary_bytes(settings: IdentifySettings, manifest: Manifest, dimension: int) -> int:
     """Of what the driver holds while it sums up: a part, what it keeps of every image, the sample that is clustered with its square matrices
     (twice in float64), and a batch beside it. Sets are judged from the fingerprints of all their images, at most those of the dump."""
-    clustered = min(settings.dump.max_clustered, manifest.num_images)
+    clustered = min(settings.prevalence.max_clustered, manifest.num_images)
     part = max(manifest.num_rows) * (2 * dimension + 4 * dimension + COLUMNS_BYTES)
     clusters = clustered * (2 * 4 * dimension + 8 * dimension + 2 * 8 * clustered) + BATCH_ROWS * 4 * (
         dimension + 2 * clustered
     )
-    sets = manifest.num_images * 4 * dimension if settings.dump.set_column else 0
+    sets = manifest.num_images * 4 * dimension if settings.prevalence.set_column else 0
     return part + KEPT_BYTES * manifest.num_images + clusters + sets
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from attrib.generators.identify.calibration import ORIGINS, PHOTOGRAPHS, Calibration, first_in, gallery_of
 from attrib.generators.identify.conformal import column_means, permutation_p_value, source_p_value
-from attrib.generators.identify.settings import DumpSettings
+from attrib.generators.identify.settings import PrevalenceSettings
 from attrib.generators.identify.verdicts import FAMILY, FAMILY_SEPARATOR, KNOWN, UNASSESSABLE, UNKNOWN, Judge
 
 MIN_COMPARED = 20  # negatives of one origin in a gallery
@@ -56,7 +56,7 @@ class SetStratum:
     source: np.ndarray
 
 
-def judge_set(name: str, vectors: np.ndarray, judge: Judge, settings: DumpSettings) -> SetVerdict:
+def judge_set(name: str, vectors: np.ndarray, judge: Judge, settings: PrevalenceSettings) -> SetVerdict:
     """vectors: float32 [m, d], unit rows of all images that are tested. The same set gets the same p-values whatever others there are."""
     calibration = judge.calibration
     generator = np.random.default_rng(settings.seed)
@@ -155,7 +155,7 @@ def _negatives_in(gallery: int, calibration: Calibration) -> tuple[np.ndarray, n
 
 
 def _against_negatives(
-    strata: list[SetStratum], calibration: Calibration, settings: DumpSettings, generator: np.random.Generator
+    strata: list[SetStratum], calibration: Calibration, settings: PrevalenceSettings, generator: np.random.Generator
 ) -> tuple[float, float]:
     """The p-value of the highest mean and the least that it could be; 1 and 1 where nothing generated is among the negatives, or a gallery has
     none of an origin."""
@@ -190,7 +190,7 @@ def _against_own(
     strata: list[SetStratum],
     best: int,
     calibration: Calibration,
-    settings: DumpSettings,
+    settings: PrevalenceSettings,
     generator: np.random.Generator,
 ) -> float:
     """Whether a set's scores are lower than those of the generator's references in the same galleries, left out in turn."""

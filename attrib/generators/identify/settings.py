@@ -2,14 +2,14 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from attrib.common.settings import JobSettings, Positive, Settings, Share, Uri
 from attrib.generators.registry.settings import MIN_REFERENCES, VerdictSettings
 
 
-class DumpSettings(Settings):
-    """What is said of all images together."""
+class PrevalenceSettings(Settings):
+    """Estimates over the whole image set: prevalence of the generators, sets of one account, candidate generators."""
 
     num_draws: Annotated[int, Field(ge=100)] = 1_000  # of shares, for their 95 % intervals
     set_column: str | None = (
@@ -34,13 +34,18 @@ class IdentifySettings(JobSettings):
         "io_threads",
     }
 
+    old_keys: ClassVar[dict[str, str]] = {"dump": "prevalence"}
+
     manifest: Uri
     registry: Uri
     output: Uri
     previous: Uri | None = None  # output of an earlier run, to report the change of the shares
     max_failed_share: Share = 0.05  # of images that cannot be read or decoded
     verdicts: VerdictSettings = VerdictSettings()
-    dump: DumpSettings = DumpSettings()
+    # Records and output keep the old key, so that a finished run is found again.
+    prevalence: PrevalenceSettings = Field(
+        default=PrevalenceSettings(), validation_alias=AliasChoices("prevalence", "dump"), serialization_alias="dump"
+    )
     chunk_rows: Positive = 256  # images that commit together
     io_threads: Positive = 8
     max_megapixels: float = Field(default=100.0, gt=0)

@@ -166,9 +166,9 @@ def _shares(
         np.column_stack([attributed, in_gallery - attributed.sum(axis=1)]),
         judge.confusion,
         counted.num_images - num_assessed,
-        settings.dump.num_draws,
+        settings.prevalence.num_draws,
         # Two dumps must not be drawn alike: their difference would then look surer than it is.
-        int(digest([settings.dump.seed, settings.manifest, settings.output])[:12], 16),
+        int(digest([settings.prevalence.seed, settings.manifest, settings.output])[:12], 16),
     )
     storage.write_array(join(settings.output, SHARE_DRAWS), draws)
     confusion = mixed_confusion(judge.confusion, in_gallery)
@@ -223,9 +223,9 @@ def _candidates(settings: IdentifySettings, uris: list[str], judge: Judge, stora
     found = find_candidates(
         lambda: _unknown(uris, storage),
         cut,
-        max_clustered=settings.dump.max_clustered,
-        min_images=settings.dump.min_candidate_images,
-        num_exemplars=settings.dump.num_exemplars,
+        max_clustered=settings.prevalence.max_clustered,
+        min_images=settings.prevalence.min_candidate_images,
+        num_exemplars=settings.prevalence.num_exemplars,
     )
     names = [f"candidate-{number:02d}" for number in range(1, len(found) + 1)]
     sizes = [len(candidate.ids) for candidate in found]
@@ -277,7 +277,7 @@ def _sets(
     judge: Judge,
     storage: Storage,
 ) -> dict | None:
-    column = settings.dump.set_column
+    column = settings.prevalence.set_column
     if column is None:
         return None
     check_set_column(settings, manifest)
@@ -300,12 +300,12 @@ def _sets(
         for name, rows in rows_of.items():
             before = kept.get(name, (np.empty(0, np.int64), np.empty((0, vectors.shape[1]), np.float32)))
             together = np.concatenate([before[0], ids[rows]])
-            first = np.argsort(sampling_rank(together), kind="stable")[: settings.dump.max_set_images]
+            first = np.argsort(sampling_rank(together), kind="stable")[: settings.prevalence.max_set_images]
             kept[name] = together[first], np.concatenate([before[1], vectors[rows]])[first]
     judged: list[SetVerdict] = [
-        judge_set(name, kept[name][1], judge, settings.dump)
+        judge_set(name, kept[name][1], judge, settings.prevalence)
         for name in sorted(kept)
-        if len(kept[name][0]) >= settings.dump.min_set_images
+        if len(kept[name][0]) >= settings.prevalence.min_set_images
     ]
     rows = pa.Table.from_pylist([asdict(verdict) for verdict in judged], schema=SET_SCHEMA)
     storage.write_table(join(settings.output, SETS), rows)
@@ -320,7 +320,7 @@ def _sets(
 
 def check_set_column(settings: IdentifySettings, manifest: Manifest) -> None:
     """Raises AttribError if the manifest has no such column."""
-    column = settings.dump.set_column
+    column = settings.prevalence.set_column
     if column is not None and column not in manifest.metadata_columns:
         raise AttribError(
             f"dump.set_column: the manifest has no metadata column {column!r}; it has {', '.join(manifest.metadata_columns) or 'none'}"

@@ -1,8 +1,11 @@
 """Configs: what is wrong is named before any work, and every example config is valid."""
 
 import importlib
+import json
+import logging
 import os
 import pkgutil
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -12,10 +15,13 @@ import attrib
 from attrib.attribute.settings import AttributeSettings
 from attrib.common.config import digest, load_settings, parse_arguments, validate, versions
 from attrib.common.errors import AttribError
-from attrib.common.settings import StorageSettings
+from attrib.common.logs import FORMAT_VARIABLE
+from attrib.common.settings import StorageSettings, result_settings
 from attrib.data.settings import CollectionSettings, ManifestSettings
+from attrib.demo.settings import DemoSettings
 from attrib.embed.settings import EmbedSettings
 from attrib.evaluate.settings import EvaluateSettings
+from attrib.generators.identify.settings import IdentifySettings
 from attrib.index.settings import IndexSettings
 from attrib.pipeline.settings import PipelineSettings
 from attrib.train.settings import TrainSettings
@@ -190,6 +196,67 @@ def test_a_config_error_ends_with_code_2(tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
         parse_arguments(EmbedSettings, "text", ["--config", str(tmp_path / "absent.yaml")])
     assert exit.value.code == 2 and "error: cannot read the config" in capsys.readouterr().err
+
+
+IDENTIFY = {"manifest": "m", "registry": "r", "output": "o"}
+BOTH_NAMES = [
+    (IdentifySettings, IDENTIFY, lambda section: section),
+    (PipelineSettings, PIPELINE, lambda section: {"identify": {"registry": "r"} | section}),
+]
+
+
+@pytest.mark.parametrize(("kind", "values", "nested"), BOTH_NAMES)
+def test_an_old_key_is_accepted_with_one_warning_and_means_the_new_one(kind, values, nested, tmp_path, caplog):
+    new = load(kind, values | nested({"prevalence": {"num_draws": 200}}), tmp_path)
+    assert not caplog.records
+    old = load(kind, values | nested({"dump": {"num_draws": 200}}), tmp_path)
+    assert old == new and [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "'dump' is now called 'prevalence'" in caplog.text
+    with pytest.raises(AttribError, match="both 'prevalence' and its old name 'dump'"):
+        load(kind, values | nested({"dump": {}, "prevalence": {}}), tmp_path)
+    with pytest.raises(AttribError, match=r"prevalence\.num_draw: unknown key; did you mean num_draws\?"):
+        load(kind, values | nested({"dump": {"num_draw": 200}}), tmp_path)
+
+
+def test_records_keep_the_old_key(tmp_path, caplog):
+    """The identity of a run is a digest of its recorded settings, so a finished run must be found again."""
+    loaded = load(IdentifySettings, IDENTIFY | {"prevalence": {"num_draws": 200}}, tmp_path)
+    recorded = loaded.model_dump(mode="json")
+    assert recorded["dump"]["num_draws"] == 200 and "prevalence" not in recorded
+    assert result_settings(loaded)["dump"] == recorded["dump"]
+    assert IdentifySettings.model_validate(recorded) == loaded
+    assert IdentifySettings.model_validate_json(loaded.model_dump_json()) == loaded and not caplog.records
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_the_log_format_is_an_option_of_the_command_line(log_format, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv(FORMAT_VARIABLE, "text")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [*logging.getLogger().handlers])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(MANIFEST))
+    arguments = ["--config", "config.yaml", "--log-format", log_format]
+    assert parse_arguments(ManifestSettings, "text", arguments) == load(ManifestSettings, MANIFEST, tmp_path)
+    log = logging.getLogger("attrib.test")
+    log.info("listed", extra={"numbers": {"done": 3}})
+    log.warning("slow")
+    lines = capsys.readouterr().err.splitlines()
+    if log_format == "text":
+        assert lines == ["listed", "WARNING: slow"]
+        return
+    first, second = map(json.loads, lines)
+    assert datetime.fromisoformat(first.pop("time")).tzinfo
+    assert first == {"level": "info", "logger": "attrib.test", "message": "listed", "done": 3}
+    assert (second["level"], second["message"]) == ("warning", "slow")
+
+
+def test_a_job_without_a_config_starts_from_the_defaults(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert parse_arguments(DemoSettings, "text", [], needs_config=False) == DemoSettings()
+    assert parse_arguments(DemoSettings, "text", ["--set", "seed=3"], needs_config=False) == DemoSettings(seed=3)
+    assert load_settings(DemoSettings, str(CONFIGS / "demo.yaml")) == DemoSettings()
+    with pytest.raises(SystemExit):
+        parse_arguments(DemoSettings, "text", ["--set", "sed=3"], needs_config=False)
+    assert "the command line is not a valid DemoSettings" in capsys.readouterr().err
 
 
 def test_settings_are_frozen():

@@ -8,7 +8,7 @@ from support.generators import around, unit
 from support.verdicts import groups_and_strangers, judge_from
 
 from attrib.generators.identify.sets import judge_set, standing_out
-from attrib.generators.identify.settings import DumpSettings
+from attrib.generators.identify.settings import PrevalenceSettings
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def test_sets_are_told_apart_where_single_images_are_not(vectors):
     groups = [around(centres[c], 40, noise, generator)[None] for c in (0, 1)]
     strangers = around(centres[3], 120, 0.6, generator)
     judge = judge_from(groups, strangers)
-    settings = DumpSettings(num_permutations=199)
+    settings = PrevalenceSettings(num_permutations=199)
     images = around(centres[0], 20, noise, generator)
     alone = sum(v.kind == "known" for v in judge.verdicts(images))
     together = judge_set("account", images, judge, settings)
@@ -42,7 +42,7 @@ def test_a_set_names_the_member_of_a_family_that_single_images_do_not():
     centres = [unit(centre + 0.25 * unit(generator.standard_normal(24))) for _ in range(2)]
     groups = [around(c, 40, 0.12, generator)[None] for c in centres]
     judge = judge_from(groups, unit(generator.standard_normal((60, 24))), family=np.array([0, 0]))
-    settings = DumpSettings(num_permutations=199)
+    settings = PrevalenceSettings(num_permutations=199)
     named = [judge_set("s", around(centres[i % 2], 30, 0.12, generator), judge, settings) for i in range(40)]
     right = sum(v.verdict == "known" and v.generator == f"g{i % 2}" for i, v in enumerate(named))
     lost = sum(v.generator is None or f"g{i % 2}" not in v.generator for i, v in enumerate(named))
@@ -68,7 +68,7 @@ def test_more_images_of_a_registered_generator_are_no_weaker_a_set(vectors):
     generator, centres, _, _ = vectors
     groups = [around(centres[c], 20, 0.4, generator)[None] for c in (0, 1)]
     judge = judge_from(groups, around(centres[3], 25, 0.6, generator))
-    settings = DumpSettings(num_permutations=199)
+    settings = PrevalenceSettings(num_permutations=199)
     for size in (10, 30, 90):
         found = judge_set("s", around(centres[0], size, 0.4, generator), judge, settings)
         assert found.verdict == "known" and found.generator == "g0" and found.p_value <= 0.05
@@ -77,7 +77,7 @@ def test_more_images_of_a_registered_generator_are_no_weaker_a_set(vectors):
 def test_copies_of_a_picture_count_once_in_a_set(vectors):
     generator, centres, groups, strangers = vectors
     judge = judge_from(groups[:2], strangers)
-    settings = DumpSettings(num_permutations=199)
+    settings = PrevalenceSettings(num_permutations=199)
     pictures = around(centres[3], 3, 0.6, generator)
     once = judge_set("s", pictures, judge, settings)
     stored = unit(np.repeat(pictures, 20, axis=0).astype(np.float16).astype(np.float32))

@@ -41,10 +41,13 @@ def test_a_signal_ends_a_job_with_its_code_one_line_and_no_process_left(number, 
         deadline = time.monotonic() + 120
         while not started.exists() and job.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert started.exists(), "the work did not start"
+        assert job.poll() is None and started.exists(), "the work did not start"
         processes = psutil.Process(job.pid).children(recursive=True)
         job.send_signal(number)
         _, said = job.communicate(timeout=120)
+    except AssertionError:
+        job.kill()
+        raise AssertionError(job.communicate()[1]) from None
     finally:
         job.kill()
     assert job.returncode == code, said

@@ -115,16 +115,6 @@ def s3_endpoint() -> str:
     server.stop()
 
 
-@pytest.fixture(params=["local", "s3 by arrow", "s3 by s3fs"])
-def place(request, tmp_path) -> tuple[Storage, str]:
-    """A storage and an empty folder in it; the test runs once for each way to store."""
-    if request.param == "local":
-        return Storage(StorageSettings()), str(tmp_path / "store")
-    client = request.param.removeprefix("s3 by ")
-    storage = Storage(StorageSettings(client=client, endpoint=request.getfixturevalue("s3_endpoint")))
-    return storage, f"s3://attrib/{client}/{tmp_path.name}"
-
-
 @pytest.fixture
 def local() -> Storage:
     return Storage(StorageSettings())

@@ -1,139 +1,17 @@
-"""One behaviour over a local disk and over a real HTTP S3 server, by both clients."""
+"""Storage on a local disk: atomic writes and odd names. The contract for all clients is in tests/integration/test_storage_clients.py."""
 
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import time
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
+from support.files import files_below
 
 from attrib.common.errors import AttribError
 from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage, join
-
-NAMES = (
-    "plain",
-    "with space",
-    "日本 ü",
-    "hash#a",
-    "question?x=1",
-    "plus+a",
-    "percent%20a",
-    "a&b=c",
-    "star*[x]{y}",
-    "~tilde",
-)
-
-
-def files_below(folder) -> list[str]:
-    return sorted(os.path.join(base, name) for base, _, names in os.walk(folder) for name in names)
-
-
-def test_bytes_json_and_tables_come_back_as_written(place):
-    storage, root = place
-    storage.write_bytes(join(root, "a/data.bin"), b"\0\1\2")
-    assert storage.read_bytes(join(root, "a/data.bin")) == b"\0\1\2"
-    storage.write_bytes(join(root, "a/data.bin"), pa.py_buffer(b"again"))
-    assert storage.read_bytes(join(root, "a/data.bin")) == b"again"
-    storage.write_bytes(join(root, "empty"), b"")
-    assert storage.exists(join(root, "empty")) and storage.read_bytes(join(root, "empty")) == b""
-    value = {"key": ["ü", 1, None, 0.5]}
-    storage.write_json(join(root, "record.json"), value)
-    assert storage.read_json(join(root, "record.json")) == value
-    table = pa.table(
-        {"id": pa.array(range(10), pa.int64()), "vector": pa.array([[0.5, 1.5]] * 10, pa.list_(pa.float16(), 2))}
-    )
-    storage.write_table(join(root, "table.parquet"), table, row_group_rows=4)
-    assert storage.read_table(join(root, "table.parquet")).equals(table)
-    assert storage.read_table(join(root, "table.parquet"), columns=["id"], filter=pc.field("id") > 7)[
-        "id"
-    ].to_pylist() == [8, 9]
-    assert storage.dataset([join(root, "table.parquet")] * 2, format="parquet").count_rows() == 20
-
-
-def test_an_object_of_many_upload_parts_comes_back_whole(place):
-    storage, root = place
-    data = os.urandom(1 << 20) * 17  # above the size of a part of either client
-    storage.write_bytes(join(root, "large.bin"), data)
-    assert storage.read_bytes(join(root, "large.bin")) == data
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_odd_names_are_literal(name, place):
-    storage, root = place
-    uri = join(root, f"folder {name}", f"{name}.bin")
-    storage.write_bytes(uri, name.encode())
-    assert storage.exists(uri) and storage.read_bytes(uri) == name.encode()
-    assert storage.names(join(root, f"folder {name}")) == [f"{name}.bin"]
-    (found,) = storage.list_folder(root, recursive=True, suffix=f"{name}.bin")
-    assert ("s3://" if uri.startswith("s3://") else "") + found.path == uri
-    assert found.size == len(name.encode())
-
-
-def test_listing_is_by_path_and_filtered_by_suffix(place):
-    storage, root = place
-    for name in ("b.tar", "a.tar", "sub/c.tar", "a.txt"):
-        storage.write_bytes(join(root, name), b"x")
-    assert storage.names(root) == ["a.tar", "a.txt", "b.tar", "sub"]
-    assert storage.names(root, suffix=".tar") == ["a.tar", "b.tar"]
-    assert [i.base_name for i in storage.list_folder(root, recursive=True, suffix=".tar")] == [
-        "a.tar",
-        "b.tar",
-        "c.tar",
-    ]
-    assert storage.list_folder(join(root, "absent")) == [] and storage.names(join(root, "absent"), ".tar") == []
-
-
-def test_what_is_missing_is_reported_as_missing(place):
-    storage, root = place
-    storage.write_bytes(join(root, "there"), b"x")
-    assert not storage.exists(join(root, "absent"))
-    for read in (storage.read_bytes, storage.read_table, storage.open, storage.read_json):
-        with pytest.raises(FileNotFoundError, match="absent"):
-            read(join(root, "absent"))
-    with pytest.raises(AttribError, match=r"absent/x\.json is not there: run jobs\.embed to its end"):
-        storage.require(join(root, "absent/x.json"), "jobs.embed")
-
-
-def test_delete_leaves_the_neighbours(place):
-    storage, root = place
-    for name in ("a/1", "a/b/2", "ab/3", "file"):
-        storage.write_bytes(join(root, name), b"x")
-    storage.delete_folder(join(root, "a"))
-    storage.delete_folder(join(root, "never there"))
-    assert not storage.exists(join(root, "a/b/2")) and not storage.exists(join(root, "a"))
-    assert storage.exists(join(root, "ab/3"))
-    storage.delete_file(join(root, "file"))
-    assert not storage.exists(join(root, "file"))
-
-
-def test_publish_and_localise(place, tmp_path):
-    storage, root = place
-    source = tmp_path / "made here.bin"
-    for folder in ("a_b/c", "a/b_c"):
-        source.write_bytes(b"content" * 1000)
-        storage.publish(str(source), join(root, folder, "file.bin"))
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    copies = [storage.localise(join(root, folder, "file.bin"), str(scratch)) for folder in ("a_b/c", "a/b_c")]
-    assert copies[0] != copies[1]
-    for copy in copies:
-        with open(copy, "rb") as file:
-            assert file.read() == b"content" * 1000
-    assert not source.exists()
-    if not root.startswith("s3://"):
-        assert copies[0] == join(root, "a_b/c/file.bin") and files_below(scratch) == []
-
-
-def test_a_storage_travels_to_workers(place):
-    storage, root = place
-    storage.write_bytes(join(root, "x"), b"1")
-    copy = pickle.loads(pickle.dumps(storage))
-    assert copy.settings == storage.settings and copy.read_bytes(join(root, "x")) == b"1"
+from attrib.common.storage import Storage
 
 
 def test_a_failed_local_write_leaves_the_old_file_and_nothing_else(tmp_path, local):

@@ -76,14 +76,14 @@ FORMS = (
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_lists_the_same_images_and_reads_the_same_bytes(form, place):
-    storage, root = place
+def test_every_form_lists_the_same_images_and_reads_the_same_bytes(form, tmp_path, local):
+    storage, root = local, str(tmp_path / "store")
     settings = write_form(form, root, storage)
     check_equals(CollectionSettings(name="c", uri=root, **settings), storage, IMAGES)
 
 
-def test_one_file_is_a_collection_as_well(place):
-    storage, root = place
+def test_one_file_is_a_collection_as_well(tmp_path, local):
+    storage, root = local, str(tmp_path / "store")
     write_tars(IMAGES, root, storage)
     check_equals(CollectionSettings(name="c", uri=join(root, "000.tar"), format="webdataset"), storage, IMAGES)
 
@@ -106,8 +106,8 @@ def test_extensions_are_read_with_and_without_dot_in_any_case(extensions, tmp_pa
     assert [row["key"] for row in rows] == ["a.png", "b.PNG"]
 
 
-def test_what_is_not_there_is_named(place):
-    storage, root = place
+def test_what_is_not_there_is_named(tmp_path, local):
+    storage, root = local, str(tmp_path / "store")
     for format in ("folder", "webdataset"):
         with pytest.raises(AttribError, match=r"collection 'c': .*/absent does not exist"):
             list_units(CollectionSettings(name="c", uri=join(root, "absent"), format=format), storage)
@@ -139,8 +139,8 @@ def damaged_tars() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("damage", damaged_tars())
-def test_a_damaged_tar_is_refused_rather_than_listed_in_part(damage, place):
-    storage, root = place
+def test_a_damaged_tar_is_refused_rather_than_listed_in_part(damage, tmp_path, local):
+    storage, root = local, str(tmp_path / "store")
     storage.write_bytes(join(root, "bad.tar"), damaged_tars()[damage])
     with pytest.raises(AttribError, match=r"bad\.tar is not a readable plain tar file \(.+\); fetch it again"):
         listed(CollectionSettings(name="c", uri=root, format="webdataset"), storage)
@@ -198,8 +198,8 @@ def test_keys_may_be_numbers_and_uris_are_keys_by_default(tmp_path, local):
         ("http://example.org/a.jpg", "http:// is not supported; use a local path or s3://"),
     ],
 )
-def test_an_image_that_cannot_be_read_is_one_image_that_failed(place_of_image, expected, place):
-    storage, root = place
+def test_an_image_that_cannot_be_read_is_one_image_that_failed(place_of_image, expected, tmp_path, local):
+    storage, root = local, str(tmp_path / "store")
     storage.write_bytes(join(root, "there.jpg"), b"x")
     write_uri_parquet({"a": b"", "b": b""}, {"a": place_of_image, "b": "there.jpg"}, root, storage)
     collection = CollectionSettings(name="c", uri=root, format="parquet", key_column="name", uri_column="where")
@@ -280,8 +280,8 @@ def listing_with_sidecar(uri: str, storage, **settings) -> tuple[pa.Table, Colle
 
 
 @pytest.mark.parametrize("extension", ["csv", "tsv", "parquet", "CSV"])
-def test_a_sidecar_describes_images_by_key(extension, place):
-    storage, root = place
+def test_a_sidecar_describes_images_by_key(extension, tmp_path, local):
+    storage, root = local, str(tmp_path / "store")
     uri = join(root, f"about.{extension}")
     write_sidecar(uri, storage, prefix="set/", key="file")
     images, collection = listing_with_sidecar(uri, storage, key_column="file", key_prefix="set/")

@@ -42,8 +42,8 @@ def assert_same(found: Outcome, expected: Outcome) -> None:
     assert all(np.array_equal(found.scores.values[name], expected.scores.values[name]) for name in found.scores.values)
 
 
-def test_what_is_read_is_what_was_written(place):
-    storage, root = place
+def test_what_is_read_is_what_was_written(tmp_path, local):
+    storage, root = local, str(tmp_path / "store")
     expected = drawn_outcome()
     assert read_outcome(join(root, "a"), storage) is None
     write_outcome(join(root, "a"), expected, storage)

@@ -26,17 +26,16 @@ def photographs():
     return torch.randint(0, 256, (5, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
-def write(place, model_id, spec, model, photographs):
-    storage, uri = place
+def write(storage, uri, model_id, spec, model, photographs):
     model = model.to(memory_format=torch.channels_last).eval()
     samples = render(model, photographs)
     return write_model(uri, model_id, spec, 7, model, 0.25, 3, samples, storage), samples
 
 
-def test_a_model_and_its_samples_come_back(place, photographs):
-    storage, uri = place
+def test_a_model_and_its_samples_come_back(photographs, tmp_path, local):
+    storage, uri = local, str(tmp_path / "store")
     spec = next(spec for spec in sample_specs(20, 0, width=8) if spec.norm == "batch")
-    card, samples = write(place, f"{spec.name}-7", spec, build_autoencoder(spec, 7), photographs)
+    card, samples = write(storage, uri, f"{spec.name}-7", spec, build_autoencoder(spec, 7), photographs)
     assert read_card(uri, card.model_id, storage) == card
     assert (card.spec, card.seed, card.loss, card.num_steps) == (spec, 7, 0.25, 3)
     storage.write_array(join(uri, PHOTOGRAPHS), photographs.numpy())

@@ -1,12 +1,12 @@
-"""The errors that a job reports as a message instead of a traceback."""
+"""Errors that a job reports as one message instead of a traceback."""
 
 
 class AttribError(Exception):
-    """Something the user can mend: the message names the value or file at fault and the remedy."""
+    """An error the user can fix: the message names the value or file and the remedy."""
 
 
 class MismatchError(AttribError):
-    """Two inputs were made by different models, preprocessing or metrics and must not be combined."""
+    """Two inputs that must not be combined: made by different models, preprocessing or metrics."""
 
 
 class FailedShareError(AttribError):
@@ -26,5 +26,5 @@ class ImageError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """What fits into a row or a message: the first line, at most 200 characters; the kind of an error that says nothing."""
+    """First line of an error's message, at most 200 characters; the error's type if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

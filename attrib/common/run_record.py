@@ -1,10 +1,12 @@
-"""The record beside every output, and what lets a killed job continue: one output folder belongs to one identity.
+"""The record beside every output. It decides whether a job starts, continues a killed run or finds the work done.
 
-`started.json` appears before any work and the job's own record (`manifest.json`, `embeddings.json`, ...) after all of it. A restart with
-the same identity continues or finds the work done; any other identity is refused rather than mixed in.
+`started.json` is written before any work, and the job's own record (`manifest.json`, `embeddings.json`, ...) after all of
+it. Both hold the run's identity, a digest of settings and inputs. A run with another identity is refused, so that the
+results of two runs are never mixed in one folder.
 """
 
 from datetime import UTC, datetime
+from typing import Any
 
 from attrib.common.config import digest, versions
 from attrib.common.errors import AttribError
@@ -13,13 +15,16 @@ from attrib.common.storage import Storage, join
 
 STARTED = "started.json"
 
+Record = dict[str, Any]
+
 
 def begin(
-    settings: JobSettings, record_name: str, inputs: dict, storage: Storage, resumable: bool = True
-) -> dict | None:
-    """The record of a finished run with the same identity, else None after noting that this one has started.
+    settings: JobSettings, record_name: str, inputs: Record, storage: Storage, resumable: bool = True
+) -> Record | None:
+    """The record of a finished run with the same identity; else None, and `started.json` is written.
 
-    inputs: digests of what the job reads; resumable: whether an unfinished run leaves anything that this one would use. Raises AttribError if the output folder belongs to other settings or inputs.
+    inputs: digests of what the job reads; resumable: whether files of an unfinished run are reused. Raises AttribError if
+    the output folder belongs to other settings or inputs.
     """
     identity = run_identity(settings, inputs)
     for name in (record_name, STARTED) if resumable else (record_name,):
@@ -29,25 +34,27 @@ def begin(
         found = storage.read_json(uri)
         if found["identity"] != identity:
             raise AttribError(
-                f"{settings.output} holds results of other {_difference(found, settings, inputs)}; choose another output or delete it"
+                f"{settings.output} holds results of other {_difference(found, settings, inputs)}; "
+                "choose another output or delete it"
             )
-        return found if name == record_name else None
+        return dict(found) if name == record_name else None
     storage.write_json(join(settings.output, STARTED), _record(settings, inputs))
     return None
 
 
-def finish(settings: JobSettings, record_name: str, inputs: dict, results: dict, storage: Storage) -> dict:
-    """Write the record that declares the output complete."""
+def finish(settings: JobSettings, record_name: str, inputs: Record, results: Record, storage: Storage) -> Record:
+    """Write and return the record that declares the output complete."""
     record = _record(settings, inputs) | results
     storage.write_json(join(settings.output, record_name), record)
     return record
 
 
-def run_identity(settings: JobSettings, inputs: dict) -> str:
+def run_identity(settings: JobSettings, inputs: Record) -> str:
+    """Digest of all that decides the results of a run, as 64 hex digits."""
     return digest([type(settings).__name__, result_settings(settings), inputs])
 
 
-def _record(settings: JobSettings, inputs: dict) -> dict:
+def _record(settings: JobSettings, inputs: Record) -> Record:
     return {
         "identity": run_identity(settings, inputs),
         "inputs": inputs,
@@ -57,7 +64,7 @@ def _record(settings: JobSettings, inputs: dict) -> dict:
     }
 
 
-def _difference(found: dict, settings: JobSettings, inputs: dict) -> str:
+def _difference(found: Record, settings: JobSettings, inputs: Record) -> str:
     current = result_settings(settings)
     keys = [f"{key} = {found['settings'].get(key)!r}" for key in current if found["settings"].get(key) != current[key]]
     changed = [f"input {key}" for key in inputs if found["inputs"].get(key) != inputs[key]]

@@ -1,17 +1,17 @@
-"""Most options of the jobs, in one place; those of a whole flow are in attrib/pipeline/settings.py.
+"""Options that all jobs share, and the base class of all settings.
 
-Models are frozen, reject unknown keys and are validated before any work. This module imports nothing heavy, so that
-a config error or `--help` answers in about a second.
+Settings are frozen, reject unknown keys and are validated before any work. The settings modules import nothing heavy, so
+that `--help` and config errors answer in about a second.
 """
 
 import os
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 def absolute_uri(uri: str) -> str:
-    """Workers run in other folders than the driver, so a relative local path is resolved where it was written."""
+    """Local paths become absolute here, because workers run in other folders than the driver."""
     if not uri:
         raise ValueError("an empty path; give a folder, a file or an s3:// URI")
     if uri.startswith("s3://"):
@@ -34,17 +34,17 @@ class Settings(BaseModel):
 
 
 class StorageSettings(Settings):
-    """How `s3://` URIs are reached. Credentials come from the environment only (AWS_ACCESS_KEY_ID and so on)."""
+    """Access to `s3://` URIs. Credentials come from the environment only (AWS_ACCESS_KEY_ID and so on)."""
 
     client: Literal["arrow", "s3fs"] = "arrow"
-    endpoint: str | None = None  # e.g. http://127.0.0.1:9000 for a store that is not AWS
+    endpoint: str | None = None  # for a store other than AWS, e.g. http://127.0.0.1:9000
     region: str | None = None
     max_attempts: Positive = 10  # Arrow's own default of 3 is too few for long jobs
     connect_timeout_seconds: Positive = 10
     request_timeout_seconds: Positive = 60
 
     @model_validator(mode="after")
-    def _endpoint_has_scheme(self):
+    def _endpoint_has_scheme(self) -> Self:
         if self.endpoint and not self.endpoint.startswith(("http://", "https://")):
             raise ValueError(f"storage.endpoint {self.endpoint!r} needs http:// or https:// in front")
         return self
@@ -57,40 +57,46 @@ class RaySettings(Settings):
 
 
 class PriceSettings(Settings):
-    """What a job's worker-hours, bytes and requests cost. What is not priced is free."""
+    """Prices of worker hours, storage and requests; 0 means free."""
 
     currency: str = "USD"
-    per_cpu_worker_hour: float = Field(default=0.0, ge=0)  # of one worker, not of a machine
+    per_cpu_worker_hour: float = Field(default=0.0, ge=0)  # per worker, not per machine
     per_gpu_worker_hour: float = Field(default=0.0, ge=0)
-    storage_per_gib_month: float = Field(default=0.0, ge=0)  # the output is counted for one month
+    storage_per_gib_month: float = Field(default=0.0, ge=0)  # the output is kept for one month
     per_million_reads: float = Field(default=0.0, ge=0)  # requests to an object store: GET and HEAD
     per_million_writes: float = Field(default=0.0, ge=0)  # PUT, LIST and DELETE
 
 
 class BudgetSettings(Settings):
-    """Limits on what is estimated before a job starts; over one of them it refuses. None: no limit. In a pipeline, of each stage."""
+    """Limits on the estimate made before a job starts: above one, the job refuses. None: no limit. In a pipeline, per stage."""
 
-    max_process_gib: float | None = Field(default=None, gt=0)  # memory of any one worker, and of the driver
-    max_output_gib: float | None = Field(default=None, gt=0)  # what is deleted at the job's end included
-    max_scratch_gib: float | None = Field(default=None, gt=0)  # local disk of any one worker
+    max_process_gib: float | None = Field(default=None, gt=0)  # memory of one worker, and of the driver
+    max_output_gib: float | None = Field(default=None, gt=0)  # including files that are deleted at the end
+    max_scratch_gib: float | None = Field(default=None, gt=0)  # local disk of one worker
     max_hours: float | None = Field(default=None, gt=0)
     max_cost: float | None = Field(default=None, gt=0)
     prices: PriceSettings | None = None
 
     @model_validator(mode="after")
-    def _priced(self):
+    def _priced(self) -> Self:
         if self.max_cost is not None and self.prices is None:
-            raise ValueError("max_cost needs prices: without them a cost cannot be estimated")
+            raise ValueError("max_cost needs prices; without them the cost cannot be estimated")
         return self
 
 
-def result_settings(settings: "JobSettings") -> dict:
-    """The part of a job's settings that decides what it writes."""
+def result_settings(settings: "JobSettings") -> dict[str, Any]:
+    """The settings that decide what a job writes."""
     return settings.model_dump(mode="json", exclude=set(settings.execution_only))
 
 
 class JobSettings(Settings):
-    # Keys that do not decide what a job writes: they may differ between a killed run and its restart. Inputs are known by digest, not by place.
+    """Base class of the settings of a job."""
+
+    if TYPE_CHECKING:
+        output: str  # a field of every job that writes a record
+
+    # Keys that do not change what a job writes, so they may differ when a killed run is restarted. Inputs are compared
+    # by digest, not by path.
     execution_only: ClassVar[frozenset[str]] = frozenset(
         {
             "storage",

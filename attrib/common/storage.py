@@ -1,7 +1,6 @@
-"""Files of any job, on a local disk or an object store, with atomic publication.
+"""Files on a local disk or an object store, published atomically: a reader sees a whole file or none.
 
-Object stores have no rename, but an object becomes visible only when its upload completes; a local file is
-written beside its target, flushed to disk and renamed. Either way a reader sees the whole file or none.
+An object becomes visible when its upload completes. A local file is written beside its target, flushed to disk and renamed.
 """
 
 import hashlib
@@ -11,7 +10,9 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections.abc import Callable
 from functools import cached_property
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,12 +35,12 @@ def is_remote(uri: str) -> bool:
 
 
 class Storage:
-    """Access to every URI of a job. Picklable: each worker opens its own connections."""
+    """Reads and writes the URIs of a job. Picklable: each worker opens its own connections."""
 
     def __init__(self, settings: StorageSettings):
         self.settings = settings
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["Storage"], tuple[StorageSettings]]:
         return Storage, (self.settings,)
 
     @cached_property
@@ -81,10 +82,13 @@ class Storage:
 
     def exists(self, uri: str) -> bool:
         filesystem, path = self.resolve(uri)
-        return filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound
+        return bool(filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound)
 
     def list_folder(self, uri: str, *, recursive: bool = False, suffix: str = "") -> list[pyarrow.fs.FileInfo]:
-        """Files and folders below `uri` by path, empty if it does not exist; only names that end in `suffix`."""
+        """Files and folders below `uri` that end in `suffix`, sorted by path; empty if `uri` does not exist.
+
+        Raises AttribError for a name that is not UTF-8.
+        """
         filesystem, path = self.resolve(uri)
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, recursive=recursive, allow_not_found=True))
         try:
@@ -103,12 +107,12 @@ class Storage:
 
     def read_bytes(self, uri: str) -> bytes:
         with self.open(uri) as file:
-            return file.read()
+            return bytes(file.read())
 
-    def read_json(self, uri: str):
+    def read_json(self, uri: str) -> Any:
         return json.loads(self.read_bytes(uri))
 
-    def read_table(self, uri: str, columns: list[str] | None = None, filter=None) -> pa.Table:
+    def read_table(self, uri: str, columns: list[str] | None = None, filter: Any = None) -> pa.Table:
         filesystem, path = self.resolve(uri)
         return pq.read_table(path, columns=columns, filters=filter, filesystem=filesystem)
 
@@ -121,8 +125,8 @@ class Storage:
             skipped = int(ends[first - 1]) if first else 0
             return file.read_row_groups(range(first, last + 1), columns=columns).slice(start - skipped, stop - start)
 
-    def dataset(self, uris: list[str], **options) -> pyarrow.dataset.Dataset:
-        """A scan over explicit files: listing an object store again at every read is slow and not always consistent."""
+    def dataset(self, uris: list[str], **options: Any) -> pyarrow.dataset.Dataset:
+        """A scan over these files. Nothing is listed, which on an object store is slow and not always consistent."""
         filesystem, _ = self.resolve(uris[0])
         return pyarrow.dataset.dataset([self.resolve(uri)[1] for uri in uris], filesystem=filesystem, **options)
 
@@ -152,7 +156,7 @@ class Storage:
         os.unlink(local_path)
 
     @staticmethod
-    def _write_local(path: str, write) -> None:
+    def _write_local(path: str, write: Callable[[IO[bytes]], object]) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         beside = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}.tmp")
         try:
@@ -171,13 +175,15 @@ class Storage:
         self.write_bytes(uri, sink.getbuffer())
 
     def read_array(self, uri: str) -> np.ndarray:
-        return np.load(io.BytesIO(self.read_bytes(uri)), allow_pickle=False)
+        array: np.ndarray = np.load(io.BytesIO(self.read_bytes(uri)), allow_pickle=False)
+        return array
 
-    def write_json(self, uri: str, value) -> None:
+    def write_json(self, uri: str, value: Any) -> None:
         self.write_bytes(uri, json.dumps(value, indent=1, sort_keys=False, default=str).encode())
 
     def write_table(self, uri: str, table: pa.Table, row_group_rows: int = PARQUET_ROW_GROUP_ROWS) -> None:
-        # Vectors neither repeat nor compress: a dictionary of them costs five times the time to read, and the compression a third.
+        # Vectors neither repeat nor compress. With a dictionary, reading them takes five times as long; with compression,
+        # a third longer.
         vectors = {f.name for f in table.schema if pa.types.is_fixed_size_list(f.type)}
         others = [name for name in table.column_names if name not in vectors]
         codecs = {name: "zstd" for name in others} | {f"{name}.list.element": "none" for name in vectors}
@@ -195,28 +201,28 @@ class Storage:
             filesystem.delete_dir(path)
 
     def localise(self, uri: str, folder: str) -> str:
-        """A local path with the content of `uri`: itself if it is local, else a copy in `folder`."""
+        """A local path with the content of `uri`: `uri` itself if it is local, else a copy in `folder`."""
         if not is_remote(uri):
             return uri
         filesystem, path = self.resolve(uri)
-        # Objects of one name come from many folders, and a key may be longer than a local name.
+        # The hash keeps objects of the same name apart; a whole key may be too long for a local file name.
         target = os.path.join(folder, f"{hashlib.sha256(path.encode()).hexdigest()[:16]}-{os.path.basename(path)}")
         pyarrow.fs.copy_files(path, target, source_filesystem=filesystem, destination_filesystem=self._local)
         return target
 
-    def require(self, uri: str, made_by: str) -> dict:
-        """The JSON record that a finished job leaves; AttribError naming the job to run if it is not there."""
+    def require(self, uri: str, made_by: str) -> dict[str, Any]:
+        """The JSON record of a finished job. Raises AttribError, which names the job to run, if there is none."""
         if not self.exists(uri):
             raise AttribError(f"{uri} is not there: run {made_by} to its end first, or correct the path")
-        return self.read_json(uri)
+        return dict(self.read_json(uri))
 
 
 def fresh_folder(path: str, made_by: str) -> str:
-    """An empty local folder that `made_by` may delete again. Raises AttribError if it holds something that the same job did not make."""
+    """An empty local folder that `made_by` may delete later. Raises AttribError if it holds files of another origin."""
     marker = os.path.join(path, f".{made_by}")
     if os.path.isdir(path) and os.listdir(path):
         if not os.path.exists(marker):
-            raise AttribError(f"{path} holds something that {made_by} did not make; choose another output folder")
+            raise AttribError(f"{path} holds files that {made_by} did not make; choose another output folder")
         shutil.rmtree(path)
     os.makedirs(path, exist_ok=True)
     with open(marker, "w", encoding="utf-8") as file:
@@ -233,6 +239,6 @@ def file_sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def scratch_folder() -> tempfile.TemporaryDirectory:
-    """A folder on the local disk for one task's large files; ATTRIB_SCRATCH names a bigger disk than the default."""
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """A temporary local folder for the large files of one task, below ATTRIB_SCRATCH if that is set."""
     return tempfile.TemporaryDirectory(prefix="attrib-", dir=os.environ.get("ATTRIB_SCRATCH"))

@@ -1,4 +1,4 @@
-"""All stages in one process and one Ray session. Each stage finds out by itself whether it was done before."""
+"""jobs.pipeline: all stages in one process and one Ray session. A stage that is finished is not run again."""
 
 from attrib.attribute import job as attribute_job
 from attrib.attribute.report import write_report
@@ -11,7 +11,7 @@ from attrib.pipeline.settings import PipelineSettings
 
 
 def run(settings: PipelineSettings) -> dict:
-    """Run every stage and return a summary of what was made, and where."""
+    """Run every stage. Returns a summary: numbers of images, and where the results are."""
     stages = settings.stages()
     for role in ("sources", "generated"):
         manifest_job.run(stages[f"{role}/manifest"])

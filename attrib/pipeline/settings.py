@@ -1,4 +1,4 @@
-"""Options of jobs.pipeline: one section per stage, whose inputs and outputs are filled in."""
+"""Options of jobs.pipeline: one section per stage."""
 
 from typing import ClassVar
 
@@ -14,7 +14,7 @@ from attrib.models.settings import BackboneSettings
 
 
 class PipelineSettings(JobSettings):
-    """jobs.pipeline: the whole flow; every stage keeps its own section, inputs and outputs are filled in."""
+    """jobs.pipeline: one section of options per stage; the pipeline fills in their inputs and outputs."""
 
     sources: CollectionSettings
     generated: CollectionSettings
@@ -26,7 +26,7 @@ class PipelineSettings(JobSettings):
     index: dict = Field(default_factory=dict)
     attribute: dict = Field(default_factory=dict)
     report: dict = Field(default_factory=dict)
-    identify: dict | None = None  # with a registry: which generator each image is consistent with; None: not asked
+    identify: dict | None = None  # attribution to registered generators; None: skipped
     sections: ClassVar[dict[str, type[JobSettings]]] = {
         "manifest": ManifestSettings,
         "embed": EmbedSettings,
@@ -37,7 +37,7 @@ class PipelineSettings(JobSettings):
     }
 
     def stages(self) -> dict[str, JobSettings]:
-        """The settings of every stage, each validated here, before any work."""
+        """Validated settings of every stage, by name."""
         made: dict[str, JobSettings] = {}
         for role, collection in (("sources", self.sources), ("generated", self.generated)):
             manifest, vectors = f"{self.output}/{role}/manifest", f"{self.output}/{role}/embeddings"
@@ -69,7 +69,7 @@ class PipelineSettings(JobSettings):
         try:
             return kind.model_validate(common | given | filled_in)
         except ValidationError as error:
-            # Without the section's name in front, the place of the error would read as a key of the pipeline itself.
+            # Put the section in front of the key; the error would else seem to be about a key of the pipeline itself.
             found = [
                 {"type": e["type"], "loc": (section, *e["loc"]), "input": e["input"], "ctx": e.get("ctx", {})}
                 for e in error.errors()
@@ -80,7 +80,7 @@ class PipelineSettings(JobSettings):
     def _stages_valid(self):
         if self.sources.name == self.generated.name:
             raise ValueError(
-                f"sources and generated share the name {self.sources.name!r}; ids are made from it, so give each its own"
+                f"sources and generated share the name {self.sources.name!r}; image ids depend on it, so give each its own"
             )
         self.stages()
         return self

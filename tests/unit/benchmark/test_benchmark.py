@@ -183,7 +183,7 @@ def test_build_and_search_at_their_smallest(settings):
 
 def test_folders_of_others_are_left_alone(tmp_path, settings):
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(AttribError, match=r"holds something that jobs\.benchmark did not make"):
+    with pytest.raises(AttribError, match=r"holds files that jobs\.benchmark did not make"):
         Bench(settings.model_copy(update={"output": str(tmp_path)}))
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 

@@ -1,4 +1,4 @@
-"""How the extractor is taught: which images meet in a batch, and the losses on their embeddings.
+"""Composition of the extractor's batches, and its classification loss.
 
 A batch is P models x K images: with thousands of models, a batch of random images would hold almost no two of one model. In a share of the
 batches all models show the same K photographs, so that content tells none of them apart and only their traces can.
@@ -49,21 +49,6 @@ def check_batch(num_models: int, num_images: int, models_per_batch: int, images_
             f"a batch takes {models_per_batch} models and {images_per_model} images of each, but {num_models} and {num_images} are there; "
             "lower contrast.models_per_batch or contrast.images_per_model, or make a larger pool"
         )
-
-
-def supervised_contrastive(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """The loss L_out of Khosla et al. (arXiv 2004.11362, equation 2), averaged over the rows that have a positive; 0 if none has.
-
-    embeddings: float32 [n, d] of length one; labels: int64 [n]. With several workers both are those of the global batch (attrib.train.all_gather).
-    """
-    similarity = embeddings @ embeddings.T / temperature
-    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    positive = (labels[:, None] == labels) & ~itself
-    log_share = similarity - torch.logsumexp(similarity.masked_fill(itself, -torch.inf), dim=1, keepdim=True)
-    num_positives = positive.sum(dim=1)
-    of_row = -(log_share * positive).sum(dim=1) / num_positives.clamp(min=1)
-    has_positive = num_positives > 0
-    return (of_row * has_positive).sum() / has_positive.sum().clamp(min=1)
 
 
 def classification(embeddings: Tensor, prototypes: Tensor, labels: Tensor, scale: float) -> Tensor:

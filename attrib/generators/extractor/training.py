@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from attrib.common.errors import AttribError
 from attrib.generators.extractor.batches import VALIDATION, Batch, Batches, PoolImages, Validation
-from attrib.generators.extractor.losses import classification, supervised_contrastive
+from attrib.generators.extractor.losses import classification
 from attrib.generators.extractor.network import STATISTICS, Extractor, FingerprintNetwork, PartName
 from attrib.generators.extractor.settings import FingerprintSettings, NetworkSettings
 from attrib.generators.fingerprints.discriminant import fit_whitening, model_statistics
 from attrib.generators.signals.degradations import degrade
 from attrib.generators.signals.spectrum import patches
 from attrib.train.all_gather import gather, gather_fixed
+from attrib.train.losses.contrastive import supervised_contrastive
 from attrib.train.schedule import rate
 
 START_IMAGES = 64  # of each model, that whiten the statistics

@@ -1,4 +1,4 @@
-"""Batches of P models x K images, and the losses against their formulas as loops."""
+"""Batches of P models x K images, and the classification loss against its formula as a loop."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from attrib.common.errors import AttribError
-from attrib.generators.extractor.losses import classification, draw_batch, supervised_contrastive
+from attrib.generators.extractor.losses import classification, draw_batch
 
 
 def draws(count: int, share: float, seed: int = 0):
@@ -46,37 +46,6 @@ def test_a_pool_that_is_too_small_is_refused():
 def unit(count: int, dimension: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return F.normalize(torch.randn(count, dimension, dtype=torch.float64, generator=generator), dim=1)
-
-
-def contrastive_as_loops(embeddings, labels, temperature) -> float:
-    rows = []
-    for i, own in enumerate(labels):
-        others = [j for j in range(len(labels)) if j != i]
-        total = sum(math.exp(float(embeddings[i] @ embeddings[j]) / temperature) for j in others)
-        terms = [
-            -math.log(math.exp(float(embeddings[i] @ embeddings[j]) / temperature) / total)
-            for j in others
-            if labels[j] == own
-        ]
-        if terms:
-            rows.append(sum(terms) / len(terms))
-    return sum(rows) / len(rows)
-
-
-@pytest.mark.parametrize("temperature", [0.07, 0.5])
-def test_supervised_contrastive_is_its_definition(temperature):
-    embeddings, labels = unit(8, 5, 1), [0, 0, 1, 2, 1, 0, 3, 1]  # 2 and 3 have no positive
-    found = supervised_contrastive(embeddings, torch.tensor(labels), temperature)
-    assert float(found) == pytest.approx(contrastive_as_loops(embeddings, labels, temperature), rel=1e-9)
-
-
-def test_supervised_contrastive_has_a_gradient_and_none_without_positives():
-    embeddings = unit(6, 4, 2).requires_grad_()
-    labels = torch.tensor([0, 0, 1, 1, 2, 3])
-    assert torch.autograd.gradcheck(lambda rows: supervised_contrastive(rows, labels, 0.2), (embeddings,))
-    loss = supervised_contrastive(embeddings, torch.arange(6), 0.2)
-    (gradient,) = torch.autograd.grad(loss, embeddings)
-    assert loss == 0 and not gradient.isnan().any()
 
 
 def test_classification_is_the_log_share_of_the_own_prototype():

@@ -9,11 +9,12 @@ from support.pool import smooth_images, traced
 
 from attrib.common.errors import AttribError
 from attrib.generators.extractor.batches import Batches, PoolImages, Validation, augmented
-from attrib.generators.extractor.losses import classification, supervised_contrastive
+from attrib.generators.extractor.losses import classification
 from attrib.generators.extractor.network import Extractor, FingerprintNetwork, Part
 from attrib.generators.extractor.settings import FingerprintSettings
 from attrib.generators.extractor.training import LEARNED_IMAGES, ExtractorRun, whiten, whitening_patches
 from attrib.generators.signals.degradations import NONE, Degradation, degrade
+from attrib.train.losses.contrastive import supervised_contrastive
 
 WORLD_SIZE = 2
 CPU = torch.device("cpu")

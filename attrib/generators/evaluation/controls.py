@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from attrib.common.config import digest
 from attrib.common.storage import Storage, join
 from attrib.data.decoding import FORMATS
-from attrib.generators.extractor.network import PARTS, Extractor, Part, untrained
+from attrib.generators.extractor.network import PARTS, Extractor, ExtractorPart, untrained
 from attrib.generators.fingerprints.backbone import BackboneFeatures
 from attrib.generators.fingerprints.base import Method, asked
 from attrib.generators.fingerprints.discriminant import Discriminant
@@ -92,7 +92,7 @@ def methods_from(
     if extractor:
         methods += [asked(extractor, scoring) for scoring in ("adapted", "cosine", "logistic")]
         methods += [asked(untrained(extractor), scoring) for scoring in ("adapted", "cosine", "logistic")]
-        methods += [Part(extractor, name) for name in PARTS]
+        methods += [ExtractorPart(extractor, name) for name in PARTS]
     maps = fitted_maps(
         pool, settings.colour_spectrum, settings.colour_discriminant, storage, folder and join(folder, COLOUR_FOLDER)
     )

@@ -93,21 +93,21 @@ def _num_judging(pool: Pool) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class ExtractorBatch:
     """One worker's part of a step. patches: uint8 [p * k, 3, s, s]; labels: int64 [p * k], places of the models among the training classes."""
 
     patches: Tensor
     labels: Tensor
 
 
-class Batches:
+class ExtractorBatches:
     """The batches of one worker: its models of every global batch."""
 
     def __init__(self, images: PoolImages, settings: FingerprintSettings, rank: int, num_workers: int):
         self.images, self.settings, self.rank, self.num_workers = images, settings, rank, num_workers
         self.smallest_scale = settings.network.patch_px / images.px
 
-    def steps(self, start: int, stop: int) -> Iterator[Batch]:
+    def steps(self, start: int, stop: int) -> Iterator[ExtractorBatch]:
         """Batches of the steps start to stop, in order, made ahead by num_loaders threads: codecs run without Python's lock."""
         waiting: deque = deque()
         with ThreadPoolExecutor(self.settings.num_loaders) as loaders:
@@ -118,7 +118,7 @@ class Batches:
             while waiting:
                 yield waiting.popleft().result()
 
-    def make(self, step: int) -> Batch:
+    def make(self, step: int) -> ExtractorBatch:
         """This worker's part of a step's batch. All images of a batch are degraded alike, and in a same-content batch cut alike too."""
         contrast, patch_px = self.settings.contrast, self.settings.network.patch_px
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)
@@ -142,7 +142,7 @@ class Batches:
             for k in range(contrast.images_per_model)
         ]
         labels = draw.models[list(mine)].repeat_interleave(contrast.images_per_model)
-        return Batch(torch.stack(cut), labels)
+        return ExtractorBatch(torch.stack(cut), labels)
 
 
 def augmented(image: Tensor, degradation: Degradation, place: Tensor, patch_px: int) -> Tensor:

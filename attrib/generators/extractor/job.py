@@ -24,7 +24,7 @@ from attrib.common.storage import Storage, is_remote, join
 from attrib.generators.extractor.batches import (
     NUM_REFERENCES,
     VALIDATION,
-    Batches,
+    ExtractorBatches,
     PoolImages,
     Validation,
     check_pool,
@@ -100,7 +100,7 @@ def _estimate(settings: FingerprintSettings, images: PoolImages) -> Estimate:
     """From steps taken here, on a network that is thrown away; whitening the statistics takes seconds and is not counted."""
     network = FingerprintNetwork(settings.network)
     training = ExtractorRun(network, len(images.training), settings, torch.device("cpu"))
-    batches = Batches(images, settings, 0, 1)
+    batches = ExtractorBatches(images, settings, 0, 1)
     reset_peak()
     before, seconds = resident_bytes(), []
     for step in range(PROBE_STEPS):
@@ -172,7 +172,7 @@ def _worker(config: dict) -> None:
     if checkpoint := ray.train.get_checkpoint():
         training.restore(_load_state(checkpoint))
     validation = Validation(images.held_out, settings.network.patch_px)
-    training.train(Batches(images, settings, rank, num_workers), validation, on_validation=_report)
+    training.train(ExtractorBatches(images, settings, rank, num_workers), validation, on_validation=_report)
 
 
 def _report(training: ExtractorRun) -> None:

@@ -180,7 +180,7 @@ def untrained(extractor: Extractor) -> Extractor:
     return found
 
 
-class Part(Extractor):
+class ExtractorPart(Extractor):
     """One part of an extractor alone: what it can do without the others. A control that the extractor must beat; no registry holds it."""
 
     registered_as = None

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attrib.common.errors import AttribError
-from attrib.generators.extractor.batches import VALIDATION, Batch, Batches, PoolImages, Validation
+from attrib.generators.extractor.batches import VALIDATION, ExtractorBatch, ExtractorBatches, PoolImages, Validation
 from attrib.generators.extractor.losses import classification
 from attrib.generators.extractor.network import STATISTICS, Extractor, FingerprintNetwork, PartName
 from attrib.generators.extractor.settings import FingerprintSettings, NetworkSettings
@@ -63,7 +63,9 @@ class ExtractorRun:
         self.history: list[dict] = []  # per validation: step, loss, criterion, and the accuracy under each degradation
         self.best = _copied(self.network)
 
-    def train(self, batches: Batches, validation: Validation, on_validation: Callable[["ExtractorRun"], None]) -> None:
+    def train(
+        self, batches: ExtractorBatches, validation: Validation, on_validation: Callable[["ExtractorRun"], None]
+    ) -> None:
         """Until the steps are done; `on_validation` is called before the first and after each validation. Ends with the best weights.
 
         Raises AttribError if the loss is not finite, or what is learned cannot be whitened.
@@ -87,7 +89,7 @@ class ExtractorRun:
             on_validation(self)
         self.network.load_state_dict(self.best)
 
-    def train_step(self, batch: Batch) -> float:
+    def train_step(self, batch: ExtractorBatch) -> float:
         self.network.train()
         self.optimiser.zero_grad(set_to_none=True)
         own = self.network.learned(batch.patches.to(self.device))

@@ -21,7 +21,7 @@ MAX_CUT_REFERENCES = 20  # of each generator: pairs grow with the square
 SAME_COSINE = 0.9999  # from here on two fingerprints are of one picture: a batch of other images moves the last bit of some values
 CUT_TOLERANCE = 1e-12  # a mean cosine equal to the cut joins, whatever the rounding of 1 - cosine
 
-Batches = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
+FingerprintBatches = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Candidate:
 
 
 def find_candidates(
-    batches: Batches, cut: float, *, max_clustered: int, min_images: int, num_exemplars: int
+    batches: FingerprintBatches, cut: float, *, max_clustered: int, min_images: int, num_exemplars: int
 ) -> list[Candidate]:
     """Clusters of min_images distinct images or more, the largest first. batches(): ids int64 [n] and vectors float32 [n, d], unit rows.
 

@@ -15,8 +15,8 @@ from attrib.generators.extractor.network import (
     STATISTICS,
     WEIGHTS,
     Extractor,
+    ExtractorPart,
     FingerprintNetwork,
-    Part,
     balanced,
     extractor_digest,
     load_extractor,
@@ -187,7 +187,7 @@ def test_a_small_image_is_refused(extractor, images):
 def test_parts_are_columns_of_the_whole(extractor, images):
     whole, start = extractor.embed_images(images), untrained(extractor).embed_images(images)
     samples = [Sample(image, "PNG", 1) for image in images]
-    parts = [Part(extractor, name) for name in PARTS]
+    parts = [ExtractorPart(extractor, name) for name in PARTS]
     for part, own in zip(parts, COLUMNS.values()):
         expected = whole[:, own] / np.linalg.norm(whole[:, own], axis=1, keepdims=True)
         np.testing.assert_allclose(part.embed(samples), expected, atol=1e-5)

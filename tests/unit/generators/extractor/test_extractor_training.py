@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from support.pool import smooth_images, traced
 
 from attrib.common.errors import AttribError
-from attrib.generators.extractor.batches import Batches, PoolImages, Validation, augmented
+from attrib.generators.extractor.batches import ExtractorBatches, PoolImages, Validation, augmented
 from attrib.generators.extractor.losses import classification
-from attrib.generators.extractor.network import Extractor, FingerprintNetwork, Part
+from attrib.generators.extractor.network import Extractor, ExtractorPart, FingerprintNetwork
 from attrib.generators.extractor.settings import FingerprintSettings
 from attrib.generators.extractor.training import LEARNED_IMAGES, ExtractorRun, whiten, whitening_patches
 from attrib.generators.signals.degradations import NONE, Degradation, degrade
@@ -46,7 +46,7 @@ def network_of(given: FingerprintSettings) -> FingerprintNetwork:
 def trained(given: FingerprintSettings, rank: int = 0, num_workers: int = 1) -> ExtractorRun:
     images = pool_images()
     training = ExtractorRun(network_of(given), len(images.training), given, CPU)
-    training.train(Batches(images, given, rank, num_workers), Validation(images.held_out, 16), lambda _: None)
+    training.train(ExtractorBatches(images, given, rank, num_workers), Validation(images.held_out, 16), lambda _: None)
     return training
 
 
@@ -64,7 +64,7 @@ def test_a_batch_holds_the_models_that_its_labels_name():
         degraded_share=0.0, contrast={"models_per_batch": 4, "images_per_model": 3, "same_content_share": 0.5}
     )
     kinds = set()
-    for batch in Batches(marked_pool(), given, 0, 1).steps(0, 30):
+    for batch in ExtractorBatches(marked_pool(), given, 0, 1).steps(0, 30):
         assert batch.patches.shape == (12, 3, 16, 16) and batch.patches.dtype == torch.uint8
         assert torch.equal(batch.patches[:, 0, 0, 0].long(), batch.labels)
         assert torch.equal(batch.labels, batch.labels[::3].repeat_interleave(3)) and len(batch.labels.unique()) == 4
@@ -79,8 +79,8 @@ def test_a_batch_holds_the_models_that_its_labels_name():
 
 def test_workers_share_a_batch_and_draws_depend_on_the_step_alone():
     given = settings(num_loaders=3)
-    whole = list(Batches(pool_images(), given, 0, 1).steps(0, 8))
-    parts = [list(Batches(pool_images(), given, rank, 2).steps(4, 8)) for rank in (0, 1)]
+    whole = list(ExtractorBatches(pool_images(), given, 0, 1).steps(0, 8))
+    parts = [list(ExtractorBatches(pool_images(), given, rank, 2).steps(4, 8)) for rank in (0, 1)]
     for step, (first, second) in enumerate(zip(*parts), start=4):
         order = torch.tensor([0, 1, 2, 6, 7, 8, 3, 4, 5, 9, 10, 11])
         assert torch.equal(torch.cat([first.patches, second.patches]), whole[step].patches[order])
@@ -153,13 +153,13 @@ def test_training_learns(one_thread):
     found = []
 
     def judged(extractor: Extractor) -> dict[str, float]:
-        learned = Part(extractor, "learned")
+        learned = ExtractorPart(extractor, "learned")
         found.append(same_models(learned)["none"])
         return other_models(learned)
 
     trainable = dict(training.network.named_parameters()) | {"prototypes": training.prototypes}
     start = {name: parameter.detach().clone() for name, parameter in trainable.items()}
-    training.train(Batches(images, given, 0, 1), judged, lambda _: None)
+    training.train(ExtractorBatches(images, given, 0, 1), judged, lambda _: None)
     assert [row["step"] for row in training.history] == [0, 40, 80, 120]
     assert found[0] < 0.5 and found[-1] > 0.9, found
     first, *_, last = (row["none"] for row in training.history)
@@ -185,7 +185,9 @@ def test_training_ends_with_the_weights_and_the_whitening_of_the_best_validation
     given = given.model_copy(update={"optimiser": given.optimiser.model_copy(update={"validation_steps": 2})})
     training = ExtractorRun(network_of(given), len(images.training), given, CPU)
     training.train(
-        Batches(images, given, 0, 1), Scripted(0.1, 0.3, 0.9, 0.5), lambda run: seen.append(run.state()["network"])
+        ExtractorBatches(images, given, 0, 1),
+        Scripted(0.1, 0.3, 0.9, 0.5),
+        lambda run: seen.append(run.state()["network"]),
     )
     assert [row["criterion"] for row in training.history] == pytest.approx([0.1, 0.3, 0.9, 0.5])
     kept = training.network.state_dict()
@@ -199,7 +201,7 @@ def test_the_loss_of_a_step_is_the_weighted_sum_of_both(one_thread, weights):
     contrast = {"models_per_batch": 4, "images_per_model": 3, "temperature": 0.2, "class_scale": 10.0}
     contrast |= {"contrast_weight": weights[0], "classification_weight": weights[1]}
     given, images = settings(contrast=contrast), pool_images()
-    batch = Batches(images, given, 0, 1).make(0)
+    batch = ExtractorBatches(images, given, 0, 1).make(0)
     training = ExtractorRun(network_of(given), len(images.training), given, CPU)
     with torch.no_grad():
         embedded = training.network.learned(batch.patches)
@@ -235,7 +237,7 @@ def test_a_run_continues_from_its_state(one_thread):
         if training.step == 3:
             raise KilledError
 
-    batches, validation = Batches(images, given, 0, 1), Validation(images.held_out, 16)
+    batches, validation = ExtractorBatches(images, given, 0, 1), Validation(images.held_out, 16)
     with pytest.raises(KilledError):
         first.train(batches, validation, note)
     second = ExtractorRun(FingerprintNetwork(given.network), 6, given, CPU)

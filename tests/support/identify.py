@@ -4,7 +4,7 @@ from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join
 from attrib.generators.identify.settings import IdentifySettings
 from attrib.generators.registry.registration import as_sources
-from attrib.generators.registry.registry import create_registry, register
+from attrib.generators.registry.registry import new_registry, register
 from attrib.generators.registry.settings import RegistryMethodSettings
 from support.generators import drawn_samples, spectrum_method, write_spectrum_method
 
@@ -17,7 +17,7 @@ def registered(root: str) -> str:
     write_spectrum_method(join(root, "method"), STORAGE)
     method = spectrum_method()
     made_by = RegistryMethodSettings(name="log-spectrum", uri=join(root, "method"))
-    held = create_registry(join(root, "registry"), made_by, method, ("none", "jpeg-85"), STORAGE)
+    held = new_registry(join(root, "registry"), made_by, method, ("none", "jpeg-85"), STORAGE)
     for trace in TRACES:
         held, _ = register(held, trace, "generator", [drawn_samples(trace, range(25))], method, STORAGE)
     photographs = as_sources(drawn_samples(None, range(50)), "photographs")

@@ -124,15 +124,6 @@ def new_registry(
     return Registry(uri, settings, method.digest, tuple(degradations), ())
 
 
-def create_registry(
-    uri: str, settings: RegistryMethodSettings, method: Method, degradations: Sequence[str], storage: Storage
-) -> Registry:
-    """`new_registry`, written at once."""
-    registry = new_registry(uri, settings, method, degradations, storage)
-    _write(registry, storage)
-    return registry
-
-
 def open_registry(uri: str, storage: Storage) -> Registry:
     """Raises AttribError if there is none or its record is damaged."""
     place = join(uri, RECORD)

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import safe_open
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from attrib.common.config import digest
 from attrib.common.errors import AttribError
 from attrib.common.settings import Positive, Settings
 from attrib.common.storage import Storage, bytes_sha256, join, scratch_folder
-from attrib.generators.synthesis.architectures import Autoencoder, DecoderSpec
+from attrib.generators.synthesis.architectures import DecoderSpec
 
 RECORD = "pool.json"
 PHOTOGRAPHS = "photographs.npy"
@@ -114,14 +114,6 @@ def read_card(pool: str, model_id: str, storage: Storage) -> PoolModel:
             raise AttribError(
                 f"{uri} is no synthetic generator that this version understands; delete it and run jobs.synthesize again"
             ) from error
-
-
-def load_model(pool: str, model_id: str, storage: Storage) -> nn.Module:
-    """A committed model in eval mode: float32 [n, 3, h, w] in 0..1 -> the same shape."""
-    model = Autoencoder(read_card(pool, model_id, storage).spec)
-    model.load_state_dict(load(storage.read_bytes(model_uri(pool, model_id))))
-    # As in training: other layouts add up in another order, and a few samples would round the other way.
-    return model.to(memory_format=torch.channels_last).eval()
 
 
 def stack_samples(pool: Pool, models: list[PoolModel], num_images: int, storage: Storage) -> np.ndarray:

@@ -12,7 +12,7 @@ from attrib.generators.evaluation.settings import TierSettings
 from attrib.generators.evaluation.verdict_rates import ASKED, DEGRADATIONS, OUTCOMES, verdict_rates, verdict_scores
 from attrib.generators.identify.verdicts import assess, judge_of
 from attrib.generators.registry.registration import as_sources
-from attrib.generators.registry.registry import create_registry, register
+from attrib.generators.registry.registry import new_registry, register
 from attrib.generators.registry.settings import RegistryMethodSettings, VerdictSettings
 from attrib.generators.signals.degradations import parse
 from attrib.generators.signals.samples import recoded
@@ -38,7 +38,7 @@ def test_rates_are_those_of_registries_that_lack_one_generator(tiers, tmp_path):
     halves = [np.random.default_rng([3, g]).permutation(tier.rows_of(g)) for g in range(3)]
     made_by, shares = RegistryMethodSettings(name="log-spectrum", uri="m"), {}
     for left_out in range(3):
-        held = create_registry(str(tmp_path / str(left_out)), made_by, method, DEGRADATIONS, STORAGE)
+        held = new_registry(str(tmp_path / str(left_out)), made_by, method, DEGRADATIONS, STORAGE)
         for g in range(3):
             if g != left_out:
                 references = [tier.samples[i] for i in np.sort(halves[g][:12])]

@@ -13,7 +13,7 @@ from attrib.generators.identify.verdicts import Judge, assess, judge_of
 from attrib.generators.registry.galleries import Galleries
 from attrib.generators.registry.quality import refusal
 from attrib.generators.registry.registration import as_sources
-from attrib.generators.registry.registry import create_registry, register
+from attrib.generators.registry.registry import new_registry, register
 from attrib.generators.registry.settings import RegistryMethodSettings, RegistrySettings, VerdictSettings
 from attrib.generators.signals.degradations import parse
 from attrib.generators.signals.samples import drawn_sample, recoded
@@ -151,7 +151,7 @@ def judge(tmp_path_factory) -> Judge:
     method = spectrum_method()
     uri = str(tmp_path_factory.mktemp("judge") / "registry")
     settings = RegistryMethodSettings(name="log-spectrum", uri="method")
-    registry = create_registry(uri, settings, method, ("none", "jpeg-85"), STORAGE)
+    registry = new_registry(uri, settings, method, ("none", "jpeg-85"), STORAGE)
     with pytest.raises(AttribError, match="has no generator"):
         judge_of(registry, method, VerdictSettings(), STORAGE)
     for trace in ("nearest", "stripes", "checker"):
@@ -173,7 +173,7 @@ def test_references_serve_as_negatives_without_their_own_family(judge):
 def test_images_too_degraded_for_the_default_grid_are_not_called_unknown(judge, tmp_path):
     method, grid = judge.galleries.method, RegistrySettings.model_fields["degradations"].default
     made_by = RegistryMethodSettings(name="log-spectrum", uri="m")
-    held = create_registry(str(tmp_path / "r"), made_by, method, grid, STORAGE)
+    held = new_registry(str(tmp_path / "r"), made_by, method, grid, STORAGE)
     for trace in ("nearest", "stripes", "checker"):
         held, _ = register(held, trace, "generator", [drawn_samples(trace, range(20))], method, STORAGE)
     photographs = as_sources(drawn_samples(None, range(60)), "photographs")
@@ -189,7 +189,7 @@ def test_images_too_degraded_for_the_default_grid_are_not_called_unknown(judge, 
 def test_left_out_rates_are_those_of_registries_without_a_generator(judge, tmp_path):
     method, settings = judge.galleries.method, judge.settings
     assert set(judge.left_out_rates) == {"nearest", "stripes", "checker"}
-    held = create_registry(
+    held = new_registry(
         str(tmp_path / "r"), RegistryMethodSettings(name="log-spectrum", uri="m"), method, ("none", "jpeg-85"), STORAGE
     )
     for trace in ("nearest", "checker"):

@@ -14,7 +14,7 @@ from attrib.generators.evaluation.controls import CodecAndSize
 from attrib.generators.fingerprints.scoring import adapted_cosine, max_cosine, mean_cosine
 from attrib.generators.registry.galleries import Galleries, compare, families
 from attrib.generators.registry.registration import as_sources, describe
-from attrib.generators.registry.registry import create_registry, embed_degraded, open_registry, register, remove
+from attrib.generators.registry.registry import embed_degraded, new_registry, open_registry, register, remove
 from attrib.generators.registry.settings import RegistryMethodSettings, VerdictSettings
 from attrib.generators.signals.degradations import parse
 from attrib.generators.signals.samples import drawn_sample, recoded
@@ -31,7 +31,7 @@ def method():
 
 @pytest.fixture
 def registry(method, tmp_path):
-    return create_registry(str(tmp_path / "registry"), METHOD, method, DEGRADATIONS, STORAGE)
+    return new_registry(str(tmp_path / "registry"), METHOD, method, DEGRADATIONS, STORAGE)
 
 
 def test_an_entry_is_read_back_with_its_references_under_each_degradation(registry, method):
@@ -156,7 +156,7 @@ def test_another_method_another_file_and_leak_controls_are_refused(registry, met
     with pytest.raises(AttribError, match="is not the file that"):
         registry.read(entry, STORAGE)
     with pytest.raises(AttribError, match="measures leaks"):
-        create_registry(str(tmp_path / "other"), METHOD, CodecAndSize(), DEGRADATIONS, STORAGE)
+        new_registry(str(tmp_path / "other"), METHOD, CodecAndSize(), DEGRADATIONS, STORAGE)
 
 
 def raw_scores(references, scoring, degradation, own, i, kept_groups, without=None):

@@ -1,4 +1,4 @@
-"""Frozen features of any timm network as fingerprints: the method of those who find that CLIP's are all one needs."""
+"""Frozen features of a timm network as fingerprints, the usual baseline (CLIP features)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,9 @@ CHUNK_IMAGES = 64  # whose prepared pixels are held at a time
 
 
 class BackboneFeatures(Method):
-    """Nearest reference by the cosine of chosen levels. The image is resized as the network wants it, which costs part of its trace."""
+    """Nearest reference by the cosine of chosen levels. The image is resized for the network, which costs part of its
+    trace.
+    """
 
     name = "backbone"
     scoring = "nearest"

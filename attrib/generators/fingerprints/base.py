@@ -1,4 +1,4 @@
-"""What every way to tell generators apart has in common: images to vectors, and references of some generators to scores of a query."""
+"""Interface of all fingerprint methods: images to vectors, references to scores of a query."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -29,12 +29,11 @@ SCORINGS: dict[ScoringName, Scoring] = {
 
 
 class Method(ABC):
-    """A fingerprint method. Nothing in it is trained on the generators that it is asked about: their references come with each question.
+    """A fingerprint method. It is not trained on the generators to identify: their references come with each query.
 
-    name: of the method, unique in a table. digest: of all that decides a vector; methods with one digest embed alike, and vectors of
-    different digests must not be compared. looks_at_trace: False for the controls of leaks, which are never shipped. min_side_px: of the
-    smallest image that it can embed. needs_colour: whether an image without colours has no trace for it. scoring: how it is asked unless
-    `Rescored`.
+    name: unique in a table. digest: of everything that decides a vector; vectors of different digests must not be
+    compared. looks_at_trace: False for leak controls, which are never shipped. min_side_px: smallest image side.
+    needs_colour: whether grey images are refused. scoring: the default scoring, unless `Rescored`.
     """
 
     name: str
@@ -46,24 +45,26 @@ class Method(ABC):
 
     @property
     def registered_as(self) -> str | None:
-        """The `method` of a registry that gives these scores, as its config names it; None for what is never shipped."""
+        """The registry's `method` that gives these scores, as a config names it; None for controls."""
         return f"name: {self.name}, scoring: {self.scoring}" if self.looks_at_trace else None
 
     @abstractmethod
     def embed(self, samples: Sequence[Sample]) -> np.ndarray:
-        """float32 [n, d], rows of length one, each independent of the others. Raises AttribError for an image below min_side_px."""
+        """float32 [n, d], unit rows, each independent of the others. Raises AttribError for an image below
+        min_side_px.
+        """
 
     def fit(self, references: References) -> Scorer:
-        """What scores queries by these references. Raises AttribError if there are no generators, or one has no references."""
+        """The scorer of these references. Raises AttribError without generators, or for one without references."""
         return SCORINGS[self.scoring](references)
 
     def scores(self, references: References, queries: np.ndarray) -> np.ndarray:
-        """float32 [n, G] from unit rows float32 [n, d]: the higher, the more is a query like generator g."""
+        """float32 [n, G] from unit rows float32 [n, d]; higher means more like generator g."""
         return self.fit(references)(queries)
 
 
 class Rescored(Method):
-    """The vectors of one method asked in another way."""
+    """The vectors of one method with another scoring."""
 
     registered_as = None
 
@@ -80,7 +81,7 @@ class Rescored(Method):
 
 
 def asked(method: Method, scoring: ScoringName) -> Method:
-    """The method under one of the scorings, named after both unless it is its own."""
+    """The method with one of the scorings, named after both unless it is the method's own."""
     if scoring == method.scoring:
         return method
     found = Rescored(method, f"{method.name}-{scoring}", SCORINGS[scoring])
@@ -94,6 +95,7 @@ def check_sides(samples: Sequence[Sample], method: Method) -> None:
     if small is not None:
         height, width = small.image.shape[1:]
         raise AttribError(
-            f"an image of {width}x{height} pixels is too small for {method.name}, which needs {method.min_side_px} on its shorter side; "
+            f"an image of {width}x{height} pixels is too small for {method.name}, which needs "
+            f"{method.min_side_px} on its shorter side; "
             "leave it out (its verdict is unassessable)"
         )

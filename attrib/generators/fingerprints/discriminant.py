@@ -1,9 +1,9 @@
-"""Linear maps of log spectra, fitted on the synthetic models: which directions tell models apart, and which only tell pictures apart.
+"""Shrunk linear discriminants and whitenings of log spectra, fitted on the synthetic models.
 
-Both start from the covariance within models, shrunk: what pictures of one model differ in. A whitening divides by it and keeps all
-directions, so that one which no synthetic model uses can still tell a real generator apart (the extractor's whitenings start from a mixture
-with what photographs differ in, attrib/generators/extractor/training.py); linear discriminants are those of the models'
-means after it. Nothing of the generators that are asked about takes part: a fit is done once per pool, like the training of an extractor.
+Both use the shrunk covariance within models, that is, the variation of content. A whitening divides by it and keeps all
+directions, so a direction that no synthetic model uses can still identify a real generator. (The extractor's whitenings
+mix it with the covariance of photographs, attrib/generators/extractor/training.py.) Linear discriminants are the
+principal directions of the whitened model means. The generators to identify take no part: a fit is done once per pool.
 """
 
 import json
@@ -25,9 +25,10 @@ MIN_VARIANCE_RATIO = 1e-9  # of a direction between the models to the largest: t
 
 @dataclass(frozen=True, eq=False)
 class Discriminant:
-    """x -> (x - mean) @ projection, in which the shrunk covariance within models is the identity; a whitening keeps all directions.
+    """x -> (x - mean) @ projection, which maps the shrunk covariance within models to the identity.
 
-    mean: float64 [d], of the models' means; projection: float64 [d, k], by falling variance between models; shrinkage: as applied.
+    mean: float64 [d], of the models' means. projection: float64 [d, k], by falling variance between models; a whitening
+    keeps all directions. shrinkage: the value used.
     """
 
     mean: np.ndarray
@@ -41,7 +42,10 @@ class Discriminant:
 
 @dataclass(frozen=True, eq=False)
 class ModelStatistics:
-    """means: float64 [G, d] of each model; covariance: float64 [d, d] within models; ledoit_wolf: the shrinkage that they estimate."""
+    """Moments of the synthetic models.
+
+    means: float64 [G, d]. covariance: float64 [d, d] within models. ledoit_wolf: the shrinkage estimated from them.
+    """
 
     means: np.ndarray
     covariance: np.ndarray
@@ -49,9 +53,9 @@ class ModelStatistics:
 
 
 def model_statistics(groups: Iterable[np.ndarray]) -> ModelStatistics:
-    """groups: [n_g, d] of each model, two rows or more, read once; no more than one model's rows are held.
+    """Moments of groups [n_g, d], one per model with at least two rows; read once, one model in memory at a time.
 
-    The covariance is pooled, of n - G degrees of freedom. Raises AttribError if there are fewer than two models.
+    The covariance is pooled, with n - G degrees of freedom. Raises AttribError with fewer than two models.
     """
     # Streamed moments: LedoitWolf and LinearDiscriminantAnalysis of scikit-learn need all rows in memory at once.
     means, num_rows, scatter, fourth = [], 0, 0.0, 0.0
@@ -76,8 +80,12 @@ def model_statistics(groups: Iterable[np.ndarray]) -> ModelStatistics:
 def fit_discriminant(
     statistics: ModelStatistics, shrinkage: Shrinkage, num_directions: int | None = None
 ) -> Discriminant:
-    """With S the covariance, S' = (1 - a) S + a * trace(S) / d * I, L L' = S' and B the whitened means L^-1 (m_g - mean) as columns, the
-    directions are L'^-1 U of B = U s V'. num_directions: of the first; None: all, one less than the models."""
+    """Linear discriminants of the shrunk covariance.
+
+    With S the covariance, S' = (1 - a) S + a * trace(S) / d * I, L L' = S' and B the whitened means L^-1 (m_g - mean)
+    as columns, the directions are L'^-1 U of B = U s V'. num_directions: the first ones only; None: all, one less than
+    the models.
+    """
     shrinkage = statistics.ledoit_wolf if shrinkage == "ledoit_wolf" else shrinkage
     lower = torch.linalg.cholesky(torch.from_numpy(_shrunk(statistics.covariance, shrinkage)))
     mean = statistics.means.mean(axis=0)
@@ -91,10 +99,10 @@ def fit_discriminant(
 
 
 def fit_whitening(mean: np.ndarray, covariance: np.ndarray, shrinkage: float, without_level: bool) -> Discriminant:
-    """L'^-1, with L L' = S' shrunk as above; without_level: P L'^-1, with P the map that takes away the mean of a row's numbers, and S = P covariance P.
+    """Whitening L'^-1 with L L' = S', shrunk as in `fit_discriminant`.
 
-    mean: float64 [d]; covariance: float64 [d, d], of what shall vary alike in all directions. The mean of a log spectrum is the picture's
-    contrast, in which pictures differ most.
+    without_level: P L'^-1, where P subtracts a row's mean and S = P covariance P. The mean of a log spectrum is the
+    contrast of the image, which varies most. mean: float64 [d]. covariance: float64 [d, d].
     """
     if without_level:
         covariance = covariance - covariance.mean(axis=0)
@@ -114,9 +122,10 @@ def _shrunk(covariance: np.ndarray, shrinkage: float) -> np.ndarray:
 
 
 def ledoit_wolf(covariance: np.ndarray, fourth: float, num_rows: int) -> float:
-    """The share of the identity that minimises the expected squared error (Ledoit and Wolf, J. Multivariate Anal. 88, 2004, lemma 3.2 f.).
+    """Shrinkage that minimises the expected squared error (Ledoit and Wolf, J. Multivariate Anal. 88, 2004, lemma 3.2
+    f.).
 
-    covariance: X'X / n of centred rows, float64 [d, d]; fourth: the sum of the rows' fourth powers of length.
+    covariance: X'X / n of centred rows, float64 [d, d]. fourth: sum of the fourth powers of the rows' lengths.
     """
     dimension = len(covariance)
     squares = np.square(covariance).sum()
@@ -126,14 +135,16 @@ def ledoit_wolf(covariance: np.ndarray, fourth: float, num_rows: int) -> float:
 
 
 def save_discriminant(discriminant: Discriminant, declared: dict, uri: str, storage: Storage) -> None:
-    """One safetensors file. declared: JSON-like, what `load_discriminant` gives back beside it, such as the settings and the pool's digest."""
+    """Writes a safetensors file. declared: JSON-like metadata that `load_discriminant` returns, such as the pool's
+    digest.
+    """
     arrays = {"mean": discriminant.mean, "projection": np.ascontiguousarray(discriminant.projection)}
     metadata = {FILE_KEY: json.dumps({"shrinkage": discriminant.shrinkage, "declared": declared})}
     storage.write_bytes(uri, save(arrays, metadata=metadata))
 
 
 def load_discriminant(uri: str, storage: Storage) -> tuple[Discriminant, dict]:
-    """The discriminant and what was declared of it. Raises AttribError if the file is absent or of another kind."""
+    """The discriminant and its declared metadata. Raises AttribError if the file is missing or of another kind."""
     if not storage.exists(uri):
         raise AttribError(f"{uri} is not there: fit the discriminant on a pool first, or correct the path")
     with scratch_folder() as folder:

@@ -1,7 +1,7 @@
-"""From references of some generators to scores of queries: the ways that every fingerprint method can be asked in.
+"""Scorings: from the references of some generators to scores of queries.
 
-A scoring is fitted on the references of all generators at once and then scores any number of queries. Nothing else takes part, so that leaving out
-a reference, or a generator, is to fit without it.
+A scoring is fitted on the references of all generators and scores any number of queries. Nothing else takes part, so
+leaving out a reference or a generator is a fit without it.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ Scorer = Callable[
 ]  # unit rows float32 [n, d] -> float32 [n, G]: the higher, the more is a query like generator g
 Scoring = Callable[[References], Scorer]
 LOGISTIC_TOLERANCE = 1e-10  # of the gradient: scores then agree with the minimum's within 1e-3
-LEAST_RELIABILITY = 0.01  # of a part: below it an estimate says nothing
-ADAPTED_SHRINKAGE = 0.8  # of the covariance within a few references of each generator: most of it is chance
+LEAST_RELIABILITY = 0.01  # smallest weight of a part; smaller estimates are noise
+ADAPTED_SHRINKAGE = 0.8  # of the covariance within generators, which few references estimate badly
 
 
 def mean_cosine(references: References) -> Scorer:
@@ -35,24 +35,25 @@ def max_cosine(references: References) -> Scorer:
 
 
 def adapted_cosine(references: References) -> Scorer:
-    """Cosine with the mean of each generator's references, in the space in which the references of one generator vary alike in all directions."""
+    """Cosine with the mean of each generator's references after whitening of the covariance within generators."""
     check_references(references)
     adapted, centres = _own_space(references)
     return lambda queries: (adapted(queries) @ centres.T).astype(np.float32)
 
 
 def adapted_by_part(part_sizes: Sequence[int], one_sided: Sequence[bool]) -> Scoring:
-    """`adapted_cosine` of vectors whose parts count by how far their references' means can be relied on; part_sizes: of the columns, in order.
+    """`adapted_cosine` with each part of the vector weighted by the reliability of its reference means.
 
-    A part in which the generators leave no trace, such as fixed places of the pixel grid after a resize, is chance, and would be half of every
-    cosine. It counts by the reliability of its means: the share of their variance between generators that is not the chance of few
-    references. With one generator, whose variance cannot be known, parts count alike.
+    part_sizes: columns of each part, in order. A part without traces, such as fixed places of the pixel grid after a
+    resize, is noise and would be half of every cosine. Reliability: share of the variance between generators that few
+    references do not explain by chance. With one generator it is unknown, and parts weigh the same.
 
-    one_sided: whether a part speaks for a generator but never against it; less than no likeness counts as none. A crop moves the pixel grid,
-    and a moved pattern is often the opposite of itself.
+    one_sided: whether negative similarity of a part counts as zero. A crop moves the pixel grid, and a moved pattern is
+    often the opposite of itself.
 
-    Scores are scaled by the root of the mean reliability: in a gallery whose references leave one part to chance, likeness of the other part
-    alone must not look like likeness of both, or whatever is nobody's would go to the most degraded gallery.
+    Scores are scaled by the root of the mean reliability. Otherwise out-of-distribution images would be assigned to the
+    most degraded gallery, whose references leave one part to chance, so similarity of the other part would count as
+    both.
     """
     columns = [slice(stop - size, stop) for size, stop in zip(part_sizes, np.cumsum(part_sizes))]
 
@@ -77,18 +78,20 @@ def adapted_by_part(part_sizes: Sequence[int], one_sided: Sequence[bool]) -> Sco
 
 
 def _own_space(references: References) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
-    """The map of rows into the references' own space, to unit rows float64 [n, d], and the generators' centres there, float64 [G, d].
+    """The whitening map, rows to unit rows float64 [n, d], and the mapped centres of the generators, float64 [G, d].
 
-    The origin is the mean of the generators' means, since what they share tells none of them apart; the origin of the method counts as one more
-    generator, so that it moves little where one of few is left out. The scale is the covariance within generators, shrunk by
-    ADAPTED_SHRINKAGE towards a multiple of the identity; where no two references of a generator differ the scale stays.
+    The origin is the mean of the generators' means, because what they share does not tell them apart. The method's
+    origin counts as one more generator, so leave-one-out with few generators moves it little. The scale is the
+    covariance within generators, shrunk by ADAPTED_SHRINKAGE towards a multiple of the identity; without any variance
+    the scale is kept.
     """
     groups = [rows.astype(np.float64) for rows in references]
     means = np.stack([rows.mean(axis=0) for rows in groups])
     origin = means.sum(axis=0) / (len(groups) + 1)
     spread = np.concatenate([rows - mean for rows, mean in zip(groups, means)])
     freedom = len(spread) - len(groups)
-    # The shrunk covariance is a multiple of the identity but in the span of the references, which are fewer than the dimensions: so is its root.
+    # The shrunk covariance is a multiple of the identity but in the span of the references, which are fewer than
+    # the dimensions: so is its root.
     directions, shortened = np.zeros((0, means.shape[1])), np.zeros(0)
     if freedom and spread.any():
         variances, directions = _principal(spread)
@@ -104,8 +107,12 @@ def _own_space(references: References) -> tuple[Callable[[np.ndarray], np.ndarra
 
 
 def _principal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Squared singular values, float64 [r], above rounding, and right singular vectors, float64 [r, d], of rows float64 [n, d]: by the
-    smaller of their two products, which takes a fraction of a decomposition's time."""
+    """Squared singular values above rounding, float64 [r], and right singular vectors, float64 [r, d], of rows float64
+    [n,
+    d].
+
+    Uses the smaller Gram matrix, which takes a fraction of the time of a full decomposition.
+    """
     wide = len(rows) <= rows.shape[1]
     squared, vectors = np.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
     kept = squared > squared.max() * max(rows.shape) * np.finfo(np.float64).eps
@@ -114,7 +121,7 @@ def _principal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _reliabilities(references: References, part_sizes: Sequence[int]) -> np.ndarray:
-    """float64 [parts], LEAST_RELIABILITY to 1."""
+    """float64 [parts], from LEAST_RELIABILITY to 1."""
     freedom = sum(len(rows) - 1 for rows in references)
     if len(references) < 2 or not freedom:
         return np.ones(len(part_sizes))
@@ -130,10 +137,10 @@ def _reliabilities(references: References, part_sizes: Sequence[int]) -> np.ndar
 
 
 def nearest_neighbours(num_neighbours: int) -> Scoring:
-    """How much of a query's nearest references, each weighted by its similarity, is of each generator.
+    """Share of each generator among the query's nearest references, weighted by similarity.
 
-    A neighbour weighs (1 + cosine) / 2, so that a query far from all references scores low everywhere. Ties in rank go to the earlier
-    reference.
+    A neighbour weighs (1 + cosine) / 2, so a query far from all references scores low everywhere. Ties go to the
+    earlier reference.
     """
 
     def fit(references: References) -> Scorer:
@@ -164,15 +171,17 @@ def check_references(references: References) -> None:
 
 
 def unit_or_zero(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length one, in the given type; a row of zeros, which has no direction, stays zero and is like nothing."""
+    """Rows of length one, in the given dtype; zero rows stay zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1)
 
 
 def identified(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """int64 [n]: the generator with the highest score; where the true one shares it, the first other that does.
+    """int64 [n]: generator of the highest score. A tie with the true generator counts as an error: the first other one
+    is
+    returned.
 
-    scores: float [n, G]; truth: int [n] in 0..G-1.
+    scores: float [n, G]. truth: int [n] in 0..G-1.
     """
     rows = np.arange(len(truth))
     own = scores[rows, truth]
@@ -183,10 +192,10 @@ def identified(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def logistic_scores(strength: float) -> Scoring:
-    """The log probability of each generator by multinomial logistic regression on all references, with an L2 penalty.
+    """Log probability of each generator by multinomial logistic regression on all references, with an L2 penalty.
 
-    Minimises sum_i w_i * -log p(label_i | row_i) + strength / 2 * |weights|^2 without a penalty on the bias. w_i: n / (G * references of the
-    generator), so that a generator with more references is not preferred.
+    Minimises sum_i w_i * -log p(label_i | row_i) + strength / 2 * |weights|^2 without a penalty on the bias. w_i: n /
+    (G * references of the generator), so that a generator with more references is not preferred.
     """
 
     def fit(references: References) -> Scorer:
@@ -197,9 +206,11 @@ def logistic_scores(strength: float) -> Scoring:
         rows = np.concatenate(references).astype(np.float64)
         labels = np.repeat(np.arange(num_generators), [len(group) for group in references])
         mean = rows.mean(axis=0)
-        # One scale for all dimensions keeps the geometry, and with it the meaning of the penalty whatever made the rows.
+        # One scale for all dimensions keeps the geometry, and with it the meaning of the penalty whatever made
+        # the rows.
         scale = np.sqrt(np.square(rows - mean).mean()) or 1.0
-        # scikit-learn gives two classes one vector of weights, the difference of theirs: its penalty is twice that of both together.
+        # scikit-learn gives two classes one vector of weights, the difference of theirs: its penalty is twice
+        # that of both together.
         inverse_penalty = (2 if num_generators == 2 else 1) / strength
         model = LogisticRegression(C=inverse_penalty, class_weight="balanced", tol=LOGISTIC_TOLERANCE, max_iter=1000)
         model.fit((rows - mean) / scale, labels)

@@ -1,4 +1,4 @@
-"""Methods without a trained network: the spectrum of an image as it is, and through linear maps that were fitted on the pool."""
+"""Fingerprints without a trained network: spectra, and spectra after linear maps fitted on the pool."""
 
 from collections.abc import Iterator, Sequence
 
@@ -29,9 +29,10 @@ DISCRIMINANT, WHITENING = "lda.safetensors", "whitening.safetensors"
 
 
 class LogSpectrum(Method):
-    """Cosine of spectra around their mean over the synthetic models, each without its own level.
+    """Cosine of log spectra, centred on the mean over the synthetic models, each without its own level.
 
-    Without the mean all cosines are near 1, and with the level, which is the picture's contrast, content decides many of them.
+    Without centring all cosines are near 1. With the level, which is the contrast of the image, content decides many of
+    them.
     """
 
     def __init__(self, mean: np.ndarray, settings: SpectrumSettings):
@@ -48,7 +49,7 @@ class LogSpectrum(Method):
 
 
 class SpectrumDiscriminant(Method):
-    """Cosine in the discriminant's space of spectra."""
+    """Cosine of spectra after the discriminant's projection."""
 
     map_name = "lda"
 
@@ -88,7 +89,7 @@ def spectra(samples: Sequence[Sample], settings: SpectrumSettings) -> np.ndarray
 def pool_spectra(
     pool: Pool, spectrum: SpectrumSettings, settings: DiscriminantSettings, storage: Storage
 ) -> Iterator[np.ndarray]:
-    """float32 [n, d] of each synthetic model under each degradation, a class of its own."""
+    """float32 [n, d] of each synthetic model under each degradation; each combination is a class."""
     degradations = [parse(name) for name in settings.degradations]
     for model in pool.models:
         images = pool.samples(model.model_id, storage)[: settings.images_per_model]
@@ -101,8 +102,8 @@ def fitted_maps(
 ) -> dict[str, Discriminant]:
     """{DISCRIMINANT: ..., WHITENING: ...}, fitted on the pool in one pass over its images.
 
-    With a folder they are kept there under these names, and taken from it where the same fit was done before. Raises AttribError if the
-    folder holds another one, or the pool has fewer than two models.
+    With a folder they are saved there, and loaded if the same fit was done before. Raises AttribError if the folder
+    holds another fit, or the pool has fewer than two models.
     """
     declared = {
         "pool": pool.digest,
@@ -131,7 +132,7 @@ def _kept(uri: str, declared: dict, storage: Storage) -> Discriminant:
 
 
 def load_spectrum_method(name: str, folder: str, storage: Storage) -> Method:
-    """The method of this name as `fitted_maps` left it, without the pool. Raises AttribError if the folder holds no such method."""
+    """The method of this name from the files of `fitted_maps`. Raises AttribError if the folder has none."""
     file = WHITENING if name.endswith(SpectrumWhitened.map_name) else DISCRIMINANT
     found, held = load_discriminant(join(folder, file), storage)
     settings = SpectrumSettings.model_validate(held["spectrum"])
@@ -143,7 +144,8 @@ def load_spectrum_method(name: str, folder: str, storage: Storage) -> Method:
         if method.name == name:
             return method
     raise AttribError(
-        f"{folder} holds {' and '.join(method.name for method in methods)}, not {name}; correct method.name or method.uri"
+        f"{folder} holds {' and '.join(method.name for method in methods)}, not {name}; correct method.name or "
+        "method.uri"
     )
 
 

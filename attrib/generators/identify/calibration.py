@@ -1,31 +1,31 @@
-"""What verdicts are measured by: the scores of negatives and of the generators' own references, degraded in every way of the grid.
+"""Background cohort and z-norm: p-values for open-set identification.
 
-The claim that is tested is "some registered generator made this". An image that none made is a photograph, or some other generator made it;
-a p-value is computed against the negatives of each origin, and the largest counts: it holds whichever it was. Photographs never stand for
-generated images: they resemble a generator less, and a rate that holds for them says nothing of a generator that nobody registered. Nor do
-synthetic models where images are the unit: they are so many that they would drown the few generators, which are more like each other. Where
-sources are, a new source is one among all that generated, synthetic or not. Without generated negatives nothing can be attributed.
+The hypothesis that is tested is "no registered generator made this image". Its p-value is computed against the
+background cohort (the negatives) of each origin, and the largest one counts, so it holds for every origin. Photographs
+never stand in for generated images, because they resemble a generator less. With `unit: image`, synthetic models are an
+origin of their own, because they are many and would outweigh the few other generators, which resemble each other more.
+With `unit: source`, a new source is one of all sources that generated. Without generated negatives nothing is
+attributed.
 
-Nobody says how the image was degraded either. It goes to the gallery of its highest score, and its p-value is
+The degradation of the query is unknown. The query is assigned to the gallery of its highest score, and
 
-    (m + how often negatives, under any degradation of the grid, come to that gallery and stand there as high) / (1 + negatives),
+    p = (m + #{(negative, degradation): same gallery, z-norm score >= that of the query}) / (n + 1)
 
-m being how often a negative that comes there does so under the degradations of the grid, in the mean over all that come: the image itself
-would, too. (The most of any negative would make the rate certain, and asks for up to twice as many negatives; in simulations it holds with
-the mean.) A gallery gets the share 1 / D of the rate, so that the rate holds for an image that is degraded in a way drawn from the grid; and
-for each way alone, as far as images that are degraded alike go to one gallery. Negatives that never come to a gallery count as well as those
-that score low there.
+(conformal p-value, Vovk et al., Algorithmic Learning in a Random World, 2005). m is the mean number of degradations
+under which a negative that is assigned to the gallery is assigned to it, since the query would be, too. (The maximum in
+place of the mean would make the rate certain and needs up to twice as many negatives; in simulations the mean holds the
+rate.) Each of the D galleries gets the share 1 / D of the rate, so the rate holds for an image whose degradation is
+drawn from the grid. Negatives that are never assigned to a gallery count in n.
 
-Where an image stands is by how many standard deviations its score for the generator lies above the mean of what the negatives in the gallery
-score for it (the z-norm of speaker verification: Auckenthaler, Carey and Lloyd-Thomas, Digital Signal Processing 10, 2000), less by how many it
-lies below the mean of what the generator's own references do. So a generator that everything resembles, or some things do, asks for more; one whose images vary asks
-for less, but what is like such a generator stands no higher than an image of any other does; and what is unlike all negatives is not yet like a
-generator. The deviation of few references counts together with that of all generators'. Mean and deviation of the negatives include the
-image itself: it and they are treated alike, as exact p-values need (attrib/generators/identify/conformal.py).
+The z-norm score is (score - mean) / deviation over the negatives in the gallery (Auckenthaler, Carey and Lloyd-Thomas,
+Digital Signal Processing 10, 2000), minus the number of deviations by which the score lies below the mean of the
+generator's own references. Thus a generator that many images resemble needs a higher score. The deviation of few
+references is pooled with that of all generators. Mean and deviation of the negatives include the query itself, because
+exact p-values need the same treatment for it and for them.
 
-Negatives are what was registered as such, and the references of each generator, scored without it and its family: images of a generator
-that is not registered. Such a reference has fewer generators to be like than an image that none of them made; so it counts, where it stands
-as high, for the generators in the gallery over those that it was scored by.
+Negatives are the registered ones and the references of each generator, scored without the generator and its family, as
+images of an unregistered generator are. Such a reference has fewer generators to resemble, so it is weighted by the
+number of generators in the gallery over the number of those that scored it.
 """
 
 from collections.abc import Sequence
@@ -46,10 +46,11 @@ SMALLEST_DEVIATION = 1e-6  # of scores
 
 @dataclass(frozen=True, eq=False)
 class Stratum:
-    """What comes to one gallery of the negatives, each once for every degradation that leads it there.
+    """Scores of the negatives assigned to one gallery, one row per (negative, degradation).
 
-    scores: float64 [k, G], nan where the generator, or its family, made the negative; image: int64 [k], its place; factor: float64 [k],
-    generators in the gallery over those that it has a score for; itself: of those that come, how often their image does in the mean, 1 if none.
+    scores: float64 [k, G], nan where the generator or its family made the negative. image: int64 [k], index of the
+    negative. factor: float64 [k], generators in the gallery over generators with a score for the negative. itself: mean
+    number of rows of the negatives in it, 1 if there are none.
     """
 
     scores: np.ndarray
@@ -59,20 +60,21 @@ class Stratum:
 
 
 def best_of(scores: np.ndarray) -> np.ndarray:
-    """int64 [m]: the column of the highest score in [m, G], nan taking no part, the first of equals."""
+    """int64 [m]: column of the highest score in each row of [m, G]; nan is ignored, ties go to the first."""
     return np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)
 
 
 def gallery_of(scores: np.ndarray) -> np.ndarray:
-    """int64 [...]: of scores [..., D, G] the gallery that holds the highest, the first of equals; -1 without any score."""
+    """int64 [...]: gallery of the highest score in [..., D, G], ties to the first; -1 without any score."""
     filled = np.where(np.isnan(scores), -np.inf, scores).max(axis=-1)
     return np.where(np.isinf(filled).all(axis=-1), -1, filled.argmax(axis=-1))
 
 
 def first_in(chosen: np.ndarray, gallery: int) -> np.ndarray:
-    """int64 [n]: of the galleries chosen [D, n] by each image under each degradation, a degradation that leads to this one; -1 without one.
+    """int64 [n]: a degradation under which the image is assigned to this gallery, preferably the gallery's own; -1 for
+    none.
 
-    Preferred is the gallery's own degradation.
+    chosen: int64 [D, n], the gallery of each image under each degradation.
     """
     here = chosen == gallery
     return np.where(here[gallery], gallery, np.where(here.any(axis=0), here.argmax(axis=0), -1))
@@ -81,9 +83,12 @@ def first_in(chosen: np.ndarray, gallery: int) -> np.ndarray:
 def standing(
     scores: np.ndarray, mean: np.ndarray, deviation: np.ndarray, own: np.ndarray, own_deviation: np.ndarray
 ) -> np.ndarray:
-    """Deviations of the negatives by which scores lie above their mean, less deviations of a generator's own references by which they lie below
-    its mean, `own`; nan where that is, since no reference can be left out. Deviations count as SMALLEST_DEVIATION at least: below it nothing
-    differs but for rounding."""
+    """z-norm scores: deviations above the negatives' mean, minus deviations below the mean `own` of the generator's
+    references.
+
+    nan where `own` is nan, because no reference can be left out. Smaller deviations count as SMALLEST_DEVIATION: below
+    it scores differ by rounding only.
+    """
     above = (scores - mean) / np.maximum(deviation, SMALLEST_DEVIATION)
     below = np.maximum(0.0, own - scores) / np.maximum(own_deviation, SMALLEST_DEVIATION)
     return above - below
@@ -91,20 +96,26 @@ def standing(
 
 KINDS = ("photographs", "generators", "synthetic")
 KIND_OF = {"generator": 1, "other-generator": 1, "photographs": 0, "synthetic": 2}
-ORIGINS = ("photographs", "generated images", "synthetic images")  # of negatives, each a null of its own
+ORIGINS = (
+    "photographs",
+    "generated images",
+    "synthetic images",
+)  # of negatives; each origin is a null distribution of its own
 PHOTOGRAPHS, GENERATED = 0, 1
 CHUNK_ROWS = 64  # queries that are compared with all negatives at a time
-PRIOR_REFERENCES = 5.0  # that the deviation over all generators weighs beside a generator's own
-SMALLEST_WEIGHT = 1e-6  # of all that a mean is taken of, where there is nothing
+PRIOR_REFERENCES = 5.0  # weight of the deviation over all generators, in references, when pooled with a generator's own
+SMALLEST_WEIGHT = 1e-6  # avoids a division by zero where no negative has a score
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """names, family: of the G generators; family: int64, a label that is the same for all generators of one.
+    """Scores of the background cohort and leave-one-out scores of the references.
 
-    negatives: float32 [D, n, D, G], by degradation, image, gallery and generator, nan for an image too small once degraded, and where the
-    generator, or its family, made it. kind, source: int64 [n]; the source of a registered generator's reference is its family's label, which
-    no other kind of negative has. own: float32 [D, R, D, G], references left out in turn; owner: int64 [R], their generator.
+    names: of the G generators. family: int64 [G], equal for the generators of one family. negatives: float32 [D, n, D,
+    G] by degradation, image, gallery and generator; nan for an image that is too small once degraded, and for the
+    generator that made it and its family. kind, source: int64 [n]; the source of a generator's reference is its family,
+    a label that no other kind uses. own: float32 [D, R, D, G], leave-one-out scores of the references. owner: int64
+    [R], their generators.
     """
 
     names: list[str]
@@ -118,12 +129,12 @@ class Calibration:
     settings: VerdictSettings
 
     def units(self) -> dict[str, int]:
-        """Of each kind that there is: the number of images, or with unit "source" of sources."""
+        """{kind: number of images, or of sources with `unit: source`}, without empty kinds."""
         return self._counts(np.arange(len(self.kind))) if self.settings.unit == "image" else self.num_sources
 
     @cached_property
     def num_sources(self) -> dict[str, int]:
-        """Of each kind that there is: families, photographs, models of a pool. Images of one are not independent."""
+        """{kind: number of sources (families, photographs, models of a pool)}. Images of one source are dependent."""
         return self._counts(self.source)
 
     def _counts(self, ids: np.ndarray) -> dict[str, int]:
@@ -132,31 +143,32 @@ class Calibration:
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """float64 [n]: what each negative counts for, so that the units of a kind sum to their number."""
+        """float64 [n]: weight of each negative; with `unit: source` the weights of one source sum to 1."""
         if self.settings.unit == "image" or not len(self.source):
             return np.ones(len(self.source))
         return 1.0 / np.bincount(self.source)[self.source]
 
     @cached_property
     def origins(self) -> np.ndarray:
-        """int64 [n]: the place among ORIGINS of each negative; with unit "source" synthetic images are generated ones."""
+        """int64 [n]: index into ORIGINS; with `unit: source` synthetic images count as generated ones."""
         return self.kind if self.settings.unit == "image" else np.minimum(self.kind, GENERATED)
 
     @property
     def is_generated(self) -> bool:
-        """Whether anything generated is among the negatives."""
+        """Whether any negative was generated."""
         return bool(self.origin_units[GENERATED:].any())
 
     @cached_property
     def origin_units(self) -> np.ndarray:
-        """float64 [3]: images, or with unit "source" sources, of each of ORIGINS."""
+        """float64 [3]: number of images, or of sources with `unit: source`, of each of ORIGINS."""
         return np.bincount(self.origins, self.weights, minlength=len(ORIGINS))
 
     @cached_property
     def floors(self) -> np.ndarray:
-        """float64 [D]: the least p-value that an image can get in each gallery, of the origin with fewest units; 1 without generated negatives.
+        """float64 [D]: smallest possible p-value in each gallery, by the smallest origin; 1 without generated
+        negatives.
 
-        Photographs may be missing: then the rate is not promised for them.
+        Photographs may be missing: the rate is then not promised for them.
         """
         units = self.origin_units
         fewest = units[units > 0].min() if self.is_generated else 0.0
@@ -164,12 +176,12 @@ class Calibration:
 
     @property
     def floor(self) -> float:
-        """The least p-value that an image can get in any gallery."""
+        """Smallest possible p-value over all galleries."""
         return float(self.floors.min())
 
     @cached_property
     def strata(self) -> list[Stratum]:
-        """Of each gallery."""
+        """One stratum per gallery."""
         chosen, found = gallery_of(self.negatives), []
         for gallery in range(len(self.degradations)):
             degradation, image = np.nonzero(chosen == gallery)
@@ -182,8 +194,9 @@ class Calibration:
 
     @cached_property
     def own_scales(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation, float64 [D, G], of what a generator's references, left out in turn, score in the gallery degraded as they are;
-        mean nan where it has none."""
+        """Mean and standard deviation, float64 [D, G], of the leave-one-out scores of a generator's references in the
+        gallery of their own degradation; the mean is nan without references.
+        """
         shape = len(self.degradations), len(self.names)
         means, squares, freedom = np.full(shape, np.nan), np.zeros(shape), np.zeros(shape)
         for place in np.ndindex(shape):
@@ -195,20 +208,21 @@ class Calibration:
         return means, np.sqrt((squares + PRIOR_REFERENCES * of_all) / (freedom + PRIOR_REFERENCES))
 
     def own_scores(self, gallery: int, generator: int) -> np.ndarray:
-        """float64 [r]: of a generator's references, left out in turn, in the gallery degraded as they are."""
+        """float64 [r]: leave-one-out scores of a generator's references in the gallery of their own degradation."""
         values = self.own[gallery, self.owner == generator, gallery, generator].astype(np.float64)
         return values[~np.isnan(values)]
 
     @cached_property
     def own_floors(self) -> np.ndarray:
-        """float64 [D, G]: the least p-value that an image can get against a generator's own references in each gallery; 1 where there are none."""
+        """float64 [D, G]: smallest possible p-value against a generator's own references; 1 without references."""
         every = range(len(self.degradations)), range(len(self.names))
         return np.array([[1 / (1 + len(self.own_scores(gallery, g))) for g in every[1]] for gallery in every[0]])
 
     def without(self, label: int) -> tuple["Calibration", np.ndarray]:
-        """As if a family were not registered; and how its references would then be scored: float32 [D, r, D, the generators left].
+        """The calibration without one family, and the scores of that family's references in it, float32 [D, r, D,
+        generators left].
 
-        Other negatives keep the scores that they got beside the family.
+        Other negatives keep the scores that they got with the family registered.
         """
         left, mine = self.family != label, (self.kind == KIND_OF["generator"]) & (self.source == label)
         kept, negatives = left[self.owner], self.negatives[..., left]
@@ -226,9 +240,9 @@ class Calibration:
         return rest, negatives[:, mine]
 
     def p_values(self, scores: np.ndarray, gallery: np.ndarray, exclude: np.ndarray | None = None) -> np.ndarray:
-        """float64 [m]: of the best generator of each row of scores [m, G] in a gallery, int64 [m].
+        """float64 [m]: p-value of the best generator of each row of scores [m, G] in its gallery, int64 [m].
 
-        exclude: int64 [m], for rows that are negatives themselves, their own place among them: it, or with unit "source" all of its source,
+        exclude: int64 [m], for rows that are negatives: their own index. It, or with `unit: source` its whole source,
         is left out.
         """
         found = np.ones(len(scores))
@@ -268,15 +282,17 @@ class Calibration:
             reached = kept[:, mine] * stratum.factor[mine]
             p_value = conformal_p_values(values[:, mine], reached, observed, total, stratum.itself)
             largest = np.maximum(largest, p_value)
-        return np.where(np.isfinite(observed), largest, 1.0)  # what cannot be placed never stands high
+        return np.where(np.isfinite(observed), largest, 1.0)  # without a z-norm score nothing is attributed
 
     def own_p_values(
         self, scores: np.ndarray, gallery: np.ndarray, generator: np.ndarray, exclude: np.ndarray | None = None
     ) -> np.ndarray:
-        """float64 [m]: how usual a score [m] of a generator in a gallery is among the generator's own references there, left out in turn.
+        """float64 [m]: p-value of a score [m] among the leave-one-out scores of the generator's own references in the
+        gallery.
 
-        Low: unlike them. (1 + references that score as low) / (references + 1). The image chose its best gallery and the references did not, so
-        that fewer of a generator's own images come out low than is said. exclude: int64 [m], for rows that are references themselves, their place.
+        Small values mean that the image is unlike the references: (1 + references with a score as low) / (references +
+        1). The image was assigned to its best gallery and the references were not, so fewer own images get small values
+        than stated. exclude: int64 [m], for rows that are references: their own index.
         """
         found = np.ones(len(scores))
         for one, g in {(int(a), int(b)) for a, b in zip(gallery, generator)}:
@@ -287,15 +303,18 @@ class Calibration:
             weights = np.ones((len(rows), len(values)))
             if exclude is not None:
                 weights[places[None, :] == exclude[rows][:, None]] = 0
-            low = np.broadcast_to(-values, weights.shape)  # low scores are what is looked for
+            low = np.broadcast_to(-values, weights.shape)  # the test looks for low scores
             found[rows] = conformal_p_values(low, weights, -scores[rows].astype(np.float64))
         return found
 
 
 @dataclass(frozen=True, eq=False)
 class Negatives:
-    """Images that are never attributed. rows: float32 [D, n, d], nan where one is too small once degraded; source_sizes: images of each source,
-    in order."""
+    """Images that are never attributed.
+
+    rows: float32 [D, n, d], nan where an image is too small once degraded. source_sizes: images of each source, in
+    order.
+    """
 
     rows: np.ndarray
     role: Role
@@ -305,7 +324,7 @@ class Negatives:
 def calibrate(
     registry: Registry, method: Method, settings: VerdictSettings, storage: Storage
 ) -> tuple[Galleries, Calibration]:
-    """Raises MismatchError if the registry was made by another method. The registry has one generator or more."""
+    """Galleries and calibration of a registry with at least one generator. Raises MismatchError for another method."""
     registry.check_method(method)
     galleries = Galleries(method, [registry.read(entry, storage) for entry in registry.generators])
     negatives = [
@@ -322,7 +341,7 @@ def calibrated(
     degradations: tuple[str, ...],
     settings: VerdictSettings,
 ) -> Calibration:
-    """Of generators with their references in galleries, by degradation, beside what serves as negatives."""
+    """Calibration of generators whose references are in `galleries`, against the given negatives."""
     own, owner = galleries.leave_one_out()
     family = families(own[0, :, 0], owner, settings.family_accuracy, settings.family_level)
     scored = [galleries.as_unregistered(family)]

@@ -1,10 +1,11 @@
-"""Unknown images grouped into candidate generators: average-linkage clustering of fingerprints, with exemplars to look at and to register.
+"""Unknown images clustered into candidate generators by average linkage, with exemplars to look at and to register.
 
-The cut is the registry's own: the cosine that best separates pairs of references of one generator from pairs of two. Copies of one image are
-as alike as images of one generator, and are no evidence of one: a candidate needs distinct images.
+The cut is the cosine that best separates reference pairs of one generator from reference pairs of two. Copies of one
+image are as similar as images of one generator but are no evidence of one, so a candidate needs distinct images.
 
-The fingerprints of a dump do not fit into memory. They come in batches, twice: once for the sample that is clustered, once to join the
-clusters. Everything is deterministic and depends on the images alone; their order only decides which of several copies is shown.
+The fingerprints of an image set do not fit into memory. They are read twice in batches: once for the sample that is
+clustered, once to assign all others. The result is deterministic and depends on the images only; their order decides
+only which of several copies is shown.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from scipy.spatial.distance import squareform
 from attrib.data.ids import sampling_rank
 
 MAX_CUT_REFERENCES = 20  # of each generator: pairs grow with the square
-SAME_COSINE = 0.9999  # from here on two fingerprints are of one picture: a batch of other images moves the last bit of some values
+SAME_COSINE = 0.9999  # fingerprints above it are copies; the batch an image is in changes its last bits
 CUT_TOLERANCE = 1e-12  # a mean cosine equal to the cut joins, whatever the rounding of 1 - cosine
 
 FingerprintBatches = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
@@ -26,9 +27,12 @@ FingerprintBatches = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """ids: int64, the images of a cluster, ascending; num_distinct: without identical fingerprints and those nearly the same as a clustered one;
-    exemplars: int64, distinct images, those nearest to the
-    mean of the clustered ones first; cohesion: mean cosine of two distinct ones; clustered: float32 [m, d], its part of the sample."""
+    """One cluster of unknown images.
+
+    ids: int64, its images, ascending. num_distinct: images without copies. exemplars: int64, distinct images, nearest
+    to the cluster's mean first. cohesion: mean cosine of two distinct images. clustered: float32 [m, d], its part of
+    the sample.
+    """
 
     ids: np.ndarray
     num_distinct: int
@@ -40,10 +44,13 @@ class Candidate:
 def find_candidates(
     batches: FingerprintBatches, cut: float, *, max_clustered: int, min_images: int, num_exemplars: int
 ) -> list[Candidate]:
-    """Clusters of min_images distinct images or more, the largest first. batches(): ids int64 [n] and vectors float32 [n, d], unit rows.
+    """Clusters of at least min_images distinct images, the largest first. batches(): ids int64 [n] and vectors float32
+    [n,
+    d].
 
-    A sample of at most max_clustered distinct images is clustered, chosen by a hash of the ids; each other image joins the cluster to which its
-    mean cosine is highest, if that is at least the cut, and a copy that of its twin. In memory: the sample, a batch, 16 bytes an image.
+    Vectors are unit rows. A sample of at most max_clustered distinct images, chosen by a hash of the ids, is clustered.
+    Each other image joins the cluster of highest mean cosine if that is at least the cut; a copy joins the cluster of
+    its twin. Memory: the sample, one batch, and 16 bytes per image.
     """
     ids, vectors = _sample(batches(), max_clustered)
     if not len(ids):
@@ -56,7 +63,7 @@ def find_candidates(
 
 
 class _Clusters:
-    """The clusters of a sample [s, d], and what has joined them."""
+    """The clusters of a sample [s, d] and the images that joined them."""
 
     def __init__(self, ids: np.ndarray, vectors: np.ndarray, label: np.ndarray, cut: float, num_exemplars: int):
         order = np.argsort(label, kind="stable")
@@ -115,7 +122,9 @@ class _Clusters:
         return found
 
     def _best(self, ids: np.ndarray, label: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Of each cluster the num_exemplars of the highest scores, rounded so that the order of sums does not matter."""
+        """The num_exemplars images of highest score in each cluster; scores are rounded, so the order of sums does not
+        matter.
+        """
         order = np.lexsort((ids, -np.round(scores, 6), label))
         _, first = np.unique(label[order], return_index=True)
         place = np.arange(len(order)) - np.repeat(first, np.diff([*first, len(order)]))
@@ -124,7 +133,7 @@ class _Clusters:
 
 
 def _sample(batches: Iterable[tuple[np.ndarray, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """ids and vectors of the first `count` distinct fingerprints by a hash of the ids, less those that are nearly the same; empty without any."""
+    """ids and vectors of the first `count` distinct fingerprints by a hash of the ids, without near copies."""
     held = None
     for ids, vectors in batches:
         some = ids, vectors, _keys(vectors)
@@ -145,15 +154,16 @@ def _sample(batches: Iterable[tuple[np.ndarray, np.ndarray]], count: int) -> tup
 
 
 def _keys(vectors: np.ndarray) -> np.ndarray:
-    """uint64 [n]: a hash of each row as it is stored, in float16."""
+    """uint64 [n]: a hash of each row as stored in float16."""
     digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in vectors.astype(np.float16))
     return np.frombuffer(digests, np.uint64)
 
 
 def average_linkage(vectors: np.ndarray, cut: float) -> np.ndarray:
-    """int64 [n], labels 0, 1, ... by first appearance: clusters are joined while the mean cosine between two of them is at least the cut.
+    """int64 [n]: cluster labels 0, 1, ... by first appearance, by average linkage with a cut.
 
-    vectors: float32 [n, d], unit rows. n^2 in time and memory.
+    Clusters are merged while their mean cosine is at least the cut. vectors: float32 [n, d], unit rows. n^2 time and
+    memory.
     """
     if len(vectors) == 1:
         return np.zeros(1, np.int64)
@@ -166,9 +176,11 @@ def average_linkage(vectors: np.ndarray, cut: float) -> np.ndarray:
 
 
 def reference_cut(references: list[np.ndarray]) -> float:
-    """The cosine at which pairs of references of one generator and of two are best told apart, both kinds of pairs counting the same.
+    """Cosine that best separates reference pairs of one generator from pairs of two; both kinds of pairs weigh the
+    same.
 
-    references: float32 [r_g, d] of each generator, or family, unit rows. With one generator, the 5th percentile of its pairs.
+    references: float32 [r_g, d] of each generator or family, unit rows. With one generator, the 5th percentile of its
+    pairs.
     """
     references = [rows[:: -(-len(rows) // MAX_CUT_REFERENCES)] for rows in references]
     rows = np.concatenate(references)

@@ -1,4 +1,4 @@
-"""Verdicts on disk: one row per image of a manifest, and what is said of all of them.
+"""Verdicts and the summary of an identify run on disk.
 
 <output>/verdicts/part-00000.parquet ...   one per manifest partition, rows by ascending id (`schema`)
 <output>/sets.parquet                      one row per set, where a set_column is given
@@ -95,7 +95,8 @@ def check_same_images(identified: Identified, manifest: Manifest) -> None:
         manifest.order_digest,
     ]:
         raise MismatchError(
-            f"{identified.uri} holds verdicts on other images than those of {manifest.uri}; run jobs.identify on this manifest"
+            f"{identified.uri} holds verdicts on other images than those of {manifest.uri}; run jobs.identify on "
+            "this manifest"
         )
 
 

@@ -1,15 +1,15 @@
-"""Shares of the generators in a dump, with intervals, and what changed since an earlier one.
+"""Prevalence of each generator in an image set under label shift, with intervals, and its change since an earlier run.
 
-Verdicts err: some images of a generator are called unknown or another's, some of no registered one are attributed. How often is known from
-the references and the negatives, each left out in turn. With C[j, k] the rate at which an image of j gets verdict k, verdicts are expected
-at rates pi C; pi is estimated by maximum likelihood (EM), and its interval by drawing both the dump's rates and the rows of C from their
-Dirichlet posteriors, whose priors weigh one image. Such draws never lie at 0 or 1, where many true shares do: an interval is extended to
-the border that a likelihood-ratio test over the shares and C together does not reject.
+Verdicts err. The error rates are known from leave-one-out verdicts of the references and negatives: with C[j, k] the
+rate at which an image of origin j gets verdict k, verdicts are expected at rates pi C. pi is estimated by maximum
+likelihood (EM). Intervals come from draws of the verdict rates and of the rows of C from their Dirichlet posteriors,
+whose priors weigh one image. Draws never reach 0 or 1, where many true shares lie, so an interval is extended to a
+border that a likelihood-ratio test over pi and C together does not reject.
 
-This is done in each gallery by itself, and the shares there count by how many of the dump's images went to it: images of no registered generator go to
-other galleries than those of registered ones, which C of all together would have to explain by errors. All of it assumes that images of no
-registered generator are like the negatives. Images in galleries where no reference is recognised are left out, as are those without a
-fingerprint; `of_all` bounds the share among all images, whatever those are.
+Each gallery is estimated by itself, and its shares are weighted by the number of images assigned to it: images of
+unregistered generators go to other galleries than those of registered ones, which a pooled C would explain as errors.
+The estimate assumes that images of unregistered generators resemble the negatives. Images without a fingerprint, and
+those in galleries whose references are not recognised, are left out; `of_all` bounds the share among all images.
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,11 @@ OTHER = "(no registered generator)"
 
 @dataclass(frozen=True)
 class Share:
-    """Of the images that count, corrected; low, high: 95 %. num_images: verdicts as they came. of_all_low, of_all_high: of all images, if those
-    that could not be assessed were all of others, or all of this one."""
+    """Corrected share of one generator among the assessed images.
+
+    num_images: uncorrected verdicts. low, high: 95 % interval. of_all_low, of_all_high: bounds among all images, if
+    none or all of those that could not be assessed were of this generator.
+    """
 
     name: str
     num_images: int
@@ -44,12 +47,13 @@ class Share:
 def estimate_shares(
     names: list[str], counts: np.ndarray, confusion: np.ndarray, num_left_out: int, num_draws: int, seed: int
 ) -> tuple[list[Share], np.ndarray]:
-    """Shares of `names` and of OTHER, in this order, and the draws of all: float64 [num_draws, J], J = len(names) + 1.
+    """Shares of `names` and of OTHER, in this order, and the draws behind their intervals, float64 [num_draws, J].
 
-    counts: [D, J], the dump's verdicts by gallery, one or more in all; confusion: [D, J, J], number of images of row j (left out) that came to a gallery and
-    got verdict k. The estimate is that of the posterior means, so that a verdict that no reference got has a rate above zero; in a gallery in which no image was named after a generator it is 0,
-    and its part that of OTHER, unless the data reject that. Where a gallery
-    has none of a row, one image at the rates of all galleries stands in. Raises ValueError without any verdict.
+    J = len(names) + 1. counts: [D, J], verdicts by gallery. confusion: [D, J, J], number of leave-one-out images of
+    origin j in a gallery with verdict k. Rates are posterior means, so a verdict that no reference got has a rate above
+    zero. Where a gallery has no image of an origin, one image at the rates of all galleries stands in. In a gallery
+    without an attributed image of a generator, its share is 0 and added to OTHER, unless the data reject that. Raises
+    ValueError without verdicts.
     """
     total = counts.sum()
     if not total:
@@ -65,7 +69,8 @@ def estimate_shares(
         rows = confusion[gallery] + PRIOR_IMAGES / size
         found = solve_shares((rates / rates.sum())[None], (rows / rows.sum(axis=1, keepdims=True))[None])[0]
         ratios = border_ratios(counts[gallery], rows)
-        # Where references are hardly recognised the likelihood cannot tell who is there: nobody is, of whom no image was named and need be.
+        # If a gallery recognises few of its own references, the likelihood is flat. Set the share of every generator to
+        # zero that has no attributed image and whose share the likelihood does not bound away from zero.
         unseen = np.append((counts[gallery, :-1] == 0) & (ratios[0][:-1] < _rejected_from(1)), False)
         found[-1] += found[unseen].sum()
         estimate += weight * np.where(unseen, 0.0, found)
@@ -93,14 +98,14 @@ def estimate_shares(
 
 
 def _filled(confusion: np.ndarray) -> np.ndarray:
-    """confusion [D, J, J], with the rates of all galleries, for one image, in the place of rows without any."""
+    """confusion [D, J, J]; rows without images get the rates of all galleries, with the weight of one image."""
     pooled = confusion.sum(axis=0)
     pooled = pooled / np.maximum(pooled.sum(axis=1, keepdims=True), 1e-12)
     return np.where(confusion.sum(axis=2, keepdims=True) > 0, confusion, pooled)
 
 
 def _drawn_shares(rates: np.ndarray, rows: np.ndarray, num_draws: int, generator) -> np.ndarray:
-    """float64 [num_draws, J] from the posteriors of a gallery's rates [J] and of its rows [J, J]."""
+    """float64 [num_draws, J]: shares for draws from the posteriors of a gallery's rates [J] and rows [J, J]."""
     size, draws = len(rates), np.empty((num_draws, len(rates)))
     for start in range(0, num_draws, DRAWS_TOGETHER):
         together = min(DRAWS_TOGETHER, num_draws - start)
@@ -111,14 +116,15 @@ def _drawn_shares(rates: np.ndarray, rows: np.ndarray, num_draws: int, generator
 
 
 def _rejected_from(num_galleries: int) -> float:
-    """Twice the log of the likelihood ratio at which the tests of that many galleries together reject."""
+    """Likelihood-ratio statistic from which a border is rejected, jointly over this many galleries."""
     return float(stats.chi2.isf(BORDER_LEVEL, num_galleries))
 
 
 def solve_shares(rates: np.ndarray, confusion: np.ndarray) -> np.ndarray:
-    """float64 [b, J]: shares pi >= 0 of sum one that maximise sum_k rates_k log(pi C)_k, by EM from even shares.
+    """float64 [b, J]: shares pi >= 0 with sum 1 that maximise sum_k rates_k log(pi C)_k, by EM from equal shares.
 
-    rates: [b, K], each of sum one; confusion: [b, J, K], rows of sum one. Where C has an inverse and rates C^-1 >= 0, that is the solution.
+    rates: [b, K], rows of sum 1. confusion: [b, J, K], rows of sum 1. Where C is invertible and rates C^-1 >= 0, the
+    solution.
     """
     shares = np.full(confusion.shape[:2], 1.0 / confusion.shape[1])
     for _ in range(MAX_STEPS):
@@ -133,10 +139,10 @@ def solve_shares(rates: np.ndarray, confusion: np.ndarray) -> np.ndarray:
 
 
 def border_ratios(counts: np.ndarray, confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float64 [J] twice: twice the log of how much likelier the data are at the likeliest shares and rates than at the likeliest with share j
-    0, and with share j 1.
+    """Likelihood-ratio statistics, float64 [J] each, of share j = 0 and of share j = 1 against the best shares and
+    rates.
 
-    counts: [J], the dump's verdicts, J at least 2; confusion: [J, J], positive, numbers of images that were left out. The likelihood is that of
+    counts: [J], verdicts, J >= 2. confusion: [J, J], positive, numbers of leave-one-out images. The likelihood is of
     both.
     """
     size = len(counts)
@@ -148,7 +154,7 @@ def border_ratios(counts: np.ndarray, confusion: np.ndarray) -> tuple[np.ndarray
 
 
 def _profile(counts: np.ndarray, confusion: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """float64 [b]: the largest log likelihood over shares and rates, by EM; shares [b, J] that start at 0 stay there."""
+    """float64 [b]: maximum log likelihood over shares and rates, by EM; shares [b, J] that start at 0 stay 0."""
     rates = np.broadcast_to(confusion / confusion.sum(axis=1, keepdims=True), (len(shares), *confusion.shape))
     before = np.full(len(shares), -np.inf)
     for _ in range(MAX_STEPS):
@@ -165,8 +171,12 @@ def _profile(counts: np.ndarray, confusion: np.ndarray, shares: np.ndarray) -> n
 
 
 def mixed_confusion(confusion: np.ndarray, gallery_counts: np.ndarray) -> np.ndarray:
-    """float64 [J, J]: the rates of counts [D, J, J] by gallery, averaged by how many of the dump's images [D] went to each, times the images
-    behind them. Where a gallery has none of a row, the rates of all galleries stand in."""
+    """float64 [J, J]: rates of confusion [D, J, J], averaged over galleries by the set's images in each [D], times
+    image
+    counts.
+
+    Where a gallery has no image of an origin, the rates of all galleries stand in.
+    """
     totals, filled = confusion.sum(axis=2, keepdims=True), _filled(confusion)
     rates = filled / np.maximum(filled.sum(axis=2, keepdims=True), 1e-12)
     weights = (
@@ -176,10 +186,10 @@ def mixed_confusion(confusion: np.ndarray, gallery_counts: np.ndarray) -> np.nda
 
 
 def changes(names: list[str], draws: np.ndarray, earlier_names: list[str], earlier_draws: np.ndarray) -> list[dict]:
-    """Of each name in both runs: its share now minus then, with the 95 % interval; changed: whether that leaves out 0.
+    """For each name in both runs its change of share with a 95 % interval; changed: whether the interval excludes 0.
 
-    draws: float64 [n, J] and [m, J'], of the names in their order. The two runs' errors are taken as independent; those of a common
-    registry are in part the same, which makes the interval wider than it need be.
+    draws: float64 [n, J] and [m, J'], columns in the order of the names. The errors of both runs are taken as
+    independent. Runs with a common registry share some errors, so the interval is wider than necessary.
     """
     found = []
     count = min(len(draws), len(earlier_draws))
@@ -200,6 +210,6 @@ def changes(names: list[str], draws: np.ndarray, earlier_names: list[str], earli
 
 
 def _dirichlet(weights: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Rows of the last axis drawn from Dirichlet(weights)."""
+    """Draws from Dirichlet(weights) along the last axis."""
     drawn = np.maximum(generator.standard_gamma(weights), 1e-300)
     return drawn / drawn.sum(axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""From the bytes of a manifest's images to rows of verdicts."""
+"""Verdict rows from the bytes of a manifest's images."""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ MAX_WAITING_BYTES = 64 << 20
 def verdict_rows(
     rows: list[dict], encoded: Iterable[bytes | ImageError], judge: Judge, max_megapixels: float
 ) -> pa.Table:
-    """The rows of `schema` for manifest rows and their bytes, in their order. Whatever is wrong with an image becomes its reason."""
+    """Rows of `schema` for manifest rows and their bytes, in order. Errors of an image become its reason."""
     found: list[dict] = []
     vectors = np.full((len(rows), judge.galleries.references[0].shape[2]), np.nan, np.float32)
     waiting: dict[int, Sample] = {}
@@ -47,7 +47,9 @@ def verdict_rows(
 
 
 def _assess(waiting: dict[int, Sample], found: list[dict], vectors: np.ndarray, judge: Judge) -> None:
-    """Puts the verdicts and fingerprints of the samples, by place, where they belong, and lets go of the samples."""
+    """Writes verdicts and fingerprints of the waiting samples (by row) into `found` and `vectors`, and clears
+    `waiting`.
+    """
     verdicts, fingerprints = assess(list(waiting.values()), judge)
     for place, verdict, vector in zip(waiting, verdicts, fingerprints):
         found[place] |= _columns(verdict)

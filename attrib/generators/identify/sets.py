@@ -1,13 +1,13 @@
-"""Many images of one account at once: a far stronger test than any of them alone.
+"""Verdicts on sets of images of one account: a much stronger test than single images.
 
-The images of a set are taken to have one origin. How far each stands out for a generator, which is its score above the mean of its scores
-for all families in that gallery, is averaged by generator, and the highest mean is compared with that of as many negatives in the same
-galleries: by permutation where images are the unit and for photographs, by sets from one source at a time where sources are. How far an
-image stands out depends on that image alone, so that a large set is not measured by itself; and a picture that is there many times counts
-once. As for single images, the largest p-value over the origins of negatives counts.
+The images of a set are assumed to have one origin. For each image and generator take the score minus the mean score
+over all families in the gallery, and average over the set. The highest mean is compared with that of as many negatives
+in the same galleries: by permutation for photographs and with `unit: image`, by sets from one source at a time with
+`unit: source`. The value depends on one image only, so a large set is not compared with itself. Copies count once. The
+largest p-value over the origins of negatives counts, as for single images.
 
-Of a family, whose members single images do not tell apart, a set keeps those whose own references it is like: each is given up if a
-permutation test says that the set scores lower than they do.
+Of a family, a set keeps the members whose references it resembles: a member is dropped if a permutation test says that
+the set scores lower than the member's own references.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,16 @@ from attrib.generators.identify.settings import PrevalenceSettings
 from attrib.generators.identify.verdicts import FAMILY, FAMILY_SEPARATOR, KNOWN, UNASSESSABLE, UNKNOWN, Judge
 
 MIN_COMPARED = 20  # negatives of one origin in a gallery
-COPY_COSINE = 0.9999  # of the fingerprints of one picture, which are stored as float16
+COPY_COSINE = 0.9999  # fingerprints above it are copies of one image; they are stored as float16
 
 
 @dataclass(frozen=True)
 class SetVerdict:
-    """num_images: in the set; num_distinct: of them, one of each picture, which are tested; generator: None unless known or family; floor: the
-    least p_value that could have come out."""
+    """The verdict on one set.
+
+    num_images: in the set. num_distinct: images without copies, which are tested. generator: None unless known or
+    family. floor: smallest possible p-value.
+    """
 
     name: str
     num_images: int
@@ -45,8 +48,11 @@ class SetVerdict:
 
 @dataclass(frozen=True, eq=False)
 class SetStratum:
-    """A set's images in one gallery beside the negatives there. own, others: float64 [m, G] and [n, G], how far each stands out, nan where a negative
-    has no score; scores: float64 [m, G], as they are compared with references; origin, source: int64 [n], of the negatives."""
+    """The set's images in one gallery and the negatives there.
+
+    own, others: float64 [m, G] and [n, G], centred scores, nan where a negative has no score. scores: float64 [m, G],
+    for the comparison with references. origin, source: int64 [n], of the negatives.
+    """
 
     gallery: int
     own: np.ndarray
@@ -57,7 +63,7 @@ class SetStratum:
 
 
 def judge_set(name: str, vectors: np.ndarray, judge: Judge, settings: PrevalenceSettings) -> SetVerdict:
-    """vectors: float32 [m, d], unit rows of all images that are tested. The same set gets the same p-values whatever others there are."""
+    """Verdict on the set with fingerprints float32 [m, d], unit rows; independent of all other sets."""
     calibration = judge.calibration
     generator = np.random.default_rng(settings.seed)
     distinct = vectors[_distinct(vectors)]
@@ -101,7 +107,7 @@ def judge_set(name: str, vectors: np.ndarray, judge: Judge, settings: Prevalence
 
 
 def _distinct(vectors: np.ndarray) -> np.ndarray:
-    """int64: the first of all images that show one picture, in their order."""
+    """int64: indices without copies, in order."""
     kept: list[int] = []
     for i, vector in enumerate(vectors):
         if not kept or (vectors[kept] @ vector).max() <= COPY_COSINE:
@@ -110,7 +116,7 @@ def _distinct(vectors: np.ndarray) -> np.ndarray:
 
 
 def _strata(scores: np.ndarray, calibration: Calibration) -> list[SetStratum]:
-    """scores: float32 [m, galleries, G]."""
+    """One stratum per gallery that the set's images are assigned to. scores: float32 [m, galleries, G]."""
     chosen = gallery_of(scores)
     found = []
     for gallery in np.unique(chosen).tolist():
@@ -130,7 +136,7 @@ def _strata(scores: np.ndarray, calibration: Calibration) -> list[SetStratum]:
 
 
 def standing_out(scores: np.ndarray, family: np.ndarray) -> np.ndarray:
-    """float64 [m, G]: scores [m, G] above the mean over families of each row's mean for a family, nan left out; of one family, the scores."""
+    """float64 [m, G]: scores [m, G] minus each row's mean over family means, ignoring nan; unchanged for one family."""
     heads = np.unique(family)
     if len(heads) == 1:
         return scores
@@ -142,8 +148,11 @@ def standing_out(scores: np.ndarray, family: np.ndarray) -> np.ndarray:
 
 
 def _negatives_in(gallery: int, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
-    """Scores float64 [k, G] and places int64 [k] of the negatives that come to a gallery, each once; of an origin of which too few come to compare
-    a set with, all, degraded as the gallery is: they score lower there, but a set of such images would not have come either."""
+    """Scores float64 [k, G] and indices int64 [k] of the negatives assigned to a gallery, each once.
+
+    If fewer than MIN_COMPARED of an origin are assigned to it, all of that origin are taken under the gallery's
+    degradation. They score lower there, but neither would a set of such images have been assigned to it.
+    """
     degradation = first_in(gallery_of(calibration.negatives), gallery)
     there = ~np.isnan(calibration.negatives[gallery, :, gallery]).all(axis=1)
     for origin in range(len(ORIGINS)):
@@ -157,8 +166,10 @@ def _negatives_in(gallery: int, calibration: Calibration) -> tuple[np.ndarray, n
 def _against_negatives(
     strata: list[SetStratum], calibration: Calibration, settings: PrevalenceSettings, generator: np.random.Generator
 ) -> tuple[float, float]:
-    """The p-value of the highest mean and the least that it could be; 1 and 1 where nothing generated is among the negatives, or a gallery has
-    none of an origin."""
+    """p-value of the highest mean and its smallest possible value.
+
+    1 and 1 without generated negatives, or if a gallery has no negative of an origin.
+    """
     if not calibration.is_generated:
         return 1.0, 1.0
     largest, floor = 0.0, 0.0
@@ -181,7 +192,7 @@ def _against_negatives(
 
 
 def _of_source(stratum: SetStratum, mask: np.ndarray, source: int) -> np.ndarray:
-    """float64 [n, G]: how far a source's images stand out in a gallery; all that are compared, where it has none there."""
+    """float64 [n, G]: centred scores of a source's images in a gallery; of all compared images if it has none there."""
     mine = mask & (stratum.source == source)
     return stratum.others[mine if mine.any() else mask]
 
@@ -193,14 +204,16 @@ def _against_own(
     settings: PrevalenceSettings,
     generator: np.random.Generator,
 ) -> float:
-    """Whether a set's scores are lower than those of the generator's references in the same galleries, left out in turn."""
+    """p-value of a set scoring as low as this among leave-one-out scores of the generator's references in its
+    galleries.
+    """
     own = [calibration.own_scores(stratum.gallery, best)[:, None] for stratum in strata]
     pools = [(-stratum.scores[:, best : best + 1], -values) for stratum, values in zip(strata, own)]
     return permutation_p_value(pools, settings.num_permutations, generator)
 
 
 def _least_permutation_p(num_own: int, num_others: int, num_permutations: int) -> float:
-    """Of a set that is higher than every other: drawing itself again counts against it."""
+    """Expected p-value of a set that is higher than every other: drawing the set itself again counts against it."""
     ways = 1.0
     for i in range(num_own):
         ways *= (num_others + num_own - i) / (num_own - i)
@@ -210,6 +223,6 @@ def _least_permutation_p(num_own: int, num_others: int, num_permutations: int) -
 
 
 def describe_sets(verdicts: Sequence[SetVerdict]) -> dict[str, int]:
-    """Number of sets by verdict."""
+    """{verdict: number of sets}."""
     kinds = (KNOWN, FAMILY, UNKNOWN, UNASSESSABLE)
     return {kind: sum(verdict.verdict == kind for verdict in verdicts) for kind in kinds}

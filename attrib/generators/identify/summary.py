@@ -1,4 +1,4 @@
-"""What an identify run says of all images together: counts, shares, their change, candidate generators, and sets."""
+"""Summary of an identify run: counts, prevalence, its change, candidate generators, and sets."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -47,8 +47,12 @@ SET_SCHEMA = pa.schema(
 
 @dataclass
 class Tally:
-    """kinds, reasons: images by verdict, and of the unassessable by what stands before the colon in their reason; examples: a whole reason of
-    each; galleries: of all that have a fingerprint; attributed: of these by (gallery, generator); codecs, sides_px: of all that could be decoded."""
+    """Counts over all verdict parts.
+
+    kinds, reasons: images by verdict, and unassessable ones by the reason's text before the colon. examples: a full
+    reason of each. galleries: images with a fingerprint, by gallery. attributed: those by (gallery, generator). codecs,
+    sides_px: of all decoded images.
+    """
 
     num_images: int = 0
     num_failed: int = 0
@@ -67,7 +71,7 @@ class Tally:
         return tuple(np.percentile(sides, [5, 95]).tolist()) if len(sides) else None
 
     def described_reasons(self) -> list[dict]:
-        """{reason, count, example}, the commonest first; those after MAX_REASONS in one row."""
+        """{reason, count, example} by falling count; reasons after MAX_REASONS share one row."""
         rows = [
             {"reason": reason, "count": count, "example": self.examples[reason]}
             for reason, count in sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
@@ -80,7 +84,7 @@ class Tally:
 
 
 def tally(uris: list[str], storage: Storage) -> Tally:
-    """Of all parts of verdicts."""
+    """Counts over all verdict parts, one part in memory at a time."""
     found = Tally()
     for uri in uris:
         part = storage.read_table(uri, columns=COLUMNS)
@@ -109,7 +113,7 @@ def summarise(
     previous: Identified | None,
     storage: Storage,
 ) -> dict:
-    """The figures of the record, from the verdict parts; writes share_draws.npy and, with a set_column, sets.parquet."""
+    """The record's figures from the verdict parts. Writes share_draws.npy and, with a set_column, sets.parquet."""
     parts = [p for p, num_rows in enumerate(manifest.num_rows) if num_rows]
     identified = Identified(settings.output, {})
     uris = [identified.part_uri(part) for part in parts]
@@ -144,10 +148,10 @@ def _shares(
     previous: Identified | None,
     storage: Storage,
 ) -> tuple[dict, list[str]]:
-    """{shares, changes, recognised, num_share_images}, None and 0 where nothing can be said, and warnings.
+    """{shares, changes, recognised, num_share_images}, None and 0 without an estimate, and warnings.
 
-    Of all images in galleries that can be assessed, with those whose own verdict stays open because few like them are recognised: how many
-    those are is known, and corrected for.
+    Counts all images in assessable galleries, also those left open because few references are recognised there: that
+    error rate is known and corrected.
     """
     nothing = {"shares": None, "changes": None, "recognised": None, "num_share_images": 0}
     if judge.abstains:
@@ -167,7 +171,7 @@ def _shares(
         judge.confusion,
         counted.num_images - num_assessed,
         settings.prevalence.num_draws,
-        # Two dumps must not be drawn alike: their difference would then look surer than it is.
+        # Two runs must not use the same random numbers: the interval of their difference would become too narrow.
         int(digest([settings.prevalence.seed, settings.manifest, settings.output])[:12], 16),
     )
     storage.write_array(join(settings.output, SHARE_DRAWS), draws)
@@ -187,9 +191,10 @@ def _shares(
 def _changes(
     names: list[str], draws: np.ndarray, registry: Registry, previous: Identified | None, storage: Storage
 ) -> tuple[list[dict] | None, list[str]]:
-    """A row per name of either run, {name, change, low, high, changed, note}, change None where a note says why there is none; and warnings.
+    """Rows {name, change, low, high, changed, note} for the names of both runs, and warnings; a note explains a missing
+    change.
 
-    OTHER is what a registry does not hold: of two registries it is two things.
+    OTHER means another set of generators with another registry, so it is then not compared.
     """
     if previous is None or previous.record["shares"] is None:
         return None, []
@@ -203,8 +208,10 @@ def _changes(
     if previous.record["inputs"]["registry"] != registry.digest:
         notes[OTHER] = "another registry"
         warnings.append(
-            f"{previous.uri} was made with another registry: the share of images of no registered generator is not compared, and other shares "
-            f"also change with the references (new: {', '.join(new) or 'none'}; vanished: {', '.join(vanished) or 'none'})"
+            f"{previous.uri} was made with another registry: the share of images of no registered generator is "
+            "not compared, and other shares "
+            f"also change with the references (new: {', '.join(new) or 'none'}; vanished: "
+            f"{', '.join(vanished) or 'none'})"
         )
     unknown = {"change": None, "low": None, "high": None, "changed": False}
     found = [
@@ -261,7 +268,7 @@ def _candidates(settings: IdentifySettings, uris: list[str], judge: Judge, stora
 
 
 def _unknown(uris: list[str], storage: Storage) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """ids int64 [n] and fingerprints float32 [n, d] of the unknown images, a batch at a time."""
+    """ids int64 [n] and fingerprints float32 [n, d] of the unknown images, one batch at a time."""
     for uri in uris:
         part = storage.read_table(uri, columns=["id", "fingerprint"], filter=pc.field("verdict") == UNKNOWN)
         for start in range(0, len(part), BATCH_ROWS):
@@ -281,7 +288,8 @@ def _sets(
     if column is None:
         return None
     check_set_column(settings, manifest)
-    # All of a gallery, whatever their own verdicts: those that were attributed alone are a selection, which no set of negatives is.
+    # All images of a gallery, whatever their verdicts: attributed ones alone would be a selection, the negatives
+    # are not.
     there = np.flatnonzero(judge.assessable)
     counted = pa.array([judge.calibration.degradations[gallery] for gallery in there], pa.string())
     kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -319,9 +327,10 @@ def _sets(
 
 
 def check_set_column(settings: IdentifySettings, manifest: Manifest) -> None:
-    """Raises AttribError if the manifest has no such column."""
+    """Raises AttribError if the manifest lacks the set column."""
     column = settings.prevalence.set_column
     if column is not None and column not in manifest.metadata_columns:
         raise AttribError(
-            f"dump.set_column: the manifest has no metadata column {column!r}; it has {', '.join(manifest.metadata_columns) or 'none'}"
+            f"dump.set_column: the manifest has no metadata column {column!r}; it has "
+            f"{', '.join(manifest.metadata_columns) or 'none'}"
         )

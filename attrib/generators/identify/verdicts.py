@@ -1,9 +1,10 @@
-"""One verdict per image: consistent with a registered generator, with a family of them, unknown, or not assessable, with the reason.
+"""One verdict per image: a registered generator, a family of generators, unknown, or not assessable, with the reason.
 
-An image is said to be consistent with a generator where two things hold: hardly any image that no registered generator made would stand so
-high (p_value at most false_attribution_rate; for an image drawn as the negatives are, which is not what a generator is that nobody knows:
-`Judge.left_out_rates` shows how that fares), and the image is as like the generator's references as they are like each other
-(own_p_value above false_rejection_rate). "Consistent with" is all that it says: nothing proves that the generator made it.
+An image is attributed to a generator if two conditions hold: the conformal p-value against the negatives is at most
+`false_attribution_rate`, and the p-value among the generator's own references is above `false_rejection_rate`. The rate
+is valid for images drawn like the negatives. A generator that was never seen need not be like them:
+`Judge.left_out_rates` reports how the registered generators fare when each is left out. "Consistent with" a generator
+proves no origin.
 """
 
 from collections.abc import Sequence
@@ -26,9 +27,10 @@ from attrib.generators.signals.samples import Sample
 KNOWN, FAMILY, UNKNOWN, UNASSESSABLE = "known", "family", "unknown", "unassessable"
 POWER_LEVEL = 0.05  # of the test whether references under a degradation are recognised at all
 FAMILY_SEPARATOR = "|"
-# What is unlike all that is registered may be nearest to references that were degraded beyond recognition, as an image is that was degraded so.
+# An out-of-distribution image can still be nearest to heavily degraded references, because heavy degradation makes all
+# images alike.
 UNLIKE = "degraded, or of no registered generator"
-MISSING = (  # kinds of negatives, what is said where there are none, and how they are registered
+MISSING = (  # kind of negatives, name in the warning, role to register
     ("photographs", "a photograph", "photographs"),
     ("generators", "of another generator", "other-generator"),
     ("synthetic", "of a synthetic model", "synthetic"),
@@ -37,10 +39,11 @@ MISSING = (  # kinds of negatives, what is said where there are none, and how th
 
 @dataclass(frozen=True)
 class Verdict:
-    """generator: the name, or the names of a family; None unless known or family. nearest: the best generator, whatever the verdict.
+    """The verdict on one image.
 
-    margin: score above that of the best generator of another family; None without one. gallery: the degradation whose references were
-    nearest. Scores and p-values are None where the image has no fingerprint.
+    generator: a name, or the names of a family; None unless known or family. nearest: the best generator, whatever the
+    verdict. margin: score minus that of the best generator of another family, None without one. gallery: the
+    degradation whose references score highest. Scores and p-values are None where the image has no fingerprint.
     """
 
     kind: str
@@ -56,8 +59,11 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class Decisions:
-    """Of m rows of scores. best, gallery: int64, generator and gallery of the highest; attributed: bool, whether both tests say so; the rest
-    float64, score and margin (within the gallery) as the method gives them."""
+    """Decisions on m rows of scores.
+
+    best, gallery: int64, generator and gallery of the highest score. attributed: bool, whether both tests accept.
+    score, margin (within the gallery), p_value, own_p_value: float64.
+    """
 
     best: np.ndarray
     gallery: np.ndarray
@@ -69,12 +75,14 @@ class Decisions:
 
 
 class Judge:
-    """A calibrated registry. `families` names the families in the order of `confusion`, whose last row and column are all else.
+    """A calibrated registry that gives verdicts.
 
-    confusion: float64 [galleries, J, J], how many of the references of each family (left out in turn) and of the negatives (all kinds
-    counting the same) that went to a gallery get which verdict. floor: the least p-value that can come out in any gallery. assessable: bool
-    [galleries], whether references that go there are recognised at all; recognised: float64 [galleries], the share of them that is, of all
-    families together. Where it is small, an image can still be attributed, but that it is not says little: it is then unassessable.
+    `families` names the families in the order of `confusion`; its last row and column stand for all other origins.
+    confusion: float64 [galleries, J, J], counts of leave-one-out verdicts by gallery, true family and verdict; the
+    kinds of negatives are weighted equally. floor: smallest possible p-value in any gallery. assessable: bool
+    [galleries], whether the references in a gallery are recognised above chance. recognised: float64 [galleries], share
+    of references that are recognised. Where it is small, an image that is not attributed is unassessable and not
+    unknown.
     """
 
     def __init__(self, galleries: Galleries, calibration: Calibration):
@@ -95,39 +103,46 @@ class Judge:
         return self._too_few(int(self.calibration.floors.argmin()))
 
     def _too_few(self, gallery: int) -> str | None:
-        """Why nothing that goes to a gallery can be attributed at the configured rate, or None."""
+        """Why no image in this gallery can be attributed at the configured rate, or None."""
         calibration, rate = self.calibration, self.settings.false_attribution_rate
         if calibration.floors[gallery] <= rate + 1e-12:
             return None
         unit, units = self.settings.unit, calibration.origin_units
         needed = int(np.ceil(calibration.strata[gallery].itself / rate - 1e-9)) - 1
         if not calibration.is_generated:
-            return f"no negative was generated: register synthetic models (role: synthetic) or other generators, {needed} {unit}s or more"
+            return (
+                "no negative was generated: register synthetic models (role: synthetic) or other generators, "
+                f"{needed} {unit}s or more"
+            )
         few = [origin for origin in range(len(ORIGINS)) if 0 < units[origin] < needed]
         have = " and ".join(f"{round(units[origin])} {ORIGINS[origin]} (by {unit})" for origin in few)
         remedies = ("photographs", "references or other generators", "synthetic models")
         if unit == "source":
             remedies = ("photographs", "synthetic models or other generators", "")
         return (
-            f"false_attribution_rate {rate:g} is below {calibration.floors[gallery]:.3g}, the least that {have} can show; register "
-            f"{needed} or more of {' and of '.join(remedies[origin] for origin in few)} (max_images and images_per_model say how many are "
+            f"false_attribution_rate {rate:g} is below {calibration.floors[gallery]:.3g}, the least that {have} "
+            "can show; register "
+            f"{needed} or more of {' and of '.join(remedies[origin] for origin in few)} (max_images and "
+            "images_per_model say how many are "
             "kept), or raise the rate"
         )
 
     @cached_property
     def warnings(self) -> list[str]:
-        """What the rates are not promised for: other generators where none is among the negatives, and the own images of one with few references."""
+        """Generators with too few references to reject an image, and kinds of negatives that are missing."""
         calibration, rate = self.calibration, self.settings.false_rejection_rate
         needed = int(np.ceil(1 / rate - 1e-9)) - 1
         found = [
-            f"{name} has {round(1 / floor) - 1} references, which reject no image at false_rejection_rate {rate:g}; register {needed} or more"
+            f"{name} has {round(1 / floor) - 1} references, which reject no image at false_rejection_rate "
+            f"{rate:g}; register {needed} or more"
             for name, floor in zip(calibration.names, calibration.own_floors[0])
             if floor > rate + 1e-12
         ]
         if calibration.is_generated:
             there = calibration.units()
             found += [
-                f"no negative is {what}: the false_attribution_rate is not promised for such images; register some (role: {role})"
+                f"no negative is {what}: the false_attribution_rate is not promised for such images; register "
+                f"some (role: {role})"
                 for kind, what, role in MISSING
                 if kind not in there
             ]
@@ -135,10 +150,10 @@ class Judge:
 
     @cached_property
     def left_out_rates(self) -> dict[str, float]:
-        """Of each family's references, untouched, the share that would be attributed to another generator if the family were not registered.
+        """{family: share of its undegraded references that would be attributed if the family were not registered}.
 
-        What the rate is for a generator that nobody knows, from the few that are known. Families are left out where the others can
-        attribute anything.
+        An estimate of the false attribution rate for an unknown generator. Only where the remaining generators can
+        attribute.
         """
         found = {}
         for head, name in zip(self.heads, self.families):
@@ -151,16 +166,16 @@ class Judge:
     def decide(
         self, scores: np.ndarray, negative: np.ndarray | None = None, reference: np.ndarray | None = None
     ) -> Decisions:
-        """As `decide`, by this judge's calibration."""
+        """`decide` with this judge's calibration."""
         return decide(self.calibration, scores, negative, reference)
 
     def label(self, decisions: Decisions) -> np.ndarray:
-        """int64 [m]: place among `families`, their number for all that is not attributed."""
+        """int64 [m]: index into `families`, or their number for images that are not attributed."""
         place = np.searchsorted(self.heads, self.calibration.family[decisions.best])
         return np.where(decisions.attributed, place, len(self.heads))
 
     def verdicts(self, vectors: np.ndarray) -> list[Verdict]:
-        """vectors: float32 [n, d], unit rows."""
+        """Verdicts of fingerprints. vectors: float32 [n, d], unit rows."""
         if not len(vectors):
             return []
         decisions = self.decide(self.galleries.scores(vectors))
@@ -192,7 +207,10 @@ class Judge:
             reason = f"nearest is {nearest}, but images of other origin score as high (p {p_value:.3g} > {rate:g})"
         else:
             kind = UNKNOWN
-            reason = f"nearest is {nearest}, but its own references are more like each other (p {own_p_value:.3g} <= {own_rate:g})"
+            reason = (
+                f"nearest is {nearest}, but its own references are more like each other (p "
+                f"{own_p_value:.3g} <= {own_rate:g})"
+            )
         return Verdict(
             kind=kind,
             generator=generator,
@@ -224,8 +242,10 @@ class Judge:
         return confusion, assessable
 
     def _of_negatives(self, degradation: np.ndarray) -> np.ndarray:
-        """float64 [J]: verdicts of the negatives, each under a degradation [n] (none: -1) and left out in turn; every kind scaled to the smallest
-        one's number."""
+        """float64 [J]: leave-one-out verdicts of the negatives, every kind scaled to the size of the smallest.
+
+        degradation: int64 [n], the one under which each negative is taken, -1 for none.
+        """
         rows, kinds = np.zeros(len(self.heads) + 1), []
         for kind in range(len(KINDS)):
             places = np.flatnonzero((self.calibration.kind == kind) & (degradation >= 0))
@@ -245,8 +265,11 @@ def decide(
     negative: np.ndarray | None = None,
     reference: np.ndarray | None = None,
 ) -> Decisions:
-    """scores: float32 [m, galleries, G]. negative, reference: int64 [m], the rows' own places where they are negatives, or references,
-    themselves."""
+    """Best generator, gallery and both tests for each row of scores, float32 [m, galleries, G].
+
+    negative, reference: int64 [m], for rows that are negatives or references themselves: their own index, which is left
+    out.
+    """
     at, gallery = np.arange(len(scores)), gallery_of(scores)
     inside = scores[at, gallery]
     best = best_of(inside)
@@ -261,14 +284,14 @@ def decide(
 
 
 def judge_of(registry: Registry, method: Method, settings: VerdictSettings, storage: Storage) -> Judge:
-    """Raises AttribError if no generator is registered; MismatchError if the method is not the registry's."""
+    """The judge of a registry. Raises AttribError without a generator, MismatchError for another method."""
     if not registry.generators:
         raise AttribError(f"{registry.uri} has no generator; register one with jobs.registry, role: generator")
     return Judge(*calibrate(registry, method, settings, storage))
 
 
 def assess(samples: Sequence[Sample], judge: Judge) -> tuple[list[Verdict], np.ndarray]:
-    """A verdict of each sample and its fingerprint, float32 [n, d], nan where it has none."""
+    """Verdicts of the samples and their fingerprints, float32 [n, d], nan where there is none."""
     method = judge.galleries.method
     reasons = [refusal(sample, method, judge.settings) for sample in samples]
     usable = [i for i, reason in enumerate(reasons) if reason is None]
@@ -276,7 +299,7 @@ def assess(samples: Sequence[Sample], judge: Judge) -> tuple[list[Verdict], np.n
     if usable:
         vectors[usable] = method.embed([samples[i] for i in usable])
     verdicts = [Verdict(UNASSESSABLE, reason=reason) for reason in reasons]
-    # A direction that does not exist, as of a picture without any residual, is no fingerprint.
+    # An image without any residual has no direction, so it has no fingerprint.
     usable = [i for i in usable if np.isfinite(vectors[i]).all() and vectors[i].any()]
     for i in set(range(len(samples))) - set(usable):
         vectors[i] = np.nan

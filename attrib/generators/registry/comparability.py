@@ -1,4 +1,4 @@
-"""What the files of generators, negatives and queries do not have in common: another format or size alone can look like another generator."""
+"""Warnings where file formats or image sizes alone tell generators, negatives and queries apart."""
 
 from collections import Counter
 
@@ -11,7 +11,7 @@ MAX_NAMED = 5
 
 
 def registry_warnings(entries: list[Entry]) -> list[str]:
-    """A line for each way in which generators differ from the other generators, and from the negatives. entries: the active ones."""
+    """Warnings for generators whose files differ from the other generators' or the negatives'. entries: active ones."""
     generators = [entry for entry in entries if entry.role == "generator"]
     negatives = [entry for entry in entries if entry.role != "generator"]
     others = [[other for other in generators if other is not entry] for entry in generators]
@@ -21,9 +21,10 @@ def registry_warnings(entries: list[Entry]) -> list[str]:
 
 
 def query_warnings(codecs: dict[str, int], sides_px: tuple[float, float] | None, entries: list[Entry]) -> list[str]:
-    """A line for each way in which entries differ from the images to identify.
+    """Warnings for entries whose files differ from the images to identify.
 
-    codecs: number of those by format; sides_px: 5th and 95th percentile of their shorter side, None without any; entries: the active ones.
+    codecs: number of those images by format. sides_px: 5th and 95th percentile of their shorter side, None without
+    images. entries: active ones.
     """
     warnings = []
     total = sum(codecs.values())
@@ -59,12 +60,18 @@ def _differences(entries: list[Entry], others: list[list[Entry]], described: str
 
 def _of_formats(entries: list[Entry], described: str) -> str:
     named = _named([f"{entry.name} ({_mix(entry.codecs)})" for entry in entries])
-    return f"the formats of {named} differ from {described}: verdicts may follow the format; register images that were saved alike"
+    return (
+        f"the formats of {named} differ from {described}: verdicts may follow the format; register images "
+        "that were saved alike"
+    )
 
 
 def _of_sizes(entries: list[Entry], described: str) -> str:
     named = _named([f"{entry.name} ({entry.sides_px[0]} to {entry.sides_px[1]} px)" for entry in entries])
-    return f"the shorter sides of {named} differ from {described}: a resized image carries the trace of the resizing; register images of like size"
+    return (
+        f"the shorter sides of {named} differ from {described}: a resized image carries the trace of the "
+        "resizing; register images of like size"
+    )
 
 
 def _named(entries: list[str]) -> str:

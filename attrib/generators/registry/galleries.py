@@ -1,7 +1,7 @@
-"""Scores against galleries of references that were degraded alike, references left out in turn, and which generators cannot be told apart.
+"""Scores against references under each degradation, leave-one-out scores of the references, and generator families.
 
-Nobody says how a query was compressed or resized on its way. So each generator keeps its references under every degradation of a small
-grid, and a query is scored against all of them: the highest score names gallery and generator at once.
+The degradation of a query is unknown. Each generator keeps its references under every degradation of a small grid (a
+gallery per degradation), and a query is scored against all of them: the highest score gives gallery and generator.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from attrib.generators.fingerprints.scoring import Scorer
 
 @dataclass(frozen=True, eq=False)
 class Galleries:
-    """references: float32 [degradations, r_g, d] of each generator, nan where there is none."""
+    """References of each generator, float32 [degradations, r_g, d], nan where an image is too small once degraded."""
 
     method: Method
     references: list[np.ndarray]
@@ -27,7 +27,7 @@ class Galleries:
         return self.references[0].shape[0]
 
     def scores(self, queries: np.ndarray) -> np.ndarray:
-        """float32 [n, galleries, G]; nan where a generator has no reference in a gallery."""
+        """float32 [n, galleries, G]: scores of the queries; nan where a generator has no reference in a gallery."""
         found = np.full((len(queries), self.num_degradations, len(self.references)), np.nan, np.float32)
         for gallery, (there, scorer) in enumerate(self._scorers):
             if there:
@@ -39,15 +39,21 @@ class Galleries:
         return [self._fitted(gallery) for gallery in range(self.num_degradations)]
 
     def _fitted(self, gallery: int, without: int | None = None) -> tuple[list[int], Scorer | None]:
-        """Generators that have references in a gallery, and what scores by them. without: a place among each generator's references, which takes
-        no part."""
+        """Generators with references in a gallery, and their scorer. without: index of the reference to leave out of
+        each
+        generator.
+        """
         rows = [_present(group[gallery], without) for group in self.references]
         there = [g for g, group in enumerate(rows) if len(group)]
         return there, self.method.fit([rows[g] for g in there]) if there else None
 
     def leave_one_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """float32 [degradations, R, galleries, G]: scores of every reference under every degradation where it has no part in any gallery, nan
-        where it is too small once degraded; int64 [R]: its generator. The i-th reference of all generators is left out at a time."""
+        """Leave-one-out scores of the references, float32 [degradations, R, galleries, G], and their generators, int64
+        [R].
+
+        A reference under every degradation is scored without it in any gallery; nan where it is too small once
+        degraded. The i-th references of all generators are left out together.
+        """
         owner, place, rows = self._flat()
         found = np.full((*rows.shape[:2], self.num_degradations, len(self.references)), np.nan, np.float32)
         for left_out in range(place.max() + 1):
@@ -59,8 +65,10 @@ class Galleries:
         return found, owner
 
     def as_unregistered(self, family: np.ndarray) -> np.ndarray:
-        """float32 [degradations, R, galleries, G]: scores of every reference by galleries that its family has no part in, whose columns are nan: what an
-        image of a generator that is not registered gets. family: int64 [G]."""
+        """float32 [degradations, R, galleries, G]: scores of each reference without its family, whose columns are nan.
+
+        This is what an image of an unregistered generator gets. family: int64 [G].
+        """
         owner, _, rows = self._flat()
         found = np.full((*rows.shape[:2], self.num_degradations, len(self.references)), np.nan, np.float32)
         for label in np.unique(family):
@@ -75,7 +83,9 @@ class Galleries:
         return found
 
     def _flat(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """int64 [R], generator of each reference; int64 [R], its place among the generator's; float32 [degradations, R, d]."""
+        """int64 [R] generator of each reference; int64 [R] its index there; float32 [degradations, R, d] all
+        references.
+        """
         sizes = [group.shape[1] for group in self.references]
         place = np.concatenate([np.arange(size) for size in sizes])
         return np.repeat(np.arange(len(sizes)), sizes), place, np.concatenate(self.references, axis=1)
@@ -84,7 +94,10 @@ class Galleries:
 def _fill(
     found: np.ndarray, rows: np.ndarray, at: np.ndarray, columns: Sequence[int] | np.ndarray, scorer: Scorer
 ) -> None:
-    """Scores of the rows at these places, float32 [degradations, R, d], into found [degradations, R, G]; rows of nan are passed over."""
+    """Scores of rows float32 [degradations, R, d] at these places, written into found [degradations, R, G]; nan rows
+    are
+    skipped.
+    """
     for of_degradation, scores in zip(rows, found):
         mine = at[np.isfinite(of_degradation[at]).all(axis=1)]
         if len(mine):
@@ -100,8 +113,11 @@ def _present(rows: np.ndarray, without: int | None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pair:
-    """num_right: of the num_images references of two generators, left out in turn, how many score higher for their own. p_value: of as many
-    or more, if each were right with the probability that counts as not told apart."""
+    """Leave-one-out comparison of two generators.
+
+    num_right: of num_images references, those that score higher for their own generator. p_value: probability of at
+    least that many if each is right with the given accuracy.
+    """
 
     num_right: int
     num_images: int
@@ -109,7 +125,9 @@ class Pair:
 
 
 def compare(left_out: np.ndarray, owner: np.ndarray, a: int, b: int, accuracy: float) -> Pair:
-    """left_out: float [R, G], of `Galleries.leave_one_out` in one gallery. Ties count as wrong."""
+    """Comparison of generators a and b. left_out: float [R, G], `Galleries.leave_one_out` in one gallery. Ties count as
+    wrong.
+    """
     right = np.concatenate(
         [left_out[owner == own, own] > left_out[owner == own, other] for own, other in ((a, b), (b, a))]
     )
@@ -118,8 +136,10 @@ def compare(left_out: np.ndarray, owner: np.ndarray, a: int, b: int, accuracy: f
 
 
 def families(left_out: np.ndarray, owner: np.ndarray, accuracy: float, level: float) -> np.ndarray:
-    """int64 [G]: a label of each generator, that of the first in its family. Two generators that `compare` does not tell apart at `level` are
-    one family, and so are all that are linked in this way."""
+    """int64 [G]: family label of each generator, the index of the family's first generator.
+
+    Generators that `compare` does not tell apart at `level` are one family, also through a chain of others.
+    """
     num_generators = left_out.shape[1]
     label = np.arange(num_generators)
     for a in range(num_generators):

@@ -1,4 +1,4 @@
-"""The fingerprint method of a registry, from where its settings say it lies."""
+"""Load the fingerprint method of a registry."""
 
 from attrib.common.storage import Storage
 from attrib.generators.extractor.network import load_extractor, untrained
@@ -9,7 +9,7 @@ from attrib.generators.registry.settings import RegistryMethodSettings
 
 
 def load_method(settings: RegistryMethodSettings, storage: Storage, device: str = "cpu") -> Method:
-    """Raises AttribError if it is not there or no longer understood. device: "cpu" or "cuda", for networks."""
+    """The method that the settings describe. Raises AttribError if it is missing or outdated. device: cpu or cuda."""
     method = _method(settings, storage, device)
     return asked(method, settings.scoring or method.scoring)
 

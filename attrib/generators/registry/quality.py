@@ -1,7 +1,7 @@
-"""Which of the pictures that are given for an entry of a registry can serve as references.
+"""Which images can serve as references or be assessed as queries.
 
-What is refused as a query is refused as a reference, too: blank pictures are all alike, and a generator that had some would be the nearest of
-every blank query.
+An image that is refused as a query is refused as a reference, too: blank images are all alike, and a generator with
+blank references would be the nearest of every blank query.
 """
 
 from collections import Counter
@@ -19,9 +19,9 @@ NOT_USABLE = {"read": "not readable", "decode": "not decodable"}  # by stage
 
 
 class ReferenceFilter:
-    """Looks at pictures one by one and counts in left_out, by reason, those that cannot serve.
+    """Accepts images one by one as references; left_out counts the refused ones by reason.
 
-    Each distinct picture is taken once: a copy would be left out in turn and found again in its twin.
+    Each distinct image is taken once: in leave-one-out, a copy would find its twin.
     """
 
     def __init__(self, method: Method, settings: VerdictSettings):
@@ -50,7 +50,7 @@ def format_counts(left_out: dict[str, int]) -> str:
 
 
 def refusal(sample: Sample, method: Method, settings: VerdictSettings) -> str | None:
-    """Why an image cannot be assessed, before its fingerprint is taken; None if it can."""
+    """Why an image cannot be assessed, or None. Needs no fingerprint."""
     height, width = sample.image.shape[1:]
     needed = max(method.min_side_px, settings.min_side_px)
     if sample.side_px < needed:
@@ -61,7 +61,10 @@ def refusal(sample: Sample, method: Method, settings: VerdictSettings) -> str | 
         1, across.numel() + down.numel()
     )
     if detail < settings.min_detail_levels:
-        return f"blank: neighbouring pixels differ by {detail:.2g} of 255 on average, and a trace needs {settings.min_detail_levels:g}"
+        return (
+            f"blank: neighbouring pixels differ by {detail:.2g} of 255 on average, and a trace needs "
+            f"{settings.min_detail_levels:g}"
+        )
     if method.needs_colour and bool((pixels == pixels[:1]).all()):
         return "greyscale: no colour trace"
     return None

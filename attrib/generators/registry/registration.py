@@ -1,4 +1,6 @@
-"""From images on disk to a registry entry, and what a registry says of its entries."""
+"""Registration of generators and negatives: images on disk to a registry entry, and the three actions of
+jobs.registry.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -26,8 +28,12 @@ logger = logging.getLogger(__name__)
 def read_collection(
     collection: CollectionSettings, max_images: int, max_megapixels: float, method: Method, storage: Storage
 ) -> tuple[list[Sample], dict[str, int], list[str]]:
-    """At most max_images of a collection that can serve as references, as evenly spaced as can be in the order of their keys; how many of
-    those that were looked at cannot, by reason; and why files could not be read or decoded, a line each."""
+    """At most max_images usable images of a collection, evenly spaced by key; counts of unusable ones; failures, one
+    line
+    each.
+
+    Unusable images are replaced by others of the collection.
+    """
     rows = [
         row for unit in list_units(collection, storage) for row in list_images(unit, collection, storage).to_pylist()
     ]
@@ -38,7 +44,6 @@ def read_collection(
     wanted = ReferenceFilter(method, VerdictSettings())
     samples: list[Sample] = []
     failures: list[str] = []
-    # Whatever cannot serve is replaced by what was passed over.
     for i in dict.fromkeys([*spaced.tolist(), *range(len(rows))]):
         if len(samples) == max_images:
             break
@@ -61,7 +66,9 @@ def read_collection(
 
 
 def read_pool_samples(uri: str, images_per_model: int, storage: Storage) -> list[list[Sample]]:
-    """Of each synthetic model of a pool, images_per_model images. Models take turns at the photographs, so that content is not shared by all."""
+    """Of each model of a pool images_per_model images; models take different photographs in turn, so they share little
+    content.
+    """
     pool = open_pool(uri, storage)
     sources = []
     for position, model in enumerate(pool.models):
@@ -74,15 +81,16 @@ def read_pool_samples(uri: str, images_per_model: int, storage: Storage) -> list
 
 
 def as_sources(samples: Sequence[Sample], role: str) -> list[list[Sample]]:
-    """What counts as one origin: all images of a generator, each photograph by itself."""
+    """Samples grouped by source: a generator is one source, each photograph is its own."""
     return [[sample] for sample in samples] if role == "photographs" else [list(samples)]
 
 
 def describe(registry: Registry, method: Method, settings: VerdictSettings, storage: Storage) -> list[dict]:
-    """One row per active entry as in `facts`, generators first, and of a generator also
+    """One row per active entry as in `facts`, generators first. A generator's row has in addition:
 
-    self_similarity: mean score of its references, each left out in turn; nearest, nearest_score: the other generator to which they score
-    highest in the mean; pair_accuracy: share of both's references that score higher for their own; family: all names in it.
+    self_similarity: mean leave-one-out score of its references. nearest, nearest_score: the other generator with the
+    highest mean score on them. pair_accuracy: share of both generators' references that score higher for their own.
+    family: names.
     """
     registry.check_method(method)
     rows = []
@@ -111,8 +119,9 @@ def describe(registry: Registry, method: Method, settings: VerdictSettings, stor
 
 
 def facts(registry: Registry) -> list[dict]:
-    """One row per active entry, generators first, without a look at references: {name, version, role, num_images, num_sources, codecs,
-    sides_px, left_out}."""
+    """{name, version, role, num_images, num_sources, codecs, sides_px, left_out} per active entry, without reading
+    references.
+    """
     return [_facts(entry) for entry in [*registry.generators, *registry.negatives]]
 
 
@@ -130,7 +139,7 @@ def _facts(entry: Entry) -> dict:
 
 
 def run(settings: RegistrySettings) -> list[str]:
-    """Do what settings.action says and return lines about the registry as it then is."""
+    """Executes settings.action and returns lines that describe the registry afterwards."""
     storage = Storage(settings.storage)
     if settings.action == "register":
         return _register(settings, storage)
@@ -164,7 +173,7 @@ def _register(settings: RegistrySettings, storage: Storage) -> list[str]:
 
 
 def _opened(settings: RegistrySettings, storage: Storage) -> tuple[Registry, Method]:
-    """The registry, which is written with its first entry, and its method. Raises AttribError if settings ask for another one than it has."""
+    """The registry and its method. Raises AttribError if the settings contradict an existing registry."""
     if not storage.exists(join(settings.registry, RECORD)):
         if settings.method is None:
             raise AttribError(f"{settings.registry} is a new registry, so method must say what makes its fingerprints")
@@ -177,21 +186,25 @@ def _opened(settings: RegistrySettings, storage: Storage) -> tuple[Registry, Met
         raise AttribError(f"{settings.registry} was made with {other}; ask for what it has, or start a new registry")
     if "degradations" in settings.model_fields_set and settings.degradations != registry.degradations:
         raise AttribError(
-            f"{settings.registry} was made with degradations {list(registry.degradations)}, not {list(settings.degradations)}; ask "
+            f"{settings.registry} was made with degradations {list(registry.degradations)}, not "
+            f"{list(settings.degradations)}; ask "
             "for these, or start a new registry"
         )
     return registry, load_method(registry.method, storage, settings.device)
 
 
 def lines(registry: Registry, storage: Storage, device: str) -> list[str]:
-    """A line about the registry, one per active entry, and what is to be known to read them. Where the method or references are gone, the
-    entries are listed without what only they can tell."""
+    """Text about the registry: one line for it, one per entry, and warnings.
+
+    If the method or references are missing, entries are listed without what needs them.
+    """
     settings, notes = VerdictSettings(), []
     try:
         rows = describe(registry, load_method(registry.method, storage, device), settings, storage)
         if len(registry.generators) > 1:
             notes.append(
-                f"families by family_accuracy {settings.family_accuracy:g} and family_level {settings.family_level:g}, the defaults of "
+                f"families by family_accuracy {settings.family_accuracy:g} and family_level "
+                f"{settings.family_level:g}, the defaults of "
                 "jobs.identify; other settings there can make other families"
             )
     except (AttribError, OSError) as error:

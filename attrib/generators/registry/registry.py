@@ -1,12 +1,12 @@
-"""The registered generators, and the negatives that false attributions are calibrated on.
+"""The registry on disk: generators, and the negatives on which false attributions are calibrated.
 
 <registry>/registry.json                       method, degradations and all entries; replaced as a whole
-<registry>/references/<name>-v<version>.npy    float32 [degradations, images, d]: unit rows; nan where the image is too small once degraded
+<registry>/references/<name>-v<version>.npy    float32 [degradations, images, d], unit rows; nan for too small images
 
-Registering trains nothing: the fingerprints of 10 to 100 images are all that is kept of a generator. No picture is.
+Registration trains nothing. The fingerprints of 10 to 100 images are all that is stored of a generator, no image is.
 
-Nothing locks a registry: object stores have no lock that all clients keep. Whoever writes reads the record again first, and is refused if
-another run has changed it since; two runs that write within the same moment can still lose one of the two entries.
+There is no lock, because object stores have none that all clients respect. A writer reads the record again and is
+refused if another run has changed it; two runs that write at the same moment can still lose one of the two entries.
 """
 
 from collections import Counter
@@ -33,11 +33,11 @@ EMBED_IMAGES = 64  # embedded together
 
 @dataclass(frozen=True)
 class Entry:
-    """One version of a generator, or of a set of negatives.
+    """One version of a generator or of a set of negatives.
 
-    source_sizes: numbers of consecutive images from one source; a generator is one source, each photograph and each model of a pool is
-    one. codecs: number of images by format; sides_px: the smallest and the largest shorter side; left_out: number of images that were given
-    and could not serve, by reason.
+    source_sizes: numbers of consecutive images from one source; a generator is one source, each photograph and each
+    model of a pool is one. codecs: images by format. sides_px: smallest and largest shorter side. left_out: refused
+    images by reason.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Registry:
-    """method: what made all references. entries: every version, in the order of registration."""
+    """A registry's record. method: made all references. entries: all versions, in order of registration."""
 
     uri: str
     method: RegistryMethodSettings
@@ -85,12 +85,14 @@ class Registry:
 
     @property
     def digest(self) -> str:
-        """Of all that decides a verdict."""
+        """Digest of everything that decides a verdict."""
         entries = [[entry.name, entry.version, entry.role, entry.source_sizes, entry.sha256] for entry in self.active]
         return digest([self.method_digest, self.method.scoring, self.degradations, entries])
 
     def read(self, entry: Entry, storage: Storage) -> np.ndarray:
-        """float32 [degradations, images, d], nan where an image is too small once degraded. Raises AttribError if the file is another."""
+        """References of an entry, float32 [degradations, images, d]. Raises AttribError if the file is missing or
+        changed.
+        """
         uri = join(self.uri, entry.file)
         if not storage.exists(uri):
             raise AttribError(f"{uri} is gone, though {RECORD} names it; restore it or remove {entry.name!r}")
@@ -100,7 +102,7 @@ class Registry:
         return array
 
     def check_method(self, method: Method) -> None:
-        """Raises MismatchError if the references were made by another method: their vectors cannot be compared."""
+        """Raises MismatchError if another method made the references: their vectors cannot be compared."""
         if method.digest != self.method_digest:
             raise MismatchError(
                 f"{self.uri} holds fingerprints of another {self.method.name} than the one that is there now; "
@@ -111,8 +113,10 @@ class Registry:
 def new_registry(
     uri: str, settings: RegistryMethodSettings, method: Method, degradations: Sequence[str], storage: Storage
 ) -> Registry:
-    """An empty registry that is not written until it gets an entry. Raises AttribError if there is one, a degradation is unknown, or the method
-    ignores the trace."""
+    """An empty registry; its record is written with the first entry.
+
+    Raises AttribError if one exists, a degradation is unknown, or the method is a leak control.
+    """
     if storage.exists(join(uri, RECORD)):
         raise AttribError(f"{uri} is a registry already; open it, or choose another folder")
     if not method.looks_at_trace:
@@ -125,7 +129,7 @@ def new_registry(
 
 
 def open_registry(uri: str, storage: Storage) -> Registry:
-    """Raises AttribError if there is none or its record is damaged."""
+    """The registry at a URI. Raises AttribError if it is missing or damaged."""
     place = join(uri, RECORD)
     try:
         record = storage.require(place, "jobs.registry with action: register")
@@ -138,7 +142,8 @@ def open_registry(uri: str, storage: Storage) -> Registry:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise AttribError(
-            f"{place} is damaged ({type(error).__name__}: {first_line(error)}); restore it from a copy, or delete {uri} and register again"
+            f"{place} is damaged ({type(error).__name__}: {first_line(error)}); restore it from a copy, or "
+            f"delete {uri} and register again"
         ) from error
 
 
@@ -152,17 +157,19 @@ def register(
     new_version: bool = False,
     left_out: dict[str, int] | None = None,
 ) -> tuple[Registry, Entry]:
-    """The registry with one more entry, and the entry. sources: the images of each source; a generator is one.
+    """The registry with one more entry, and the entry. sources: images of each source; a generator is one.
 
-    Images that would get no verdict as queries (by the default VerdictSettings), and copies, do not become references; left_out: what the
-    caller left out before, by reason. Raises AttribError if the name is taken and no new version is wanted, if its role differs from the
-    earlier version's, if fewer than MIN_REFERENCES images are left, or if the registry was changed meanwhile; MismatchError for another method.
+    Copies and images that would get no verdict as queries (default VerdictSettings) are left out. left_out: images that
+    the caller left out before, by reason. Raises AttribError if the name is taken and new_version is false, the role
+    differs from the earlier version's, fewer than MIN_REFERENCES images are left, or another run changed the registry;
+    MismatchError for another method.
     """
     registry.check_method(method)
     earlier = [entry for entry in registry.entries if entry.name == name]
     if earlier and not new_version:
         raise AttribError(
-            f"{name!r} is in {registry.uri} already (version {earlier[-1].version}); set new_version to replace its references, or choose "
+            f"{name!r} is in {registry.uri} already (version {earlier[-1].version}); set new_version to replace "
+            "its references, or choose "
             "another name"
         )
     if earlier and earlier[-1].role != role:
@@ -180,7 +187,8 @@ def register(
     if len(kept) < MIN_REFERENCES:
         without = f" (left out: {format_counts(wanted.left_out)})" if wanted.left_out else ""
         raise AttribError(
-            f"{name!r} has {len(kept)} distinct images that can be assessed{without} and needs {MIN_REFERENCES}; add images of "
+            f"{name!r} has {len(kept)} distinct images that can be assessed{without} and needs {MIN_REFERENCES}; "
+            "add images of "
             f"{method.min_side_px} px or more"
         )
     sides = [sample.side_px for _, sample in kept]
@@ -197,14 +205,16 @@ def register(
     )
     _check_unchanged(registry, storage)
     storage.write_array(join(registry.uri, entry.file), references)
-    # Only now: an entry that the record names has its file.
+    # The record is written last, so every entry in it has its file.
     registry = replace(registry, entries=(*registry.entries, entry))
     _write(registry, storage)
     return registry, entry
 
 
 def remove(registry: Registry, name: str, storage: Storage, version: int | None = None) -> Registry:
-    """Without an entry, or one version of it. Raises AttribError if it is not there, or if the registry was changed meanwhile."""
+    """The registry without an entry, or one of its versions. Raises AttribError if it does not exist or another run
+    changed the record.
+    """
     gone = [entry for entry in registry.entries if entry.name == name and version in (None, entry.version)]
     if not gone:
         known = ", ".join(entry.name for entry in registry.active) or "nothing"
@@ -221,8 +231,10 @@ def remove(registry: Registry, name: str, storage: Storage, version: int | None 
 def embed_degraded(
     method: Method, samples: Sequence[Sample], degradations: Sequence[str], progress: Progress | None = None
 ) -> np.ndarray:
-    """float32 [len(degradations), n, d]: fingerprints of the samples under each degradation, nan where that leaves too small an image, or no
-    finite direction."""
+    """float32 [len(degradations), n, d]: fingerprints of the samples under each degradation.
+
+    nan where the degraded image is too small or has no residual.
+    """
     found: list[np.ndarray] = []
     for name in degradations:
         rows: dict[int, np.ndarray] = {}
@@ -238,13 +250,13 @@ def embed_degraded(
         dimension = len(next(iter(rows.values()))) if rows else found[0].shape[1]
         found.append(np.full((len(samples), dimension), np.nan, np.float32))
         for i, row in rows.items():
-            # A direction that does not exist, as of a picture without any residual, is no fingerprint.
+            # An image without any residual has no direction, so it has no fingerprint.
             found[-1][i] = row if np.isfinite(row).all() and row.any() else np.nan
     return np.stack(found)
 
 
 def _check_unchanged(registry: Registry, storage: Storage) -> None:
-    """Raises AttribError unless the record is that of `registry`; one that was never written has none."""
+    """Raises AttribError if the record on disk is not that of `registry`; a new registry has none."""
     if not registry.entries and not storage.exists(join(registry.uri, RECORD)):
         return
     if open_registry(registry.uri, storage) != registry:

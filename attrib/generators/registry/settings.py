@@ -1,4 +1,4 @@
-"""Options of jobs.registry and jobs.identify: which generators are known, when an image is said to be consistent with one, what is said of a dump."""
+"""Options of jobs.registry, and the verdict options of jobs.identify."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -13,17 +13,18 @@ SpectrumName = Literal["log-spectrum", "spectrum-lda", "spectrum-whitened"]
 SpectrumName |= Literal["colour-spectrum", "colour-spectrum-lda"]
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9._-]+$")]
 Rate = Annotated[float, Field(gt=0, lt=1)]
-# "generator": to be recognised. All others are negatives, which nothing is ever attributed to: photographs, generators that are known not to
-# have made the dump, and the synthetic models of a pool.
+# "generator": to be recognised. All others are negatives, which nothing is ever attributed to: photographs, generators
+# that are known not to have made the dump, and the synthetic models of a pool.
 Role = Literal["generator", "photographs", "other-generator", "synthetic"]
 
 
 class RegistryMethodSettings(Settings):
-    """What makes the fingerprints of a registry. Methods that do not look at the generator's trace are not offered."""
+    """The fingerprint method of a registry. Leak controls are not offered."""
 
     name: Literal["extractor", "extractor-untrained", "backbone"] | SpectrumName = "extractor"
     scoring: ScoringName | None = None  # of a query by the references; None: the method's own
-    # Output of jobs.fingerprint; for the spectrum methods the folder with lda.safetensors that jobs.evaluate_generators leaves
+    # Output of jobs.fingerprint; for the spectrum methods the folder with lda.safetensors that
+    # jobs.evaluate_generators leaves
     uri: Uri | None = None
     backbone: BackboneFeatureSettings | None = None  # for name: backbone
 
@@ -44,9 +45,10 @@ class RegistrySettings(JobSettings):
     registry: Uri
     # Of a new registry; one that exists has to be asked for as it was made, or not at all.
     method: RegistryMethodSettings | None = None
-    # Of a new registry: references are kept under each, so that a degraded query meets references that were degraded alike. Under the last four
-    # a trace is hardly left: images like that come to those galleries, where references are not recognised either, and get "unassessable" in
-    # place of "unknown". Where galleries are much alike, each degradation more asks for more negatives.
+    # Of a new registry: references are kept under each, so that a degraded query meets references that were
+    # degraded alike. Under the last four a trace is hardly left: images like that come to those galleries, where
+    # references are not recognised either, and get "unassessable" in place of "unknown". Where galleries are much
+    # alike, each degradation more asks for more negatives.
     degradations: tuple[str, ...] = (
         "none",
         "jpeg-85",
@@ -89,25 +91,26 @@ class RegistrySettings(JobSettings):
 
 
 class VerdictSettings(Settings):
-    """When an image is said to be consistent with a generator, and when nothing is said."""
+    """When an image is attributed to a generator, and when it is unassessable."""
 
-    # Of photographs, and of generated images that no registered generator made, at most this share is attributed to one, as far as they are
-    # drawn as the negatives of their origin are (see unit). Below the least p-value that these can show, and without generated negatives,
-    # nothing is attributed. For a generator unlike all negatives nothing is promised; what became of each registered one when it was left
-    # out is reported.
+    # At most this share of photographs, and of generated images of unregistered generators, is attributed, if they
+    # are drawn like the negatives of their origin (see unit). Below the smallest possible p-value, and without
+    # generated negatives, nothing is attributed. Nothing is promised for a generator unlike all negatives; the
+    # report has the rate of each registered generator when left out.
     false_attribution_rate: Rate = 0.05
-    # Of a generator's own images, at most about this share is called unlike its references; with fewer than 1 / rate - 1 references none is.
+    # At most about this share of a generator's own images is rejected; with fewer than 1 / rate - 1 references none is.
     false_rejection_rate: Rate = 0.05
-    # Of the generators' own references that come to the gallery of an image, this share or more is recognised where an image that is not
-    # attributed is called unknown; where fewer are, as under heavy compression, it is unassessable.
+    # An image that is not attributed is unknown if at least this share of the references in its gallery is
+    # recognised, else (as under heavy compression) unassessable.
     least_recognised: Share = 0.5
-    # What the rate above is promised for. image: one drawn as the images of the negatives are, of photographs, of other generators and of
-    # synthetic models each; images of one source are not independent, so that a new source may fare worse. source: the first image of a new
-    # source drawn as those of the generated negatives are, which must be 1 / rate or more; most are then synthetic models, and the promise is
-    # for what is like them. Photographs always count one by one.
+    # What the rate is valid for. image: an image drawn like the negatives of each origin; images of one source are
+    # dependent, so a new source may have a higher rate. source: the first image of a new source drawn like the
+    # generated negatives' sources, which must number 1 / rate or more; most are then synthetic models, and the
+    # rate is valid for sources like them. Photographs always count singly.
     unit: Literal["image", "source"] = "image"
-    # Two generators are told apart where their references, each left out in turn, go to the right one of the two more often than this share,
-    # by a binomial test at family_level. All that are not told apart, directly or through others, are one family.
+    # Two generators are told apart if more than this share of their references has the higher leave-one-out score
+    # for its own, by a binomial test at family_level. Generators that are not told apart, directly or through
+    # others, are one family.
     family_accuracy: float = Field(default=0.6, ge=0.5, lt=1)
     family_level: Rate = 0.05
     min_side_px: Positive = 1  # the fingerprint method's own limit holds in any case

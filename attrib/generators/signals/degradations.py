@@ -1,7 +1,7 @@
-"""What happens to an image between its generator and us: recompression, resizing, blur, cropping.
+"""Degradations between a generator and a query: recompression, resizing, blur, cropping.
 
-One grid for the evaluation and for degradation-matched galleries, and random draws from the same kinds for training. Codecs are the real
-ones, through Pillow. What is drawn depends on the generator that is passed alone.
+One grid for the evaluation and the registry's galleries, and random draws of the same kinds for training. Codecs are
+real ones, through Pillow. Draws depend on the given generator only.
 """
 
 import io
@@ -40,9 +40,10 @@ TRAINING: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True)
 class Degradation:
-    """strength: quality of a codec, factor of a resize, standard deviation of a blur in pixels, share of the sides that a crop keeps.
+    """One degradation of an image.
 
-    Raises AttribError for an unknown kind or a strength out of range.
+    strength: quality of a codec, factor of a resize, standard deviation of a blur in pixels, share of the sides that a
+    crop keeps. Raises AttribError for an unknown kind or a strength out of range.
     """
 
     kind: Kind
@@ -54,14 +55,15 @@ class Degradation:
         low, high, meaning = RANGES[self.kind]
         if not low <= self.strength <= high:
             raise AttribError(
-                f"{self.kind} of strength {self.strength:g}: it is {meaning}, from {low:g} to {high:g}; choose one of these"
+                f"{self.kind} of strength {self.strength:g}: it is {meaning}, from {low:g} to {high:g}; choose "
+                "one of these"
             )
         if self.kind in ("jpeg", "webp") and self.strength != int(self.strength):
             raise AttribError(f"{self.kind} of quality {self.strength:g}: codecs take whole numbers")
 
     @property
     def name(self) -> str:
-        """As `parse` reads it, e.g. "none", "jpeg-85", "resize-0.75"."""
+        """Name that `parse` reads, e.g. "none", "jpeg-85", "resize-0.75"."""
         return self.kind if self.kind == "none" else f"{self.kind}-{self.strength:g}"
 
 
@@ -77,7 +79,7 @@ GRID: tuple[Degradation, ...] = (
 
 
 def parse(name: str) -> Degradation:
-    """The inverse of `Degradation.name`. Raises AttribError for anything else."""
+    """The inverse of `Degradation.name`. Raises AttribError for an unknown name."""
     kind, _, strength = name.partition("-")
     try:
         return Degradation(kind, float(strength or 0))
@@ -86,7 +88,7 @@ def parse(name: str) -> Degradation:
 
 
 def degrade(image: Tensor, degradation: Degradation) -> Tensor:
-    """uint8 [3, h, w] -> uint8 [3, h', w'] on the CPU. A resize and a crop change the size; a crop keeps the middle."""
+    """uint8 [3, h, w] -> uint8 [3, h', w'] on the CPU. Resize and crop change the size; a crop keeps the centre."""
     strength = degradation.strength
     if degradation.kind == "jpeg":
         return _coded(image, "JPEG", int(strength))
@@ -105,9 +107,9 @@ def degrade(image: Tensor, degradation: Degradation) -> Tensor:
 
 
 def random_degradation(generator: torch.Generator, smallest_scale: float = 0.0) -> Degradation:
-    """A draw for training: a kind by its share in TRAINING, its strength uniformly. The generator is on the CPU.
+    """A random degradation for training: its kind by TRAINING, its strength uniform. The generator is on the CPU.
 
-    smallest_scale: what a resize or a crop may leave of each side at least, so that a patch still fits; 1 draws neither.
+    smallest_scale: lower limit of a resize or crop factor, so that a patch still fits; 1 excludes both.
     """
     kinds = [kind for kind in TRAINING if smallest_scale < 1 or kind not in ("resize", "crop")]
     shares = torch.tensor([TRAINING[kind][0] for kind in kinds])
@@ -128,7 +130,7 @@ def _coded(image: Tensor, codec: str, quality: int) -> Tensor:
 
 
 def _blurred(image: Tensor, sigma: float) -> Tensor:
-    """By a sampled Gaussian over three standard deviations; borders repeated, so that no image is too small."""
+    """Gaussian blur with a kernel of three standard deviations; edges are repeated, so any image size works."""
     reach = math.ceil(3 * sigma)
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
@@ -142,5 +144,5 @@ def _pillow(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
-def _tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+def _tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()

@@ -1,4 +1,4 @@
-"""One image as every fingerprint method gets it: its pixels, and the facts of its file that only the leak controls look at."""
+"""One image as input of all fingerprint methods: its pixels, and file facts that only leak controls use."""
 
 import io
 from dataclasses import dataclass
@@ -10,14 +10,17 @@ from PIL import Image
 from attrib.data.decoding import decode_image
 from attrib.generators.signals.degradations import Degradation, degrade
 
-PNG_LEVEL = (
-    1  # Pillow's default takes four times as long, 0.2 s for a megapixel, and only one control looks at the size
-)
+# Pillow's default level takes four times as long, 0.2 s for a megapixel, and only one control uses the size.
+PNG_LEVEL = 1
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """image: uint8 [3, h, w], canonical pixels, never resized. codec: Pillow's name of the file's format, e.g. "JPEG"; num_bytes: of the file."""
+    """One image and the facts of its file.
+
+    image: uint8 [3, h, w], canonical pixels, never resized. codec: Pillow's name of the format, e.g. "JPEG". num_bytes:
+    file size.
+    """
 
     image: torch.Tensor
     codec: str
@@ -30,20 +33,20 @@ class Sample:
 
 
 def read_sample(data: bytes, max_megapixels: float) -> Sample:
-    """Raises ImageError (attrib/data/decoding.py) for what is no complete image."""
+    """The decoded sample. Raises ImageError (attrib/data/decoding.py) for an incomplete image."""
     decoded = decode_image(data, max_megapixels=max_megapixels)
     return Sample(decoded.pixels, decoded.format, len(data))
 
 
 def drawn_sample(image: torch.Tensor) -> Sample:
-    """Pixels uint8 [3, h, w] that were never a file, with the facts that they have as a PNG."""
+    """Pixels uint8 [3, h, w] that were never a file, with the file facts of a PNG."""
     return Sample(image, "PNG", _file_bytes(image, "PNG", compress_level=PNG_LEVEL))
 
 
 def recoded(sample: Sample, degradation: Degradation) -> Sample:
-    """The sample after a platform has processed it: gallery and queries put through the same one have no format left that tells them apart.
+    """The sample after a degradation, as a platform would store it; references and queries then have the same format.
 
-    JPEG and WebP leave such a file. What a degradation of the pixels leaves is written as PNG, and so is what was not degraded at all.
+    JPEG and WebP keep their format. Other degradations, and none, are stored as PNG.
     """
     pixels = degrade(sample.image, degradation)
     if degradation.kind not in ("jpeg", "webp"):

@@ -1,8 +1,13 @@
-"""What a generator's decoder leaves in an image, whatever it shows: the high-pass residual and its spectrum.
+"""Traces of a generator's decoder independent of content: the high-pass residual, its spectrum and its polyphase means.
 
-Images are never resized here: an upsampler's trace is a pattern of single pixels, which resampling destroys or replaces by its own. So an
-image is looked at through patches cut from it at full resolution. The residual is the image minus a small blur: content is smooth and
-mostly goes, and no denoiser has to be trained or licensed.
+Images are never resized here: an upsampler's trace is a pattern of single pixels, which resampling destroys or replaces
+by its own. Patches are cut at full resolution. The residual is the image minus a small blur: it removes most content
+without a trained denoiser.
+
+A power spectrum does not show where a pattern lies. A decoder doubles its maps a few times, and a doubling treats the
+pixels that it makes of one differently: kernels overlap unevenly, biases repeat. So the mean residual at one place of a
+lattice is not zero and is specific to the generator (Marra et al., arXiv 1812.11842). Three doublings have a period of
+PERIOD_PX, as have JPEG blocks; means over blocks survive JPEG best, because rounding errors differ from block to block.
 """
 
 from functools import lru_cache
@@ -14,23 +19,26 @@ from torch import Tensor
 from attrib.common.errors import AttribError
 from attrib.generators.settings import PERIOD_PX
 
-# Magnitude that 8-bit rounding alone leaves in a bin (1 / 255 / sqrt(12)): a logarithm below it would measure that rounding.
+# Magnitude that 8-bit rounding alone leaves in a bin (1 / 255 / sqrt(12)): a logarithm below it would measure that
+# rounding.
 MAGNITUDE_FLOOR = 1.1e-3
-MEAN_POWER_FLOOR = 1e-7  # a mean over windows is known better, and may be told apart further down
+MEAN_POWER_FLOOR = 1e-7  # lower, because a mean over windows has less noise
 ENERGY_FLOOR = 0.01  # root mean square of a block's residual, of 1: below it rounding to 8 bits counts
 
 
 def patches(image: Tensor, patch_px: int, max_patches: int) -> Tensor:
-    """uint8 [3, h, w] -> uint8 [p, 3, patch_px, patch_px], 1 <= p <= max_patches: an even grid of patches.
+    """uint8 [3, h, w] -> uint8 [p, 3, patch_px, patch_px], 1 <= p <= max_patches: patches on an even grid.
 
-    The grid has as many patches as fit and are allowed, and of grids of equal size the one that is nearest to the image's shape. Patches begin
-    at multiples of PERIOD_PX, so that all lie alike on the lattice of the decoder and of JPEG; none overlap where patch_px is a multiple of it,
-    too. The same image always gives the same patches. Raises AttribError if a side of the image is shorter than patch_px.
+    The grid has as many patches as fit and are allowed; among grids of equal size the one closest to the image's aspect
+    ratio. Patches start at multiples of PERIOD_PX, so all have the same position on the lattice of the decoder and of
+    JPEG. If patch_px is a multiple of it, none overlap. Deterministic. Raises AttribError if a side is shorter than
+    patch_px.
     """
     height, width = image.shape[1:]
     if min(height, width) < patch_px:
         raise AttribError(
-            f"the image has {width} x {height} pixels and the fingerprint needs {patch_px} on each side; leave it out, or use "
+            f"the image has {width} x {height} pixels and the fingerprint needs {patch_px} on each side; leave "
+            "it out, or use "
             "an extractor with a smaller patch_px (enlarging the image would replace its trace)"
         )
     grids = (
@@ -54,7 +62,9 @@ def _starts(side: int, patch_px: int, count: int) -> list[int]:
 
 
 def residual(pixels: Tensor) -> Tensor:
-    """float32 [n, 3, h, w] in 0..1 -> the same shape: what a 3x3 binomial blur takes away, borders reflected without the edge pixel."""
+    """float32 [n, 3, h, w] in 0..1 -> same shape: image minus a 3x3 binomial blur, edges reflected without the edge
+    pixel.
+    """
     blurred = F.pad(pixels, (1, 1, 1, 1), mode="reflect")
     blurred = (blurred[..., :-2, :] + 2 * blurred[..., 1:-1, :] + blurred[..., 2:, :]) / 4
     blurred = (blurred[..., :-2] + 2 * blurred[..., 1:-1] + blurred[..., 2:]) / 4
@@ -62,22 +72,25 @@ def residual(pixels: Tensor) -> Tensor:
 
 
 def log_spectrum(residuals: Tensor) -> Tensor:
-    """float32 [n, 3, s, s] -> float32 [n, 3, s, s // 2 + 1]: natural logarithm of the magnitude of rfft2 after a Hann window.
+    """float32 [n, 3, s, s] -> float32 [n, 3, s, s // 2 + 1]: natural logarithm of the magnitude of rfft2 after a Hann
+    window.
 
-    White noise of standard deviation x has a root mean square magnitude of x in every bin, whatever s; MAGNITUDE_FLOOR is added in power.
+    White noise of standard deviation x has a root mean square magnitude of x in every bin, for any s. MAGNITUDE_FLOOR
+    is added in power.
     """
     return (_power(residuals) + MAGNITUDE_FLOOR**2).log() / 2
 
 
 def colour_spectrum(residuals: Tensor, window_px: int) -> Tensor:
-    """float32 [n, 3, s, s] -> float32 [n, 2, 6, w, w // 2 + 1], w = window_px <= s: half the logarithm of power in overlapping windows.
+    """float32 [n, 3, s, s] -> float32 [n, 2, 6, w, w // 2 + 1], w = window_px <= s: half the log power in overlapping
+    windows.
 
-    Of a patch this small one spectrum is mostly chance, so the power of windows that overlap by half is averaged (Welch's method): first
-    the logarithm of the mean, in which edges weigh most, then the mean of the logarithms, in which smooth windows count as much.
+    One spectrum of so small a patch is mostly noise, so the power of windows that overlap by half is averaged (Welch's
+    method): first the logarithm of the mean, in which edges weigh most, then the mean of the logarithms, in which
+    smooth windows weigh the same.
 
-    The six channels are red, green, blue, red - green, blue - green and red - blue. A photograph's fine detail is nearly grey, so the
-    differences hold little of the content and much of how a decoder mixes its last features into colours, which no spectrum of single
-    channels shows.
+    The six channels are red, green, blue, red - green, blue - green and red - blue. Fine detail of a photograph is
+    nearly grey, so the differences hold little content, and much of how a decoder mixes its last features into colours.
     """
     red, green, blue = residuals.unbind(dim=1)
     channels = torch.stack([red, green, blue, red - green, blue - green, red - blue], dim=1)
@@ -95,10 +108,10 @@ def patch_spectra(cut: Tensor, window_px: int | None = None) -> Tensor:
 
 
 def azimuthal_power(residuals: Tensor) -> Tensor:
-    """float32 [n, 3, s, s] -> float32 [n, s // 2]: power at 1, 2, ..., s // 2 cycles per patch, averaged over directions and channels.
+    """float32 [n, 3, s, s] -> float32 [n, s // 2]: power at 1, 2, ..., s // 2 cycles per patch.
 
-    The spectrum is that of `log_spectrum`, without floor and logarithm. A bin belongs to the nearest whole radius; the corners beyond
-    s // 2 cycles, where not all directions exist, are left out.
+    Averaged over directions and channels. The spectrum is that of `log_spectrum`, without floor and logarithm. A bin
+    belongs to the nearest whole radius; the corners beyond s // 2 cycles, which lack some directions, are left out.
     """
     power = _power(residuals).mean(dim=1).flatten(1)
     return power @ _ring_weights(residuals.shape[-1]).to(power)
@@ -114,7 +127,7 @@ def _power(residuals: Tensor) -> Tensor:
 
 @lru_cache
 def _ring_weights(size: int) -> Tensor:
-    """float32 [size * (size // 2 + 1), size // 2]: columns that sum to one, each the mean over a ring of the full spectrum."""
+    """float32 [size * (size // 2 + 1), size // 2]: columns of sum 1, each the mean over a ring of the full spectrum."""
     down, across = torch.fft.fftfreq(size) * size, torch.fft.rfftfreq(size) * size
     ring = torch.hypot(down[:, None], across[None]).round().long().flatten()
     # rfft2 keeps one of each pair of conjugate bins; only the columns of frequency 0 and of Nyquist hold both.
@@ -124,9 +137,11 @@ def _ring_weights(size: int) -> Tensor:
 
 
 def polyphase_means(residuals: Tensor) -> Tensor:
-    """float32 [n, 3, h, w], h and w >= PERIOD_PX -> float32 [n, 3, PERIOD_PX, PERIOD_PX]: of the whole blocks from the upper left corner.
+    """float32 [n, 3, h, w], h and w >= PERIOD_PX -> float32 [n, 3, PERIOD_PX, PERIOD_PX]: mean residual at each lattice
+    place.
 
-    Each block counts by its own scale, since the residual of edges is many times that of what lies between them and says no more.
+    Over whole blocks from the upper left corner, each divided by its own scale, because residuals at edges are many
+    times larger.
     """
     blocks = lattice_blocks(residuals, PERIOD_PX)
     energy = blocks.square().mean(dim=(1, 3, 5), keepdim=True)
@@ -134,7 +149,9 @@ def polyphase_means(residuals: Tensor) -> Tensor:
 
 
 def lattice_blocks(maps: Tensor, period: int) -> Tensor:
-    """float32 [n, c, h, w], h and w >= period -> [n, c, h // period, period, w // period, period]: the whole blocks from the upper left corner."""
+    """float32 [n, c, h, w] -> [n, c, h // period, period, w // period, period]: whole blocks from the upper left
+    corner.
+    """
     count, channels, height, width = maps.shape
     rows, columns = height // period, width // period
     whole = maps[:, :, : rows * period, : columns * period]

@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from support.extractor import network_of, settings
 from support.pool import smooth_images, traced
 
 from attrib.common.errors import AttribError
 from attrib.generators.extractor.batches import ExtractorBatches, PoolImages, Validation, augmented
 from attrib.generators.extractor.losses import classification
-from attrib.generators.extractor.network import Extractor, ExtractorPart, FingerprintNetwork
+from attrib.generators.extractor.network import Extractor, FingerprintNetwork
 from attrib.generators.extractor.settings import FingerprintSettings
 from attrib.generators.extractor.training import LEARNED_IMAGES, ExtractorRun, whiten, whitening_patches
 from attrib.generators.signals.degradations import NONE, Degradation, degrade
@@ -20,27 +21,10 @@ WORLD_SIZE = 2
 CPU = torch.device("cpu")
 
 
-def settings(**changes) -> FingerprintSettings:
-    values = {
-        "pool": "pool",
-        "output": "output",
-        "network": {"patch_px": 16, "window_px": 4, "num_learned": 24, "width": 8},
-        "contrast": {"models_per_batch": 4, "images_per_model": 3},
-        "optimiser": {"num_steps": 6, "learning_rate": 3e-3, "validation_steps": 3},
-    }
-    return FingerprintSettings(**values | changes)
-
-
 def pool_images(px: int = 24) -> PoolImages:
     photographs = smooth_images(20, px, 0)
     held_out = [traced(photographs, seed) for seed in (50, 51, 52)]
     return PoolImages([traced(photographs, seed) for seed in range(6)], held_out, photographs)
-
-
-def network_of(given: FingerprintSettings) -> FingerprintNetwork:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return FingerprintNetwork(given.network)
 
 
 def trained(given: FingerprintSettings, rank: int = 0, num_workers: int = 1) -> ExtractorRun:
@@ -125,49 +109,6 @@ def test_validation_counts_queries_that_find_their_model():
     found = validation(Chosen(lambda cut: torch.stack([angles(cut).cos(), angles(cut).sin()], dim=1)))
     assert found == {"none": pytest.approx(0.95), "jpeg-85": pytest.approx(0.95)}
     assert validation(Chosen(lambda cut: torch.ones(len(cut), 2)))["none"] == 0.0  # ties are wrong
-
-
-def lattices(photographs: torch.Tensor, seed: int) -> torch.Tensor:
-    """The photographs with a pattern of period 8 px and a mix of their colours of its own for each seed: what the CNN learns in seconds."""
-    generator = torch.Generator().manual_seed(seed)
-    pattern = 5 * torch.randn(3, 8, 8, generator=generator)
-    mix = torch.eye(3) + 0.05 * torch.randn(3, 3, generator=generator)
-    mixed = torch.einsum("ij,njhw->nihw", mix, photographs.float() - 128) + 128
-    repeats = photographs.shape[-1] // 8
-    return (mixed + pattern.tile(1, repeats, repeats)).round().clamp(0, 255).to(torch.uint8)
-
-
-def test_training_learns(one_thread):
-    """Models are identified from images that were not trained on, by what is learned alone, and so are models that were not trained on."""
-    photographs = smooth_images(60, 24, 0)
-    images = PoolImages([lattices(photographs[:30], seed) for seed in range(8)], [], photographs[:30])
-    same_models, other_models = (
-        Validation([lattices(photographs[30:], seed) for seed in seeds], 16) for seeds in (range(8), range(50, 58))
-    )
-    given = settings(
-        contrast={"models_per_batch": 6, "images_per_model": 3},
-        optimiser={"num_steps": 120, "learning_rate": 3e-3, "validation_steps": 40},
-        degraded_share=0.0,
-    )
-    training = ExtractorRun(network_of(given), len(images.training), given, CPU)
-    found = []
-
-    def judged(extractor: Extractor) -> dict[str, float]:
-        learned = ExtractorPart(extractor, "learned")
-        found.append(same_models(learned)["none"])
-        return other_models(learned)
-
-    trainable = dict(training.network.named_parameters()) | {"prototypes": training.prototypes}
-    start = {name: parameter.detach().clone() for name, parameter in trainable.items()}
-    training.train(ExtractorBatches(images, given, 0, 1), judged, lambda _: None)
-    assert [row["step"] for row in training.history] == [0, 40, 80, 120]
-    assert found[0] < 0.5 and found[-1] > 0.9, found
-    first, *_, last = (row["none"] for row in training.history)
-    assert last > first + 0.25, (first, last)
-    chance = math.log(6 * 3 - 1) + math.log(8)
-    assert training.history[-1]["loss"] < chance / 2
-    for name, parameter in trainable.items():
-        assert not torch.equal(start[name], parameter), name
 
 
 class Scripted:

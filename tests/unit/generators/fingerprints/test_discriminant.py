@@ -55,7 +55,7 @@ def test_ledoit_wolf_is_the_sum_of_its_definition():
     assert ledoit_wolf(np.eye(5), fourth, 30) == 1
 
 
-def test_two_gaussians_are_parted_along_the_closed_form():
+def test_two_gaussians_are_separated_along_the_closed_form():
     parts = groups(2, 40, 6)
     found = fit_discriminant(parts, 0.2, None)
     expected = np.linalg.solve(within_covariance(parts, 0.2), parts[1].mean(axis=0) - parts[0].mean(axis=0))
@@ -83,7 +83,7 @@ def test_directions_solve_the_generalised_eigenproblem(shrinkage):
     np.testing.assert_allclose(fit_discriminant(parts, shrinkage, 2).projection, found.projection[:, :2])
 
 
-def test_the_shrinkage_of_a_fit_is_that_of_all_rows_around_their_means():
+def test_the_shrinkage_is_estimated_from_all_centred_rows():
     parts = groups(3, 20, 4)
     centred = np.concatenate([rows - rows.mean(axis=0) for rows in parts])
     expected = ledoit_wolf(centred.T @ centred / len(centred), sum((row @ row) ** 2 for row in centred), len(centred))
@@ -98,7 +98,7 @@ def test_fewer_images_than_dimensions_are_enough():
     assert found.projection.shape == (50, 3) and np.isfinite(found.projection).all()
 
 
-def test_a_whitening_takes_away_the_level_and_makes_the_rest_of_a_model_round():
+def test_a_whitening_removes_the_level_and_whitens_the_rest():
     parts = groups(4, 30, 7)
     statistics = model_statistics(parts)
     found = fit_whitening(statistics.means.mean(axis=0), statistics.covariance, 0.2, without_level=True)
@@ -179,7 +179,7 @@ def test_logistic_scores_are_those_of_the_only_minimum(dimension, num_groups):
     assert logistic_scores(2.0)(parts[:1])(rows).tolist() == [[0.0]] * len(rows)
 
 
-def test_logistic_scores_are_log_probabilities_that_no_count_of_references_favours():
+def test_logistic_scores_are_log_probabilities_independent_of_counts():
     parts = [rows.astype(np.float32) for rows in groups(3, 10, 5)]
     queries = np.concatenate(parts)
     scores = logistic_scores(1.0)

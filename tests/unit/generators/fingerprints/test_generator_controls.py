@@ -79,7 +79,7 @@ def with_trace(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels.int().clamp(2, 253) + board).to(torch.uint8)
 
 
-def test_the_log_spectrum_sees_a_trace_whatever_is_shown():
+def test_the_log_spectrum_identifies_traces_across_content():
     plain, traced = ([change(image(seed)) for seed in range(8)] for change in (lambda pixels: pixels, with_trace))
     mean = spectra([drawn_sample(pixels) for pixels in plain + traced], SPECTRUM).mean(axis=0)
     method = LogSpectrum(mean, SPECTRUM)
@@ -106,7 +106,7 @@ def test_a_spectrum_discriminant_is_cosine_in_its_space_and_its_digest_tells_fit
         one.embed([drawn_sample(image(0, 15, 40))])
 
 
-def test_content_only_sees_what_is_shown_and_no_trace():
+def test_content_only_identifies_content_and_no_trace():
     method = ContentOnly()
     plain = [image(seed).clamp(2, 253) for seed in range(4)]
     vectors = method.embed([drawn_sample(pixels) for pixels in plain])

@@ -67,7 +67,7 @@ def test_recoding_leaves_the_facts_of_the_file_that_a_platform_would_serve(degra
     assert torch.equal(found.image, served.image)
 
 
-def test_recoded_alike_the_file_no_longer_tells_where_an_image_came_from():
+def test_recoded_files_have_the_same_format():
     image = pixels(1)
     one, other = Sample(image, "JPEG", 900), drawn_sample(image)
     for degradation in (Degradation("none"), Degradation("jpeg", 85)):
@@ -103,7 +103,7 @@ def test_nearest_neighbours(num_neighbours):
         assert np.array_equal(found.argmax(axis=1), max_cosine(GALLERY)(QUERIES).argmax(axis=1))
 
 
-def test_of_equal_neighbours_the_earlier_counts():
+def test_ties_of_neighbours_go_to_the_earlier():
     twice = np.array([[1, 0], [1, 0]], np.float32)
     assert nearest_neighbours(1)([twice[:1], twice[1:]])(twice[:1]).tolist() == [[1, 0]]
 
@@ -138,7 +138,7 @@ def test_adapted_cosine_without_anything_to_adapt_to():
         np.testing.assert_allclose(adapted_cosine(gallery)(QUERIES), expected, atol=1e-5)
 
 
-def test_what_all_generators_share_does_not_make_a_query_like_them():
+def test_common_components_of_all_generators_do_not_count():
     """A direction that every reference has tells nothing; without it a query is like one generator or none."""
     shared = np.array([3, 0, 0, 0, 0, 0])
     make = lambda own, seed: unit_or_zero(shared + own + 0.1 * rows(seed, 10)).astype(np.float32)  # noqa: E731
@@ -148,7 +148,7 @@ def test_what_all_generators_share_does_not_make_a_query_like_them():
     assert adapted(other).max() < 0.65 and adapted(a).max(axis=1).min() > 0.8
 
 
-def test_a_part_counts_by_the_reliability_of_its_means():
+def test_parts_are_weighted_by_reliability():
     gallery = [rows(seed, 4) + 2 * np.eye(6, dtype=np.float32)[seed] for seed in range(3)]
     gallery[0] = gallery[0][:3]
     counted, shares = [], []
@@ -167,7 +167,7 @@ def test_a_part_counts_by_the_reliability_of_its_means():
     assert 1 > counted[0] > counted[-1] + 0.1  # the trace lies in the first four columns
 
 
-def test_parts_count_alike_where_nothing_tells_them_apart():
+def test_parts_weigh_the_same_without_reliability():
     for gallery in (GALLERY[:1], [group[:1] for group in GALLERY]):
         found = adapted_by_part((4, 2), (False, False))(gallery)(QUERIES)
         np.testing.assert_allclose(found, adapted_cosine(gallery)(QUERIES), atol=1e-5)
@@ -175,7 +175,7 @@ def test_parts_count_alike_where_nothing_tells_them_apart():
     assert np.isfinite(adapted_by_part((4, 2), (False, True))(blank)(QUERIES)).all()
 
 
-def test_a_one_sided_part_never_speaks_against_a_generator():
+def test_a_one_sided_part_never_lowers_a_score():
     """Generators that both parts tell apart: a query whose second part is turned around is not taken for another."""
     gallery = [(np.eye(6)[[g] * 4] + np.eye(6)[[4 + g] * 4] + 0.1 * rows(g, 4)).astype(np.float32) for g in range(2)]
     turned = gallery[0] * np.array([1, 1, 1, 1, -1, -1], np.float32)
@@ -195,7 +195,7 @@ def test_a_generator_without_references_is_refused(scoring):
         scoring([])
 
 
-def test_a_vector_without_direction_is_like_nothing():
+def test_a_zero_vector_scores_zero():
     found = unit_or_zero(np.array([[0.0, 0.0], [3.0, 4.0]]))
     assert found.tolist() == [[0, 0], [0.6, 0.8]]
     assert mean_cosine([found[1:]])(found)[0, 0] == 0

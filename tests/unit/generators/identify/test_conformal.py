@@ -45,7 +45,7 @@ def test_a_set_from_a_new_source_is_attributed_at_most_at_the_rate_only_by_sourc
     )
 
 
-def test_what_has_no_score_is_left_out_of_a_mean():
+def test_missing_scores_are_left_out_of_means():
     rows = np.array([[1.0, np.nan, np.nan], [3.0, 5.0, np.nan]])
     assert column_means(rows).tolist() == [2, 5, -np.inf]
     # Half of what is drawn has no first column: it must not pull the mean of the rest to zero.

@@ -96,7 +96,7 @@ def test_p_values_equal_their_definition(unit_of, origins):
 
 
 @pytest.mark.parametrize("unit_of", ["image", "source"])
-def test_photographs_never_stand_for_generated_images(unit_of):
+def test_photographs_never_replace_generated_negatives(unit_of):
     """Generated negatives stand higher than photographs, and are too few to show the rate by themselves."""
     generator = np.random.default_rng(1)
     kind = np.repeat([0, 1, 2], [50, 12, 8])
@@ -112,7 +112,7 @@ def test_photographs_never_stand_for_generated_images(unit_of):
     assert without_photographs.floor == calibration.floor
 
 
-def test_many_synthetic_images_do_not_drown_few_generated_ones():
+def test_many_synthetic_images_do_not_outweigh_few_generated_ones():
     """Those of other generators stand higher than those of a pool, and are as many as the rate asks for."""
     generator = np.random.default_rng(16)
     kind = np.repeat([1, 2], [30, 600])
@@ -122,7 +122,7 @@ def test_many_synthetic_images_do_not_drown_few_generated_ones():
     assert np.mean(p_values <= 0.05) < 0.1
 
 
-def test_references_as_negatives_count_for_the_generators_that_they_were_not_scored_by():
+def test_references_as_negatives_are_weighted_for_missing_generators():
     """All images alike in everything, of two generators' 20 references each and of none: an image of none meets one generator more."""
     generator = np.random.default_rng(11)
     found, owner = [], np.repeat([0, 1], 20)
@@ -135,7 +135,7 @@ def test_references_as_negatives_count_for_the_generators_that_they_were_not_sco
     assert 0.03 < np.mean(found) < 0.06
 
 
-def test_the_rate_holds_for_few_negatives_that_come_to_one_gallery_many_times():
+def test_the_rate_holds_for_negatives_assigned_to_one_gallery_repeatedly():
     """19 negatives under five degradations that change little: the image itself would come to its gallery as often as one of them."""
     generator = np.random.default_rng(12)
     rates, own = [], np.full((5, 1, 5, 1), 20.0)
@@ -150,7 +150,7 @@ def test_the_rate_holds_for_few_negatives_that_come_to_one_gallery_many_times():
     assert calibration.floors.max() >= 3 / 20
 
 
-def test_an_image_of_no_registered_generator_is_attributed_at_exactly_the_stated_rate():
+def test_out_of_distribution_images_are_attributed_at_the_stated_rate():
     """Exchangeable scores of any shape, here skewed and of other scales: with 19 negatives, p <= 0.05 in one of 20."""
     generator = np.random.default_rng(2)
     trials, found = 4000, []
@@ -166,7 +166,7 @@ def test_an_image_of_no_registered_generator_is_attributed_at_exactly_the_stated
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0, 6.0])
-def test_the_rate_holds_whichever_kind_the_image_is_of_and_however_it_was_degraded(shift):
+def test_the_rate_holds_for_every_origin_and_degradation(shift):
     """Two kinds, one scoring higher; galleries that say nothing of the degradation (shift 0), something, or everything."""
     generator = np.random.default_rng(3)
     kinds = np.repeat([0, 1], 24)
@@ -222,7 +222,7 @@ def test_a_generators_own_images_are_rejected_at_most_at_about_the_stated_rate()
     assert calibration.own_p_values(np.array([-99.0]), zero, zero) == pytest.approx([1 / 20])
 
 
-def test_nothing_stands_high_by_a_generator_whose_references_cannot_be_left_out():
+def test_no_image_is_attributed_to_a_generator_without_leave_one_out_scores():
     """As of one whose images, but for a single large one, are too small once degraded."""
     scores = np.random.default_rng(17).standard_normal((40, 2))
     own = np.full((1, 2, 1, 2), 6.0)
@@ -239,7 +239,7 @@ def test_nothing_stands_high_by_a_generator_whose_references_cannot_be_left_out(
     assert calibration.p_values(queries[:1], np.ones(1, int)) == pytest.approx([1.0])
 
 
-def test_own_references_are_left_out_of_what_they_are_compared_with():
+def test_references_are_compared_without_themselves():
     own = np.array([0.1, 0.4, 0.4, 0.9])[None, :, None, None]
     calibration = calibration_of(np.zeros((0, 1)), own=own, owner=np.zeros(4, int))
     zeros = np.zeros(4, int)

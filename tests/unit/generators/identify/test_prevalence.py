@@ -1,30 +1,28 @@
 """Shares of a dump: the estimator against algebra, its intervals in simulations with a known truth; clusters against brute force."""
 
-import math
-
 import numpy as np
 import pytest
 from support.generators import around, unit
+from support.prevalence import (
+    CASES,
+    CONFUSION,
+    changes_reported,
+    coverage,
+    coverage_at_borders,
+    coverage_over_galleries,
+    least_coverage,
+)
 
 from attrib.generators.identify.candidates import average_linkage, find_candidates, reference_cut
 from attrib.generators.identify.prevalence import (
-    OTHER,
     border_ratios,
-    changes,
     estimate_shares,
     mixed_confusion,
     solve_shares,
 )
 
+REPEATS = 30  # tests/slow has 120
 REJECTED_FROM = 3.8415  # 95 % quantile of chi-square with one degree of freedom
-CONFUSION = np.array(
-    [
-        [0.80, 0.05, 0.00, 0.15],
-        [0.10, 0.70, 0.05, 0.15],
-        [0.00, 0.02, 0.90, 0.08],
-        [0.02, 0.02, 0.01, 0.95],
-    ]
-)
 
 
 def test_shares_solve_the_equations_where_they_have_a_solution():
@@ -52,50 +50,7 @@ def test_shares_are_the_likeliest_where_the_equations_have_none():
     assert likelihood(found) >= best - 1e-6 and found.sum() == pytest.approx(1) and found.min() >= 0
 
 
-def simulated(shares, num_images, num_references, generator):
-    """Verdict counts of a dump, and of references of each generator."""
-    truth = generator.multinomial(num_images, shares)
-    counts = sum(generator.multinomial(n, row) for n, row in zip(truth, CONFUSION))
-    return counts.astype(float), np.stack([generator.multinomial(num_references, row) for row in CONFUSION]).astype(
-        float
-    )
-
-
-@pytest.mark.parametrize(
-    ("shares", "num_references"),
-    [([0.4, 0.3, 0.1, 0.2], 50), ([0.0, 0.05, 0.15, 0.8], 50), ([0.25, 0.25, 0.25, 0.25], 15)],
-)
-def test_intervals_hold_the_true_shares_as_often_as_they_say(shares, num_references):
-    generator = np.random.default_rng(0)
-    held, repeats, naive = np.zeros(4), 120, np.zeros(4)
-    for repeat in range(repeats):
-        counts, confusion = simulated(shares, 400, num_references, generator)
-        found, _ = estimate_shares(["a", "b", "c"], counts[None], confusion[None], 0, 200, repeat)
-        held += [share.low - 1e-9 <= true <= share.high + 1e-9 for share, true in zip(found, shares)]
-        error = 1.96 * np.sqrt(counts / 400 * (1 - counts / 400) / 400)
-        naive += np.abs(counts / 400 - shares) <= error
-    assert (held / repeats >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / repeats)).all(), held / repeats
-    assert (naive / repeats).min() < 0.8  # what uncorrected shares would hold
-    assert [share.name for share in found] == ["a", "b", "c", OTHER]
-
-
-@pytest.mark.parametrize(("shares", "sure"), [([0.0, 0.0, 1.0], 0.9), ([1.0, 0.0, 0.0], 0.8)])
-def test_intervals_hold_shares_of_nothing_and_of_everything(shares, sure):
-    """With ten references of each generator, of a dump that is all of one origin: intervals from draws alone never reach 1."""
-    rates = np.array([[0.9, 0.0, 0.1], [0.0, 0.9, 0.1], [0.05, 0.05, 0.9]])
-    generator = np.random.default_rng(5)
-    held, least, repeats = np.zeros(3), [], 60
-    for repeat in range(repeats):
-        counts = generator.multinomial(1000, np.array(shares) @ rates).astype(float)
-        confusion = np.stack([generator.multinomial(n, row) for n, row in zip((10, 10, 40), rates)]).astype(float)
-        found, _ = estimate_shares(["a", "b"], counts[None], confusion[None], 0, 200, repeat)
-        held += [share.low <= true <= share.high for share, true in zip(found, shares)]
-        least.append(found[int(np.argmax(shares))].low)
-    assert (held / repeats >= 0.9).all(), held / repeats
-    assert np.mean(least) > sure  # and they still say something
-
-
-def test_a_border_is_as_likely_as_the_best_shares_found_by_trying_all():
+def test_border_ratios_equal_a_grid_search():
     """Twice the log likelihood ratio of share j at 0 and at 1, over shares of a grid and rates by their own EM from many starts."""
     counts, confusion = np.array([30.0, 2.0]), np.array([[18.0, 4.0], [3.0, 40.0]])
 
@@ -113,7 +68,7 @@ def test_a_border_is_as_likely_as_the_best_shares_found_by_trying_all():
     assert at_zero[0] > REJECTED_FROM > at_one[0]
 
 
-def test_shares_are_right_where_origins_go_to_galleries_of_their_own():
+def test_shares_are_right_where_origins_go_to_different_galleries():
     """Of 1,000 images 100 are a generator's and untouched, 900 of nobody and in a gallery in which that generator is seldom recognised."""
     confusion = np.array([[[73.0, 27], [2, 98]], [[25.0, 75], [2, 98]]])
     counts = np.array([[73.0, 27], [18, 882]])
@@ -121,31 +76,7 @@ def test_shares_are_right_where_origins_go_to_galleries_of_their_own():
     assert found[0].share == pytest.approx(0.1, abs=0.01) and found[0].low < 0.1 < found[0].high < 0.2
 
 
-def test_intervals_hold_shares_of_a_dump_over_galleries_as_often_as_they_say():
-    """Three origins that go to three galleries each in its own way, one gallery with hardly an image; references are few there, too."""
-    generator = np.random.default_rng(3)
-    goes_to = np.array([[0.8, 0.15, 0.05], [0.3, 0.6, 0.1], [0.2, 0.7, 0.1]])
-    rates = np.stack([CONFUSION[np.ix_([0, 1, 3], [0, 1, 3])] + extra for extra in (0.0, 0.1, 0.5)])
-    rates /= rates.sum(axis=2, keepdims=True)
-    held, repeats = np.zeros(3), 100
-    for repeat in range(repeats):
-        shares = generator.dirichlet([1.0, 1.0, 1.0])
-        origins = generator.multinomial(300, shares)
-        galleries = [generator.multinomial(n, row) for n, row in zip(origins, goes_to)]
-        counts = sum(
-            np.stack([generator.multinomial(n, rates[d, j]) for d, n in enumerate(in_gallery)])
-            for j, in_gallery in enumerate(galleries)
-        ).astype(float)
-        confusion = np.stack(
-            [[generator.multinomial(n, rates[d, j]) for j, n in enumerate((40, 40, 80))] for d in range(3)]
-        ).astype(float)
-        confusion[2, 1] = 0  # of this origin no reference came to the last gallery
-        found, _ = estimate_shares(["a", "b"], counts, confusion, 0, 200, repeat)
-        held += [share.low <= true <= share.high for share, true in zip(found, origins / 300)]
-    assert (held / repeats >= 0.9).all(), held / repeats
-
-
-def test_of_whom_no_image_was_named_none_is_estimated_where_few_are_recognised():
+def test_generators_without_attributed_images_get_share_zero_where_few_are_recognised():
     """The likelihood is highest where all are the second generator's, whose references are never recognised there; the interval says so."""
     confusion = np.array([[[20.0, 0, 20], [0, 0, 40], [2, 2, 100]]])
     found, _ = estimate_shares(["a", "b"], np.array([[0.0, 0, 50]]), confusion, 0, 200, 0)
@@ -155,12 +86,38 @@ def test_of_whom_no_image_was_named_none_is_estimated_where_few_are_recognised()
     assert found[0].share > 0.4 and found[1].share == 0
 
 
-def test_a_dump_of_which_nothing_was_assessed_has_no_shares():
+def test_a_set_without_assessed_images_has_no_shares():
     with pytest.raises(ValueError, match="no image of the dump was assessed"):
         estimate_shares(["a"], np.zeros((1, 2)), np.eye(2)[None], 5, 100, 0)
 
 
-def test_errors_of_the_verdicts_are_taken_out():
+@pytest.mark.parametrize(("shares", "num_references"), CASES)
+def test_intervals_cover_the_true_shares(shares, num_references):
+    held, uncorrected = coverage(shares, num_references, REPEATS)
+    assert (held >= least_coverage(REPEATS)).all(), held
+    assert uncorrected.min() < 0.8
+
+
+@pytest.mark.parametrize(("shares", "sure"), [([0.0, 0.0, 1.0], 0.9), ([1.0, 0.0, 0.0], 0.8)])
+def test_intervals_cover_shares_of_zero_and_one(shares, sure):
+    """Intervals from draws alone never reach 1."""
+    held, low = coverage_at_borders(shares, REPEATS)
+    assert (held >= least_coverage(REPEATS)).all(), held
+    assert low > sure, "the intervals still say something"
+
+
+def test_intervals_cover_shares_estimated_over_galleries():
+    held = coverage_over_galleries(REPEATS)
+    assert (held >= least_coverage(REPEATS)).all(), held
+
+
+def test_changes_are_reported_at_the_stated_rate():
+    wrong, seen, moved, expected = changes_reported(REPEATS)
+    assert wrong / REPEATS <= 1 - least_coverage(REPEATS) and seen / REPEATS >= 0.8
+    assert [row["name"] for row in moved] == ["b"] and moved[0]["change"] == pytest.approx(expected)
+
+
+def test_verdict_errors_are_corrected():
     counts = 100_000 * np.array([0.1, 0.2, 0.05, 0.65]) @ CONFUSION
     found, draws = estimate_shares(["a", "b", "c"], counts[None], 10_000 * CONFUSION[None], 0, 200, 0)
     assert [share.share for share in found] == pytest.approx([0.1, 0.2, 0.05, 0.65], abs=0.005)
@@ -169,34 +126,17 @@ def test_errors_of_the_verdicts_are_taken_out():
     assert again[0] == found
 
 
-def test_what_could_not_be_assessed_widens_the_bounds_among_all_images():
+def test_unassessable_images_widen_the_bounds_among_all_images():
     counts, confusion = np.array([30.0, 70.0]), np.array([[50.0, 0.0], [0.0, 50.0]])
     found, _ = estimate_shares(["a"], counts[None], confusion[None], 100, 200, 0)
     assert found[0].of_all_low == pytest.approx(found[0].low / 2)
     assert found[0].of_all_high == pytest.approx(found[0].high / 2 + 0.5)
 
 
-def test_confusion_is_that_of_how_the_dump_was_degraded():
+def test_confusion_is_weighted_by_the_galleries_of_the_set():
     confusion = np.array([[[10.0, 0], [1, 9]], [[3, 2], [0, 0]]])
     rates = 0.75 * np.array([[1, 0], [0.1, 0.9]]) + 0.25 * np.array([[0.6, 0.4], [0.1, 0.9]])
     assert mixed_confusion(confusion, np.array([30.0, 10.0])) == pytest.approx(10 * rates)
-
-
-def test_a_change_is_seen_and_none_is_reported_as_often_as_it_should_be():
-    generator = np.random.default_rng(1)
-    repeats, wrong, seen = 60, 0, 0
-    names = ["a", "b", "c", OTHER]
-    for repeat in range(repeats):
-        runs = []
-        for shares in ([0.3, 0.3, 0.1, 0.3], [0.3, 0.3, 0.1, 0.3], [0.5, 0.1, 0.1, 0.3]):
-            counts, confusion = simulated(shares, 400, 60, generator)
-            runs.append(estimate_shares(names[:3], counts[None], confusion[None], 0, 200, len(runs) + 3 * repeat)[1])
-        wrong += changes(names, runs[1], names, runs[0])[0]["changed"]
-        seen += changes(names, runs[2], names, runs[0])[0]["changed"]
-    assert wrong <= 8 and seen >= 50
-    moved = changes(["b", "new"], runs[2][:, [1, 0]], names, runs[0])
-    assert [row["name"] for row in moved] == ["b"]
-    assert moved[0]["change"] == pytest.approx(runs[2][:, 1].mean() - runs[0][:, 1].mean())
 
 
 def linked_one_by_one(vectors: np.ndarray, cut: float) -> set[frozenset[int]]:
@@ -217,7 +157,7 @@ def linked_one_by_one(vectors: np.ndarray, cut: float) -> set[frozenset[int]]:
 
 
 @pytest.mark.parametrize("cut", [-1.0, 0.0, 0.2, 0.5, 0.9, 2.0])
-def test_average_linkage_equals_joining_the_nearest_pair_again_and_again(cut):
+def test_average_linkage_equals_brute_force(cut):
     generator = np.random.default_rng(2)
     vectors = np.concatenate([around(c, 8, 0.4, generator) for c in generator.standard_normal((4, 6))])
     label = average_linkage(vectors, cut)

@@ -16,7 +16,7 @@ def vectors():
     return groups_and_strangers()
 
 
-def test_sets_are_told_apart_where_single_images_are_not(vectors):
+def test_sets_are_identified_where_single_images_are_not(vectors):
     """Images so noisy that few of them are attributed alone."""
     generator, centres, _, _ = vectors
     noise = 0.4
@@ -51,7 +51,7 @@ def test_a_set_names_the_member_of_a_family_that_single_images_do_not():
     assert sum(v.generator == "g0|g1" and v.verdict == "family" for v in few) >= 3
 
 
-def test_how_far_an_image_stands_out_depends_on_it_alone():
+def test_centred_scores_depend_on_one_image_only():
     scores = np.random.default_rng(13).standard_normal((9, 4))
     scores[2, 1:3] = np.nan
     family = np.array([0, 1, 1, 3])
@@ -63,7 +63,7 @@ def test_how_far_an_image_stands_out_depends_on_it_alone():
     assert np.array_equal(standing_out(scores, np.zeros(4, int)), scores, equal_nan=True)
 
 
-def test_more_images_of_a_registered_generator_are_no_weaker_a_set(vectors):
+def test_a_larger_set_of_one_generator_gets_no_larger_p_value(vectors):
     """More images in the set than there are negatives, and scores that hardly differ."""
     generator, centres, _, _ = vectors
     groups = [around(centres[c], 20, 0.4, generator)[None] for c in (0, 1)]
@@ -74,7 +74,7 @@ def test_more_images_of_a_registered_generator_are_no_weaker_a_set(vectors):
         assert found.verdict == "known" and found.generator == "g0" and found.p_value <= 0.05
 
 
-def test_copies_of_a_picture_count_once_in_a_set(vectors):
+def test_copies_count_once_in_a_set(vectors):
     generator, centres, groups, strangers = vectors
     judge = judge_from(groups[:2], strangers)
     settings = PrevalenceSettings(num_permutations=199)

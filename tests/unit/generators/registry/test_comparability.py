@@ -8,7 +8,7 @@ def entry_of(name, codecs, sides_px, role="generator"):
     return Entry(name, 1, role, (10,), codecs, sides_px, "", "")
 
 
-def test_entries_that_were_saved_otherwise_than_others_are_named():
+def test_entries_of_another_format_than_others_are_named():
     png, jpeg = entry_of("a", {"PNG": 10}, (32, 32)), entry_of("b", {"JPEG": 10}, (1024, 1024))
     formats, sizes = registry_warnings([png, jpeg])
     assert "formats of a (100% PNG), b (100% JPEG) differ from those of the other generators" in formats
@@ -19,7 +19,7 @@ def test_entries_that_were_saved_otherwise_than_others_are_named():
     assert registry_warnings([jpeg, camera, entry_of("c", {"JPEG": 6, "WEBP": 4}, (700, 900))]) == []
 
 
-def test_entries_that_were_saved_otherwise_than_the_queries_are_named():
+def test_entries_of_another_format_than_the_queries_are_named():
     """Each format and size of the queries is there in some entry, but not in all."""
     png, jpeg = entry_of("a", {"PNG": 10}, (32, 32)), entry_of("b", {"JPEG": 10}, (1024, 1024))
     formats, sizes = query_warnings({"JPEG": 100}, (256.0, 300.0), [png, jpeg])

@@ -53,7 +53,7 @@ def test_an_entry_is_read_back_with_its_references_under_each_degradation(regist
     ("name", "num_images", "message"),
     [("a", 12, "'a' is in .* already .version 1.; set new_version"), ("b", 9, "'b' has 9 distinct images .* needs 10")],
 )
-def test_what_cannot_be_registered_is_refused_and_nothing_changes(registry, method, name, num_images, message):
+def test_invalid_registrations_are_refused_and_change_nothing(registry, method, name, num_images, message):
     registry, _ = register(registry, "a", "generator", [drawn_samples("nearest", range(10))], method, STORAGE)
     with pytest.raises(AttribError, match=message):
         register(registry, name, "generator", [drawn_samples("nearest", range(num_images))], method, STORAGE)
@@ -72,7 +72,7 @@ def test_copies_and_images_that_are_too_small_do_not_count(registry, method):
     assert not STORAGE.names(f"{registry.uri}/references")
 
 
-def test_what_is_refused_as_a_query_is_no_reference_either(registry, method):
+def test_images_refused_as_queries_are_refused_as_references(registry, method):
     blank = [drawn_sample(torch.full((3, 48, 48), level, dtype=torch.uint8)) for level in (10, 50, 200)]
     small = drawn_samples("nearest", range(20, 22), px=14)
     images = [*drawn_samples("nearest", range(7)), *blank]
@@ -89,7 +89,7 @@ def test_what_is_refused_as_a_query_is_no_reference_either(registry, method):
     assert entry.source_sizes == (1,) * 12
 
 
-def test_a_registration_meanwhile_is_seen_and_not_overwritten(registry, method):
+def test_a_concurrent_registration_is_not_overwritten(registry, method):
     samples = [drawn_samples("nearest", range(10))]
     theirs, _ = register(registry, "theirs", "generator", samples, method, STORAGE)
     with pytest.raises(AttribError, match="was changed by another run meanwhile"):
@@ -173,7 +173,7 @@ def raw_scores(references, scoring, degradation, own, i, kept_groups, without=No
 
 
 @pytest.mark.parametrize("scoring", [mean_cosine, max_cosine, adapted_cosine])
-def test_references_left_out_in_turn_equal_galleries_built_without_them(scoring):
+def test_leave_one_out_equals_galleries_built_without_the_reference(scoring):
     generator = np.random.default_rng(0)
     references = [unit(generator.standard_normal((2, size, 5))) for size in (4, 6, 3)]
     references[1][1, 2] = np.nan
@@ -192,7 +192,7 @@ def test_references_left_out_in_turn_equal_galleries_built_without_them(scoring)
     assert np.isnan(galleries.as_unregistered(np.zeros(3, int))).all()  # nobody is left to be taken for
 
 
-def test_a_query_meets_the_gallery_that_was_degraded_alike(method):
+def test_a_query_scores_highest_in_the_gallery_of_its_degradation(method):
     references = [embed_degraded(method, drawn_samples(t, range(12)), DEGRADATIONS[:2]) for t in ("nearest", "stripes")]
     queries = embed_degraded(method, drawn_samples("nearest", range(100, 120)), DEGRADATIONS[:2])
     galleries = Galleries(method, references)
@@ -225,7 +225,7 @@ def test_families_are_transitive_and_named_by_their_first_member():
     assert families(scores, owner, 0.5, 0.1).tolist() == [0, 1, 2]
 
 
-def test_every_entry_tells_its_self_similarity_and_the_nearest_one(registry, method):
+def test_entries_list_self_similarity_and_nearest_generator(registry, method):
     for name, trace, seeds in (
         ("a", "nearest", range(10)),
         ("a-again", "nearest", range(50, 60)),

@@ -85,7 +85,7 @@ def test_entries_are_listed_and_removed_without_the_method(job):
     assert [entry.name for entry in open_registry(job.registry, STORAGE).entries] == ["b"]
 
 
-def test_entries_that_were_saved_otherwise_are_named_when_they_are_registered(job):
+def test_entries_of_another_format_are_named_at_registration(job):
     job.ask("register", method=job.made_by)
     for seed in range(12):
         (job.folder / "jpeg").mkdir(exist_ok=True)

@@ -30,7 +30,7 @@ def test_the_mean_is_of_whole_blocks_each_by_its_own_scale(height, width):
     np.testing.assert_allclose(polyphase_means(residuals), expected, atol=1e-5)
 
 
-def test_one_edge_does_not_outweigh_all_else():
+def test_one_edge_does_not_dominate_the_mean():
     residuals = noise(1, 64, 64).clamp(-0.02, 0.02)
     with_edge = residuals.clone()
     with_edge[:, :, :8, :8] = 1.0

@@ -1,0 +1,33 @@
+"""A small extractor and images whose traces are lattices, for its unit tests and the slow one."""
+
+import torch
+
+from attrib.generators.extractor.network import FingerprintNetwork
+from attrib.generators.extractor.settings import FingerprintSettings
+
+
+def settings(**changes) -> FingerprintSettings:
+    values = {
+        "pool": "pool",
+        "output": "output",
+        "network": {"patch_px": 16, "window_px": 4, "num_learned": 24, "width": 8},
+        "contrast": {"models_per_batch": 4, "images_per_model": 3},
+        "optimiser": {"num_steps": 6, "learning_rate": 3e-3, "validation_steps": 3},
+    }
+    return FingerprintSettings(**values | changes)
+
+
+def network_of(given: FingerprintSettings) -> FingerprintNetwork:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return FingerprintNetwork(given.network)
+
+
+def lattices(photographs: torch.Tensor, seed: int) -> torch.Tensor:
+    """The photographs with a pattern of period 8 px and a mix of their colours of its own for each seed: what the CNN learns in seconds."""
+    generator = torch.Generator().manual_seed(seed)
+    pattern = 5 * torch.randn(3, 8, 8, generator=generator)
+    mix = torch.eye(3) + 0.05 * torch.randn(3, 3, generator=generator)
+    mixed = torch.einsum("ij,njhw->nihw", mix, photographs.float() - 128) + 128
+    repeats = photographs.shape[-1] // 8
+    return (mixed + pattern.tile(1, repeats, repeats)).round().clamp(0, 255).to(torch.uint8)

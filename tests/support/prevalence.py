@@ -1,0 +1,101 @@
+"""Simulated image sets of known prevalence: how often intervals hold the truth, for the unit tests and, at full length, the slow ones."""
+
+import math
+
+import numpy as np
+
+from attrib.generators.identify.prevalence import OTHER, changes, estimate_shares
+
+CONFUSION = np.array(
+    [
+        [0.80, 0.05, 0.00, 0.15],
+        [0.10, 0.70, 0.05, 0.15],
+        [0.00, 0.02, 0.90, 0.08],
+        [0.02, 0.02, 0.01, 0.95],
+    ]
+)
+
+
+CASES = [([0.4, 0.3, 0.1, 0.2], 50), ([0.0, 0.05, 0.15, 0.8], 50), ([0.25, 0.25, 0.25, 0.25], 15)]
+
+
+def least_coverage(repeats: int) -> float:
+    """Share of the repeats in which a 95 % interval holds the truth, but for one case in about 700 (three standard deviations)."""
+    return 0.95 - 3 * math.sqrt(0.95 * 0.05 / repeats)
+
+
+def simulated(shares, num_images, num_references, generator):
+    """Verdict counts of a dump, and of references of each generator."""
+    truth = generator.multinomial(num_images, shares)
+    counts = sum(generator.multinomial(n, row) for n, row in zip(truth, CONFUSION))
+    return counts.astype(float), np.stack([generator.multinomial(num_references, row) for row in CONFUSION]).astype(
+        float
+    )
+
+
+def coverage(shares: list[float], num_references: int, repeats: int) -> tuple[np.ndarray, np.ndarray]:
+    """Share of repeats whose intervals hold the truth: of the estimate, and of shares that are not corrected for errors."""
+    generator = np.random.default_rng(0)
+    held, naive = np.zeros(4), np.zeros(4)
+    for repeat in range(repeats):
+        counts, confusion = simulated(shares, 400, num_references, generator)
+        found, _ = estimate_shares(["a", "b", "c"], counts[None], confusion[None], 0, 200, repeat)
+        held += [share.low - 1e-9 <= true <= share.high + 1e-9 for share, true in zip(found, shares)]
+        error = 1.96 * np.sqrt(counts / 400 * (1 - counts / 400) / 400)
+        naive += np.abs(counts / 400 - shares) <= error
+    assert [share.name for share in found] == ["a", "b", "c", OTHER]
+    return held / repeats, naive / repeats
+
+
+def coverage_at_borders(shares: list[float], repeats: int) -> tuple[np.ndarray, float]:
+    """With ten references of each generator, of a set that is all of one origin; and the mean lower bound of that origin."""
+    rates = np.array([[0.9, 0.0, 0.1], [0.0, 0.9, 0.1], [0.05, 0.05, 0.9]])
+    generator = np.random.default_rng(5)
+    held, least = np.zeros(3), []
+    for repeat in range(repeats):
+        counts = generator.multinomial(1000, np.array(shares) @ rates).astype(float)
+        confusion = np.stack([generator.multinomial(n, row) for n, row in zip((10, 10, 40), rates)]).astype(float)
+        found, _ = estimate_shares(["a", "b"], counts[None], confusion[None], 0, 200, repeat)
+        held += [share.low <= true <= share.high for share, true in zip(found, shares)]
+        least.append(found[int(np.argmax(shares))].low)
+    return held / repeats, float(np.mean(least))
+
+
+def coverage_over_galleries(repeats: int) -> np.ndarray:
+    """Three origins that go to three galleries each in its own way, one gallery with hardly an image; references are few there, too."""
+    generator = np.random.default_rng(3)
+    goes_to = np.array([[0.8, 0.15, 0.05], [0.3, 0.6, 0.1], [0.2, 0.7, 0.1]])
+    rates = np.stack([CONFUSION[np.ix_([0, 1, 3], [0, 1, 3])] + extra for extra in (0.0, 0.1, 0.5)])
+    rates /= rates.sum(axis=2, keepdims=True)
+    held = np.zeros(3)
+    for repeat in range(repeats):
+        shares = generator.dirichlet([1.0, 1.0, 1.0])
+        origins = generator.multinomial(300, shares)
+        galleries = [generator.multinomial(n, row) for n, row in zip(origins, goes_to)]
+        counts = sum(
+            np.stack([generator.multinomial(n, rates[d, j]) for d, n in enumerate(in_gallery)])
+            for j, in_gallery in enumerate(galleries)
+        ).astype(float)
+        confusion = np.stack(
+            [[generator.multinomial(n, rates[d, j]) for j, n in enumerate((40, 40, 80))] for d in range(3)]
+        ).astype(float)
+        confusion[2, 1] = 0  # of this origin no reference came to the last gallery
+        found, _ = estimate_shares(["a", "b"], counts, confusion, 0, 200, repeat)
+        held += [share.low <= true <= share.high for share, true in zip(found, origins / 300)]
+    return held / repeats
+
+
+def changes_reported(repeats: int) -> tuple[int, int, list[dict], float]:
+    """How often a change is reported where there is none, and where there is one; a comparison with a new name, and its expected value."""
+    generator = np.random.default_rng(1)
+    wrong, seen = 0, 0
+    names = ["a", "b", "c", OTHER]
+    for repeat in range(repeats):
+        runs = []
+        for shares in ([0.3, 0.3, 0.1, 0.3], [0.3, 0.3, 0.1, 0.3], [0.5, 0.1, 0.1, 0.3]):
+            counts, confusion = simulated(shares, 400, 60, generator)
+            runs.append(estimate_shares(names[:3], counts[None], confusion[None], 0, 200, len(runs) + 3 * repeat)[1])
+        wrong += changes(names, runs[1], names, runs[0])[0]["changed"]
+        seen += changes(names, runs[2], names, runs[0])[0]["changed"]
+    moved = changes(["b", "new"], runs[2][:, [1, 0]], names, runs[0])
+    return wrong, seen, moved, float(runs[2][:, 1].mean() - runs[0][:, 1].mean())

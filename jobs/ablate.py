@@ -1,4 +1,4 @@
-"""Train and score variants of the method beside its controls: python -m jobs.ablate --config FILE"""
+"""Train and evaluate variants of the method and its controls: python -m jobs.ablate --config FILE"""
 
 from attrib.common.config import parse_arguments
 from attrib.evaluate.ablation.settings import AblateSettings

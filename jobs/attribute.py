@@ -12,7 +12,8 @@ def main() -> None:
 
         record = job.run(settings)
         print(
-            f"{record['num_rows']:,} rows for {record['num_queries']:,} queries ({record['num_failed']:,} failed) in {settings.output}"
+            f"{record['num_rows']:,} rows for {record['num_queries']:,} queries ({record['num_failed']:,} failed) "
+            f"in {settings.output}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Measure every stage beside its ceiling and its peers: python -m jobs.benchmark --config FILE"""
+"""Measure the speed of every stage against other libraries: python -m jobs.benchmark --config FILE"""
 
 from attrib.benchmark.settings import BenchmarkSettings
 from attrib.common.config import parse_arguments

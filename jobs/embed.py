@@ -12,7 +12,8 @@ def main() -> None:
 
         record = job.run(settings)
         print(
-            f"{record['num_images'] - record['num_failed']:,} vectors, {record['num_failed']:,} failures in {settings.output}"
+            f"{record['num_images'] - record['num_failed']:,} vectors, {record['num_failed']:,} failures "
+            f"in {settings.output}"
         )
 
 

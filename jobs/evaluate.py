@@ -1,4 +1,4 @@
-"""Compare methods by how well they rank known true sources: python -m jobs.evaluate --config FILE"""
+"""Compare methods by how they rank the known true sources: python -m jobs.evaluate --config FILE"""
 
 from attrib.common.config import parse_arguments, versions
 from attrib.evaluate.settings import EvaluateSettings

@@ -1,4 +1,4 @@
-"""Ask every fingerprint method about generators it never saw: python -m jobs.evaluate_generators --config FILE"""
+"""Evaluate fingerprint methods on unseen generators: python -m jobs.evaluate_generators --config FILE"""
 
 from attrib.common.config import parse_arguments
 from attrib.generators.evaluation.settings import EvaluateGeneratorsSettings

@@ -1,4 +1,4 @@
-"""Train a fingerprint extractor on a pool of synthetic models: python -m jobs.fingerprint --config FILE"""
+"""Train a fingerprint extractor on a pool of synthetic generators: python -m jobs.fingerprint --config FILE"""
 
 from attrib.common.config import parse_arguments
 from attrib.generators.extractor.settings import FingerprintSettings
@@ -13,11 +13,12 @@ def main() -> None:
         record = job.run(settings)
         first, best = record["history"][0], max(record["history"], key=lambda row: row["criterion"])
         print(
-            f"extractor of {record['num_parameters']:,} parameters from {record['num_training_models']:,} synthetic models "
-            f"in {record['seconds']:,.0f} s, in {settings.output}"
+            f"extractor of {record['num_parameters']:,} parameters from "
+            f"{record['num_training_models']:,} synthetic models in {record['seconds']:,.0f} s, in {settings.output}"
         )
         print(
-            f"criterion ({record['criterion']}): {first['criterion']:.4f} before training, {best['criterion']:.4f} at its best"
+            f"criterion ({record['criterion']}): {first['criterion']:.4f} before training, "
+            f"{best['criterion']:.4f} at its best"
         )
 
 

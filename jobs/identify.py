@@ -1,4 +1,4 @@
-"""Say which registered generator each image of a manifest is consistent with: python -m jobs.identify --config FILE"""
+"""Attribute images to registered generators, with open-set identification: python -m jobs.identify --config FILE"""
 
 from attrib.common.config import parse_arguments
 from attrib.generators.identify.settings import IdentifySettings
@@ -16,11 +16,11 @@ def main() -> None:
         )
         if record["shares"]:
             counted = f"{record['num_share_images']:,} of {record['num_images']:,} images"
-            print(f"  shares of {counted}; the others may be of any origin")
+            print(f"  prevalence over {counted}; the other images may have any origin")
         for share in record["shares"] or []:
             print(f"  {share['name']}: {share['share']:.1%} ({share['low']:.1%} to {share['high']:.1%})")
         if record["shares"] is None:
-            print(f"  no shares: {record['abstains'] or 'no image could be assessed'}")
+            print(f"  no prevalence: {record['abstains'] or 'no image could be assessed'}")
         for candidate in record["candidates"]:
             images = f"{candidate['num_images']:,} unknown images ({candidate['num_distinct']:,} distinct)"
             print(f"  {candidate['name']}: {images}, cohesion {candidate['cohesion']:.2f}")

@@ -1,4 +1,4 @@
-"""List a collection and give every image its stable id: python -m jobs.manifest --config FILE"""
+"""List an image collection and give every image a stable id: python -m jobs.manifest --config FILE"""
 
 from attrib.common.config import parse_arguments
 from attrib.data.settings import ManifestSettings

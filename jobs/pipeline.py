@@ -1,4 +1,4 @@
-"""The whole flow, from two collections to a page: python -m jobs.pipeline --config FILE"""
+"""Run the whole flow, from two image collections to a report: python -m jobs.pipeline --config FILE"""
 
 from attrib.common.config import parse_arguments
 from attrib.pipeline.settings import PipelineSettings

@@ -1,4 +1,4 @@
-"""Register, list or remove a generator, or negatives to calibrate on: python -m jobs.registry --config FILE"""
+"""Register, list or remove generators and the background cohort (negatives): python -m jobs.registry --config FILE"""
 
 from attrib.common.config import parse_arguments
 from attrib.generators.registry.settings import RegistrySettings

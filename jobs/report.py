@@ -1,4 +1,4 @@
-"""Write one self-contained page about an attribution run: python -m jobs.report --config FILE"""
+"""Write a self-contained HTML page about an attribution run: python -m jobs.report --config FILE"""
 
 from attrib.attribute.settings import ReportSettings
 from attrib.common.config import parse_arguments
@@ -12,12 +12,14 @@ def main() -> None:
 
         summary = write_report(settings)
         print(
-            f"run {summary['run_id']}: {summary['num_attributed']:,} of {summary['num_queries']:,} queries attributed, {summary['num_failed']:,} failed"
+            f"run {summary['run_id']}: {summary['num_attributed']:,} of {summary['num_queries']:,} queries "
+            f"attributed, {summary['num_failed']:,} failed"
         )
         if summary["num_attributed"]:
             print(
                 f"{summary['num_clear']:,} with a clear source (top similarity >= {settings.clear_similarity:g}), "
-                f"median top similarity {summary['median_top_similarity']:.3f}, {summary['num_sources_named']:,} distinct sources named"
+                f"median top similarity {summary['median_top_similarity']:.3f}, "
+                f"{summary['num_sources_named']:,} distinct sources"
             )
         if summary["num_missing_images"]:
             print(f"{summary['num_missing_images']:,} originals could not be shown; the page gives the reasons")

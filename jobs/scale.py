@@ -1,4 +1,4 @@
-"""Derive what a size costs, and hold the formulas against a simulation: python -m jobs.scale --config FILE"""
+"""Estimate the cost of a given number of images from measured constants: python -m jobs.scale --config FILE"""
 
 from attrib.capacity.settings import ScaleSettings
 from attrib.common.config import parse_arguments

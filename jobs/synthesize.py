@@ -1,4 +1,4 @@
-"""Make a pool of small synthetic generators to learn fingerprints from: python -m jobs.synthesize --config FILE"""
+"""Train a pool of small synthetic generators to learn fingerprints from: python -m jobs.synthesize --config FILE"""
 
 from attrib.common.config import parse_arguments
 from attrib.generators.synthesis.settings import SynthesizeSettings
@@ -12,19 +12,19 @@ def main() -> None:
 
         record = job.run(settings)
         print(
-            f"{len(record['models']):,} generators of {settings.px} px, {record['share_at_target']:.0%} at the target MSE "
-            f"(median {record['median_loss']:.4f}), in {settings.output}"
+            f"{len(record['models']):,} generators of {settings.px} px, {record['share_at_target']:.0%} at the "
+            f"target MSE (median {record['median_loss']:.4f}), in {settings.output}"
         )
         diversity = record["measures"]["diversity"]
         print(
-            f"diversity: separation {diversity['separation']:.2f}, effective models {diversity['effective_models']:.1f} "
-            f"of {diversity['num_models']}"
+            f"diversity: separation {diversity['separation']:.2f}, "
+            f"effective models {diversity['effective_models']:.1f} of {diversity['num_models']}"
         )
         if "frechet_frequency_distance" in record["measures"]:
             distance = record["measures"]["frechet_frequency_distance"]
             print(
-                f"Frechet Frequency Distance to {len(distance['real_generators'])} real generators: {distance['pool']:.3f} "
-                f"(photographs alone: {distance['photographs_alone']:.3f})"
+                f"Frechet Frequency Distance to {len(distance['real_generators'])} real generators: "
+                f"{distance['pool']:.3f} (photographs alone: {distance['photographs_alone']:.3f})"
             )
 
 

@@ -1,4 +1,4 @@
-"""Train a model from source images alone, or make a control: python -m jobs.train --config FILE"""
+"""Train a model from source images alone, or fit a control: python -m jobs.train --config FILE"""
 
 from attrib.common.config import parse_arguments
 from attrib.train.settings import TrainSettings

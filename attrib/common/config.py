@@ -1,7 +1,7 @@
 """Reads a job's settings from a YAML file and the command line; digests and versions for the records of runs."""
 
-# Not pydantic-settings: its YAML and command-line sources report an unknown key without the known ones, raise YAML errors and
-# unreadable files as tracebacks, and have no ${NAME} for environment variables inside values.
+# Not pydantic-settings: its YAML and command-line sources report an unknown key without the known ones, end in a traceback
+# on invalid YAML and unreadable files, and have no ${NAME} for environment variables inside values.
 
 import argparse
 import difflib
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 def parse_arguments(
     settings: type[T], description: str | None, arguments: list[str] | None = None, needs_config: bool = True
 ) -> T:
-    """Settings of a job from `--config FILE --set KEY=VALUE`, and sets up its log. Exits with code 2 if they are invalid."""
+    """Settings of a job from `--config FILE --set KEY=VALUE`; sets up its log. Exits with 2 if they are invalid."""
     parser = argparse.ArgumentParser(description=description)
     file_help = "YAML file; configs/ holds commented examples" + ("" if needs_config else "; default: the defaults")
     set_help = "override one key, e.g. attribute.top_k=20; may be repeated"
@@ -48,7 +48,9 @@ def parse_arguments(
 
 
 def load_settings(settings: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
-    """Settings from a YAML file (None: all defaults) and dotted `KEY=VALUE` overrides. `${NAME}` is an environment variable.
+    """Settings from a YAML file (None: all defaults) and dotted `KEY=VALUE` overrides.
+
+    `${NAME}` in a value is replaced by the environment variable.
 
     Raises AttribError that names the file, the key, the value and the rule it breaks.
     """
@@ -140,7 +142,7 @@ def _expand(value: Any, origin: str) -> Any:
     for name in VARIABLE.findall(value):
         if name not in os.environ:
             raise AttribError(
-                f"{origin} uses ${{{name}}}, but no environment variable {name} is set; set it or write the value itself"
+                f"{origin} uses ${{{name}}}, but no environment variable {name} is set; set it or write the value"
             )
     return VARIABLE.sub(lambda match: os.environ[match[1]], value)
 

@@ -20,7 +20,7 @@ def set_up(log_format: str) -> None:
 
 
 def set_up_worker() -> None:
-    """The same in a Ray worker, whose stderr Ray forwards to the driver. Does not touch the handlers that Ray installs."""
+    """The same in a Ray worker, whose stderr Ray forwards to the driver. Leaves the handlers of Ray alone."""
     logger = logging.getLogger("attrib")
     _set_handler(logger, os.environ.get(FORMAT_VARIABLE, "text"))
     logger.setLevel(logging.INFO)

@@ -1,8 +1,8 @@
 """The record beside every output. It decides whether a job starts, continues a killed run or finds the work done.
 
-`started.json` is written before any work, and the job's own record (`manifest.json`, `embeddings.json`, ...) after all of
-it. Both hold the run's identity, a digest of settings and inputs. A run with another identity is refused, so that the
-results of two runs are never mixed in one folder.
+`started.json` is written before any work, and the job's own record (`manifest.json`, `embeddings.json`, ...) after it.
+Both hold the identity of the run, a digest of settings and inputs. A run with another identity is refused, so that
+the results of two runs are never mixed in one folder.
 """
 
 from datetime import UTC, datetime
@@ -23,8 +23,8 @@ def begin(
 ) -> Record | None:
     """The record of a finished run with the same identity; else None, and `started.json` is written.
 
-    inputs: digests of what the job reads; resumable: whether files of an unfinished run are reused. Raises AttribError if
-    the output folder belongs to other settings or inputs.
+    inputs: digests of what the job reads; resumable: whether files of an unfinished run are reused. Raises AttribError
+    if the output folder belongs to other settings or inputs.
     """
     identity = run_identity(settings, inputs)
     for name in (record_name, STARTED) if resumable else (record_name,):

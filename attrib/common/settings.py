@@ -1,7 +1,7 @@
 """Options that all jobs share, and the base class of all settings.
 
-Settings are frozen, reject unknown keys and are validated before any work. The settings modules import nothing heavy, so
-that `--help` and config errors answer in about a second.
+Settings are frozen, reject unknown keys and are validated before any work. They import nothing heavy,
+so that `--help` and config errors answer in about a second.
 """
 
 import os
@@ -68,7 +68,7 @@ class PriceSettings(Settings):
 
 
 class BudgetSettings(Settings):
-    """Limits on the estimate made before a job starts: above one, the job refuses. None: no limit. In a pipeline, per stage."""
+    """Limits on the estimate of a job: above one, it does not start. None: no limit. In a pipeline, per stage."""
 
     max_process_gib: float | None = Field(default=None, gt=0)  # memory of one worker, and of the driver
     max_output_gib: float | None = Field(default=None, gt=0)  # including files that are deleted at the end

@@ -1,6 +1,6 @@
 """Files on a local disk or an object store, published atomically: a reader sees a whole file or none.
 
-An object becomes visible when its upload completes. A local file is written beside its target, flushed to disk and renamed.
+An object becomes visible when its upload completes. A local file is written beside its target, flushed and renamed.
 """
 
 import hashlib
@@ -182,8 +182,8 @@ class Storage:
         self.write_bytes(uri, json.dumps(value, indent=1, sort_keys=False, default=str).encode())
 
     def write_table(self, uri: str, table: pa.Table, row_group_rows: int = PARQUET_ROW_GROUP_ROWS) -> None:
-        # Vectors neither repeat nor compress. With a dictionary, reading them takes five times as long; with compression,
-        # a third longer.
+        # Vectors neither repeat nor compress. With a dictionary, reading them takes five times as long; with
+        # compression, a third longer.
         vectors = {f.name for f in table.schema if pa.types.is_fixed_size_list(f.type)}
         others = [name for name in table.column_names if name not in vectors]
         codecs = {name: "zstd" for name in others} | {f"{name}.list.element": "none" for name in vectors}

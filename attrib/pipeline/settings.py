@@ -80,7 +80,7 @@ class PipelineSettings(JobSettings):
     def _stages_valid(self):
         if self.sources.name == self.generated.name:
             raise ValueError(
-                f"sources and generated share the name {self.sources.name!r}; image ids depend on it, so give each its own"
+                f"sources and generated share the name {self.sources.name!r}; give each its own, as ids depend on it"
             )
         self.stages()
         return self

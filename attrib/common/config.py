@@ -1,7 +1,7 @@
 """Reads a job's settings from a YAML file and the command line; digests and versions for the records of runs."""
 
-# Not pydantic-settings: its YAML and command-line sources report an unknown key without the known ones, end in a traceback
-# on invalid YAML and unreadable files, and have no ${NAME} for environment variables inside values.
+# Not pydantic-settings: its YAML and command-line sources report an unknown key without the known ones, end in a
+# traceback on invalid YAML and unreadable files, and have no ${NAME} for environment variables inside values.
 
 import argparse
 import difflib

@@ -9,7 +9,7 @@ def main() -> None:
     settings = parse_arguments(EvaluateSettings, __doc__)
     with reported():
         from attrib.common.storage import Storage, join
-        from attrib.evaluate.page import pictures_of, write_comparison
+        from attrib.evaluate.page import image_folders, write_comparison
         from attrib.evaluate.pair_measures import measure_pairs
         from attrib.evaluate.protocol import evaluate, input_digests
         from attrib.evaluate.scores import format_table
@@ -28,7 +28,7 @@ def main() -> None:
                 "settings": settings.model_dump(mode="json"),
                 "versions": versions(),
             },
-            pictures=pictures_of(settings),
+            images=image_folders(settings),
             num_shown=settings.num_queries_shown,
             figures=measured.figures,
             measures=measured.numbers,

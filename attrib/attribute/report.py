@@ -1,16 +1,12 @@
-"""One self-contained page about an attribution run: how similar, which sources, which roll-ups, which failures.
+"""The page of an attribution run: similarities, sources, shares by metadata, generators and failures.
 
-A run may hold 100 million rows, so they are aggregated by Arrow's streaming engine over the run's files and never become Python objects.
-Memory grows with the number of distinct sources and metadata values (one row of sums each) and with the number of queries (12 bytes each).
+A run may hold 100 million rows. Arrow's streaming engine aggregates them over the run's files; they never become Python
+objects. Memory grows with the number of distinct sources and metadata values (one row of sums each) and with the number
+of queries (12 bytes each).
 """
 
-import json
-import math
 from dataclasses import dataclass
-from functools import partial
-from importlib import resources
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,24 +14,26 @@ from pyarrow.acero import AggregateNodeOptions, Declaration, FilterNodeOptions, 
 from pyarrow.dataset import Dataset
 
 from attrib.attribute.blocks import block_name
-from attrib.attribute.report_generators import generator_section
 from attrib.attribute.rows import ATTRIBUTIONS_RECORD, QUERY_RESULT_FIELDS, read_sources
 from attrib.attribute.settings import ReportSettings
 from attrib.common.errors import AttribError
 from attrib.common.storage import Storage, join
+from attrib.generators.identify.files import open_identified
 from attrib.index.index import INDEX_RECORD, Index, open_index
+from attrib.pages.charts import forest_figure, histogram_figure, svg
+from attrib.pages.render import render
 from attrib.pages.thumbnails import read_thumbnails
 
 SOURCES_PER_QUERY = 5  # in the gallery
-MAX_ROLL_UP_VALUES = 50  # a column with more is cut to its first TOP_ROLL_UP_VALUES and the rest in one line
+MAX_ROLL_UP_VALUES = 50  # of a column with more, only the first TOP_ROLL_UP_VALUES are listed
 TOP_ROLL_UP_VALUES = 20
 MAX_FAILURE_REASONS = 20
 MAX_FAILURES_LISTED = 50
 MAX_BARS = 40  # of a histogram
 SIMILARITY_STEPS = (0.01, 0.02, 0.05, 0.1)
-MAX_TICKS = 10
-MAX_TEXT_CHARS = 240  # of a key or a metadata value; the page stays small whatever the sidecar holds
-SHARE_DECIMALS = 6  # threads add in any order; what differs by less counts as equal, so that a second page is the same
+SHARE_DECIMALS = 6  # threads add in any order; smaller differences count as equal, so a second page is the same
+SHOWN_EXEMPLARS = 6  # of a candidate generator
+SHOWN_SETS = 20
 
 HAS_SHARE = pc.field("share") > 0
 
@@ -51,7 +49,7 @@ class Run:
 
 
 def open_run(uri: str, storage: Storage) -> Run:
-    """Raises AttribError if the run or its index is not there."""
+    """A finished run. Raises AttribError if the run or its index is missing, or the index is another one now."""
     record = storage.require(join(uri, ATTRIBUTIONS_RECORD), "jobs.attribute")
     blocks = [block_name(block) for block in range(record["num_blocks"])]
 
@@ -61,7 +59,7 @@ def open_run(uri: str, storage: Storage) -> Run:
     index = open_index(record["settings"]["index"], storage)
     if index.digest != record["index_digest"]:
         raise AttribError(
-            f"{index.uri} was rebuilt since {uri} was made with it; run jobs.attribute again, to another output"
+            f"{index.uri} was rebuilt after {uri} was made with it; run jobs.attribute again with another output folder"
         )
     return Run(record, index, scan("attributions"), scan("outcomes"))
 
@@ -79,7 +77,7 @@ def write_report(settings: ReportSettings) -> dict:
     sources = _top_sources(sums, run.index, settings.num_sources, storage)
     gallery = _gallery(run, ids, settings.num_gallery)
 
-    generators = generator_section(run.record, storage)
+    generators = _generator_section(run.record, storage)
     shown_queries = [q["id"] for q in gallery] + (generators["exemplar_ids"] if generators else [])
     query_images = read_thumbnails(run.record["settings"]["queries"], shown_queries, settings.thumbnail_px, storage)
     index_settings = storage.read_json(join(run.index.uri, INDEX_RECORD))["settings"]
@@ -98,15 +96,16 @@ def write_report(settings: ReportSettings) -> dict:
             image.data_uri is None for image in (*query_images.values(), *source_images.values())
         ),
     }
-    page = _render(
+    page = render(
+        "attribute/report.html.jinja",
+        title=settings.title,
         settings=settings,
         record=run.record,
         index=run.index,
         index_settings=index_settings,
         summary=summary,
         num_truncated=run.outcomes.count_rows(filter=pc.field("shares_truncated")),
-        similarity_histogram=similarity_histogram(similarity, settings.clear_similarity),
-        num_sources_histogram=count_histogram(num_sources),
+        histograms=_histograms(similarity, num_sources, settings.clear_similarity),
         sources=sources,
         roll_ups=[roll_up(run.rows, name, settings.clear_similarity) for name in roll_up_columns],
         gallery=gallery,
@@ -120,10 +119,11 @@ def write_report(settings: ReportSettings) -> dict:
 
 
 def source_sums(rows: Dataset, clear_similarity: float) -> pa.Table:
-    """One row per source with a share: its id as `key` and sums over the queries that it has a share of.
+    """One row per source with a share: its id as `key`, and sums over the queries in which it has a share.
 
-    share: float64, in queries; clear_share: the part from queries to which it has at least clear_similarity; num_queries,
-    num_first, num_clear: int64, all of them, those in which it ranks first, those of clear_share; best_similarity: cosine.
+    share: float64, in queries; clear_share: the part from queries with a similarity of at least clear_similarity;
+    num_queries, num_first, num_clear: int64, number of queries with a share, with rank 1, with a clear similarity;
+    best_similarity: cosine.
     """
     is_clear = pc.field("similarity") >= clear_similarity
     columns = {
@@ -139,9 +139,9 @@ def source_sums(rows: Dataset, clear_similarity: float) -> pa.Table:
 
 
 def roll_up(rows: Dataset, name: str, clear_similarity: float) -> dict:
-    """Shares summed by the values of a metadata column of the sources, largest first, nulls as a value of their own.
+    """Shares summed by the values of a metadata column of the sources, largest first; null counts as a value.
 
-    {name, num_values, values: [{key, share, clear_share}]}; the values after TOP_ROLL_UP_VALUES of a long list are left out.
+    Returns {name, num_values, values: [{key, share, clear_share}]}; a long list is cut to TOP_ROLL_UP_VALUES.
     """
     columns = {
         "key": pc.field(f"source_{name}").cast(pa.string()),
@@ -155,7 +155,7 @@ def roll_up(rows: Dataset, name: str, clear_similarity: float) -> dict:
 
 
 def gallery_positions(num_queries: int, num_gallery: int) -> np.ndarray:
-    """int64 [min(num_gallery, num_queries)]: evenly spaced places in 0 .. num_queries - 1, both ends included."""
+    """int64 [min(num_gallery, num_queries)]: evenly spaced positions in 0 .. num_queries - 1, both ends included."""
     return np.unique(np.rint(np.linspace(0, num_queries - 1, min(num_gallery, num_queries))).astype(np.int64))
 
 
@@ -163,7 +163,7 @@ def _aggregate(scan: Dataset, where: pc.Expression, columns: dict, keys: list[st
     return Declaration.from_sequence(
         [
             Declaration("scan", ScanNodeOptions(scan, columns=columns, filter=where)),
-            # The scan's own filter only leaves out row groups that cannot match.
+            # The scan's own filter only skips row groups without a match.
             Declaration("filter", FilterNodeOptions(where)),
             Declaration("project", ProjectNodeOptions(list(columns.values()), list(columns))),
             Declaration("aggregate", AggregateNodeOptions(aggregates, keys=keys)),
@@ -195,8 +195,10 @@ def _roll_up_columns(settings: ReportSettings, run: Run) -> list[str]:
 
 
 def _top_similarities(outcomes: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """query ids int64 [n], top similarity float32 [n] and number of sources int32 [n] of the attributed
-    queries, clearest first."""
+    """Ids int64 [n], top similarity float32 [n] and number of sources int32 [n] of the attributed queries.
+
+    The highest similarity comes first.
+    """
     columns = ["query_id", "top_similarity", "num_sources"]
     found = outcomes.to_table(columns=columns, filter=pc.field("status") == "attributed")
     ids, similarity, num_sources = (found[name].to_numpy() for name in columns)
@@ -218,7 +220,7 @@ def _metadata(row: dict, fixed: set[str], prefix: str = "") -> dict:
 
 
 def _gallery(run: Run, ids: np.ndarray, num_gallery: int) -> list[dict]:
-    """Queries evenly spaced in the order of top similarity, each with its first sources."""
+    """Queries evenly spaced in the order of top similarity, each with its most similar sources."""
     chosen = ids[gallery_positions(len(ids), num_gallery)]
     is_chosen = pc.field("query_id").isin(pa.array(chosen))
     fixed = {field.name for field in QUERY_RESULT_FIELDS}
@@ -233,37 +235,38 @@ def _gallery(run: Run, ids: np.ndarray, num_gallery: int) -> list[dict]:
     return [cards[query_id] for query_id in chosen.tolist()]
 
 
-def similarity_histogram(similarity: np.ndarray, clear_similarity: float) -> dict | None:
-    """Bars of float [n] in steps counted from clear_similarity, so that no bar straddles it. None without values.
-
-    {bars: [{low, high, count, is_clear}], ticks: [(value, label)], marker: the threshold or None}; bars cover [low, high).
-    """
+def _histograms(similarity: np.ndarray, num_sources: np.ndarray, clear_similarity: float) -> list[tuple[str, str]]:
+    """Title and SVG of each; empty without attributed queries."""
     if not len(similarity):
-        return None
+        return []
+    similarity_bars = similarity_histogram(similarity, clear_similarity)
+    top = histogram_figure(similarity_bars, "cosine similarity", "queries", marker=clear_similarity)
+    count = histogram_figure(count_histogram(num_sources), "sources with a share", "queries")
+    return [
+        ("Similarity of each query’s most similar source", svg(top, "Histogram of top similarity")),
+        ("Sources with a share, per query", svg(count, "Histogram of the number of sources with a share per query")),
+    ]
+
+
+def similarity_histogram(similarity: np.ndarray, clear_similarity: float) -> list[dict]:
+    """Bars {low, high, count, is_clear} of float [n > 0], each for values in [low, high).
+
+    Steps are counted from clear_similarity, so that every bar lies on one side of it.
+    """
     distance = similarity.astype(np.float64) - clear_similarity
     extent = max(distance.max(), 0.0) - min(distance.min(), 0.0)
     step = next((s for s in SIMILARITY_STEPS if extent / s <= MAX_BARS), SIMILARITY_STEPS[-1])
     place = np.floor(distance / step).astype(np.int64)
     first, last = min(int(place.min()), -1), max(int(place.max()), 0)
     edges = clear_similarity + step * np.arange(first, last + 2)
-    tick, digits = next(
-        (t for t in ((0.05, 2), (0.1, 1), (0.2, 1)) if (edges[-1] - edges[0]) / t[0] <= MAX_TICKS), (0.5, 1)
-    )
-    ticks = tick * np.arange(np.ceil(edges[0] / tick), np.floor(edges[-1] / tick) + 1)
-    bars = _bars(edges, np.bincount(place - first, minlength=len(edges) - 1), np.arange(first, last + 1) >= 0)
-    return {"bars": bars, "ticks": [(float(t), f"{t + 0.0:.{digits}f}") for t in ticks], "marker": clear_similarity}
+    return _bars(edges, np.bincount(place - first, minlength=len(edges) - 1), np.arange(first, last + 1) >= 0)
 
 
-def count_histogram(values: np.ndarray) -> dict | None:
-    """Bars of positive integers [n], as `similarity_histogram`."""
-    if not len(values):
-        return None
-    largest = int(values.max())
-    step = -(-largest // MAX_BARS)
+def count_histogram(values: np.ndarray) -> list[dict]:
+    """Bars of positive integers [n > 0], as `similarity_histogram`; none is clear."""
+    step = -(-int(values.max()) // MAX_BARS)
     counts = np.bincount((values - 1) // step)
-    tick = max(step, -(-largest // MAX_TICKS))
-    bars = _bars(0.5 + step * np.arange(len(counts) + 1), counts, np.zeros(len(counts), bool))
-    return {"bars": bars, "ticks": [(t, f"{t:,}") for t in range(tick, largest + 1, tick)], "marker": None}
+    return _bars(0.5 + step * np.arange(len(counts) + 1), counts, np.zeros(len(counts), bool))
 
 
 def _bars(edges: np.ndarray, counts: np.ndarray, is_clear: np.ndarray) -> list[dict]:
@@ -281,27 +284,44 @@ def _failures(outcomes: Dataset) -> dict:
     return {"counts": first.to_pylist(), "num_reasons": len(counts), "listed": listed.to_pylist()}
 
 
-def _render(**context) -> str:
-    # Keys, metadata and reasons come from strangers' files: all is escaped, and the template marks no text as safe.
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    pretty = partial(json.dumps, indent=1, ensure_ascii=False)
-    environment.filters |= {"text": _text, "percent": _percent, "worth": _worth, "pretty": pretty}
-    template = resources.files("attrib.attribute").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(template).render(**context)
+def _generator_section(record: dict, storage: Storage) -> dict | None:
+    """What the page shows of the summary of jobs.identify in the run's record; None without one.
+
+    Added are the settings and leave-one-out rates of the identify run (None and {} if it is gone), the chart of shares
+    and the ids of the exemplars. Sets and candidates are cut to those shown. Records of earlier versions have no
+    recognised rates, no list of sets, no notes of changes and no count of distinct images.
+    """
+    found = record.get("generators")
+    if found is None:
+        return None
+    candidates = [
+        {"num_distinct": None} | candidate | {"exemplars": candidate["exemplars"][:SHOWN_EXEMPLARS]}
+        for candidate in found["candidates"]
+    ]
+    sets = found["sets"] and found["sets"] | {"listed": found["sets"].get("listed", [])[:SHOWN_SETS]}
+    changes = found.get("changes") or []
+    own = _identify_record(record["settings"].get("generators"), storage)
+    return found | {
+        "rates": own["settings"]["verdicts"] if own else None,
+        "left_out_rates": own.get("left_out_rates", {}) if own else {},
+        "recognised": found.get("recognised") or {},
+        "candidates": candidates,
+        "exemplar_ids": [row["id"] for candidate in candidates for row in candidate["exemplars"]],
+        "sets": sets,
+        "changes_by_name": {row["name"]: row for row in changes},
+        "vanished": [row["name"] for row in changes if row.get("note") == "vanished"],
+        "share_chart": _share_chart(found["shares"]) if found["shares"] else None,
+    }
 
 
-def _text(value) -> str:
-    text = str(value)
-    return text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"
+def _share_chart(shares: list[dict]) -> str:
+    rows = {row["name"]: (100 * row["share"], 100 * row["low"], 100 * row["high"]) for row in shares}
+    drawn = forest_figure(rows, "corrected share of images in %, with 95 % interval", form="{:.1f}")
+    return svg(drawn, "Estimated share of each generator with its 95 % interval")
 
 
-def _percent(part: float, whole: float) -> str:
-    """Neither 0% nor 100% unless it is exactly so."""
-    if not part or math.isclose(part, whole):
-        return "100%" if part else "0%"
-    return f"{part / whole:.1%}" if 0.001 <= part / whole < 0.9995 else "<0.1%" if part < whole / 2 else ">99.9%"
-
-
-def _worth(share: float) -> str:
-    """A sum of shares, in images."""
-    return "<0.01" if 0 < share < 0.005 else f"{share:,.2f}" if share < 100 else f"{share:,.0f}"
+def _identify_record(uri: str | None, storage: Storage) -> dict | None:
+    try:
+        return open_identified(uri, storage).record if uri else None
+    except (AttribError, OSError):
+        return None

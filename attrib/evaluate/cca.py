@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from attrib.common.errors import AttribError
-from attrib.pages.charts import correlation_chart
+from attrib.pages.charts import correlation_figure, svg
 
 NUM_COMPONENTS = 32
 SHRINKAGE = 0.1
@@ -294,6 +294,7 @@ def _correlations(moments: np.ndarray) -> np.ndarray:
 
 
 def plot(summaries: dict[str, CcaSummary]) -> str:
-    """`charts.correlation_chart` of summaries by method."""
+    """Canonical correlations, alignment and whiteness by method as SVG. Raises AttribError if summaries is empty."""
     lines = {name: summary.canonical_correlations for name, summary in summaries.items()}
-    return correlation_chart(lines, {name: (s.alignment, s.whiteness) for name, s in summaries.items()})
+    figure = correlation_figure(lines, {name: (s.alignment, s.whiteness) for name, s in summaries.items()})
+    return svg(figure, "Canonical correlations, alignment and whiteness by method")

@@ -1,12 +1,7 @@
-"""What a comparison of methods leaves behind: evaluation.json, table.txt, queries.parquet and one self-contained page."""
+"""Files of a comparison of methods: evaluation.json, table.txt, queries.parquet and one self-contained page."""
 
-import json
-import re
 from dataclasses import dataclass
-from functools import partial
-from importlib import resources
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,31 +13,29 @@ from attrib.embed.embeddings import open_embeddings
 from attrib.evaluate.distractors import PREFIX
 from attrib.evaluate.scores import QueryScores, format_table, summarise, value_name
 from attrib.evaluate.settings import EvaluateSettings
+from attrib.pages.charts import forest_figure, svg
+from attrib.pages.render import render
 from attrib.pages.thumbnails import Thumbnail, read_thumbnails
 
-MAX_TEXT_CHARS = 160  # of a key or a name; the page stays small whatever files are called
-NO_PICTURE = Thumbnail(None, "no picture at hand")
-TICK_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2)
-MAX_TICKS = 8
-PLOT_LEFT, PLOT_RIGHT, PLOT_ROW = 210, 640, 30  # of the SVG, in its own units
+NO_IMAGE = Thumbnail(None, "not available")
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Where pictures come from: an embed run of the queries; for sources {what keys start with: an embed run of what follows}."""
+class ImageFolders:
+    """Embed runs whose manifests name the images: of the queries, and of the sources by the prefix of their keys."""
 
     queries: str
     sources: dict[str, str]
     thumbnail_px: int = 112
 
 
-def pictures_of(settings: EvaluateSettings) -> Pictures:
-    """The pictures of the reference method's collections: all methods are about the same images."""
+def image_folders(settings: EvaluateSettings) -> ImageFolders:
+    """The collections of the reference method: all methods are evaluated on the same images."""
     method = next(m for m in settings.methods if m.name == settings.reference_name)
     sources = {"": method.sources}
     if method.distractors and not method.distractors.endswith(".npy"):
         sources[PREFIX] = method.distractors
-    return Pictures(method.queries, sources, settings.thumbnail_px)
+    return ImageFolders(method.queries, sources, settings.thumbnail_px)
 
 
 def write_comparison(
@@ -53,34 +46,40 @@ def write_comparison(
     reference: str | None = None,
     title: str = "Methods compared",
     record: dict | None = None,
-    pictures: Pictures | None = None,
+    images: ImageFolders | None = None,
     num_shown: int = 12,
     figures: dict[str, str] | None = None,
     measures: dict | None = None,
 ) -> dict:
     """Write the four files into the folder `output` and return the summary of evaluation.json.
 
-    reference: the method that differences are taken from, the first by default; record: settings and versions to keep beside the numbers;
-    pictures: None for a page without; figures: {caption: inline SVG}, a caption's first line the heading, each further line a paragraph
-    on how to read it, the SVG trusted (attrib.pages.charts escapes what it draws); measures: other numbers for evaluation.json, by name. Raises
-    AttribError if methods were not scored on the same queries.
+    reference: the method that differences are taken from, the first by default; record: settings and versions to keep
+    beside the numbers; images: None for a page without; figures: {caption: SVG of attrib.pages.charts}, the first line
+    of a caption is the heading and each further line a paragraph; measures: other numbers for evaluation.json, by name.
+    Raises AttribError if the methods were not scored on the same queries.
     """
     summary = summarise(results, reference)
     record = record or {}
     shown = _shown_queries(results, num_shown)
-    found = _read_pictures(shown, pictures, storage)
-    page = _render(
+    query_images, source_images = _read_images(shown, images, storage)
+    in_macro = {cell["in_macro"] for cell in summary["cells"]}
+    page = render(
+        "evaluate/comparison.html.jinja",
         title=title,
         summary=summary,
         record=record,
-        forest=forest_plot(summary),
-        figures=[_figure(caption, svg) for caption, svg in (figures or {}).items()],
+        forest=_forest(summary),
+        figures=[_figure(caption, drawn) for caption, drawn in (figures or {}).items()],
         shown=shown,
-        query_pictures=found[0],
-        source_pictures=found[1],
-        thumbnail_px=pictures.thumbnail_px if pictures else 0,
+        query_images=query_images,
+        source_images=source_images,
+        thumbnail_px=images.thumbnail_px if images else 0,
         num_queries=len(set(results[summary["reference"]].queries)),
         num_rows=len(results[summary["reference"]].queries),
+        group="model" if summary["cell_names"][0] == "test_case" else "source group",
+        has_macro=True in in_macro,
+        has_small=False in in_macro,
+        value_name=value_name,
     )
     storage.write_bytes(join(output, "comparison.html"), page.encode())
     storage.write_table(join(output, "queries.parquet"), query_table(results))
@@ -90,7 +89,7 @@ def write_comparison(
 
 
 def query_table(results: dict[str, QueryScores]) -> pa.Table:
-    """One row per method and query: method, query, the two names of the cell, unit, every value, and the first sources."""
+    """One row per method and ranking: its query, cell and resampling unit, every value, and the first sources."""
     strings = pa.list_(pa.string())
     tables = []
     for name, scores in results.items():
@@ -111,7 +110,10 @@ def query_table(results: dict[str, QueryScores]) -> pa.Table:
 
 
 def most_different(results: dict[str, QueryScores], count: int) -> list[int]:
-    """Rows with the largest range of AP over methods, largest first; at most one per query and per unit, since those of a unit fail alike."""
+    """Rows with the largest range of AP over methods, largest first.
+
+    At most one per query and per resampling unit, because the rows of one unit fail alike.
+    """
     aps = np.array([scores.values["ap"] for scores in results.values()])
     ranges = np.ptp(aps, axis=0)
     scores = next(iter(results.values()))
@@ -127,35 +129,19 @@ def most_different(results: dict[str, QueryScores], count: int) -> list[int]:
     return chosen
 
 
-def forest_plot(summary: dict) -> dict | None:
-    """Where the macro means and their intervals stand in the SVG: {height, ticks: [(x, label)], rows: [...], reference_x}. None without."""
+def _forest(summary: dict) -> str | None:
+    """Macro mAP with intervals as SVG; None without a cell that is large enough."""
     macros = {name: method["macro"] and method["macro"]["ap"] for name, method in summary["methods"].items()}
     if not all(macros.values()):
         return None
-    low, high = min(m["low"] for m in macros.values()), max(m["high"] for m in macros.values())
-    step = next((s for s in TICK_STEPS if (high - low) / s <= MAX_TICKS), TICK_STEPS[-1])
-    first, last = int(np.floor(low / step)), int(np.ceil(high / step))
-    first, last = (first - 1, last + 1) if first == last else (first, last)
-
-    def place(value: float) -> float:
-        return PLOT_LEFT + (PLOT_RIGHT - PLOT_LEFT) * (value / step - first) / (last - first)
-
-    rows = [
-        {"name": name, "y": PLOT_ROW * (i + 0.5)} | m | {f"{end}_x": place(m[end]) for end in m}
-        for i, (name, m) in enumerate(macros.items())
-    ]
-    return {
-        "height": PLOT_ROW * len(rows),
-        "ticks": [(place(step * tick), f"{step * tick:.2f}") for tick in range(first, last + 1)],
-        "rows": rows,
-        "reference_x": place(macros[summary["reference"]]["mean"]),
-    }
+    rows = {name: (macro["mean"], macro["low"], macro["high"]) for name, macro in macros.items()}
+    drawn = forest_figure(rows, "macro mAP", reference=rows[summary["reference"]][0])
+    return svg(drawn, "Macro mAP of each method with its 95 % interval")
 
 
-def _figure(caption: str, svg: str) -> dict:
+def _figure(caption: str, drawn: str) -> dict:
     heading, *lines = caption.split("\n")
-    width = re.search(r'viewBox="0 0 (\d+)', svg)
-    return {"heading": heading, "lines": lines, "svg": svg, "width_px": int(width[1]) if width else 860}
+    return {"heading": heading, "lines": lines, "svg": drawn}
 
 
 def _shown_queries(results: dict[str, QueryScores], count: int) -> list[dict]:
@@ -180,20 +166,20 @@ def _shown_queries(results: dict[str, QueryScores], count: int) -> list[dict]:
     ]
 
 
-def _read_pictures(shown: list[dict], pictures: Pictures | None, storage: Storage) -> tuple[dict, dict]:
-    """Thumbnails by key: of the shown queries, and of their first true source and what each method put first."""
+def _read_images(shown: list[dict], images: ImageFolders | None, storage: Storage) -> tuple[dict, dict]:
+    """Thumbnails by key: of the shown queries; of their first true source and each method's first source."""
     queries = {card["query"] for card in shown}
     sources = {card["true_keys"][0] for card in shown} | {m["top_key"] for card in shown for m in card["methods"]}
-    if pictures is None:
-        return dict.fromkeys(queries, NO_PICTURE), dict.fromkeys(sources, NO_PICTURE)
-    found = dict.fromkeys(sources, NO_PICTURE)
+    if images is None:
+        return dict.fromkeys(queries, NO_IMAGE), dict.fromkeys(sources, NO_IMAGE)
+    found = dict.fromkeys(sources, NO_IMAGE)
     left = set(sources)
-    for prefix, uri in sorted(pictures.sources.items(), key=lambda item: -len(item[0])):
+    for prefix, uri in sorted(images.sources.items(), key=lambda item: -len(item[0])):
         mine = {key.removeprefix(prefix): key for key in left if key.startswith(prefix)}
         left -= set(mine.values())
-        thumbnails = _thumbnails_by_key(set(mine), uri, pictures.thumbnail_px, storage)
+        thumbnails = _thumbnails_by_key(set(mine), uri, images.thumbnail_px, storage)
         found |= {mine[key]: thumbnail for key, thumbnail in thumbnails.items()}
-    return _thumbnails_by_key(queries, pictures.queries, pictures.thumbnail_px, storage), found
+    return _thumbnails_by_key(queries, images.queries, images.thumbnail_px, storage), found
 
 
 def _thumbnails_by_key(keys: set[str], uri: str, thumbnail_px: int, storage: Storage) -> dict[str, Thumbnail]:
@@ -202,29 +188,9 @@ def _thumbnails_by_key(keys: set[str], uri: str, thumbnail_px: int, storage: Sto
     try:
         manifest = open_manifest(open_embeddings(uri, storage).manifest_uri, storage)
         uris = [manifest.partition_uri(partition) for partition, num_rows in enumerate(manifest.num_rows) if num_rows]
-        images = storage.dataset(uris, format="parquet")
-        rows = images.to_table(columns=["id", "key"], filter=pc.field("key").isin(pa.array(sorted(keys)))).to_pylist()
+        listed = storage.dataset(uris, format="parquet")
+        rows = listed.to_table(columns=["id", "key"], filter=pc.field("key").isin(pa.array(sorted(keys)))).to_pylist()
     except (AttribError, OSError):
         return dict.fromkeys(keys, Thumbnail(None, "the manifest is gone"))
     thumbnails = read_thumbnails(uri, [row["id"] for row in rows], thumbnail_px, storage)
-    return dict.fromkeys(keys, NO_PICTURE) | {row["key"]: thumbnails[row["id"]] for row in rows}
-
-
-def _render(**context) -> str:
-    # Keys come from strangers' files: all is escaped, and the template marks nothing as safe but figures, which we drew.
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    pretty = partial(json.dumps, indent=1, ensure_ascii=False)
-    environment.filters |= {"text": _text, "value_name": value_name, "pretty": pretty, "score": _score}
-    template = resources.files("attrib.evaluate").joinpath("comparison.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
-        plot={"left": PLOT_LEFT, "right": PLOT_RIGHT, "row": PLOT_ROW}, **context
-    )
-
-
-def _text(value) -> str:
-    text = str(value).replace("_", " ") if value == "test_case" else str(value)
-    return text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"
-
-
-def _score(value: float, sign: bool = False) -> str:
-    return (f"{value:+.3f}" if sign else f"{value:.3f}").replace("-", "\N{MINUS SIGN}")
+    return dict.fromkeys(keys, NO_IMAGE) | {row["key"]: thumbnails[row["id"]] for row in rows}

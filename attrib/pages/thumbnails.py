@@ -1,7 +1,7 @@
-"""Small inline pictures of images that were embedded earlier, found again through their manifest.
+"""Thumbnails of embedded images as data URIs, found through the manifest of their embed run.
 
-A report may be made long after the run, so that an original, or the manifest that says where it lay, can be gone: what cannot be shown
-becomes a reason to print in its place, never an error.
+A report may be made long after the run, when an original or the manifest is gone. A missing image is a reason to print in
+its place, never an error.
 """
 
 import base64
@@ -30,7 +30,7 @@ NUM_THREADS = 4  # each may hold one decoded original: 0.3 GB at 100 megapixels
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """data_uri: a JPEG as data:image/jpeg;base64,...; None where there is a reason instead."""
+    """data_uri: a JPEG as data:image/jpeg;base64,...; None if there is none, for the given reason."""
 
     data_uri: str | None
     reason: str | None = None
@@ -39,7 +39,10 @@ class Thumbnail:
 def read_thumbnails(
     embeddings_uri: str, ids: Iterable[int], thumbnail_px: int, storage: Storage
 ) -> dict[int, Thumbnail]:
-    """One thumbnail per id of images of an embed run, the longer side at most thumbnail_px, decoded under the limit of that run."""
+    """One thumbnail per id of the images of an embed run.
+
+    The longer side is at most thumbnail_px. Images are decoded under the megapixel limit of that run.
+    """
     wanted = sorted(set(ids))
     try:
         settings = storage.require(join(embeddings_uri, EMBEDDINGS_RECORD), "jobs.embed")["settings"]
@@ -68,7 +71,7 @@ def _locations(manifest: Manifest, ids: list[int], storage: Storage) -> list[dic
 
 
 def _groups(rows: list[dict], manifest: Manifest) -> list[list[dict]]:
-    """Rows that are read together: those of one Parquet row group, which cannot be read in part; else each by itself."""
+    """Rows that are read together: those of one Parquet row group, which is read as a whole; files one by one."""
     if not manifest.collection.bytes_column:
         return [[row] for row in rows]
     return [list(group) for _, group in groupby(rows, key=lambda row: (row["uri"], row["row_group"]))]

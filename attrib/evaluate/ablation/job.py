@@ -24,7 +24,7 @@ from attrib.evaluate.ablation.results import read_outcome, write_outcome, write_
 from attrib.evaluate.ablation.settings import CHOSEN, AblateSettings, VariantSettings
 from attrib.evaluate.ablation.variants import AblationFeatures, Outcome, chosen_by_folds, score_variant
 from attrib.evaluate.collection import Collection, read_collection
-from attrib.evaluate.page import Pictures, write_comparison
+from attrib.evaluate.page import ImageFolders, write_comparison
 from attrib.evaluate.pair_measures import THEORY_CAPTION, pair_theory
 from attrib.evaluate.protocol import TruthRow, places_of, read_truth, score_truth
 from attrib.evaluate.scores import format_table
@@ -69,17 +69,17 @@ def run(settings: AblateSettings) -> str:
     if theory:
         storage.write_bytes(join(settings.output, "theory.svg"), figures[THEORY_CAPTION].encode())
     tuned = [variant for variant in settings.variants if variant.fine_tune]
-    pictures = None
+    images = None
     if tuned:
         folder = _folder(settings, asked, tuned[0])
-        pictures = Pictures(join(folder, "generated"), {"": join(folder, "sources")})
+        images = ImageFolders(join(folder, "generated"), {"": join(folder, "sources")})
     summary = write_comparison(
         scores,
         settings.output,
         storage,
         reference=settings.reference,
         title="Variants compared",
-        pictures=pictures,
+        images=images,
         figures=figures,
     )
     made = {name: {"history": o.history, "dimension": o.sources.shape[1]} for name, o in outcomes.items()}

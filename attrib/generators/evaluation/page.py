@@ -1,19 +1,13 @@
-"""The page of an evaluation: what is shipped and why, a table and plots per tier, and a look at what was told apart."""
+"""The page of an evaluation: the shipped method and why, and a table, charts and first images per generator set."""
 
 import base64
 import io
-import json
-import re
-from functools import partial
-from importlib import resources
 from typing import get_args
 
-import jinja2
 import numpy as np
 from PIL import Image
 
 from attrib.evaluate.scores import BOOTSTRAP_DRAWS
-from attrib.generators.evaluation.charts import Steps, step_chart
 from attrib.generators.evaluation.generator_sets import Tier
 from attrib.generators.evaluation.measures import MIN_RESAMPLED, VALUES
 from attrib.generators.evaluation.protocol import CURVE_DEGRADATIONS, MIN_QUERIES
@@ -21,25 +15,22 @@ from attrib.generators.evaluation.selection import DECIDING, MAX_LOSS
 from attrib.generators.evaluation.settings import LOSS_DEGRADATION
 from attrib.generators.evaluation.summary import TOO_SMALL, shown_values
 from attrib.generators.settings import ScoringName
+from attrib.pages.charts import Steps, steps_figure, svg
+from attrib.pages.render import render
 
 SHOWN_IMAGES = 12  # of each generator
-SHOWN_GENERATORS = 12  # of each tier
-SHOWN_PX = 64  # larger pictures are shrunk to it
+SHOWN_GENERATORS = 12  # of each generator set
+SHOWN_PX = 64  # larger images are shrunk to it
 STRIP_GAP_PX = 2
 
 
 def render_page(summary: dict, tiers: list[Tier], title: str, record: dict) -> str:
-    """One self-contained HTML page. summary: of `evaluation_summary.summarise`; tiers: their images; record: settings and versions."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {
-        "score": _score,
-        "short": lambda value, sign=False: f"{value:+.2f}" if sign else f"{value:.2f}",
-        "pretty": partial(json.dumps, indent=1, ensure_ascii=False),
-    }
-    template = (
-        resources.files("attrib.generators.evaluation").joinpath("evaluation.html.jinja").read_text(encoding="utf-8")
-    )
-    return environment.from_string(template).render(
+    """One self-contained HTML page. summary: of `summary.summarise`; tiers: generator sets with their images.
+
+    record: settings and versions to show.
+    """
+    return render(
+        "generators/evaluation/evaluation.html.jinja",
         title=title,
         summary=summary,
         tiers={tier.name: _shown_tier(summary, tier, record["settings"]) for tier in tiers},
@@ -63,12 +54,18 @@ def _shown_tier(summary: dict, tier: Tier, settings: dict) -> dict:
     return {
         "values": shown_values(found),
         "has_families": tier.has_families,
-        "strips": {tier.names[g]: picture_strip(tier, g) for g in range(min(tier.num_generators, SHOWN_GENERATORS))},
+        "strips": {tier.names[g]: _image_strip(tier, g) for g in range(min(tier.num_generators, SHOWN_GENERATORS))},
         "curves": [
             *_curve(drawn, "references", "Identified, by references", settings["reference_counts"]),
             *_curve(drawn, "sets", "Identified, by images per set", settings["set_sizes"]),
         ],
         "degradations": _degradations(drawn),
+        "verdicts": [
+            (method, degradation, side, shares)
+            for method, values in found["methods"].items()
+            for degradation, sides in (values.get("verdicts") or {}).items()
+            for side, shares in sides.items()
+        ],
         "too_small": _too_small(found),
         "smallest_px": min(sample.side_px for sample in tier.samples),
         "confusion": _confusion(found, shipped),
@@ -76,12 +73,15 @@ def _shown_tier(summary: dict, tier: Tier, settings: dict) -> dict:
 
 
 def _embedding(name: str) -> str:
-    """What a row is one scoring of, by its name."""
+    """The name of a method without that of its scoring."""
     return next((name.removesuffix(f"-{one}") for one in get_args(ScoringName) if name.endswith(f"-{one}")), name)
 
 
 def _drawn(found: dict, shipped: str | None) -> dict:
-    """The tier with one row of each embedding, that which identifies best here, or what is shipped: more lines could not be told apart."""
+    """The generator set with one method per embedding: the shipped one, otherwise the one that identifies best here.
+
+    More lines in a chart could not be told apart.
+    """
     best: dict[str, str] = {}
     for name, method in found["methods"].items():
         rival = best.get(_embedding(name))
@@ -96,13 +96,8 @@ def _identified(method: dict) -> float:
     return method["values"]["identification"]["mean"]
 
 
-def _chart(svg: str) -> dict[str, object]:
-    """{svg, width_px}: shown at its own size, or smaller."""
-    return {"svg": svg, "width_px": int(re.search(r'viewBox="0 0 (\d+)', svg)[1])}
-
-
 def _curve(found: dict, key: str, title: str, wanted: list[int]) -> list[dict]:
-    """[{svg, width_px, key, left_out: steps for which there are too few images}], untouched beside degraded alike; [] for less than two steps."""
+    """[{svg, key, left_out: steps with too few images}], original beside degraded images; [] for less than two steps."""
     curves = {name: method[key] for name, method in found["methods"].items()}
     steps = {step for of_method in curves.values() for curve in of_method.values() for step in curve or ()}
     labels = [str(step) for step in wanted if str(step) in steps]
@@ -116,11 +111,11 @@ def _curve(found: dict, key: str, title: str, wanted: list[int]) -> list[dict]:
         head = title if degradation == CURVE_DEGRADATIONS[0] else f"The same, both sides {degradation}"
         panels.append(Steps(head, labels, lines, 1 / len(found["generators"])))
     left_out = [step for step in wanted if str(step) not in steps]
-    return [_chart(step_chart(panels)) | {"key": key, "left_out": left_out}]
+    return [{"svg": svg(steps_figure(panels), title), "key": key, "left_out": left_out}]
 
 
-def _degradations(found: dict) -> dict | None:
-    """None where only the table's loss was asked about."""
+def _degradations(found: dict) -> str | None:
+    """SVG; None if only the degradation of the table's loss was measured."""
     methods = {name: method["degradations"] for name, method in found["methods"].items()}
     labels = list(dict.fromkeys(label for held in methods.values() for label in held))
     if len(labels) < 2:
@@ -132,11 +127,11 @@ def _degradations(found: dict) -> dict | None:
             for name, held in methods.items()
         }
         panels.append(Steps(f"Identified, {gallery} gallery", labels, lines, 1 / len(found["generators"])))
-    return _chart(step_chart(panels, step_px=34))
+    return svg(steps_figure(panels, step_px=34), "Identified, by degradation")
 
 
 def _too_small(found: dict) -> dict[str, list[str]]:
-    """{degradation: methods, with the pixels that they need}: what has no value there."""
+    """{degradation: methods without a value there, with the pixels that they need}."""
     missing: dict[str, list[str]] = {}
     for name, method in found["methods"].items():
         for degradation, held in method["degradations"].items():
@@ -146,22 +141,22 @@ def _too_small(found: dict) -> dict[str, list[str]]:
 
 
 def _confusion(found: dict, shipped: str | None) -> dict | None:
-    """{names, rows: shares} of the shipped method; None where it would be too large to read."""
+    """{names, rows: shares} of the shipped method; None if it would be too large to read."""
     if shipped is None or len(found["generators"]) > SHOWN_GENERATORS:
         return None
     return {"names": found["generators"], "rows": found["methods"][shipped]["confusion"]}
 
 
-def picture_strip(tier: Tier, generator: int) -> dict[str, object]:
-    """The first pictures of a generator side by side: {data_uri, width_px}; small ones shown at twice their size."""
-    images = [tier.samples[row].image for row in tier.rows_of(generator)[:SHOWN_IMAGES]]
-    pictures = [Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())) for image in images]
-    for picture in pictures:
-        picture.thumbnail((SHOWN_PX, SHOWN_PX))
-    step = max(picture.width for picture in pictures) + STRIP_GAP_PX
-    strip = Image.new("RGB", (step * len(pictures) - STRIP_GAP_PX, max(p.height for p in pictures)), "white")
-    for place, picture in enumerate(pictures):
-        strip.paste(picture, (step * place, 0))
+def _image_strip(tier: Tier, generator: int) -> dict[str, object]:
+    """The first images of a generator side by side: {data_uri, width_px}; small ones are shown at twice their size."""
+    samples = [tier.samples[row].image for row in tier.rows_of(generator)[:SHOWN_IMAGES]]
+    images = [Image.fromarray(np.ascontiguousarray(sample.permute(1, 2, 0).numpy())) for sample in samples]
+    for image in images:
+        image.thumbnail((SHOWN_PX, SHOWN_PX))
+    step = max(image.width for image in images) + STRIP_GAP_PX
+    strip = Image.new("RGB", (step * len(images) - STRIP_GAP_PX, max(image.height for image in images)), "white")
+    for place, image in enumerate(images):
+        strip.paste(image, (step * place, 0))
     file = io.BytesIO()
     strip.save(file, "PNG")
     data = base64.b64encode(file.getvalue()).decode("ascii")
@@ -171,7 +166,3 @@ def picture_strip(tier: Tier, generator: int) -> dict[str, object]:
 
 def _mean(interval: dict | None) -> float | None:
     return interval["mean"] if interval else None
-
-
-def _score(value: float, sign: bool = False) -> str:
-    return (f"{value:+.3f}" if sign else f"{value:.3f}").replace("-", "\N{MINUS SIGN}")

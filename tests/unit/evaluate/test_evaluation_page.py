@@ -10,13 +10,14 @@ import pytest
 from support.images import pictures
 from support.pairs import write_collection
 
+from attrib.evaluate import page as comparison
 from attrib.evaluate.collection import Collection
 from attrib.evaluate.distractors import PREFIX
-from attrib.evaluate.page import Pictures, forest_plot, most_different, pictures_of, query_table, write_comparison
+from attrib.evaluate.page import ImageFolders, image_folders, most_different, query_table, write_comparison
 from attrib.evaluate.protocol import TruthRow, score_truth
-from attrib.evaluate.scores import QueryScores, summarise
+from attrib.evaluate.scores import QueryScores
 from attrib.evaluate.settings import EvaluateSettings
-from attrib.pages.charts import drawing
+from attrib.pages.charts import Steps, forest_figure, steps_figure, svg
 
 HOSTILE = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>{{ 7 * 7 }}.png"
 NUM_QUERIES = 36
@@ -87,11 +88,10 @@ def test_every_figure_is_on_the_page_and_nothing_is_code(results, tmp_path, loca
     page = Page(raw)
     assert not {"script", "iframe", "link"} & {tag for tag, _ in page.elements}
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
-    assert not re.search(r"https?://", raw) and "default-src 'none'" in raw
+    assert not re.search(r"https?://", re.sub(r'xmlns(:xlink)?="[^"]*"', "", raw)) and "default-src 'none'" in raw
     assert HOSTILE in page.text and "all <b>twelve</b>" in page.text
     assert "Ties rank the irrelevant first." in page.text
     assert sum(tag == "article" for tag, _ in page.elements) == 4
-    assert sum(tag == "circle" for tag, _ in page.elements) == 2
     for method in summary["methods"].values():
         for values in (*method["cells"], method["macro"]):
             for interval in values.values():
@@ -103,25 +103,25 @@ def test_every_figure_is_on_the_page_and_nothing_is_code(results, tmp_path, loca
 
 
 def test_figures_stand_after_the_forest_plot_and_captions_are_text(results, tmp_path, local):
-    svg = drawing(320, 40, HOSTILE, ['<circle cx="9" cy="9" r="4" fill="#d55e00"/>'])
+    chart = svg(steps_figure([Steps(HOSTILE, ["a", "b"], {"one": [0.1, 0.2]})]), HOSTILE)
     caption = f"{HOSTILE}\nHow to read it: {HOSTILE}\nand more"
     summary = write_comparison(
         results,
         str(tmp_path),
         local,
         num_shown=0,
-        figures={caption: svg, "plain": svg},
+        figures={caption: chart, "plain": chart},
         measures={"theory": {"a": 0.5}},
     )
     raw = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     page = Page(raw)
-    assert raw.count(svg) == 2
+    assert raw.count(chart) == 2
     assert not {"script", "img"} & {tag for tag, _ in page.elements}
-    assert page.text.count(HOSTILE) == 2 and "and more" in page.text and "plain" in page.text
-    assert raw.index('class="forest"') < raw.index(svg) < raw.index("By role and generator")
-    assert "max-width:320px" in raw
-    # The page's own styles must not recolour what others drew.
-    assert not re.search(r"[^.\w-]svg (circle|text|line)", raw)
+    assert page.text.count(HOSTILE) == 2 + 2 and "and more" in page.text and "plain" in page.text
+    assert raw.index('class="card forest"') < raw.index(chart) < raw.index("By role and generator")
+    # The page's own styles must not recolour the charts.
+    style = raw[raw.index("<style>") : raw.index("</style>")]
+    assert not re.search(r"(text|path|svg \w+|^\s*g) *[{,]", style, re.MULTILINE)
     written = json.loads((tmp_path / "evaluation.json").read_text())
     assert written == json.loads(json.dumps(summary)) | {"theory": {"a": 0.5}}
 
@@ -144,22 +144,25 @@ def test_the_parquet_file_gives_the_macro_mean_back(results, tmp_path, local):
         assert all(len(row["top_keys"]) == len(row["top_similarity"]) == 5 for row in rows)
 
 
-def test_the_plot_puts_values_where_the_axis_says(results):
-    forest = forest_plot(summarise(results))
-    places, labels = zip(*forest["ticks"])
-    assert len(places) <= 10 and all(np.diff(places) > 0)
-    for row in forest["rows"]:
-        for end in ("low", "mean", "high"):
-            assert np.interp(row[f"{end}_x"], places, [float(label) for label in labels]) == pytest.approx(row[end])
-        assert places[0] <= row["low_x"] <= row["mean_x"] <= row["high_x"] <= places[-1]
-    assert forest["reference_x"] == forest["rows"][0]["mean_x"]
+def test_the_forest_plot_shows_every_macro_mean_and_the_reference(results, tmp_path, local, monkeypatch):
+    drawn = {}
+
+    def keep(rows, *labels, reference):
+        drawn.update(rows=rows, reference=reference)
+        return forest_figure(rows, *labels, reference=reference)
+
+    monkeypatch.setattr(comparison, "forest_figure", keep)
+    summary = write_comparison(results, str(tmp_path), local, reference="first two")
+    macros = {name: method["macro"]["ap"] for name, method in summary["methods"].items()}
+    assert drawn["rows"] == {name: (m["mean"], m["low"], m["high"]) for name, m in macros.items()}
+    assert drawn["reference"] == macros["first two"]["mean"]
 
 
 def test_without_large_cells_the_page_says_so(tmp_path, local):
     few = results_of(*collections([f"s{i}.png" for i in range(9)], [f"q{i}.png" for i in range(7)]))
     summary = write_comparison(few, str(tmp_path), local)
     page = Page((tmp_path / "comparison.html").read_text())
-    assert summary["methods"]["first two"]["macro"] is None and forest_plot(summary) is None
+    assert summary["methods"]["first two"]["macro"] is None
     assert "No macro mean: no cell has 30 or more rows." in page.text and "svg" not in dict(page.elements)
     assert ("details", {"open": None}) in page.elements
 
@@ -178,14 +181,14 @@ def test_pictures_come_from_the_embed_runs(tmp_path, local):
     (tmp_path / "queries" / "images" / queries.keys[most_different(found, 3)[0]]).unlink()
     output = str(tmp_path / "out")
     folders = {"": uris["sources"], PREFIX: uris["distractors"]}
-    write_comparison(found, output, local, pictures=Pictures(uris["queries"], folders, 64), num_shown=3)
+    write_comparison(found, output, local, images=ImageFolders(uris["queries"], folders, 64), num_shown=3)
     page = Page((tmp_path / "out" / "comparison.html").read_text())
     images = [attributes for tag, attributes in page.elements if tag == "img"]
     assert len(images) == 3 * 4 - 1 and all(i["src"].startswith("data:image/jpeg;base64,") for i in images)
     assert "the file is gone since it was listed" in page.text
     assert sum(i["title"].startswith(PREFIX) for i in images) == 3
     # Without the collections the page is made all the same.
-    write_comparison(found, output, local, pictures=Pictures(str(tmp_path / "gone"), {"": str(tmp_path / "gone")}))
+    write_comparison(found, output, local, images=ImageFolders(str(tmp_path / "gone"), {"": str(tmp_path / "gone")}))
     assert "the manifest is gone" in (tmp_path / "out" / "comparison.html").read_text()
 
 
@@ -193,6 +196,6 @@ def test_pictures_are_those_of_the_reference():
     methods = [{"name": n, "sources": f"/{n}/s", "queries": f"/{n}/q", "distractors": f"/{n}/d"} for n in "ab"]
     given = {"methods": methods, "abc": {"test_cases": {"c": "/c.json"}}, "output": "/o", "thumbnail_px": 50}
     settings = EvaluateSettings.model_validate(given | {"reference": "b"})
-    assert pictures_of(settings) == Pictures("/b/q", {"": "/b/s", PREFIX: "/b/d"}, 50)
+    assert image_folders(settings) == ImageFolders("/b/q", {"": "/b/s", PREFIX: "/b/d"}, 50)
     methods[0]["distractors"] = "/a/d.npy"
-    assert pictures_of(EvaluateSettings.model_validate(given)).sources == {"": "/a/s"}
+    assert image_folders(EvaluateSettings.model_validate(given)).sources == {"": "/a/s"}

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from attrib.common.errors import AttribError
+from attrib.evaluate import share_plots
 from attrib.evaluate.share_plots import reliability_plot
+from attrib.pages.charts import calibration_figure
 from attrib.shares import calibration
 from attrib.shares.calibration import Bin, cross_entropy, fit_shares, hardness, pairs_from_corpus, reliability
 from attrib.shares.settings import SharesSettings
@@ -256,11 +258,18 @@ def test_what_cannot_be_used_is_named(corpus):
             call()
 
 
-def test_the_plot_says_what_was_measured():
+def test_the_plot_says_what_was_measured(monkeypatch):
+    drawn_bins = {}
+
+    def keep(bins, captions):
+        drawn_bins.update(bins)
+        return calibration_figure(bins, captions)
+
+    monkeypatch.setattr(share_plots, "calibration_figure", keep)
     similarity, is_true = drawn(400, 9)
     table = reliability(soft_shares(similarity, TRUE), is_true)
     text = "".join(ElementTree.fromstring(reliability_plot({"default": table})).itertext())
     assert (
         f"default: error {table.expected_calibration_error:.4f}, misplaced {table.misplaced_share:.3f}, Brier" in text
     )
-    assert all(f"{b.count:,} candidates, share given {b.mean_share:.3f}" in text for b in table.bins)
+    assert drawn_bins == {"default": [(b.mean_share, b.observed_share, b.count) for b in table.bins]}

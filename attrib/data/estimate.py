@@ -39,7 +39,8 @@ class RowBytes:
 
 
 def row_bytes(manifest: Manifest, storage: Storage) -> RowBytes:
-    """Size of id, key, uri and metadata of an image in ascending order of ids, as indexes and attributions store them."""
+    """Size of id, key, uri and metadata of an image in ascending order of ids, as indexes and attributions store
+    them."""
     columns = ["id", "key", "uri", *manifest.metadata_columns]
     partition = max(range(len(manifest.num_rows)), key=manifest.num_rows.__getitem__)
     num_rows = min(SAMPLE_ROWS, manifest.num_rows[partition])

@@ -37,8 +37,8 @@ class EmbedTask(StrEnum):
 class EncoderProbe:
     """What `num_images` images of a job needed in this process.
 
-    baseline_bytes: imports; network_bytes: weights; growth_bytes: further peak while the images are prepared and encoded;
-    image_bytes: what each further image of a chunk adds; seconds_per_image: of one worker with one thread.
+    baseline_bytes: imports; network_bytes: weights; growth_bytes: further peak while the images are prepared and
+    encoded; image_bytes: what each further image of a chunk adds; seconds_per_image: of one worker with one thread.
     """
 
     num_images: int

@@ -1,12 +1,13 @@
 """AbC's protocol: "Evaluating Data Attribution for Text-to-Image Models", ICCV 2023, arXiv 2306.09345.
 
-A text-to-image model was customised on one or several exemplars; what it made since is a query, and its exemplars are the truth. Every query
-ranks a pool of all distractors and its own model's exemplars. Real and synthetic images pass through separate mappers (none for an untuned
-backbone); cosine similarity. AP is the mean over all exemplars of (exemplars so far / rank), recall@k the share of exemplars in the first k;
-plain means over queries, by test case and prompt type.
+A text-to-image model was customised on one or several exemplars; what it made since is a query, and its exemplars are
+the truth. Every query ranks a pool of all distractors and its own model's exemplars. Real and synthetic images pass
+through separate mappers (none for an untuned backbone); cosine similarity. AP is the mean over all exemplars of
+(exemplars so far / rank), recall@k the share of exemplars in the first k; plain means over queries, by test case and
+prompt type.
 
-Ties rank the irrelevant first (AbC's code leaves them to argsort). The whole-pool variant adds all other models' exemplars of the test case
-to the pool, where they count as wrong even for a query that two models of the case list.
+Ties rank the irrelevant first (AbC's code leaves them to argsort). The whole-pool variant adds all other models'
+exemplars of the test case to the pool, where they count as wrong even for a query that two models of the case list.
 """
 
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class CustomisedModel:
 
 @dataclass(frozen=True)
 class _Batch:
-    """The queries of one model and prompt type: rows [start, stop) of all that is asked."""
+    """The queries of one model and prompt type: rows [start, stop) of all queries."""
 
     case: str
     prompts: str
@@ -58,7 +59,8 @@ def read_test_case(
 
 
 def parse_test_case(entries, origin: str, exemplar_prefix: str = "", query_prefix: str = "") -> list[CustomisedModel]:
-    """The models of a released JSON: [{"exemplar": [paths], "synth": {prompt type: [paths]}, "class_id": a name, if any}].
+    """The models of a released JSON: [{"exemplar": [paths], "synth": {prompt type: [paths]}, "class_id": a name, if
+    any}].
 
     Prefixes are taken off the paths. Raises AttribError that names the entry if it is of another form.
     """
@@ -116,9 +118,10 @@ def score_abc(
 ) -> QueryScores:
     """One row per query of a model, in cells of (test case, prompt type); the resampled unit is the customised model.
 
-    Values: ap, recall_at_5, recall_at_10, recall_at_100; with whole_pool each once more under whole_pool_. All test cases share one reading
-    of the distractors. Memory: sources as they are, 20 bytes per query and dimension, 40 bytes per query and exemplar of the largest model,
-    and 0.6 GB for the scan. Raises AttribError if an exemplar or query has no vector, or an exemplar is among the distractors' keys.
+    Values: ap, recall_at_5, recall_at_10, recall_at_100; with whole_pool each once more under whole_pool_. All test
+    cases share one reading of the distractors. Memory: sources as they are, 20 bytes per query and dimension, 40 bytes
+    per query and exemplar of the largest model, and 0.6 GB for the scan. Raises AttribError if an exemplar or query has
+    no vector, or an exemplar is among the distractors' keys.
     """
     batches, positions = _batches(test_cases, queries)
     pools = {name: _Pool(name, models, sources, mappers) for name, models in test_cases.items()}
@@ -175,7 +178,8 @@ class _Pool:
         absent = [key for key in self.keys if key not in row_of]
         if absent:
             raise AttribError(
-                f"test case {name!r}: exemplar {absent[0]!r} ({len(absent)} of {len(self.keys)}) has no vector among the sources; embed "
+                f"test case {name!r}: exemplar {absent[0]!r} ({len(absent)} of {len(self.keys)}) has no vector among "
+                "the sources; embed "
                 "it, or name in abc.exemplar_prefix what paths have in front of keys"
             )
         vectors = sources.vectors[[row_of[key] for key in self.keys]]
@@ -188,8 +192,8 @@ class _Pool:
 class _Ranked:
     """Every query's own exemplars, most similar first, padded to the largest model: [q, most] each.
 
-    similarity: float64, padded with +inf; order: int64, which of the model's exemplars it is; num_others: int64, how many exemplars of
-    other models reach it, 0 without whole_pool.
+    similarity: float64, padded with +inf; order: int64, which of the model's exemplars it is; num_others: int64, how
+    many exemplars of other models reach it, 0 without whole_pool.
     """
 
     similarity: np.ndarray
@@ -218,7 +222,7 @@ def _rank_exemplars(
 
 
 def _batches(test_cases: dict[str, list[CustomisedModel]], queries: Collection) -> tuple[list[_Batch], list[int]]:
-    """What is asked, and for each of its rows the place of the query's vector."""
+    """Queries, and for each of their rows the place of the query's vector."""
     row_of = {key: i for i, key in enumerate(queries.keys)}
     batches, positions, absent = [], [], []
     for case, models in test_cases.items():
@@ -231,7 +235,8 @@ def _batches(test_cases: dict[str, list[CustomisedModel]], queries: Collection) 
     if absent:
         case, key = absent[0]
         raise AttribError(
-            f"test case {case!r}: synthetic image {key!r} ({len(absent)} of {len(positions)}) has no vector among the queries; embed it, "
+            f"test case {case!r}: synthetic image {key!r} ({len(absent)} of {len(positions)}) has no vector among "
+            "the queries; embed it, "
             "or name in abc.query_prefix what paths have in front of keys"
         )
     if not positions:
@@ -245,7 +250,8 @@ def _check_apart(pools: dict[str, _Pool], distractors: Distractors) -> None:
         for key in pool.keys:
             if key in keys:
                 raise AttribError(
-                    f"{distractors.origin}: {key!r} is an exemplar of test case {name!r}; it would compete with itself, so take it from "
+                    f"{distractors.origin}: {key!r} is an exemplar of test case {name!r}; it would compete with "
+                    "itself, so take it from "
                     "the distractors"
                 )
 

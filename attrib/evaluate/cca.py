@@ -1,4 +1,4 @@
-"""The theory, visible: canonical correlations of held-out pairs, and the two halves of the CCA objective.
+"""Canonical correlations of held-out pairs, and the two halves of the CCA objective: alignment and whiteness.
 
 CCA of real features x and synthetic features y (Hotelling, Biometrika 28:321, 1936) maximises the alignment tr(U' Sxy
 V) while the data stay white, U' Sxx U = V' Syy V = I. A model whose own coordinates match concepts across the domains
@@ -96,7 +96,7 @@ def summarise(
     """Everything about pairs: float [n, d] of a generated image's source and of the image, in the same row; groups [n]
     of any labels.
 
-    Directions are fitted on all folds but one and measured on that one; pairs of a group (one source, one picture in
+    Directions are fitted on all folds but one and measured on that one; pairs of a group (one source, one image in
     several copies) share a fold. Raises AttribError if the arrays do not fit together or are too few.
     """
     real, synthetic = _pairs(real, synthetic)
@@ -175,7 +175,10 @@ def fit_directions(real: np.ndarray, synthetic: np.ndarray, num_components: int,
 
 
 def folds_by_group(groups: np.ndarray, num_folds: int = NUM_FOLDS, seed: int = 0) -> np.ndarray:
-    """Labels [n] -> fold int64 [n], equal for equal labels; the largest group first into the emptiest fold."""
+    """Labels [n] -> fold int64 [n], equal for equal labels; the largest group first into the emptiest fold.
+
+    Not sklearn.model_selection.GroupKFold: it breaks ties in size by label instead of by seed, so its folds differ.
+    """
     names, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if not 2 <= num_folds <= len(names):
         raise AttribError(

@@ -1,4 +1,4 @@
-"""Images with their vectors in memory: what an evaluation ranks and is asked about."""
+"""Images with their vectors in memory: the sources that an evaluation ranks, and its queries."""
 
 from dataclasses import dataclass, field
 
@@ -33,8 +33,8 @@ class Collection:
 def read_collection(uri: str, storage: Storage) -> Collection:
     """The images of an embed run that have a vector, with their manifest's keys and metadata.
 
-    Memory: 2 bytes per number (float16, as stored), 1.5 GB for a million vectors of 768, and the metadata. Raises AttribError if the
-    manifest was made anew since.
+    Memory: 2 bytes per number (float16, as stored), 1.5 GB for a million vectors of 768, and the metadata. Raises
+    AttribError if the manifest was made anew since.
     """
     embeddings = open_embeddings(uri, storage)
     manifest = open_manifest(embeddings.manifest_uri, storage)
@@ -57,10 +57,11 @@ def read_collection(uri: str, storage: Storage) -> Collection:
 
 
 def unit_rows(vectors: np.ndarray, mapper=None, origin: str = "the vectors") -> np.ndarray:
-    """float64 [n, d']: vectors [n, d], mapped if there is a mapper (attrib.evaluate.mappers.LinearMapper), each divided by its length.
+    """float64 [n, d']: vectors [n, d], mapped if there is a mapper (attrib.evaluate.mappers.LinearMapper), each divided
+    by its length.
 
-    float64, because copies of one picture must tie: their float32 products differ in the last bit with a row's place in the matrix.
-    Raises AttribError that names the first row that is not finite.
+    float64, because copies of one image must tie: their float32 products differ in the last bit with a row's place in
+    the matrix. Raises AttribError that names the first row that is not finite.
     """
     rows = np.array(vectors, dtype=np.float64)
     if mapper is not None:
@@ -77,6 +78,7 @@ def check_comparable(sources: np.ndarray, queries: np.ndarray) -> None:
     """Raises MismatchError if vectors [n, d] and [m, d'] differ in dimension."""
     if sources.shape[1] != queries.shape[1]:
         raise MismatchError(
-            f"the sources have vectors of {sources.shape[1]} numbers and the queries of {queries.shape[1]}; embed both with the same "
+            f"the sources have vectors of {sources.shape[1]} numbers and the queries of {queries.shape[1]}; embed "
+            "both with the same "
             "model, and map both or neither"
         )

@@ -4,9 +4,9 @@ They are read in blocks from one of three places: rows of the collection of sour
 run, or a .npy file of features.
 
 `scan_distractors` counts in one pass, exactly, how many of them reach each threshold of a query. Only counts are kept,
-never a matrix of queries x distractors: a million x 768 and 10,000 queries are 15 TFLOP in float32. A float32 product of
-two unit vectors has an error of at most (d + 2) * 2^-24 in any order of additions (Higham, "Accuracy and Stability of
-Numerical Algorithms", 2nd ed., eq. 3.5, with the sum of |x_i y_i| at most 1; 2 more for rounding the vectors). Pairs
+never a matrix of queries x distractors: a million x 768 and 10,000 queries are 15 TFLOP in float32. A float32 product
+of two unit vectors has an error of at most (d + 2) * 2^-24 in any order of additions (Higham, "Accuracy and Stability
+of Numerical Algorithms", 2nd ed., eq. 3.5, with the sum of |x_i y_i| at most 1; 2 more for rounding the vectors). Pairs
 farther from a threshold than this are counted as they are; the few nearer pairs are multiplied again in float64. The
 counts are therefore those of float64.
 
@@ -36,7 +36,8 @@ QUERY_ROWS = 1024  # float32 scores of these with one block of 16,384 distractor
 
 
 class ArrayDistractors:
-    """Rows of an array: vectors [n, d] of any float type, also a memory map; of all its rows or those of `rows` (int64 [m])."""
+    """Rows of an array: vectors [n, d] of any float type, also a memory map; of all its rows or those of `rows` (int64
+    [m])."""
 
     def __init__(self, vectors: np.ndarray, keys: list[str] | None = None, rows=None, origin: str = "the distractors"):
         if vectors.ndim != 2 or vectors.dtype.kind != "f":
@@ -103,7 +104,8 @@ Distractors = ArrayDistractors | EmbeddedDistractors
 
 
 def listed_distractors(uri: str, prefix: str, sources: Collection, storage: Storage) -> ArrayDistractors:
-    """Sources that a text file lists, one path per line, `prefix` in front of their keys. Raises AttribError if one has no vector."""
+    """Sources that a text file lists, one path per line, `prefix` in front of their keys. Raises AttribError if one has
+    no vector."""
     if not storage.exists(uri):
         raise AttribError(f"the list of distractors {uri} does not exist")
     try:
@@ -116,7 +118,8 @@ def listed_distractors(uri: str, prefix: str, sources: Collection, storage: Stor
     absent = [path for path, key in zip(paths, keys) if key not in row_of]
     if absent:
         raise AttribError(
-            f"{uri}: {absent[0]!r} ({len(absent)} of {len(paths)}) has no vector among the sources; embed it, take it from the list, or "
+            f"{uri}: {absent[0]!r} ({len(absent)} of {len(paths)}) has no vector among the sources; embed it, take "
+            "it from the list, or "
             f"correct abc.exemplar_prefix {prefix!r}"
         )
     if len(set(keys)) < len(keys):
@@ -128,7 +131,8 @@ def listed_distractors(uri: str, prefix: str, sources: Collection, storage: Stor
 
 @contextmanager
 def open_distractors(uri: str, storage: Storage) -> Iterator[Distractors]:
-    """Distractors of an embed folder or a .npy; a .npy of an object store lies on the scratch disk while they are open."""
+    """Distractors of an embed folder or a .npy; a .npy of an object store lies on the scratch disk while they are
+    open."""
     if not uri.endswith(".npy"):
         yield EmbeddedDistractors(uri, storage)
         return
@@ -146,8 +150,8 @@ def open_distractors(uri: str, storage: Storage) -> Iterator[Distractors]:
 
 @dataclass(frozen=True)
 class DistractorScan:
-    """num_at_or_above: int64 [q, t]; top_rows int64 [q, TOP_SOURCES] and top_similarity float64: the best distractors, best
-    first, padded with -1 and -inf."""
+    """num_at_or_above: int64 [q, t]; top_rows int64 [q, TOP_SOURCES] and top_similarity float64: the best distractors,
+    best first, padded with -1 and -inf."""
 
     num_at_or_above: np.ndarray
     top_rows: np.ndarray
@@ -157,17 +161,20 @@ class DistractorScan:
 def scan_distractors(
     queries: np.ndarray, thresholds: np.ndarray, distractors: Distractors, mapper=None
 ) -> DistractorScan:
-    """Counts for unit vectors float64 [q, d] and thresholds float64 [q, t], padded with +inf; mapper: that of real images.
+    """Counts for unit vectors float64 [q, d] and thresholds float64 [q, t], padded with +inf; mapper: that of real
+    images.
 
-    Peak memory beside the arguments: 0.6 GB for d = 768 (a block in float64, twice when mapped, and in float32; scores), and 5 MB per
-    thousand queries. Each block is read once. Raises AttribError if a distractor is not finite or dimensions differ.
+    Peak memory beside the arguments: 0.6 GB for d = 768 (a block in float64, twice when mapped, and in float32;
+    scores), and 5 MB per thousand queries. Each block is read once. Raises AttribError if a distractor is not finite or
+    dimensions differ.
     """
     state = _ScanState(queries, thresholds)
     start = 0
     for block in distractors.blocks():
         if mapper is None and block.shape[1] != queries.shape[1]:
             raise AttribError(
-                f"{distractors.origin} has vectors of {block.shape[1]} numbers and the queries have {queries.shape[1]}; make both with "
+                f"{distractors.origin} has vectors of {block.shape[1]} numbers and the queries have "
+                f"{queries.shape[1]}; make both with "
                 "the same model"
             )
         rows = unit_rows(block, mapper, f"{distractors.origin}, rows from {start:,}")
@@ -199,7 +206,8 @@ class _ScanState:
         self.floors = np.full(num_queries, -np.inf, np.float32)
 
     def add(self, i: int, scores: np.ndarray, rows: np.ndarray, start: int) -> None:
-        """Count a block for query i: its float32 scores [b], the block's unit vectors float64 [b, d], and its first row's number."""
+        """Count a block for query i: its float32 scores [b], the block's unit vectors float64 [b, d], and its first
+        row's number."""
         at = np.flatnonzero(scores >= self.floors[i])
         found = scores[at]
         self._count(i, at, found, rows)
@@ -218,7 +226,8 @@ class _ScanState:
     def _keep_best(self, i: int, at: np.ndarray, found: np.ndarray, rows: np.ndarray, start: int) -> None:
         worst_kept = self.top_similarity[i, -1]
         if len(found) > TOP_SOURCES:
-            # The exact fifth best is at most a margin below the fifth best in float32, which itself is off by at most one.
+            # The exact fifth best is at most a margin below the fifth best in float32, which itself is off by at most
+            # one.
             worst_kept = max(worst_kept, np.partition(found, -TOP_SOURCES)[-TOP_SOURCES] - self.margin)
         better = at[found >= worst_kept - self.margin]
         if not len(better):

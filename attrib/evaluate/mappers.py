@@ -1,8 +1,9 @@
 """AbC's trained mappers: one linear layer for real images and one for synthetic ones, on top of frozen features.
 
-A released file is a dict {"real_mapper": {"weight", "bias"}, "synth_mapper": {...}} saved by torch; the same tensors under flat names
-("real_mapper.weight", as a whole module's state dict or .safetensors has them) are read as well. A pickle can run code when it is loaded,
-so torch reads it with weights_only, which builds tensors and plain containers and refuses anything else.
+A released file is a dict {"real_mapper": {"weight", "bias"}, "synth_mapper": {...}} saved by torch; the same tensors
+under flat names ("real_mapper.weight", as a whole module's state dict or .safetensors has them) are read as well. A
+pickle can run code when it is loaded, so torch reads it with weights_only, which builds tensors and plain containers
+and refuses anything else.
 """
 
 import io
@@ -30,7 +31,8 @@ class LinearMapper:
         """float64 [n, d_out] from float64 [n, d_in]. Raises AttribError if the vectors have another dimension."""
         if vectors.shape[1] != self.weight.shape[1]:
             raise AttribError(
-                f"the mapper takes {self.weight.shape[1]} numbers and these vectors have {vectors.shape[1]}; use the mapper that was "
+                f"the mapper takes {self.weight.shape[1]} numbers and these vectors have {vectors.shape[1]}; use the "
+                "mapper that was "
                 "trained on this backbone"
             )
         return vectors @ self.weight.T + self.bias
@@ -45,13 +47,15 @@ class Mappers:
 
 
 def load_mappers(uri: str, storage: Storage) -> Mappers:
-    """Raises AttribError if the file is of another kind, holds more than tensors, or its layers are not two linear ones."""
+    """Raises AttribError if the file is of another kind, holds more than tensors, or its layers are not two linear
+    ones."""
     tensors = _flat(_load(uri, storage), uri)
     layers = {domain: _linear(tensors, domain, uri) for domain in DOMAINS}
     real, synth = (layers[domain] for domain in DOMAINS)
     if real.weight.shape != synth.weight.shape:
         raise AttribError(
-            f"{uri}: real_mapper is {list(real.weight.shape)} and synth_mapper {list(synth.weight.shape)}; both must have one shape, "
+            f"{uri}: real_mapper is {list(real.weight.shape)} and synth_mapper {list(synth.weight.shape)}; both must "
+            "have one shape, "
             "or their results cannot be compared"
         )
     return Mappers(real, synth)
@@ -77,7 +81,8 @@ def _load(uri: str, storage: Storage) -> dict:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise AttribError(
-            f"the mapper {uri} was refused: it holds more than tensors and could run code when loaded, or is damaged; save its state "
+            f"the mapper {uri} was refused: it holds more than tensors and could run code when loaded, or is "
+            "damaged; save its state "
             f"dict alone, as .safetensors if possible ({first_line(error)})"
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
@@ -114,7 +119,8 @@ def _linear(tensors: dict, domain: str, uri: str) -> LinearMapper:
         raise AttribError(f"{uri}: {domain}.weight and {domain}.bias must be tensors")
     if weight.ndim != 2 or bias.shape != weight.shape[:1]:
         raise AttribError(
-            f"{uri}: {domain} has weight {list(weight.shape)} and bias {list(bias.shape)}; a linear layer has [out, in] and [out]"
+            f"{uri}: {domain} has weight {list(weight.shape)} and bias {list(bias.shape)}; a linear layer has [out, "
+            "in] and [out]"
         )
     layer = LinearMapper(weight.double().numpy(), bias.double().numpy())
     if not (np.isfinite(layer.weight).all() and np.isfinite(layer.bias).all()):

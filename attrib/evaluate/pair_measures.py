@@ -1,7 +1,7 @@
-"""What is measured on known pairs beside ranking: the theory of the vectors, and how well shares are calibrated.
+"""Further measures on known pairs: canonical correlations of the vectors, and calibration of the shares.
 
-Both are about the vectors that are ranked: mapped if the method has mappers, each of length one. Both fit something, and measure it on
-pairs of other source groups than it was fitted on.
+Both are about the vectors that are ranked: mapped if the method has mappers, each of length one. Both fit something,
+and measure it on pairs of other source groups than it was fitted on.
 
 <output>/theory.svg, shares.svg   the plots of the page, each by itself
 """
@@ -27,24 +27,29 @@ from attrib.shares.shares import soft_shares
 
 # As write_comparison takes captions: a heading, then how to read the figure.
 THEORY_CAPTION = """Theory: do the vectors of a source and of what was made from it agree?
-Left: correlation of sources and generated images along the directions that a linear map finds on other pairs, in the order in which it \
-found them. Higher is better: that much of a source can be read off the generated image. A line near 0 is chance.
-Right: the vectors as they are, nothing fitted. Further right, each coordinate means the same in a source and in the image made from it \
-(alignment; 0 is chance). Further up, coordinates repeat each other less (whiteness; 0 is as unrelated as white noise). Best is up and right."""
+Left: correlation of sources and generated images along the directions that a linear map finds on other pairs, in \
+the order in which it found them. Higher is better: that much of a source can be read off the generated image. A \
+line near 0 is chance.
+Right: the vectors as they are, nothing fitted. Further right, each coordinate means the same in a source and in the \
+image made from it (alignment; 0 is chance). Further up, coordinates repeat each other less (whiteness; 0 is as \
+unrelated as white noise). Best is up and right."""
 SHARES_CAPTION = """Shares: does a source that is given 30 % hold 30 % of the truth?
-Each dot is a bin of candidates: across, the share that they were given; up, the share of the truth that they hold. On the diagonal shares \
-can be taken at their word; below it they promise too much, above it too little. Larger dots hold more candidates.
-"fitted" is the calibrator of two numbers, fitted on pairs of other source groups than those that it is measured on; "default" is what \
-attribution uses unless told otherwise. error: mean gap to the diagonal over candidates; misplaced: the part of a query's shares that would \
-have to move; Brier: squared error of a query's shares (0 to 2). All three are best at 0."""
+Each dot is a bin of candidates: across, the share that they were given; up, the share of the truth that they hold. \
+On the diagonal shares can be taken at their word; below it they promise too much, above it too little. Larger dots \
+hold more candidates.
+"fitted" is the calibrator of two numbers, fitted on pairs of other source groups than those that it is measured on; \
+"default" is what attribution uses unless told otherwise. error: mean gap to the diagonal over candidates; \
+misplaced: the part of a query's shares that would have to move; Brier: squared error of a query's shares (0 to 2). \
+All three are best at 0."""
 
 
 @dataclass(frozen=True)
 class SharesCalibration:
-    """fitted: on all pairs, the one to serve with; by_fold: what was measured in its place, each fitted without its fold.
+    """fitted: on all pairs, the one to serve with; by_fold: what was measured in its place, each fitted without its
+    fold.
 
-    default, held_out: reliability over all queries of SharesSettings() and of by_fold, each query by the calibrator that has not seen its
-    source group. given: that of a calibrator made elsewhere, without these pairs.
+    default, held_out: reliability over all queries of SharesSettings() and of by_fold, each query by the calibrator
+    that has not seen its source group. given: that of a calibrator made elsewhere, without these pairs.
     """
 
     top_k: int
@@ -72,8 +77,9 @@ def pair_theory(
 ) -> CcaSummary:
     """`cca.summarise` of (source image, query) pairs of one role.
 
-    One pair for each query, with the group of its first row of that role, and one image for each group: that of the least key, whatever
-    order the files had. Raises AttribError if no row has the role, something has no vector, or the pairs are too few.
+    One pair for each query, with the group of its first row of that role, and one image for each group: that of the
+    least key, whatever order the files had. Raises AttribError if no row has the role, something has no vector, or the
+    pairs are too few.
     """
     asked: dict[str, str] = {}
     for row in truth:
@@ -109,9 +115,9 @@ def calibrate_shares(
 ) -> SharesCalibration:
     """The calibrator fitted on the truth table's queries, and its reliability on those of other source groups.
 
-    The candidates of a query are the top_k sources by cosine, among all sources; true are those of any group that the table gives it, in
-    whatever role, copies included. A query is held out with the group of its first row. Raises AttribError if something has no vector, or
-    no query of a fit has a true source among its candidates.
+    The candidates of a query are the top_k sources by cosine, among all sources; true are those of any group that the
+    table gives it, in whatever role, copies included. A query is held out with the group of its first row. Raises
+    AttribError if something has no vector, or no query of a fit has a true source among its candidates.
     """
     similarity, is_true, groups = _candidates(sources, queries, truth, top_k, mappers, source_group_column)
     folds = cca.folds_by_group(groups, num_folds, seed)
@@ -139,7 +145,8 @@ def _candidates(
     mappers: Mappers | None,
     source_group_column: str,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """similarity float64 [m, k] and is_true bool [m, k] of the m queries of the table, k = min(top_k, n); each one's first group [m]."""
+    """similarity float64 [m, k] and is_true bool [m, k] of the m queries of the table, k = min(top_k, n); each one's
+    first group [m]."""
     places = places_of(truth, sources, queries, source_group_column)
     wanted: dict[str, list[str]] = {}
     for row in truth:
@@ -151,14 +158,16 @@ def _candidates(
     asked = queries.vectors[[places.row_of[query] for query in wanted]]
     views = unit_rows(asked, mappers and mappers.synth, "the queries")
     check_comparable(anchors, views)
-    # A generated image whose sources are known is searched as a view of the corpus is; a group is one source in several copies.
+    # A generated image whose sources are known is searched as a view of the corpus is; a group is one source in several
+    # copies.
     similarity, is_true = calibration.pairs_from_corpus(views, anchors, codes, places.group_of, top_k)
     return similarity, is_true, np.array([groups[0] for groups in wanted.values()])
 
 
 @dataclass(frozen=True)
 class PairMeasures:
-    """By method. not_measured: {"theory" or "shares": {method: why}}; what could not be measured leaves the ranking as it is."""
+    """By method. not_measured: {"theory" or "shares": {method: why}}; what could not be measured leaves the ranking as
+    it is."""
 
     settings: MeasureSettings
     theory: dict[str, CcaSummary]
@@ -167,7 +176,7 @@ class PairMeasures:
 
     @property
     def numbers(self) -> dict:
-        """For evaluation.json, which has none of what was not asked for."""
+        """For evaluation.json, which holds only the measures that the settings ask for."""
         asked = {
             "theory": {"role": self.settings.theory_role},
             "shares": {"default_shares": SharesSettings().model_dump()},
@@ -206,21 +215,22 @@ class PairMeasures:
         return {captions[name]: svg for name, svg in self.plots.items()}
 
     def lines(self) -> list[str]:
-        """What was found and what was not, for the terminal."""
-        said = [
+        """Results, and the reasons of missing ones, one line each."""
+        lines = [
             f"theory, {method}: mean canonical correlation {np.mean(found.canonical_correlations):.3f}, alignment "
             f"{found.alignment:.3f}, whiteness {found.whiteness:.3f} ({found.num_pairs} pairs)"
             for method, found in self.theory.items()
         ]
         for method, found in self.shares.items():
             default, held_out = found.default, found.held_out
-            said.append(
-                f"shares, {method}: misplaced {default.misplaced_share:.3f} by default, {held_out.misplaced_share:.3f} fitted; "
+            lines.append(
+                f"shares, {method}: misplaced {default.misplaced_share:.3f} by default, "
+                f"{held_out.misplaced_share:.3f} fitted; "
                 f"Brier {default.brier:.3f}, {held_out.brier:.3f}; {_scalars(found)}"
                 + (f"; given {found.given.misplaced_share:.3f}, {found.given.brier:.3f}" if found.given else "")
             )
         refused = [(name, *item) for name, methods in self.not_measured.items() for item in methods.items()]
-        return said + [f"{name}, {method}: not measured: {why}" for name, method, why in refused]
+        return lines + [f"{name}, {method}: not measured: {why}" for name, method, why in refused]
 
     def write_plots(self, output: str, storage: Storage) -> None:
         """One file each; that of an earlier evaluation goes if there is none now."""
@@ -236,8 +246,8 @@ class PairMeasures:
 def measure_pairs(settings: EvaluateSettings, storage: Storage) -> PairMeasures:
     """What `settings.measures` asks for, of every method; nothing under AbC's protocol.
 
-    A measure that a method's pairs do not allow (too few of them, for one) is named in not_measured. Memory: the collections of one method
-    at a time, and three times the sources in float64.
+    A measure that a method's pairs do not allow (too few of them, for one) is named in not_measured. Memory: the
+    collections of one method at a time, and three times the sources in float64.
     """
     asked, table = settings.measures, settings.truth
     wanted = {"theory": asked.theory_role is not None, "shares": asked.shares_top_k is not None}

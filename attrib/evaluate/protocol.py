@@ -1,9 +1,9 @@
-"""How well vectors rank the true sources of generated images: by a truth table here, by AbC's test cases in abc_protocol.py.
-What else is measured on the same pairs is in pair_measures.py.
+"""How well vectors rank the true sources of generated images: by a truth table here, by AbC's test cases in
+abc_protocol.py. What else is measured on the same pairs is in pair_measures.py.
 
-A truth row asks for one group of sources (copies and crops of one picture share a group) in one role, such as content or style. Its pool is
-every source except those of the query's other truths, so that one vector per image can serve all roles, as AbC (arXiv 2306.09345) leaves
-other exemplars out.
+A truth row asks for one group of sources (copies and crops of one image share a group) in one role, such as content
+or style. Its pool is every source except those of the query's other truths, so that one vector per image can serve all
+roles, as AbC (arXiv 2306.09345) leaves other exemplars out.
 """
 
 from collections import defaultdict
@@ -32,7 +32,8 @@ class TruthRow(NamedTuple):
 
 
 def evaluate(settings: EvaluateSettings, storage: Storage) -> dict[str, QueryScores]:
-    """{method: its scores}, by the protocol that the settings name. Raises AttribError if something that is asked for has no vector."""
+    """{method: its scores}, by the protocol that the settings name. Raises AttribError if something that is asked for
+    has no vector."""
     ask = _truth_scorer(settings.truth, storage) if settings.truth else _abc_scorer(settings.abc, storage)
     results = {method.name: ask(method) for method in settings.methods}
     check_same_rows(results)
@@ -63,8 +64,8 @@ def read_truth(settings: TruthSettings, storage: Storage) -> list[TruthRow]:
 
 
 class Places(NamedTuple):
-    """Where the names of a truth table stand. group_of: int64 [n], each source's group by number; code_of: {group: its number};
-    row_of: {query: its row}."""
+    """Where the names of a truth table stand. group_of: int64 [n], each source's group by number; code_of: {group: its
+    number}; row_of: {query: its row}."""
 
     group_of: np.ndarray
     code_of: dict[str, int]
@@ -82,7 +83,8 @@ def places_of(
         if row.query not in row_of or row.group not in code_of:
             what = f"query {row.query!r}" if row.query not in row_of else f"source group {row.group!r}"
             raise AttribError(
-                f"the truth table asks for query {row.query!r} and source group {row.group!r}, but {what} has no vector in these "
+                f"the truth table asks for query {row.query!r} and source group {row.group!r}, but {what} has no "
+                "vector in these "
                 "embeddings; embed it, or correct the table or its key_prefix"
             )
     return Places(group_of, code_of, row_of)
@@ -96,10 +98,11 @@ def score_truth(
     source_group_column: str = "group",
     query_method_column: str = "method",
 ) -> QueryScores:
-    """One row per truth row, in cells of (role, method that generated the query); the resampled unit is the source group.
+    """One row per truth row, in cells of (role, method that generated the query); the resampled unit is the source
+    group.
 
-    Values: ap; recall_at_1 (1 if any relevant source is first); recall_at_10. Raises AttribError if a metadata column is absent, or a
-    query or group of the table has no vector.
+    Values: ap; recall_at_1 (1 if any relevant source is first); recall_at_10. Raises AttribError if a metadata column
+    is absent, or a query or group of the table has no vector.
     """
     group_of, code_of, row_of = places_of(truth, sources, queries, source_group_column)
     methods = queries.column(query_method_column)
@@ -135,7 +138,8 @@ def score_truth(
 
 
 def _first(similarity: np.ndarray, relevant: np.ndarray, key_of) -> list[int]:
-    """The TOP_SOURCES best, by descending similarity; of ties the irrelevant first, then by key, whatever order the files had."""
+    """The TOP_SOURCES best, by descending similarity; of ties the irrelevant first, then by key, whatever order the
+    files had."""
     rank = min(TOP_SOURCES, len(similarity))
     candidates = np.flatnonzero(similarity >= np.partition(similarity, -rank)[-rank] - TIE)
     order = sorted(candidates.tolist(), key=lambda i: (-round(float(similarity[i]), 12), relevant[i], key_of(i)))

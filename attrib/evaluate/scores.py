@@ -1,7 +1,9 @@
-"""What methods score on known pairs: values per query, intervals that resample what queries have in common, and differences.
+"""What methods score on known pairs: values per query, intervals that resample what queries have in common, and
+differences.
 
-Queries of one source group (or of one customised model, in AbC) succeed and fail together, so a bootstrap of queries would promise too
-much: units are resampled instead, within each cell. All methods are resampled alike, which makes differences paired.
+Queries of one source group (or of one customised model, in AbC) succeed and fail together, so a bootstrap of queries
+would promise too much: units are resampled instead, within each cell. All methods are resampled alike, which makes
+differences paired.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +23,8 @@ Cell = tuple[str, str]
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % interval. A cell of one unit has nothing to resample, so that its interval is the mean alone."""
+    """A mean and its 95 % interval. A cell of one group has nothing to resample, so that its interval is the mean
+    alone."""
 
     mean: float
     low: float
@@ -30,12 +33,13 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class QueryScores:
-    """One method's scores, one row for each thing that was asked of a query; all sequences have n entries.
+    """One method's scores, one row per question about a query; all sequences have n entries.
 
-    queries: keys of generated images; cells: (role, generator) or (test case, prompts); units: what is resampled, a source group or a
-    customised model. values: float64 [n] by name, "ap" among them. true_keys: the relevant sources; top_keys, top_similarity: the first
-    TOP_SOURCES of the ranking. ceilings: float64 [n] by name, the most that any method can reach. shared_units:
-    cells with the same first name are about the same units, which are then drawn together (AbC's prompt types share the models).
+    queries: keys of generated images; cells: (role, generator) or (test case, prompts); units: what is resampled, a
+    source group or a customised model. values: float64 [n] by name, "ap" among them. true_keys: the relevant sources;
+    top_keys, top_similarity: the first TOP_SOURCES of the ranking. ceilings: float64 [n] by name, the most that any
+    method can reach. shared_units: cells with the same first name are about the same units, which are then drawn
+    together (AbC's prompt types share the models).
     """
 
     queries: list[str]
@@ -70,7 +74,8 @@ def average_precision(ranks: np.ndarray) -> float:
 
 
 def ranks_of_relevant(similarity: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """Ranks int64 [m], ascending from 1, of the relevant among all; ties (within TIE) rank the irrelevant first, so that a tie never helps."""
+    """Ranks int64 [m], ascending from 1, of the relevant among all; ties (within TIE) rank the irrelevant first, so
+    that a tie never helps."""
     found = np.sort(similarity[relevant])[::-1]
     return np.arange(1, len(found) + 1) + num_at_or_above(np.sort(similarity[~relevant]), found)
 
@@ -81,9 +86,11 @@ def num_at_or_above(ascending: np.ndarray, thresholds: np.ndarray) -> np.ndarray
 
 
 def bootstrap(scores: QueryScores, seed: int = 0) -> dict[Cell, dict[str, np.ndarray]]:
-    """{cell: {value: float64 [BOOTSTRAP_DRAWS]}}, cell means under resampled units; nan where a draw leaves a cell without rows.
+    """{cell: {value: float64 [BOOTSTRAP_DRAWS]}}, cell means under resampled units; nan where a draw leaves a cell
+    without rows.
 
-    The cells of the macro mean are drawn first, by name, from one stream: the same numbers as `score.py --versus` beside the dev images.
+    The cells of the macro mean are drawn first, by name, from one stream: the same numbers as `score.py --versus`
+    beside the dev images.
     """
     rows_of, generator = scores.rows_of_cells(), np.random.default_rng(seed)
     macro = set(scores.macro_cells())
@@ -106,7 +113,8 @@ def bootstrap(scores: QueryScores, seed: int = 0) -> dict[Cell, dict[str, np.nda
 
 
 def intervals(scores: QueryScores, seed: int = 0) -> dict[Cell | None, dict[str, Interval]]:
-    """{cell: {value: Interval}}; under None the macro mean over cells of MACRO_MIN_ROWS rows or more, absent if no cell is that large."""
+    """{cell: {value: Interval}}; under None the macro mean over cells of MACRO_MIN_ROWS rows or more, absent if no cell
+    is that large."""
     draws, rows_of, macro = bootstrap(scores, seed), scores.rows_of_cells(), scores.macro_cells()
     found: dict = {
         cell: {name: _interval(float(values[rows].mean()), draws[cell][name]) for name, values in scores.values.items()}
@@ -121,7 +129,8 @@ def intervals(scores: QueryScores, seed: int = 0) -> dict[Cell | None, dict[str,
 
 
 def paired_difference(a: QueryScores, b: QueryScores, value: str = "ap", seed: int = 0) -> Interval | None:
-    """Macro mean of a minus that of b over the same resamples; the mean is that of the resamples, as `score.py --versus` has it.
+    """Macro mean of a minus that of b over the same resamples; the mean is that of the resamples, as `score.py
+    --versus` has it.
 
     None without a cell of MACRO_MIN_ROWS rows. Raises AttribError if the two did not answer the same questions.
     """
@@ -145,7 +154,8 @@ def check_same_rows(results: dict[str, QueryScores]) -> None:
 
 
 def summarise(results: dict[str, QueryScores], reference: str | None = None) -> dict:
-    """Plain numbers for JSON: per method the macro mean, its difference from the reference's, and every cell. null where there is none."""
+    """Plain numbers for JSON: per method the macro mean, its difference from the reference's, and every cell. null
+    where there is none."""
     check_same_rows(results)
     reference = reference or next(iter(results))
     if reference not in results:

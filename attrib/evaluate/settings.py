@@ -8,7 +8,8 @@ from attrib.shares.settings import SharesSettings
 
 
 class MethodSettings(Settings):
-    """One way to make vectors: an embed run of the sources and one of the queries, as they are or through trained mappers."""
+    """One way to make vectors: an embed run of the sources and one of the queries, as they are or through trained
+    mappers."""
 
     name: str = Field(min_length=1)
     sources: Uri  # embeddings
@@ -21,7 +22,8 @@ class MethodSettings(Settings):
     def _distractors_apart(self):
         if self.distractors == self.sources:
             raise ValueError(
-                f"distractors and sources are both {self.sources!r}, so that exemplars would compete with themselves; list the "
+                f"distractors and sources are both {self.sources!r}, so that exemplars would compete with "
+                "themselves; list the "
                 "distractors among the sources in a .txt, as abc.distractors"
             )
         if self.distractors and self.distractors.endswith(".txt"):
@@ -53,7 +55,8 @@ class AbcSettings(Settings):
     def _list_of_paths(self):
         if self.distractors and not self.distractors.endswith(".txt"):
             raise ValueError(
-                f"abc.distractors {self.distractors!r} is not a .txt with one path of the sources per line; vectors belong to a "
+                f"abc.distractors {self.distractors!r} is not a .txt with one path of the sources per line; vectors "
+                "belong to a "
                 "method: give embeddings or a .npy as methods[].distractors"
             )
         return self
@@ -62,8 +65,9 @@ class AbcSettings(Settings):
 class MeasureSettings(Settings):
     """What is measured on the pairs of a truth table beside ranking (attrib/evaluate/pair_measures.py).
 
-    Not with abc: what a calibrator of shares needs, each query's most similar sources of all, the scan of AbC's distractors does not
-    keep (it keeps how many stand before each exemplar), and a customised model has several exemplars where the theory takes one.
+    Not with abc: what a calibrator of shares needs, each query's most similar sources of all, the scan of AbC's
+    distractors does not keep (it keeps how many stand before each exemplar), and a customised model has several
+    exemplars where the theory takes one.
     """
 
     theory_role: str | None = "content"  # (source image, query) pairs of this role; None: no theory
@@ -109,7 +113,8 @@ class EvaluateSettings(JobSettings):
                 raise ValueError(f"method {method.name!r}: distractors belong to abc, not to truth")
             if self.abc and (method.distractors is None) == (self.abc.distractors is None):
                 raise ValueError(
-                    f"method {method.name!r} needs distractors from exactly one place: abc.distractors (a .txt) or its own "
+                    f"method {method.name!r} needs distractors from exactly one place: abc.distractors (a .txt) or "
+                    "its own "
                     "distractors (embeddings or .npy)"
                 )
         return self

@@ -49,8 +49,8 @@ class IndexTask(StrEnum):
 
 @dataclass(frozen=True)
 class ShardSizes:
-    """shard_vectors: of the largest shard; code_bytes: of a vector, 0 for kinds without compression; source: of a row of
-    sources.parquet; partition_rows: of the largest partition."""
+    """shard_vectors: of the largest shard; code_bytes: of a vector, 0 for kinds without compression; source: of a row
+    of sources.parquet; partition_rows: of the largest partition."""
 
     num_vectors: int
     num_shards: int
@@ -92,8 +92,8 @@ def shard_sizes(
 def shard_parts(num_shards: int, num_workers: int) -> list[int]:
     """Number of parts into which the work of each shard is cut, so that all workers finish together.
 
-    Shards that fill whole rounds stay in one part, because queries in different parts visit the same lists again and each
-    part opens the shard.
+    Shards that fill whole rounds stay in one part, because queries in different parts visit the same lists again and
+    each part opens the shard.
     """
     rest, parts = num_shards % num_workers, 1
     while rest * parts < FILLED_SHARE * num_workers * -(-rest * parts // num_workers):
@@ -123,7 +123,8 @@ def estimate_index(
     num_workers: int,
     training_threads: int,
 ) -> Estimate:
-    """training_rows: 0 for kind flat and if the coarse quantizer exists already; training_threads: of the training task."""
+    """training_rows: 0 for kind flat and if the coarse quantizer exists already; training_threads: of the training
+    task."""
     n, d = sizes.shard_vectors, sizes.dimension
     training_rows = min(training_rows, sizes.num_vectors) if sizes.num_lists else 0
     # float16 as received, float32, and the squares of its norms

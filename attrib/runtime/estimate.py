@@ -1,8 +1,8 @@
 """What a job will need before it starts: memory of each process, disk, requests, time and cost.
 
-Each stage computes its estimate in its own estimate.py, by pure functions of known sizes. What depends on the machine is
-measured at the start of the job (attrib/runtime/machine.py). Memory includes the imported libraries; memory-mapped files
-are counted apart, because the page cache gives them up under pressure.
+Each stage computes its estimate in its own estimate.py, by pure functions of known sizes. What depends on the machine
+is measured at the start of the job (attrib/runtime/machine.py). Memory includes the imported libraries; memory-mapped
+files are counted apart, because the page cache gives them up under pressure.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -23,8 +23,9 @@ class Estimate:
     """What a job will need.
 
     worker_bytes, driver_bytes: peak memory of one process, without the mapped_bytes of the files that a worker maps.
-    scratch_bytes: local disk per worker. output_bytes: files that stay in the output folder; temporary_bytes: files that
-    lie there until the job ends. num_writes, num_reads: requests to an object store, 0 if input and output are local.
+    scratch_bytes: local disk per worker. output_bytes: files that stay in the output folder; temporary_bytes: files
+    that lie there until the job ends. num_writes, num_reads: requests to an object store, 0 if input and output are
+    local.
     """
 
     num_workers: int

@@ -1,6 +1,7 @@
 """Measurements that the estimates start from: the memory of this process and the speed of this machine.
 
-Each takes a fraction of a second at the start of a job, in the process that asks. Nothing is stored that could go stale.
+Each takes a fraction of a second at the start of a job, in the process that asks. Nothing is stored that could go
+stale.
 """
 
 import ctypes
@@ -71,8 +72,8 @@ def measure_growth(work: Callable[[], Result]) -> tuple[int, float, Result]:
 
 @dataclass(frozen=True)
 class MachineRates:
-    """Speed of one worker with its threads: float32 products in flop/s; SHA-256, publishing files to the local disk, and
-    reading Parquet of float16 vectors in bytes/s."""
+    """Speed of one worker with its threads: float32 products in flop/s; SHA-256, publishing files to the local disk,
+    and reading Parquet of float16 vectors in bytes/s."""
 
     flops_per_second: float
     hashed_bytes_per_second: float

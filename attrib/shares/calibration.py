@@ -1,7 +1,7 @@
 """AbC's calibrator of shares fitted on known pairs, pairs from the corpus itself, and how well shares are calibrated.
 
-The calibrator is two scalars (attrib.shares.shares; Wang et al., ICCV 2023, arXiv 2306.09345). Throughout, the truth of a
-candidate is 1 / (true sources among the query's candidates) if it is one of them, else 0: the uniform target over the
+The calibrator is two scalars (attrib.shares.shares; Wang et al., ICCV 2023, arXiv 2306.09345). Throughout, the truth of
+a candidate is 1 / (true sources among the query's candidates) if it is one of them, else 0: the uniform target over the
 exemplars.
 """
 
@@ -147,7 +147,7 @@ def pairs_from_corpus(
     views: float [m, d], vectors of images made from one or more source images by augmentation or re-rendering (crop,
     colour, blur, overlay of two); view_sources: int64 [m, r], the ids of those sources, -1 for none; anchors: float [n,
     d], vectors of the corpus, the unaltered sources included, which should be images that the model was not trained on;
-    anchor_ids: int64 [n], which copies of one picture may share, so that a copy does not count as an error. Every view
+    anchor_ids: int64 [n], which copies of one image may share, so that a copy does not count as an error. Every view
     has its sources by construction, as AbC's customised models have their exemplars.
 
     Bias: a view keeps pixels of its source, a generated image only what the generator kept. Views that stand out more
@@ -182,7 +182,7 @@ def pairs_from_corpus(
 
 
 def hardness(similarity: np.ndarray) -> dict[str, float]:
-    """Medians over queries [n, k], best first: of the best cosine, and of how far it stands above the second and the
+    """Medians over queries [n, k], best first: of the best cosine, and of its margin over the second and the
     last candidate.
 
     For real queries and for views of the corpus, with one k: where they differ, a calibrator that is fitted on the

@@ -8,8 +8,8 @@ from attrib.shares.settings import SharesSettings
 def soft_shares(similarity: np.ndarray, settings: SharesSettings) -> np.ndarray:
     """Cosine float [n, k] (-inf where a query has fewer sources) -> shares float64 [n, k], each row of sum one.
 
-    e_j = exp((s_j - max s) * inverse_temperature), t_j = relu(e_j + 0.001 * offset), p_j = t_j / sum t. The best source has e = 1 and
-    offset > -1000, so that no row is empty; a source far below the best gets exactly zero.
+    e_j = exp((s_j - max s) * inverse_temperature), t_j = relu(e_j + 0.001 * offset), p_j = t_j / sum t. The best source
+    has e = 1 and offset > -1000, so that no row is empty; a source far below the best gets exactly zero.
     """
     similarity = similarity.astype(np.float64)
     best = similarity.max(axis=1, keepdims=True)

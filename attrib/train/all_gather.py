@@ -15,10 +15,10 @@ from attrib.common.errors import AttribError
 def gather(rows: Tensor) -> Tensor:
     """Rows [n, ...] of this rank -> rows [world size * n, ...] of all ranks in rank order, with gradient.
 
-    The backward pass sums the gradients of the gathered rows over the ranks and returns this rank's slice. If every rank
-    computes the same loss from the gathered rows, that sum is world size times the gradient of the loss.
-    DistributedDataParallel averages over the ranks, which divides by world size again (lightly issue 1977 is about losing
-    this factor). The result is the gradient of one process with the joined batch.
+    The backward pass sums the gradients of the gathered rows over the ranks and returns this rank's slice. If every
+    rank computes the same loss from the gathered rows, that sum is world size times the gradient of the loss.
+    DistributedDataParallel averages over the ranks, which divides by world size again (lightly issue 1977 is about
+    losing this factor). The result is the gradient of one process with the joined batch.
 
     Forward and backward are collective: all ranks call them equally often and in the same order, and the rows need a
     gradient on all ranks or on none. Returns the rows themselves where torch.distributed is not initialised or has one
@@ -33,7 +33,8 @@ def gather_fixed(rows: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """Own function: torch.distributed.nn.functional.all_gather is deprecated, and its successor lies in a private module."""
+    """Own function: torch.distributed.nn.functional.all_gather is deprecated, and its successor lies in a private
+    module."""
 
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
@@ -54,7 +55,8 @@ def _all_gather(rows: Tensor) -> Tensor:
     counts = _gather_equal(torch.tensor([len(rows)], device=rows.device)).tolist()
     if len(set(counts)) > 1:
         raise AttribError(
-            f"the workers hold {counts} rows; give each the same number, for example by dropping the last incomplete batch"
+            f"the workers hold {counts} rows; give each the same number, for example by dropping the last incomplete "
+            "batch"
         )
     return _gather_equal(rows)
 

@@ -1,4 +1,5 @@
-"""Batches of precomputed inputs: which views and anchors a step sees, the same joined batch whatever the number of workers."""
+"""Batches of precomputed inputs: the views and anchors of each step, the same global batch for any number of
+workers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from attrib.train.settings import OptimiserSettings
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a head's nets see. anchors: float [n, p] of source images with ids int64 [n], ascending; views: float [m, p] with
-    view_sources int64 [m, 2], ids of content and donor (-1: none)."""
+    """Inputs of the nets of a head. anchors: float [n, p] of source images with ids int64 [n], ascending; views: float
+    [m, p] with view_sources int64 [m, 2], ids of content and donor (-1: none)."""
 
     anchors: Tensor
     anchor_ids: Tensor
@@ -27,19 +28,20 @@ class Inputs:
 
 
 def is_validation(image_ids: np.ndarray, share: float) -> np.ndarray:
-    """bool [n]: a random share of images, by id alone, whose views judge the model and never train it."""
+    """bool [n]: a random share of the images, by id alone, whose views validate the model and never train it."""
     return sampling_rank(image_ids) < np.uint64(share * 2**63) * np.uint64(2)
 
 
 class InputBatches:
-    """Shuffled by seed and epoch; views of validation images, or with such a donor, are kept apart."""
+    """Batches shuffled by seed and epoch. Views of validation images, or with such a donor, are not trained on."""
 
     def __init__(self, inputs: Inputs, settings: OptimiserSettings, seed: int, rank: int, num_workers: int):
-        """Raises AttribError if there are not enough views for one batch, or the batch does not divide among the workers."""
+        """Raises AttribError for too few views for one batch, or a batch size that the workers do not divide evenly."""
         self.inputs, self.settings, self.seed, self.rank, self.num_workers = inputs, settings, seed, rank, num_workers
         if settings.batch_size % num_workers:
             raise AttribError(
-                f"optimiser.batch_size {settings.batch_size} does not divide among {num_workers} workers; choose a multiple"
+                f"optimiser.batch_size {settings.batch_size} does not divide among {num_workers} workers; choose a "
+                "multiple"
             )
         sources = inputs.view_sources.numpy()
         held_out = is_validation(sources, settings.validation_share) & (sources >= 0)
@@ -47,7 +49,8 @@ class InputBatches:
         self.validation_rows = torch.from_numpy(np.flatnonzero(held_out[:, 0]))
         if len(self.training_rows) < settings.batch_size or not len(self.validation_rows):
             raise AttribError(
-                f"{len(self.training_rows):,} views to train on and {len(self.validation_rows):,} to validate are too few for batches "
+                f"{len(self.training_rows):,} views to train on and {len(self.validation_rows):,} to validate are "
+                "too few for batches "
                 f"of {settings.batch_size}; lower optimiser.batch_size, raise views_per_image, or give more images"
             )
 
@@ -76,7 +79,7 @@ class InputBatches:
 
     @torch.no_grad()
     def criterion(self, student: Student) -> float:
-        """Cheap enough here for every worker to compute all of it, so that all stop together."""
+        """Mean reciprocal rank of the validation views. Every worker computes all of it, so that all stop together."""
         views, anchors = self.validation_embeddings(student)
         device = views.device
         sources, ids = self.inputs.view_sources[self.validation_rows].to(device), self.inputs.anchor_ids.to(device)

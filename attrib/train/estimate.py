@@ -9,8 +9,8 @@ from attrib.runtime.machine import MachineRates
 
 @dataclass(frozen=True)
 class TrainSizes:
-    """feature_dimension: numbers of an image's features, float16; largest_block: of its blocks; input_dimension: numbers
-    of an image that the nets see; images_in_flight: of one task of the feature extraction."""
+    """feature_dimension: numbers of an image's features, float16; largest_block: of its blocks; input_dimension:
+    numbers of an image that the nets see; images_in_flight: of one task of the feature extraction."""
 
     num_images: int
     views_per_image: int

@@ -1,4 +1,4 @@
-"""From features to a model: projections fitted, controls made, and the inputs that training needs."""
+"""Initial model from features: fitted projections, controls, and the inputs of the training."""
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ INPUT_ROWS = 1024  # features that are float32 at a time
 
 
 def with_control(settings: TrainSettings) -> TrainSettings:
-    """The settings that a control stands for. `whitened` and `domain_whitened` keep features and parts, and train nothing."""
+    """Settings of a control. `whitened` and `domain_whitened` keep features and parts, and train nothing."""
     plain = {"all": PartSettings(blocks=("pooled",))}
     changes: dict = {}
     if settings.control == "raw":
@@ -46,8 +46,9 @@ def fitted_model(
 ) -> AttributionModel:
     """A model with its projections fitted on the images themselves, and its nets as they start.
 
-    With a head for each domain, a control is fitted on each domain's images, and raises AttribError if there are none; nets that are to be
-    trained start from one projection, which unpaired synthetic images, where they are given, centre for their own domain.
+    With a head for each domain, a control is fitted on each domain's images, and raises AttribError if there are none;
+    nets that are to be trained start from one projection, which unpaired synthetic images, where they are given, centre
+    for their own domain.
     """
     originals = np.flatnonzero(real.is_original)
     fits = {"real": (real, originals)}
@@ -75,7 +76,7 @@ def fitted_model(
 
 
 def training_inputs(model: AttributionModel, real: ViewFeatures) -> Inputs:
-    """What the nets see of every image and view, computed once, float16."""
+    """Inputs of the nets for every image and view, computed once, float16."""
     originals, views = _originals_by_id(real), np.flatnonzero(~real.is_original)
     return Inputs(
         head_inputs(model.head("real"), real.features, originals),
@@ -88,7 +89,8 @@ def training_inputs(model: AttributionModel, real: ViewFeatures) -> Inputs:
 def paired_inputs(
     model: AttributionModel, real: ViewFeatures, synthetic: ViewFeatures, pairs: dict[int, list[int]]
 ) -> Inputs:
-    """For the supervised baseline: synthetic images in the place of views. pairs: {id of a synthetic image: ids of its sources}.
+    """For the supervised baseline: synthetic images in the place of views. pairs: {id of a synthetic image: ids of its
+    sources}.
 
     Raises AttribError if no pair has both of its images.
     """
@@ -132,7 +134,10 @@ def _blocks(head: Head, found: ViewFeatures, rows: np.ndarray) -> dict[str, np.n
 def read_pairs(
     settings: TrainSettings, manifest: Manifest, synthetic: Manifest, storage: Storage
 ) -> dict[int, list[int]]:
-    """{id of a synthetic image: ids of its sources} by the pairs table. Raises AttribError if there is none, or a column is missing."""
+    """{id of a synthetic image: ids of its sources} from the pairs table.
+
+    Raises AttribError if there is no pair, or a column is missing.
+    """
     if settings.pairs is None:
         raise AttribError("control 'supervised' needs `pairs`, a table of synthetic images and their sources")
     table = open_sidecar(settings.pairs, storage).to_table()

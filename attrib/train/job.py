@@ -59,7 +59,7 @@ MAX_FAILURES = 3  # of workers, in one run
 
 
 def run(settings: TrainSettings) -> dict:
-    """Train, or make a control, and return the record. A run that was killed continues from its last epoch."""
+    """Train, or make a control, and return the record. A killed run continues from its last epoch."""
     baseline_bytes()
     storage = Storage(settings.storage)
     settings = with_control(settings)

@@ -1,7 +1,7 @@
-"""The training loop, read from top to bottom: steps, an unsupervised criterion after every epoch, early stopping, and a state to resume from.
+"""The training loop: steps, an unsupervised criterion after every epoch, early stopping, and a state to resume from.
 
-The criterion: views of held-out source images must find their content and their style donor among all source images (mean reciprocal rank,
-averaged over the two roles). It needs no generated image and no truth.
+The criterion: views of held-out source images must find their content and their style donor among all source images
+(mean reciprocal rank, averaged over the two roles). It needs no generated image and no truth.
 """
 
 import math
@@ -22,7 +22,7 @@ CRITERION_ROWS = 1024  # views whose similarities are in memory at a time
 
 
 class TrainBatches(Protocol):
-    """What the loop draws from: attrib/train/batches.py for a head, attrib/train/pixel_batches.py for pixels."""
+    """Source of batches: attrib/train/batches.py for a head, attrib/train/pixel_batches.py for pixels."""
 
     @property
     def num_steps(self) -> int: ...
@@ -33,7 +33,7 @@ class TrainBatches(Protocol):
 
 
 class TrainRun:
-    """A training run and its state. `wrapped` is the student as it is called in a step, by default the student itself."""
+    """A training run and its state. wrapped: the student as a step calls it, by default the student itself."""
 
     def __init__(
         self,
@@ -55,7 +55,8 @@ class TrainRun:
         self.best: dict[str, Tensor] = _trained_state(student)
 
     def train(self, batches: TrainBatches, on_epoch: Callable[["TrainRun"], None]) -> None:
-        """Until the epochs are done or the criterion no longer rises; `on_epoch` is called after each. Ends with the best weights.
+        """Train until the last epoch or until the criterion no longer rises; load the best weights; call on_epoch after
+        each.
 
         Raises AttribError if the loss is not finite.
         """
@@ -114,26 +115,28 @@ class TrainRun:
         self.student.load_state_dict(state["student"], strict=False)
         self.objective.load_state_dict(state["objective"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.schedule.last_epoch = state["schedule"][
-            "last_epoch"
-        ]  # the rates are the optimiser's; load_state_dict wants lambdas
+        # The rates are in the state of the optimiser; load_state_dict of the schedule would need its lambda.
+        self.schedule.last_epoch = state["schedule"]["last_epoch"]
         self.history, self.best = list(state["history"]), state["best"]
 
 
 def _trained_state(student: Student) -> dict[str, Tensor]:
-    """What changes in training: a frozen backbone need not be in every checkpoint."""
+    """Parameters that training changes: a frozen backbone need not be in every checkpoint."""
     return {name: value.detach().clone() for name, value in student.named_parameters() if value.requires_grad}
 
 
 @torch.no_grad()
 def mean_reciprocal_rank(views: Tensor, anchors: Tensor, view_sources: Tensor, anchor_ids: Tensor) -> float:
-    """Of the source of each role among the anchors by cosine, the view's other source left out; averaged over views, then over roles.
+    """Mean reciprocal rank, by cosine, of the source of each role among the anchors, averaged over views, then over
+    roles.
 
-    views: float [m, d]; anchors: float [n, d]; view_sources: int64 [m, 2], -1 for none; anchor_ids: int64 [n], EMPTY_SLOT for a slot that is
-    left out. Ties count against.
+    The view's source of the other role is left out of the ranking.
+
+    views: float [m, d]; anchors: float [n, d]; view_sources: int64 [m, 2], -1 for none; anchor_ids: int64 [n],
+    EMPTY_SLOT for an ignored slot. Ties count as ranked above.
     """
-    somebody = anchor_ids != EMPTY_SLOT
-    anchors, anchor_ids = F.normalize(anchors[somebody], dim=1), anchor_ids[somebody]
+    filled = anchor_ids != EMPTY_SLOT
+    anchors, anchor_ids = F.normalize(anchors[filled], dim=1), anchor_ids[filled]
     found: list[list[Tensor]] = [[], []]
     for start in range(0, len(views), CRITERION_ROWS):
         similarity = F.normalize(views[start : start + CRITERION_ROWS], dim=1) @ anchors.T

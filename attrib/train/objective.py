@@ -1,4 +1,5 @@
-"""What training minimises: alignment plus a weight times disentanglement, over the global batch, with the state that some forms carry."""
+"""The training objective: alignment loss plus weight times decorrelation loss, over the global batch, with its
+state."""
 
 import copy
 from dataclasses import dataclass
@@ -11,15 +12,15 @@ from attrib.train.losses import contrastive, decorrelation
 from attrib.train.settings import AlignmentSettings, DisentanglementSettings
 from attrib.train.student import Student
 
-EMPTY_SLOT = -1  # an anchor that is left out
+EMPTY_SLOT = -1  # id of an anchor that is ignored
 
 
 @dataclass(frozen=True)
 class TrainBatch:
     """One worker's part of a batch, the same sizes on every worker.
 
-    anchors: inputs of n source images; anchor_ids: int64 [n], EMPTY_SLOT for a slot to leave out; views: inputs of m views; view_sources:
-    int64 [m, 2], ids of content and style donor (-1: none).
+    anchors: inputs of n source images; anchor_ids: int64 [n], EMPTY_SLOT for an ignored slot; views: inputs of m views;
+    view_sources: int64 [m, 2], ids of content and style donor (-1: none).
     """
 
     anchors: Tensor
@@ -32,7 +33,7 @@ class TrainBatch:
 
 
 class Objective(nn.Module):
-    """Loss of a batch for a student, and the slow network, queue and covariances that belong to it, all in its state."""
+    """Loss of a batch for a student; its state holds the momentum encoder, the queue and the running covariances."""
 
     def __init__(self, student: Student, aligned: AlignmentSettings, disentangled: DisentanglementSettings):
         super().__init__()
@@ -79,7 +80,7 @@ class Objective(nn.Module):
         return total / len(student.part_sizes)
 
     def _term(self, part: int, real: Tensor, synthetic: Tensor) -> Tensor:
-        """Per dimension, so that a weight means the same for parts of any size."""
+        """Loss per dimension, so that a weight means the same for parts of any size."""
         kind, eps, d = self.disentangled.kind, self.disentangled.eps, real.shape[1]
         if kind == "gaussian_infomax":
             return decorrelation.gaussian_infomax(real, synthetic, eps) / d
@@ -93,6 +94,7 @@ class Objective(nn.Module):
 
 
 def only_first(ids: Tensor) -> Tensor:
-    """int64 [n] with every id but its first place replaced by EMPTY_SLOT: an image that several views need is one anchor, not several."""
+    """int64 [n]: ids with all but the first place of each replaced by EMPTY_SLOT, so that an image is one anchor
+    only."""
     seen: set[int] = set()
     return ids.new_tensor([EMPTY_SLOT if i in seen or seen.add(i) else i for i in ids.tolist()])

@@ -1,7 +1,7 @@
-"""Training end to end: pixels through the last blocks of the backbone and the head, on views that are rendered as they are needed.
+"""End-to-end training: pixels through the last blocks of the backbone and the head, on views rendered on demand.
 
-Batch norm keeps the statistics of the pretrained network (the backbone stays in evaluation mode), so that workers agree exactly and a small
-batch does no harm.
+Batch norm keeps the statistics of the pretrained network (the backbone stays in evaluation mode), so that workers agree
+exactly and small batches do no harm.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,8 @@ ENCODE_BATCH = 16
 
 
 class PixelBatches:
-    """Shuffled by seed and epoch; every epoch has new views. The donor of a view is the next content of the global batch."""
+    """Batches shuffled by seed and epoch, with new views in every epoch. Donor of a view: next content of the global
+    batch."""
 
     def __init__(
         self,
@@ -55,7 +56,8 @@ class PixelBatches:
         size = settings.optimiser.batch_size
         if size % num_workers or len(self.training) < size or not len(self.held_out):
             raise AttribError(
-                f"{len(self.training):,} images to train on and {len(self.held_out):,} to validate do not make batches of {size} over "
+                f"{len(self.training):,} images to train on and {len(self.held_out):,} to validate do not make "
+                f"batches of {size} over "
                 f"{num_workers} workers; choose a smaller optimiser.batch_size that divides"
             )
         self._judged: tuple | None = None
@@ -105,7 +107,7 @@ class PixelBatches:
 
     @torch.no_grad()
     def criterion(self, student: Student) -> float:
-        """Every worker embeds its share of the pictures, and all gather all of them."""
+        """Every worker embeds its share of the images; all of them are gathered."""
         if self._judged is None:
             self._judged = self._validation()
         anchors, anchor_ids, views, sources = self._judged
@@ -158,7 +160,7 @@ class _Steps(Dataset):
 
 
 class _Reader:
-    """Images by position, as the network wants them and as views do (DecodedImages), kept while there is room; None if undecodable."""
+    """DecodedImages by position, cached while there is room; None for an image that cannot be decoded."""
 
     def __init__(self, images: pa.Table, manifest: Manifest, preprocessing: Preprocessing, storage: Storage):
         self.images, self.manifest, self.preprocessing, self.storage = images, manifest, preprocessing, storage

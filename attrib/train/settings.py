@@ -1,4 +1,4 @@
-"""Options of jobs.train: what is trained, on which views, by which objective, and the controls that it must beat."""
+"""Options of jobs.train: trained parameters, views, objective, and controls."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -13,7 +13,7 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class AlignmentSettings(Settings):
-    """How a view is drawn to the sources that it was made of (attrib/train/losses/contrastive.py)."""
+    """Contrastive loss between a view and its sources (attrib/train/losses/contrastive.py)."""
 
     kind: Literal["info_nce", "moco"] = "info_nce"
     temperature: float = Field(default=0.02, gt=0)
@@ -23,7 +23,7 @@ class AlignmentSettings(Settings):
 
 
 class DisentanglementSettings(Settings):
-    """What keeps the dimensions of the embedding apart (attrib/train/losses/decorrelation.py)."""
+    """Loss that decorrelates the dimensions of the embedding (attrib/train/losses/decorrelation.py)."""
 
     kind: Literal["none", "gaussian_infomax", "cor_infomax", "cca_ssg"] = "gaussian_infomax"
     weight: Weight = 5.0
@@ -95,7 +95,8 @@ class TrainSettings(JobSettings):
         if self.head.separate_domains and self.alignment.kind != "info_nce" and not disentangles:
             # Only the slow network sees the sources: nothing would train the fast one's head for them.
             raise ValueError(
-                f"alignment.kind {self.alignment.kind!r} trains no head of real images by itself; with head.separate_domains "
+                f"alignment.kind {self.alignment.kind!r} trains no head of real images by itself; with "
+                "head.separate_domains "
                 "use info_nce, or a disentanglement"
             )
         return self

@@ -1,4 +1,4 @@
-"""The calibrator of shares where no pairs exist: fitted on views of held-out source images, whose sources are known by construction."""
+"""Calibrator of shares without pairs: fitted on views of held-out source images, whose sources are known."""
 
 import numpy as np
 
@@ -14,8 +14,8 @@ TOP_K = 10
 def shares_of_views(student: Student, batches: InputBatches, top_k: int = TOP_K) -> dict:
     """{"inverse_temperature", "offset", "held_out": Reliability as a dict, "construction"}.
 
-    Fitted on all views of held-out images against all source images; its reliability is that of a calibrator fitted on the views of one
-    half of these images and measured on those of the other, each way.
+    Fitted on all views of held-out images against all source images; its reliability is that of a calibrator fitted on
+    the views of one half of these images and measured on those of the other, each way.
     """
     inputs, rows = batches.inputs, batches.validation_rows
     views, anchors = (vectors.cpu().numpy() for vectors in batches.validation_embeddings(student))
@@ -28,6 +28,7 @@ def shares_of_views(student: Student, batches: InputBatches, top_k: int = TOP_K)
             shares[mine] = soft_shares(similarity[mine], fit_shares(similarity[~mine], is_true[~mine]))
     fitted = fit_shares(similarity, is_true)
     return fitted.model_dump() | {
-        "construction": f"{len(rows)} views of {len(np.unique(sources[:, 0]))} held-out images, top {similarity.shape[1]}",
+        "construction": f"{len(rows)} views of {len(np.unique(sources[:, 0]))} held-out images, top "
+        f"{similarity.shape[1]}",
         "held_out": reliability(shares, is_true).to_dict(),
     }

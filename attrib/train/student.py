@@ -1,4 +1,4 @@
-"""What is trained of a model, as the objective sees it: nets on inputs computed once, or pixels through the whole network."""
+"""The trained part of a model: nets on precomputed inputs, or the whole network on pixels."""
 
 import torch
 from timm.models import group_parameters
@@ -14,7 +14,7 @@ from attrib.train.settings import TrainSettings
 
 
 class Student(nn.Module):
-    """What is trained: inputs -> float32 [n, d], parts side by side and not normalised.
+    """The trained network: inputs -> float32 [n, d], parts side by side, not normalised.
 
     trunk(inputs, domain) gives the parts; with separate domains anchors pass as real and views as synthetic images.
     """
@@ -89,7 +89,8 @@ def thaw_last_blocks(backbone: nn.Module, num_blocks: int | str) -> None:
     num = len(groups) if num_blocks == "all" else num_blocks
     if num > len(groups):
         raise AttribError(
-            f"fine_tune.num_blocks is {num}, but the network has {len(groups)} groups of layers; use at most that, or 'all'"
+            f"fine_tune.num_blocks is {num}, but the network has {len(groups)} groups of layers; use at most that, "
+            "or 'all'"
         )
     chosen = {name for group in groups[-num:] for name in group}
     for name, parameter in backbone.named_parameters():
@@ -97,7 +98,7 @@ def thaw_last_blocks(backbone: nn.Module, num_blocks: int | str) -> None:
 
 
 def student_of(model: AttributionModel, settings: TrainSettings) -> Student:
-    """What training changes of a model: the head's nets and, end to end, the backbone's last blocks; all else is frozen."""
+    """The student of a model: nets of the head and, end to end, the last blocks of the backbone; the rest is frozen."""
     model.requires_grad_(False)
     for head in model.heads.values():
         for part in head.parts.values():

@@ -1,7 +1,8 @@
-"""Features of source images and of views of them, computed once, so that a head trains in minutes on a CPU.
+"""Features of source images and of their views, computed once, so that a head trains in minutes on a CPU.
 
-<folder>/part-00000/rows-....safetensors   a chunk of images: features float16 [n, D], content int64 [n], donor int64 [n] (-1: none),
-                                           view int64 [n] (-1: the image itself), kind int64 [n] (place in KINDS; -1 likewise);
+<folder>/part-00000/rows-....safetensors   a chunk of images: features float16 [n, D], content int64 [n],
+                                           donor int64 [n] (-1: none), view int64 [n] (-1: the image itself),
+                                           kind int64 [n] (place in KINDS; -1: the image itself);
                                            metadata "failures": JSON of images without features
 """
 
@@ -38,7 +39,8 @@ SHEET_PX = 160
 
 @dataclass(frozen=True)
 class ViewFeatures:
-    """features: float16 [n, D]; content, donor, view, kind: int64 [n], as in the files. failures: id, stage, reason of each lost image."""
+    """features: float16 [n, D]; content, donor, view, kind: int64 [n], as in the files. failures: id, stage, reason of
+    each lost image."""
 
     features: np.ndarray
     content: np.ndarray
@@ -62,8 +64,8 @@ class ViewFeatures:
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """ids of images that could be decoded; of each, prepared: uint8 [3, crop_px, crop_px], as the network wants it, and pixels: uint8
-    [3, h, w], shrunk to what views need; failures of the others."""
+    """ids of images that could be decoded; of each, prepared: uint8 [3, crop_px, crop_px], as the network wants it, and
+    pixels: uint8 [3, h, w], shrunk to what views need; failures of the others."""
 
     ids: list[int]
     prepared: list[torch.Tensor]
@@ -99,7 +101,8 @@ def _shrunk(pixels: torch.Tensor, view_px: int) -> torch.Tensor:
 def draw_view(
     decoded: DecodedImages, position: int, view: int, settings: ViewSettings, view_px: int, seed: int
 ) -> tuple[torch.Tensor, int, Kind]:
-    """View number `view` of an image, uint8 [3, view_px, view_px], the id of its donor, another image of the chunk, or NO_DONOR, and its kind."""
+    """View number `view` of an image: uint8 [3, view_px, view_px], its kind, and the id of its donor, another image of
+    the chunk or NO_DONOR."""
     generator = view_generator(seed, decoded.ids[position], view)
     kind = draw_kind(settings, generator)
     num_others = len(decoded.ids) - 1
@@ -126,7 +129,7 @@ def extract_chunk(
     """Features of the images of some manifest rows and of `num_views` views of each."""
     decoded = decode_images(images, manifest, preprocessing, storage)
     content, donor, view, kind, batch, features = [], [], [], [], [], []
-    for pixels, row in _pictures(decoded, preprocessing, settings, num_views):
+    for pixels, row in _prepared_views(decoded, preprocessing, settings, num_views):
         for column, value in zip((content, donor, view, kind), row):
             column.append(value)
         batch.append(pixels)
@@ -142,7 +145,7 @@ def extract_chunk(
     )
 
 
-def _pictures(
+def _prepared_views(
     decoded: DecodedImages, preprocessing: Preprocessing, settings: TrainSettings, num_views: int
 ) -> Iterator[tuple[torch.Tensor, tuple[int, int, int, int]]]:
     """(uint8 [3, crop_px, crop_px], (content, donor, view, kind)) of every image and view."""
@@ -167,7 +170,7 @@ def _features(batch: list[torch.Tensor], extractor, preprocessing: Preprocessing
 def sheet_of_views(
     images: pa.Table, manifest: Manifest, preprocessing: Preprocessing, settings: TrainSettings, storage: Storage
 ) -> bytes:
-    """A PNG that shows what training sees of some manifest rows."""
+    """A PNG with the views of the images of some manifest rows."""
     decoded = decode_images(images, manifest, preprocessing, storage)
     donors = decoded.pixels[1:] + decoded.pixels[:1]
     return view_sheet(decoded.pixels, donors, settings.views, SHEET_PX, seed=settings.seed)

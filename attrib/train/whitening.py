@@ -1,7 +1,8 @@
-"""Fitting the projections of a head to features: centring, standardising and whitening, on unpaired images of one domain.
+"""Fitting the projections of a head to features: centring, standardising and whitening, on unpaired images of one
+domain.
 
-For a linear head with outputs of unit variance the log-det Infomax objective has a closed solution, whitening (Hadamard's inequality), so
-these projections are both where training starts and the controls that it must beat.
+For a linear head with outputs of unit variance the log-det Infomax objective has a closed solution, whitening
+(Hadamard's inequality), so these projections are both where training starts and the controls that it must beat.
 """
 
 import numpy as np
@@ -12,12 +13,12 @@ from attrib.common.errors import AttribError
 from attrib.models.heads import HeadPart
 from attrib.models.settings import HeadSettings
 
-DEVIATION_FLOOR = 1e-6  # a number that is the same on all images says nothing, and is left out
+DEVIATION_FLOOR = 1e-6  # a feature that is equal on all images carries no information and is set to 0
 RANK_TOLERANCE = 1e-9  # of the largest variance: directions below are rounding
 
 
 def projected_sizes(block_sizes: dict[str, int], num_images: int, settings: HeadSettings) -> dict[str, int]:
-    """Numbers per block after its projection: no more directions than images can tell apart."""
+    """Dimension of each block after its projection: at most the rank that num_images can have."""
     if "whiten" not in settings.projection or is_symmetric(settings):
         return dict(block_sizes)
     limit = min(settings.num_directions or num_images - 1, num_images - 1)
@@ -25,7 +26,8 @@ def projected_sizes(block_sizes: dict[str, int], num_images: int, settings: Head
 
 
 def is_symmetric(settings: HeadSettings) -> bool:
-    """Whether whitening must rotate back (ZCA): where each domain is whitened by itself, principal directions would not correspond."""
+    """Whitening rotates back (ZCA) if each domain is whitened alone, because principal directions would not
+    correspond."""
     return settings.separate_domains and settings.net == "none"
 
 
@@ -71,7 +73,7 @@ def affine(features: np.ndarray, settings: HeadSettings) -> tuple[np.ndarray, np
     largest = variance.max(initial=0)
     whitening = directions / np.sqrt(variance + settings.shrinkage * largest)[:, None]
     if is_symmetric(settings) and largest:
-        # Directions in which the images do not vary are scaled as one of no variance, so that n < d whitens as n >= d does.
+        # Directions without variance among the images are scaled as variance 0, so that n < d whitens as n >= d does.
         floor = 1 / np.sqrt(settings.shrinkage * largest)
         whitening = directions.T @ (whitening - floor * directions) + floor * np.eye(dimension)
     weight = whitening * scale
@@ -79,13 +81,14 @@ def affine(features: np.ndarray, settings: HeadSettings) -> tuple[np.ndarray, np
 
 
 def principal_directions(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """variance float64 [k] descending and directions float64 [k, D], orthonormal, of centred rows float64 [n, D]; k is the rank."""
+    """PCA of centred rows float64 [n, D]: variance float64 [k] descending, orthonormal directions float64 [k, D]; k:
+    rank."""
     num, dimension = centred.shape
     if dimension <= num:
         variance, vectors = np.linalg.eigh(centred.T @ centred / num)
         variance, directions = variance[::-1], vectors[:, ::-1].T
     else:
-        # Fewer images than numbers: the same directions from the small matrix of the images' products.
+        # Fewer images than dimensions: the same directions from the smaller Gram matrix.
         variance, vectors = np.linalg.eigh(centred @ centred.T / num)
         variance, vectors = variance[::-1], vectors[:, ::-1]
         directions = (centred.T @ (vectors / np.sqrt(np.maximum(variance, np.finfo(float).tiny) * num))).T

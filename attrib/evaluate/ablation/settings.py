@@ -23,8 +23,9 @@ CHOSEN = "chosen by folds"  # a row of the table that no variant may be named af
 class VariantSettings(Settings):
     """One row of the table.
 
-    learns_from: nothing (a control whose projections are fitted to the sources); views of the sources; queries (projections of each domain
-    are fitted apart: unpaired) or pairs (the supervised baseline), both always those of the other folds.
+    learns_from: nothing (a control whose projections are fitted to the sources); views of the sources; queries
+    (projections of each domain are fitted apart: unpaired) or pairs (the supervised baseline), both always those of the
+    other folds.
     """
 
     name: str = Field(min_length=1)
@@ -78,7 +79,8 @@ class AblateSettings(JobSettings):
     seed: int = 0
 
     def training(self, variant: VariantSettings, manifest: str, output: str) -> TrainSettings:
-        """A variant as jobs.train would have it. No picture may be missing: every variant answers the same questions."""
+        """A variant as jobs.train would have it. No image may be missing: every variant answers the same
+        questions."""
         return TrainSettings(
             storage=self.storage,
             ray=self.ray,

@@ -1,8 +1,9 @@
-"""Variants of the method scored on the same queries, whatever they learn from: the sources' vectors and the queries', fold by fold.
+"""Variants of the method scored on the same queries, whatever they learn from: the sources' vectors and the queries',
+fold by fold.
 
-What learns from queries or pairs never sees those it is scored on. Folds are sets of source groups; the model of a fold is fitted without
-any query that has a truth in it, and each truth row is scored by the model of its group's fold. (Folds of whole queries that share no
-source do not exist where a few styles made most of the queries.)
+What learns from queries or pairs never sees those it is scored on. Folds are sets of source groups; the model of a fold
+is fitted without any query that has a truth in it, and each truth row is scored by the model of its group's fold.
+(Folds of whole queries that share no source do not exist where a few styles made most of the queries.)
 """
 
 from collections import defaultdict
@@ -32,7 +33,8 @@ from attrib.train.view_features import ViewFeatures
 
 @dataclass(frozen=True)
 class AblationFeatures:
-    """Features of sources (with views) and of queries, with the keys and metadata of their rows without views: {id: (key, metadata)}."""
+    """Features of sources (with views) and of queries, with the keys and metadata of their rows without views: {id:
+    (key, metadata)}."""
 
     sources: ViewFeatures
     queries: ViewFeatures
@@ -42,7 +44,8 @@ class AblationFeatures:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Scores of a variant, its vectors (those of the first fold, where there are folds), and the criterion of its training by epoch."""
+    """Scores of a variant, its vectors (those of the first fold, where there are folds), and the criterion of its
+    training by epoch."""
 
     scores: QueryScores
     sources: np.ndarray
@@ -64,36 +67,36 @@ def score_variant(
     settings: AblateSettings,
     variant: VariantSettings,
     training: TrainSettings,
-    pictures: AblationFeatures,
+    features: AblationFeatures,
     truth: list[TruthRow],
     storage: Storage,
 ) -> Outcome:
     """Fit, train where there is something to train, and score."""
     torch.set_num_threads(1)
     if variant.learns_from in ("nothing", "views"):
-        used = pictures.sources
+        used = features.sources
         if variant.kinds:
             wanted = [KINDS.index(kind) for kind in variant.kinds]
             used = used.take(used.is_original | np.isin(used.kind, wanted))
         model, history = _made(training, used, None, None, storage)
-        sources, queries = _vectors(model, pictures)
-        return Outcome(_score(settings, pictures, sources, queries, truth), sources, queries, history)
+        sources, queries = _vectors(model, features)
+        return Outcome(_score(settings, features, sources, queries, truth), sources, queries, history)
     scored, first = [], None
     for fold in range(settings.num_folds):
         mine = [fold_of(row.group, settings.num_folds, settings.seed) == fold for row in truth]
         banned = {row.query for row, is_mine in zip(truth, mine) if is_mine}
-        ids = {key: int(i) for key, i in zip(pictures.query_keys.keys, pictures.query_keys.vectors[:, 0])}
+        ids = {key: int(i) for key, i in zip(features.query_keys.keys, features.query_keys.vectors[:, 0])}
         allowed = {ids[key] for key in ids if key not in banned}
         pairs = (
-            _pairs(pictures, truth, ids, allowed, settings.truth.source_group_column)
+            _pairs(features, truth, ids, allowed, settings.truth.source_group_column)
             if variant.learns_from == "pairs"
             else None
         )
-        kept = np.isin(pictures.queries.content, list(allowed))
-        model, history = _made(training, pictures.sources, pictures.queries.take(kept), pairs, storage)
-        sources, queries = _vectors(model, pictures)
+        kept = np.isin(features.queries.content, list(allowed))
+        model, history = _made(training, features.sources, features.queries.take(kept), pairs, storage)
+        sources, queries = _vectors(model, features)
         first = first or (sources, queries, history)
-        scored.append((mine, _score(settings, pictures, sources, queries, truth)))
+        scored.append((mine, _score(settings, features, sources, queries, truth)))
     return Outcome(_merged(scored), *first)
 
 
@@ -120,11 +123,11 @@ def _made(
     return model, run.history
 
 
-def _vectors(model: AttributionModel, pictures: AblationFeatures) -> tuple[np.ndarray, np.ndarray]:
+def _vectors(model: AttributionModel, features: AblationFeatures) -> tuple[np.ndarray, np.ndarray]:
     """float32 [n, d] of the sources and [m, d] of the queries, in the order of their keys."""
     return (
-        _embed(model, "real", pictures.sources, pictures.source_keys.vectors[:, 0]),
-        _embed(model, "synthetic", pictures.queries, pictures.query_keys.vectors[:, 0]),
+        _embed(model, "real", features.sources, features.source_keys.vectors[:, 0]),
+        _embed(model, "synthetic", features.queries, features.query_keys.vectors[:, 0]),
     )
 
 
@@ -138,12 +141,13 @@ def _embed(model: AttributionModel, domain: Domain, found: ViewFeatures, ids: np
 
 
 def _pairs(
-    pictures: AblationFeatures, truth: list[TruthRow], ids: dict[str, int], allowed: set[int], group_column: str
+    features: AblationFeatures, truth: list[TruthRow], ids: dict[str, int], allowed: set[int], group_column: str
 ) -> dict[int, list[int]]:
-    """{id of a query: ids of its sources}, one image for each true group: its copies would be one another's negatives."""
+    """{id of a query: ids of its sources}, one image for each true group: its copies would be one another's
+    negatives."""
     image_of_group: dict[str, int] = {}
-    groups = [str(group) for group in pictures.source_keys.column(group_column)]
-    for group, image_id in zip(groups, pictures.source_keys.vectors[:, 0]):
+    groups = [str(group) for group in features.source_keys.column(group_column)]
+    for group, image_id in zip(groups, features.source_keys.vectors[:, 0]):
         image_of_group.setdefault(group, int(image_id))
     pairs = defaultdict(list)
     for row in truth:
@@ -154,14 +158,14 @@ def _pairs(
 
 def _score(
     settings: AblateSettings,
-    pictures: AblationFeatures,
+    features: AblationFeatures,
     sources: np.ndarray,
     queries: np.ndarray,
     truth: list[TruthRow],
 ) -> QueryScores:
     return score_truth(
-        replace(pictures.source_keys, vectors=sources),
-        replace(pictures.query_keys, vectors=queries),
+        replace(features.source_keys, vectors=sources),
+        replace(features.query_keys, vectors=queries),
         truth,
         source_group_column=settings.truth.source_group_column,
         query_method_column=settings.truth.query_method_column,
@@ -182,7 +186,8 @@ def _merged(scored: list[tuple[list[bool], QueryScores]]) -> QueryScores:
 
 
 def chosen_by_folds(candidates: dict[str, QueryScores], num_folds: int, seed: int) -> tuple[QueryScores, list[str]]:
-    """What choosing among variants is worth: for each fold the variant of the best macro mAP on the other folds, scored on this one.
+    """What choosing among variants is worth: for each fold the variant of the best macro mAP on the other folds, scored
+    on this one.
 
     Returns the scores and the choices, fold by fold.
     """

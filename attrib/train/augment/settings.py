@@ -1,4 +1,4 @@
-"""What a view may look like: the levers of attrib/train/augment/views.py. Imports nothing heavy, as attrib/common/settings.py does."""
+"""Options of the augmentations of attrib/train/augment/views.py. Imports nothing heavy, as every settings module."""
 
 import math
 from typing import Annotated, Literal, get_args
@@ -9,7 +9,7 @@ from attrib.common.settings import Positive, Settings, Share
 
 Kind = Literal["texture", "colour", "bands", "solo"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-DONOR_KINDS = frozenset(KINDS) - {"solo"}  # kinds that take a second picture as the donor of a style
+DONOR_KINDS = frozenset(KINDS) - {"solo"}  # kinds that take a second image as the donor of a style
 
 
 def _limits(low: float, high: float = math.inf, *, open_below: bool = False) -> AfterValidator:
@@ -54,10 +54,10 @@ class KindMix(Settings):
 
 
 class ViewSettings(Settings):
-    """How views differ from their content: what is varied is what a network trained on them learns to disregard.
+    """How views differ from their content. A network trained on them becomes invariant to what is varied.
 
     Every pair is (lower, upper); a value between them is drawn for each view. A `_probability` is the share of the
-    views that something happens to. Comments name what a lever teaches to disregard after a colon.
+    views that an augmentation applies to. After a colon, comments name what the network becomes invariant to.
     """
 
     mix: KindMix = KindMix()
@@ -68,7 +68,7 @@ class ViewSettings(Settings):
     flip_probability: Share = 0.3  # mirrored: left and right
 
     # The donor. Its crops make many styles of one donor, so that a small collection goes further.
-    donor_crop_area_share: PositiveShares = (0.3, 1.0)  # which part of the style's picture it was taken from
+    donor_crop_area_share: PositiveShares = (0.3, 1.0)  # which part of the style's image it was taken from
     donor_flip_probability: Share = 0.5  # the direction of light and strokes
     donor_scale: DonorScales = (0.6, 1.2)  # its side / the view's, for texture: the size of strokes
 

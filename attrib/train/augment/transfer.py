@@ -1,8 +1,8 @@
-"""A picture in the colours, the texture or the sharpness of another: pure functions, no trained network.
+"""A image in the colours, the texture or the sharpness of another: pure functions, no trained network.
 
 All take float32 [3, h, w] RGB in 0..1 on the CPU (content and donor may differ in size) and return the content's shape,
 clipped to 0..1. They imitate what generators do to a source without being one: each is a classical method, cheap enough
-to run while a network trains, and defined for every input, including constant, grey and 1 x 1 pictures. Times are those
+to run while a network trains, and defined for every input, including constant, grey and 1 x 1 images. Times are those
 of one CPU core for 224 x 224 pixels.
 """
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torchvision.transforms.v2 import functional
 
 # In colour directions in which the content varies less than this (2.5 of 255 grey levels), the variation is mostly
-# noise and JPEG artefacts of a nearly grey picture, which a colourful donor would amplify to spots.
+# noise and JPEG artefacts of a nearly grey image, which a colourful donor would amplify to spots.
 MIN_COLOUR_STD = 0.01
 # Patches of the content that are compared in one go: 6 MB of distances to 1,500 candidates, which stay in the cache.
 MATCHED_AT_ONCE = 1024
@@ -53,7 +53,7 @@ def colour_transfer(content: torch.Tensor, donor: torch.Tensor, strength: float 
 
     strength: 0 leaves it as it is, 1 gives it the donor's mean and covariance before clipping (see colour_map). 1 ms.
 
-    One map for the whole picture: it shifts the palette and never gives two things of one colour different ones. It
+    One map for the whole image: it shifts the palette and never gives two things of one colour different ones. It
     knows nothing of the range, so what a contrasty donor pushes beyond black or white is clipped.
     """
     matrix, offset = colour_map(content, donor)
@@ -80,7 +80,7 @@ def texture_transfer(
     pass, and overlaps are averaged under a Hann window instead of cut along a seam. That loses some of the donor's
     sharpness, and makes one matrix product of what is a scan.
 
-    patch_px: side of a patch, reduced to the smallest side of either picture where that is less.
+    patch_px: side of a patch, reduced to the smallest side of either image where that is less.
     stride_px: between patches of the content, reduced to patch_px where it is more.
     num_candidates: patches drawn from all positions in the donor; where there are fewer, all, and nothing is drawn.
     mean_weight: of a patch's mean luminance against its pattern; 1 is the plain sum of squared differences.
@@ -111,9 +111,9 @@ def texture_transfer(
     return torch.lerp(recoloured, quilt[inside] / weights[inside], strength).clamp_(0, 1)
 
 
-def _draw_patches(picture: torch.Tensor, patch_px: int, num_patches: int, generator: torch.Generator) -> torch.Tensor:
+def _draw_patches(image: torch.Tensor, patch_px: int, num_patches: int, generator: torch.Generator) -> torch.Tensor:
     """float32 [n, 3, patch_px, patch_px], n at most num_patches."""
-    windows = picture.unfold(1, patch_px, 1).unfold(2, patch_px, 1)  # a view [3, rows, columns, patch_px, patch_px]
+    windows = image.unfold(1, patch_px, 1).unfold(2, patch_px, 1)  # a view [3, rows, columns, patch_px, patch_px]
     rows, columns = windows.shape[1:3]
     if rows * columns <= num_patches:
         at = torch.arange(rows * columns)
@@ -150,11 +150,11 @@ def band_transfer(content: torch.Tensor, donor: torch.Tensor, strength: float = 
     After Heeger & Bergen, "Pyramid-based texture analysis/synthesis", SIGGRAPH 1995, who match whole histograms of
     oriented bands, starting from noise. Here only the standard deviations of the bands of a Laplacian pyramid (Burt &
     Adelson 1983) are matched, per channel, starting from the content: detail is amplified or softened where it is,
-    within BAND_GAIN, and no structure of the donor appears. NUM_BANDS octaves, fewer in pictures too small for them.
+    within BAND_GAIN, and no structure of the donor appears. NUM_BANDS octaves, fewer in images too small for them.
 
     strength: 0 leaves the content as it is. 6 ms.
     """
-    num_bands = min(NUM_BANDS, *(int(math.log2(min(picture.shape[1:]))) for picture in (content, donor)))
+    num_bands = min(NUM_BANDS, *(int(math.log2(min(image.shape[1:]))) for image in (content, donor)))
     details, result = _laplacian_pyramid(colour_transfer(content, donor, strength), num_bands)
     donor_details, _ = _laplacian_pyramid(donor, num_bands)
     for detail, donor_detail in zip(reversed(details), reversed(donor_details)):
@@ -163,18 +163,18 @@ def band_transfer(content: torch.Tensor, donor: torch.Tensor, strength: float = 
     return result.clamp(0, 1)
 
 
-def _laplacian_pyramid(picture: torch.Tensor, num_bands: int) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The bands, finest first, each half the size of the one before, and what is left; their sum is the picture."""
+def _laplacian_pyramid(image: torch.Tensor, num_bands: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The bands, finest first, each half the size of the one before, and what is left; their sum is the image."""
     bands = []
     for _ in range(num_bands):
-        coarser = _resize(picture, [side // 2 for side in picture.shape[1:]])
-        bands.append(picture - _resize(coarser, picture.shape[1:]))
-        picture = coarser
-    return bands, picture
+        coarser = _resize(image, [side // 2 for side in image.shape[1:]])
+        bands.append(image - _resize(coarser, image.shape[1:]))
+        image = coarser
+    return bands, image
 
 
-def _resize(picture: torch.Tensor, size: list[int] | torch.Size) -> torch.Tensor:
-    return F.interpolate(picture[None], size=tuple(size), mode="bilinear", antialias=True)[0]
+def _resize(image: torch.Tensor, size: list[int] | torch.Size) -> torch.Tensor:
+    return F.interpolate(image[None], size=tuple(size), mode="bilinear", antialias=True)[0]
 
 
 def _band_std(band: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""Views of pictures for training without any pair of a source and what was generated from it.
+"""Views of images for training without any pair of a source and what was generated from it.
 
 A view imitates a generated image: it keeps what the content shows, may take its colours or texture from a second
-picture (the style donor), and is cropped, mirrored, recoloured and degraded. A view and its content, or two views of
+image (the style donor), and is cropped, mirrored, recoloured and degraded. A view and its content, or two views of
 one content, then stand for a generated image and its source.
 
 torchvision's functionals do the standard parts. Its transform classes draw from the global generator, whose state
@@ -67,7 +67,7 @@ def render_view(
     if kind not in KINDS:
         raise AttribError(f"kind {kind!r} of a view is unknown; use one of {', '.join(KINDS)}")
     if kind in DONOR_KINDS and donor is None:
-        raise AttribError(f"a view of kind {kind!r} needs a style donor; give a second picture or use kind 'solo'")
+        raise AttribError(f"a view of kind {kind!r} needs a style donor; give a second image or use kind 'solo'")
     shown = _crop(
         content, settings.crop_area_share, settings.crop_aspect, settings.flip_probability, view_px, generator
     )
@@ -162,7 +162,7 @@ def _degrade(view: torch.Tensor, settings: ViewSettings, generator: torch.Genera
     size_px = view.shape[1]
     if _happens(settings.blur_probability, generator):
         sigma_px = _uniform(settings.blur_sigma_px, generator)
-        # The padding by reflection in torchvision's blur reaches at most across the picture.
+        # The padding by reflection in torchvision's blur reaches at most across the image.
         reach_px = min(math.ceil(BLUR_REACH * sigma_px), size_px - 1)
         view = functional.gaussian_blur(view, [2 * reach_px + 1] * 2, [sigma_px] * 2)
     if _happens(settings.resize_probability, generator):

@@ -6,9 +6,9 @@
 - `supervised_contrastive`: embeddings with class labels (SupCon: Khosla et al., arXiv 2004.11362).
 
 Views and anchors: a view is an augmented image made of up to r source images. `view_sources` int64 [m, r] holds their
-ids: column 0 the content, column 1 the donor of style or texture, -1 for none. An anchor is a source image with an id in
-`anchor_ids` int64 [n]; several anchors may show the same source. No (generated image, source) pairs are needed. Every
-(view, role) whose source is among the anchors is one pair; the others are skipped.
+ids: column 0 the content, column 1 the donor of style or texture, -1 for none. An anchor is a source image with an id
+in `anchor_ids` int64 [n]; several anchors may show the same source. No (generated image, source) pairs are needed.
+Every (view, role) whose source is among the anchors is one pair; the others are skipped.
 
 With several workers all arguments are those of the global batch (attrib.train.all_gather). Call the losses outside
 autocast: in bfloat16 a cosine divided by a temperature is wrong in its second digit.
@@ -31,16 +31,17 @@ def info_nce(
 ) -> Tensor:
     """InfoNCE of views [m, d] that must find their source of each role among anchors [n, d] by cosine.
 
-    views, anchors: float, normalised here; view_sources: int64 [m, r]; anchor_ids: int64 [n], -1 for an empty slot, which
-    is ignored. For one pair, with s = cosine / temperature,
+    views, anchors: float, normalised here; view_sources: int64 [m, r]; anchor_ids: int64 [n], -1 for an empty slot,
+    which is ignored. For one pair, with s = cosine / temperature,
 
         loss = -log(sum over positives of exp s / sum over positives and negatives of exp s).
 
-    Positives are the anchors that show the source of that role. Anchors of the view's other sources are neither positives
-    nor negatives: they are true sources too. The evaluation leaves out a query's other sources in the same way.
+    Positives are the anchors that show the source of that role. Anchors of the view's other sources are neither
+    positives nor negatives: they are true sources too. The evaluation leaves out a query's other sources in the same
+    way.
 
-    Returns the mean over pairs or, with role_weights float [r], the weighted mean over roles of the mean over the pairs of
-    a role; roles without pairs or with weight zero do not count. Raises AttribError if there is no pair.
+    Returns the mean over pairs or, with role_weights float [r], the weighted mean over roles of the mean over the pairs
+    of a role; roles without pairs or with weight zero do not count. Raises AttribError if there is no pair.
     """
     logits = F.normalize(views, dim=1) @ F.normalize(anchors, dim=1).T / temperature
     shown = _shown(view_sources, anchor_ids)
@@ -71,8 +72,8 @@ class MomentumQueue(nn.Module):
     def enqueue(self, keys: Tensor, ids: Tensor) -> None:
         """Replace the oldest slots by keys float [b, d] of the sources ids int64 [b].
 
-        With several workers pass the gathered keys, so that every rank holds the same queue. Raises AttribError if there
-        are more keys than slots, or not as many keys as ids.
+        With several workers pass the gathered keys, so that every rank holds the same queue. Raises AttribError if
+        there are more keys than slots, or not as many keys as ids.
         """
         if len(keys) != len(ids) or len(keys) > len(self.ids):
             raise AttribError(
@@ -96,8 +97,8 @@ def moco(
 ) -> Tensor:
     """`info_nce` against the momentum encoder's keys float [n, d] of this batch and of the queue (arXiv 1911.05722).
 
-    Keys get no gradient; empty slots are ignored. Enqueue the keys of the batch afterwards, or they count twice. A queued
-    key of the view's own source is an (older) positive. Raises what info_nce raises.
+    Keys get no gradient; empty slots are ignored. Enqueue the keys of the batch afterwards, or they count twice. A
+    queued key of the view's own source is an (older) positive. Raises what info_nce raises.
     """
     anchors = torch.cat([keys.detach(), queue.keys])
     return info_nce(views, anchors, view_sources, torch.cat([key_ids, queue.ids]), temperature, role_weights)

@@ -8,6 +8,7 @@ exemplars.
 import math
 from dataclasses import asdict, dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
@@ -65,7 +66,7 @@ class Reliability:
     brier: float
     true_mass: float
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON gives it back."""
         return asdict(self) | {"bins": [asdict(found) for found in self.bins]}
 
@@ -246,7 +247,7 @@ def _usable(similarity: np.ndarray, is_true: np.ndarray) -> tuple[np.ndarray, np
     keep = is_true.any(axis=1)
     if not keep.any():
         raise AttribError(
-            f"none of {len(keep)} queries has a true source among its {similarity.shape[1]} candidates; raise top_k "
+            f"none of {len(similarity)} queries has a true source among its {similarity.shape[1]} candidates; raise top_k "
             "or check the ids of the truth"
         )
     kept = is_true[keep]
@@ -259,4 +260,5 @@ def _unit(vectors: np.ndarray, name: str) -> np.ndarray:
     if not (np.isfinite(norms) & (norms > 0)).all():
         row = int(np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))[0])
         raise AttribError(f"{name} {row} is zero or not finite; embed that image again or leave it out")
-    return vectors / norms
+    unit: np.ndarray = vectors / norms
+    return unit

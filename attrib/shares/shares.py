@@ -15,4 +15,5 @@ def soft_shares(similarity: np.ndarray, settings: SharesSettings) -> np.ndarray:
     best = similarity.max(axis=1, keepdims=True)
     weight = np.exp((similarity - best) * settings.inverse_temperature)
     kept = np.maximum(weight + 0.001 * settings.offset, 0.0)
-    return kept / kept.sum(axis=1, keepdims=True)
+    shares: np.ndarray = kept / kept.sum(axis=1, keepdims=True)
+    return shares

@@ -1,60 +1,48 @@
-"""The scale job: constants, the plan from them, simulations beside it, and the page.
-
-<output>/scale.html           the page
-<output>/scale.json           settings, versions, constants, stages, breaks and simulations
-<output>/simulations/N/       what the cluster of N raylets made, with its log
-"""
+"""jobs.scale: compute the plan and its limits from constants, print both as tables, write <output>/scale.json."""
 
 import dataclasses
-import logging
-import os
-import shutil
 
-from attrib.capacity.check import Check, check
-from attrib.capacity.constants import measure_constants
-from attrib.capacity.derive import Plan, by_size, derive
+from attrib.attribute.rows import ATTRIBUTIONS_RECORD
 from attrib.capacity.limits import Break, breaks
-from attrib.capacity.page import PAGE, SIZES, amount, count, hours, ratio, write_page
+from attrib.capacity.schedule import Plan, Stage, plan
 from attrib.capacity.settings import Constant, Constants, ScaleSettings, unit_of
-from attrib.capacity.simulate import simulate
 from attrib.common.config import versions
 from attrib.common.errors import AttribError
 from attrib.common.storage import Storage, join
-
-logger = logging.getLogger(__name__)
+from attrib.common.tables import text_table
+from attrib.data.manifest import MANIFEST_RECORD
+from attrib.embed.embeddings import EMBEDDINGS_RECORD
+from attrib.index.index import INDEX_RECORD
 
 RECORD = "scale.json"
+PHASES = {"sources": "Sources, once", "queries": "Queries, every night"}
+SEARCH_RATES = {  # constants by the names of attrib.index.cost_model.SearchRates
+    "per_list": "list_visit_seconds",
+    "per_value": "value_seconds",
+    "per_list_product": "list_product_seconds",
+    "per_block_product": "block_product_seconds",
+}
 
 
 def run(settings: ScaleSettings) -> str:
-    """Write the page and its JSON; returns a summary. Raises AttribError if the target cannot be reached with any number of machines."""
+    """Write scale.json and return the tables. Raises AttribError if no number of machines reaches the target."""
     storage = Storage(settings.storage)
     settings = with_constants(settings, storage)
-    plan = derive(settings)
-    sizes = sorted({*(size for size in SIZES if size < plan.target.num_sources), plan.target.num_sources})
-    broken = breaks(settings)
-    checks = []
-    for num_raylets in settings.simulation.num_raylets:
-        folder = join(settings.output, "simulations", str(num_raylets))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.makedirs(folder)
-        logger.info(f"scale: the jobs on {num_raylets} raylets, log in {folder}/driver.log")
-        checks.append(check(settings, simulate(settings.simulation, num_raylets, folder)))
+    planned, broken = plan(settings), breaks(settings)
     record = {"settings": settings.model_dump(mode="json"), "versions": versions()}
-    storage.write_json(join(settings.output, RECORD), record | _numbers(plan, broken, checks))
-    write_page(settings, plan, by_size(settings, plan, sizes), broken, checks, record, storage)
-    return _summary(settings, plan, broken, checks)
+    uri = join(settings.output, RECORD)
+    storage.write_json(uri, record | _numbers(planned, broken))
+    return f"{tables(settings, planned, broken)}\n\nwritten: {uri}"
 
 
 def with_constants(settings: ScaleSettings, storage: Storage) -> ScaleSettings:
-    """The config's constants, over them what this machine measures (if asked), over those what a benchmark.json holds.
+    """The settings with constants of `settings.run` and `settings.benchmark` in place of those of the config.
 
-    Raises AttribError if the benchmark holds none, or one in another unit.
+    Raises AttribError if a record is missing or a constant of the benchmark has another unit.
     """
     found: dict[str, Constant] = {}
-    if settings.measure:
-        logger.info("scale: measuring constants")
-        found |= measure_constants("measured by jobs.scale on this machine, one thread, CPU seconds")
+    if settings.run:
+        found |= constants_of_run(settings, storage)
     if settings.benchmark:
         record = storage.require(settings.benchmark, "jobs.benchmark")
         for name, given in record.get("constants", {}).items():
@@ -62,50 +50,129 @@ def with_constants(settings: ScaleSettings, storage: Storage) -> ScaleSettings:
                 continue
             if given["unit"] != unit_of(name):
                 raise AttribError(
-                    f"{settings.benchmark} gives {name} in {given['unit']!r}, not {unit_of(name)!r}; run jobs.benchmark of this version"
+                    f"{settings.benchmark} gives {name} in {given['unit']!r}, not {unit_of(name)!r}; "
+                    "run jobs.benchmark of this version"
                 )
             found[name] = Constant(value=given["value"], source=given["command"])
     return settings.model_copy(update={"constants": settings.constants.model_copy(update=found)})
 
 
-def _numbers(plan: Plan, broken: list[Break], checks: list[Check]) -> dict:
+def constants_of_run(settings: ScaleSettings, storage: Storage) -> dict[str, Constant]:
+    """Search rates and bytes per row of a finished jobs.pipeline, from its records and the sizes of its files."""
+
+    def record(folder: str, name: str) -> dict:
+        return storage.require(join(settings.run, folder, name), "jobs.pipeline")
+
+    embedded, index = record("sources/embeddings", EMBEDDINGS_RECORD), record("index", INDEX_RECORD)
+    attributed, num_sources = record("attributions", ATTRIBUTIONS_RECORD), sum(embedded["num_rows"])
+    values = {constant: index["rates"][name] for name, constant in SEARCH_RATES.items()}
+    parts = {
+        "manifest": ("sources/manifest", sum(record("sources/manifest", MANIFEST_RECORD)["num_rows"])),
+        "embedding": ("sources/embeddings", num_sources),
+        "attribution": ("attributions/attributions", attributed["num_rows"]),
+        "outcome": ("attributions/outcomes", attributed["num_queries"]),
+    }
+    for kind, (folder, num_rows) in parts.items():
+        found = storage.list_folder(join(settings.run, folder), suffix=".parquet")
+        # failures.parquet is small and not of these rows.
+        sizes = [file.size for file in found if not file.path.endswith("failures.parquet")]
+        num_bytes = sum(sizes) - len(sizes) * getattr(settings.constants, f"{kind}_file_bytes").value
+        if kind == "embedding":
+            num_bytes -= 2 * embedded["encoder"]["dimension"] * num_rows
+        values[f"{kind}_row_bytes"] = num_bytes / max(num_rows, 1)
+    source = f"records of {settings.run}"
+    return {name: Constant(value=value, source=source) for name, value in values.items() if value > 0}
+
+
+def _numbers(planned: Plan, broken: list[Break]) -> dict:
     return {
-        "num_machines": plan.num_machines,
-        "hours": {phase: plan.hours(phase) for phase in plan.num_machines},
-        "cost": {phase: plan.cost(phase) for phase in plan.num_machines},
-        "kept_bytes": plan.kept_bytes,
-        "passing_bytes": plan.passing_bytes,
-        "layout": dataclasses.asdict(plan.layout),
-        "stages": [dataclasses.asdict(stage) | {"bound_by": stage.bound_by} for stage in plan.stages],
+        "num_machines": planned.num_machines,
+        "hours": {phase: planned.hours(phase) for phase in planned.num_machines},
+        "cost": {phase: planned.cost(phase) for phase in planned.num_machines},
+        "kept_bytes": planned.kept_bytes,
+        "passing_bytes": planned.passing_bytes,
+        "layout": dataclasses.asdict(planned.layout),
+        "stages": [dataclasses.asdict(stage) | {"bound_by": stage.bound_by} for stage in planned.stages],
         "breaks": [
             {"what": b.growth.name, "num_sources": b.num_sources, "at_target": b.at_target, "limit": b.growth.limit}
             | {"unit": b.growth.unit, "limited_by": b.growth.limited_by, "remedy": b.growth.remedy}
             for b in broken
         ],
-        "simulations": [dataclasses.asdict(c) for c in checks],
     }
 
 
-def _summary(settings: ScaleSettings, plan: Plan, broken: list[Break], checks: list[Check]) -> str:
-    lines = []
-    for phase, machines in plan.num_machines.items():
-        cost = f"{count(plan.cost(phase))} {settings.prices.currency}"
-        lines.append(
-            f"{phase}: {machines:,} machine{'s' if machines > 1 else ''} for {hours(plan.hours(phase))}, {cost}"
-        )
-    lines.append(f"storage: {amount(plan.kept_bytes, 'bytes')} kept, {amount(plan.passing_bytes, 'bytes')} in passing")
-    for b in broken[:3]:
-        lines.append(f"breaks at {count(b.num_sources or 0)} sources: {b.growth.name}")
-    for c in checks:
-        tasks, kept, passing = c.total(c.tasks, ""), c.total(c.num_bytes, "", True), c.total(c.num_bytes, "", False)
-        worst = max(c.balances, key=lambda b: b.measured / b.predicted) if c.balances else None
-        said = (
-            f"; furthest from balance: {worst.name} {worst.measured:.2f} (predicted {worst.predicted:.2f})"
-            if worst
-            else ""
-        )
-        lines.append(
-            f"{c.num_raylets} raylets: {tasks.measured:,.0f} tasks of {tasks.predicted:,.0f} predicted; bytes over predicted "
-            f"{ratio(kept.ratio)} kept, {ratio(passing.ratio)} in passing{said}"
-        )
-    return "\n".join([*lines, f"page: {join(settings.output, PAGE)}"])
+def tables(settings: ScaleSettings, planned: Plan, broken: list[Break]) -> str:
+    """The plan of each phase, the storage, and what breaks first, for the terminal."""
+    target, currency = settings.target, settings.prices.currency
+    lines = [
+        f"{count(target.num_sources)} sources, {count(target.num_queries)} queries per night.",
+        "Computed from constants, not run.",
+        f"Constants: {settings.hardware}. Prices: of the config.",
+    ]
+    columns = dict.fromkeys(("stage", "machine"), "left") | dict.fromkeys(("tasks", "hours"), "right")
+    columns |= {"bound by": "left"}
+    columns |= dict.fromkeys(("core hours", "read", "written", "via Ray", "reads", "writes", currency), "right")
+    for phase, title in PHASES.items():
+        num = planned.num_machines[phase]
+        machines = f"{num:,} machine{'s' if num > 1 else ''}"
+        lines += ["", f"{title}: {machines}, {hours(planned.hours(phase))}, {count(planned.cost(phase))} {currency}"]
+        lines += [text_table(columns, [_row(s) for s in planned.stages if s.work.phase == phase], "  ")]
+    kept, passing = amount(planned.kept_bytes, "bytes"), amount(planned.passing_bytes, "bytes")
+    month = f"{count(planned.storage_per_month)} {currency} per month"
+    lines += ["", f"Storage: {kept} kept ({month}, without the images), {passing} of temporary files"]
+    lines += ["", "What breaks first (number of sources at which a limit is exceeded; * = exceeded at the target)"]
+    columns = {
+        "sources": "right",
+        "what grows, its limit and the remedy": "left",
+        "at target": "right",
+        "limit": "right",
+    }
+    return "\n".join([*lines, text_table(columns, [_limit(b, target.num_sources) for b in broken], "  ")])
+
+
+def _row(stage: Stage) -> list[str]:
+    work = stage.work
+    num_bytes = (amount(n, "bytes") for n in (work.read_bytes, work.written_bytes, work.moved_bytes))
+    requests = (count(work.reads), count(work.writes), count(stage.machine_cost + stage.request_cost))
+    core_hours = count(work.core_seconds / 3600)
+    return [
+        *(work.name, work.machine, count(work.num_tasks), hours(stage.hours), stage.bound_by, core_hours),
+        *num_bytes,
+        *requests,
+    ]
+
+
+def _limit(b: Break, num_sources: int) -> list[str]:
+    growth, mark = b.growth, "*" if b.num_sources and b.num_sources <= num_sources else ""
+    at, limit = amount(b.at_target, growth.unit), amount(growth.limit, growth.unit)
+    first = f"{mark}{count(b.num_sources)}" if b.num_sources else "never"
+    what = f"{growth.name} ({growth.order})\n  limit: {growth.limited_by}\n  remedy: {growth.remedy}"
+    return [first, what, at, limit]
+
+
+def count(value: float) -> str:
+    """1,234 up to a million, then 1.23 million, billion or trillion."""
+    for size, name in ((1e12, " trillion"), (1e9, " billion"), (1e6, " million")):
+        if value >= size:
+            return f"{value / size:,.3g}{name}"
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def amount(value: float, unit: str) -> str:
+    """A value with its unit: bytes up to PiB, seconds as hours from one hour."""
+    if unit == "bytes":
+        for power, name in ((5, "PiB"), (4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+            if value >= 1024**power:
+                scaled = value / 1024**power
+                return f"{scaled:,.3g} {name}" if scaled < 1000 else f"{scaled:,.0f} {name}"
+        return f"{value:,.0f} bytes"
+    if unit in ("seconds", "core seconds") and value >= 3600:
+        return f"{count(value / 3600)} {unit.replace('seconds', 'hours')}"
+    return f"{count(value)} {unit}"
+
+
+def hours(value: float) -> str:
+    """Hours as seconds, minutes or hours."""
+    if value < 1 / 60:
+        return f"{value * 3600:.1f} s"
+    return f"{value * 60:.1f} min" if value < 1 else f"{value:,.1f} h"

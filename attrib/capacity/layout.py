@@ -1,28 +1,32 @@
-"""What the jobs make of a size: how images are cut into units of work, and the tasks, files and requests that follow.
+"""How the jobs divide a number of images (partitions, chunks, shards, blocks), and the tasks and files that follow.
 
-These formulas serve twice: `attrib.capacity.derive` plans a size with them that nobody has run, and the simulation of jobs.scale holds them against
-what the jobs did. Nothing here depends on the speed of a machine.
+Nothing here depends on the speed of a machine. tests/integration/test_capacity_counts.py compares these counts
+with a real run.
 """
 
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from math import lcm
 
 import numpy as np
 
 from attrib.attribute.blocks import MIN_BLOCK_ROWS, USUAL_BLOCKS
-from attrib.capacity.settings import Constants, SimulationSettings, TargetSettings
+from attrib.attribute.estimate import AttributeTask
+from attrib.capacity.settings import Constants, TargetSettings
 from attrib.common.storage import PARQUET_ROW_GROUP_ROWS
-from attrib.index.estimate import describe_parts, probe_groups, shard_parts
+from attrib.data.estimate import ManifestTask
+from attrib.embed.estimate import EmbedTask
+from attrib.index.estimate import IndexTask, describe_parts, probe_groups, shard_parts
 from attrib.index.planning import plan_index, training_rows
 from attrib.index.settings import IndexSettings
 
 NUMPY_HEADER_BYTES = 128
-EMBED_BLOCKS = 10_000  # of chunks, at most, that the embed job hands to Ray Data
+EMBED_BLOCKS = 10_000  # largest number of blocks that the embed job gives to Ray Data
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A collection in units of listing, partitions and chunks. num_slices: pieces of listings that partitions are put together from."""
+    """One collection: listed units, partitions and chunks. num_slices: pieces of listings that form the partitions."""
 
     num_images: int
     num_units: int
@@ -33,15 +37,15 @@ class Cut:
 
 @dataclass(frozen=True)
 class Layout:
-    """How sources, queries and index are cut. num_candidates: per (query, shard) pair in a partial file."""
+    """The division of sources, queries and index. num_candidates: rows per (query, shard) pair in a partial file."""
 
     sources: Cut
     queries: Cut
     num_shards: int
-    shard_vectors: int  # of the largest
-    worker_memory_bytes: int  # that a search task holds besides mapped files: centroids and a block of queries
+    shard_vectors: int  # vectors of the largest shard
+    worker_memory_bytes: int  # held by a search task besides memory-mapped files: centroids and a block of queries
     num_blocks: int
-    num_query_slices: int  # of query partitions, that blocks are put together from
+    num_query_slices: int  # pieces of query partitions that form the blocks
     training_rows: int
     kind: str
     num_lists: int
@@ -50,7 +54,7 @@ class Layout:
 
     @property
     def shares_lists(self) -> bool:
-        """Whether the lists that queries probe are found once, for all shards."""
+        """Whether the probed lists of the queries are computed once, before all shards are searched."""
         return self.num_lists > 0 and self.num_shards > 1
 
 
@@ -67,7 +71,7 @@ def cut_collection(num_images: int, target: TargetSettings) -> Cut:
 
 
 def group_count(num_images: int, partition_rows: int, rows_per_group: int) -> tuple[int, int]:
-    """How many groups `attrib.index.planning.group_partitions` makes of full partitions and a shorter last one, and the images of the largest."""
+    """Number of groups and images of the largest group, as `attrib.index.planning.group_partitions` forms them."""
     full, rest = divmod(num_images, partition_rows)
     per_group = max(1, rows_per_group // partition_rows)
     groups = _ceil(full, per_group)
@@ -79,7 +83,7 @@ def group_count(num_images: int, partition_rows: int, rows_per_group: int) -> tu
 
 
 def lay_out(target: TargetSettings) -> Layout:
-    """Raises AttribError if no kind of index fits the memory of a worker."""
+    """The division of `target`. Raises AttribError if no kind of index fits the memory of a worker."""
     num_shards, largest = group_count(target.num_sources, target.partition_rows, target.shard_rows)
     settings = IndexSettings(
         embeddings="/",
@@ -112,49 +116,50 @@ def lay_out(target: TargetSettings) -> Layout:
 
 
 def rows_per_block(num_queries: int, query_block_rows: int) -> int:
-    """Queries of a block of `attrib.attribute.rows.plan_blocks`."""
+    """Queries per block, as `attrib.attribute.blocks.plan_blocks` divides them."""
     rows = min(query_block_rows, max(MIN_BLOCK_ROWS, _ceil(num_queries, USUAL_BLOCKS)))
     return _ceil(num_queries, _ceil(num_queries, rows))
 
 
-def task_counts(layout: Layout, target: TargetSettings, num_cpus: int) -> dict[str, int]:
-    """Ray tasks by "job: function"; of the embed job's encoders, which are Ray Data's, the chunks instead."""
-    counts: dict[str, int] = {}
+def task_counts(layout: Layout, target: TargetSettings, num_cpus: int) -> dict[str, dict[StrEnum, int]]:
+    """Tasks of every job, by the folder of the job's output and by the kinds that `num_tasks` of its record counts."""
+    shards, blocks = layout.num_shards, layout.num_blocks
+    counts: dict[str, dict[StrEnum, int]] = {}
     for role, cut in (("sources", layout.sources), ("generated", layout.queries)):
-        counts[f"{role}/manifest: _list_unit"] = cut.num_units
-        counts[f"{role}/manifest: _write_partition"] = cut.num_partitions
-        counts[f"{role}/embeddings: chunks"] = cut.num_chunks
-        counts[f"{role}/embeddings: _finish_partition"] = cut.num_partitions
-    shards = layout.num_shards
-    counts["index: _sample_partition"] = layout.sources.num_partitions
-    if layout.num_lists:
-        counts["index: _train_task"] = 1
-    counts["index: _build_task"] = shards
-    counts["index: _search_held_out_task"] = shards * (1 + (target.num_recall_passes if layout.num_lists else 0))
-    counts["index: _rates_task"] = 1
-    if layout.shares_lists or num_checked(layout, target):
-        counts["attributions: _probe_task"] = probe_groups(layout.num_blocks, layout.queries.num_images, num_cpus)
-    counts["attributions: _search_task"] = num_parts(layout, num_cpus, layout.num_blocks)
-    counts["attributions: _merge_task"] = layout.num_blocks
-    counts["attributions: _describe_task"] = shards * describe_parts(shards)
-    counts["attributions: _write_task"] = layout.num_blocks
+        counts[f"{role}/manifest"] = {ManifestTask.LIST: cut.num_units, ManifestTask.PARTITION: cut.num_partitions}
+        counts[f"{role}/embeddings"] = {EmbedTask.CHUNK: cut.num_chunks, EmbedTask.PARTITION: cut.num_partitions}
+    counts["index"] = {
+        IndexTask.SAMPLE: layout.sources.num_partitions,
+        IndexTask.TRAIN: int(layout.num_lists > 0),
+        IndexTask.BUILD: shards,
+        IndexTask.RECALL: shards * (1 + (target.num_recall_passes if layout.num_lists else 0)),
+        IndexTask.RATES: 1,
+    }
+    probes = layout.shares_lists or num_checked(layout, target)
+    counts["attributions"] = {
+        AttributeTask.PROBE: probe_groups(blocks, layout.queries.num_images, num_cpus) if probes else 0,
+        AttributeTask.SEARCH: num_parts(layout, num_cpus, blocks),
+        AttributeTask.MERGE: blocks,
+        AttributeTask.DESCRIBE: shards * describe_parts(shards),
+        AttributeTask.WRITE: blocks,
+    }
     return counts
 
 
 def num_parts(layout: Layout, num_cpus: int, most: int) -> int:
-    """Of all shards, those of an unfilled last round cut in several (attrib.index.estimate.shard_parts), each in `most` at most."""
+    """Search tasks. Shards of an unfilled last round are searched in parts (attrib.index.estimate.shard_parts)."""
     rest = layout.num_shards % num_cpus
     return layout.num_shards - rest + sum(min(parts, most) for parts in shard_parts(rest, num_cpus))
 
 
 def num_checked(layout: Layout, target: TargetSettings) -> int:
-    """Queries that are also searched exactly."""
+    """Queries that are also searched exactly, to measure recall."""
     return min(target.recall_check_queries, layout.queries.num_images) if layout.num_lists else 0
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files of one kind. kept: whether they are there when the job has ended."""
+    """Files of one kind. kept: False for temporary files, which the job deletes at its end."""
 
     num_files: int
     num_bytes: float
@@ -162,7 +167,7 @@ class Files:
 
 
 def file_counts(layout: Layout, target: TargetSettings, constants: Constants) -> dict[str, Files]:
-    """Files by the pattern of their path, every number in it a #. Records (JSON) and lists of failures are left out: they are small."""
+    """Data files by path pattern, with # for every number. Without JSON records and failures.parquet (small)."""
     found: dict[str, Files] = {}
 
     def table(pattern: str, kind: str, num_files: int, num_rows: int, kept: bool = True) -> None:
@@ -176,7 +181,7 @@ def file_counts(layout: Layout, target: TargetSettings, constants: Constants) ->
         table(f"{role}/manifest/part-#.parquet", "manifest", cut.num_partitions, images)
         for pattern, num_files, kept in ((chunks, cut.num_chunks, False), (parts, cut.num_partitions, True)):
             table(pattern, "embedding", num_files, images, kept)
-            vectors = 2.0 * target.dimension * images  # stored plainly (attrib.common.storage)
+            vectors = 2.0 * target.dimension * images  # not compressed (attrib.common.storage)
             found[pattern] = replace(found[pattern], num_bytes=found[pattern].num_bytes + vectors)
     shards, vectors = layout.num_shards, layout.sources.num_images
     header = NUMPY_HEADER_BYTES
@@ -218,14 +223,14 @@ def file_counts(layout: Layout, target: TargetSettings, constants: Constants) ->
 
 
 def described_sources(layout: Layout, target: TargetSettings) -> int:
-    """Sources whose metadata the blocks need, of all blocks together, if every source is found as often as another."""
+    """Rows of source metadata that all blocks need, if every source is found equally often."""
     vectors = layout.sources.num_images
     drawn = layout.queries.num_images * min(target.top_k, vectors) / layout.num_blocks
     return round(layout.num_blocks * vectors * -np.expm1(-drawn / vectors))
 
 
 def id_bytes(num_rows: float, num_ids: float) -> float:
-    """Bytes of a Parquet column of ids drawn evenly from `num_ids`: in every row group those that occur, and an index of whole bits for each row."""
+    """Bytes of a dictionary-encoded Parquet column of ids drawn uniformly from `num_ids` ids."""
     group = min(num_rows, PARQUET_ROW_GROUP_ROWS)
     distinct = num_ids * -np.expm1(-group / num_ids)
     bits = max(1, (max(1, round(distinct)) - 1).bit_length())
@@ -233,20 +238,12 @@ def id_bytes(num_rows: float, num_ids: float) -> float:
 
 
 def shard_files(layout: Layout) -> int:
-    """Arrays of a shard that a search worker opens."""
+    """Number of arrays of a shard that a search worker opens."""
     return 3 + bool(layout.num_lists) + bool(layout.code_bytes)
 
 
-def simulated_target(settings: SimulationSettings, target: TargetSettings, dimension: int) -> TargetSettings:
-    """A simulation as a size to plan for, on the machines of the real target."""
-    shared = {"num_sources", "num_queries", "image_px", "unit_rows", "partition_rows", "chunk_rows", "shard_rows"}
-    shared |= {"query_block_rows", "kind", "num_lists", "held_out_rows", "recall_check_queries"}
-    update = settings.model_dump(include=shared) | {"dimension": dimension, "num_recall_passes": 1}
-    return target.model_copy(update=update | {"pq_bytes": None, "nprobe": settings.num_lists})
-
-
 def _slices(num_rows: int, piece_rows: int, group_rows: int) -> int:
-    """Slices of pieces that groups are put together from: one starts where a piece starts, a group does, or both at once."""
+    """Number of slices: a slice starts where a piece or a group starts."""
     return _ceil(num_rows, piece_rows) + _ceil(num_rows, group_rows) - _ceil(num_rows, lcm(piece_rows, group_rows))
 
 

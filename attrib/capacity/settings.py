@@ -1,4 +1,6 @@
-"""Options of jobs.scale: measured constants, the machines and prices that a user has, the size to plan for, and the simulation that checks the plan."""
+"""Options of jobs.scale: measured constants, the user's machines and prices, and the target to plan for."""
+
+import sys
 
 from pydantic import Field, model_validator
 
@@ -8,9 +10,14 @@ from attrib.data.settings import ManifestSettings
 from attrib.embed.settings import EmbedSettings
 from attrib.index.settings import IndexKind, IndexSettings
 
+RETIRED = {
+    "simulation": "a test compares the predicted counts with a real run instead",
+    "measure": "state the constants in the config, or set run to the output of a finished jobs.pipeline",
+}
+
 
 class Constant(Settings):
-    """A measured figure and where it came from: a command, or whoever assumed it."""
+    """A measured or assumed value. source: the command that measured it, or who assumed it."""
 
     value: float = Field(gt=0, allow_inf_nan=False)
     source: str = Field(min_length=1)
@@ -21,72 +28,62 @@ def _constant(unit: str, meaning: str):
 
 
 class Constants(Settings):
-    """What a unit of work costs. The title of a field is its unit, in which `constants` of a benchmark.json must be as well."""
+    """Measured constants. The title of a field is its unit; `constants` of a benchmark.json must use the same unit."""
 
-    list_images_per_second: Constant = _constant("images/s", "listed and given an id, one core")
-    manifest_rows_per_second: Constant = _constant("rows/s", "written to the manifest and digested, one core")
-    decode_images_per_second: Constant = _constant("images/s", "read, decoded and resized, one core")
-    forward_images_per_core_second: Constant = _constant("images/s", "through the network, one core")
+    list_images_per_second: Constant = _constant("images/s", "list images and compute their ids, one core")
+    manifest_rows_per_second: Constant = _constant("rows/s", "write and hash manifest rows, one core")
+    decode_images_per_second: Constant = _constant("images/s", "read, decode and resize, one core")
+    forward_images_per_core_second: Constant = _constant("images/s", "forward pass of the network, one core")
     forward_images_per_gpu_second: Constant | None = Field(
-        default=None, title="images/s", description="through the network, one GPU"
+        default=None, title="images/s", description="forward pass of the network, one GPU"
     )
-    embed_efficiency: Constant = _constant("share", "rate of the embed job over 1 / (decode + forward)")
-    assemble_rows_per_second: Constant = _constant("rows/s", "gathered from chunks, sorted and digested, one core")
+    embed_efficiency: Constant = _constant("share", "rate of the embed job divided by 1 / (decode + forward)")
+    assemble_rows_per_second: Constant = _constant("rows/s", "read chunks, sort and hash, one core")
     build_vectors_per_second: Constant = _constant(
-        "vectors/s", "written to a shard, assignment to lists apart, one core"
+        "vectors/s", "write a shard, without the assignment to lists, one core"
     )
     gemm_gflops: Constant = _constant("GFLOP/s", "float32 matrix products, one core")
-    list_visit_seconds: Constant = _constant("seconds", "of a search for each list that any query of a batch probes")
-    value_seconds: Constant = _constant("seconds", "of a search for each float16 value that it widens to float32")
-    list_product_seconds: Constant = _constant("seconds", "per dimension of a query times a vector of a list")
-    block_product_seconds: Constant = _constant("seconds", "per dimension of a query times a vector of many")
-    merge_rows_per_second: Constant = _constant("rows/s", "candidates of shards merged, one core")
-    attribution_rows_per_second: Constant = _constant("rows/s", "of attributions made and written, one core")
-    sources_rows_per_second: Constant = _constant("rows/s", "sources.parquet scanned for ids, one core")
+    list_visit_seconds: Constant = _constant("seconds", "search time per list that any query of a batch probes")
+    value_seconds: Constant = _constant("seconds", "search time per float16 value converted to float32")
+    list_product_seconds: Constant = _constant("seconds", "search time per query, vector of a list and dimension")
+    block_product_seconds: Constant = _constant("seconds", "exact search time per query, vector and dimension")
+    merge_rows_per_second: Constant = _constant("rows/s", "merge candidates of shards, one core")
+    attribution_rows_per_second: Constant = _constant("rows/s", "compute and write attribution rows, one core")
+    sources_rows_per_second: Constant = _constant("rows/s", "scan sources.parquet for ids, one core")
 
-    image_bytes: Constant = _constant("bytes", "of an encoded image")
-    manifest_row_bytes: Constant = _constant("bytes", "of a row of manifest; a listing's is the same")
-    embedding_row_bytes: Constant = _constant("bytes", "of a row of embeddings, vectors apart")
-    source_row_bytes: Constant = _constant("bytes", "of a row of sources.parquet")
-    partial_row_bytes: Constant = _constant(
-        "bytes", "of a row of partial files: a candidate, the id of its source apart"
-    )
-    wanted_row_bytes: Constant = _constant("bytes", "of a row of wanted.parquet: a source that a block describes")
-    attribution_row_bytes: Constant = _constant("bytes", "of a row of attributions")
-    outcome_row_bytes: Constant = _constant("bytes", "of a row of outcomes")
-    manifest_file_bytes: Constant = _constant("bytes", "of a file of the manifest beside its rows: schema, footer")
-    embedding_file_bytes: Constant = _constant("bytes", "of a file of embeddings beside its rows: schema, footer")
-    source_file_bytes: Constant = _constant("bytes", "of a file of sources.parquet beside its rows: schema, footer")
-    partial_file_bytes: Constant = _constant("bytes", "of a file of partials beside its rows: schema, footer")
-    wanted_file_bytes: Constant = _constant("bytes", "of a file of wanted.parquet beside its rows: schema, footer")
-    attribution_file_bytes: Constant = _constant("bytes", "of a file of attributions beside its rows: schema, footer")
-    outcome_file_bytes: Constant = _constant("bytes", "of a file of outcomes beside its rows: schema, footer")
+    image_bytes: Constant = _constant("bytes", "encoded image (mean)")
+    manifest_row_bytes: Constant = _constant("bytes", "row of the manifest or of a listing")
+    embedding_row_bytes: Constant = _constant("bytes", "row of the embeddings, without the vector")
+    source_row_bytes: Constant = _constant("bytes", "row of sources.parquet")
+    partial_row_bytes: Constant = _constant("bytes", "row of a partial file (a candidate), without the source id")
+    wanted_row_bytes: Constant = _constant("bytes", "row of wanted.parquet")
+    attribution_row_bytes: Constant = _constant("bytes", "row of the attributions")
+    outcome_row_bytes: Constant = _constant("bytes", "row of the outcomes")
+    manifest_file_bytes: Constant = _constant("bytes", "manifest file without rows: schema and footer")
+    embedding_file_bytes: Constant = _constant("bytes", "embeddings file without rows: schema and footer")
+    source_file_bytes: Constant = _constant("bytes", "sources.parquet without rows: schema and footer")
+    partial_file_bytes: Constant = _constant("bytes", "partial file without rows: schema and footer")
+    wanted_file_bytes: Constant = _constant("bytes", "wanted.parquet without rows: schema and footer")
+    attribution_file_bytes: Constant = _constant("bytes", "attributions file without rows: schema and footer")
+    outcome_file_bytes: Constant = _constant("bytes", "outcomes file without rows: schema and footer")
 
-    task_seconds: Constant = _constant("seconds", "of the driver per Ray task")
-    pickle_bytes_per_second: Constant = _constant("bytes/s", "of task arguments, by the driver")
-    start_seconds: Constant = _constant("seconds", "from the start of a job to its first row: Ray, workers, network")
-    driver_bytes_per_image: Constant = _constant(
-        "bytes", "of the driver's memory per id while the manifest's ids settle"
-    )
-    driver_bytes_per_chunk: Constant = _constant("bytes", "of the driver's memory per pending chunk")
-    driver_bytes_per_failure: Constant = _constant("bytes", "of the driver's memory per image without a vector")
-    argument_bytes_per_partition: Constant = _constant(
-        "bytes", "pickled with every task per partition of the collection"
-    )
-    argument_bytes_per_unit: Constant = _constant("bytes", "pickled with every manifest task per listed unit")
-    argument_bytes_per_shard: Constant = _constant(
-        "bytes", "pickled with every attribution task per shard of the index"
-    )
+    task_seconds: Constant = _constant("seconds", "driver time per Ray task")
+    pickle_bytes_per_second: Constant = _constant("bytes/s", "pickling of task arguments in the driver")
+    start_seconds: Constant = _constant("seconds", "start of a job to its first row: Ray, workers, network")
+    driver_bytes_per_image: Constant = _constant("bytes", "driver memory per image while id collisions are resolved")
+    driver_bytes_per_chunk: Constant = _constant("bytes", "driver memory per pending chunk")
+    driver_bytes_per_failure: Constant = _constant("bytes", "driver memory per failed image")
+    argument_bytes_per_partition: Constant = _constant("bytes", "task argument per partition of the collection")
+    argument_bytes_per_unit: Constant = _constant("bytes", "argument of a manifest task per listed unit")
+    argument_bytes_per_shard: Constant = _constant("bytes", "argument of an attribution task per shard")
 
-    scan_bytes_per_second: Constant = _constant("bytes/s", "of a metadata table scanned for keys, one core")
-    requests_per_image: Constant = _constant("requests", "to read one image: size and bytes")
-    requests_per_file: Constant = _constant("requests", "to read one Parquet file or array: size, footer and data")
-    requests_per_write: Constant = _constant("requests", "to write one small file")
-    request_seconds: Constant = _constant("seconds", "until the object store answers one request")
-    reads_per_prefix_second: Constant = _constant(
-        "requests/s", "GET and HEAD that the object store takes below one prefix"
-    )
-    writes_per_prefix_second: Constant = _constant("requests/s", "PUT, LIST and DELETE that it takes below one prefix")
+    scan_bytes_per_second: Constant = _constant("bytes/s", "read a metadata table, one core")
+    requests_per_image: Constant = _constant("requests", "per image read: size and bytes")
+    requests_per_file: Constant = _constant("requests", "per Parquet file or array read: size, footer and data")
+    requests_per_write: Constant = _constant("requests", "per small file written")
+    request_seconds: Constant = _constant("seconds", "latency of one request to the object store")
+    reads_per_prefix_second: Constant = _constant("requests/s", "GET and HEAD limit of one prefix of the object store")
+    writes_per_prefix_second: Constant = _constant("requests/s", "PUT, LIST and DELETE limit of one prefix")
 
 
 def unit_of(name: str) -> str:
@@ -94,7 +91,7 @@ def unit_of(name: str) -> str:
 
 
 class MachineSettings(Settings):
-    """A kind of machine, with the user's own price."""
+    """One machine type with its price."""
 
     num_cpus: Positive
     num_gpus: int = Field(default=0, ge=0)
@@ -104,7 +101,7 @@ class MachineSettings(Settings):
 
 
 class StorePriceSettings(Settings):
-    """The user's own prices of an object store, in the currency of the machines' prices."""
+    """Prices of the object store, in the currency of the machine prices."""
 
     currency: str = "USD"
     storage_per_gib_month: float = Field(ge=0)
@@ -117,17 +114,17 @@ def _default(job: type[JobSettings], name: str):
 
 
 class TargetSettings(Settings):
-    """What to plan for. The sizes of the cut are those of the jobs' own configs."""
+    """What to plan for. Sizes of partitions, chunks, shards and blocks default to those of the jobs."""
 
     num_sources: Positive = 1_000_000_000
-    num_queries: Positive = 10_000_000  # a night
+    num_queries: Positive = 10_000_000  # per night
     night_hours: float = Field(default=8.0, gt=0)  # to list, embed and attribute the queries
     build_hours: float = Field(default=168.0, gt=0)  # to list, embed and index the sources, once
     dimension: Positive = 256
-    image_px: Positive = 224  # of the network's input
-    unit_rows: Positive = 10_000  # images of one listed unit: a tar shard, a Parquet file or a folder
-    listing_reads_images: bool = True  # tar shards of an object store are streamed to be listed
-    sidecar_row_bytes: float = Field(default=0.0, ge=0)  # of the metadata table, per image; 0: there is none
+    image_px: Positive = 224  # network input
+    unit_rows: Positive = 10_000  # images per listed unit: a tar shard, a Parquet file or a folder
+    listing_reads_images: bool = True  # tar shards are read whole to be listed
+    sidecar_row_bytes: float = Field(default=0.0, ge=0)  # bytes per image of a metadata table; 0: no table
     failed_share: Share = 0.01
     partition_rows: Positive = _default(ManifestSettings, "partition_rows")
     chunk_rows: Positive = _default(EmbedSettings, "chunk_rows")
@@ -139,8 +136,8 @@ class TargetSettings(Settings):
     pq_bytes: Positive | None = None
     training_rows: Positive | None = _default(IndexSettings, "training_rows")
     held_out_rows: Positive = _default(IndexSettings, "held_out_rows")
-    nprobe: Positive = 64  # that met the recall target
-    num_recall_passes: Positive = 4  # searches of the held-out images until nprobe was found; the exact one apart
+    nprobe: Positive = 64  # value that meets the recall target
+    num_recall_passes: Positive = 4  # searches of the held-out images, without the exact one
     top_k: Positive = _default(AttributeSettings, "top_k")
     rerank_factor: Positive = _default(IndexSettings, "rerank_factor")
     recall_check_queries: int = Field(default=_default(AttributeSettings, "recall_check_queries"), ge=0)
@@ -149,39 +146,26 @@ class TargetSettings(Settings):
     driver_memory_gib: float = Field(default=64.0, gt=0)
 
 
-class SimulationSettings(Settings):
-    """The jobs themselves on raylets of this machine, with images and a network that cost next to nothing."""
-
-    num_raylets: tuple[Positive, ...] = (2, 4, 8)  # of one CPU each; empty: no simulation
-    num_sources: Positive = 1_600
-    num_queries: Positive = 480
-    image_px: Positive = 16
-    unit_rows: Positive = 100
-    partition_rows: Positive = 64
-    chunk_rows: Positive = 16
-    shard_rows: Positive = 160
-    query_block_rows: Positive = 128
-    backbone: str = "test_vit"  # of timm, with random weights
-    kind: IndexKind = "ivf_flat"
-    num_lists: Positive = 8
-    held_out_rows: Positive = 16
-    recall_check_queries: Positive = 8
-    timeout_seconds: Positive = 900  # of one cluster
-    object_store_mib: Positive = 100  # of one raylet
-
-
 class ScaleSettings(JobSettings):
-    """jobs.scale: the plan of a size on paper, and how well the same formulas foretell a simulation."""
+    """jobs.scale: machines, hours and cost of a given number of images, and what limits it."""
 
     constants: Constants
-    measure: bool = False  # first measure on this machine what needs neither images nor an object store, in the place of the config's
-    benchmark: Uri | None = None  # a benchmark.json whose `constants` stand in for the config's where it has them
-    hardware: str = Field(min_length=1)  # that the constants were measured on, in words, for the page
+    run: Uri | None = None  # output of a finished jobs.pipeline; its records replace constants of this config
+    benchmark: Uri | None = None  # a benchmark.json; its `constants` replace those of this config
+    hardware: str = Field(min_length=1)  # description of the machine on which the constants were measured
     machines: dict[str, MachineSettings] = Field(min_length=1)
     prices: StorePriceSettings
     target: TargetSettings
-    simulation: SimulationSettings = SimulationSettings()
     output: Uri
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_retired(cls, values):
+        """Keys of earlier versions are accepted with a warning, so that an old config still gives a plan."""
+        retired = [key for key in RETIRED if isinstance(values, dict) and key in values]
+        for key in retired:
+            print(f"WARNING: {key} is no longer used: {RETIRED[key]}; delete it from the config", file=sys.stderr)
+        return {key: value for key, value in values.items() if key not in retired} if retired else values
 
     @model_validator(mode="after")
     def _machines_known(self):
@@ -193,6 +177,4 @@ class ScaleSettings(JobSettings):
                 )
         if self.machines[self.target.embed_on].num_gpus and not self.constants.forward_images_per_gpu_second:
             raise ValueError("target.embed_on has GPUs, which need constants.forward_images_per_gpu_second")
-        if self.output.startswith("s3://"):
-            raise ValueError("the simulation runs on local files; give output a local path")
         return self

@@ -1,16 +1,10 @@
-"""What every stage of the jobs does at a size: core seconds, bytes and requests, whatever it runs on."""
+"""The work of every stage: core seconds, bytes and requests, independent of the machines."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 
-from attrib.capacity.amounts import (
-    found_rows,
-    partition_argument_bytes,
-    search_seconds,
-    shard_argument_bytes,
-    sidecar_bytes,
-    unit_argument_bytes,
-)
+from attrib.attribute.estimate import AttributeTask
 from attrib.capacity.layout import (
     EMBED_BLOCKS,
     Cut,
@@ -22,21 +16,30 @@ from attrib.capacity.layout import (
     shard_files,
     task_counts,
 )
+from attrib.capacity.limits import (
+    FOUND_BYTES,
+    found_rows,
+    partition_argument_bytes,
+    search_seconds,
+    shard_argument_bytes,
+    sidecar_bytes,
+    unit_argument_bytes,
+)
 from attrib.capacity.settings import ScaleSettings
-from attrib.index.estimate import READ_ROWS, describe_parts
+from attrib.data.estimate import ManifestTask
+from attrib.embed.estimate import EmbedTask
+from attrib.index.estimate import READ_ROWS, IndexTask, describe_parts
 from attrib.index.quantizer import KMEANS_ITERATIONS, MAX_POINTS_PER_CENTROID
-
-GIB = 2**30
-FOUND_BYTES = 24  # of a find that returns to the driver: query, id and two scores
 
 
 @dataclass(frozen=True)
 class Work:
-    """A stage, whatever it runs on.
+    """The work of one stage.
 
-    core_seconds, gpu_seconds: of all tasks; memory_bytes: of one task, as Ray's scheduler counts it. read_bytes, written_bytes: from and to the
-    object store; moved_bytes: between processes through Ray's object store, task arguments included. reads: GET and HEAD; writes: PUT, LIST
-    and DELETE. serial_seconds: of the driver alone.
+    core_seconds, gpu_seconds: sum over all tasks. memory_bytes: of one task. read_bytes, written_bytes: from
+    and to the object store. moved_bytes: between processes through Ray's object store, task arguments included.
+    reads: GET and HEAD requests. writes: PUT, LIST and DELETE requests. serial_seconds: time in the driver
+    while no task runs.
     """
 
     phase: str
@@ -55,7 +58,7 @@ class Work:
 
 
 def describe_work(settings: ScaleSettings, layout: Layout, num_cpus: int) -> list[Work]:
-    """Both phases, stage by stage. num_cpus: of all machines that search, which decide into how many tasks the queries of a shard are cut."""
+    """All stages of both phases. num_cpus: CPUs of all search machines; the number of search tasks depends on it."""
     tasks = task_counts(layout, settings.target, num_cpus)
     files = file_counts(layout, settings.target, settings.constants)
     return [
@@ -67,7 +70,12 @@ def describe_work(settings: ScaleSettings, layout: Layout, num_cpus: int) -> lis
 
 
 def _collection_work(
-    settings: ScaleSettings, phase: str, role: str, cut: Cut, files: dict[str, Files], tasks: dict[str, int]
+    settings: ScaleSettings,
+    phase: str,
+    role: str,
+    cut: Cut,
+    files: dict[str, Files],
+    tasks: dict[str, dict[StrEnum, int]],
 ) -> Iterator[Work]:
     target, constants, on = settings.target, settings.constants, settings.target.embed_on
     images, has_gpus = cut.num_images, settings.machines[on].num_gpus > 0
@@ -83,7 +91,7 @@ def _collection_work(
         phase,
         f"list {phase}",
         on,
-        tasks[f"{role}/manifest: _list_unit"],
+        tasks[f"{role}/manifest"][ManifestTask.LIST],
         images / constants.list_images_per_second.value,
         read_bytes=image_bytes if target.listing_reads_images else 0.0,
         written_bytes=listings,
@@ -97,7 +105,7 @@ def _collection_work(
         phase,
         f"manifest of {phase}",
         on,
-        tasks[f"{role}/manifest: _write_partition"],
+        tasks[f"{role}/manifest"][ManifestTask.PARTITION],
         images / constants.manifest_rows_per_second.value + sidecar / constants.scan_bytes_per_second.value,
         read_bytes=listings + rows + sidecar,
         written_bytes=rows,
@@ -114,7 +122,7 @@ def _collection_work(
         phase,
         f"embed {phase}",
         on,
-        min(tasks[f"{role}/embeddings: chunks"], EMBED_BLOCKS),
+        min(tasks[f"{role}/embeddings"][EmbedTask.CHUNK], EMBED_BLOCKS),
         core_seconds / efficiency,
         images / constants.forward_images_per_gpu_second.value / efficiency if has_gpus else 0.0,
         read_bytes=image_bytes + rows,
@@ -122,10 +130,10 @@ def _collection_work(
         moved_bytes=3.0 * target.image_px**2 * images if has_gpus else 0.0,
         reads=images * per_image + cut.num_chunks * per_file,
         writes=cut.num_chunks * per_write + cut.num_partitions + 2,
-        # Folders of committed chunks are listed one after another before the first image.
+        # The driver lists the folders of committed chunks one after another before the first image.
         serial_seconds=start + cut.num_partitions * constants.request_seconds.value,
     )
-    num_finish = tasks[f"{role}/embeddings: _finish_partition"]
+    num_finish = tasks[f"{role}/embeddings"][EmbedTask.PARTITION]
     arguments = partition_argument_bytes(settings, cut, num_finish)
     yield Work(
         phase,
@@ -143,7 +151,7 @@ def _collection_work(
 
 
 def _index_work(
-    settings: ScaleSettings, layout: Layout, files: dict[str, Files], tasks: dict[str, int]
+    settings: ScaleSettings, layout: Layout, files: dict[str, Files], tasks: dict[str, dict[StrEnum, int]]
 ) -> Iterator[Work]:
     target, constants, on = settings.target, settings.constants, settings.target.search_on
     cut, shards, dimension = layout.sources, layout.num_shards, target.dimension
@@ -153,7 +161,7 @@ def _index_work(
     vectors = files["sources/embeddings/part-#.parquet"].num_bytes
     index = {pattern: found.num_bytes for pattern, found in files.items() if pattern.startswith("index/")}
     arrays = sum(num_bytes for pattern, num_bytes in index.items() if pattern.endswith(".npy"))
-    num_sample = tasks["index: _sample_partition"]
+    num_sample = tasks["index"][IndexTask.SAMPLE]
     sampled = target.held_out_rows + layout.training_rows
     arguments = 2 * partition_argument_bytes(settings, cut, num_sample)
     yield Work(
@@ -174,12 +182,12 @@ def _index_work(
             "train lists",
             on,
             1,
-            # One task with all CPUs of a machine: its core seconds are counted as if they were its time.
+            # One task uses all CPUs of a machine, so its elapsed time stands in place of core seconds.
             KMEANS_ITERATIONS * 2.0 * training * layout.num_lists * dimension / gemm / settings.machines[on].num_cpus,
             moved_bytes=2.0 * dimension * layout.training_rows,
             writes=1,
         )
-    num_build = tasks["index: _build_task"]
+    num_build = tasks["index"][IndexTask.BUILD]
     arguments = 3 * partition_argument_bytes(settings, cut, num_build)
     assignment = 2.0 * cut.num_images * layout.num_lists * dimension / gemm
     sources = files["sources/manifest/part-#.parquet"].num_bytes
@@ -204,7 +212,7 @@ def _index_work(
         "sources",
         "measure recall",
         on,
-        tasks["index: _search_held_out_task"],
+        tasks["index"][IndexTask.RECALL],
         exact + passes * search_seconds(settings, layout, held_out),
         read_bytes=(1 + passes) * arrays,
         moved_bytes=(1 + passes) * (finds + shards * held_out * 4.0 * dimension),
@@ -215,13 +223,17 @@ def _index_work(
 
 
 def _attribution_work(
-    settings: ScaleSettings, layout: Layout, files: dict[str, Files], tasks: dict[str, int], num_cpus: int
+    settings: ScaleSettings,
+    layout: Layout,
+    files: dict[str, Files],
+    tasks: dict[str, dict[StrEnum, int]],
+    num_cpus: int,
 ) -> Iterator[Work]:
     target, constants, on = settings.target, settings.constants, settings.target.search_on
     cut, shards, blocks = layout.queries, layout.num_shards, layout.num_blocks
     per_file, per_write = constants.requests_per_file.value, constants.requests_per_write.value
     pickle_rate = constants.pickle_bytes_per_second.value
-    describing = describe_parts(shards)  # times that the metadata of all sources is read
+    describing = describe_parts(shards)  # number of times that the metadata of all sources is read
     arrays = sum(
         f.num_bytes for pattern, f in files.items() if pattern.startswith("index/") and pattern.endswith(".npy")
     )
@@ -230,11 +242,11 @@ def _attribution_work(
     results = sum(files[f"attributions/{name}/block-#.parquet"].num_bytes for name in ("attributions", "outcomes"))
     sources = files["index/shard-#/sources.parquet"].num_bytes
     query_vectors = files["generated/embeddings/part-#.parquet"].num_bytes
-    num_search, num_probe = tasks["attributions: _search_task"], tasks.get("attributions: _probe_task", 0)
+    num_search, num_probe = (tasks["attributions"][kind] for kind in (AttributeTask.SEARCH, AttributeTask.PROBE))
     checked = num_checked(layout, target)
     exact = sum(f.num_bytes for pattern, f in files.items() if pattern.startswith("attributions/_partials/exact/"))
     arguments = shard_argument_bytes(settings, layout, num_search + num_probe)
-    # Small blocks share row groups, which are read together; then ids are read again to tell the blocks apart.
+    # Small blocks share row groups, which are read together; the ids are read again to separate the blocks.
     block_rows = -(-cut.num_images // blocks)
     spans = min(layout.num_query_slices, 2 * (-(-cut.num_images // READ_ROWS) + cut.num_partitions))
     per_pass = (layout.num_query_slices if block_rows >= READ_ROWS else spans) * per_file
@@ -246,7 +258,7 @@ def _attribution_work(
         search_seconds(settings, layout, cut.num_images)
         + 2.0 * target.dimension * checked * layout.sources.num_images / (constants.gemm_gflops.value * 1e9),
         memory_bytes=layout.worker_memory_bytes,
-        # Every shard meets every query, and a task opens its shard once.
+        # Every shard is compared with every query. A task opens its shard once.
         read_bytes=num_search / shards * arrays + shards * (query_vectors + lists) + bool(num_probe) * query_vectors,
         written_bytes=partials + lists + exact,
         moved_bytes=arguments + shards * checked * 4.0 * target.dimension,
@@ -261,9 +273,9 @@ def _attribution_work(
         "queries",
         "merge",
         on,
-        tasks["attributions: _merge_task"],
+        tasks["attributions"][AttributeTask.MERGE],
         found_rows(layout) / constants.merge_rows_per_second.value,
-        # Ids are read once more to see which shard each find lies in.
+        # The id column is read twice, to find the shard of each candidate.
         read_bytes=partials * 1.5 + 8.0 * cut.num_images,
         written_bytes=small,
         moved_bytes=arguments,
@@ -271,7 +283,7 @@ def _attribution_work(
         writes=2 * blocks * per_write + 1,
         serial_seconds=arguments / pickle_rate,
     )
-    num_describe = tasks["attributions: _describe_task"]
+    num_describe = tasks["attributions"][AttributeTask.DESCRIBE]
     arguments = shard_argument_bytes(settings, layout, num_describe)
     pieces = files["attributions/_partials/block-#/sources-#-#.parquet"]
     yield Work(
@@ -292,13 +304,13 @@ def _attribution_work(
         "queries",
         "write rows",
         on,
-        tasks["attributions: _write_task"],
+        tasks["attributions"][AttributeTask.WRITE],
         (cut.num_images * target.top_k + described_sources(layout, target))
         / constants.attribution_rows_per_second.value,
         read_bytes=small + pieces.num_bytes,
         written_bytes=results,
         moved_bytes=arguments,
-        # The rows of the queries that recall is measured on are read again, and the partial files deleted at the end.
+        # The rows of the recall check are read again. Temporary files are deleted at the end.
         reads=(pieces.num_files + 2 * layout.num_query_slices + 2 * blocks + bool(checked) * (blocks + shards))
         * per_file
         + blocks,

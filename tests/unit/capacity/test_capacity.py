@@ -1,7 +1,6 @@
-"""The plan of a size: its counts against the jobs' own functions, its machines, what breaks, and the page."""
+"""Capacity planning: counts against the functions of the jobs, machines, limits, and the printed tables."""
 
 import random
-import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,19 +10,18 @@ import pyarrow as pa
 import pytest
 
 from attrib.attribute.blocks import plan_blocks
-from attrib.capacity.check import Simulated, check, waves
-from attrib.capacity.derive import by_size, derive, schedule
-from attrib.capacity.job import with_constants
-from attrib.capacity.layout import file_counts, id_bytes, lay_out, simulated_target, task_counts
+from attrib.capacity.job import amount, count, run, with_constants
+from attrib.capacity.layout import file_counts, id_bytes, lay_out, task_counts
 from attrib.capacity.limits import breaks, growths
-from attrib.capacity.page import amount, count, size_chart, write_page
-from attrib.capacity.settings import ScaleSettings
+from attrib.capacity.schedule import plan, plan_on, schedule
+from attrib.capacity.settings import Constant, ScaleSettings
 from attrib.capacity.work import describe_work
 from attrib.common.config import load_settings
 from attrib.common.errors import AttribError
 from attrib.common.storage import join
 from attrib.data.chunks import plan_chunks
 from attrib.data.manifest import plan_partitions
+from attrib.index.estimate import IndexTask
 from attrib.index.planning import group_partitions
 
 CONFIG = str(Path(__file__).resolve().parents[3] / "configs" / "scale.yaml")
@@ -31,12 +29,20 @@ CONFIG = str(Path(__file__).resolve().parents[3] / "configs" / "scale.yaml")
 
 @cache
 def shipped() -> ScaleSettings:
-    return load_settings(ScaleSettings, CONFIG, ["measure=false", "simulation.num_raylets=[]"])
+    return load_settings(ScaleSettings, CONFIG)
 
 
 def settings_of(**target) -> ScaleSettings:
     settings = shipped()
     return settings.model_copy(update={"target": settings.target.model_copy(update=target)})
+
+
+def quick_store(settings: ScaleSettings):
+    """Constants of an object store without request limits, so that machines bound the stages."""
+    update = {
+        name: Constant(value=1e9, source="test") for name in ("reads_per_prefix_second", "writes_per_prefix_second")
+    }
+    return settings.constants.model_copy(update=update)
 
 
 def cut(total: int, size: int) -> list[int]:
@@ -78,25 +84,24 @@ def test_bytes_of_ids_are_those_of_a_file(num_rows, num_ids, local, tmp_path):
 
 def test_a_plan_takes_the_fewest_machines_that_meet_each_deadline():
     settings = settings_of()
-    plan = derive(settings)
-    for phase, deadline in plan.deadlines.items():
-        assert plan.hours(phase) <= deadline
-        fewer = plan.num_machines | {phase: plan.num_machines[phase] - 1}
-        if fewer[phase]:
-            assert (
-                by_size(settings, replace(plan, num_machines=fewer), [settings.target.num_sources])[0].hours(phase)
-                > deadline
-            )
-    bytes_kept = sum(files.num_bytes for files in plan.files.values() if files.kept)
-    assert plan.kept_bytes == bytes_kept > 1e9 * 2 * 256 * 2  # vectors as embedded, and in the index
-    for stage in plan.stages:
+    # Deadlines at which one machine is too slow for either phase.
+    target = settings.target.model_copy(update={"build_hours": 90.0, "night_hours": 1.9})
+    settings = settings.model_copy(update={"target": target, "constants": quick_store(settings)})
+    planned = plan(settings)
+    for phase, deadline in (("sources", target.build_hours), ("queries", target.night_hours)):
+        assert planned.hours(phase) <= deadline and planned.num_machines[phase] > 1
+        fewer = planned.num_machines | {phase: planned.num_machines[phase] - 1}
+        assert plan_on(settings, fewer).hours(phase) > deadline
+    bytes_kept = sum(files.num_bytes for files in planned.files.values() if files.kept)
+    assert planned.kept_bytes == bytes_kept > 1e9 * 2 * 256 * 2  # vectors of the embeddings, and of the index
+    for stage in planned.stages:
         rest = max(hours for name, hours in stage.bounds.items() if name != "driver")
         assert stage.hours == pytest.approx(stage.bounds["driver"] + rest)
 
 
 def test_a_deadline_that_no_number_of_machines_meets_is_refused():
     with pytest.raises(AttribError, match=r"with any number of machines and may take 0.01 h"):
-        derive(settings_of(night_hours=0.01))
+        plan(settings_of(night_hours=0.01))
 
 
 def test_equal_tasks_run_in_waves_and_memory_limits_them():
@@ -113,8 +118,8 @@ def test_equal_tasks_run_in_waves_and_memory_limits_them():
 
 
 def test_cost_is_linear_in_the_sources_where_images_dominate():
-    settings = settings_of()
-    small, large = by_size(settings, derive(settings), [10**8, 10**9])
+    num_machines = plan(settings_of()).num_machines
+    small, large = (plan_on(settings_of(num_sources=size), num_machines) for size in (10**8, 10**9))
     assert large.cost("sources") / small.cost("sources") == pytest.approx(10, rel=0.1)
     assert large.cost("queries") / small.cost("queries") < 10
 
@@ -150,56 +155,9 @@ def test_kinds_of_index_differ_in_their_files():
     layout = lay_out(flat.target)
     assert "index/template.faiss" not in file_counts(layout, flat.target, flat.constants)
     tasks = task_counts(layout, flat.target, 64)
-    assert "index: _train_task" not in tasks and "attributions/_partials/exact/shard-#.parquet" not in file_counts(
-        layout, flat.target, flat.constants
-    )
-    assert tasks["index: _search_held_out_task"] == layout.num_shards
-
-
-def test_waves_are_those_of_dealing_in_turn():
-    for tasks in range(1, 40):
-        for nodes in range(1, 9):
-            dealt = np.bincount(np.arange(tasks) % nodes, minlength=nodes)
-            assert waves(tasks, nodes) == pytest.approx(dealt.max() / dealt.mean())
-
-
-def simulated(settings: ScaleSettings, num_raylets: int = 2) -> Simulated:
-    """A simulation that did what is foretold, but for one task too many and one kind of file twice as large."""
-    target = simulated_target(settings.simulation, settings.target, 64)
-    layout = lay_out(target)
-    tasks = {name: [n, 0] for name, n in task_counts(layout, target, 2).items() if not name.endswith("chunks")}
-    tasks["index: _build_task"][1] += 1
-    files = file_counts(layout, target, settings.constants)
-    sizes = {pattern: int(f.num_bytes) for pattern, f in files.items()}
-    sizes["index/shard-#/ids.npy"] *= 2
-    writes = {pattern: [f.num_files, 0] for pattern, f in files.items()}
-    return Simulated(num_raylets, 64, tasks, writes, sizes | {"index/index.json": 77}, {}, {"index": 3.0}, 5, 0.004)
-
-
-def test_a_check_tells_what_differs():
-    found = check(settings_of(), simulated(settings_of()))
-    assert [(row.name, row.measured - row.predicted) for row in found.tasks if row.predicted != row.measured] == [
-        ("index: _build_task", 1)
-    ]
-    assert [row.name for row in found.num_bytes if row.ratio > 1.5] == ["index/shard-#/ids.npy"]
-    assert found.other_bytes == 77
-    assert {b.measured for b in found.balances if b.name != "index: _build_task"} == {2.0}
-
-
-def test_the_page_shows_all_and_escapes_strangers_text(local, tmp_path):
-    evil = "<script>alert(1)</script>"
-    settings = settings_of().model_copy(update={"output": str(tmp_path), "hardware": evil})
-    settings = settings.model_copy(update={"prices": settings.prices.model_copy(update={"currency": "<b>EUR"})})
-    plan = derive(settings)
-    sized = by_size(settings, plan, [10**5, 10**7, 10**8, 10**9])
-    checks = [check(settings, simulated(settings))]
-    page = Path(write_page(settings, plan, sized, breaks(settings), checks, {"x": evil}, local)).read_text("utf-8")
-    assert evil not in page and "<b>EUR" not in page and "&lt;script&gt;" in page
-    for said in ("1 billion sources", "embed sources", "ids of all images in the driver", "image_bytes", "_build_task"):
-        assert said in page
-    drawn = ElementTree.fromstring(size_chart(sized, "<b>EUR"))
-    lines = [e.attrib["points"].split() for e in drawn.iter("{http://www.w3.org/2000/svg}polyline")]
-    assert len(lines) == 4 and all(len(line) == 4 for line in lines)
+    assert tasks["index"][IndexTask.TRAIN] == 0 and tasks["index"][IndexTask.RECALL] == layout.num_shards
+    exact = "attributions/_partials/exact/shard-#.parquet"
+    assert exact not in file_counts(layout, flat.target, flat.constants)
 
 
 def test_numbers_are_told_with_their_units():
@@ -229,7 +187,6 @@ def test_a_benchmark_stands_in_for_the_config_where_its_units_agree(local, tmp_p
     [
         ("target.embed_on=nowhere", "no machine of the config; it has encoder, searcher"),
         ("machines.encoder.num_gpus=8", "need constants.forward_images_per_gpu_second"),
-        ("output=s3://bucket/x", "give output a local path"),
         ("constants.image_bytes.value=0", "greater than 0"),
     ],
 )
@@ -251,3 +208,25 @@ def test_gpus_move_the_network_off_the_cores():
     ]
     assert embed[0].gpu_seconds == 0 < embed[1].gpu_seconds and embed[1].core_seconds < embed[0].core_seconds
     assert embed[1].moved_bytes == 3 * 224**2 * 10**9  # pixels between decoders and encoders
+
+
+def test_the_tables_show_every_stage_and_limit_and_the_record_holds_their_numbers(local, tmp_path):
+    settings = settings_of().model_copy(update={"output": str(tmp_path)})
+    shown = run(settings)
+    for text in ("1 billion sources", "embed sources", "write rows", "remedy: lower query_block_rows", "USD per month"):
+        assert text in shown
+    assert max(map(len, shown.splitlines())) < 180
+    record = local.read_json(join(str(tmp_path), "scale.json"))
+    planned = plan(settings)
+    assert record["hours"] == {phase: planned.hours(phase) for phase in ("sources", "queries")}
+    assert [stage["work"]["name"] for stage in record["stages"]] == [s.work.name for s in planned.stages]
+    assert len(record["breaks"]) == len(breaks(settings)) and record["settings"]["hardware"] == settings.hardware
+
+
+def test_keys_of_the_simulation_are_accepted_with_a_warning(capsys):
+    overrides = ["measure=true", "simulation.num_raylets=[2]"]
+    assert load_settings(ScaleSettings, CONFIG, overrides) == shipped()
+    warned = capsys.readouterr().err
+    assert "WARNING: simulation is no longer used" in warned and "WARNING: measure is no longer used" in warned
+    with pytest.raises(AttribError, match="unknown key"):
+        load_settings(ScaleSettings, CONFIG, ["simulations=1"])

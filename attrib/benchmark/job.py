@@ -1,103 +1,168 @@
-"""Speed of every stage over its ceiling and its peers: each contender in a process of its own, in turn, told as ratios (attrib/benchmark/).
+"""jobs.benchmark: decoding, encoding, index building and search compared with other libraries.
 
-<output>/inputs/          images and vectors, kept from run to run
-<output>/work/            indexes and rows of this run
-<output>/benchmark.json   rows, facts, constants, settings, versions; written after every stage
+<output>/inputs/          images and vectors, kept between runs
+<output>/work/            indexes of this run
+<output>/benchmark.json   rows, constants, facts (machine), settings, versions; written after every stage
 """
 
 import logging
 import os
 import time
+from dataclasses import dataclass
+from functools import cached_property
 
-from attrib.benchmark import facts, stages, train_contenders
-from attrib.benchmark import resume as resume_benchmark
-from attrib.benchmark.bench import Bench, as_json
-from attrib.benchmark.facts import Fact
-from attrib.benchmark.harness import Contender, Row
+from attrib.benchmark import autofaiss_build, images, index_build, search
+from attrib.benchmark.harness import Contender, Row, compare, format_table, run_contender
+from attrib.benchmark.machine import describe, machine
 from attrib.benchmark.settings import BenchmarkSettings
-from attrib.benchmark.table import format_table
+from attrib.benchmark.vectors import VectorPlan, make_gaussian, make_vectors
 from attrib.common.config import versions
-from attrib.common.storage import Storage, join
+from attrib.common.errors import AttribError
+from attrib.common.storage import Storage, fresh_folder, join
 
 logger = logging.getLogger(__name__)
 
-IMAGES, SEARCH = stages.IMAGES, stages.SEARCH
-JOBS, IMAGE_JOBS = "attrib.benchmark.job_contenders", "attrib.benchmark.image_job_contenders"
+MADE_BY = "jobs.benchmark"
 COMMAND = "python -m jobs.benchmark --config configs/benchmark.yaml"
-BARE_SECONDS = 8.0  # of the bare network and of bare decoding
+ENCODE_SECONDS = 8.0  # duration of the timed loops of the stage embed
+OURS_DECODE, OURS_BUILD, OURS_SEARCH = (f"attrib.{name}" for name in ("data.decoding", "index.shard", "index.search"))
+
+
+@dataclass(frozen=True)
+class VectorSet:
+    """The first `size` vectors of a kind, and the paths of what is built from them."""
+
+    kind: str  # "images" or "Gaussian"
+    size: int
+    dimension: int
+    source: str  # folder of vectors.npy and queries.npy
+    folder: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.size:,} x {self.dimension} ({self.kind})"
+
+    def job(self, settings: BenchmarkSettings, **more) -> dict:
+        """The keys that contenders of index_build and search share."""
+        files = {"template": "template.faiss", "shard": "shard", "output": "shard", "faiss_index": "ivf.faiss"}
+        files |= {"truth": "truth.npy", "embeddings": "embeddings", "float32": "float32"}
+        paths = {name: os.path.join(self.folder, file) for name, file in files.items()}
+        paths |= {name: os.path.join(self.source, f"{name}.npy") for name in ("vectors", "queries")}
+        names = {"folder": self.folder, "name": os.path.basename(self.folder), "num_vectors": self.size}
+        wanted = settings.vectors
+        names |= {"top_k": wanted.top_k, "batches": list(wanted.batches), "recall_target": wanted.recall_target}
+        return paths | names | more
+
+
+class Bench:
+    """Inputs, work folder and rows of one run."""
+
+    def __init__(self, settings: BenchmarkSettings):
+        """Raises AttribError if the output folder holds files of something else."""
+        self.settings = settings
+        marker = os.path.join(settings.output, f".{MADE_BY}")
+        if os.path.isdir(settings.output) and os.listdir(settings.output) and not os.path.exists(marker):
+            raise AttribError(
+                f"{settings.output} holds files that {MADE_BY} did not make; choose another output folder"
+            )
+        self.inputs = os.path.join(settings.output, "inputs")
+        os.makedirs(self.inputs, exist_ok=True)
+        with open(marker, "w", encoding="utf-8") as file:
+            file.write(f"Made by {MADE_BY}, which deletes work/ when it runs again.\n")
+        self.work = fresh_folder(os.path.join(settings.output, "work"), MADE_BY)
+        self.rows: list[Row] = []
+        self.num_cpus = settings.vectors.threads[-1]
+
+    @cached_property
+    def images(self) -> list[str]:
+        return images.source_images(self.settings, self.inputs)
+
+    @cached_property
+    def jpegs(self) -> str:
+        return images.web_jpegs(self.images, self.settings.images, self.inputs, self.num_cpus)
+
+    @cached_property
+    def vector_sets(self) -> list[VectorSet]:
+        wanted = self.settings.vectors
+        plan = VectorPlan(
+            images=self.images,
+            backbone=self.settings.backbone.model_dump(mode="json"),
+            dimension=wanted.dimension,
+            map_px=wanted.map_px,
+            versions_per_image=wanted.versions_per_image,
+            num_vectors=wanted.sizes[-1],
+            num_queries=wanted.batches[-1],
+        )
+        source = os.path.join(self.inputs, f"vectors-{plan.digest}")
+        make_vectors(plan, source, self.num_cpus)
+        sets = [self._vector_set("images", size, source) for size in wanted.sizes]
+        if wanted.gaussian_size:
+            shape = (wanted.gaussian_size, wanted.batches[-1], wanted.dimension)
+            source = os.path.join(self.inputs, "gaussian-{}-{}-{}".format(*shape))
+            make_gaussian(source, *shape)
+            sets.append(self._vector_set("Gaussian", wanted.gaussian_size, source))
+        return sets
+
+    def _vector_set(self, kind: str, size: int, source: str) -> VectorSet:
+        folder = os.path.join(self.work, f"{kind}-{size}".lower())
+        os.makedirs(folder, exist_ok=True)
+        return VectorSet(kind, size, self.settings.vectors.dimension, source, folder)
+
+    def prepare(self, what: str, function, job: dict) -> dict:
+        """Run a function once on all cores and return what it found; it makes no row."""
+        return run_contender(Contender(what, function, job, threads=self.num_cpus))["found"]
+
+    def compare(self, stage: str, sizes: dict[str, str], contenders: list[Contender], num_rounds: int | None = None):
+        rows = compare(stage, sizes, contenders, num_rounds or self.settings.num_rounds)
+        self.rows += rows
+        return rows
 
 
 def run(settings: BenchmarkSettings) -> dict:
-    """Rows, facts and constants, also written to `benchmark.json`."""
-    bench = Bench(settings)
-    parts = {
-        "decode": stages.decode,
-        "embed": embed,
-        "build": build,
-        "search": stages.search,
-        "attribute": attribute,
-        "train": train,
-        "ray": overhead,
-        "resume": resume,
-    }
-    result: dict = {}
-    minutes: dict[str, float] = {}
-    for name, part in parts.items():
-        if name in settings.only:
-            started = time.monotonic()
-            part(bench)
-            minutes[name] = (time.monotonic() - started) / 60
-            logger.info(f"benchmark: {name} took {minutes[name]:.1f} minutes")
-            result = _result(bench, minutes)
-            Storage(settings.storage).write_json(join(settings.output, "benchmark.json"), result)
-    return result | {"table": f"{format_table(bench.rows)}\n\nfacts\n{facts.format_facts(_facts(bench))}"}
+    """Measure the stages of `settings.only`, write benchmark.json, and return it with the printed table."""
+    bench, minutes, result = Bench(settings), {}, {}
+    for name, stage in {"decode": decode, "embed": embed, "build": build, "search": search_stage}.items():
+        if name not in settings.only:
+            continue
+        started = time.monotonic()
+        stage(bench)
+        minutes[name] = (time.monotonic() - started) / 60
+        logger.info(f"benchmark: {name} took {minutes[name]:.1f} minutes")
+        result = {
+            "rows": [row.to_dict() for row in bench.rows],
+            "constants": constants(bench.rows),
+            "minutes": minutes,
+            "num_cpus": os.cpu_count(),
+            "facts": [{"what": name, "value": value, "note": ""} for name, value in machine().items()],
+            "settings": settings.model_dump(mode="json"),
+            "versions": versions(),
+        }
+        Storage(settings.storage).write_json(join(settings.output, "benchmark.json"), result)
+    return result | {"table": f"{format_table(bench.rows)}\n\n{describe(machine())}"}
 
 
-def _result(bench: Bench, minutes: dict[str, float]) -> dict:
-    return {
-        "rows": [row.to_dict() for row in bench.rows],
-        "facts": [vars(fact) for fact in _facts(bench)],
-        "constants": facts.constants(bench.rows, COMMAND),
-        "minutes": minutes,
-        "num_cpus": os.cpu_count(),
-        "settings": as_json(bench.settings),
-        "versions": versions(),
-    }
-
-
-def _facts(bench: Bench) -> list[Fact]:
-    wanted, rows = bench.settings.vectors, bench.rows
-    return [
-        *facts.embed_shares(rows),
-        *facts.embed_cpu(rows),
-        *facts.estimates(rows),
-        *facts.peak_shares(rows),
-        *facts.build_slopes(rows, wanted.sizes),
-        *facts.search_slopes(rows, wanted.sizes, wanted.batches),
-        *facts.speed_up(rows, "build by workers", "index job's build"),
-        *facts.speed_up(rows, "attribute job", "jobs.attribute"),
-        *facts.identical(rows),
-        *facts.ray_share(rows),
+def decode(bench: Bench) -> list[Row]:
+    wanted = bench.settings.images
+    job = {"folder": bench.jpegs, "num_images": wanted.decode_images}
+    job |= {"backbone": bench.settings.backbone.model_dump(mode="json")}
+    contenders = [
+        Contender(OURS_DECODE, images.decode_and_resize, job, note="default JPEG scaling of the embed job"),
+        Contender(f"{OURS_DECODE}, full size", images.decode_and_resize, job | {"full_size": True}),
+        Contender("Pillow loop", images.pillow, job),
     ]
+    size = f"a JPEG of {wanted.min_megapixels:g} to {wanted.max_megapixels:g} megapixels"
+    return bench.compare("decode + resize", {"image": size}, contenders)
 
 
 def embed(bench: Bench) -> list[Row]:
     settings, wanted = bench.settings, bench.settings.images
     workers = settings.num_workers
-    job = {
-        "folder": bench.jpegs,
-        "num_images": wanted.num_images,
-        "backbone": as_json(settings.backbone),
-        "workers": workers,
-        "chunk_rows": wanted.chunk_rows,
-        "seconds": BARE_SECONDS,
-        "output": os.path.join(bench.work, "embed"),
-        "loader_batch_size": 16,
-    }
+    job = {"folder": bench.jpegs, "num_images": wanted.num_images, "workers": workers, "seconds": ENCODE_SECONDS}
+    job |= {"backbone": settings.backbone.model_dump(mode="json"), "loader_batch_size": 16}
     loaders = [
         Contender(
             f"DataLoader script, {count} loader(s)",
-            f"{IMAGES}:data_loader",
+            images.data_loader,
             job | {"loaders": count, "num_images": min(wanted.loader_images, wanted.num_images)},
             threads=workers - count,
             note=f"{workers} threads in all; PIL, torchvision",
@@ -105,125 +170,122 @@ def embed(bench: Bench) -> list[Row]:
         for count in range(workers)
     ]
     contenders = [
-        Contender("jobs.embed", f"{IMAGE_JOBS}:embed_job", job, workers=workers, note="steady state"),
-        Contender("bare network", f"{IMAGES}:bare_encoder", job, workers=workers, note="tensors ready: the ceiling"),
-        Contender("decode + resize alone", f"{IMAGES}:decode_at_once", job, workers=workers),
+        Contender("attrib, decode + encode", images.encode_files, job, workers=workers, note="without Ray"),
+        Contender("network alone", images.bare_encoder, job, workers=workers, note="prepared pixels: the upper limit"),
         *loaders,
     ]
-    return bench.compare(
-        "embed job", {"image": f"an image of {wanted.num_images:,} JPEGs, {workers} threads"}, contenders
-    )
-
-
-def _by_workers(bench: Bench, name: str, run: str, job: dict, folder: str, note: str = "") -> list[Contender]:
-    """The same job of benchmark_jobs by one worker and by all of them, each into a folder of its own."""
-    return [
-        Contender(
-            name,
-            f"{JOBS}:{run}",
-            job | {"workers": workers, "output": os.path.join(bench.work, f"{folder}-by-{workers}")},
-            workers=workers,
-            note=note,
-        )
-        for workers in (1, bench.settings.num_workers)
-    ]
+    return bench.compare("embed", {"image": f"an image, {workers} threads"}, contenders)
 
 
 def build(bench: Bench) -> list[Row]:
-    rows = stages.build(bench) + stages.build_slope(bench)
-    vectors = bench.largest
-    job = vectors.job(bench.settings, num_shards=bench.settings.vectors.num_shards)
-    contenders = _by_workers(bench, "index job's build", "build_shards", job, "shards")
-    size = f"{vectors.size:,} x {bench.settings.vectors.dimension} in {bench.settings.vectors.num_shards} shards, under Ray"
-    return rows + bench.compare("build by workers", {"build": size}, contenders)
+    """Train and fill on all cores, then fill alone on one thread with a trained quantizer."""
+    rows = []
+    for vectors in bench.vector_sets:
+        rows += _train_and_build(bench, vectors) + _fill(bench, vectors)
+    return rows
 
 
-def attribute(bench: Bench) -> list[Row]:
-    """The whole job with one worker and with more, then what follows the search beside a plain write of the same rows."""
-    vectors, wanted = bench.largest, bench.settings.vectors
-    if not os.path.exists(vectors.job(bench.settings)["shard"]):
-        stages.prepare_template(bench, vectors)
-    prepared = vectors.job(bench.settings, timed_queries=wanted.argsort_queries)
-    found = bench.prepare("exact neighbours", f"{SEARCH}:prepare", prepared)
-    job = prepared | {
-        "index": os.path.join(bench.work, "index"),
-        "asked": os.path.join(prepared["queries_folder"], "embeddings"),
-        "num_shards": wanted.num_shards,
-        "num_lists": found["num_lists"],
-        "memory_gib": 64.0,
-    }
-    indexing = Contender(
-        "jobs.index",
-        f"{JOBS}:index_job",
-        job | {"workers": bench.settings.num_workers, "output": job["index"]},
-        workers=bench.settings.num_workers,
-        note="training apart; recall measured on 1,000 held-out vectors",
+def _train_and_build(bench: Bench, vectors: VectorSet) -> list[Row]:
+    wanted, job, threads = bench.settings.vectors, vectors.job(bench.settings), bench.num_cpus
+    use_autofaiss = wanted.autofaiss and vectors.kind == "images"
+    bench.prepare("embeddings", index_build.prepare, job | ({} if use_autofaiss else {"float32": None}))
+    note = "10 iterations of k-means, attrib 20; one index in memory"
+    contenders = [
+        Contender("attrib", index_build.train_and_build, job, threads),
+        Contender("faiss.index_factory", index_build.faiss_train_and_build, job, threads, note=note),
+    ]
+    if use_autofaiss:
+        contenders.append(_autofaiss(bench, vectors, job))
+    laps = {lap: f"{lap}: {vectors.label}, all cores" for lap in ("train and build", "train", "build")}
+    is_slow = vectors.size == wanted.sizes[-1] or vectors.kind != "images"
+    return bench.compare("build", laps, contenders, wanted.slow_rounds if is_slow else None)
+
+
+def _autofaiss(bench: Bench, vectors: VectorSet, job: dict) -> Contender:
+    folder = bench.settings.vectors.autofaiss_folder or os.path.join(bench.inputs, "autofaiss")
+    plan, _ = index_build.ivf_plan(vectors.size, vectors.dimension)
+    job = job | {"num_lists": plan.num_lists, "threads": bench.num_cpus, "output": vectors.folder}
+    return Contender(
+        "autofaiss",
+        autofaiss_build.train_and_build,
+        job | {"memory": "8G", "index_memory": "6G"},
+        bench.num_cpus,
+        note=f"IVF{plan.num_lists},Flat from float32 .npy; chooses its own training rows",
+        python=autofaiss_build.environment_python(folder),
+        may_fail=True,
+        unavailable=autofaiss_build.missing(folder),
     )
-    size = f"{vectors.size:,} x {wanted.dimension} in {wanted.num_shards} shards"
-    rows = bench.compare("index job", {"job": size}, [indexing], num_rounds=1)
-    note = "the whole job; Ray and its workers started before"
-    contenders = _by_workers(bench, "jobs.attribute", "attribute_job", job, "attributions", note)
-    asked = f"{wanted.batches[-1]:,} queries, {size}"
-    rows += bench.compare("attribute job", {"job": asked}, contenders)
-    output = os.path.join(bench.work, "written")
-    writers = [
-        Contender("attrib", f"{JOBS}:merge_score_write", job | {"workers": 1, "output": output}, note="as Ray tasks"),
-        Contender(
-            "pyarrow, write alone",
-            "attrib.benchmark.write_contenders:plain_write",
-            {"output": output, "folder": os.path.join(bench.work, "plainly")},
-            note="rows in memory already",
-        ),
-    ]
-    return rows + bench.compare("merge, score, write", {"rows": asked}, writers)
 
 
-def train(bench: Bench) -> list[Row]:
-    settings = bench.settings
-    folder = os.path.join(bench.work, "train")
-    job = {
-        "settings": as_json(train_contenders.train_settings(settings, folder)),
-        "sizes": as_json(settings.train),
-        "folder": folder,
-        "workers": 1,
-        "criterion": False,
-    }
-    found = bench.prepare("training inputs", "attrib.benchmark.train_contenders:prepare", job)
-    plain = "attrib.benchmark.train_contenders:plain_loop"
-    threads = os.cpu_count() or 1  # which the job gives to its only worker
+def _fill(bench: Bench, vectors: VectorSet) -> list[Row]:
+    job = vectors.job(bench.settings)
+    in_memory = "same centroids; vectors in memory, no files"
     contenders = [
-        Contender(
-            "jobs.train", f"{IMAGE_JOBS}:train_job", job, threads, note="Ray Train; criterion and checkpoint included"
-        ),
-        Contender("plain PyTorch loop", plain, job, threads, note="same batches"),
-        Contender("plain PyTorch loop, criterion", plain, job | {"criterion": True}, threads, note="same batches"),
+        Contender(OURS_BUILD, index_build.build, job),
+        Contender("faiss, Parquet to index file", index_build.faiss_build, job, note="same centroids"),
+        Contender("faiss index.add", index_build.faiss_add, job, note=in_memory),
     ]
-    size = f"a step of {settings.train.batch_size} views, {found['num_inputs']:,} inputs to {settings.train.dimension}"
-    return bench.compare("train a head", {"step": size}, contenders)
+    return bench.compare("build", {"build": f"one shard, one thread: {vectors.label}"}, contenders)
 
 
-def overhead(bench: Bench) -> list[Row]:
-    """One process measures all three, so that they come in one comparison of its laps."""
-    workers, num_tasks = bench.settings.num_workers, bench.settings.num_ray_tasks
-    contender = Contender("Ray", f"{JOBS}:overhead", {"workers": workers, "num_tasks": num_tasks}, workers=workers)
-    laps = {
-        "first row": "start of the process to a first no-op result",
-        "task": f"a no-op task of run_units, mean of {num_tasks}",
-        "chunk": f"a no-op chunk through Ray Data, mean of {num_tasks}",
-    }
-    rows = bench.compare("ray", laps, [contender])
-    multiply = "attrib.benchmark.gemm_contender:gemm"
-    products = [Contender("NumPy float32", multiply, {}, threads) for threads in sorted({1, bench.num_cpus})]
-    size = "a billion operations of a 2,048 x 256 by 256 x 4,096 product"
-    return rows + bench.compare("gemm", {"gflop": size}, products)
+def search_stage(bench: Bench) -> list[Row]:
+    wanted, rows = bench.settings.vectors, []
+    for vectors in bench.vector_sets:
+        if "build" not in bench.settings.only:
+            job = vectors.job(bench.settings, float32=None)
+            bench.prepare("embeddings", index_build.prepare, job)
+            bench.prepare("our shard", index_build.train_and_build, job)
+            bench.prepare("FAISS index", index_build.faiss_build, job)
+        job = vectors.job(bench.settings, timed_queries=min(wanted.slow_peer_queries, wanted.batches[-1]))
+        found = bench.prepare("exact neighbours", search.prepare, job)
+        more = [nprobe for nprobe in wanted.more_nprobes if found["nprobe"] < nprobe < found["num_lists"]]
+        for nprobe in (found["nprobe"], *more):
+            # Noise is slow for all contenders, so it is measured with one number of threads.
+            for threads in wanted.threads if vectors.kind == "images" else wanted.threads[:1]:
+                rows += _search(bench, vectors, job | {"nprobe": nprobe}, threads, found["num_lists"])
+    return rows
 
 
-def resume(bench: Bench) -> list[Row]:
-    """Images embedded twice after a SIGKILL half-way: Ray Data's row-level checkpointing, and our committed chunks."""
-    job = {"folder": os.path.join(bench.work, "resume")}
+def _search(bench: Bench, vectors: VectorSet, job: dict, threads: int, num_lists: int) -> list[Row]:
+    whole = {name: value for name, value in job.items() if name != "timed_queries"}
+    # index.search takes time in proportion to the queries; on noise, where nprobe is nearly all lists, a batch takes long.
+    theirs = whole if vectors.kind == "images" else job
+    argsort = job | {"timed_queries": bench.settings.vectors.argsort_queries}
+    note = "same lists and nprobe"
     contenders = [
-        Contender(what, f"{resume_benchmark.__name__}:contender", job | {"name": name}, workers=1, max_rounds=1)
-        for name, what in (("attrib", "embed job, committed chunks"), ("ray", "Ray Data row-level checkpointing"))
+        Contender(OURS_SEARCH, search.batch_search, whole, threads),
+        Contender("faiss index.search", search.faiss_search, theirs, threads, note=note),
+        Contender("faiss.contrib big_batch_search", search.faiss_big_batch, whole, threads, note=note),
+        Contender("argsort per query (AbC)", search.argsort_loop, argsort, threads),
     ]
-    size = f"{resume_benchmark.NUM_IMAGES:,} images, killed at half and started again"
-    return bench.compare("resume", {"whole": size}, contenders)
+    lists = f"nprobe {job['nprobe']} of {num_lists:,}"
+    sizes = {
+        str(batch): f"{batch:,} queries, {vectors.label}, {lists}, {threads} thread(s)" for batch in job["batches"]
+    }
+    return bench.compare("search", sizes, contenders)
+
+
+def constants(rows: list[Row]) -> dict[str, dict]:
+    """{name: {value, unit, command}}; jobs.scale reads those whose names it knows (attrib/capacity/settings.py)."""
+    found: dict[str, dict] = {}
+
+    def note(names: str, unit: str, stages: str, contender: str, size: str, value) -> None:
+        # Values are per core, so searches on several threads do not count.
+        mine = (r for r in rows if r.contender == contender and size in r.size and r.seconds is not None)
+        measured = [r for r in mine if r.stage != "search" or r.threads == 1]
+        if measured:
+            command = f"{COMMAND} --set 'only=[{stages}]'"
+            for name in names.split():
+                found[name] = {"value": value(measured[-1]), "unit": unit, "command": command}
+
+    decoded = "decode_images_per_second decode_images_per_second_per_core"
+    note(decoded, "images/s", "decode", OURS_DECODE, "a JPEG", lambda row: 1 / row.seconds)
+    forward = "forward_images_per_core_second forward_images_per_second_per_core"
+    note(forward, "images/s", "embed", "network alone", "", lambda row: 1 / row.seconds / row.workers)
+    kind = "(images)"
+    note("index_bytes_per_vector", "bytes", "build", "attrib", kind, lambda row: row.found["bytes_per_vector"])
+    embedding = "embedding_bytes_per_image"
+    note(embedding, "bytes", "build", "attrib", kind, lambda row: row.found["embedding_bytes_per_vector"])
+    note("build_seconds_largest_shard", "s", "build", OURS_BUILD, kind, lambda row: row.seconds)
+    note("search_seconds_largest_batch", "s", "build, search", OURS_SEARCH, kind, lambda row: row.seconds)
+    return found

@@ -1,6 +1,7 @@
 """Options of jobs.benchmark."""
 
-from typing import Literal
+import sys
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -8,20 +9,20 @@ from attrib.common.settings import JobSettings, Positive, Settings, Uri
 from attrib.data.settings import CollectionSettings
 from attrib.models.settings import BackboneSettings
 
-Stage = Literal["decode", "embed", "build", "search", "attribute", "train", "ray", "resume"]
-STAGES: tuple[Stage, ...] = ("decode", "embed", "build", "search", "attribute", "train", "ray", "resume")
+Stage = Literal["decode", "embed", "build", "search"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+RETIRED_STAGES = ("attribute", "train", "ray", "resume")
 
 
 class ImageBenchmarkSettings(Settings):
-    """JPEGs made from the collection's photographs, for the stages that decode."""
+    """JPEGs made from the images of the collections, for the stages decode and embed."""
 
     num_images: Positive = 2048
     min_megapixels: float = Field(default=0.5, gt=0)
     max_megapixels: float = Field(default=2.0, gt=0)
     quality: int = Field(default=90, ge=1, le=95)
-    decode_images: Positive = 192  # of them, for the decode stage
-    loader_images: Positive = 640  # of them, for the DataLoader script, which is steady after the first batches
-    chunk_rows: Positive = 128  # of the embed job, as its default is
+    decode_images: Positive = 192  # images of the stage decode
+    loader_images: Positive = 640  # images of the DataLoader script; its rate is steady after the first batches
 
     @model_validator(mode="after")
     def _order(self):
@@ -31,23 +32,23 @@ class ImageBenchmarkSettings(Settings):
 
 
 class VectorBenchmarkSettings(Settings):
-    """Vectors for the stages that build and search."""
+    """Vectors for the stages build and search."""
 
     sizes: tuple[Positive, ...] = Field(default=(10_000, 100_000, 1_000_000), min_length=1)
     dimension: Positive = 256
-    map_px: Positive = 320  # side of the pictures whose feature maps are pooled over windows
-    versions_per_image: Positive = 2  # augmented pictures of each image
-    gaussian_size: Positive | None = 100_000  # the worst case beside them; None: left out
-    batches: tuple[Positive, ...] = Field(default=(100, 10_000), min_length=1)
+    map_px: Positive = 320  # side of the network input whose feature maps are averaged under windows
+    versions_per_image: Positive = 2  # augmented versions of each image
+    gaussian_size: Positive | None = 100_000  # vectors of Gaussian noise, the worst case; None: leave out
+    batches: tuple[Positive, ...] = Field(default=(100, 10_000), min_length=1)  # numbers of queries
     top_k: Positive = 10
-    recall_target: float = Field(default=0.99, gt=0, le=1)  # which sets nprobe
-    more_nprobes: tuple[Positive, ...] = (32,)  # beside it: a search that misses less
+    recall_target: float = Field(default=0.99, gt=0, le=1)  # sets nprobe
+    more_nprobes: tuple[Positive, ...] = (32,)  # further values of nprobe
     threads: tuple[Positive, ...] = Field(default=(1, 2), min_length=1)
-    num_shards: Positive = 4  # that two workers share
-    slow_peer_queries: int = Field(default=2_000, ge=1)  # brute force is timed on these and scaled
-    argsort_queries: Positive = 100
-    slow_rounds: Positive = 1  # of training and of autofaiss at the largest size
+    slow_peer_queries: int = Field(default=2_000, ge=1)  # queries of the ground truth and of FAISS on noise, scaled
+    argsort_queries: Positive = 100  # queries of AbC's loop, scaled
+    slow_rounds: Positive = 1  # rounds of training at the largest size
     autofaiss: bool = True
+    autofaiss_folder: Uri | None = None  # its environment (see RESULTS.md); None: <output>/inputs/autofaiss
 
     @model_validator(mode="after")
     def _ascending(self):
@@ -57,31 +58,41 @@ class VectorBenchmarkSettings(Settings):
         return self
 
 
-class TrainBenchmarkSettings(Settings):
-    """A linear head on the backbone's output."""
-
-    num_views: Positive = 16_384
-    num_images: Positive = 2_048
-    dimension: Positive = 256
-    batch_size: Positive = 256
-    num_epochs: Positive = 4
-
-
 class BenchmarkSettings(JobSettings):
-    """jobs.benchmark: speed as ratios, all sides measured in turn in one run."""
+    """jobs.benchmark: times relative to other libraries, measured in turn in one run."""
 
     collections: tuple[CollectionSettings, ...] = ()  # folders of images; none: images drawn by the project
     backbone: BackboneSettings = BackboneSettings(name="mobilenetv2_100", weights="random")
     output: Uri
     only: tuple[Stage, ...] = STAGES
     num_rounds: Positive = 3
-    num_workers: Positive = 2  # processes of one thread each in jobs, and total threads of their peers
-    num_drawn: Positive = 512  # images, where there is no collection
-    image_px: Positive = 512  # of a drawn image
+    num_workers: Positive = 2  # one-thread processes of the stage embed; the script uses as many threads in all
+    num_drawn: Positive = 512  # number of drawn images if there is no collection
+    image_px: Positive = 512  # side of a drawn image
     images: ImageBenchmarkSettings = ImageBenchmarkSettings()
     vectors: VectorBenchmarkSettings = VectorBenchmarkSettings()
-    train: TrainBenchmarkSettings = TrainBenchmarkSettings()
-    num_ray_tasks: Positive = 256
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_retired(cls, values):
+        """Keys and stages of earlier versions are accepted with a warning; their results are in RESULTS.md."""
+        values = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+        dropped = [key for key in ("train", "num_ray_tasks") if values.pop(key, None) is not None]
+        for section, key in (("vectors", "num_shards"), ("images", "chunk_rows")):
+            if isinstance(values.get(section), dict) and values[section].pop(key, None) is not None:
+                dropped.append(f"{section}.{key}")
+        if isinstance(values.get("only"), list):
+            retired = [stage for stage in values["only"] if stage in RETIRED_STAGES]
+            values["only"] = [stage for stage in values["only"] if stage not in RETIRED_STAGES]
+            if retired and not values["only"]:
+                raise ValueError(
+                    f"only = {', '.join(retired)}: no longer measured, see attrib/benchmark/RESULTS.md for the last "
+                    f"results; choose from {', '.join(STAGES)}"
+                )
+            dropped += [f"stage {stage}" for stage in retired]
+        for name in dropped:
+            print(f"WARNING: {name} is no longer used: that comparison was removed; delete it", file=sys.stderr)
+        return values
 
     @model_validator(mode="after")
     def _local(self):

@@ -1,14 +1,12 @@
-"""Benchmark vectors: embeddings of collages of crops of real, augmented images, without a million passes of the network.
+"""Benchmark vectors: embeddings of mosaics of crops of real images, and the manifest and embeddings that hold them.
 
-Every image is drawn in a few augmented versions (crop, flip, colour) at `map_px`; the network runs over each as over any picture, and every
-crop's vector is the mean of its last feature map under a random window: what pooling gives for that crop but for the borders, whose context it
-sees. PCA to `dimension` (fitted on a sample of windows) commutes with means, so maps are projected first; then length one. A vector of the
-benchmark is that of a mosaic, an augmentation of its own, which shows crops of four images at random areas: the mean of their vectors, weighted by
-area. So a million vectors are a million different pictures, which shade into each other as a corpus does, where a million crops of some
-thousand images would be as many tight clusters that any search finds. Queries are mosaics of crops of one further version of each image,
-distorted more, under windows that lie off the grid.
+The network runs over a few augmented versions (crop, flip, colour) of each image at `map_px`. The vector of a
+crop is the mean of the last feature map under a window, projected by PCA and L2-normalised. A benchmark vector
+is the mean of the vectors of four crops, weighted by area (a mosaic). A million such vectors vary continuously,
+as in a real collection; a million crops of a few thousand images would form tight clusters, which any search
+finds. Queries are mosaics of one further, more strongly distorted version.
 
-<folder>/vectors.npy  float16 [n, d], of which any first rows are a sample
+<folder>/vectors.npy  float16 [n, d]; the first rows are a sample of all
 <folder>/queries.npy  float16 [m, d]
 <folder>/made.json    written last
 """
@@ -20,30 +18,37 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional
 
 from attrib.common.config import digest
 from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage
+from attrib.common.storage import Storage, join
+from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.decoding import decode_image
+from attrib.data.ids import image_ids
+from attrib.data.manifest import MANIFEST_RECORD, part_name
+from attrib.data.settings import CollectionSettings
+from attrib.embed.embeddings import EMBEDDINGS_RECORD, RESULT_FIELDS, schema
 from attrib.models.encoder import keep_freed_memory, load_network, preprocessing_of
 from attrib.models.settings import BackboneSettings
 
+PARTITION_ROWS = 16_384  # the manifest job's default
 MIN_WINDOW = 3  # cells of the map
 CROPS_PER_IMAGE = 128
 CROPS_PER_MOSAIC = 4
 PCA_IMAGES = 256
 PCA_WINDOWS = 32  # of each
-WHITENING_ROWS, WHITENING_SHRINKAGE = 100_000, 0.01  # vectors that it is fitted on; of the widest direction's variance
+WHITENING_ROWS, WHITENING_SHRINKAGE = 100_000, 0.01  # rows of the fit; share of the largest variance
 BLOCK_ROWS = 65_536  # float32 at a time
 RECORD = "made.json"
 
 
 @dataclass(frozen=True)
 class VectorPlan:
-    """What vectors are made of; its digest names their folder."""
+    """How the vectors are made; the digest names their folder."""
 
     images: list[str]
     backbone: dict
@@ -60,7 +65,7 @@ class VectorPlan:
 
 
 def make_vectors(plan: VectorPlan, folder: str, num_processes: int) -> None:
-    """Fill `folder`, unless it is filled. Processes have one thread each."""
+    """Write the vectors to `folder` unless they exist, with one-thread processes."""
     if os.path.exists(os.path.join(folder, RECORD)):
         return
     os.makedirs(folder, exist_ok=True)
@@ -83,7 +88,7 @@ def make_vectors(plan: VectorPlan, folder: str, num_processes: int) -> None:
 
 
 def fill_with_mosaics(vectors: np.ndarray, crops: np.ndarray, seed: int) -> None:
-    """Every row of float16 [n, d] becomes a mosaic of some of the crops float32 [m, d] of length one; areas are uniform on the simplex."""
+    """Fill float16 [n, d] with mosaics of crops, float32 [m, d], L2-normalised; areas are uniform on the simplex."""
     generator = np.random.default_rng(seed)
     for start in range(0, len(vectors), BLOCK_ROWS):
         count = min(BLOCK_ROWS, len(vectors) - start)
@@ -94,9 +99,9 @@ def fill_with_mosaics(vectors: np.ndarray, crops: np.ndarray, seed: int) -> None
 
 
 def whiten(vectors: np.ndarray, queries: np.ndarray) -> None:
-    """Make the directions of the vectors float16 [n, d] alike in width, in place, as the shipped recipe's projection does, and queries likewise.
+    """Whiten the vectors float16 [n, d] and the queries in place, as the shipped model does.
 
-    Left as they are, most of their variance would lie in a few directions, and any search that looks into a few lists would find all.
+    Without whitening, most of the variance lies in a few directions, and a search of few lists finds all neighbours.
     """
     sample = vectors[:: max(1, len(vectors) // WHITENING_ROWS)].astype(np.float64)
     mean = sample.mean(axis=0)
@@ -109,7 +114,7 @@ def whiten(vectors: np.ndarray, queries: np.ndarray) -> None:
 
 
 def make_gaussian(folder: str, num_vectors: int, num_queries: int, dimension: int) -> None:
-    """The worst case: no neighbour is nearer than chance has it, and lists follow nothing."""
+    """Gaussian noise: the worst case for a search by lists."""
     if os.path.exists(os.path.join(folder, RECORD)):
         return
     os.makedirs(folder, exist_ok=True)
@@ -129,7 +134,7 @@ def _record(folder: str, num_vectors: int, num_queries: int) -> None:
 
 
 def _principal(sample: np.ndarray, dimension: int) -> tuple[np.ndarray, np.ndarray]:
-    """mean float32 [c] and projection float32 [c, dimension] of unit-length rows float32 [n, c]. A narrow network keeps all it has."""
+    """PCA of L2-normalised rows float32 [n, c]: mean float32 [c] and projection float32 [c, dimension]."""
     mean = sample.mean(axis=0)
     _, directions = np.linalg.eigh(np.cov(sample - mean, rowvar=False))
     projection = directions[:, ::-1][:, :dimension].astype(np.float32)
@@ -144,7 +149,7 @@ _map_px = 0
 
 
 def _start(backbone: dict, map_px: int) -> None:
-    """Once per process."""
+    """Load the network, once per process."""
     global _network, _preprocessing, _map_px
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -163,7 +168,7 @@ def _sample(path: str, seed: int) -> np.ndarray:
 
 
 def _image_crops(work: tuple) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [CROPS_PER_IMAGE, d] twice: of an image's versions, and held-out."""
+    """Crops of the versions of an image, and held-out crops for queries: float32 [CROPS_PER_IMAGE, d] each."""
     path, seed, num_versions, mean, projection = work
     pixels = _read(path)
     counts = np.diff(np.arange(num_versions + 1) * CROPS_PER_IMAGE // num_versions)
@@ -175,11 +180,11 @@ def _image_crops(work: tuple) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _version(pixels, seed: list[int], count: int, held_out: bool, mean, projection) -> np.ndarray:
-    """float32 [count, d] of length one."""
+    """float32 [count, d], L2-normalised."""
     generator = np.random.default_rng(seed)
     feature_map = _map(pixels, generator, distorted=held_out)
     windows = _windows(count, feature_map.shape[0], generator, off_grid=held_out)
-    # Windows are scaled to length one before PCA's mean is taken off, as in the sample it was fitted on.
+    # Rows are L2-normalised before the mean is subtracted, as in the sample on which PCA was fitted.
     lengths = np.linalg.norm(_means(feature_map, windows), axis=1, keepdims=True)
     rows = _means(feature_map @ projection, windows) / lengths - mean @ projection
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -197,22 +202,20 @@ def _map(pixels: torch.Tensor, generator: np.random.Generator, distorted: bool) 
     share = generator.uniform(0.6, 1.0) ** 0.5
     crop_height, crop_width = max(1, int(share * height)), max(1, int(share * width))
     top, left = generator.integers(0, height - crop_height + 1), generator.integers(0, width - crop_width + 1)
-    picture = functional.resized_crop(
-        pixels, int(top), int(left), crop_height, crop_width, [_map_px] * 2, antialias=True
-    )
+    image = functional.resized_crop(pixels, int(top), int(left), crop_height, crop_width, [_map_px] * 2, antialias=True)
     if generator.random() < 0.5:
-        picture = functional.horizontal_flip(picture)
+        image = functional.horizontal_flip(image)
     strength = 0.4 if distorted else 0.2
-    picture = functional.adjust_brightness(picture, generator.uniform(1 - strength, 1 + strength))
-    picture = functional.adjust_saturation(picture, generator.uniform(1 - strength, 1 + strength))
+    image = functional.adjust_brightness(image, generator.uniform(1 - strength, 1 + strength))
+    image = functional.adjust_saturation(image, generator.uniform(1 - strength, 1 + strength))
     if distorted:
-        picture = functional.jpeg(picture, int(generator.integers(30, 70)))
-    batch = _preprocessing.normalise(picture[None], "cpu", torch.float32).contiguous(memory_format=torch.channels_last)
+        image = functional.jpeg(image, int(generator.integers(30, 70)))
+    batch = _preprocessing.normalise(image[None], "cpu", torch.float32).contiguous(memory_format=torch.channels_last)
     return _network.forward_features(batch)[0].permute(1, 2, 0).contiguous().numpy()
 
 
 def _windows(count: int, cells: int, generator: np.random.Generator, off_grid: bool) -> np.ndarray:
-    """float64 [count, 4]: top, left, bottom, right in cells; whole numbers, and none twice while there are enough, unless off_grid."""
+    """float64 [count, 4]: top, left, bottom, right in cells. Without off_grid: integers, none repeated if possible."""
     least = min(MIN_WINDOW, cells)
     if off_grid:
         size = generator.uniform(least, cells, (count, 2))
@@ -225,7 +228,7 @@ def _windows(count: int, cells: int, generator: np.random.Generator, off_grid: b
 
 
 def _means(feature_map: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    """float32 [n, c] of float32 [h, w, c]: sums over windows from the integral image, which is read between its points by interpolation."""
+    """Means float32 [n, c] of float32 [h, w, c] under windows, from the integral image with bilinear interpolation."""
     integral = torch.zeros(1, feature_map.shape[2], feature_map.shape[0] + 1, feature_map.shape[1] + 1)
     integral[0, :, 1:, 1:] = torch.from_numpy(feature_map.cumsum(0, dtype=np.float64).cumsum(1)).permute(2, 0, 1)
     corners = torch.from_numpy(windows[:, [[0, 1], [0, 3], [2, 1], [2, 3]]])  # [n, 4, (y, x)]
@@ -235,3 +238,70 @@ def _means(feature_map: np.ndarray, windows: np.ndarray) -> np.ndarray:
     sums = at[:, :, 3] - at[:, :, 1] - at[:, :, 2] + at[:, :, 0]
     area = torch.from_numpy((windows[:, 2] - windows[:, 0]) * (windows[:, 3] - windows[:, 1])).float()
     return (sums / area).T.numpy()
+
+
+def row_ids(name: str, num_rows: int) -> np.ndarray:
+    """int64 [n]: the id of each vector, by its row."""
+    return image_ids(name, [_key(row) for row in range(num_rows)])
+
+
+def _key(row: int) -> str:
+    return f"{row:08d}.jpg"
+
+
+def write_dataset(folder: str, name: str, vectors: np.ndarray) -> str:
+    """Write a manifest and embeddings of `vectors`, float16 [n, d], unless they exist. Returns the embeddings' URI.
+
+    Ids are those of the keys 00000000.jpg, ... in the collection `name`; rows are sorted by id within each partition.
+    """
+    storage = Storage(StorageSettings())
+    uri, manifest_uri = join(folder, "embeddings"), join(folder, "manifest")
+    if storage.exists(join(uri, EMBEDDINGS_RECORD)):
+        return uri
+    num_rows = []
+    for partition, start in enumerate(range(0, len(vectors), PARTITION_ROWS)):
+        rows = np.arange(start, min(start + PARTITION_ROWS, len(vectors)))
+        keys = [_key(row) for row in rows]
+        ids = image_ids(name, keys)
+        order = np.argsort(ids)
+        num_rows.append(len(rows))
+        _write_manifest_part(join(manifest_uri, part_name(partition)), name, keys, ids, order, storage)
+        _write_embeddings_part(join(uri, part_name(partition)), ids[order], vectors[rows[order]], storage)
+    collection = CollectionSettings(name=name, uri=folder)
+    stamp = digest([name, len(vectors), vectors.shape[1], os.path.basename(folder)])
+    listed = {
+        "settings": {"collection": collection.model_dump(mode="json")},
+        "num_rows": num_rows,
+        "metadata_columns": [],
+    }
+    digests = dict.fromkeys(("digest", "order_digest", "rows_digest"), stamp)
+    storage.write_json(join(manifest_uri, MANIFEST_RECORD), listed | digests)
+    embedded = {
+        "settings": {"manifest": manifest_uri},
+        "encoder": {
+            "name": "benchmark",
+            "model_digest": "benchmark",
+            "preprocessing": {},
+            "dimension": vectors.shape[1],
+        },
+        "digest": stamp,
+        "num_rows": num_rows,
+        "num_embedded": num_rows,
+    }
+    storage.write_json(join(uri, EMBEDDINGS_RECORD), embedded)
+    return uri
+
+
+def _write_manifest_part(uri: str, name: str, keys: list[str], ids: np.ndarray, order: np.ndarray, storage: Storage):
+    columns = {field.name: pa.nulls(len(keys), field.type) for field in LOCATION_FIELDS}
+    columns["id"] = pa.array(ids[order])
+    columns["key"] = pa.array([keys[i] for i in order])
+    columns["uri"] = pa.array([f"/{name}/{keys[i]}" for i in order])
+    storage.write_table(uri, pa.table(list(columns.values()), schema=pa.schema(LOCATION_FIELDS)))
+
+
+def _write_embeddings_part(uri: str, ids: np.ndarray, vectors: np.ndarray, storage: Storage) -> None:
+    columns = [pa.nulls(len(ids), field.type) for field in RESULT_FIELDS]
+    columns[0] = pa.array(ids)
+    embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    storage.write_table(uri, pa.table([*columns, embedding], schema=schema(vectors.shape[1])))

@@ -1,8 +1,8 @@
 """The embed job: Ray Data streams chunks of the manifest through decoding and a pool of encoders.
 
 Why not Ray Data's own row-level checkpointing: its Parquet sink commits when a write task ends, and write tasks gather blocks until a file
-is worth writing. Vectors are small, so a run killed half-way had committed nothing (the `resume` part of jobs.benchmark shows
-it). Here each chunk commits by itself, and partitions are assembled from committed chunks.
+is worth writing. Vectors are small, so a run killed half-way had committed nothing (measured in
+attrib/benchmark/RESULTS.md). Here each chunk commits by itself, and partitions are assembled from committed chunks.
 """
 
 import logging

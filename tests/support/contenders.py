@@ -1,4 +1,4 @@
-"""Contenders whose measurements are known."""
+"""Contenders with known measurements."""
 
 import os
 import time

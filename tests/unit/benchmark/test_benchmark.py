@@ -1,20 +1,14 @@
-"""The benchmark's clock, harness and vectors against what is known of them, and its Ray-free stages at their smallest."""
-
-import json
-import os
+"""Harness, settings and vectors of the benchmark. tests/slow/test_benchmark_job.py runs the job itself."""
 
 import numpy as np
 import pytest
+from support import contenders as contenders_of_tests
 
-from attrib.benchmark import image_contenders, stages, table, vectors
-from attrib.benchmark.bench import Bench
-from attrib.benchmark.contender import Clock
-from attrib.benchmark.facts import constants, find, log_slope, search_slopes
-from attrib.benchmark.harness import Contender, compare, run_contender
+from attrib.benchmark import autofaiss_build, vectors
+from attrib.benchmark.harness import Contender, compare, format_table, run_contender
+from attrib.benchmark.job import Bench
 from attrib.benchmark.settings import BenchmarkSettings
 from attrib.common.errors import AttribError
-
-SAMPLES = "tests.support.contenders"
 
 
 def test_contenders_take_turns_and_are_told_as_ratios(tmp_path):
@@ -22,13 +16,13 @@ def test_contenders_take_turns_and_are_told_as_ratios(tmp_path):
 
     def sleeper(name: str, seconds: float, **more) -> Contender:
         job = {"name": name, "seconds": seconds, "log": str(log), "answers": more.pop("answers", "same")}
-        return Contender(name, f"{SAMPLES}:sleeper", job, **more)
+        return Contender(name, contenders_of_tests.sleeper, job, **more)
 
     contenders = [
         sleeper("A", 0.1, threads=3),
         sleeper("B", 0.3, max_rounds=1, answers=""),
-        Contender("C", f"{SAMPLES}:refuser", {}, may_fail=True),
-        Contender("D", f"{SAMPLES}:sleeper", {}, unavailable="pip could not reach anything", may_fail=True),
+        Contender("C", contenders_of_tests.refuser, {}, may_fail=True),
+        Contender("D", contenders_of_tests.sleeper, {}, unavailable="pip could not reach anything", may_fail=True),
         sleeper("E", 0.1, answers=""),
     ]
     rows = compare("stage", {"nap": "a nap", "part": "a part"}, contenders, num_rounds=2)
@@ -43,21 +37,21 @@ def test_contenders_take_turns_and_are_told_as_ratios(tmp_path):
     assert nap["D"].note == "not measured: pip could not reach anything"
     assert set(nap["A"].found["environment"].values()) == {"3"}
     assert nap["A"].found["identical"] and not nap["E"].found["identical"]
-    shown = table.format_table(rows)
-    assert len({len(line.split("note")[0]) for line in shown.splitlines() if "their time / ours" in line}) == 1
+    shown = format_table(rows)
+    assert sum("time / first" in line for line in shown.splitlines()) == 2  # one table per size
     assert "not measured: C ended with code 1" in shown
 
 
 def test_a_contender_of_ours_that_fails_or_changes_its_threads_ends_the_run():
     with pytest.raises(AttribError, match="no such library here"):
-        compare("stage", {"nap": ""}, [Contender("A", f"{SAMPLES}:refuser", {})], num_rounds=1)
+        compare("stage", {"nap": ""}, [Contender("A", contenders_of_tests.refuser, {})], num_rounds=1)
     with pytest.raises(AttribError, match="faiss runs 2 threads in place of 1"):
-        run_contender(Contender("A", f"{SAMPLES}:thread_changer", {}))
+        run_contender(Contender("A", contenders_of_tests.thread_changer, {}))
 
 
 def test_peaks_are_those_of_the_contender_alone():
     here = np.ones(300 << 20, np.uint8)  # in this process, whose memory is none of the contender's
-    ended = run_contender(Contender("A", f"{SAMPLES}:filler", {"mib": 128}))
+    ended = run_contender(Contender("A", contenders_of_tests.filler, {"mib": 128}))
     del here
     # The kernel counts pages in batches, so up to half a MiB may be missing.
     assert ended["start_mib"] + 15 <= ended["laps"]["small"]["peak_mib"] <= ended["start_mib"] + 64
@@ -99,92 +93,10 @@ def test_mosaics_are_means_of_crops_by_area():
     assert areas.sum(axis=0) == pytest.approx(500 / 40, rel=0.5)  # no crop is preferred
 
 
-def test_slopes():
-    assert log_slope(2.0, 20.0, 10) == pytest.approx(1)
-    assert log_slope(1.0, 8.0, 4) == pytest.approx(1.5)
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> BenchmarkSettings:
-    return BenchmarkSettings.model_validate(
-        {
-            "output": str(tmp_path_factory.mktemp("benchmark")),
-            "backbone": {"name": "test_resnet", "weights": "random"},
-            "num_rounds": 2,
-            "num_drawn": 12,
-            "image_px": 64,
-            "images": {"num_images": 8, "min_megapixels": 0.02, "max_megapixels": 0.05},
-            "vectors": {
-                "sizes": [1500],
-                "dimension": 16,
-                "map_px": 256,
-                "gaussian_size": None,
-                "batches": [8, 80],
-                "threads": [1],
-                "slow_peer_queries": 40,
-                "argsort_queries": 4,
-                "autofaiss": False,
-            },
-        }
-    )
-
-
-def test_decoders_see_the_same_images(settings, one_thread):
-    jpegs = Bench(settings).jpegs
-    job = {"folder": jpegs, "num_images": 8, "backbone": settings.backbone.model_dump()}
-    for decode in (image_contenders.decode_and_resize, image_contenders.pillow):
-        clock = Clock()
-        assert decode(job, clock) == {"num_images": 8}
-        assert 0 < clock.laps["image"]["seconds"] < 1
-    clock = Clock()
-    found = image_contenders.data_loader(job | {"loaders": 0, "loader_batch_size": 2}, clock)
-    assert found["num_vectors"] == 8 and clock.laps["image"]["seconds"] == pytest.approx(1 / found["images_per_second"])
-
-
-def test_build_and_search_at_their_smallest(settings):
-    bench = Bench(settings)
-    built, searched = stages.build(bench), stages.search(bench)
-    assert bench.rows == built + searched
-    names = {
-        "build": {
-            "attrib",
-            "faiss.index_factory",
-            "attrib.index.shard.build_shard",
-            "faiss, Parquet to index file",
-            "faiss index.add",
-        },
-        "search": {
-            "attrib.index.search.search_shard",
-            "faiss index.search",
-            "faiss.knn, exact",
-            "argsort per query (AbC)",
-        },
-    }
-    for stage, expected in names.items():
-        assert {row.contender for row in bench.rows if row.stage == stage} == expected
-    for row in bench.rows:
-        assert row.lowest <= row.seconds <= row.highest and row.ratio_lowest <= row.ratio <= row.ratio_highest
-        assert row.cpu_seconds >= 0 and 10 < row.peak_mib < 4000 and row.threads == 1
-    for row in searched:
-        assert 0.99 <= row.found["recall"] <= 1
-    exact = find(bench.rows, "search", "faiss.knn, exact", size="80 queries")
-    assert exact[0].found["recall"] == 1 and "timed on 1/2 of it" in exact[0].note
-    assert all(row.found["identical"] for row in find(bench.rows, "search", "attrib.index.search.search_shard"))
-    assert len(search_slopes(bench.rows, (1500,), (8, 80))) == 1
-    known = constants(bench.rows, "command")
-    assert known["search_seconds_largest_batch"]["value"] > 0
-    # An embedding is 2 bytes a number and an id of 8; an index has them again, with norms and rounding to blocks.
-    assert 2 * 16 <= known["embedding_bytes_per_image"]["value"] < 200
-    assert 2 * 16 + 12 <= known["index_bytes_per_vector"]["value"] < 400
-    assert json.loads(json.dumps([row.to_dict() for row in bench.rows]))[0]["stage"] == "build"
-    again = Bench(settings)  # keeps inputs and deletes work
-    assert os.listdir(again.inputs) and not [name for name in os.listdir(again.work) if name.startswith("images-")]
-
-
-def test_folders_of_others_are_left_alone(tmp_path, settings):
+def test_folders_of_others_are_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(AttribError, match=r"holds files that jobs\.benchmark did not make"):
-        Bench(settings.model_copy(update={"output": str(tmp_path)}))
+        Bench(BenchmarkSettings(output=str(tmp_path)))
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
@@ -195,8 +107,30 @@ def test_folders_of_others_are_left_alone(tmp_path, settings):
         ({"vectors": {"sizes": [10, 5]}}, "sizes must ascend"),
         ({"images": {"min_megapixels": 3}}, "is above max_megapixels"),
         ({"only": ["searching"]}, "only"),
+        ({"only": ["ray", "resume"]}, "no longer measured, see attrib/benchmark/RESULTS.md"),
     ],
 )
 def test_settings_that_cannot_be_measured_are_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         BenchmarkSettings.model_validate({"output": "out"} | changes)
+
+
+def test_keys_and_stages_of_earlier_versions_are_accepted_with_a_warning(capsys):
+    old = {"train": {"num_epochs": 4}, "num_ray_tasks": 256, "vectors": {"num_shards": 4, "top_k": 5}}
+    old |= {"images": {"chunk_rows": 128}, "only": ["build", "attribute"]}
+    settings = BenchmarkSettings.model_validate({"output": "out"} | old)
+    assert settings.only == ("build",) and settings.vectors.top_k == 5
+    warned = capsys.readouterr().err.splitlines()
+    assert [
+        line.split()[1] for line in warned
+    ] == "train num_ray_tasks vectors.num_shards images.chunk_rows stage".split()
+
+
+def test_without_its_environment_autofaiss_is_not_measured_and_the_row_says_how_to_create_it(tmp_path):
+    folder = str(tmp_path / "autofaiss")
+    assert autofaiss_build.missing(folder).startswith(
+        f"no environment in {folder}; create it: python -m venv {folder} &&"
+    )
+    (tmp_path / "autofaiss" / "bin").mkdir(parents=True)
+    (tmp_path / "autofaiss" / "bin" / "python").touch()
+    assert autofaiss_build.missing(folder) == ""

@@ -1,33 +1,39 @@
-"""Decoding and encoding images: the library, Pillow, TorchCodec alone, the bare network, and a DataLoader script.
+"""Decoding and encoding of JPEGs: this library, a Pillow loop, the network alone, and a PyTorch DataLoader script.
 
-A job's keys: folder (of JPEGs), num_images, backbone; of the encoders workers and seconds, of the script loaders and loader_batch_size.
-Laps are seconds per image.
+Keys of a job: folder (of JPEGs), num_images, backbone; for encoders workers and seconds; for the script loaders and
+loader_batch_size. Laps are seconds per image.
 """
 
 import io
 import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from attrib.benchmark.contender import Clock, cpu_seconds, set_threads
+from attrib.benchmark.harness import Clock, cpu_seconds, set_threads
+from attrib.benchmark.settings import BenchmarkSettings, ImageBenchmarkSettings
+from attrib.common.config import digest
+from attrib.common.errors import AttribError
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
-from attrib.data.decoding import decode_jpeg
+from attrib.demo.corpus import draw_corpus
 from attrib.embed.settings import EmbedSettings
 from attrib.models.encoder import load_encoder, load_network, preprocessing_of
 from attrib.models.preprocessing import Preprocessing
 from attrib.models.settings import BackboneSettings
 
-READY_IMAGES = 64  # that the bare network sees over and over
+READY_IMAGES = 64  # images that the timed loops repeat
 WARM_UP_IMAGES = 8
 LAP = "image"
 MAX_MEGAPIXELS = 100.0
+READY = "ready"  # start of the name of a marker file
 
 
 def image_paths(job: dict) -> list[str]:
@@ -43,7 +49,7 @@ def _read(job: dict) -> list[bytes]:
 
 
 def _preprocessing(job: dict) -> Preprocessing:
-    """As the embed job has it by default; with full_size, JPEGs are not scaled while they are decoded."""
+    """With the default JPEG scaling of the embed job; full_size: JPEGs are decoded in full size."""
     settings = BackboneSettings.model_validate(job["backbone"])
     found = preprocessing_of(load_network(settings, Storage(StorageSettings())), settings.name)
     margin = None if job.get("full_size") else EmbedSettings.model_fields["jpeg_margin"].default
@@ -60,6 +66,7 @@ def _time_images(images: list, clock: Clock, work) -> dict:
 
 
 def decode_and_resize(job: dict, clock: Clock) -> dict:
+    """This library: decode and resize on one thread."""
     preprocessing = _preprocessing(job)
 
     def work(data: bytes) -> None:
@@ -69,7 +76,7 @@ def decode_and_resize(job: dict, clock: Clock) -> dict:
 
 
 def pillow(job: dict, clock: Clock) -> dict:
-    """The whole image decoded, then resized and cropped as the preprocessing says."""
+    """Pillow: decode in full size, then resize and crop by the same preprocessing."""
     preprocessing = _preprocessing(job)
     crop_px, filter = preprocessing.crop_px, Image.Resampling[preprocessing.interpolation.upper()]
 
@@ -83,25 +90,18 @@ def pillow(job: dict, clock: Clock) -> dict:
     return _time_images(_read(job), clock, work)
 
 
-def torchcodec(job: dict, clock: Clock) -> dict:
-    """Decoding in full size and nothing more. Raises RuntimeError where TorchCodec cannot be loaded."""
-    if decode_jpeg is None:
-        raise RuntimeError("TorchCodec cannot be loaded here")
-    return _time_images(_read(job), clock, lambda data: decode_jpeg(data, mode="RGB"))
+def encode_files(job: dict, clock: Clock) -> dict:
+    """This library: read, decode, resize and encode, in `workers` one-thread processes, as the embed job."""
+    return _at_once(_encode_files, job, clock)
 
 
 def bare_encoder(job: dict, clock: Clock) -> dict:
-    """The network alone on tensors that are ready, in `workers` processes at once: the ceiling of an embed job."""
+    """The network alone on prepared pixels, in `workers` one-thread processes at once: the upper limit of the rate."""
     return _at_once(_encode_ready, job, clock)
 
 
-def decode_at_once(job: dict, clock: Clock) -> dict:
-    """Reading, decoding and resizing alone, in `workers` processes at once."""
-    return _at_once(_decode_all, job, clock)
-
-
 def _at_once(work, job: dict, clock: Clock) -> dict:
-    """Seconds per image of `work` in as many one-thread processes at the same time."""
+    """Seconds per image of `work` in `workers` one-thread processes at the same time."""
     context = get_context("spawn")
     barrier, rates = context.Barrier(job["workers"]), context.Queue()
     processes = [context.Process(target=work, args=(job, barrier, rates)) for _ in range(job["workers"])]
@@ -110,7 +110,7 @@ def _at_once(work, job: dict, clock: Clock) -> dict:
     found = []
     while len(found) < len(processes):
         if any(process.exitcode for process in processes):
-            raise RuntimeError(f"a process of {work.__name__} ended before it was done")
+            raise RuntimeError(f"a process of {work.__name__} ended early")
         while not rates.empty():
             found.append(rates.get())
         time.sleep(0.05)
@@ -121,6 +121,25 @@ def _at_once(work, job: dict, clock: Clock) -> dict:
     return {"images_per_second": rate}
 
 
+def _encode_files(job: dict, barrier, rates) -> None:
+    set_threads(1)
+    margin = EmbedSettings.model_fields["jpeg_margin"].default
+    settings = BackboneSettings.model_validate(job["backbone"])
+    encoder = load_encoder(settings, Storage(StorageSettings()), jpeg_margin=margin)
+    preprocessing, paths = encoder.preprocessing, image_paths(job)[:READY_IMAGES]
+
+    def work() -> None:
+        for start in range(0, len(paths), encoder.batch_size):
+            images = (
+                preprocessing.decode(Path(path).read_bytes(), max_megapixels=MAX_MEGAPIXELS)
+                for path in paths[start : start + encoder.batch_size]
+            )
+            encoder.encode(np.stack([preprocessing.resize_and_crop(image).numpy() for image in images]))
+
+    work()
+    _repeat(work, len(paths), job["seconds"], barrier, rates)
+
+
 def _encode_ready(job: dict, barrier, rates) -> None:
     set_threads(1)
     encoder = load_encoder(BackboneSettings.model_validate(job["backbone"]), Storage(StorageSettings()))
@@ -128,19 +147,6 @@ def _encode_ready(job: dict, barrier, rates) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (READY_IMAGES, 3, crop_px, crop_px), dtype=np.uint8)
     encoder.encode(pixels[: encoder.batch_size])
     _repeat(lambda: encoder.encode(pixels), len(pixels), job["seconds"], barrier, rates)
-
-
-def _decode_all(job: dict, barrier, rates) -> None:
-    set_threads(1)
-    preprocessing, paths = _preprocessing(job), image_paths(job)[:READY_IMAGES]
-
-    def work() -> None:
-        for path in paths:
-            with open(path, "rb") as file:
-                preprocessing.resize_and_crop(preprocessing.decode(file.read(), max_megapixels=MAX_MEGAPIXELS))
-
-    work()
-    _repeat(work, len(paths), job["seconds"], barrier, rates)
 
 
 def _repeat(work, count: int, seconds: float, barrier, rates) -> None:
@@ -166,7 +172,7 @@ class Files(torch.utils.data.Dataset):
 
 @torch.inference_mode()
 def data_loader(job: dict, clock: Clock) -> dict:
-    """A script of the usual kind: Dataset with Pillow, torchvision's transform, DataLoader, network, vectors in a list."""
+    """A plain PyTorch script: Dataset with Pillow, torchvision transform, DataLoader, network, vectors in a list."""
     settings = BackboneSettings.model_validate(job["backbone"])
     network = load_network(settings, Storage(StorageSettings()))
     preprocessing = preprocessing_of(network, settings.name)
@@ -180,7 +186,7 @@ def data_loader(job: dict, clock: Clock) -> dict:
         ]
     )
     paths, model, vectors = image_paths(job), network.model.eval(), []
-    # The first batches load and warm up, as the first chunks of the job do.
+    # The first batches are a warm-up.
     skipped = job["loader_batch_size"] * max(1, job["loaders"]) * 2
     loader = torch.utils.data.DataLoader(
         Files(paths, transform), batch_size=job["loader_batch_size"], num_workers=job["loaders"]
@@ -194,3 +200,53 @@ def data_loader(job: dict, clock: Clock) -> dict:
     elapsed = time.perf_counter() - started
     clock.note(LAP, elapsed / done, (cpu_seconds() - cpu) / done)
     return {"images_per_second": done / elapsed, "num_vectors": sum(map(len, vectors))}
+
+
+def source_images(settings: BenchmarkSettings, folder: str) -> list[str]:
+    """Paths of the images of the collections, or of images drawn below `folder`. Raises AttribError if empty."""
+    if not settings.collections:
+        drawn = Path(folder) / f"drawn-{settings.num_drawn}-{settings.image_px}"
+        if not (drawn / "metadata.csv").exists():
+            draw_corpus(drawn, settings.num_drawn, seed=0, image_px=settings.image_px)
+        return sorted(str(path) for path in drawn.rglob("*") if path.suffix in (".jpg", ".png"))
+    found = []
+    for collection in settings.collections:
+        suffixes = tuple(collection.extensions)
+        mine = sorted(str(path) for path in Path(collection.uri).rglob("*") if path.name.lower().endswith(suffixes))
+        if not mine:
+            raise AttribError(f"collection {collection.name!r}: no image below {collection.uri}")
+        found += mine
+    return found
+
+
+def web_jpegs(images: list[str], settings: ImageBenchmarkSettings, folder: str, num_processes: int) -> str:
+    """A folder of distinct JPEGs of min_megapixels to max_megapixels; each is a resized random crop of an image."""
+    key = digest([[os.path.basename(path) for path in images], settings.model_dump(mode="json")])[:16]
+    made = os.path.join(folder, f"jpegs-{key}")
+    if os.path.exists(os.path.join(folder, f"{READY}-{key}")):
+        return made
+    os.makedirs(made, exist_ok=True)
+    work = [(images[i % len(images)], i, settings.model_dump(), made) for i in range(settings.num_images)]
+    with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:
+        for _ in pool.map(_write_jpeg, work, chunksize=16):
+            pass
+    Path(folder, f"{READY}-{key}").touch()
+    return made
+
+
+def _write_jpeg(work: tuple) -> None:
+    path, seed, settings, folder = work
+    generator = np.random.default_rng(seed)
+    image = Image.open(path).convert("RGB")
+    width, height = image.size
+    share = generator.uniform(0.7, 1.0)
+    crop_width, crop_height = max(1, int(share * width)), max(1, int(share * height))
+    left, top = (int(generator.integers(0, most + 1)) for most in (width - crop_width, height - crop_height))
+    pixels = 1e6 * generator.uniform(settings["min_megapixels"], settings["max_megapixels"])
+    factor = (pixels / (crop_width * crop_height)) ** 0.5
+    size = (max(1, round(factor * crop_width)), max(1, round(factor * crop_height)))
+    image = image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + crop_width, top + crop_height))
+    # An enlarged image has no detail at the finest scale, which takes most bytes of a photograph; noise replaces it.
+    noise = generator.normal(0, 4, (size[1], size[0], 1)).astype(np.float32)
+    pixels = np.clip(np.asarray(image, np.float32) + noise, 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(os.path.join(folder, f"{seed:06d}.jpg"), quality=settings["quality"])

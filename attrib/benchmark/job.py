@@ -158,7 +158,8 @@ def embed(bench: Bench) -> list[Row]:
     settings, wanted = bench.settings, bench.settings.images
     workers = settings.num_workers
     job = {"folder": bench.jpegs, "num_images": wanted.num_images, "workers": workers, "seconds": ENCODE_SECONDS}
-    job |= {"backbone": settings.backbone.model_dump(mode="json"), "loader_batch_size": 16}
+    batch_size = min(16, max(1, wanted.loader_images // 4))  # the first batches are a warm-up and not timed
+    job |= {"backbone": settings.backbone.model_dump(mode="json"), "loader_batch_size": batch_size}
     loaders = [
         Contender(
             f"DataLoader script, {count} loader(s)",

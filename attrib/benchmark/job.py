@@ -249,7 +249,7 @@ def search_stage(bench: Bench) -> list[Row]:
 
 def _search(bench: Bench, vectors: VectorSet, job: dict, threads: int, num_lists: int) -> list[Row]:
     whole = {name: value for name, value in job.items() if name != "timed_queries"}
-    # index.search takes time in proportion to the queries; on noise, where nprobe is nearly all lists, a batch takes long.
+    # index.search is linear in the queries; on noise, where nprobe is nearly all lists, a whole batch takes too long.
     theirs = whole if vectors.kind == "images" else job
     argsort = job | {"timed_queries": bench.settings.vectors.argsort_queries}
     note = "same lists and nprobe"

@@ -94,7 +94,8 @@ def run(settings: IndexSettings) -> dict:
             IndexTask.RECALL: measured["num_searches"] * len(shards),
             IndexTask.RATES: 1,
         },
-        "num_files": sum(len(shard["files"]) for shard in shards) + bool(template_uri),
+        # Shards record checksums of their arrays; sources.parquet is one more file of each.
+        "num_files": sum(len(shard["files"]) + 1 for shard in shards) + bool(template_uri),
         "digest": digest(
             [embeddings.encoder, plan.kind, inputs, template_sha256, [shard["files"] for shard in shards]]
         ),

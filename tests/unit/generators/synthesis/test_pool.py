@@ -67,7 +67,7 @@ def test_what_is_no_pool_is_refused(local, tmp_path, photographs):
     with pytest.raises(AttribError, match=r"jobs\.synthesize"):
         open_pool(str(tmp_path), local)
     spec = sample_specs(1, 0, width=4)[0]
-    write((local, str(tmp_path)), "a", spec, build_autoencoder(spec, 0), photographs)
+    write(local, str(tmp_path), "a", spec, build_autoencoder(spec, 0), photographs)
     local.write_bytes(
         model_uri(str(tmp_path), "b"),
         local.read_bytes(model_uri(str(tmp_path), "a"))

@@ -1,9 +1,18 @@
-"""Joining the cluster that a job runs on."""
+"""Connect a job to Ray, and ask the cluster for its CPUs, GPUs and devices.
+
+What Ray itself writes to a job's output, and why it is left there:
+
+- `(name pid=123, ip=...)` in front of a line: Ray forwards what a worker prints, and names the worker. Errors and warnings of workers arrive
+  only in this way, so forwarding stays on.
+- `(raylet) ...` and `(autoscaler) ...`: a worker was killed for its memory, or no node is large enough. Both explain a job that waits.
+- `Actor ... has constructor arguments in the object store`, once per job that streams chunks: see attrib/runtime/chunk_stream.py.
+"""
 
 import logging
 import os
 import signal
 import threading
+from typing import Any
 
 import ray
 
@@ -15,9 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 def connect(settings: RaySettings, dashboard: bool = False) -> None:
-    """Join `address` or RAY_ADDRESS (set by `ray job submit`); without either start a local Ray that ends with the process.
+    """Connect to `address` or RAY_ADDRESS (set by `ray job submit`). Without either, start a local Ray that ends with the process.
 
-    dashboard: of a local Ray; Ray Train asks it whether its controller lives, and complains every second where there is none.
+    dashboard: start the dashboard of a local Ray. Ray Train asks it whether its controller is alive, and logs a complaint every second if there
+    is none.
     """
     if ray.is_initialized():
         return
@@ -30,7 +40,7 @@ def connect(settings: RaySettings, dashboard: bool = False) -> None:
         environment = {"env_vars": {logs.FORMAT_VARIABLE: "json"}} if logs.is_json() else None
         ray.init(address=address, logging_level=logging.WARNING, runtime_env=environment)
     else:
-        # Without it each worker prints Ray's advice on authentication once; a local Ray listens on this machine alone.
+        # ERROR: at WARNING each worker prints Ray's advice on authentication. A local Ray listens on this machine alone.
         memory = int(settings.object_store_gib * 2**30) if settings.object_store_gib else None
         ray.init(
             address="local",
@@ -49,23 +59,31 @@ def connect(settings: RaySettings, dashboard: bool = False) -> None:
     )
 
 
+def put(value: Any) -> Any:
+    """Store a large argument once for all tasks. Returns a reference: a task that is given it as an argument receives the value."""
+    return ray.put(value)
+
+
 def num_cluster_cpus() -> int:
     return int(ray.cluster_resources().get("CPU", 1))
 
 
+def num_cluster_gpus() -> int:
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
 def num_node_cpus() -> int:
-    """Of the largest node: what a task that runs alone may take."""
+    """CPUs of the largest node: the most that one task can use."""
     return int(max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]))
 
 
 def device_of(wanted: str, job: str) -> str:
-    """ "cuda" or "cpu" for `wanted` auto, cpu or cuda. Raises AttribError rather than fall back from a GPU that was asked for."""
+    """Return "cuda" or "cpu" for `wanted` = "auto", "cpu" or "cuda".
+
+    Raises AttribError if `wanted` is "cuda" and the cluster has no GPU: a job never falls back to CPUs against an explicit setting.
+    """
     if wanted == "cuda" and not num_cluster_gpus():
         raise AttribError(
             f"{job}.device is 'cuda' but the cluster has no GPU; use 'auto' or 'cpu', or start GPU workers"
         )
     return "cuda" if wanted != "cpu" and num_cluster_gpus() else "cpu"
-
-
-def num_cluster_gpus() -> int:
-    return int(ray.cluster_resources().get("GPU", 0))

@@ -8,22 +8,15 @@
 <output>/_ray_train/         Ray Train's checkpoints, one per epoch
 """
 
-import logging
-import os
-import tempfile
 import time
 
 import pyarrow as pa
-import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from safetensors.torch import load, save
 
 from attrib.common.errors import AttribError
-from attrib.common.logs import set_up_worker
 from attrib.common.run_record import begin, finish
-from attrib.common.storage import Storage, is_remote, join
+from attrib.common.storage import Storage, join
 from attrib.data.manifest import Manifest, open_manifest
 from attrib.embed.estimate import probe_encoder
 from attrib.embed.settings import EmbedSettings
@@ -34,8 +27,8 @@ from attrib.models.settings import BackboneSettings
 from attrib.runtime.admission import admit
 from attrib.runtime.estimate import Estimate
 from attrib.runtime.machine import baseline_bytes, measure_machine
-from attrib.runtime.session import connect, num_cluster_cpus, num_cluster_gpus
-from attrib.runtime.tasks import plain_errors
+from attrib.runtime.session import connect, device_of, num_cluster_cpus
+from attrib.runtime.trainer import TrainWorker, fit
 from attrib.train.batches import InputBatches, Inputs
 from attrib.train.estimate import TrainSizes, estimate_train
 from attrib.train.feature_tasks import sampled_images, view_features
@@ -48,14 +41,11 @@ from attrib.train.student import parallel, student_of, trained_groups
 from attrib.train.view_features import sheet_of_views
 from attrib.train.whitening import projected_sizes
 
-logger = logging.getLogger(__name__)
-
 RECORD = "train.json"
 MODEL = "model.safetensors"
 START = "_start.safetensors"  # the model that training starts from
 INPUTS = "_inputs.safetensors"  # what its nets see
 SHEET_IMAGES = 6
-MAX_FAILURES = 3  # of workers, in one run
 
 
 def run(settings: TrainSettings) -> dict:
@@ -165,79 +155,35 @@ def _write_inputs(settings: TrainSettings, inputs: Inputs, storage: Storage) -> 
 
 
 def _fit(settings: TrainSettings, manifest: Manifest, storage: Storage) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """Best weights of what is trained, and the history of the criterion."""
-    use_gpu = settings.device != "cpu" and num_cluster_gpus() > 0
-    if settings.device == "cuda" and not use_gpu:
-        raise AttribError(
-            "train.device is 'cuda' but the cluster has no GPU; use 'auto' or 'cpu', or start GPU workers"
-        )
-    if not use_gpu:
-        logger.info(f"train: {settings.num_workers} CPU worker(s), NO GPU")
-    filesystem, path = storage.resolve(join(settings.output, "_ray_train"))
-    trainer = TorchTrainer(
+    """Best weights of the trained parameters, and the history of the criterion."""
+    state = fit(
         _worker,
-        train_loop_config={"settings": settings, "manifest": manifest},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=settings.num_workers, use_gpu=use_gpu),
-        # The same name and place again continue a run whose driver died.
-        run_config=RunConfig(
-            name="run",
-            storage_path=path,
-            storage_filesystem=filesystem if is_remote(settings.output) else None,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
+        (settings, manifest),
+        job="train",
+        num_workers=settings.num_workers,
+        device=device_of(settings.device, "train"),
+        output=settings.output,
+        storage=storage,
     )
-    with plain_errors():
-        result = trainer.fit()
-    state = _load_state(result.checkpoint)
     return state["best"], state["history"]
 
 
-def _worker(config: dict) -> None:
-    set_up_worker()
-    # Ray Train logs every report of every worker, in part under names of its own.
-    logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    settings: TrainSettings = config["settings"]
-    storage, device = Storage(settings.storage), get_device()
-    context = ray.train.get_context()
-    rank, num_workers = context.get_world_rank(), context.get_world_size()
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_workers))
+def _worker(worker: TrainWorker, settings: TrainSettings, manifest: Manifest) -> None:
+    storage, device, num_workers = Storage(settings.storage), worker.device, worker.num_workers
     torch.manual_seed(settings.seed)
     start = BackboneSettings(name=settings.backbone.name, weights=join(settings.output, START))
     network = load_network(start, storage)
     model: AttributionModel = network.model.to(device)
     if settings.fine_tune:
-        images = sampled_images(config["manifest"], settings.max_images, storage)
+        images = sampled_images(manifest, settings.max_images, storage)
         preprocessing = preprocessing_of(network, settings.backbone.name)
-        batches = PixelBatches(images, config["manifest"], preprocessing, settings, rank, num_workers, device, storage)
+        batches = PixelBatches(images, manifest, preprocessing, settings, worker.rank, num_workers, device, storage)
     else:
         inputs = Inputs(**load(storage.read_bytes(join(settings.output, INPUTS))))
-        batches = InputBatches(inputs, settings.optimiser, settings.seed, rank, num_workers)
+        batches = InputBatches(inputs, settings.optimiser, settings.seed, worker.rank, num_workers)
     student = student_of(model, settings).to(device)
     optimiser = torch.optim.AdamW(trained_groups(student, settings), weight_decay=settings.optimiser.weight_decay)
     wrapped = parallel(student, settings, device) if num_workers > 1 else student
     training = TrainRun(student, settings, optimiser, batches.num_steps, device, wrapped)
-    if checkpoint := ray.train.get_checkpoint():
-        training.restore(_load_state(checkpoint))
-    training.train(batches, on_epoch=_report)
-
-
-def _report(training: TrainRun) -> None:
-    """After every epoch, on every worker; the first one's state is the checkpoint, since all are equal."""
-    metrics = training.history[-1]
-    if ray.train.get_context().get_world_rank() > 0:
-        ray.train.report(metrics)
-        return
-    logger.info(training.progress())
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(training.state(), os.path.join(folder, "state.pt"))
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
-
-
-def _load_state(checkpoint: Checkpoint) -> dict:
-    with checkpoint.as_directory() as folder:
-        return torch.load(os.path.join(folder, "state.pt"), map_location="cpu", weights_only=True)
+    worker.restore(training)
+    training.train(batches, on_epoch=worker.report)

@@ -7,20 +7,13 @@
 <output>/_ray_train/             Ray Train's checkpoints, one per validation
 """
 
-import logging
-import os
-import tempfile
 import time
 
-import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from safetensors.torch import load, save
 
-from attrib.common.logs import set_up_worker
 from attrib.common.run_record import begin, finish
-from attrib.common.storage import Storage, is_remote, join
+from attrib.common.storage import Storage, join
 from attrib.generators.extractor.batches import (
     NUM_REFERENCES,
     VALIDATION,
@@ -40,13 +33,9 @@ from attrib.runtime.admission import admit
 from attrib.runtime.estimate import Estimate
 from attrib.runtime.machine import baseline_bytes, peak_bytes, reset_peak, resident_bytes
 from attrib.runtime.session import connect, device_of
-from attrib.runtime.tasks import plain_errors
-
-logger = logging.getLogger(__name__)
+from attrib.runtime.trainer import KEPT_CHECKPOINTS, TrainWorker, fit
 
 START = "_start.safetensors"
-MAX_FAILURES = 3  # of workers, in one run
-KEPT_CHECKPOINTS = 2
 STATES = 4  # in a checkpoint: the weights, their best, and the optimiser's two moments
 PROBE_STEPS = 3  # the first is slower
 REMEDIES = {
@@ -81,7 +70,7 @@ def run(settings: FingerprintSettings) -> dict:
     }
     del images  # the worker reads them again, perhaps on this machine
     network = FingerprintNetwork(settings.network)
-    best, history = _fit(settings)
+    best, history = _fit(settings, storage)
     network.load_state_dict(best)
     save_extractor(network, settings.output, storage)
     methods = MethodsSettings()
@@ -127,66 +116,27 @@ def _estimate(settings: FingerprintSettings, images: PoolImages) -> Estimate:
     )
 
 
-def _fit(settings: FingerprintSettings) -> tuple[dict[str, torch.Tensor], list[dict]]:
+def _fit(settings: FingerprintSettings, storage: Storage) -> tuple[dict[str, torch.Tensor], list[dict]]:
     """Best weights of the network, and the history of the criterion."""
-    use_gpu = device_of(settings.device, "fingerprint") == "cuda"
-    if not use_gpu:
-        logger.info(f"fingerprint: {settings.num_workers} CPU worker(s), NO GPU")
-    filesystem, path = Storage(settings.storage).resolve(join(settings.output, "_ray_train"))
-    trainer = TorchTrainer(
+    state = fit(
         _worker,
-        train_loop_config={"settings": settings},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=settings.num_workers, use_gpu=use_gpu),
-        # The same name and place again continue a run whose driver died.
-        run_config=RunConfig(
-            name="run",
-            storage_path=path,
-            storage_filesystem=filesystem if is_remote(settings.output) else None,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
+        (settings,),
+        job="fingerprint",
+        num_workers=settings.num_workers,
+        device=device_of(settings.device, "fingerprint"),
+        output=settings.output,
+        storage=storage,
     )
-    with plain_errors():
-        result = trainer.fit()
-    state = _load_state(result.checkpoint)
     return state["best"], state["history"]
 
 
-def _worker(config: dict) -> None:
-    set_up_worker()
-    # Ray Train logs every report of every worker, in part under names of its own.
-    logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    settings: FingerprintSettings = config["settings"]
-    storage, device = Storage(settings.storage), get_device()
-    context = ray.train.get_context()
-    rank, num_workers = context.get_world_rank(), context.get_world_size()
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_workers))
+def _worker(worker: TrainWorker, settings: FingerprintSettings) -> None:
+    storage = Storage(settings.storage)
     images = read_pool(open_pool(settings.pool, storage), settings, storage)
     network = FingerprintNetwork(settings.network)
     network.load_state_dict(load(storage.read_bytes(join(settings.output, START))))
-    training = ExtractorRun(network, len(images.training), settings, device)
-    if checkpoint := ray.train.get_checkpoint():
-        training.restore(_load_state(checkpoint))
+    training = ExtractorRun(network, len(images.training), settings, worker.device)
+    worker.restore(training)
     validation = Validation(images.held_out, settings.network.patch_px)
-    training.train(ExtractorBatches(images, settings, rank, num_workers), validation, on_validation=_report)
-
-
-def _report(training: ExtractorRun) -> None:
-    """After every validation, on every worker; the first one's state is the checkpoint, since all are equal."""
-    metrics = training.history[-1]
-    if ray.train.get_context().get_world_rank() > 0:
-        ray.train.report(metrics)
-        return
-    logger.info(training.progress())
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(training.state(), os.path.join(folder, "state.pt"))
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
-
-
-def _load_state(checkpoint: Checkpoint) -> dict:
-    with checkpoint.as_directory() as folder:
-        return torch.load(os.path.join(folder, "state.pt"), map_location="cpu", weights_only=True)
+    batches = ExtractorBatches(images, settings, worker.rank, worker.num_workers)
+    training.train(batches, validation, on_validation=worker.report)

@@ -1,0 +1,96 @@
+"""Stream chunks of images through a pool of Ray Data actors.
+
+Each chunk commits by itself: the worker publishes one file per chunk, so a killed job loses at most the chunks in flight. Ray Data's own
+checkpointing commits when a write task ends, and write tasks gather blocks until a file is worth writing. Vectors and verdicts are small, so a
+run that is killed half-way would have committed nothing.
+
+Ray restarts a lost actor and repeats its chunk; workers must therefore be idempotent. At the start of a stream Ray prints the line "Actor ...
+has constructor arguments in the object store and max_restarts > 0". It is harmless here. Ray Data passes its own context and the mapped function
+to every actor as references (https://github.com/ray-project/ray/issues/57733), whatever the arguments are. The driver holds both references
+until the stream ends, so a restart finds them. The line comes from Ray's C++ core, which knows no filter but a log level that would also hide
+real errors; `max_restarts=0` would remove it together with the restarts.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray.data
+from ray.data import ActorPoolStrategy
+
+from attrib.runtime.session import device_of, num_cluster_cpus, num_cluster_gpus
+from attrib.runtime.tasks import plain_errors
+
+MAX_BLOCKS = 10_000  # of Ray Data, which schedules a chunk alone up to this many
+
+
+@dataclass(frozen=True)
+class WorkerPool:
+    """Workers with one GPU each, or with one CPU each."""
+
+    device: str
+    num_workers: int
+
+    @classmethod
+    def plan(cls, wanted_device: str, job: str, num_workers: int | None = None) -> "WorkerPool":
+        """One worker per GPU, or per CPU without a GPU, unless `num_workers` is given. Raises AttribError as `device_of` does."""
+        device = device_of(wanted_device, job)
+        available = num_cluster_gpus() if device == "cuda" else num_cluster_cpus()
+        return cls(device, num_workers or max(1, available))
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of each worker."""
+        return int(self.device == "cuda")
+
+    def describe(self) -> str:
+        if self.device == "cuda":
+            return f"{self.num_workers} GPU(s)"
+        return f"{self.num_workers} CPU worker(s), NO GPU: expect it to be slow"
+
+
+def map_chunks(
+    worker: type,
+    arguments: tuple,
+    chunks: Iterable[Any],
+    pool: WorkerPool,
+    *,
+    prepare: Callable[[dict], dict] | None = None,
+    environment: dict[str, str] | None = None,
+) -> Iterator[dict]:
+    """Yield `worker(*arguments)(row)` for the row of every chunk, in the order in which they finish.
+
+    worker: class that is created once per actor, when its first chunk arrives. chunks: dataclass instances; a row is the dict of its fields.
+    prepare: runs first on CPUs and returns the row that the worker sees. environment: variables of the worker processes.
+    Errors that the user can fix are raised as themselves.
+    """
+    rows = [asdict(chunk) for chunk in chunks]
+    if not rows:
+        return
+    stream = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS))
+    runtime_env = {"env_vars": environment or {}}
+    if prepare:
+        stream = stream.map(prepare, num_cpus=1, runtime_env=runtime_env)
+    finished = stream.map(
+        _ChunkWorker,
+        fn_constructor_args=(worker, arguments),
+        compute=ActorPoolStrategy(min_size=1, max_size=pool.num_workers, initial_size=pool.num_workers),
+        runtime_env=runtime_env,
+        # A GPU worker takes no CPU: on a node with as many GPUs as CPUs, nothing would be left to prepare its chunks.
+        num_cpus=0 if pool.num_gpus else 1,
+        num_gpus=pool.num_gpus,
+    )
+    with plain_errors():
+        yield from finished.iter_rows()
+
+
+class _ChunkWorker:
+    """Creates the worker at its first chunk: what a constructor raises reaches the driver as Ray's ActorDiedError, without the user's error."""
+
+    def __init__(self, worker: type, arguments: tuple):
+        self._make = lambda: worker(*arguments)
+        self._worker: Callable[[dict], dict] | None = None
+
+    def __call__(self, row: dict) -> dict:
+        self._worker = self._worker or self._make()
+        return self._worker(row)

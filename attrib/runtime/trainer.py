@@ -1,0 +1,110 @@
+"""One training function on the workers of Ray Train, which continues after the loss of a worker or of the driver.
+
+<output>/_ray_train/run/   Ray Train's folder: the last checkpoints, each one state.pt
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from attrib.common.logs import set_up_worker
+from attrib.common.storage import Storage, is_remote, join
+from attrib.runtime.tasks import plain_errors
+
+logger = logging.getLogger(__name__)
+
+FOLDER, STATE = "_ray_train", "state.pt"
+MAX_FAILURES = 3  # of workers, in one run
+KEPT_CHECKPOINTS = 2
+
+
+class Run(Protocol):
+    """A training run whose state travels in checkpoints. history: one dict of metrics per report."""
+
+    history: list[dict]
+
+    def progress(self) -> str: ...
+
+    def state(self) -> dict: ...
+
+    def restore(self, state: dict) -> None: ...
+
+
+@dataclass(frozen=True)
+class TrainWorker:
+    """One of the workers of a training run, as the training function sees it."""
+
+    rank: int
+    num_workers: int
+    device: torch.device
+
+    def restore(self, run: Run) -> None:
+        """Continue from the last checkpoint, if there is one."""
+        if checkpoint := ray.train.get_checkpoint():
+            run.restore(_load_state(checkpoint))
+
+    def report(self, run: Run) -> None:
+        """Report the last row of the history. All workers must call it; the state of rank 0 is the checkpoint, since all states are equal."""
+        if self.rank > 0:
+            ray.train.report(run.history[-1])
+            return
+        logger.info(run.progress())
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(run.state(), os.path.join(folder, STATE))
+            ray.train.report(run.history[-1], checkpoint=Checkpoint.from_directory(folder))
+
+
+def fit(
+    function: Callable, arguments: tuple, *, job: str, num_workers: int, device: str, output: str, storage: Storage
+) -> dict:
+    """Call function(worker, *arguments) on every worker and return the state of the last checkpoint.
+
+    function: calls worker.restore(run) before it trains and worker.report(run) on the way. device: "cpu" or "cuda", as `device_of` returns it.
+    A run that was killed continues from its last checkpoint. Errors that the user can fix are raised as themselves.
+    """
+    if device == "cpu":
+        logger.info(f"{job}: {num_workers} CPU worker(s), NO GPU")
+    filesystem, path = storage.resolve(join(output, FOLDER))
+    trainer = TorchTrainer(
+        _run_worker,
+        train_loop_config={"function": function, "arguments": arguments},
+        torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=device == "cuda"),
+        # The same name and folder continue a run whose driver died.
+        run_config=RunConfig(
+            name="run",
+            storage_path=path,
+            storage_filesystem=filesystem if is_remote(output) else None,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    with plain_errors():
+        result = trainer.fit()
+    return _load_state(result.checkpoint)
+
+
+def _run_worker(config: dict) -> None:
+    set_up_worker()
+    # Ray Train logs every report of every worker at INFO, in part under the root logger.
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    context = ray.train.get_context()
+    worker = TrainWorker(context.get_world_rank(), context.get_world_size(), get_device())
+    if worker.device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // worker.num_workers))
+    config["function"](worker, *config["arguments"])
+
+
+def _load_state(checkpoint: Checkpoint) -> dict:
+    with checkpoint.as_directory() as folder:
+        return torch.load(os.path.join(folder, STATE), map_location="cpu", weights_only=True)

@@ -37,6 +37,21 @@ def plan_chunks(num_rows: int, partition: int, chunk_rows: int) -> list[Chunk]:
     return [Chunk(partition, start, min(start + chunk_rows, num_rows)) for start in range(0, num_rows, chunk_rows)]
 
 
+def pending_chunks(
+    output: str, parts_folder: str, num_rows: list[int], chunk_rows: int, storage: Storage
+) -> list[Chunk]:
+    """The chunks that have no file below `output` and whose partition, of `num_rows[partition]` rows, has none in `parts_folder`."""
+    assembled = set(storage.names(parts_folder, suffix=".parquet"))
+    pending = []
+    for partition, rows in enumerate(num_rows):
+        if part_name(partition) in assembled:
+            continue
+        committed = set(storage.names(chunk_folder(output, partition), suffix=".parquet"))
+        chunks = plan_chunks(rows, partition, chunk_rows)
+        pending += [chunk for chunk in chunks if chunk.uri(output).rsplit("/", 1)[1] not in committed]
+    return pending
+
+
 def assemble_partition(output: str, partition: int, chunks: list[Chunk], storage: Storage) -> pa.Table:
     """Return one partition, sorted by id, concatenated from its chunk files."""
     table = pa.concat_tables([storage.read_table(chunk.uri(output)) for chunk in chunks])

@@ -1,30 +1,24 @@
-"""The embed job: Ray Data streams chunks of the manifest through decoding and a pool of encoders.
+"""The embed job: chunks of a manifest to vectors, partitions from chunks, failed images again if asked for, the record last."""
 
-Why not Ray Data's own row-level checkpointing: its Parquet sink commits when a write task ends, and write tasks gather blocks until a file
-is worth writing. Vectors are small, so a run killed half-way had committed nothing (measured in
-attrib/benchmark/RESULTS.md). Here each chunk commits by itself, and partitions are assembled from committed chunks.
-"""
-
+import hashlib
 import logging
 from functools import lru_cache
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-import ray.data
+import pyarrow.parquet
 import torch
-from ray.data import ActorPoolStrategy
 
+from attrib.common.config import digest
 from attrib.common.errors import AttribError, FailedShareError, MismatchError
 from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join
-from attrib.data.chunks import Chunk, chunk_folder, plan_chunks
+from attrib.data.chunks import CHUNKS, Chunk, assemble_partition, failures_of, pending_chunks, plan_chunks
 from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.decoding import decoder_name
 from attrib.data.manifest import Manifest, open_manifest, part_name
-from attrib.embed.assemble import assemble
 from attrib.embed.embeddings import EMBEDDINGS_RECORD, FAILURES
 from attrib.embed.encode import PreparedChunk, encode_chunk, prepare_images
 from attrib.embed.estimate import EmbedTask, EncoderProbe, estimate_embed, probe_encoder
@@ -32,10 +26,11 @@ from attrib.embed.settings import EmbedSettings
 from attrib.models.encoder import KEEP_FREED_MEMORY, EncoderIdentity, ImageEncoder, load_encoder
 from attrib.models.preprocessing import Preprocessing
 from attrib.runtime.admission import admit
+from attrib.runtime.chunk_stream import WorkerPool, map_chunks
 from attrib.runtime.estimate import Estimate
 from attrib.runtime.machine import baseline_bytes
-from attrib.runtime.session import connect, num_cluster_cpus, num_cluster_gpus
-from attrib.runtime.tasks import plain_errors, run_units
+from attrib.runtime.session import connect
+from attrib.runtime.tasks import run_units
 
 logger = logging.getLogger(__name__)
 
@@ -61,19 +56,21 @@ def run(settings: EmbedSettings) -> dict:
     if record and not (settings.retry_failed and record["num_failed"]):
         return record
     connect(settings.ray)
-    pool = EncoderPool.plan(settings)
-    logger.info(pool.describe(encoder.name, encoder.dimension))
+    pool = WorkerPool.plan(settings.device, "embed", settings.num_workers)
+    logger.info(
+        f"embed: {encoder.name}, {encoder.dimension}-d, on {pool.describe()}; images decoded by {decoder_name()}"
+    )
     admitted = admit(_estimate(settings, manifest, loaded, pool, storage), settings)
     results, num_chunks = record, 0
     if not record:
-        num_chunks = embed_pending(settings, manifest, encoder, pool, storage)
-        results = assemble(settings, manifest, storage)
+        num_chunks = _embed_pending(settings, manifest, encoder, pool, storage)
+        results = _assemble(settings, manifest, storage)
     if settings.retry_failed and results["num_failed"]:
         if record:
             # Vectors change from here on, so a killed retry must not leave the record that describes the old ones.
             storage.delete_file(join(settings.output, EMBEDDINGS_RECORD))
         _retry_failed(settings, manifest, encoder, pool, storage)
-        results = assemble(settings, manifest, storage)
+        results = _assemble(settings, manifest, storage)
     results |= {"encoder": encoder.to_dict(), "estimate": admitted.to_dict()}
     num_parts = len(results["num_rows"])
     results |= {"num_tasks": {EmbedTask.CHUNK: num_chunks, EmbedTask.PARTITION: num_parts}, "num_files": num_parts}
@@ -83,7 +80,7 @@ def run(settings: EmbedSettings) -> dict:
 
 
 def _estimate(
-    settings: EmbedSettings, manifest: Manifest, encoder: ImageEncoder, pool: "EncoderPool", storage: Storage
+    settings: EmbedSettings, manifest: Manifest, encoder: ImageEncoder, pool: WorkerPool, storage: Storage
 ) -> Estimate:
     """From a few images. Those of GPU workers are encoded by one of them, whose GPU the driver may not have."""
     if pool.device == "cuda":
@@ -108,76 +105,30 @@ def _probe_task(settings: EmbedSettings, manifest: Manifest, storage: Storage) -
     return probe_encoder(encoder, manifest, settings, storage)
 
 
-class EncoderPool:
-    """Where the encoders run. On CPUs each encoder also decodes: moving pixels between processes buys nothing when the same cores do both."""
-
-    def __init__(self, device: str, num_workers: int):
-        self.device = device
-        self.num_workers = num_workers
-
-    @classmethod
-    def plan(cls, settings: EmbedSettings) -> "EncoderPool":
-        num_gpus = num_cluster_gpus()
-        if settings.device == "cuda" and not num_gpus:
-            raise AttribError(
-                "embed.device is 'cuda' but the cluster has no GPU; use 'auto' or 'cpu', or start GPU workers"
-            )
-        device = "cuda" if num_gpus and settings.device != "cpu" else "cpu"
-        return cls(device, settings.num_workers or (num_gpus if device == "cuda" else num_cluster_cpus()))
-
-    def describe(self, name: str, dimension: int) -> str:
-        place = (
-            f"{self.num_workers} GPU(s)"
-            if self.device == "cuda"
-            else f"{self.num_workers} CPU worker(s), NO GPU: expect it to be slow"
-        )
-        return f"embed: {name}, {dimension}-d, on {place}; images decoded by {decoder_name()}"
-
-    def resources(self) -> dict:
-        # An encoder on a GPU takes no CPU from the decoders: where there are as many GPUs as CPUs, none could run.
-        return {"num_cpus": 0, "num_gpus": 1} if self.device == "cuda" else {"num_cpus": 1}
-
-
-def embed_pending(
-    settings: EmbedSettings, manifest: Manifest, encoder: EncoderIdentity, pool: EncoderPool, storage: Storage
+def _embed_pending(
+    settings: EmbedSettings, manifest: Manifest, encoder: EncoderIdentity, pool: WorkerPool, storage: Storage
 ) -> int:
     """Embed the chunks that are not committed yet; returns their number."""
-    pending = _pending_chunks(settings, manifest, storage)
+    pending = pending_chunks(settings.output, settings.output, manifest.num_rows, settings.chunk_rows, storage)
     num_pending = sum(chunk.stop - chunk.start for chunk in pending)
     progress = Progress("embed", manifest.num_images, "images", already_done=manifest.num_images - num_pending)
     if not pending:
         return 0
-    items = [{"partition": c.partition, "start": c.start, "stop": c.stop} for c in pending]
-    chunks = ray.data.from_items(items, override_num_blocks=min(len(items), 10_000))
-    environment = {"env_vars": KEEP_FREED_MEMORY}  # Ray Data calls what it maps from a thread of its own
-    if pool.device == "cuda":
-        chunks = chunks.map(ChunkDecoder(settings, manifest, encoder), num_cpus=1, runtime_env=environment)
-    finished = chunks.map(
+    rows = map_chunks(
         ChunkEncoder,
-        fn_constructor_args=(settings, manifest, encoder, pool.device),
-        compute=ActorPoolStrategy(min_size=1, max_size=pool.num_workers, initial_size=pool.num_workers),
-        runtime_env=environment,
-        **pool.resources(),
+        (settings, manifest, encoder, pool.device),
+        pending,
+        pool,
+        # An encoder on a CPU decodes its own images: it gains nothing from another process on the same cores.
+        prepare=ChunkDecoder(settings, manifest, encoder) if pool.device == "cuda" else None,
+        environment=KEEP_FREED_MEMORY,  # Ray Data calls the encoder in a thread that is not the first of its process
     )
-    with plain_errors():
-        for row in finished.iter_rows():
-            progress.update(row["num_images"], row["num_failed"])
-            if progress.failed > settings.max_failed_share * manifest.num_images:
-                raise _too_many_failed(settings, progress.failed, manifest.num_images, [row["example"]])
+    for row in rows:
+        progress.update(row["num_images"], row["num_failed"])
+        if progress.failed > settings.max_failed_share * manifest.num_images:
+            raise _too_many_failed(settings, progress.failed, manifest.num_images, [row["example"]])
     progress.close()
     return len(pending)
-
-
-def _pending_chunks(settings: EmbedSettings, manifest: Manifest, storage: Storage) -> list[Chunk]:
-    assembled = set(storage.names(settings.output, suffix=".parquet"))
-    pending = []
-    for partition, num_rows in enumerate(manifest.num_rows):
-        if part_name(partition) in assembled:
-            continue
-        committed = set(storage.names(chunk_folder(settings.output, partition), suffix=".parquet"))
-        chunks = plan_chunks(num_rows, partition, settings.chunk_rows)
-        pending += [chunk for chunk in chunks if chunk.uri(settings.output).rsplit("/", 1)[1] not in committed]
-    return pending
 
 
 def _manifest_rows(manifest: Manifest, chunk: Chunk, storage: Storage) -> pa.Table:
@@ -236,15 +187,58 @@ def _load_same(expected: EncoderIdentity, settings: EmbedSettings, storage: Stor
     return encoder
 
 
+def _assemble(settings: EmbedSettings, manifest: Manifest, storage: Storage) -> dict:
+    """Publish partitions whose chunks are complete, and gather what the record says of all of them."""
+    parts: list[dict] = [{}] * len(manifest.num_rows)
+    progress = Progress("assemble", len(parts), "partitions")
+    for i, part in run_units(_finish_partition, ((settings, manifest, i, storage) for i in range(len(parts)))):
+        parts[i] = part
+        progress.update(1)
+    progress.close()
+    failures = pa.concat_tables([part.pop("failures") for part in parts])
+    storage.write_table(join(settings.output, FAILURES), failures)
+    storage.delete_folder(join(settings.output, CHUNKS))
+    counts = failures.group_by(["stage", "reason"]).aggregate([("id", "count")]).sort_by([("id_count", "descending")])
+    return {
+        "digest": digest([part["sha256"] for part in parts]),
+        "num_images": manifest.num_images,
+        "num_failed": len(failures),
+        "failure_reasons": [f"{r['stage']}: {r['reason']} ({r['id_count']})" for r in counts.slice(0, 20).to_pylist()],
+        "num_rows": [part["num_rows"] for part in parts],
+        "num_embedded": [part["num_embedded"] for part in parts],
+        "sha256": [part["sha256"] for part in parts],
+    }
+
+
+def _finish_partition(settings: EmbedSettings, manifest: Manifest, partition: int, storage: Storage) -> dict:
+    uri = join(settings.output, part_name(partition))
+    if not storage.exists(uri):
+        chunks = plan_chunks(manifest.num_rows[partition], partition, settings.chunk_rows)
+        missing = [chunk.uri(settings.output) for chunk in chunks if not storage.exists(chunk.uri(settings.output))]
+        if missing:
+            raise AttribError(
+                f"{missing[0]} is not there although its worker wrote it; the output must be on storage that all nodes share"
+            )
+        storage.write_table(uri, assemble_partition(settings.output, partition, chunks, storage))
+    data = storage.read_bytes(uri)
+    part = pa.parquet.read_table(pa.BufferReader(data), columns=["id", "stage", "reason"])
+    places = storage.read_table(manifest.partition_uri(partition), columns=["id", "key", "uri"])
+    failures = failures_of(part, places)
+    return {
+        "failures": failures,
+        "num_rows": len(part),
+        "num_embedded": len(part) - len(failures),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
 def _retry_failed(
-    settings: EmbedSettings, manifest: Manifest, encoder: EncoderIdentity, pool: EncoderPool, storage: Storage
+    settings: EmbedSettings, manifest: Manifest, encoder: EncoderIdentity, pool: WorkerPool, storage: Storage
 ) -> None:
     failed = storage.read_table(join(settings.output, FAILURES), columns=["id"])["id"]
     progress = Progress("retry", len(failed), "images")
     partitions = ((settings, manifest, encoder, i, failed, pool.device, storage) for i in range(len(manifest.num_rows)))
-    for _, (num_retried, num_failed) in run_units(
-        _retry_partition, partitions, num_gpus=pool.resources().get("num_gpus", 0)
-    ):
+    for _, (num_retried, num_failed) in run_units(_retry_partition, partitions, num_gpus=pool.num_gpus):
         progress.update(num_retried, num_failed)
     progress.close()
 

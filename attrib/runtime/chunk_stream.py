@@ -11,17 +11,21 @@ until the stream ends, so a restart finds them. The line comes from Ray's C++ co
 real errors; `max_restarts=0` would remove it together with the restarts.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import ray.data
 from ray.data import ActorPoolStrategy
 
 from attrib.runtime.session import device_of, num_cluster_cpus, num_cluster_gpus
-from attrib.runtime.tasks import plain_errors
+from attrib.runtime.tasks import USER_ERRORS
 
 MAX_BLOCKS = 10_000  # of Ray Data, which schedules a chunk alone up to this many
+ERROR = "error"  # column: class of an error that the user can fix, "" for none
+USER_ERRORS_BY_NAME = {error.__name__: error for error in USER_ERRORS}
 
 
 @dataclass(frozen=True)
@@ -62,35 +66,55 @@ def map_chunks(
 
     worker: class that is created once per actor, when its first chunk arrives. chunks: dataclass instances; a row is the dict of its fields.
     prepare: runs first on CPUs and returns the row that the worker sees. environment: variables of the worker processes.
-    Errors that the user can fix are raised as themselves.
+    The worker's own row holds plain values only. Errors that the user can fix are raised as themselves.
     """
     rows = [asdict(chunk) for chunk in chunks]
     if not rows:
         return
     stream = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS))
-    runtime_env = {"env_vars": environment or {}}
+    options = {"runtime_env": {"env_vars": environment}} if environment else {}
     if prepare:
-        stream = stream.map(prepare, num_cpus=1, runtime_env=runtime_env)
+        stream = stream.map(partial(_or_error, prepare), num_cpus=1, **options)
     finished = stream.map(
-        _ChunkWorker,
+        ChunkWorker,
         fn_constructor_args=(worker, arguments),
         compute=ActorPoolStrategy(min_size=1, max_size=pool.num_workers, initial_size=pool.num_workers),
-        runtime_env=runtime_env,
         # A GPU worker takes no CPU: on a node with as many GPUs as CPUs, nothing would be left to prepare its chunks.
         num_cpus=0 if pool.num_gpus else 1,
         num_gpus=pool.num_gpus,
+        **options,
     )
-    with plain_errors():
-        yield from finished.iter_rows()
+    for row in finished.iter_rows():
+        if row[ERROR]:
+            raise USER_ERRORS_BY_NAME[row[ERROR]](row["message"])
+        yield json.loads(row["result"])
 
 
-class _ChunkWorker:
-    """Creates the worker at its first chunk: what a constructor raises reaches the driver as Ray's ActorDiedError, without the user's error."""
+class ChunkWorker:
+    """The actor around a worker, which it creates at its first chunk. Its rows all have the same columns, as a block of Ray Data must."""
 
     def __init__(self, worker: type, arguments: tuple):
         self._make = lambda: worker(*arguments)
         self._worker: Callable[[dict], dict] | None = None
 
     def __call__(self, row: dict) -> dict:
+        found = row if ERROR in row else _or_error(self._work, row)
+        if ERROR in found:
+            return {"result": "", ERROR: found[ERROR], "message": found["message"]}
+        return {"result": json.dumps(found), ERROR: "", "message": ""}
+
+    def _work(self, row: dict) -> dict:
         self._worker = self._worker or self._make()
         return self._worker(row)
+
+
+def _or_error(function: Callable[[dict], dict], row: dict) -> dict:
+    """function(row), or the name and message of an error that the user can fix.
+
+    Ray Data does not keep the cause of an exception on its way to the driver, neither from a constructor nor from a call.
+    """
+    try:
+        return function(row)
+    except USER_ERRORS as error:
+        name = next(cls.__name__ for cls in type(error).__mro__ if cls in USER_ERRORS)
+        return {ERROR: name, "message": str(error)}

@@ -1,4 +1,4 @@
-"""Independent units of work as Ray tasks: a bounded window in flight, retried when a worker or its node is lost."""
+"""Independent work units as Ray tasks: a bounded number in flight, retried when a worker or its node is lost."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -12,17 +12,16 @@ from attrib.runtime.session import num_cluster_cpus
 
 logger = logging.getLogger(__name__)
 
-MENDABLE = (AttribError, FailedShareError, MismatchError, OSError, PermissionError, FileNotFoundError)
-
-MAX_RETRIES = 8  # of a unit whose worker died; an exception in the unit itself is not retried
+USER_ERRORS = (AttribError, FailedShareError, MismatchError, OSError, PermissionError, FileNotFoundError)
+MAX_RETRIES = 8  # of a work unit whose worker died; an exception in the work unit itself is not retried
 
 
 def run_units(
     function: Callable, units: Iterable[tuple], *, num_cpus: float = 1, num_gpus: float = 0, memory_bytes: int = 0
 ) -> Iterator[tuple[int, Any]]:
-    """Yield (position, function(*unit)) as units finish. Errors that the user can mend arrive as themselves, without Ray's wrapping.
+    """Yield (position, function(*unit)) for every work unit, in the order in which they finish.
 
-    Units must be idempotent: after the loss of a node a unit may run twice.
+    Work units must be idempotent: after the loss of a node, one may run twice. Errors that the user can fix are raised as themselves.
     """
     _warn_if_too_large({"CPU": num_cpus, "GPU": num_gpus, "memory": memory_bytes})
     remote = ray.remote(function).options(
@@ -54,12 +53,12 @@ def run_units(
 
 @contextmanager
 def plain_errors():
-    """Raise what the user can mend as itself: Ray wraps what a worker raised, several times over in Ray Data."""
+    """Raise errors that the user can fix as themselves. Ray wraps what a worker raised, Ray Train more than once."""
     try:
         yield
     except Exception as error:
         inner = error
-        while inner is not None and type(inner) not in MENDABLE:
+        while inner is not None and type(inner) not in USER_ERRORS:
             inner = getattr(inner, "cause", None) or inner.__cause__
         if inner is None or inner is error:
             raise
@@ -67,7 +66,7 @@ def plain_errors():
 
 
 def _warn_if_too_large(needed: dict[str, float]) -> None:
-    """Ray waits without a word for a node that is large enough; on a cluster that grows by itself that may be right."""
+    """Warn, because Ray silently waits for a node that is large enough. An autoscaling cluster may add one, so this is no error."""
     for name, amount in needed.items():
         largest = max(node["Resources"].get(name, 0) for node in ray.nodes() if node["Alive"])
         if amount > largest:

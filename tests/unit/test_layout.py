@@ -31,8 +31,8 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess:
 
 # Modules that need Ray, beside every job.py: Ray's own package, and what only jobs import.
 NEEDS_RAY = (
-    "attrib.attribute.merge attrib.embed.assemble attrib.index.sampling "
-    "attrib.runtime.admission attrib.runtime.session attrib.runtime.tasks attrib.train.feature_tasks"
+    "attrib.attribute.merge attrib.index.sampling attrib.runtime.admission "
+    "attrib.runtime.chunk_stream attrib.runtime.session attrib.runtime.tasks attrib.runtime.trainer attrib.train.feature_tasks"
 )
 
 

@@ -6,7 +6,6 @@ a restart does only what is missing.
 
 import logging
 import time
-from functools import lru_cache
 
 import torch
 
@@ -15,7 +14,7 @@ from attrib.common.errors import FailedShareError, MismatchError
 from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish
 from attrib.common.storage import Storage, bytes_sha256, join
-from attrib.data.chunks import CHUNKS, Chunk, assemble_partition, chunk_folder, plan_chunks
+from attrib.data.chunks import CHUNKS, Chunk, assemble_partition, pending_chunks, plan_chunks
 from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.manifest import Manifest, open_manifest, part_name
 from attrib.data.reading import read_all
@@ -27,9 +26,10 @@ from attrib.generators.identify.verdicts import Judge, judge_of
 from attrib.generators.registry.method_loading import load_method
 from attrib.generators.registry.registry import Registry, open_registry
 from attrib.runtime.admission import admit
+from attrib.runtime.chunk_stream import WorkerPool, map_chunks
 from attrib.runtime.estimate import IMAGE_OVERHEAD_BYTES, READER_BYTES, WRITER_BYTES, Estimate
 from attrib.runtime.machine import baseline_bytes, resident_bytes
-from attrib.runtime.session import connect, device_of, num_cluster_cpus, num_cluster_gpus
+from attrib.runtime.session import connect
 from attrib.runtime.tasks import run_units
 
 logger = logging.getLogger(__name__)
@@ -68,9 +68,9 @@ def run(settings: IdentifySettings) -> dict:
     if abstains := judge.abstains:
         logger.warning(f"nothing will be attributed: {abstains}")
     connect(settings.ray)
-    device = device_of(settings.device, "identify")
-    admitted = admit(_estimate(settings, manifest, judge, calibrated_seconds, device, storage), settings)
-    _identify_pending(settings, manifest, registry.digest, device, storage)
+    pool = WorkerPool.plan(settings.device, "identify")
+    admitted = admit(_estimate(settings, manifest, judge, calibrated_seconds, pool, storage), settings)
+    _identify_pending(settings, manifest, registry.digest, pool, storage)
     digests = _assemble(settings, manifest, storage)
     storage.delete_folder(join(settings.output, CHUNKS))
     results = summarise(settings, manifest, registry, judge, previous, storage)
@@ -95,7 +95,7 @@ def _estimate(
     manifest: Manifest,
     judge: Judge,
     calibrated_seconds: float,
-    device: str,
+    pool: WorkerPool,
     storage: Storage,
 ) -> Estimate:
     """From the first few images, on a CPU."""
@@ -105,7 +105,6 @@ def _estimate(
     before, started = resident_bytes(), time.monotonic()
     verdict_rows(rows, read_all(rows, manifest, settings.io_threads, storage), judge, settings.max_megapixels)
     seconds = (time.monotonic() - started) / count
-    num_workers = max(1, num_cluster_gpus() if device == "cuda" else num_cluster_cpus())
     dimension = judge.galleries.references[0].shape[2]
     row_bytes = 2 * dimension + VERDICT_BYTES_ON_DISK
     growth = max(0, resident_bytes() - before)
@@ -113,13 +112,13 @@ def _estimate(
         settings.chunk_rows * (IMAGE_OVERHEAD_BYTES + 4 * dimension) + max(manifest.num_rows) * 4 * row_bytes
     )
     return Estimate(
-        num_workers=num_workers,
+        num_workers=pool.num_workers,
         worker_bytes=before + growth + READER_BYTES + WRITER_BYTES + rows_together,
         driver_bytes=before + growth + READER_BYTES + _summary_bytes(settings, manifest, dimension),
         output_bytes=manifest.num_images * row_bytes,
         temporary_bytes=manifest.num_images * row_bytes,
-        seconds=manifest.num_images * seconds / num_workers + calibrated_seconds,
-        on_gpus=device == "cuda",
+        seconds=manifest.num_images * seconds / pool.num_workers + calibrated_seconds,
+        on_gpus=pool.device == "cuda",
     )
 
 
@@ -136,54 +135,40 @@ def _summary_bytes(settings: IdentifySettings, manifest: Manifest, dimension: in
 
 
 def _identify_pending(
-    settings: IdentifySettings, manifest: Manifest, registry_digest: str, device: str, storage: Storage
+    settings: IdentifySettings, manifest: Manifest, registry_digest: str, pool: WorkerPool, storage: Storage
 ) -> None:
-    pending = _pending_chunks(settings, manifest, storage)
+    parts_folder = join(settings.output, VERDICTS)
+    pending = pending_chunks(settings.output, parts_folder, manifest.num_rows, settings.chunk_rows, storage)
     num_pending = sum(chunk.stop - chunk.start for chunk in pending)
     progress = Progress("identify", manifest.num_images, "images", already_done=manifest.num_images - num_pending)
-    units = ((settings.model_dump_json(), manifest, chunk, registry_digest, device) for chunk in pending)
-    for i, num_failed in run_units(_identify_chunk, units, num_gpus=int(device == "cuda")):
-        progress.update(pending[i].stop - pending[i].start, num_failed)
+    for row in map_chunks(ChunkJudge, (settings, manifest, registry_digest, pool.device), pending, pool):
+        progress.update(row["num_images"], row["num_failed"])
     if pending:
         progress.close()
 
 
-def _pending_chunks(settings: IdentifySettings, manifest: Manifest, storage: Storage) -> list[Chunk]:
-    assembled = set(storage.names(join(settings.output, VERDICTS), suffix=".parquet"))
-    pending = []
-    for partition, num_rows in enumerate(manifest.num_rows):
-        if part_name(partition) in assembled:
-            continue
-        committed = set(storage.names(chunk_folder(settings.output, partition), suffix=".parquet"))
-        chunks = plan_chunks(num_rows, partition, settings.chunk_rows)
-        pending += [chunk for chunk in chunks if chunk.uri(settings.output).rsplit("/", 1)[1] not in committed]
-    return pending
+class ChunkJudge:
+    """Chunk -> committed verdicts. The method is loaded and the registry calibrated once per worker."""
 
+    def __init__(self, settings: IdentifySettings, manifest: Manifest, registry_digest: str, device: str):
+        torch.set_num_threads(1)
+        self.settings, self.manifest, self.storage = settings, manifest, Storage(settings.storage)
+        registry: Registry = open_registry(settings.registry, self.storage)
+        if registry.digest != registry_digest:
+            raise MismatchError(
+                f"{settings.registry} changed while the job ran; start it again, with another output, or put the registry on storage "
+                "that all nodes share"
+            )
+        method = load_method(registry.method, self.storage, device)
+        self.judge = judge_of(registry, method, settings.verdicts, self.storage)
 
-def _identify_chunk(settings_json: str, manifest: Manifest, chunk: Chunk, registry_digest: str, device: str) -> int:
-    """How many images of a chunk could not be read or decoded, after its file is published."""
-    settings = IdentifySettings.model_validate_json(settings_json)
-    storage = Storage(settings.storage)
-    judge = _judge(settings_json, registry_digest, device)
-    rows = _rows(manifest, chunk, storage)
-    encoded = read_all(rows, manifest, settings.io_threads, storage)
-    table = verdict_rows(rows, encoded, judge, settings.max_megapixels)
-    storage.write_table(chunk.uri(settings.output), table)
-    return len(table) - table["stage"].null_count
-
-
-@lru_cache(maxsize=1)
-def _judge(settings_json: str, registry_digest: str, device: str) -> Judge:
-    torch.set_num_threads(1)
-    settings = IdentifySettings.model_validate_json(settings_json)
-    storage = Storage(settings.storage)
-    registry: Registry = open_registry(settings.registry, storage)
-    if registry.digest != registry_digest:
-        raise MismatchError(
-            f"{settings.registry} changed while the job ran; start it again, with another output, or put the registry on storage that "
-            "all nodes share"
-        )
-    return judge_of(registry, load_method(registry.method, storage, device), settings.verdicts, storage)
+    def __call__(self, row: dict) -> dict:
+        chunk = Chunk(**row)
+        rows = _rows(self.manifest, chunk, self.storage)
+        encoded = read_all(rows, self.manifest, self.settings.io_threads, self.storage)
+        table = verdict_rows(rows, encoded, self.judge, self.settings.max_megapixels)
+        self.storage.write_table(chunk.uri(self.settings.output), table)
+        return {"num_images": len(table), "num_failed": len(table) - table["stage"].null_count}
 
 
 def _rows(manifest: Manifest, chunk: Chunk, storage: Storage) -> list[dict]:

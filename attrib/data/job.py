@@ -12,15 +12,18 @@ from attrib.common.config import digest
 from attrib.common.errors import AttribError
 from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish
+from attrib.common.settings import JobSettings
 from attrib.common.storage import Storage, join
 from attrib.data.collections import RESERVED_COLUMNS, ListingUnit, list_images, list_units, open_sidecar
 from attrib.data.estimate import ManifestTask, RowBytes, estimate_manifest
 from attrib.data.ids import duplicated_ids, resolve_collisions
 from attrib.data.manifest import (
     MANIFEST_RECORD,
+    Manifest,
     Slice,
     build_partition,
     ids_digest,
+    open_manifest,
     part_name,
     plan_partitions,
 )
@@ -104,6 +107,12 @@ def run(settings: ManifestSettings) -> dict:
     }
     storage.delete_folder(join(settings.output, LISTINGS))
     return finish(settings, MANIFEST_RECORD, {}, results, storage)
+
+
+def list_collection(collection: CollectionSettings, output: str, job: JobSettings) -> Manifest:
+    """Make the manifest of a collection that another job reads, with that job's storage and Ray, and open it."""
+    run(ManifestSettings(collection=collection, output=output, storage=job.storage, ray=job.ray))
+    return open_manifest(output, Storage(job.storage))
 
 
 def _estimate(

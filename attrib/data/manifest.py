@@ -13,6 +13,7 @@ import pyarrow as pa
 from attrib.common.config import digest
 from attrib.common.storage import Storage, join
 from attrib.data.collections import join_metadata
+from attrib.data.ids import sampling_rank
 from attrib.data.settings import CollectionSettings
 
 MANIFEST_RECORD = "manifest.json"
@@ -101,3 +102,27 @@ def open_manifest(uri: str, storage: Storage) -> Manifest:
         num_rows=record["num_rows"],
         metadata_columns=record["metadata_columns"],
     )
+
+
+def sample_threshold(manifest: Manifest, max_images: int, storage: Storage) -> np.uint64 | None:
+    """The largest sampling_rank in a sample of `max_images` images; None if the sample is the whole manifest."""
+    if max_images >= manifest.num_images:
+        return None
+    parts = (storage.read_table(manifest.partition_uri(p), columns=["id"]) for p in range(len(manifest.num_rows)))
+    ranks = np.concatenate([sampling_rank(part["id"].to_numpy()) for part in parts])
+    return np.partition(ranks, max_images - 1)[max_images - 1]
+
+
+def sampled_rows(manifest: Manifest, partition: int, threshold: np.uint64 | None, storage: Storage) -> pa.Table:
+    """Rows of a partition whose sampling_rank is at most `threshold`, by ascending id. threshold: None for all rows."""
+    rows = storage.read_table(manifest.partition_uri(partition)).sort_by("id")
+    if threshold is None:
+        return rows
+    return rows.filter(pa.array(sampling_rank(rows["id"].to_numpy()) <= threshold))
+
+
+def sampled_images(manifest: Manifest, max_images: int, storage: Storage) -> pa.Table:
+    """Rows of a sample of `max_images` images, by partition and id. The sample does not depend on the partitions."""
+    threshold = sample_threshold(manifest, max_images, storage)
+    tables = [sampled_rows(manifest, p, threshold, storage) for p in range(len(manifest.num_rows))]
+    return pa.concat_tables(tables).combine_chunks()

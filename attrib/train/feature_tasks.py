@@ -3,22 +3,19 @@
 from dataclasses import replace
 from functools import lru_cache
 
-import numpy as np
-import pyarrow as pa
 import torch
 
 from attrib.common.errors import FailedShareError
 from attrib.common.progress import Progress
 from attrib.common.storage import Storage, join
 from attrib.data.chunks import Chunk, chunk_folder, plan_chunks
-from attrib.data.ids import sampling_rank
-from attrib.data.manifest import Manifest
+from attrib.data.manifest import Manifest, sample_threshold, sampled_rows
 from attrib.models.encoder import keep_freed_memory, load_network, preprocessing_of
 from attrib.models.features import FeatureExtractor
 from attrib.models.model import features_data_config
 from attrib.models.preprocessing import Preprocessing
 from attrib.models.settings import BackboneSettings, FeatureSettings
-from attrib.runtime.session import num_cluster_gpus
+from attrib.runtime.session import device_of
 from attrib.runtime.tasks import run_units
 from attrib.train.settings import TrainSettings
 from attrib.train.view_features import ViewFeatures, extract_chunk, read_chunks, write_chunk
@@ -31,8 +28,8 @@ def view_features(
 
     Raises FailedShareError if more images than `max_failed_share` have no features.
     """
-    device = "cuda" if settings.device != "cpu" and num_cluster_gpus() else "cpu"
-    threshold = _threshold(manifest, max_images, storage)
+    device = device_of(settings.device, "train")
+    threshold = sample_threshold(manifest, max_images, storage)
     chunks = [
         chunk
         for partition in range(len(manifest.num_rows))
@@ -60,29 +57,6 @@ def _chunk_uri(folder: str, chunk: Chunk) -> str:
     return join(
         chunk_folder(folder, chunk.partition), chunk.uri("").rsplit("/", 1)[1].replace(".parquet", ".safetensors")
     )
-
-
-def sampled_rows(manifest: Manifest, partition: int, threshold, storage: Storage) -> pa.Table:
-    rows = storage.read_table(manifest.partition_uri(partition)).sort_by("id")
-    if threshold is None:
-        return rows
-    return rows.filter(pa.array(sampling_rank(rows["id"].to_numpy()) <= threshold))
-
-
-def sampled_images(manifest: Manifest, max_images: int, storage: Storage) -> pa.Table:
-    """Manifest rows of the sample that is trained on, by partition and id."""
-    threshold = _threshold(manifest, max_images, storage)
-    tables = [sampled_rows(manifest, p, threshold, storage) for p in range(len(manifest.num_rows))]
-    return pa.concat_tables(tables).combine_chunks()
-
-
-def _threshold(manifest: Manifest, max_images: int, storage: Storage) -> np.uint64 | None:
-    """Of sampling_rank: the images up to it are `max_images`; None for all."""
-    if max_images >= manifest.num_images:
-        return None
-    parts = (storage.read_table(manifest.partition_uri(p), columns=["id"]) for p in range(len(manifest.num_rows)))
-    ranks = np.concatenate([sampling_rank(part["id"].to_numpy()) for part in parts])
-    return np.partition(ranks, max_images - 1)[max_images - 1]
 
 
 @lru_cache(maxsize=2)  # loaded once per worker

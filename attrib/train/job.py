@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from attrib.common.errors import AttribError
 from attrib.common.run_record import begin, finish
 from attrib.common.storage import Storage, join
-from attrib.data.manifest import Manifest, open_manifest
+from attrib.data.manifest import Manifest, open_manifest, sampled_images
 from attrib.embed.estimate import probe_encoder
 from attrib.embed.settings import EmbedSettings
 from attrib.models.encoder import Network, load_encoder, load_network, model_digest, preprocessing_of
@@ -31,7 +31,7 @@ from attrib.runtime.session import connect, device_of, num_cluster_cpus
 from attrib.runtime.trainer import TrainWorker, fit
 from attrib.train.batches import InputBatches, Inputs
 from attrib.train.estimate import TrainSizes, estimate_train
-from attrib.train.feature_tasks import sampled_images, view_features
+from attrib.train.feature_tasks import view_features
 from attrib.train.initialise import fitted_model, paired_inputs, read_pairs, training_inputs, with_control
 from attrib.train.loop import TrainRun
 from attrib.train.pixel_batches import PixelBatches

@@ -10,13 +10,11 @@
 import logging
 
 import pyarrow as pa
-import ray
 
 from attrib.common.config import digest, versions
 from attrib.common.storage import Storage, join
-from attrib.data import job as manifest_job
-from attrib.data.manifest import Manifest, open_manifest
-from attrib.data.settings import ManifestSettings
+from attrib.data.job import list_collection
+from attrib.data.manifest import Manifest
 from attrib.embed import job as embed_job
 from attrib.embed.settings import EmbedSettings
 from attrib.evaluate import cca
@@ -29,7 +27,7 @@ from attrib.evaluate.pair_measures import THEORY_CAPTION, pair_theory
 from attrib.evaluate.protocol import TruthRow, places_of, read_truth, score_truth
 from attrib.evaluate.scores import format_table
 from attrib.models.encoder import load_network, model_digest
-from attrib.runtime.session import connect
+from attrib.runtime.session import connect, put
 from attrib.runtime.tasks import run_units
 from attrib.train import job as train_job
 from attrib.train.feature_tasks import view_features
@@ -43,7 +41,10 @@ def run(settings: AblateSettings) -> str:
     """Make and score every variant; returns the table."""
     storage = Storage(settings.storage)
     connect(settings.ray, dashboard=True)
-    listed = {role: _manifest(settings, role, storage) for role in ("sources", "generated")}
+    listed = {
+        role: list_collection(getattr(settings, role), join(settings.output, role, "manifest"), settings)
+        for role in ("sources", "generated")
+    }
     network = load_network(settings.backbone, storage)
     inputs = {role: found.rows_digest for role, found in listed.items()}
     inputs["backbone"] = model_digest(settings.backbone.name, network.model)
@@ -113,7 +114,7 @@ def _outcomes(
             by_set.setdefault((variant.features, views), []).append(variant)
     for (features, views), variants in by_set.items():
         # One set of features at a time: they are most of the memory.
-        pictures = ray.put(_pictures(settings, inputs, listed, features, views, variants[0], storage))
+        pictures = put(_pictures(settings, inputs, listed, features, views, variants[0], storage))
         units = (
             (settings, variant, _training(settings, inputs, variant, listed), pictures, truth, storage)
             for variant in variants
@@ -128,13 +129,6 @@ def _outcomes(
             write_outcome(_folder(settings, inputs, variant), outcome, storage)
             keep(variant, outcome)
     return found
-
-
-def _manifest(settings: AblateSettings, role: str, storage: Storage) -> Manifest:
-    output = join(settings.output, role, "manifest")
-    common = {"storage": settings.storage, "ray": settings.ray}
-    manifest_job.run(ManifestSettings(collection=getattr(settings, role), output=output, **common))
-    return open_manifest(output, storage)
 
 
 def _training(settings: AblateSettings, inputs: dict, variant: VariantSettings, listed: dict[str, Manifest]):

@@ -10,17 +10,13 @@
 import dataclasses
 import logging
 
-import ray
 import torch
 
 from attrib.common.config import digest
 from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish
 from attrib.common.storage import Storage, join
-from attrib.data import job as manifest_job
-from attrib.data.ids import sampling_rank
-from attrib.data.manifest import open_manifest
-from attrib.data.settings import ManifestSettings
+from attrib.data.job import list_collection
 from attrib.generators.evaluation.controls import methods_from
 from attrib.generators.evaluation.generator_sets import (
     Tier,
@@ -45,14 +41,12 @@ from attrib.generators.signals.degradations import parse
 from attrib.generators.synthesis.autoencoder import one_thread
 from attrib.generators.synthesis.photographs import Photographs, read_photographs
 from attrib.generators.synthesis.pool import Pool, open_pool
-from attrib.runtime.session import connect
+from attrib.runtime.session import connect, put
 from attrib.runtime.tasks import run_units
-from attrib.train.feature_tasks import sampled_images
 
 logger = logging.getLogger(__name__)
 
 RECORD, TABLE, PAGE = "evaluation.json", "table.txt", "evaluation.html"
-SPARE = 4  # images listed per photograph needed: copies, small and damaged ones are passed over
 
 
 def run(settings: EvaluateGeneratorsSettings) -> dict:
@@ -110,15 +104,8 @@ def _given_tiers(settings: EvaluateGeneratorsSettings, pool: Pool, storage: Stor
 def _photographs(settings: EvaluateGeneratorsSettings, storage: Storage) -> Photographs:
     """Those trained on, and as many others behind them as a generator has images, which stand for what is real."""
     wanted = settings.trained
-    output = join(settings.output, "photographs")
-    common = {"storage": settings.storage, "ray": settings.ray}
-    manifest_job.run(ManifestSettings(collection=wanted.photographs, output=output, **common))
-    listed = open_manifest(output, storage)
-    images = sampled_images(
-        listed, SPARE * (wanted.num_training_photographs + wanted.first_photograph + wanted.max_images), storage
-    )
+    listed = list_collection(wanted.photographs, join(settings.output, "photographs"), settings)
     return read_photographs(
-        images.take(sampling_rank(images["id"].to_numpy()).argsort()),
         listed,
         px=wanted.photograph_px,
         num_shown=wanted.max_images,
@@ -136,7 +123,7 @@ def _trained_tier(settings: EvaluateGeneratorsSettings, photographs: Photographs
     names = {generator_name(kind, seed): (kind, seed) for kind, seed in asked}
     pending = [asked for name, asked in names.items() if not storage.exists(join(folder, f"{name}.npy"))]
     progress = Progress("train generators", len(names), "generators", already_done=len(names) - len(pending))
-    training = ray.put(photographs.training)
+    training = put(photographs.training)
     for _, made in run_units(train_generator, [(kind, seed, training, wanted) for kind, seed in pending]):
         _write_generator(made, folder, storage)
         progress.update(1)
@@ -170,7 +157,7 @@ def _measure(
         for key in groups
     }
     pending = [(place, uri) for place, uri in parts.items() if not storage.exists(uri)]
-    shared, shared_tuning = {tier.name: ray.put(tier) for tier in tiers}, ray.put(tuning)
+    shared, shared_tuning = {tier.name: put(tier) for tier in tiers}, put(tuning)
     units = [(groups[key], shared[name], shared_tuning, settings, uri, storage) for (name, key), uri in pending]
     progress = Progress("evaluate", len(parts), "parts", already_done=len(parts) - len(pending))
     for _ in run_units(_measure_part, units):

@@ -9,15 +9,10 @@ import statistics
 import time
 from dataclasses import dataclass
 
-import ray
-
 from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish
 from attrib.common.storage import Storage, join
-from attrib.data import job as manifest_job
-from attrib.data.ids import sampling_rank
-from attrib.data.manifest import Manifest, open_manifest
-from attrib.data.settings import CollectionSettings, ManifestSettings
+from attrib.data.job import list_collection
 from attrib.generators.synthesis.architectures import DecoderSpec, sample_specs
 from attrib.generators.synthesis.autoencoder import (
     render,
@@ -39,9 +34,8 @@ from attrib.generators.synthesis.settings import SynthesizeSettings
 from attrib.runtime.admission import admit
 from attrib.runtime.estimate import Estimate
 from attrib.runtime.machine import baseline_bytes, peak_bytes, reset_peak, resident_bytes
-from attrib.runtime.session import connect, device_of
+from attrib.runtime.session import connect, device_of, num_cluster_cpus, num_cluster_gpus, put
 from attrib.runtime.tasks import run_units
-from attrib.train.feature_tasks import sampled_images
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +46,6 @@ REMEDIES = {
     "max_hours": "lower num_models, training.max_steps or width, or take more workers",
     "max_cost": "lower num_models, training.max_steps or width",
 }
-SPARE = 4  # images listed per photograph needed: copies, small and damaged ones are passed over
 
 
 @dataclass(frozen=True)
@@ -104,8 +97,7 @@ def _estimate(settings: SynthesizeSettings, planned: list[Planned], photographs:
         train_autoencoder(model.spec, model.seed, photographs.training, photographs.shown, probed)
     step_seconds = (time.perf_counter() - started) / (num_probed * PROBE_STEPS)
     images_bytes = photographs.shown.nbytes + photographs.training.nbytes
-    resources = ray.cluster_resources()
-    num_workers = int(resources.get("GPU", 0) / settings.gpu_share if device == "cuda" else resources.get("CPU", 1))
+    num_workers = int(num_cluster_gpus() / settings.gpu_share) if device == "cuda" else num_cluster_cpus()
     return Estimate(
         num_workers=max(1, num_workers),
         worker_bytes=baseline_bytes() + images_bytes + max(0, peak_bytes() - before),
@@ -132,12 +124,8 @@ def plan(settings: SynthesizeSettings) -> list[Planned]:
 
 
 def _photographs(settings: SynthesizeSettings, storage: Storage) -> Photographs:
-    listed = _listed(settings, "photographs", settings.photographs, storage)
-    num_wanted = settings.num_training_photographs + settings.first_photograph + settings.num_photographs
-    images = sampled_images(listed, SPARE * num_wanted, storage)
-    images = images.take(sampling_rank(images["id"].to_numpy()).argsort())
+    listed = list_collection(settings.photographs, join(settings.output, "_manifests", "photographs"), settings)
     return read_photographs(
-        images,
         listed,
         px=settings.px,
         num_shown=settings.num_photographs,
@@ -148,16 +136,11 @@ def _photographs(settings: SynthesizeSettings, storage: Storage) -> Photographs:
     )
 
 
-def _listed(settings: SynthesizeSettings, name: str, collection: CollectionSettings, storage: Storage) -> Manifest:
-    output = join(settings.output, "_manifests", name)
-    manifest_job.run(ManifestSettings(collection=collection, output=output, storage=settings.storage, ray=settings.ray))
-    return open_manifest(output, storage)
-
-
 def _real_profiles(settings: SynthesizeSettings, storage: Storage) -> dict:
     if settings.real_generators is None:
         return {}
-    listed = _listed(settings, "real_generators", settings.real_generators.collection, storage)
+    output = join(settings.output, "_manifests", "real_generators")
+    listed = list_collection(settings.real_generators.collection, output, settings)
     return real_profiles(listed, settings.real_generators.left_out, settings.max_megapixels, storage)
 
 
@@ -172,7 +155,7 @@ def _make(
         if model_uri("", model.model_id).rsplit("/", 1)[1] in committed
     }
     pending = [model for model in planned if model.model_id not in made]
-    shared = ray.put(photographs)
+    shared = put(photographs)
     common = {"num_cpus": 1, "num_gpus": settings.gpu_share if device == "cuda" else 0}
     units = [
         (settings, pending[start : start + settings.models_per_task], shared, device, storage)

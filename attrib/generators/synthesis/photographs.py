@@ -12,10 +12,12 @@ from torchvision.transforms.v2 import functional
 from attrib.common.errors import AttribError, ImageError
 from attrib.common.storage import Storage
 from attrib.data.decoding import decode_image
-from attrib.data.manifest import Manifest
+from attrib.data.ids import sampling_rank
+from attrib.data.manifest import Manifest, sampled_images
 from attrib.data.reading import read_all
 
 IO_THREADS = 8
+SPARE = 4  # images listed per photograph: copies, small and damaged images are skipped
 READ_ROWS = 64  # images read before the next look at whether there are enough
 
 
@@ -31,7 +33,6 @@ class Photographs:
 
 
 def read_photographs(
-    images: pa.Table,
     manifest: Manifest,
     *,
     px: int,
@@ -41,15 +42,16 @@ def read_photographs(
     storage: Storage,
     first_shown: int = 0,
 ) -> Photographs:
-    """The first usable images of manifest rows: those trained on, then, `first_shown` further on, those shown; each distinct picture once.
+    """The first usable images of a manifest in the order of sampling_rank: `num_training` to train on, then `num_shown` from `first_shown` on.
 
-    So ranges of those shown that do not overlap share no picture, however many are trained on the same ones.
-
-    Images that cannot be decoded or have a side below `px` are passed over: enlarging them would put an upsampler's trace into the very
-    pictures that stand for none. Raises AttribError if too few remain.
+    Copies of one image count once. So two ranges of shown photographs that do not overlap share no image, however many are trained on. Images that
+    cannot be decoded or have a side below `px` are skipped: enlarging one would add an upsampler's trace to an image that must have none. Raises
+    AttribError if too few remain.
     """
     found: dict[bytes, Tensor] = {}  # copies of one picture would be trained on and shown
     wanted = num_training + first_shown + num_shown
+    images = sampled_images(manifest, SPARE * wanted, storage)
+    images = images.take(sampling_rank(images["id"].to_numpy()).argsort())
     for pixels in _usable(images, manifest, px, max_megapixels, storage):
         found.setdefault(pixels.numpy().tobytes(), pixels)
         if len(found) == wanted:

@@ -156,17 +156,20 @@ def _probe(job: AttributionJob, storage: Storage) -> tuple[np.ndarray, np.ndarra
     num_rows = sum(block_rows(job.blocks[block]) for block in blocks)
     num_groups = probe_groups(len(blocks), num_rows, job.num_workers)
     groups = [group.tolist() for group in np.array_split(blocks, num_groups)] if num_groups else []
+    job.num_tasks[AttributeTask.PROBE] = len(groups)
+    nothing = np.empty(0, np.int64), np.empty((0, job.queries.dimension), np.float32)
+    if not groups:
+        return nothing
     threshold = sample_threshold(wanted, sum(job.queries.num_embedded)) if wanted else None
     progress = Progress("probe", num_rows, "queries")
     sampled = {}
     units = [(job, group, threshold, storage) for group in groups]
-    job.num_tasks[AttributeTask.PROBE] = len(units)
     for i, found in run_units(_probe_task, units, num_cpus=job.settings.threads_per_task):
         sampled[i] = found
         progress.update(sum(block_rows(job.blocks[block]) for block in groups[i]))
     progress.close()
     if not wanted:
-        return np.empty(0, np.int64), np.empty((0, job.queries.dimension), np.float32)
+        return nothing
     ids, vectors = (np.concatenate([found[column] for found in sampled.values()]) for column in (0, 1))
     ids, vectors = lowest_ranked(ids, vectors, wanted)
     order = np.argsort(ids)
@@ -201,6 +204,8 @@ def _search(job: AttributionJob, checked: tuple[np.ndarray, np.ndarray], storage
             if len(part) or mine:
                 units.append((job, shard, part.tolist(), mine, storage))
     job.num_tasks[AttributeTask.SEARCH] = len(units)
+    if not units:
+        return
     counts = [sum(block_rows(job.blocks[b]) for b in group) for _, _, group, _, _ in units]
     progress = Progress("search", sum(counts), "query-shard pairs")
     for i, _ in run_units(

@@ -36,16 +36,14 @@ from attrib.runtime.tasks import run_units
 def merge_blocks(job: AttributionJob, storage: Storage) -> None:
     pending = pending_blocks(job, storage)
     job.num_tasks[AttributeTask.MERGE] = len(pending)
-    progress = Progress(
-        "merge", sum(job.queries.num_rows), "queries", sum(job.queries.num_rows) - _rows_of(job, pending)
-    )
+    if not pending:
+        return
+    num_rows = sum(job.queries.num_rows)
+    num_pending = sum(block_rows(job.blocks[block]) for block in pending)
+    progress = Progress("merge", num_rows, "queries", num_rows - num_pending)
     for i, _ in run_units(_merge_task, [(job, block, storage) for block in pending]):
         progress.update(block_rows(job.blocks[pending[i]]))
     progress.close()
-
-
-def _rows_of(job: AttributionJob, blocks: list[int]) -> int:
-    return sum(block_rows(job.blocks[block]) for block in blocks)
 
 
 def _merge_task(job: AttributionJob, block: int, storage: Storage) -> None:
@@ -76,13 +74,14 @@ def _merge_task(job: AttributionJob, block: int, storage: Storage) -> None:
 
 def describe_sources(job: AttributionJob, storage: Storage) -> None:
     pending = pending_blocks(job, storage)
-    num_shards = len(job.index.shards)
-    num_parts = describe_parts(num_shards)
+    num_shards = len(job.index.shards) if pending else 0
+    num_parts = describe_parts(len(job.index.shards))
     units = [
         (job, pending, shard, part, num_parts, storage) for shard in range(num_shards) for part in range(num_parts)
     ]
-    units = units if pending else []
     job.num_tasks[AttributeTask.DESCRIBE] = len(units)
+    if not units:
+        return
     progress = Progress("sources", len(units), "parts of shards")
     for _ in run_units(_describe_task, units):
         progress.update(1)

@@ -1,8 +1,9 @@
-"""The manifest job: list units in parallel, settle ids over the whole collection, write partitions in parallel."""
+"""The manifest job: list the collection in parallel, resolve colliding ids, write partitions in parallel."""
 
 import hashlib
 import logging
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -37,21 +38,24 @@ from attrib.runtime.tasks import run_units
 logger = logging.getLogger(__name__)
 
 LISTINGS = "_listings"
-SAMPLE_ROWS = 4_096  # of a listing, to see how large its rows are
+SAMPLE_ROWS = 4_096  # of a listing, whose mean row size is measured
 
 
 def run(settings: ManifestSettings) -> dict:
-    """Make the manifest and return its record. Raises AttribError for an empty collection or a key that occurs twice."""
+    """Make the manifest and return its record.
+
+    Raises AttribError for an empty collection, a key that occurs twice, or metadata that match no image.
+    """
     baseline_bytes()
     storage = Storage(settings.storage)
     record = begin(settings, MANIFEST_RECORD, {}, storage, resumable=False)
     if record:
         logger.info(
-            f"manifest {settings.collection.name}: finished at {record['written_at']}, NOT listed again; choose another output if "
-            f"images came or went since"
+            f"manifest {settings.collection.name}: finished at {record['written_at']}, NOT listed again; choose "
+            "another output if images were added or removed since"
         )
         return record
-    # Parts of a killed run may be cut otherwise.
+    # A killed run may have cut the collection into other partitions.
     for name in storage.names(settings.output, suffix=".parquet"):
         storage.delete_file(join(settings.output, name))
     storage.delete_folder(join(settings.output, LISTINGS))
@@ -59,49 +63,27 @@ def run(settings: ManifestSettings) -> dict:
     collection = settings.collection
     units = list_units(collection, storage)
     listings = [join(settings.output, LISTINGS, f"unit-{i:06d}.parquet") for i in range(len(units))]
-    ids_by_unit: list[np.ndarray] = [np.empty(0, np.int64)] * len(units)
-    progress = Progress(f"list {collection.name}", len(units), "units")
     started = time.monotonic()
-    schemas: list[pa.Schema | None] = [None] * len(units)
-    work = ((unit, collection, uri, storage) for unit, uri in zip(units, listings))
-    for i, (ids, schema) in run_units(_list_unit, work):
-        ids_by_unit[i], schemas[i] = ids, schema
-        progress.update(1)
-    progress.close()
-    _check_same_columns(units, schemas)
+    ids_by_unit = _list_units(units, listings, collection, storage)
     sorted_ids = np.sort(np.concatenate(ids_by_unit))
     if not len(sorted_ids):
         wanted = f"files ending in {', '.join(collection.extensions)}" if collection.format != "parquet" else "rows"
         raise AttribError(f"collection {collection.name!r}: no {wanted} below {collection.uri}")
     admit(_estimate(settings, listings, ids_by_unit, time.monotonic() - started, storage), settings)
-    moved = _settle_collisions(sorted_ids, listings, ids_by_unit, storage)
+    moved = _resolve_collisions(sorted_ids, listings, ids_by_unit, storage)
     sorted_ids = np.union1d(sorted_ids, np.array(list(moved.values()), np.int64))
-
     partitions = plan_partitions([len(ids) for ids in ids_by_unit], settings.partition_rows)
-    metadata_columns: list[str] = []
-    order, rows = [""] * len(partitions), [""] * len(partitions)
-    num_described = 0
-    progress = Progress(f"manifest {collection.name}", len(sorted_ids), "images")
-    work = (
-        # A task is given the listings of its own slices: with all of them, arguments would grow with the square of the collection.
-        ([listings[s.table] for s in slices], slices, moved, collection, join(settings.output, part_name(i)), storage)
-        for i, slices in enumerate(partitions)
-    )
-    for i, (columns, described, order[i], rows[i]) in run_units(_write_partition, work):
-        metadata_columns = columns
-        num_described += described
-        progress.update(sum(s.stop - s.start for s in partitions[i]))
-    progress.close()
-    _check_described(collection, num_described, listings, storage)
+    written = _write_partitions(settings, partitions, listings, moved, storage)
+    _check_described(collection, sum(partition.num_described for partition in written), listings, storage)
     results = {
         "collection": collection.name,
         "digest": ids_digest(collection, sorted_ids),
-        "order_digest": digest(order),
-        "rows_digest": digest(rows),
+        "order_digest": digest([partition.order_digest for partition in written]),
+        "rows_digest": digest([partition.rows_digest for partition in written]),
         "num_images": len(sorted_ids),
         "num_moved_ids": len(moved),
         "num_rows": [sum(s.stop - s.start for s in slices) for slices in partitions],
-        "metadata_columns": metadata_columns,
+        "metadata_columns": written[-1].metadata_columns,
         "num_tasks": {ManifestTask.LIST: len(units), ManifestTask.PARTITION: len(partitions)},
         "num_files": len(partitions),
     }
@@ -122,7 +104,7 @@ def _estimate(
     listed_seconds: float,
     storage: Storage,
 ) -> Estimate:
-    """What a collection costs is known once it is listed."""
+    """Estimate from the largest listing; the time per image is that of listing."""
     largest = max(range(len(listings)), key=lambda unit: len(ids_by_unit[unit]))
     sample = storage.read_rows(listings[largest], 0, min(SAMPLE_ROWS, len(ids_by_unit[largest])))
     num_images, num_workers = sum(map(len, ids_by_unit)), num_cluster_cpus()
@@ -136,6 +118,22 @@ def _estimate(
     )
 
 
+def _list_units(
+    units: list[ListingUnit], listings: list[str], collection: CollectionSettings, storage: Storage
+) -> list[np.ndarray]:
+    """Write the listing of each unit, and return its ids."""
+    ids_by_unit: list[np.ndarray] = [np.empty(0, np.int64)] * len(units)
+    schemas: list[pa.Schema] = [pa.schema([])] * len(units)
+    progress = Progress(f"list {collection.name}", len(units), "units")
+    work = ((unit, collection, uri, storage) for unit, uri in zip(units, listings))
+    for i, (ids, schema) in run_units(_list_unit, work):
+        ids_by_unit[i], schemas[i] = ids, schema
+        progress.update(1)
+    progress.close()
+    _check_same_columns(units, schemas)
+    return ids_by_unit
+
+
 def _list_unit(
     unit: ListingUnit, collection: CollectionSettings, uri: str, storage: Storage
 ) -> tuple[np.ndarray, pa.Schema]:
@@ -145,16 +143,17 @@ def _list_unit(
 
 
 def _check_same_columns(units: list[ListingUnit], schemas: list[pa.Schema]) -> None:
-    """The files of a Parquet collection are one table, so a column has one type in all of them."""
+    """Raise AttribError if a column has different types in two files of a Parquet collection, which is one table."""
     for unit, schema in zip(units, schemas):
         for field, first in zip(schema, schemas[0]):
             if field.type != first.type:
                 raise AttribError(
-                    f"column {field.name!r} is {field.type} in {unit.uri} but {first.type} in {units[0].uri}; cast one of them"
+                    f"column {field.name!r} is {field.type} in {unit.uri} but {first.type} in {units[0].uri}; cast one "
+                    "of them"
                 )
 
 
-def _settle_collisions(
+def _resolve_collisions(
     sorted_ids: np.ndarray, listings: list[str], ids_by_unit: list[np.ndarray], storage: Storage
 ) -> dict[str, int]:
     duplicated = duplicated_ids(sorted_ids)
@@ -168,6 +167,44 @@ def _settle_collisions(
     return resolve_collisions(colliding, sorted_ids)
 
 
+@dataclass(frozen=True)
+class WrittenPartition:
+    """num_described: images with metadata. order_digest: of ids and places in order; rows_digest: of the whole file."""
+
+    metadata_columns: list[str]
+    num_described: int
+    order_digest: str
+    rows_digest: str
+
+
+def _write_partitions(
+    settings: ManifestSettings,
+    partitions: list[list[Slice]],
+    listings: list[str],
+    moved: dict[str, int],
+    storage: Storage,
+) -> list[WrittenPartition]:
+    num_rows = [sum(s.stop - s.start for s in slices) for slices in partitions]
+    written: dict[int, WrittenPartition] = {}
+    progress = Progress(f"manifest {settings.collection.name}", sum(num_rows), "images")
+    work = (
+        (
+            # Only the listings of its own slices: all arguments together must not grow as the collection squared.
+            [listings[s.table] for s in slices],
+            slices,
+            moved,
+            settings.collection,
+            join(settings.output, part_name(i)),
+            storage,
+        )
+        for i, slices in enumerate(partitions)
+    )
+    for i, written[i] in run_units(_write_partition, work):
+        progress.update(num_rows[i])
+    progress.close()
+    return [written[i] for i in range(len(partitions))]
+
+
 def _write_partition(
     listings: list[str],
     slices: list[Slice],
@@ -175,8 +212,8 @@ def _write_partition(
     collection: CollectionSettings,
     uri: str,
     storage: Storage,
-) -> tuple[list[str], int, str, str]:
-    """listings: of each slice. The metadata columns, how many images the sidecar describes, a digest of the images in their order and places, and one of all that is written."""
+) -> WrittenPartition:
+    """listings: one per slice."""
     tables = [storage.read_rows(uri, s.start, s.stop) for uri, s in zip(listings, slices)]
     images = build_partition(tables, moved, collection, storage)
     storage.write_table(uri, images)
@@ -186,17 +223,18 @@ def _write_partition(
         described |= images[name].is_valid().to_numpy()
     places = images.select(["id", "offset", "num_bytes", "row_group", "row"]).to_pylist()
     order = digest([list(place.values()) for place in places])
-    return columns, int(described.sum()), order, hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+    rows = hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+    return WrittenPartition(columns, int(described.sum()), order, rows)
 
 
 def _check_described(collection: CollectionSettings, num_described: int, listings: list[str], storage: Storage) -> None:
-    """A sidecar that names no image of the collection is a mistake in its keys, never what was meant."""
+    """Raise AttribError if the sidecar describes no image at all: then its keys are written in another way."""
     if collection.metadata is None or num_described:
         return
     sidecar = open_sidecar(collection.metadata, storage)
     theirs = sidecar.head(1)[collection.metadata.key_column][0].as_py() if sidecar.count_rows() else "(no rows)"
     ours = next(k for uri in listings for k in storage.read_table(uri, columns=["key"])["key"].to_pylist())
     raise AttribError(
-        f"{collection.metadata.uri} describes none of the images: its keys look like {theirs!r}, the collection's like {ours!r}; "
-        "set metadata.key_column and metadata.key_prefix to match"
+        f"{collection.metadata.uri} describes none of the images: its keys look like {theirs!r}, the collection's like "
+        f"{ours!r}; set metadata.key_column and metadata.key_prefix to match"
     )

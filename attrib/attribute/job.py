@@ -1,9 +1,13 @@
-"""The attribute job: every shard against every block of queries, then an exact merge per block.
+"""The attribute job: search every shard for every block of queries, then merge exactly per block.
 
-A search task opens one shard and takes all blocks of its group through it at once, so that each list is read once for as many queries as memory
-holds. What it finds is published per (block, shard); then, each in tasks of its own: the best of all shards per block, the metadata of their
-sources per shard, and the final rows per block. Neither the index nor the batch nor the sources' metadata has to fit a machine, and each is read
-a fixed number of times. A few queries are searched exactly as well, by the same tasks while they have a shard open.
+1. Probe: find the inverted lists of each query once for all shards, and sample the queries that recall is measured on.
+2. Search: a task opens one shard and searches all blocks of its group at once, so that each list is read once for as
+   many queries as memory holds. It writes one file per (block, shard), and searches the sampled queries exactly.
+3. Merge: the best candidates of all shards, per block.
+4. Describe: the metadata of the sources, per shard.
+5. Write: the final rows, per block.
+
+Neither the index nor the batch nor the metadata has to fit one machine, and each is read a fixed number of times.
 """
 
 import logging
@@ -48,11 +52,15 @@ from attrib.runtime.tasks import run_units
 logger = logging.getLogger(__name__)
 
 SEARCH_ROWS = 131_072  # queries whose vectors a search task holds at a time
-SAMPLED_SOURCES = 4_096  # rows, to see how large they are
+SAMPLED_SOURCES = 4_096  # rows whose mean size is measured
 
 
 def run(settings: AttributeSettings) -> dict:
-    """Attribute every query and return the record. Raises MismatchError unless queries and index come from the same encoder."""
+    """Attribute every query and return the record.
+
+    Raises MismatchError unless queries and index come from the same encoder; FailedShareError if more queries than
+    `max_failed_share` have no vector.
+    """
     baseline_bytes()
     storage = Storage(settings.storage)
     index = open_index(settings.index, storage)
@@ -65,7 +73,7 @@ def run(settings: AttributeSettings) -> dict:
         "index": index.digest,
         "queries": queries.digest,
         "query_rows": manifest.rows_digest,
-        # An index may be measured again and store another nprobe, or other rates, with the same shards.
+        # The same shards may be measured again: nprobe and the engine can differ under one digest of the index.
         "engine": plan.engine,
         "nprobe": plan.nprobe,
         "num_candidates": job.num_candidates,
@@ -93,8 +101,8 @@ def run(settings: AttributeSettings) -> dict:
     num_queries, num_failed = sum(c["num_queries"] for c in counts), sum(c["num_failed"] for c in counts)
     if num_failed > settings.max_failed_share * num_queries:
         raise FailedShareError(
-            f"{num_failed:,} of {num_queries:,} queries could not be embedded, more than max_failed_share = {settings.max_failed_share:g}; "
-            f"see {join(queries.uri, 'failures.parquet')}"
+            f"{num_failed:,} of {num_queries:,} queries could not be embedded, more than max_failed_share = "
+            f"{settings.max_failed_share:g}; see {join(queries.uri, 'failures.parquet')}"
         )
     results = {
         "run_id": stamp.run_id,
@@ -148,10 +156,12 @@ def _estimate(job: AttributionJob, storage: Storage) -> Estimate:
 
 
 def _probe(job: AttributionJob, storage: Storage) -> tuple[np.ndarray, np.ndarray]:
-    """One pass over the queries before the search: which lists they probe, found once and not in every shard again, and those that recall is
-    measured on: ids int64 [n] ascending and unit vectors float32 [n, d], without rows where it is not."""
+    """Write the lists that each query probes, and sample the queries that recall is measured on.
+
+    Returns ids int64 [n] ascending and unit vectors float32 [n, d] of the sample; n is 0 if recall is not measured.
+    """
     wanted = num_checked(job)
-    # A restart draws the same sample again, also from blocks that are finished.
+    # The sample covers finished blocks too, so that a restart draws the same one.
     blocks = range(len(job.blocks)) if wanted else pending_blocks(job, storage) if job.shares_lists else []
     num_rows = sum(block_rows(job.blocks[block]) for block in blocks)
     num_groups = probe_groups(len(blocks), num_rows, job.num_workers)
@@ -179,22 +189,25 @@ def _probe(job: AttributionJob, storage: Storage) -> tuple[np.ndarray, np.ndarra
 def _probe_task(
     job: AttributionJob, blocks: list[int], threshold: np.uint64 | None, storage: Storage
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Writes the blocks' lists; ids and unit vectors of their queries with a sampling_rank up to the threshold."""
+    """Write the lists of the blocks; return ids and unit vectors of queries with a sampling_rank up to `threshold`."""
     use_threads(job)
     read = job.read_blocks(blocks, storage)
     if job.shares_lists:
-        template = job.index.read_quantizer(storage)
-        for block, (_, units) in zip(blocks, read):
+        quantizer = job.index.read_quantizer(storage)
+        for block, (_, vectors) in zip(blocks, read):
             uri = lists_uri(job.settings.output, block)
             if not storage.exists(uri):
-                storage.write_array(uri, probed_lists(template, units, job.plan.nprobe))
-    ids, units = (np.concatenate([columns[i] for columns in read]) for i in (0, 1))
+                storage.write_array(uri, probed_lists(quantizer, vectors, job.plan.nprobe))
+    ids, vectors = (np.concatenate([columns[i] for columns in read]) for i in (0, 1))
     chosen = np.zeros(len(ids), bool) if threshold is None else sampling_rank(ids) <= threshold
-    return ids[chosen], units[chosen]
+    return ids[chosen], vectors[chosen]
 
 
 def _search(job: AttributionJob, checked: tuple[np.ndarray, np.ndarray], storage: Storage) -> None:
-    """checked: ids and unit vectors of the queries that are also searched exactly, while a shard is open."""
+    """Write the candidates of every pending block in every shard.
+
+    checked: ids and unit vectors of the queries that are also searched exactly, by the first task of each shard.
+    """
     output, pending = job.settings.output, pending_blocks(job, storage)
     units = []
     for shard, num_parts in enumerate(parts_of_shards(job)):
@@ -218,7 +231,7 @@ def _search(job: AttributionJob, checked: tuple[np.ndarray, np.ndarray], storage
 def _search_task(
     job: AttributionJob, shard: int, group: list[int], checked: tuple[np.ndarray, np.ndarray] | None, storage: Storage
 ) -> None:
-    """What one shard holds for the queries of some blocks and, unless None, what exact search finds for those that are checked."""
+    """Write the candidates that one shard holds for some blocks, and, unless None, those of the checked queries."""
     output = job.settings.output
     pending = [b for b in group if not storage.exists(partial_uri(output, b, shard))]
     if checked and storage.exists(exact_uri(output, shard)):
@@ -256,7 +269,10 @@ def _search_task(
 
 
 def _check_recall(job: AttributionJob, ids: np.ndarray, storage: Storage) -> dict | None:
-    """Recall of this batch's own queries against exact search: generated images may lie where held-out sources do not."""
+    """Measure recall on queries of this batch against exact search; None if no query was checked.
+
+    The index was tuned on held-out sources, and generated images may be distributed differently.
+    """
     if not len(ids):
         return None
     k, num_shards = job.settings.top_k, len(job.index.shards)

@@ -1,4 +1,4 @@
-"""From candidates to final rows: the best of all shards per block, the metadata of their sources per shard, the rows per block."""
+"""Candidates to final rows: merge the shards per block, read metadata of sources per shard, write rows per block."""
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +47,10 @@ def merge_blocks(job: AttributionJob, storage: Storage) -> None:
 
 
 def _merge_task(job: AttributionJob, block: int, storage: Storage) -> None:
-    """The best of all shards, one shard at a time, so that memory does not grow with their number; and which sources to describe."""
+    """Write the best candidates of all shards for one block, and the ids of their sources by shard.
+
+    It reads one shard at a time, so that memory does not grow with the number of shards.
+    """
     output = job.settings.output
     if storage.exists(wanted_uri(output, block)):
         return
@@ -68,7 +71,7 @@ def _merge_task(job: AttributionJob, block: int, storage: Storage) -> None:
             ids = storage.read_table(partial_uri(output, block, shard), columns=["source_id"])["source_id"].to_numpy()
             shards[np.isin(kept.id, ids)] = shard
     storage.write_table(merged_uri(output, block), partial_table(kept, query_ids))
-    # Last: it says that the block is merged. Small row groups let a shard find its own without reading all.
+    # Written last: it marks the block as merged. Small row groups let a shard read its own rows only.
     storage.write_table(wanted_uri(output, block), wanted_table(kept.id, shards), row_group_rows=4096)
 
 
@@ -91,7 +94,10 @@ def describe_sources(job: AttributionJob, storage: Storage) -> None:
 def _describe_task(
     job: AttributionJob, blocks: list[int], shard: int, part: int, num_parts: int, storage: Storage
 ) -> None:
-    """One pass over a shard's metadata for all blocks. Its sources are cut into `num_parts` ranges of ids, of which this is one."""
+    """Write the metadata of the sources of one shard, for all blocks, in one pass.
+
+    The sources are cut into `num_parts` ranges of ids; this task reads the range `part`.
+    """
     output = job.settings.output
     use_threads(job)
     wanted = [
@@ -134,7 +140,7 @@ def _write_task(job: AttributionJob, block: int, stamp: RunStamp, storage: Stora
             best, queries, sources, job.settings.top_k, job.settings.shares, stamp, verdicts
         )
         storage.write_table(rows_uri, attributions)
-        # The outcomes come last: they say that the block is done.
+        # Written last: this file marks the block as finished.
         storage.write_table(outcomes_uri, outcomes)
     status = storage.read_table(outcomes_uri, columns=["status"])["status"]
     num_failed = int(np.sum(status.to_numpy(zero_copy_only=False) == "failed"))

@@ -1,4 +1,4 @@
-"""What every task of an attribution run needs to know."""
+"""Settings, inputs and plan of an attribution run, as all its tasks share them."""
 
 import faiss
 import numpy as np
@@ -20,8 +20,11 @@ from attrib.index.shard import Shard, open_shard
 
 
 class AttributionJob:
-    """The run's settings, inputs and plan. device: "cpu" or "cuda", known once the cluster is joined. identified: verdicts on the queries' generators,
-    where they were asked for."""
+    """An attribution run.
+
+    device: "cpu" or "cuda", set when the cluster is connected. num_workers: search tasks that run at a time.
+    identified: verdicts on the generators of the queries, None if they were not asked for.
+    """
 
     def __init__(
         self, settings: AttributeSettings, index: Index, queries: Embeddings, manifest: Manifest, plan: SearchPlan
@@ -43,7 +46,7 @@ class AttributionJob:
 
     @property
     def shares_lists(self) -> bool:
-        """Whether the lists that queries probe are found ahead of the search, for all shards."""
+        """Whether the probed lists of the queries are computed before the search, once for all shards."""
         return self.plan.engine != "exact" and len(self.index.shards) > 1
 
     def describe(self) -> str:
@@ -51,17 +54,18 @@ class AttributionJob:
             "exact search" if self.plan.engine == "exact" else f"nprobe {self.plan.nprobe} of {self.index.num_lists:,}"
         )
         return (
-            f"attribute: {sum(self.queries.num_rows):,} queries in {len(self.blocks)} block(s) against {self.index.num_vectors:,} vectors in "
-            f"{len(self.index.shards)} shard(s) of kind {self.index.kind}, {engine} ({self.plan.reason}), "
+            f"attribute: {sum(self.queries.num_rows):,} queries in {len(self.blocks)} block(s) against "
+            f"{self.index.num_vectors:,} vectors in {len(self.index.shards)} shard(s) of kind {self.index.kind}, "
+            f"{engine} ({self.plan.reason}), "
             f"on {'GPUs' if self.device == 'cuda' else 'CPUs'}"
         )
 
     def open_shard(self, shard: int, storage: Storage, folder: str) -> Shard:
-        template = None if self.plan.engine == "exact" else self.index.read_quantizer(storage)
-        return open_shard(self.index.shard_uri(shard), self.index.shards[shard], storage, folder, template)
+        quantizer = None if self.plan.engine == "exact" else self.index.read_quantizer(storage)
+        return open_shard(self.index.shard_uri(shard), self.index.shards[shard], storage, folder, quantizer)
 
     def together(self, blocks: list[int], max_rows: int) -> list[list[int]]:
-        """Consecutive blocks of at most max_rows queries in all (a larger one stands alone)."""
+        """Group consecutive blocks so that a group holds at most `max_rows` queries, or one larger block."""
         batches: list[list[int]] = []
         filled = 0
         for block in blocks:
@@ -74,7 +78,7 @@ class AttributionJob:
         return batches
 
     def block_ids(self, block: int, storage: Storage) -> np.ndarray:
-        """int64 [n] ascending: all queries of a block, those without a vector included."""
+        """Ids of all queries of a block, int64 [n] ascending, including those without a vector."""
         return np.sort(self._ids(_joined(self.blocks[block]), storage))
 
     def _ids(self, slices: list[Slice], storage: Storage) -> np.ndarray:
@@ -83,30 +87,33 @@ class AttributionJob:
         return np.concatenate([part["id"].to_numpy() for part in rows])
 
     def read_blocks(self, blocks: list[int], storage: Storage) -> list[tuple[np.ndarray, np.ndarray]]:
-        """ids int64 [n] ascending and unit vectors float32 [n, d] of each block's queries that have one. Small blocks share row groups of a file, which are read once for READ_ROWS queries."""
+        """Return ids int64 [n] ascending and unit vectors float32 [n, d] of the queries with a vector, per block.
+
+        Small blocks share row groups of a file, so blocks are read together, up to READ_ROWS queries at a time.
+        """
         read = []
         for group in self.together(blocks, READ_ROWS):
             spans = _joined([part for block in group for part in self.blocks[block]])
-            ids, units = read_block(self.queries, spans, storage)
+            ids, vectors = read_block(self.queries, spans, storage)
             if len(group) == 1:
-                read.append((ids, units))
+                read.append((ids, vectors))
                 continue
             ends = np.cumsum([block_rows(self.blocks[block]) for block in group])
             for everyone in np.split(self._ids(spans, storage), ends[:-1]):
                 mine = np.flatnonzero(np.isin(ids, everyone))
-                read.append((ids[mine], units[mine]))
+                read.append((ids[mine], vectors[mine]))
         return read
 
     def kernel(self) -> type[CpuKernel]:
         if self.device == "cpu":
             return CpuKernel
-        from attrib.index.gpu_kernel import TorchKernel  # not above: CPU workers do without torch
+        from attrib.index.gpu_kernel import TorchKernel  # here, because torch costs CPU workers half a gigabyte
 
         return TorchKernel
 
 
 def _joined(slices: list[Slice]) -> list[Slice]:
-    """The same rows in as few slices as they need. Slices that adjoin follow each other."""
+    """Join slices that follow each other in one table."""
     joined: list[Slice] = []
     for part in slices:
         if joined and (part.table, part.start) == (joined[-1].table, joined[-1].stop):
@@ -117,12 +124,12 @@ def _joined(slices: list[Slice]) -> list[Slice]:
 
 
 def exact_uri(output: str, shard: int) -> str:
-    """What exact search finds in one shard for the queries that recall is measured on."""
+    """Candidates that exact search finds in one shard for the queries that recall is measured on."""
     return join(output, "_partials", "exact", f"shard-{shard:05d}.parquet")
 
 
 def pending_blocks(job: AttributionJob, storage: Storage) -> list[int]:
-    """The blocks without their final rows."""
+    """Blocks without final rows."""
     finished = set(storage.names(join(job.settings.output, "outcomes"), suffix=".parquet"))
     return [b for b in range(len(job.blocks)) if block_name(b) not in finished]
 
@@ -132,7 +139,7 @@ def parts_of_shards(job: AttributionJob) -> list[int]:
 
 
 def num_checked(job: AttributionJob) -> int:
-    """Queries that are also searched exactly, to measure recall."""
+    """Number of queries that are also searched exactly, to measure recall."""
     return 0 if job.plan.engine == "exact" else min(job.settings.recall_check_queries, sum(job.queries.num_embedded))
 
 

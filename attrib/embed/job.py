@@ -1,4 +1,4 @@
-"""The embed job: chunks of a manifest to vectors, partitions from chunks, failed images again if asked for, the record last."""
+"""The embed job: embed pending chunks, assemble partitions, retry failed images if asked to, write the record."""
 
 import hashlib
 import logging
@@ -38,14 +38,15 @@ logger = logging.getLogger(__name__)
 def run(settings: EmbedSettings) -> dict:
     """Embed every image of the manifest and return the record.
 
-    Raises FailedShareError once more images failed than `max_failed_share` allows; what was embedded stays and a restart continues.
+    Raises FailedShareError as soon as more images failed than `max_failed_share` allows. The chunks that are embedded
+    by then are kept, and a restart continues.
     """
     baseline_bytes()
     storage = Storage(settings.storage)
     manifest = open_manifest(settings.manifest, storage)
     loaded = load_encoder(settings.backbone, storage, jpeg_margin=settings.jpeg_margin)
     encoder = loaded.identity
-    # Chunks are known by their place in the manifest, so another order of the same images is another input.
+    # The name of a chunk is its position in the manifest, so another order of the same images is another input.
     inputs = {
         "manifest": manifest.digest,
         "order": manifest.order_digest,
@@ -67,7 +68,7 @@ def run(settings: EmbedSettings) -> dict:
         results = _assemble(settings, manifest, storage)
     if settings.retry_failed and results["num_failed"]:
         if record:
-            # Vectors change from here on, so a killed retry must not leave the record that describes the old ones.
+            # Vectors change from here on. If the retry is killed, the record of the old vectors must be gone.
             storage.delete_file(join(settings.output, EMBEDDINGS_RECORD))
         _retry_failed(settings, manifest, encoder, pool, storage)
         results = _assemble(settings, manifest, storage)
@@ -82,7 +83,7 @@ def run(settings: EmbedSettings) -> dict:
 def _estimate(
     settings: EmbedSettings, manifest: Manifest, encoder: ImageEncoder, pool: WorkerPool, storage: Storage
 ) -> Estimate:
-    """From a few images. Those of GPU workers are encoded by one of them, whose GPU the driver may not have."""
+    """Estimate from a few images, encoded here or, for GPU workers, by a task on a GPU: the driver may have none."""
     if pool.device == "cuda":
         probe = next(iter(run_units(_probe_task, [(settings, manifest, storage)], num_gpus=1)))[1]
     else:
@@ -142,7 +143,7 @@ def _read_partition(storage: StorageSettings, uri: str) -> pa.Table:
 
 
 class ChunkDecoder:
-    """Chunk -> prepared pixels, for encoders on GPUs, whose time is too dear to decode."""
+    """Row of a chunk -> the row with prepared pixels. For encoders on GPUs, which should not wait for decoding."""
 
     def __init__(self, settings: EmbedSettings, manifest: Manifest, encoder: EncoderIdentity):
         self.settings, self.manifest, self.storage = settings, manifest, Storage(settings.storage)
@@ -155,7 +156,7 @@ class ChunkDecoder:
 
 
 class ChunkEncoder:
-    """Chunk -> committed vectors; loads its network once per worker."""
+    """Row of a chunk -> committed vectors and their counts. Loads the network once per worker."""
 
     def __init__(self, settings: EmbedSettings, manifest: Manifest, encoder: EncoderIdentity, device: str):
         torch.set_num_threads(1)
@@ -177,18 +178,21 @@ class ChunkEncoder:
 
 
 def _load_same(expected: EncoderIdentity, settings: EmbedSettings, storage: Storage, device: str) -> ImageEncoder:
-    """The encoder of a worker. Raises MismatchError if it is not the driver's: a local path may hold other weights on another node."""
+    """Load the encoder of a worker.
+
+    Raises MismatchError if it differs from the driver's: a local path may hold other weights on another node.
+    """
     encoder = load_encoder(settings.backbone, storage, device, settings.device_batch_size, settings.jpeg_margin)
     if encoder.identity != expected:
         raise MismatchError(
-            f"{settings.backbone.weights} of {settings.backbone.name!r} is not the same on all nodes (or their versions of timm "
-            "differ); put the weights on storage that all nodes share"
+            f"{settings.backbone.weights} of {settings.backbone.name!r} is not the same on all nodes (or their "
+            "versions of timm differ); put the weights on storage that all nodes share"
         )
     return encoder
 
 
 def _assemble(settings: EmbedSettings, manifest: Manifest, storage: Storage) -> dict:
-    """Publish partitions whose chunks are complete, and gather what the record says of all of them."""
+    """Publish the partitions and the table of failures, delete the chunks, and return the results for the record."""
     parts: list[dict] = [{}] * len(manifest.num_rows)
     progress = Progress("assemble", len(parts), "partitions")
     for i, part in run_units(_finish_partition, ((settings, manifest, i, storage) for i in range(len(parts)))):
@@ -217,7 +221,7 @@ def _finish_partition(settings: EmbedSettings, manifest: Manifest, partition: in
         missing = [chunk.uri(settings.output) for chunk in chunks if not storage.exists(chunk.uri(settings.output))]
         if missing:
             raise AttribError(
-                f"{missing[0]} is not there although its worker wrote it; the output must be on storage that all nodes share"
+                f"{missing[0]} is missing although a worker wrote it; put the output on storage that all nodes share"
             )
         storage.write_table(uri, assemble_partition(settings.output, partition, chunks, storage))
     data = storage.read_bytes(uri)
@@ -270,6 +274,7 @@ def _retry_partition(
 
 def _too_many_failed(settings: EmbedSettings, num_failed: int, num_images: int, reasons: list[str]) -> FailedShareError:
     return FailedShareError(
-        f"{num_failed:,} of {num_images:,} images failed, more than max_failed_share = {settings.max_failed_share:g} allows; "
-        f"e.g. {'; '.join(reasons[:3])}. Mend the images and set retry_failed, or raise max_failed_share; what is embedded is kept"
+        f"{num_failed:,} of {num_images:,} images failed, more than max_failed_share = {settings.max_failed_share:g} "
+        f"allows; e.g. {'; '.join(reasons[:3])}. Fix or remove these images, then rerun with retry_failed, or raise "
+        "max_failed_share; the vectors of the other images are kept"
     )

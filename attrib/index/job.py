@@ -1,4 +1,4 @@
-"""The index job: sample, train one template, fill shards in parallel, measure recall on held-out vectors, publish."""
+"""The index job: sample vectors, train the quantizer, build shards in parallel, measure recall on held-out vectors."""
 
 import logging
 
@@ -36,7 +36,10 @@ MAX_HELD_OUT_SHARE = 0.2
 
 
 def run(settings: IndexSettings) -> dict:
-    """Build the index and return its record. Raises AttribError if there is nothing to index or no kind fits the memory of a worker."""
+    """Build the index and return its record.
+
+    Raises AttribError if there is no vector, or if no kind of index fits the memory of a worker.
+    """
     baseline_bytes()
     storage = Storage(settings.storage)
     embeddings = open_embeddings(settings.embeddings, storage)
@@ -59,19 +62,19 @@ def run(settings: IndexSettings) -> dict:
     sizes_of = shard_sizes(embeddings.dimension, plan, sizes, max(embeddings.num_rows), row_bytes(manifest, storage))
     rates = measure_machine(embeddings.dimension, settings.threads_per_task)
     num_workers = max(1, num_cluster_cpus() // settings.threads_per_task)
-    has_template = storage.exists(join(settings.output, QUANTIZER_FILE))
-    num_training = 0 if has_template else training_rows(settings, plan)
+    has_quantizer = storage.exists(join(settings.output, QUANTIZER_FILE))
+    num_training = 0 if has_quantizer else training_rows(settings, plan)
     admitted = admit(
         estimate_index(sizes_of, num_training, held_out_rows, baseline_bytes(), rates, num_workers, num_node_cpus()),
         settings,
     )
     sample_ids, sample = sample_vectors(embeddings, held_out_rows + num_training, storage)
     held_out_ids, held_out = sample_ids[:held_out_rows], unit_rows(sample[:held_out_rows])
-    template_uri = _train(settings, sample[held_out_rows:], plan, device, storage)
-    shards = _build_shards(settings, plan, embeddings, manifest, groups, template_uri, device, storage)
-    measured = _measure(settings, plan, shards, template_uri, held_out_ids, held_out, storage)
+    quantizer_uri = _train(settings, sample[held_out_rows:], plan, device, storage)
+    shards = _build_shards(settings, plan, embeddings, manifest, groups, quantizer_uri, device, storage)
+    measured = _measure(settings, plan, shards, quantizer_uri, held_out_ids, held_out, storage)
     search_rates = run_units(_rates_task, [(settings, embeddings.dimension)], num_cpus=settings.threads_per_task)
-    template_sha256 = bytes_sha256(storage.read_bytes(template_uri)) if template_uri else None
+    quantizer_sha256 = bytes_sha256(storage.read_bytes(quantizer_uri)) if quantizer_uri else None
     results = {
         "encoder": embeddings.encoder,
         "metric": "cosine",
@@ -81,7 +84,7 @@ def run(settings: IndexSettings) -> dict:
         "metadata_columns": manifest.metadata_columns,
         "nprobe": measured["nprobe"],
         "recall": measured,
-        "template_sha256": template_sha256,
+        "template_sha256": quantizer_sha256,
         "shards": shards,
         "vectors_fit": plan.template_bytes + 2 * embeddings.dimension * max(sizes)
         <= settings.worker_memory_gib * 2**30,
@@ -89,15 +92,15 @@ def run(settings: IndexSettings) -> dict:
         "estimate": admitted.to_dict(),
         "num_tasks": {
             IndexTask.SAMPLE: sum(rows > 0 for rows in embeddings.num_embedded),
-            IndexTask.TRAIN: int(bool(template_uri) and not has_template),
+            IndexTask.TRAIN: int(bool(quantizer_uri) and not has_quantizer),
             IndexTask.BUILD: len(shards),
             IndexTask.RECALL: measured["num_searches"] * len(shards),
             IndexTask.RATES: 1,
         },
         # Shards record checksums of their arrays; sources.parquet is one more file of each.
-        "num_files": sum(len(shard["files"]) + 1 for shard in shards) + bool(template_uri),
+        "num_files": sum(len(shard["files"]) + 1 for shard in shards) + bool(quantizer_uri),
         "digest": digest(
-            [embeddings.encoder, plan.kind, inputs, template_sha256, [shard["files"] for shard in shards]]
+            [embeddings.encoder, plan.kind, inputs, quantizer_sha256, [shard["files"] for shard in shards]]
         ),
     }
     return finish(settings, INDEX_RECORD, inputs, results, storage)
@@ -106,8 +109,9 @@ def run(settings: IndexSettings) -> dict:
 def describe(plan: IndexPlan, num_vectors: int, dimension: int) -> str:
     lists = f", {plan.num_lists:,} lists" if plan.num_lists else ""
     return (
-        f"index: {num_vectors:,} vectors of {dimension} dimensions as {plan.kind}{lists} in {plan.num_shards} shard(s) ({plan.reason}); "
-        f"at most {plan.shard_disk_bytes / 2**20:,.1f} MiB of disk a shard, {plan.shard_scan_bytes / 2**20:,.1f} MiB of it scanned"
+        f"index: {num_vectors:,} vectors of {dimension} dimensions as {plan.kind}{lists} in {plan.num_shards} shard(s) "
+        f"({plan.reason}); at most {plan.shard_disk_bytes / 2**20:,.1f} MiB of disk per shard, "
+        f"{plan.shard_scan_bytes / 2**20:,.1f} MiB of it scanned"
     )
 
 
@@ -122,7 +126,7 @@ def _train(settings: IndexSettings, training: np.ndarray, plan: IndexPlan, devic
     uri = join(settings.output, QUANTIZER_FILE)
     if not storage.exists(uri):
         logger.info(f"train: {plan.num_lists:,} centroids on {len(training):,} vectors")
-        # Nothing else runs meanwhile, so it takes all CPUs of a node.
+        # Nothing else runs at that time, so the task takes all CPUs of a node.
         threads = num_node_cpus()
         work = [(settings, training, plan, device, threads, uri, storage)]
         for _ in run_units(_train_task, work, num_cpus=threads, num_gpus=int(device == "cuda")):
@@ -149,7 +153,7 @@ def _build_shards(
     embeddings: Embeddings,
     manifest: Manifest,
     groups: list[list[int]],
-    template_uri: str | None,
+    quantizer_uri: str | None,
     device: str,
     storage: Storage,
 ) -> list[dict]:
@@ -162,7 +166,7 @@ def _build_shards(
             embeddings,
             manifest,
             group,
-            template_uri,
+            quantizer_uri,
             device,
             settings.threads_per_task,
             storage,
@@ -181,7 +185,7 @@ def _build_task(
     embeddings: Embeddings,
     manifest: Manifest,
     partitions: list[int],
-    template_uri: str | None,
+    quantizer_uri: str | None,
     device: str,
     threads: int,
     storage: Storage,
@@ -191,29 +195,30 @@ def _build_task(
     faiss.omp_set_num_threads(threads)
     columns = ["id", "key", "uri", *manifest.metadata_columns]
     sources = pa.concat_tables([storage.read_table(manifest.partition_uri(p), columns=columns) for p in partitions])
-    template = read_quantizer(template_uri, storage) if template_uri else None
-    return build_shard(uri, embeddings, partitions, template, sources.sort_by("id").combine_chunks(), storage, device)
+    quantizer = read_quantizer(quantizer_uri, storage) if quantizer_uri else None
+    return build_shard(uri, embeddings, partitions, quantizer, sources.sort_by("id").combine_chunks(), storage, device)
 
 
 def _measure(
     settings: IndexSettings,
     plan: IndexPlan,
     shards: list[dict],
-    template_uri: str | None,
+    quantizer_uri: str | None,
     held_out_ids: np.ndarray,
     held_out: np.ndarray,
     storage: Storage,
 ) -> dict:
-    """Recall at `recall_k` of held-out images (their own vector left out), and the smallest nprobe that reaches the target.
+    """Measure recall at `recall_k` of held-out images, without their own vector; find the nprobe that meets the target.
 
-    The nprobe at which the true neighbours' lists are probed is found first, without searching; then the whole search, quantisation and re-ranking
-    included, is measured there, and nprobe is raised until it meets the target or gains nothing more.
+    The first nprobe is the one that probes the lists of the true neighbours, which needs no search. The whole search,
+    with quantisation and re-ranking, is then measured at this nprobe, which is raised until it meets the target or
+    recall stops rising.
     """
     k = settings.recall_k
-    truth, lists, _ = _search_held_out(settings, plan, shards, held_out_ids, held_out, 0, template_uri, storage)
+    truth, lists, _ = _search_held_out(settings, plan, shards, held_out_ids, held_out, 0, quantizer_uri, storage)
     nprobe, curve = 0, {}
-    if template_uri:
-        by_nprobe = recall_by_nprobe(read_quantizer(template_uri, storage), held_out, lists)
+    if quantizer_uri:
+        by_nprobe = recall_by_nprobe(read_quantizer(quantizer_uri, storage), held_out, lists)
         nprobe = min(int(np.searchsorted(by_nprobe, settings.recall_target)) + 1, plan.num_lists)
         curve = {
             str(n): round(float(by_nprobe[n - 1]), 6)
@@ -225,13 +230,13 @@ def _measure(
 
     def measure(nprobe: int) -> float:
         found, _, num_probed = _search_held_out(
-            settings, plan, shards, held_out_ids, held_out, nprobe, template_uri, storage
+            settings, plan, shards, held_out_ids, held_out, nprobe, quantizer_uri, storage
         )
         probed_share[nprobe] = num_probed / (len(held_out) * sum(record["num_vectors"] for record in shards))
         return recall(found, truth)
 
     measured = 1.0
-    if template_uri:
+    if quantizer_uri:
         nprobe, measured = smallest_nprobe(measure, nprobe, plan.num_lists, settings.recall_target)
     result = {
         "nprobe": nprobe,
@@ -241,13 +246,14 @@ def _measure(
         "met": measured >= settings.recall_target,
         "num_held_out": len(held_out),
         "num_searches": len(probed_share),  # of all shards, the exact one included
-        "probed_share": round(probed_share[nprobe], 6),  # of all vectors, what a query sees
+        "probed_share": round(probed_share[nprobe], 6),  # of all vectors
         "rerank_factor": settings.rerank_factor,
         "list_recall_by_nprobe": curve,
     }
     where = f"nprobe {nprobe} of {plan.num_lists:,}" if plan.num_lists else "exact search"
     logger.info(
-        f"recall@{k} {measured:.4f} of exact search at {where}, {len(held_out):,} held-out images (target {settings.recall_target:g})"
+        f"recall@{k} {measured:.4f} of exact search at {where}, {len(held_out):,} held-out images "
+        f"(target {settings.recall_target:g})"
     )
     if not result["met"]:
         logger.warning(
@@ -263,11 +269,15 @@ def _search_held_out(
     ids: np.ndarray,
     vectors: np.ndarray,
     nprobe: int,
-    template_uri: str | None,
+    quantizer_uri: str | None,
     storage: Storage,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Neighbours int64 [n, k] of the held-out images, their lists, and how many vectors were probed. nprobe 0: exact search."""
-    work = ((settings, plan, i, record, vectors, nprobe, template_uri, storage) for i, record in enumerate(shards))
+    """Search all shards for the held-out images. nprobe: 0 for exact search.
+
+    Returns their neighbours int64 [n, k], -1 where there are fewer, the lists of these, and the number of probed
+    vectors.
+    """
+    work = ((settings, plan, i, record, vectors, nprobe, quantizer_uri, storage) for i, record in enumerate(shards))
     found = [result for _, result in run_units(_search_held_out_task, work, num_cpus=settings.threads_per_task)]
     compressed = bool(nprobe) and plan.is_compressed
     best = merge(
@@ -287,21 +297,21 @@ def _search_held_out_task(
     record: dict,
     queries: np.ndarray,
     nprobe: int,
-    template_uri: str | None,
+    quantizer_uri: str | None,
     storage: Storage,
 ) -> tuple[Candidates, np.ndarray, int]:
-    """Candidates, int64 [m, 2] (id, list) of each candidate, and how many vectors were probed."""
+    """Return candidates, int64 [m, 2] (id, list) of each candidate, and how many vectors were probed."""
     faiss.omp_set_num_threads(settings.threads_per_task)
-    template = read_quantizer(template_uri, storage) if template_uri else None
+    quantizer = read_quantizer(quantizer_uri, storage) if quantizer_uri else None
     with scratch_folder() as folder:
-        opened = open_shard(join(settings.output, shard_name(shard)), record, storage, folder, template)
+        opened = open_shard(join(settings.output, shard_name(shard)), record, storage, folder, quantizer)
         compressed = bool(nprobe) and plan.is_compressed
         candidates = search_shard(opened, queries, settings.recall_k + 1, _num_candidates(settings), nprobe, compressed)
         ids = np.unique(candidates.id)
-        if template is None:
+        if quantizer is None:
             return candidates, np.stack([ids, np.zeros_like(ids)], axis=1), len(queries) * len(opened.ids)
         lists = np.searchsorted(opened.offsets, opened.positions_of(ids), side="right") - 1
-        num_probed = np.diff(opened.offsets)[nearest_lists(template, queries, max(nprobe, 1))].sum()
+        num_probed = np.diff(opened.offsets)[nearest_lists(quantizer, queries, max(nprobe, 1))].sum()
     return candidates, np.stack([ids, lists], axis=1), int(num_probed)
 
 

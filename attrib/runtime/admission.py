@@ -1,4 +1,4 @@
-"""The last step before a job's work: its estimate is printed and held against the budget, the disks and the cluster."""
+"""The last step before the work of a job: compare its estimate with the budget, the disks and the cluster."""
 
 import logging
 
@@ -22,9 +22,10 @@ REMEDIES = {
 
 
 def admit(estimate: Estimate, settings: JobSettings, remedies: dict[str, str] | None = None) -> Estimate:
-    """Print the estimate and return it. Raises AttribError, before any work, if it is over the budget or local disks are too full.
+    """Log the estimate and return it.
 
-    remedies: of this job, by limit, in place of the general ones.
+    remedies: what to change in this job, by limit; they replace the general ones.
+    Raises AttribError if the estimate is over the budget or local disks are too full.
     """
     if not is_remote(settings.output):
         estimate = estimate.remote(0, 0)
@@ -37,7 +38,9 @@ def admit(estimate: Estimate, settings: JobSettings, remedies: dict[str, str] | 
     largest = max(node.get("memory", 0) for node in nodes)
     if estimate.worker_bytes > largest:
         logger.warning(
-            f"a worker is estimated at {gib(estimate.worker_bytes)} and the largest node offers {gib(largest)} to all of its tasks: "
-            "the system may kill it. " + REMEDIES["max_process_gib"].capitalize() + ", or take larger nodes"
+            f"a worker is estimated at {gib(estimate.worker_bytes)} and the largest node offers {gib(largest)} "
+            "to all of its tasks: the system may kill it. "
+            + REMEDIES["max_process_gib"].capitalize()
+            + ", or take larger nodes"
         )
     return estimate

@@ -1,14 +1,15 @@
 """Stream chunks of images through a pool of Ray Data actors.
 
-Each chunk commits by itself: the worker publishes one file per chunk, so a killed job loses at most the chunks in flight. Ray Data's own
-checkpointing commits when a write task ends, and write tasks gather blocks until a file is worth writing. Vectors and verdicts are small, so a
-run that is killed half-way would have committed nothing.
+Each chunk commits by itself: the worker publishes one file per chunk, so a killed job loses at most the chunks in
+flight. Ray Data's own checkpointing commits when a write task ends, and write tasks gather blocks until a file is worth
+writing. Vectors and verdicts are small, so a run that is killed half-way would have committed nothing.
 
-Ray restarts a lost actor and repeats its chunk; workers must therefore be idempotent. At the start of a stream Ray prints the line "Actor ...
-has constructor arguments in the object store and max_restarts > 0". It is harmless here. Ray Data passes its own context and the mapped function
-to every actor as references (https://github.com/ray-project/ray/issues/57733), whatever the arguments are. The driver holds both references
-until the stream ends, so a restart finds them. The line comes from Ray's C++ core, which knows no filter but a log level that would also hide
-real errors; `max_restarts=0` would remove it together with the restarts.
+Ray restarts a lost actor and repeats its chunk, so workers must be idempotent. At the start of a stream Ray prints
+"Actor ... has constructor arguments in the object store and max_restarts > 0". The line is harmless here. Ray Data
+passes its own context and the mapped function to every actor as references, whatever the arguments of the job are
+(https://github.com/ray-project/ray/issues/57733). The driver holds these references until the stream ends, so a restart
+finds them. Ray's C++ core prints the line at level ERROR and has no filter for it: a higher level would hide real
+errors, and `max_restarts=0` would end the restarts.
 """
 
 import json
@@ -37,7 +38,10 @@ class WorkerPool:
 
     @classmethod
     def plan(cls, wanted_device: str, job: str, num_workers: int | None = None) -> "WorkerPool":
-        """One worker per GPU, or per CPU without a GPU, unless `num_workers` is given. Raises AttribError as `device_of` does."""
+        """Plan one worker per GPU, or per CPU if there is no GPU, unless `num_workers` is given.
+
+        Raises AttribError as `device_of` does.
+        """
         device = device_of(wanted_device, job)
         available = num_cluster_gpus() if device == "cuda" else num_cluster_cpus()
         return cls(device, num_workers or max(1, available))
@@ -64,8 +68,10 @@ def map_chunks(
 ) -> Iterator[dict]:
     """Yield `worker(*arguments)(row)` for the row of every chunk, in the order in which they finish.
 
-    worker: class that is created once per actor, when its first chunk arrives. chunks: dataclass instances; a row is the dict of its fields.
-    prepare: runs first on CPUs and returns the row that the worker sees. environment: variables of the worker processes.
+    worker: class that is created once per actor, when its first chunk arrives.
+    chunks: dataclass instances; a row is the dict of their fields.
+    prepare: runs first, on CPUs, and returns the row that the worker receives.
+    environment: environment variables of the worker processes.
     The worker's own row holds plain values only. Errors that the user can fix are raised as themselves.
     """
     rows = [asdict(chunk) for chunk in chunks]
@@ -91,7 +97,7 @@ def map_chunks(
 
 
 class ChunkWorker:
-    """The actor around a worker, which it creates at its first chunk. Its rows all have the same columns, as a block of Ray Data must."""
+    """The actor around a worker. All its rows have the same columns, because rows of one block of Ray Data must."""
 
     def __init__(self, worker: type, arguments: tuple):
         self._make = lambda: worker(*arguments)
@@ -109,9 +115,9 @@ class ChunkWorker:
 
 
 def _or_error(function: Callable[[dict], dict], row: dict) -> dict:
-    """function(row), or the name and message of an error that the user can fix.
+    """Return function(row), or the class name and message of an error that the user can fix.
 
-    Ray Data does not keep the cause of an exception on its way to the driver, neither from a constructor nor from a call.
+    Ray Data loses the cause of an exception on the way to the driver, whether a constructor or a call raised it.
     """
     try:
         return function(row)

@@ -2,10 +2,12 @@
 
 What Ray itself writes to a job's output, and why it is left there:
 
-- `(name pid=123, ip=...)` in front of a line: Ray forwards what a worker prints, and names the worker. Errors and warnings of workers arrive
-  only in this way, so forwarding stays on.
-- `(raylet) ...` and `(autoscaler) ...`: a worker was killed for its memory, or no node is large enough. Both explain a job that waits.
-- `Actor ... has constructor arguments in the object store`, once per job that streams chunks: see attrib/runtime/chunk_stream.py.
+- `(name pid=123, ip=...)` in front of a line: Ray forwards what a worker prints, and names the worker. This is how the
+  errors and warnings of workers arrive, so forwarding stays on.
+- `(raylet) ...` and `(autoscaler) ...`: a worker was killed for its memory, or no node is large enough. Both explain
+  why a job waits.
+- `Actor ... has constructor arguments in the object store`, once per job that streams chunks: harmless, see
+  attrib/runtime/chunk_stream.py.
 """
 
 import logging
@@ -24,10 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 def connect(settings: RaySettings, dashboard: bool = False) -> None:
-    """Connect to `address` or RAY_ADDRESS (set by `ray job submit`). Without either, start a local Ray that ends with the process.
+    """Connect to `address` or RAY_ADDRESS (set by `ray job submit`), or start a local Ray that ends with the process.
 
-    dashboard: start the dashboard of a local Ray. Ray Train asks it whether its controller is alive, and logs a complaint every second if there
-    is none.
+    dashboard: start the dashboard of a local Ray. Ray Train asks it whether its controller is alive; without a
+    dashboard it logs a complaint every second.
     """
     if ray.is_initialized():
         return
@@ -36,11 +38,11 @@ def connect(settings: RaySettings, dashboard: bool = False) -> None:
     on_main_thread, on_sigterm = threading.current_thread() is threading.main_thread(), signal.getsignal(signal.SIGTERM)
     address = settings.address or os.environ.get("RAY_ADDRESS")
     if address:
-        # Workers of a local Ray inherit the environment; those of a cluster have to be told another format than the default.
+        # Workers of a local Ray inherit the environment; those of a cluster must be told of another log format.
         environment = {"env_vars": {logs.FORMAT_VARIABLE: "json"}} if logs.is_json() else None
         ray.init(address=address, logging_level=logging.WARNING, runtime_env=environment)
     else:
-        # ERROR: at WARNING each worker prints Ray's advice on authentication. A local Ray listens on this machine alone.
+        # ERROR, because at WARNING each worker prints Ray's advice on authentication; a local Ray needs none.
         memory = int(settings.object_store_gib * 2**30) if settings.object_store_gib else None
         ray.init(
             address="local",
@@ -60,7 +62,7 @@ def connect(settings: RaySettings, dashboard: bool = False) -> None:
 
 
 def put(value: Any) -> Any:
-    """Store a large argument once for all tasks. Returns a reference: a task that is given it as an argument receives the value."""
+    """Store a large argument of many tasks once. Returns a reference; a task that takes it receives the value."""
     return ray.put(value)
 
 
@@ -80,7 +82,7 @@ def num_node_cpus() -> int:
 def device_of(wanted: str, job: str) -> str:
     """Return "cuda" or "cpu" for `wanted` = "auto", "cpu" or "cuda".
 
-    Raises AttribError if `wanted` is "cuda" and the cluster has no GPU: a job never falls back to CPUs against an explicit setting.
+    Raises AttribError if `wanted` is "cuda" and the cluster has no GPU: a job never replaces an explicit setting.
     """
     if wanted == "cuda" and not num_cluster_gpus():
         raise AttribError(

@@ -21,7 +21,8 @@ def run_units(
 ) -> Iterator[tuple[int, Any]]:
     """Yield (position, function(*unit)) for every work unit, in the order in which they finish.
 
-    Work units must be idempotent: after the loss of a node, one may run twice. Errors that the user can fix are raised as themselves.
+    Work units must be idempotent: after the loss of a node, one may run twice. Errors that the user can fix are raised
+    as themselves.
     """
     _warn_if_too_large({"CPU": num_cpus, "GPU": num_gpus, "memory": memory_bytes})
     remote = ray.remote(function).options(
@@ -66,7 +67,7 @@ def plain_errors():
 
 
 def _warn_if_too_large(needed: dict[str, float]) -> None:
-    """Warn, because Ray silently waits for a node that is large enough. An autoscaling cluster may add one, so this is no error."""
+    """Warn of a task that fits no node, for which Ray waits silently. No error: an autoscaler may add a larger node."""
     for name, amount in needed.items():
         largest = max(node["Resources"].get(name, 0) for node in ray.nodes() if node["Alive"])
         if amount > largest:

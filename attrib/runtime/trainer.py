@@ -52,7 +52,7 @@ class TrainWorker:
             run.restore(_load_state(checkpoint))
 
     def report(self, run: Run) -> None:
-        """Report the last row of the history. All workers must call it; the state of rank 0 is the checkpoint, since all states are equal."""
+        """Report the last row of the history; all workers must call it. Rank 0 saves its state, since all are equal."""
         if self.rank > 0:
             ray.train.report(run.history[-1])
             return
@@ -67,7 +67,8 @@ def fit(
 ) -> dict:
     """Call function(worker, *arguments) on every worker and return the state of the last checkpoint.
 
-    function: calls worker.restore(run) before it trains and worker.report(run) on the way. device: "cpu" or "cuda", as `device_of` returns it.
+    function: calls worker.restore(run) before it trains and worker.report(run) while it trains.
+    device: "cpu" or "cuda", as `device_of` returns it.
     A run that was killed continues from its last checkpoint. Errors that the user can fix are raised as themselves.
     """
     if device == "cpu":

@@ -1,9 +1,9 @@
-"""The train job: features as Ray tasks, then Ray Train's TorchTrainer, whose checkpoints let a killed worker or driver continue.
+"""The train job: features of images and views as Ray tasks, fitted projections, then training with Ray Train.
 
 <output>/model.safetensors   the checkpoint that jobs.embed takes as backbone.weights
 <output>/train.json          written last: settings, digests, the criterion by epoch, images without features
 <output>/failures.parquet    the images without features: id, stage, reason
-<output>/views.png           what the views look like
+<output>/views.png           examples of the views
 <output>/_features/          features of images and views, kept for the next run with the same settings
 <output>/_ray_train/         Ray Train's checkpoints, one per epoch
 """
@@ -44,7 +44,7 @@ from attrib.train.whitening import projected_sizes
 RECORD = "train.json"
 MODEL = "model.safetensors"
 START = "_start.safetensors"  # the model that training starts from
-INPUTS = "_inputs.safetensors"  # what its nets see
+INPUTS = "_inputs.safetensors"  # the inputs of its heads
 SHEET_IMAGES = 6
 
 
@@ -72,7 +72,7 @@ def run(settings: TrainSettings) -> dict:
 
 
 def _estimate(settings: TrainSettings, manifest: Manifest, storage: Storage) -> Estimate:
-    """Of features and training; unpaired generated images are not counted, since only the originals of them are read."""
+    """Estimate features and training. Unpaired generated images are not counted: they have no views."""
     encoder = load_encoder(settings.backbone, storage)
     embed = EmbedSettings(
         manifest=settings.manifest,
@@ -104,7 +104,7 @@ def _train(
     settings: TrainSettings, manifest: Manifest, synthetic: Manifest | None, network: Network, storage: Storage
 ) -> dict:
     trains = settings.head.net != "none"
-    # Nets trained end to end see new views in every epoch; controls need the images alone.
+    # End-to-end training draws new views in every epoch, and controls need no views.
     uses_views = trains and not settings.fine_tune and settings.control is None
     num_views = settings.views_per_image if uses_views else 0
     folder = join(settings.output, "_features")

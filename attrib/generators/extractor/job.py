@@ -1,4 +1,4 @@
-"""The fingerprint job: Ray Train's TorchTrainer on a pool of synthetic models, whose checkpoints let a killed worker or driver continue.
+"""The fingerprint job: an extractor trained with Ray Train on a pool of synthetic generators.
 
 <output>/extractor.safetensors   the network, which attrib.generators.extractor.network.load_extractor takes
 <output>/extractor.json          written last: settings, digests, the criterion by step

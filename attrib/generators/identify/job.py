@@ -1,7 +1,7 @@
-"""The identify job: chunks of a manifest as Ray tasks, each a file of verdicts; partitions from chunks; then what is said of the whole dump.
+"""The identify job: verdicts of pending chunks, partitions from chunks, then the summary of the image set.
 
-A worker loads the fingerprint method and calibrates the registry once, for all chunks that it gets. A chunk commits by publishing its file, so
-a restart does only what is missing.
+A worker loads the fingerprint method and calibrates the registry once, for all its chunks. A chunk commits by publishing
+its file, so a restart computes only the missing ones.
 """
 
 import logging

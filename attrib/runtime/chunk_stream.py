@@ -104,8 +104,8 @@ class ChunkWorker:
         self._worker: Callable[[dict], dict] | None = None
 
     def __call__(self, row: dict) -> dict:
-        found = row if ERROR in row else _or_error(self._work, row)
-        if ERROR in found:
+        found = row if row.get(ERROR) else _or_error(self._work, row)
+        if found.get(ERROR):
             return {"result": "", ERROR: found[ERROR], "message": found["message"]}
         return {"result": json.dumps(found), ERROR: "", "message": ""}
 

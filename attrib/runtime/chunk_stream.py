@@ -110,7 +110,8 @@ class ChunkWorker:
         return {"result": json.dumps(found), ERROR: "", "message": ""}
 
     def _work(self, row: dict) -> dict:
-        self._worker = self._worker or self._make()
+        if self._worker is None:
+            self._worker = self._make()
         return self._worker(row)
 
 

@@ -178,7 +178,8 @@ def test_reasons_are_grouped_whatever_sizes_they_name(finished):
     ] == 80 + 79 + 78
 
 
-def test_a_restart_does_what_is_missing_and_gives_the_same(finished, dump, registry, tmp_path, capfd):
+def test_a_restart_does_what_is_missing_and_gives_the_same(finished, dump, registry, tmp_path, caplog):
+    caplog.set_level("INFO")
     settings = settings_of(dump, registry, str(tmp_path / "out"), chunk_rows=10)
     identify_job.run(settings)
     first = verdicts_of(settings)
@@ -189,7 +190,7 @@ def test_a_restart_does_what_is_missing_and_gives_the_same(finished, dump, regis
     STORAGE.delete_file(join(settings.output, "verdicts", "part-00001.parquet"))
     record = identify_job.run(settings)
     assert os.stat(kept).st_ino == inode and verdicts_of(settings).equals(first)
-    assert "resuming, 70 of 130 images" in capfd.readouterr().err
+    assert "resuming, 70 of 130 images" in caplog.text
     assert identify_job.run(settings) == record
     folder = join(settings.output, "verdicts")
     assert record["digest"] == digest(
@@ -240,10 +241,11 @@ def test_too_many_broken_files_and_other_mistakes_are_refused(dump, registry, tm
         identify_job.run(settings_of(dump, str(tmp_path / "none"), str(tmp_path / "c")))
 
 
-def test_a_rate_that_the_negatives_cannot_show_is_said_before_the_work(dump, registry, tmp_path, capfd):
+def test_a_rate_that_the_negatives_cannot_show_is_said_before_the_work(dump, registry, tmp_path, caplog):
+    caplog.set_level("INFO")
     rate = {"false_attribution_rate": 0.001}
     record = identify_job.run(settings_of(dump, registry, str(tmp_path / "out"), verdicts=rate))
-    assert "WARNING: nothing will be attributed: false_attribution_rate 0.001 is below" in capfd.readouterr().err
+    assert "nothing will be attributed: false_attribution_rate 0.001 is below" in caplog.text
     assert record["shares"] is None and record["verdicts"]["known"] == 0
     assert record["verdicts"]["unassessable"] == record["num_images"]
 

@@ -79,7 +79,8 @@ def test_the_pool_holds_every_model_on_the_same_photographs(made, local):
     assert measures["frechet_frequency_distance"]["pool"] > 0
 
 
-def test_a_restart_makes_what_is_missing_and_the_same(made, collection, tmp_path, capfd):
+def test_a_restart_makes_what_is_missing_and_the_same(made, collection, tmp_path, caplog):
+    caplog.set_level("INFO")
     output, record = made
     before = contents(output)
     lost = [record["models"][i]["model_id"] for i in (1, 4)]
@@ -89,7 +90,7 @@ def test_a_restart_makes_what_is_missing_and_the_same(made, collection, tmp_path
     (output / "samples" / f"{lost[1]}.npy").unlink()
     kept = {p: p.stat().st_mtime_ns for p in (output / "models").iterdir()}
     again = synthesize_job.run(settings(collection, output))
-    assert "resuming, 4 of 6 models" in capfd.readouterr().err
+    assert "resuming, 4 of 6 models" in caplog.text
     assert contents(output) == before and again["digest"] == record["digest"]
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     finished = synthesize_job.run(settings(collection, output))

@@ -11,6 +11,7 @@ the cluster's folder, readable by its owner alone; other machines get theirs fro
 """
 
 import argparse
+import contextlib
 import os
 import secrets
 import shlex
@@ -227,10 +228,8 @@ def main() -> None:
             f"  ray job submit --address {cluster.address} --working-dir . -- python -m jobs.pipeline --config FILE\n"
         )
         print("Ctrl-C stops both.", flush=True)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
-        except KeyboardInterrupt:
-            pass
 
 
 if __name__ == "__main__":

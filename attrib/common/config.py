@@ -23,7 +23,18 @@ from attrib.common.errors import AttribError
 
 T = TypeVar("T", bound=BaseModel)
 VARIABLE = re.compile(r"\$\{(\w+)\}")
-RECORDED_PACKAGES = "attrib faiss-gpu faiss-cpu numpy pyarrow ray timm torch torchcodec torchvision".split()
+RECORDED_PACKAGES = [
+    "attrib",
+    "faiss-gpu",
+    "faiss-cpu",
+    "numpy",
+    "pyarrow",
+    "ray",
+    "timm",
+    "torch",
+    "torchcodec",
+    "torchvision",
+]
 
 logger = logging.getLogger(__name__)
 

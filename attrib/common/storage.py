@@ -186,7 +186,7 @@ class Storage:
         # compression, a third longer.
         vectors = {f.name for f in table.schema if pa.types.is_fixed_size_list(f.type)}
         others = [name for name in table.column_names if name not in vectors]
-        codecs = {name: "zstd" for name in others} | {f"{name}.list.element": "none" for name in vectors}
+        codecs = dict.fromkeys(others, "zstd") | {f"{name}.list.element": "none" for name in vectors}
         sink = io.BytesIO()
         pq.write_table(table, sink, row_group_size=row_group_rows, compression=codecs, use_dictionary=others)
         self.write_bytes(uri, sink.getbuffer())

@@ -123,7 +123,7 @@ def test_keys_and_stages_of_earlier_versions_are_accepted_with_a_warning(capsys)
     warned = capsys.readouterr().err.splitlines()
     assert [
         line.split()[1] for line in warned
-    ] == "train num_ray_tasks vectors.num_shards images.chunk_rows stage".split()
+    ] == ["train", "num_ray_tasks", "vectors.num_shards", "images.chunk_rows", "stage"]
 
 
 def test_without_its_environment_autofaiss_is_not_measured_and_the_row_says_how_to_create_it(tmp_path):

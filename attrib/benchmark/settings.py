@@ -1,6 +1,6 @@
 """Options of jobs.benchmark."""
 
-import sys
+import logging
 from typing import Literal, get_args
 
 from pydantic import Field, model_validator
@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 from attrib.common.settings import JobSettings, Positive, Settings, Uri
 from attrib.data.settings import CollectionSettings
 from attrib.models.settings import BackboneSettings
+
+logger = logging.getLogger(__name__)
 
 Stage = Literal["decode", "embed", "build", "search"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -91,7 +93,7 @@ class BenchmarkSettings(JobSettings):
                 )
             dropped += [f"stage {stage}" for stage in retired]
         for name in dropped:
-            print(f"WARNING: {name} is no longer used: that comparison was removed; delete it", file=sys.stderr)
+            logger.warning(f"{name} is no longer used: that comparison was removed; delete it")
         return values
 
     @model_validator(mode="after")

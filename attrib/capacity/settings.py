@@ -1,6 +1,6 @@
 """Options of jobs.scale: measured constants, the user's machines and prices, and the target to plan for."""
 
-import sys
+import logging
 
 from pydantic import Field, model_validator
 
@@ -9,6 +9,8 @@ from attrib.common.settings import JobSettings, Positive, Settings, Share, Uri
 from attrib.data.settings import ManifestSettings
 from attrib.embed.settings import EmbedSettings
 from attrib.index.settings import IndexKind, IndexSettings
+
+logger = logging.getLogger(__name__)
 
 RETIRED = {
     "simulation": "a test compares the predicted counts with a real run instead",
@@ -164,7 +166,7 @@ class ScaleSettings(JobSettings):
         """Keys of earlier versions are accepted with a warning, so that an old config still gives a plan."""
         retired = [key for key in RETIRED if isinstance(values, dict) and key in values]
         for key in retired:
-            print(f"WARNING: {key} is no longer used: {RETIRED[key]}; delete it from the config", file=sys.stderr)
+            logger.warning(f"{key} is no longer used: {RETIRED[key]}; delete it from the config")
         return {key: value for key, value in values.items() if key not in retired} if retired else values
 
     @model_validator(mode="after")

@@ -121,9 +121,13 @@ def test_keys_and_stages_of_earlier_versions_are_accepted_with_a_warning(capsys)
     settings = BenchmarkSettings.model_validate({"output": "out"} | old)
     assert settings.only == ("build",) and settings.vectors.top_k == 5
     warned = capsys.readouterr().err.splitlines()
-    assert [
-        line.split()[1] for line in warned
-    ] == ["train", "num_ray_tasks", "vectors.num_shards", "images.chunk_rows", "stage"]
+    assert [line.split()[1] for line in warned] == [
+        "train",
+        "num_ray_tasks",
+        "vectors.num_shards",
+        "images.chunk_rows",
+        "stage",
+    ]
 
 
 def test_without_its_environment_autofaiss_is_not_measured_and_the_row_says_how_to_create_it(tmp_path):

@@ -66,7 +66,7 @@ class FeatureExtractor(nn.Module):
             return {"pooled": self.backbone(images).float()}
         final, levels = self.backbone.forward_intermediates(images, norm=False)
         # In float32: sums over thousands of positions lose too much precision under autocast.
-        return {name: block for name, block in self._blocks(final, [level.float() for level in levels])}
+        return dict(self._blocks(final, [level.float() for level in levels]))
 
     def _blocks(self, final: torch.Tensor, levels: list[torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         settings = self.settings

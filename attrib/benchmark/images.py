@@ -23,7 +23,7 @@ from attrib.common.config import digest
 from attrib.common.errors import AttribError
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
-from attrib.demo.corpus import draw_corpus
+from attrib.demo.pictures import draw_corpus
 from attrib.embed.settings import EmbedSettings
 from attrib.models.encoder import load_encoder, load_network, preprocessing_of
 from attrib.models.preprocessing import Preprocessing

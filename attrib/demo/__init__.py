@@ -1,1 +1,1 @@
-"""A small world with a known truth: a drawn corpus, a generator fitted to parts of it, and an encoder trained on all of it."""
+"""The whole flow on drawn images, with generators whose true sources are known."""

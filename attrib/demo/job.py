@@ -1,47 +1,71 @@
-"""The demo: draw sources, fit generators to some of them, train a small network, attribute the generated images, compare with the truth."""
+"""The demo: draw sources, fit generators to some of them, train with jobs.train, attribute, compare with the truth.
 
+<output>/sources/     drawn images and their metadata.csv
+<output>/generated/   samples of the generators and truth.csv
+<output>/weights/     untrained.safetensors, the small network with random weights
+<output>/model/       what jobs.train writes
+<output>/run/         what jobs.pipeline writes
+"""
+
+import json
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from safetensors.torch import save_file
 
 from attrib.common.storage import Storage, fresh_folder
+from attrib.data import job as manifest_job
 from attrib.data.decoding import decode_image
-from attrib.demo.contrast import BACKBONE, colour_histogram, save_untrained, train_contrast
-from attrib.demo.corpus import draw_corpus
 from attrib.demo.generator import fit_and_sample
+from attrib.demo.pictures import draw_corpus
 from attrib.demo.settings import DemoSettings
 from attrib.index.normalize import unit_rows
-from attrib.models.encoder import load_encoder
+from attrib.models.encoder import load_encoder, load_network
+from attrib.models.model import CHECKPOINT_KEY
 from attrib.models.settings import BackboneSettings
 from attrib.pipeline import job as pipeline_job
 from attrib.pipeline.settings import PipelineSettings
+from attrib.train import job as train_job
+from attrib.train.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
 
+BACKBONE = "test_resnet"
+INPUT_PX = 64
+TRAINING: dict = {  # a head on statistics of the random network takes seconds; end to end would take many minutes
+    "features": {"moment_levels": [0, 1, 2, 3, 4], "layout_levels": [2, 3], "layout_grid": 6, "whole_image": True},
+    "head": {
+        "num_directions": 256,
+        "parts": {"all": {"blocks": ["layout_2", "layout_3", "moments", "pooled"], "dimension": 128}},
+    },
+    "views_per_image": 6,
+    "views": {
+        "mix": {"texture": 0, "colour": 1, "bands": 0, "solo": 2},
+        "hue_probability": 0.8,
+        "flip_probability": 0.1,
+    },
+    "alignment": {"temperature": 0.05, "style_weight": 0.0},  # the samples copy no style from another source
+    "disentanglement": {"kind": "none"},
+    "optimiser": {"batch_size": 256, "learning_rate": 1e-3, "patience_epochs": 6},
+}
 RECALL_AT = (1, 10)
+NUM_RESAMPLES = 2000  # of the exemplars, for the intervals
 MAX_MEGAPIXELS = 10.0
-CLEAR_SIMILARITY = 0.93  # of this small network, which finds all drawn pictures rather alike
+CLEAR_SIMILARITY = 0.6  # few best matches of the generated images reach it
 
 
 def run(settings: DemoSettings) -> str:
-    """Run the demo afresh and return what to print at its end. Raises AttribError if the output folder holds something else."""
+    """Run the demo from the start and return what to print at its end.
+
+    Raises AttribError if the output folder holds something else.
+    """
     folder = Path(fresh_folder(settings.output, "jobs.demo"))
-    sources, generated, weights = folder / "sources", folder / "generated", folder / "weights"
-    weights.mkdir()
-    with _Step(f"draw {settings.num_sources:,} sources"):
-        draw_corpus(sources, settings.num_sources, settings.seed)
-    files = sorted(path for path in sources.rglob("*") if path.suffix in (".png", ".jpg"))
-    chosen = np.random.default_rng(settings.seed).choice(len(files), settings.num_exemplars, replace=False)
-    with _Step(f"fit a generator to each of {settings.num_exemplars} exemplars and sample it"):
-        truth = fit_and_sample(
-            [files[i] for i in sorted(chosen)], generated, settings.samples_per_exemplar, settings.seed, sources
-        )
-    with _Step(f"train {BACKBONE} by contrast on the sources alone"):
-        train_contrast(files, weights / "trained.safetensors", settings.seed, settings.num_epochs)
-        save_untrained(weights / "untrained.safetensors", settings.seed)
+    sources, generated = folder / "sources", folder / "generated"
+    weights, model = folder / "weights" / "untrained.safetensors", folder / "model"
     flow = PipelineSettings(
         sources={"name": "drawn", "uri": str(sources), "metadata": {"uri": str(sources / "metadata.csv")}},
         generated={
@@ -50,20 +74,52 @@ def run(settings: DemoSettings) -> str:
             "metadata": {"uri": str(generated / "truth.csv"), "key_column": "query_key"},
         },
         output=str(folder / "run"),
-        backbone={"name": BACKBONE, "weights": str(weights / "trained.safetensors")},
+        backbone={"name": BACKBONE, "weights": str(model / train_job.MODEL)},
         storage=settings.storage,
         ray=settings.ray,
         report={"title": "Demo: drawn sources, generated images", "clear_similarity": CLEAR_SIMILARITY},
     )
+    manifest = flow.stages()["sources/manifest"]
+    training = TrainSettings(
+        manifest=manifest.output,
+        output=str(model),
+        backbone={"name": BACKBONE, "weights": str(weights)},
+        **TRAINING | {"optimiser": TRAINING["optimiser"] | {"num_epochs": settings.num_epochs}},
+        seed=settings.seed,
+        storage=settings.storage,
+        ray=settings.ray,
+    )
+    with _Step(f"draw {settings.num_sources:,} sources"):
+        draw_corpus(sources, settings.num_sources, settings.seed)
+    files = sorted(path for path in sources.rglob("*") if path.suffix in (".png", ".jpg"))
+    chosen = np.random.default_rng(settings.seed).choice(len(files), settings.num_exemplars, replace=False)
+    with _Step(f"fit a generator to each of {settings.num_exemplars} exemplars and sample it"):
+        truth = fit_and_sample(
+            [files[i] for i in sorted(chosen)], generated, settings.samples_per_exemplar, settings.seed, sources
+        )
+    with _Step(f"train {BACKBONE} with jobs.train on the sources alone"):
+        save_untrained(weights, settings.seed, Storage(settings.storage))
+        manifest_job.run(manifest)
+        train_job.run(training)
     with _Step("run the flow"):
         summary = pipeline_job.run(flow)
     with _Step("score the controls"):
-        recalls = _recalls(flow, files, sources, generated, weights, truth)
+        ranks = {"this run (Parquet)": _ranks_of_run(flow, truth)} | _ranks_of_controls(
+            files,
+            sources,
+            generated,
+            {"the same network, untrained": weights, "the same, whitened, no training": model / train_job.START},
+            truth,
+            Storage(settings.storage),
+        )
     lines = [
-        f"\nrecall of the true source of {len(truth)} generated images among {len(files):,}:",
-        f"{'':34}" + "".join(f"{f'@{k}':>8}" for k in RECALL_AT),
+        f"\nrecall of the true source of {len(truth)} generated images among {len(files):,}, with 95 % intervals "
+        "over the exemplars:",
+        f"{'':34}" + "".join(f"{f'@{k}':>24}" for k in RECALL_AT),
     ]
-    lines += [f"{name:34}" + "".join(f"{value:8.3f}" for value in values) for name, values in recalls.items()]
+    for name, found in ranks.items():
+        lines.append(f"{name:34}" + "".join(f"{recall(found <= k, settings):>24}" for k in RECALL_AT))
+    lines.append(f"{'chance':34}" + "".join(f"{k / len(files):24.3f}" for k in RECALL_AT))
     return "\n".join([*lines, "", *(f"{name + ':':26}{value}" for name, value in summary.items())])
 
 
@@ -81,55 +137,80 @@ class _Step:
         logger.info(f"demo: {self.what}: {time.monotonic() - self.started:.0f} s")
 
 
-def _recalls(
-    flow: PipelineSettings,
-    files: list[Path],
-    sources: Path,
-    generated: Path,
-    weights: Path,
-    truth: list[tuple[str, str]],
-) -> dict[str, list[float]]:
-    """Recall at RECALL_AT by what ranked the sources: the run's own Parquet, and controls by brute force."""
-    keys = [path.relative_to(sources).as_posix() for path in files]
-    source_pixels = [decode_image(path.read_bytes(), max_megapixels=MAX_MEGAPIXELS).pixels for path in files]
-    query_pixels = [
-        decode_image((generated / key).read_bytes(), max_megapixels=MAX_MEGAPIXELS).pixels for key, _ in truth
-    ]
-    true = np.array([keys.index(source) for _, source in truth])
-
-    untrained = load_encoder(
-        BackboneSettings(name=BACKBONE, weights=str(weights / "untrained.safetensors")), Storage(flow.storage)
-    )
-    resize = untrained.preprocessing.resize_and_crop
-
-    def embed(pixels):
-        return untrained.encode(np.stack([resize(image).numpy() for image in pixels]))
-
-    def histogram(pixels):
-        return np.stack([colour_histogram(image.permute(1, 2, 0).numpy()) for image in pixels])
-
-    return {
-        "this run (Parquet)": _recall_of_run(flow, truth),
-        "colour histogram": _recall(histogram(source_pixels), histogram(query_pixels), true),
-        "the same network, untrained": _recall(embed(source_pixels), embed(query_pixels), true),
-        "chance": [k / len(files) for k in RECALL_AT],
+def save_untrained(path: Path, seed: int, storage: Storage) -> None:
+    """BACKBONE with random weights, for images of INPUT_PX: the start of the training, and a control."""
+    model = load_network(BackboneSettings(name=BACKBONE, weights="random", seed=seed), storage).model
+    data_config = {
+        "input_size": [3, INPUT_PX, INPUT_PX],
+        "interpolation": "bicubic",
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+        "crop_pct": 1.0,
+        "crop_mode": "center",
     }
+    path.parent.mkdir(exist_ok=True)
+    state = {key: value.contiguous() for key, value in model.state_dict().items()}
+    save_file(state, path, metadata={CHECKPOINT_KEY: json.dumps({"name": BACKBONE, "data_config": data_config})})
 
 
-def _recall(sources: np.ndarray, queries: np.ndarray, true: np.ndarray) -> list[float]:
-    """sources: float [n, d]; queries: float [m, d]; true: int [m], the position of each query's source."""
-    similarity = unit_rows(queries) @ unit_rows(sources).T
-    rank = 1 + (similarity > similarity[np.arange(len(true)), true][:, None]).sum(axis=1)
-    return [float(np.mean(rank <= k)) for k in RECALL_AT]
+def colour_histogram(image: np.ndarray, bins: int = 4) -> np.ndarray:
+    """uint8 [h, w, 3] RGB -> float32 [bins ** 3]: square roots of the joint histogram of the three channels.
+
+    A dot product of two is their Bhattacharyya coefficient.
+    """
+    level = image.reshape(-1, 3).astype(np.int64) * bins // 256
+    counts = np.bincount((level[:, 0] * bins + level[:, 1]) * bins + level[:, 2], minlength=bins**3)
+    return np.sqrt(counts / counts.sum()).astype(np.float32)
 
 
-def _recall_of_run(flow: PipelineSettings, truth: list[tuple[str, str]]) -> list[float]:
+def _ranks_of_run(flow: PipelineSettings, truth: list[tuple[str, str]]) -> np.ndarray:
+    """float [m]: rank of the true source in the run's own Parquet; infinite where it is not among the rows."""
     storage = Storage(flow.storage)
     folder = Path(flow.output) / "attributions" / "attributions"
     columns = ["query_key", "source_key", "rank"]
     rows = pa.concat_tables(
         [storage.read_table(str(folder / name), columns=columns) for name in storage.names(str(folder), ".parquet")]
     )
-    expected = dict(truth)
-    found = [row["rank"] for row in rows.to_pylist() if expected[row["query_key"]] == row["source_key"]]
-    return [sum(rank <= k for rank in found) / len(truth) for k in RECALL_AT]
+    found = {(row["query_key"], row["source_key"]): row["rank"] for row in rows.to_pylist()}
+    return np.array([found.get(pair, np.inf) for pair in truth])
+
+
+def _ranks_of_controls(
+    files: list[Path],
+    sources: Path,
+    generated: Path,
+    networks: dict[str, Path],
+    truth: list[tuple[str, str]],
+    storage: Storage,
+) -> dict[str, np.ndarray]:
+    """int [m] by control: rank of the true source by brute force. networks: weights by name."""
+    keys = [path.relative_to(sources).as_posix() for path in files]
+    true = np.array([keys.index(source) for _, source in truth])
+
+    def embed(pixels, weights):
+        encoder = load_encoder(BackboneSettings(name=BACKBONE, weights=str(weights)), storage)
+        return encoder.encode(np.stack([encoder.preprocessing.resize_and_crop(image).numpy() for image in pixels]))
+
+    def histograms(pixels):
+        return np.stack([colour_histogram(image.permute(1, 2, 0).numpy()) for image in pixels])
+
+    decoded = [
+        [decode_image(path.read_bytes(), max_megapixels=MAX_MEGAPIXELS).pixels for path in paths]
+        for paths in (files, [generated / key for key, _ in truth])
+    ]
+    ranks = {}
+    describers = {"colour histogram": histograms}
+    describers |= {name: partial(embed, weights=weights) for name, weights in networks.items()}
+    for name, describe in describers.items():
+        known, queries = (unit_rows(describe(pixels)) for pixels in decoded)
+        similarity = queries @ known.T
+        ranks[name] = 1 + (similarity > similarity[np.arange(len(true)), true][:, None]).sum(axis=1)
+    return ranks
+
+
+def recall(is_found: np.ndarray, settings: DemoSettings) -> str:
+    """Share with a 95 % interval of the bootstrap over exemplars; is_found: bool [m], by exemplar."""
+    by_exemplar = is_found.reshape(settings.num_exemplars, -1).mean(axis=1)
+    drawn = np.random.default_rng(0).integers(len(by_exemplar), size=(NUM_RESAMPLES, len(by_exemplar)))
+    low, high = np.percentile(by_exemplar[drawn].mean(axis=1), [2.5, 97.5])
+    return f"{by_exemplar.mean():.3f} [{low:.3f}, {high:.3f}]"

@@ -8,13 +8,13 @@ from attrib.common.settings import JobSettings, Positive, Uri
 
 
 class DemoSettings(JobSettings):
-    """jobs.demo: the whole flow on a corpus that the project draws, with generators that are fitted to known exemplars of it."""
+    """jobs.demo: the whole flow on drawn images, with generators that are fitted to known exemplars among them."""
 
     output: Uri = Field(default="runs/demo", validate_default=True)
     num_sources: Annotated[int, Field(ge=100)] = 1000
     num_exemplars: Positive = 32
     samples_per_exemplar: Positive = 6
-    num_epochs: Positive = 60  # of the contrastive training
+    num_epochs: Positive = 30  # of jobs.train, at most
     seed: int = 0
 
     @model_validator(mode="after")

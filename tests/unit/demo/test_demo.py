@@ -1,23 +1,20 @@
-"""The demo's corpus, generator and encoder: the same bytes from the same seed, and a truth that the pictures bear out."""
+"""The demo's corpus, generators and controls: the same bytes from the same seed, and a truth that the images support."""
 
 import csv
-import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 
 from attrib.common.errors import AttribError
-from attrib.demo import contrast, generator
-from attrib.demo.corpus import COLLECTIONS, METADATA_COLUMNS, STUDIOS, draw_corpus
-from attrib.demo.views import NUM_PARAMETERS, ViewRange, draw_parameters, render_views
-
-NO_CHANGE = ViewRange(
-    zoom=(1, 1), stretch=1, turn_turns=0, shift=0, bend=0, mirror_share=0, hue_turns=0, saturation=(1, 1), contrast=(1, 1), brightness=0,
-    grey_share=0, blur_share=0,
-)  # fmt: skip
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage
+from attrib.demo import generator, job
+from attrib.demo.pictures import COLLECTIONS, METADATA_COLUMNS, STUDIOS, draw_corpus
+from attrib.demo.settings import DemoSettings
+from attrib.models.encoder import load_encoder
+from attrib.models.settings import BackboneSettings
 
 
 def contents(folder):
@@ -48,31 +45,33 @@ def test_corpus_is_drawn_from_its_seed(corpus, tmp_path):
 
 def test_corpus_metadata_matches_the_files(corpus):
     table = rows(corpus / "metadata.csv")
-    pictures = [name for name in contents(corpus) if name != "metadata.csv"]
+    images = [name for name in contents(corpus) if name != "metadata.csv"]
     assert tuple(table[0]) == METADATA_COLUMNS
-    assert sorted(row["key"] for row in table) == sorted(pictures)
-    assert len(table) == len({(corpus / name).read_bytes() for name in pictures}) == 40
-    assert {name.rsplit(".")[-1] for name in pictures} == {"jpg", "png"}
+    assert sorted(row["key"] for row in table) == sorted(images)
+    assert len(table) == len({(corpus / name).read_bytes() for name in images}) == 40
+    assert {name.rsplit(".")[-1] for name in images} == {"jpg", "png"}
     for row in table:
-        assert (
-            row["key"].startswith(row["collection"] + "/")
-            and row["collection"] in COLLECTIONS
-            and row["owner"] in STUDIOS
-        )
+        assert row["key"].startswith(row["collection"] + "/") and row["collection"] in COLLECTIONS
+        assert row["owner"] in STUDIOS
         with Image.open(corpus / row["key"]) as image:
             assert image.size == (48, 48) and image.mode == "RGB"
+
+
+def test_images_of_one_collection_differ_in_more_than_grain(tmp_path):
+    draw_corpus(tmp_path, 120, seed=0, image_px=24)
+    drawn = {}
+    for row in rows(tmp_path / "metadata.csv"):
+        with Image.open(tmp_path / row["key"]) as image:
+            drawn.setdefault(row["collection"], []).append(np.asarray(image, dtype=float))
+    assert drawn.keys() == COLLECTIONS.keys()
+    for images in drawn.values():
+        differences = [np.abs(a - b).mean() for i, a in enumerate(images) for b in images[:i]]
+        assert min(differences) > 8  # of 255; the grain of two images differs by at most 4
 
 
 def test_corpus_refuses_a_folder_in_use(corpus):
     with pytest.raises(AttribError, match="already holds a corpus"):
         draw_corpus(corpus, 1, seed=0)
-
-
-def test_view_without_change_is_the_image():
-    images = torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-    parameters = draw_parameters(3, torch.Generator().manual_seed(1))
-    assert parameters.shape == (3, NUM_PARAMETERS)
-    torch.testing.assert_close(render_views(images, parameters, 24, NO_CHANGE), images, atol=1e-5, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -82,26 +81,29 @@ def exemplars(corpus):
     return list(first.values())[:4]
 
 
-def test_fit_lowers_the_loss_and_samples_resemble_their_own_exemplar(exemplars):
-    images = torch.stack([generator._read(file) for file in exemplars])
-    fitted = generator.fit(images, num_steps=50, seed=0, num_views=8, batch_size=16)
-    assert np.mean(fitted.losses[-5:]) < 0.6 * fitted.losses[0]
-    pictures = generator.sample(fitted, 3, seed=1).numpy()
-    assert pictures.shape == (4, 3, 96, 96, 3) and pictures.dtype == np.uint8
-    own = np.stack([contrast.colour_histogram(image.permute(1, 2, 0).mul(255).byte().numpy()) for image in images])
-    made = np.stack([[contrast.colour_histogram(picture) for picture in row] for row in pictures])
+def test_generator_reproduces_its_exemplar_and_its_samples_are_variations_of_it(exemplars):
+    images = torch.stack([generator.read_image(file) for file in exemplars])
+    fitted = generator.Generator(images, seed=0)
+    plain = torch.ones(generator.NUM_FREQUENCIES)
+    for i, image in enumerate(images):
+        error = (fitted.render(i, plain)[0] - image).abs().mean()
+        assert error < 0.25 * (image - image.mean(dim=(1, 2), keepdim=True)).abs().mean()
+    chance = torch.Generator().manual_seed(1)
+    samples = np.stack([[fitted.sample(i, chance).numpy() for _ in range(3)] for i in range(4)])
+    assert samples.shape == (4, 3, 96, 96, 3) and samples.dtype == np.uint8
+    pixels = images.permute(0, 2, 3, 1).mul(255).byte().numpy()
+    own = np.stack([job.colour_histogram(image) for image in pixels])
+    made = np.stack([[job.colour_histogram(sample) for sample in row] for row in samples])
     similarity = np.einsum("esd,kd->esk", made, own).mean(axis=1)
     others = (similarity.sum(axis=1) - np.diag(similarity)) / 3
     assert np.diag(similarity).mean() > others.mean() + 0.05
-    distances = [
-        np.abs(pictures[e, s] - images[e].permute(1, 2, 0).numpy() * 255).mean() for e in range(4) for s in range(3)
-    ]
-    assert min(distances) > 3, "a sample is a copy of its exemplar"
+    distances = np.abs(samples.astype(float) - pixels[:, None]).mean(axis=(2, 3, 4))
+    assert distances.min() > 3, "a sample is a copy of its exemplar"
 
 
 def test_fit_and_sample_writes_the_truth_and_repeats_itself(corpus, exemplars, tmp_path):
     made = [
-        generator.fit_and_sample(exemplars[:2], tmp_path / name, 2, seed, corpus, num_steps=4)
+        generator.fit_and_sample(exemplars[:2], tmp_path / name, 2, seed, corpus)
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     ]
     keys = [file.relative_to(corpus).as_posix() for file in exemplars[:2]]
@@ -125,43 +127,29 @@ def test_colour_histogram_against_counting():
     counts = np.zeros((4, 4, 4))
     for red, green, blue in image.reshape(-1, 3):
         counts[red // 64, green // 64, blue // 64] += 1
-    expected = np.sqrt(counts.ravel() / 35)
-    histogram = contrast.colour_histogram(image)
+    histogram = job.colour_histogram(image)
     assert histogram.dtype == np.float32 and histogram.shape == (64,)
-    np.testing.assert_allclose(histogram, expected, atol=1e-6)
+    np.testing.assert_allclose(histogram, np.sqrt(counts.ravel() / 35), atol=1e-6)
     assert np.linalg.norm(histogram) == pytest.approx(1, abs=1e-6)
 
 
-def test_info_nce_against_its_definition():
-    chance = torch.Generator().manual_seed(0)
-    first, second = torch.randn(5, 8, generator=chance), torch.randn(5, 8, generator=chance)
-    both = torch.cat([first, second]) / torch.cat([first, second]).norm(dim=1, keepdim=True)
-    terms = []
-    for i in range(10):
-        weights = [torch.exp(both[i] @ both[k] / 0.2) for k in range(10)]
-        terms.append(-torch.log(weights[(i + 5) % 10] / (sum(weights) - weights[i])))
-    torch.testing.assert_close(contrast.info_nce(first, second, 0.2), torch.stack(terms).mean())
+def test_untrained_network_is_that_of_its_seed_for_small_images(tmp_path):
+    storage = Storage(StorageSettings())
+    files = [tmp_path / name / "untrained.safetensors" for name in ("a", "b", "c")]
+    for file, seed in zip(files, (0, 0, 1)):
+        job.save_untrained(file, seed, storage)
+    settings = [BackboneSettings(name=job.BACKBONE, weights=str(file)) for file in files]
+    first, again, other = (load_encoder(one, storage) for one in settings)
+    assert first.preprocessing.crop_px == job.INPUT_PX
+    assert first.identity == again.identity
+    assert first.identity.model_digest != other.identity.model_digest
 
 
-def test_training_starts_from_the_untrained_control(corpus, tmp_path):
-    files = sorted(corpus.glob("*/*.*"))
-    losses = contrast.train_contrast(files, tmp_path / "trained.safetensors", seed=0, num_epochs=4, batch_size=20)
-    assert len(losses) == 4 and losses[-1] < losses[0]
-    contrast.train_contrast(files, tmp_path / "again.safetensors", seed=0, num_epochs=4, batch_size=20)
-    contrast.save_untrained(tmp_path / "untrained.safetensors", seed=0)
-    states = {}
-    for name in ("trained", "again", "untrained"):
-        with safe_open(tmp_path / f"{name}.safetensors", framework="pt") as file:
-            assert json.loads(file.metadata()["attrib.backbone"]) == {
-                "name": contrast.BACKBONE,
-                "data_config": contrast.DATA_CONFIG,
-            }
-            states[name] = {key: file.get_tensor(key) for key in file.keys()}
-    assert states["trained"].keys() == states["untrained"].keys()
-    assert all(torch.equal(states["trained"][key], states["again"][key]) for key in states["trained"])
-    assert not all(torch.equal(states["trained"][key], states["untrained"][key]) for key in states["trained"])
-
-
-def test_training_refuses_less_than_a_batch(corpus, tmp_path):
-    with pytest.raises(AttribError, match="fewer than one batch"):
-        contrast.train_contrast(sorted(corpus.glob("*/*.png"))[:3], tmp_path / "x.safetensors", seed=0)
+def test_recall_is_averaged_and_resampled_by_exemplar():
+    settings = DemoSettings(num_exemplars=4, samples_per_exemplar=2)
+    assert job.recall(np.ones(8, dtype=bool), settings) == "1.000 [1.000, 1.000]"
+    # All samples of an exemplar are found or none: each resample of the four has k of 4 with k binomial(4, 1 / 2),
+    # whose 2.5 % quantile is 0 (probability 1 / 16) and whose 97.5 % quantile is 4.
+    assert job.recall(np.repeat([True, False, True, False], 2), settings) == "0.500 [0.000, 1.000]"
+    # Halves of every exemplar: no exemplar differs from another, so the interval has no width.
+    assert job.recall(np.tile([True, False], 4), settings) == "0.500 [0.500, 0.500]"

@@ -95,7 +95,7 @@ def test_mosaics_are_means_of_crops_by_area():
 
 def test_folders_of_others_are_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(AttribError, match=r"holds something that jobs\.benchmark did not make"):
+    with pytest.raises(AttribError, match=r"holds files that jobs\.benchmark did not make"):
         Bench(BenchmarkSettings(output=str(tmp_path)))
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 

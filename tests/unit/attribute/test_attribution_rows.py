@@ -200,7 +200,7 @@ def test_verdicts_on_generators_stand_beside_the_outcomes(queries, best):
         assert [row[name] for name in columns] == [
             said[name] for name in ("generator", "verdict", "score", "margin", "p_value", "reason")
         ]
-    with pytest.raises(MismatchError, match="verdicts are of other images"):
+    with pytest.raises(MismatchError, match="verdicts belong to other images"):
         attribution_rows(*given, verdicts.slice(0, 3))
 
 

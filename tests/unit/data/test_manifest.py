@@ -1,195 +1,32 @@
-"""Manifests: ids and digests that depend on the set of images alone, and the job over every form of collection."""
+"""Manifests: partitions, replaced ids and joined metadata."""
 
 import random
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from support.images import ODD_NAMES, pictures, write_folder, write_parquet, write_tars, write_uri_parquet
+from support.images import pictures, write_folder
 
-from attrib.common.errors import AttribError
-from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage, join
 from attrib.data import ids as identity
-from attrib.data import job
 from attrib.data.collections import list_images, list_units
-from attrib.data.ids import duplicated_ids, image_ids, resolve_collisions
-from attrib.data.manifest import build_partition, ids_digest, open_manifest, plan_partitions
-from attrib.data.settings import CollectionSettings, ManifestSettings, MetadataSettings
-
-IMAGES = pictures([*ODD_NAMES, *(f"more/{i}.jpg" for i in range(9))])
+from attrib.data.ids import duplicated_ids, resolve_collisions
+from attrib.data.manifest import build_partition, plan_partitions
+from attrib.data.settings import CollectionSettings, MetadataSettings
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_partitions_cut_the_listing_into_equal_parts_in_order(seed):
+def test_partitions_cut_the_listings_in_order(seed):
     rng = random.Random(seed)
-    unit_rows = [rng.choice([0, 1, 2, 7, 30]) for _ in range(rng.randint(1, 9))]
+    table_rows = [rng.choice([0, 1, 2, 7, 30]) for _ in range(rng.randint(1, 9))]
     partition_rows = rng.randint(1, 12)
-    partitions = plan_partitions(unit_rows, partition_rows)
+    partitions = plan_partitions(table_rows, partition_rows)
     rows = [(s.table, row) for slices in partitions for s in slices for row in range(s.start, s.stop)]
-    assert rows == [(unit, row) for unit, count in enumerate(unit_rows) for row in range(count)]
+    assert rows == [(table, row) for table, count in enumerate(table_rows) for row in range(count)]
     sizes = [sum(s.stop - s.start for s in slices) for slices in partitions]
     assert all(size == partition_rows for size in sizes[:-1]) and all(0 < size <= partition_rows for size in sizes[-1:])
     assert all(s.start < s.stop for slices in partitions for s in slices)
 
 
-def run(collection: dict, output: str, storage: Storage = None, **settings) -> tuple[dict, pa.Table]:
-    """The record of a manifest job and its rows in reading order."""
-    storage = storage or Storage(StorageSettings())
-    record = job.run(ManifestSettings(collection=collection, output=output, storage=storage.settings, **settings))
-    manifest = open_manifest(output, storage)
-    parts = [storage.read_table(manifest.partition_uri(i)) for i in range(len(manifest.num_rows))]
-    assert [len(part) for part in parts] == record["num_rows"] and sum(map(len, parts)) == record["num_images"]
-    assert not storage.exists(join(output, job.LISTINGS))
-    return record, pa.concat_tables(parts)
-
-
-def ids_by_key(rows: pa.Table) -> dict[str, int]:
-    return dict(zip(rows["key"].to_pylist(), rows["id"].to_pylist()))
-
-
-def test_form_order_sharding_and_place_change_neither_ids_nor_digest(local_ray, s3_endpoint, tmp_path, local):
-    shuffled = list(IMAGES.items())
-    random.Random(0).shuffle(shuffled)
-    write_folder(IMAGES, str(tmp_path / "folder"), local)
-    write_tars(IMAGES, str(tmp_path / "one"), local)
-    write_tars(dict(shuffled), str(tmp_path / "five"), local, num_shards=5)
-    write_parquet(dict(shuffled), str(tmp_path / "parquet"), local, num_files=2)
-    on_s3 = Storage(StorageSettings(endpoint=s3_endpoint))
-    root = f"s3://attrib/{tmp_path.name}"
-    write_folder(IMAGES, join(root, "folder"), on_s3)
-    write_tars(dict(shuffled), join(root, "tars"), on_s3, num_shards=2)
-    places = {key: join(root, "folder", key) for key in IMAGES}
-    write_uri_parquet(dict(shuffled), places, str(tmp_path / "uris"), local)
-    tar, bytes_inside = {"format": "webdataset"}, {"format": "parquet", "key_column": "name", "bytes_column": "image"}
-    forms = [
-        (local, str(tmp_path / "folder"), {}, 5),
-        (local, str(tmp_path / "folder"), {}, 100),
-        (local, str(tmp_path / "one"), tar, 7),
-        (local, str(tmp_path / "five"), tar, 3),
-        (local, str(tmp_path / "parquet"), bytes_inside, 4),
-        (on_s3, join(root, "folder"), {}, 6),
-        (on_s3, join(root, "tars"), tar, 6),
-        (on_s3, str(tmp_path / "uris"), {"format": "parquet", "key_column": "name", "uri_column": "where"}, 6),
-    ]
-    expected = dict(zip(IMAGES, image_ids("c", list(IMAGES)).tolist()))
-    records = []
-    for number, (storage, uri, form, partition_rows) in enumerate(forms):
-        output = join(root if storage is on_s3 else str(tmp_path), f"manifest-{number}")
-        record, rows = run({"name": "c", "uri": uri, **form}, output, storage, partition_rows=partition_rows)
-        assert ids_by_key(rows) == expected and record["num_images"] == len(IMAGES)
-        records.append(record)
-    assert len({record["digest"] for record in records}) == 1
-    # What later stages know by its place (chunks of a manifest) must tell these orders apart.
-    assert len({record["order_digest"] for record in records[:5]}) == 5
-    fewer = ids_digest(CollectionSettings(name="c", uri="x"), np.sort(list(expected.values()))[1:])
-    other = ids_digest(CollectionSettings(name="d", uri="x"), np.sort(list(expected.values())))
-    assert len({records[0]["digest"], fewer, other}) == 3
-
-
-def test_metadata_is_joined_in_every_partition(local_ray, tmp_path, local):
-    write_folder(IMAGES, str(tmp_path / "images"), local)
-    described = list(IMAGES)[3:]
-    (tmp_path / "about.csv").write_text("file,owner\n" + "".join(f'"c/{key}",{i}\n' for i, key in enumerate(described)))
-    metadata = {"uri": str(tmp_path / "about.csv"), "key_column": "file", "key_prefix": "c/"}
-    collection = {"name": "c", "uri": str(tmp_path / "images"), "metadata": metadata}
-    record, rows = run(collection, str(tmp_path / "out"), partition_rows=4)
-    assert record["metadata_columns"] == ["owner"]
-    owners = {key: str(i) for i, key in enumerate(described)}
-    assert dict(zip(rows["key"].to_pylist(), rows["owner"].to_pylist())) == {key: owners.get(key) for key in IMAGES}
-
-    wrong = collection | {"metadata": metadata | {"key_prefix": ""}}
-    with pytest.raises(
-        AttribError,
-        match=r"about\.csv describes none of the images: its keys look like 'c/.+', the collection's like '",
-    ):
-        run(wrong, str(tmp_path / "wrong"))
-    assert not (tmp_path / "wrong" / "manifest.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("images", "form", "expected"),
-    [
-        ({"a.txt": b"x"}, {}, r"no files ending in \.jpg.* below"),
-        (
-            {"same/name.jpg": b"x"},
-            {"format": "webdataset"},
-            r"the key 'same/name\.jpg' occurs more than once.*rename one",
-        ),
-    ],
-)
-def test_a_collection_that_cannot_be_named_is_refused(images, form, expected, local_ray, tmp_path, local):
-    root = str(tmp_path / "images")
-    if form:
-        write_tars(images, root, local)
-        (tmp_path / "images" / "other.tar").write_bytes((tmp_path / "images" / "000.tar").read_bytes())
-    else:
-        write_folder(images, root, local)
-    with pytest.raises(AttribError, match=expected):
-        run({"name": "c", "uri": root, **form}, str(tmp_path / "out"))
-    assert not (tmp_path / "out" / "manifest.json").exists()
-
-
-def test_parquet_files_of_unequal_types_are_refused(local_ray, tmp_path, local):
-    for name, years in (("a", ["2001"]), ("b", [2002])):
-        local.write_table(str(tmp_path / "p" / f"{name}.parquet"), pa.table({"u": [f"{name}.jpg"], "year": years}))
-    collection = {
-        "name": "c",
-        "uri": str(tmp_path / "p"),
-        "format": "parquet",
-        "uri_column": "u",
-        "metadata_columns": ["year"],
-    }
-    with pytest.raises(AttribError, match=r"'year' is int64 in .*b\.parquet but string in .*a\.parquet"):
-        run(collection, str(tmp_path / "out"))
-
-
-def test_a_finished_manifest_is_kept_and_other_settings_are_refused(local_ray, tmp_path, local):
-    write_folder(IMAGES, str(tmp_path / "images"), local)
-    collection = {"name": "c", "uri": str(tmp_path / "images")}
-    first, _ = run(collection, str(tmp_path / "out"))
-    again, _ = run(collection, str(tmp_path / "out"))
-    assert again == first  # written_at included: nothing was done
-    with pytest.raises(
-        AttribError, match=r"holds results of other settings.*partition_rows = 16384.*choose another output"
-    ):
-        run(collection, str(tmp_path / "out"), partition_rows=3)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_forced_collisions_give_distinct_ids_that_depend_on_the_set_alone(seed, tmp_path, local, monkeypatch):
-    """Real hashes of 63 bits never collide in a test, so they are cut to 4 bits; the job's own steps then run in this process."""
-    full = image_ids
-    monkeypatch.setattr(
-        "attrib.data.collections.image_ids", lambda name, keys: full(name, keys) >> (identity.ID_BITS - 4)
-    )
-    monkeypatch.setattr("attrib.data.job.connect", lambda settings: None)
-    monkeypatch.setattr("attrib.data.job.run_units", lambda unit, work: ((i, unit(*w)) for i, w in enumerate(work)))
-    items = list(IMAGES.items())
-    random.Random(seed).shuffle(items)
-    write_tars(dict(items), str(tmp_path / "tars"), local, num_shards=1 + seed)
-    record, rows = run(
-        {"name": "c", "uri": str(tmp_path / "tars"), "format": "webdataset"}, str(tmp_path / "out"), partition_rows=5
-    )
-    ids = ids_by_key(rows)
-    assert len(set(ids.values())) == len(IMAGES) and record["num_moved_ids"] > 2
-    write_folder(IMAGES, str(tmp_path / "folder"), local)
-    reference, rows = run({"name": "c", "uri": str(tmp_path / "folder")}, str(tmp_path / "reference"))
-    assert ids_by_key(rows) == ids and reference["digest"] == record["digest"]
-    # The oracle: in order of (hash, key), whoever finds its hash taken moves to the next id that nobody holds.
-    hashes = dict(zip(IMAGES, (full("c", list(IMAGES)) >> (identity.ID_BITS - 4)).tolist()))
-    taken, expected = set(hashes.values()), {}
-    for key in sorted(hashes, key=lambda key: (hashes[key], key)):
-        new = hashes[key]
-        if new in expected.values():
-            while new in taken:
-                new += 1
-        taken.add(new)
-        expected[key] = new
-    assert ids == expected
-
-
-def test_collided_ids_reach_the_partitions(tmp_path, local):
+def test_replaced_ids_reach_the_partitions(tmp_path, local):
     write_folder(pictures(["a.jpg", "b.jpg", "c.jpg"]), str(tmp_path), local)
     sidecar = tmp_path / "about.csv"
     sidecar.write_text("key,owner\nb.jpg,B\n")
@@ -197,7 +34,9 @@ def test_collided_ids_reach_the_partitions(tmp_path, local):
     tables = [list_images(unit, collection, local) for unit in list_units(collection, local)]
     ids = dict(zip(tables[0]["key"].to_pylist(), tables[0]["id"].to_pylist()))
     built = build_partition(tables, {"b.jpg": 77}, collection, local)
-    assert ids_by_key(built) == ids | {"b.jpg": 77} and built["owner"].to_pylist() == [None, "B", None]
+    assert dict(zip(built["key"].to_pylist(), built["id"].to_pylist())) == ids | {"b.jpg": 77} and built[
+        "owner"
+    ].to_pylist() == [None, "B", None]
     assert built.schema.field("id") == tables[0].schema.field("id")
 
 

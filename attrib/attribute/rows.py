@@ -1,10 +1,11 @@
-"""Rows of an attribution run: sources of each generated image with shares, and one outcome per generated image.
+"""The result rows of an attribution run: sources with shares per query, and one status row per query.
 
 <output>/attributions/block-00000.parquet ...   one row per (query, rank)
 <output>/outcomes/block-00000.parquet ...       one row per query, failed ones included
 <output>/attributions.json                      written last
 
-Until then <output>/_partials/block-00000/ holds what was found: candidates of each shard, the best of them, and the metadata of their sources.
+During the run, <output>/_partials/block-00000/ holds the candidates of each shard, the best of all shards, and the
+metadata of their sources.
 """
 
 from dataclasses import dataclass
@@ -24,13 +25,12 @@ from attrib.shares.shares import soft_shares
 
 ATTRIBUTIONS_RECORD = "attributions.json"
 
-
 ATTRIBUTION_FIELDS = [
     pa.field("query_id", pa.int64(), nullable=False),
     pa.field("rank", pa.int32(), nullable=False),  # from 1
     pa.field("source_id", pa.int64(), nullable=False),
     pa.field("similarity", pa.float32(), nullable=False),  # cosine
-    pa.field("share", pa.float64(), nullable=False),  # of the query; the shares of a query sum to one
+    pa.field("share", pa.float64(), nullable=False),  # the shares of a query sum to one
     pa.field("query_key", pa.string(), nullable=False),
     pa.field("query_uri", pa.string(), nullable=False),
     pa.field("source_key", pa.string(), nullable=False),
@@ -48,28 +48,26 @@ QUERY_RESULT_FIELDS = [
     pa.field("stage", pa.string()),
     pa.field("reason", pa.string()),
     pa.field("num_sources", pa.int32(), nullable=False),  # with a share above zero
-    pa.field(
-        "shares_truncated", pa.bool_(), nullable=False
-    ),  # the last of the top k still had a share: more sources may
+    pa.field("shares_truncated", pa.bool_(), nullable=False),  # the source of rank top_k still has a share above zero
     pa.field("top_source_id", pa.int64()),
     pa.field("top_similarity", pa.float32()),
     pa.field("top_share", pa.float64()),
     pa.field("run_id", pa.string(), nullable=False),
-    # What jobs.identify says of the image; null where it was not asked (attrib/generators/identify/files.py).
-    pa.field("generator", pa.string()),  # that the image is consistent with
+    # Verdict of jobs.identify (attrib/generators/identify/files.py); null if the run has no verdicts.
+    pa.field("generator", pa.string()),  # the generator that the image is consistent with
     pa.field("generator_verdict", pa.string()),  # known, family, unknown or unassessable
     pa.field("generator_score", pa.float32()),
     pa.field("generator_margin", pa.float32()),
     pa.field("generator_p_value", pa.float64()),
     pa.field("generator_reason", pa.string()),
 ]
-# Columns of the verdicts, in the order of the last outcome columns.
+# Columns of the verdict files, in the order of the last QUERY_RESULT_FIELDS.
 GENERATOR_COLUMNS = ("generator", "verdict", "score", "margin", "p_value", "reason")
 
 
 @dataclass(frozen=True)
 class RunStamp:
-    """What every row of a run carries."""
+    """Values that all rows of a run have in common."""
 
     run_id: str
     model_digest: str
@@ -77,30 +75,34 @@ class RunStamp:
 
 
 def read_shard_sources(index: Index, shard: int, ids: np.ndarray, storage: Storage) -> pa.Table:
-    """id, key, uri and metadata of some sources of one shard, by ascending id. ids: int64 [m], at least one, ascending."""
+    """Return id, key, uri and metadata of sources of one shard, by ascending id. ids: int64 [m], ascending, m >= 1."""
     field = pc.field("id")
-    # The range lets whole row groups be skipped: their ids ascend.
+    # Ids ascend in the file, so the range allows Arrow to skip row groups.
     chosen = (field >= int(ids[0])) & (field <= int(ids[-1])) & field.isin(pa.array(ids))
     uri = join(index.shard_uri(shard), "sources.parquet")
     return storage.dataset([uri], format="parquet").to_table(filter=chosen).sort_by("id").combine_chunks()
 
 
 def read_sources(index: Index, ids: np.ndarray, storage: Storage) -> pa.Table:
-    """id, key, uri and metadata of some sources, by ascending id."""
+    """Return id, key, uri and metadata of sources of any shard, by ascending id. ids: int64 [m]."""
     uris = [join(index.shard_uri(shard), "sources.parquet") for shard in range(len(index.shards))]
     found = storage.dataset(uris, format="parquet").to_table(filter=pc.field("id").isin(pa.array(np.unique(ids))))
     return found.sort_by("id").combine_chunks()
 
 
 def block_queries(queries: Embeddings, manifest: Manifest, block: list[Slice], storage: Storage) -> pa.Table:
-    """Outcome columns of the embed job and all manifest columns for a block's images, by ascending id."""
+    """Return id, stage, reason, key, uri and metadata of all queries of a block, by ascending id.
+
+    Raises MismatchError if embeddings and manifest list different images.
+    """
     parts = []
     for piece in block:
         part = storage.read_table(queries.part_uri(piece.table), columns=["id", "stage", "reason"])
         rows = storage.read_table(manifest.partition_uri(piece.table)).sort_by("id")
         if not rows["id"].equals(part["id"]):
             raise MismatchError(
-                f"{queries.part_uri(piece.table)} and {manifest.partition_uri(piece.table)} list different images; embed the manifest again"
+                f"{queries.part_uri(piece.table)} and {manifest.partition_uri(piece.table)} list different images; "
+                "embed the manifest again"
             )
         keep = ["key", "uri", *manifest.metadata_columns]
         table = pa.table([*part.columns, *(rows[name] for name in keep)], names=["id", "stage", "reason", *keep])
@@ -117,15 +119,16 @@ def attribution_rows(
     stamp: RunStamp,
     verdicts: pa.Table | None = None,
 ) -> tuple[pa.Table, pa.Table]:
-    """Attribution rows and outcome rows of one block.
+    """Return the attribution rows and the query result rows of one block.
 
-    best: merged candidates, `query` a position in queries; queries: `block_queries`; sources: `read_sources` of (at least) every candidate;
-    verdicts: `block_verdicts` of the same images, None where generators were not asked for. Raises MismatchError if they are of others.
+    best: merged candidates; `query` is a position in queries. queries: result of `block_queries`. sources: result of
+    `read_sources`, with at least every candidate. verdicts: `block_verdicts` of the same images, or None. Raises
+    MismatchError if the verdicts belong to other images.
     """
     similarity = np.full((len(queries), top_k), -np.inf, np.float32)
     rank = ranks(best.query)
     similarity[best.query, rank] = best.score
-    found = np.isfinite(similarity).any(axis=1)
+    found = np.asarray(np.isfinite(similarity).any(axis=1))
     shares = np.zeros(similarity.shape)
     shares[found] = soft_shares(similarity[found], settings)
 
@@ -152,12 +155,21 @@ def attribution_rows(
             ATTRIBUTION_FIELDS + [sources.schema.field(name).with_name(f"source_{name}") for name in names]
         ),
     )
-    return attributions, _outcome_rows(best, rank, similarity, shares, found, queries, stamp, verdicts)
+    return attributions, _query_result_rows(best, rank, similarity, shares, found, queries, stamp, verdicts)
 
 
-def _outcome_rows(best, rank, similarity, shares, found, queries, stamp, verdicts) -> pa.Table:
+def _query_result_rows(
+    best: Candidates,
+    rank: np.ndarray,
+    similarity: np.ndarray,
+    shares: np.ndarray,
+    found: np.ndarray,
+    queries: pa.Table,
+    stamp: RunStamp,
+    verdicts: pa.Table | None,
+) -> pa.Table:
     absent = pa.array(~found)
-    # A query may have a vector and yet meet no source: every list that it probed was empty.
+    # A query with a vector has no source if all the lists that it probed are empty.
     unmatched = pc.and_(absent, queries["stage"].is_null())
     top_source = np.zeros(len(queries), np.int64)
     top_source[best.query[rank == 0]] = best.id[rank == 0]
@@ -166,7 +178,9 @@ def _outcome_rows(best, rank, similarity, shares, found, queries, stamp, verdict
     generators = [pa.nulls(len(queries), kind) for kind in kinds]
     if verdicts is not None:
         if not verdicts["id"].combine_chunks().equals(queries["id"].combine_chunks()):
-            raise MismatchError("the verdicts are of other images than the queries; run jobs.identify on this manifest")
+            raise MismatchError(
+                "the verdicts belong to other images than the queries; run jobs.identify on this manifest"
+            )
         generators = [verdicts[name] for name in GENERATOR_COLUMNS]
     return pa.table(
         [

@@ -13,7 +13,7 @@ from attrib.data.manifest import Manifest, Slice
 from attrib.embed.embeddings import Embeddings
 from attrib.generators.identify.files import Identified
 from attrib.index.cost_model import SearchPlan
-from attrib.index.cpu_kernel import CpuKernel
+from attrib.index.cpu_kernel import CpuKernel, Kernel
 from attrib.index.estimate import READ_ROWS, shard_parts
 from attrib.index.index import Index
 from attrib.index.shard import Shard, open_shard
@@ -104,7 +104,7 @@ class AttributionJob:
                 read.append((ids[mine], vectors[mine]))
         return read
 
-    def kernel(self) -> type[CpuKernel]:
+    def kernel(self) -> type[Kernel]:
         if self.device == "cpu":
             return CpuKernel
         from attrib.index.gpu_kernel import TorchKernel  # here, because torch costs CPU workers half a gigabyte

@@ -17,19 +17,19 @@ class AttributeSettings(JobSettings):
     index: Uri
     output: Uri
     generators: Uri | None = (
-        None  # output of jobs.identify on the same images: outcomes then say which generator each is consistent with
+        None  # output of jobs.identify on the same images, whose verdicts are joined to the outcomes
     )
     max_failed_share: Share = 0.05
     top_k: Positive = 10
-    nprobe: Positive | None = None  # None: the one that met the recall target when the index was built
-    rerank_factor: Positive | None = None  # None: the index's own
-    query_block_rows: Positive = 100_000  # most that are merged and written together
-    engine: Literal["auto", "exact", "lists", "codes"] = "auto"  # auto: the quickest by the rates stored with the index
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # of the scan; candidates are scored again on the CPU either way
-    recall_check_queries: int = Field(default=64, ge=0)  # queries of this batch that are also searched exactly
+    nprobe: Positive | None = None  # None: that of the index, which met the recall target
+    rerank_factor: Positive | None = None  # None: that of the index
+    query_block_rows: Positive = 100_000  # maximum number of queries per block
+    engine: Literal["auto", "exact", "lists", "codes"] = "auto"  # auto: the fastest, by the rates stored with the index
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # of the scan; exact scores are always computed on the CPU
+    recall_check_queries: int = Field(default=64, ge=0)  # queries of the batch that are searched exactly as well
     shares: SharesSettings = SharesSettings()
     threads_per_task: Positive = 1
-    run_id: str | None = None  # None: derived from the inputs and these settings
+    run_id: str | None = None  # None: a digest of inputs and settings
 
 
 class ReportSettings(JobSettings):
@@ -38,7 +38,7 @@ class ReportSettings(JobSettings):
     attributions: Uri
     output: Uri  # the .html file
     title: str = "Image attribution"
-    clear_similarity: float = Field(default=0.5, ge=-1, le=1)  # at or above: the query has a clear source
+    clear_similarity: float = Field(default=0.5, ge=-1, le=1)  # cosine; a query at or above it has a clear source
     roll_up: tuple[str, ...] = ()  # metadata columns of the sources; empty: all of them
     num_gallery: Positive = 24
     num_sources: Positive = 20

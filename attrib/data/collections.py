@@ -7,7 +7,9 @@ Parquet file.
 
 import os
 import tarfile
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -72,10 +74,11 @@ def list_units(collection: CollectionSettings, storage: Storage) -> list[Listing
 
 def list_images(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> pa.Table:
     """Return LOCATION_FIELDS, and metadata_columns of a Parquet collection, of all images of a work unit."""
+    extra: dict[str, pa.ChunkedArray] = {}
     if collection.format == "folder":
-        columns, extra = _list_folder(unit, collection, storage), {}
+        columns = _list_folder(unit, collection, storage)
     elif collection.format == "webdataset":
-        columns, extra = _list_tar(unit, collection, storage), {}
+        columns = _list_tar(unit, collection, storage)
     else:
         columns, extra = _list_parquet(unit, collection, storage)
     columns["id"] = image_ids(collection.name, columns["key"])
@@ -86,7 +89,7 @@ def list_images(unit: ListingUnit, collection: CollectionSettings, storage: Stor
     )
 
 
-def _list_folder(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> dict:
+def _list_folder(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> dict[str, Any]:
     scheme = "s3://" if is_remote(collection.uri) else ""
     root = storage.resolve(collection.uri)[1].rstrip("/") + "/"
     extensions = _extensions(collection)
@@ -118,20 +121,21 @@ class _CheckedHeader(tarfile.TarInfo):
     """
 
     @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(tar)
-        except tarfile.EmptyHeaderError as error:
+        except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]  # missing in typeshed
             raise tarfile.ReadError("it has no end-of-archive marker, so it is truncated") from error
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+        # missing in typeshed
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError(f"damaged header: {error}") from error
 
 
-def _list_tar(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> dict:
+def _list_tar(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> dict[str, Any]:
     filesystem, path = storage.resolve(unit.uri)
     # A remote tar is streamed: one request per member header would cost more than reading past the images.
     source = filesystem.open_input_stream(path) if is_remote(unit.uri) else filesystem.open_input_file(path)
-    mode = "r|" if is_remote(unit.uri) else "r:"
+    mode: Literal["r|", "r:"] = "r|" if is_remote(unit.uri) else "r:"
     extensions = _extensions(collection)
     keys, offsets, sizes = [], [], []
     try:
@@ -150,7 +154,9 @@ def _list_tar(unit: ListingUnit, collection: CollectionSettings, storage: Storag
     return {"key": keys, "uri": [unit.uri] * len(keys), "offset": offsets, "num_bytes": sizes}
 
 
-def _list_parquet(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> tuple[dict, dict]:
+def _list_parquet(
+    unit: ListingUnit, collection: CollectionSettings, storage: Storage
+) -> tuple[dict[str, Any], dict[str, pa.ChunkedArray]]:
     key_column = collection.key_column or collection.uri_column
     wanted = list(dict.fromkeys(c for c in (key_column, collection.uri_column, *collection.metadata_columns) if c))
     try:
@@ -190,10 +196,10 @@ def _absolute(base: str, uri: str | None) -> str:
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    return any(is_kind(kind) for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view))
 
 
-def check_metadata_columns(names, origin: str) -> None:
+def check_metadata_columns(names: Collection[str], origin: str) -> None:
     """Raise AttribError if a name is reserved or occurs twice."""
     clash = sorted(RESERVED_COLUMNS.intersection(names))
     if clash:

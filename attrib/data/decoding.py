@@ -22,7 +22,7 @@ from attrib.common.errors import ImageError
 try:
     from torchcodec.decoders import decode_jpeg
 except Exception:  # an incompatible shared library raises RuntimeError or OSError, not only ImportError
-    decode_jpeg = None
+    decode_jpeg = None  # type: ignore[assignment]
 
 # Pillow warns about defects that decode_image reports itself, and about metadata that it ignores, without the file
 # name.
@@ -121,7 +121,7 @@ def decode_image(data: bytes, *, max_megapixels: float, min_side_px: float = mat
         height, width = pixels.shape[1:]
     elif _orientation(header) in SIDEWAYS:
         width, height = height, width
-    return DecodedImage(pixels, width=width, height=height, format=header.format, shrink=shrink)
+    return DecodedImage(pixels, width=width, height=height, format=str(header.format), shrink=shrink)
 
 
 def _read_header(data: bytes, max_megapixels: float) -> ImageFile.ImageFile:
@@ -173,7 +173,8 @@ def _has_end_of_image(data: bytes) -> bool:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return image.getexif().get(EXIF_ORIENTATION, 1)
+        orientation: int = image.getexif().get(EXIF_ORIENTATION, 1)
+        return orientation
     except Exception:  # the pixels are usable even if the metadata are damaged
         return 1
 
@@ -205,7 +206,7 @@ def _decode_plain_jpeg(data: bytes, width: int, height: int) -> torch.Tensor | N
         pixels = decode_jpeg(data, mode="RGB")
     except Exception:
         return None
-    return pixels if pixels.shape == (3, height, width) else None
+    return pixels if isinstance(pixels, torch.Tensor) and pixels.shape == (3, height, width) else None
 
 
 def _decode_with_pillow(image: ImageFile.ImageFile) -> torch.Tensor:

@@ -1,8 +1,10 @@
 """Read the encoded bytes of images from files, tar shards and Parquet files; errors are kept per image."""
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +15,7 @@ from attrib.common.storage import Storage, is_remote
 from attrib.data.manifest import Manifest
 
 
-def read_image(row: dict, storage: Storage) -> bytes:
+def read_image(row: dict[str, Any], storage: Storage) -> bytes:
     """Return the encoded bytes of an image that is a whole file or a byte range. Raises ImageError (stage "read")."""
     scheme, separator, _ = row["uri"].partition("://")
     if separator and not is_remote(row["uri"]):
@@ -21,8 +23,9 @@ def read_image(row: dict, storage: Storage) -> bytes:
     try:
         with storage.open(row["uri"]) as file:
             if row["offset"] is None:
-                return file.read()
-            data = file.read_at(row["num_bytes"], row["offset"])
+                whole: bytes = file.read()
+                return whole
+            data: bytes = file.read_at(row["num_bytes"], row["offset"])
     except FileNotFoundError:
         raise ImageError("read", "the file is gone since it was listed") from None
     except Exception as error:  # clients of object stores raise many exception types
@@ -32,7 +35,7 @@ def read_image(row: dict, storage: Storage) -> bytes:
     return data
 
 
-def read_image_or_error(row: dict, storage: Storage) -> bytes | ImageError:
+def read_image_or_error(row: dict[str, Any], storage: Storage) -> bytes | ImageError:
     """Return what `read_image` returns, or its ImageError as a value, for callers that collect errors per image."""
     try:
         return read_image(row, storage)
@@ -40,7 +43,7 @@ def read_image_or_error(row: dict, storage: Storage) -> bytes | ImageError:
         return error
 
 
-def read_parquet_images(rows: list[dict], bytes_column: str, storage: Storage) -> list[bytes | ImageError]:
+def read_parquet_images(rows: list[dict[str, Any]], bytes_column: str, storage: Storage) -> list[bytes | ImageError]:
     """Return the encoded bytes, or the ImageError, of each row that lies inside a Parquet file."""
     found: list[bytes | ImageError] = []
     for row in rows:
@@ -63,7 +66,9 @@ def _read_row_group(storage: StorageSettings, uri: str, row_group: int, column: 
         return pq.ParquetFile(source).read_row_group(row_group, columns=[column]).column(0)
 
 
-def read_all(rows: list[dict], manifest: Manifest, io_threads: int, storage: Storage) -> Iterator[bytes | ImageError]:
+def read_all(
+    rows: list[dict[str, Any]], manifest: Manifest, io_threads: int, storage: Storage
+) -> Iterator[bytes | ImageError]:
     """Yield the encoded bytes, or the ImageError, of manifest rows (LOCATION_FIELDS), in their order."""
     if manifest.collection.bytes_column:
         yield from read_parquet_images(rows, manifest.collection.bytes_column, storage)
@@ -76,9 +81,8 @@ def read_all(rows: list[dict], manifest: Manifest, io_threads: int, storage: Sto
     with ThreadPoolExecutor(io_threads) as pool:
         # Read ahead a window and not the whole chunk: encoded originals can be large.
         window = 2 * io_threads
-        pending = [pool.submit(read_image_or_error, row, storage) for row in rows[:window]]
+        pending = deque(pool.submit(read_image_or_error, row, storage) for row in rows[:window])
         for i in range(len(rows)):
-            yield pending[i].result()
-            pending[i] = None
+            yield pending.popleft().result()
             if i + window < len(rows):
                 pending.append(pool.submit(read_image_or_error, rows[i + window], storage))

@@ -1,7 +1,7 @@
-"""Embeddings on disk: one row per image with its vector, or the stage and reason of its failure.
+"""Embeddings on disk: one row per image with its vector, or with the stage and reason of its failure.
 
 <output>/part-00000.parquet ...   one per manifest partition, rows by ascending id (`schema`)
-<output>/failures.parquet         the images without a vector: id, key, uri, stage, reason
+<output>/failures.parquet         images without a vector: id, key, uri, stage, reason
 <output>/embeddings.json          written last: encoder, counts, digest, settings, versions
 """
 
@@ -29,7 +29,7 @@ RESULT_FIELDS = [
 
 
 def schema(dimension: int) -> pa.Schema:
-    """Outcome columns and `embedding`, float16 [dimension], null where `stage` is not."""
+    """Return RESULT_FIELDS and `embedding`, float16 [dimension], which is null for failed images."""
     return pa.schema([*RESULT_FIELDS, pa.field("embedding", pa.list_(pa.float16(), dimension))])
 
 
@@ -53,6 +53,7 @@ class Embeddings:
 
 
 def open_embeddings(uri: str, storage: Storage) -> Embeddings:
+    """Read a finished embed run. Raises AttribError if there is none."""
     record = storage.require(join(uri, EMBEDDINGS_RECORD), "jobs.embed")
     return Embeddings(
         uri=uri,
@@ -67,7 +68,10 @@ def open_embeddings(uri: str, storage: Storage) -> Embeddings:
 def read_vectors(
     embeddings: Embeddings, partition: int, storage: Storage, start: int = 0, stop: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """ids int64 [n] ascending and vectors float16 [n, d] of the images of a partition, or of its rows [start, stop), that have one."""
+    """Return ids int64 [n], ascending, and vectors float16 [n, d] of the embedded images of a partition.
+
+    stop: None reads the whole partition; otherwise rows [start, stop). Failed images are skipped.
+    """
     columns = ["id", "embedding"]
     if stop is None:
         part = storage.read_table(embeddings.part_uri(partition), columns=columns)

@@ -1,4 +1,4 @@
-"""From manifest rows to vectors: read, decode and resize a chunk of images, encode it, and keep one outcome per image."""
+"""Embed a chunk of images: read, decode, resize and encode it, with one result row per image."""
 
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,18 +19,18 @@ from attrib.models.preprocessing import Preprocessing
 
 @dataclass
 class PreparedChunk:
-    """outcomes: one row per image (RESULT_FIELDS); pixels: uint8 [m, 3, h, w] of the m rows without a failure, in their order."""
+    """A chunk of decoded and resized images."""
 
-    outcomes: pa.Table
-    pixels: np.ndarray
+    results: pa.Table  # RESULT_FIELDS, one row per image
+    pixels: np.ndarray  # uint8 [m, 3, h, w] of the m images that did not fail, in the order of the rows
 
     def to_row(self) -> dict:
-        """As plain bytes, which pass between processes without a schema to agree on."""
+        """Return the chunk as plain bytes, so that Ray Data needs no schema for it."""
         sink = pa.BufferOutputStream()
-        with ipc.new_stream(sink, self.outcomes.schema) as writer:
-            writer.write_table(self.outcomes)
+        with ipc.new_stream(sink, self.results.schema) as writer:
+            writer.write_table(self.results)
         return {
-            "outcomes": sink.getvalue().to_pybytes(),
+            "results": sink.getvalue().to_pybytes(),
             "pixels": self.pixels.tobytes(),
             "shape": list(self.pixels.shape),
         }
@@ -38,53 +38,53 @@ class PreparedChunk:
     @classmethod
     def from_row(cls, row: dict) -> "PreparedChunk":
         pixels = np.frombuffer(bytearray(row["pixels"]), np.uint8).reshape(tuple(row["shape"]))
-        return cls(ipc.open_stream(row["outcomes"]).read_all(), pixels)
+        return cls(ipc.open_stream(row["results"]).read_all(), pixels)
 
 
 def prepare_images(
     images: pa.Table, manifest: Manifest, preprocessing: Preprocessing, settings: EmbedSettings, storage: Storage
 ) -> PreparedChunk:
-    """Read, decode and resize the images of some manifest rows; a failure becomes its row's stage and reason."""
+    """Read, decode and resize the images of manifest rows; a failure becomes the stage and reason of its row."""
     rows = images.select(["id", "uri", "offset", "num_bytes", "row_group", "row"]).to_pylist()
-    # In one piece: small arrays kept among the decoder's large ones would leave holes that nothing fits into.
+    # One allocation: many small arrays between the large buffers of the decoder would fragment the memory.
     pixels = np.empty((len(rows), 3, preprocessing.crop_px, preprocessing.crop_px), np.uint8)
-    outcomes, num_decoded = [], 0
+    results, num_decoded = [], 0
     for row, data in zip(rows, read_all(rows, manifest, settings.io_threads, storage)):
-        outcome = {"id": row["id"]}
-        outcomes.append(outcome)
+        result = {"id": row["id"]}
+        results.append(result)
         try:
             if isinstance(data, ImageError):
                 raise data
-            outcome["content_sha256"] = sha256(data).digest()
+            result["content_sha256"] = sha256(data).digest()
             image = preprocessing.decode(data, max_megapixels=settings.max_megapixels)
-            outcome |= {"width": image.width, "height": image.height, "format": image.format}
+            result |= {"width": image.width, "height": image.height, "format": image.format}
             pixels[num_decoded] = preprocessing.resize_and_crop(image).numpy()
             num_decoded += 1
         except ImageError as error:
-            outcome |= {"stage": error.stage, "reason": error.reason}
-    return PreparedChunk(pa.Table.from_pylist(outcomes, schema=pa.schema(RESULT_FIELDS)), pixels[:num_decoded])
+            result |= {"stage": error.stage, "reason": error.reason}
+    return PreparedChunk(pa.Table.from_pylist(results, schema=pa.schema(RESULT_FIELDS)), pixels[:num_decoded])
 
 
 def encode_chunk(prepared: PreparedChunk, encoder: ImageEncoder) -> pa.Table:
-    """The rows of `schema` for a prepared chunk. A vector that is not finite in float16, or zero, is a failure of its image."""
+    """Return the rows (`schema`) of a chunk. An image fails if its vector is zero or not finite in float16."""
     vectors = encoder.encode(prepared.pixels)
     with np.errstate(over="ignore"):
         halves = vectors.astype(np.float16)
     finite = np.isfinite(halves).all(axis=1)
     usable = finite & (halves != 0).any(axis=1)
-    outcomes = prepared.outcomes
-    decoded = np.flatnonzero(outcomes["stage"].is_null().to_numpy())
-    stage, reason = outcomes["stage"].to_pylist(), outcomes["reason"].to_pylist()
+    results = prepared.results
+    decoded = np.flatnonzero(results["stage"].is_null().to_numpy())
+    stage, reason = results["stage"].to_pylist(), results["reason"].to_pylist()
     for position, ok in zip(decoded[~usable], finite[~usable]):
         stage[position] = "embed"
         reason[position] = "the embedding is zero" if ok else "the embedding is not finite in float16"
-    table = np.zeros((len(outcomes), encoder.identity.dimension), np.float16)
+    table = np.zeros((len(results), encoder.identity.dimension), np.float16)
     table[decoded[usable]] = halves[usable]
-    absent = np.ones(len(outcomes), bool)
+    absent = np.ones(len(results), bool)
     absent[decoded[usable]] = False
-    outcomes = outcomes.set_column(5, RESULT_FIELDS[5], pa.array(stage, pa.string()))
-    outcomes = outcomes.set_column(6, RESULT_FIELDS[6], pa.array(reason, pa.string()))
+    results = results.set_column(5, RESULT_FIELDS[5], pa.array(stage, pa.string()))
+    results = results.set_column(6, RESULT_FIELDS[6], pa.array(reason, pa.string()))
     embedding = pa.FixedSizeListArray.from_arrays(
         pa.array(table.ravel()), type=pa.list_(pa.float16(), encoder.identity.dimension), mask=pa.array(absent)
     )
-    return pa.table([*outcomes.columns, embedding], schema=schema(encoder.identity.dimension))
+    return pa.table([*results.columns, embedding], schema=schema(encoder.identity.dimension))

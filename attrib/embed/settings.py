@@ -20,16 +20,16 @@ class EmbedSettings(JobSettings):
 
     manifest: Uri
     output: Uri
-    max_failed_share: Share = 0.05  # above it the job fails; what it made is kept
+    max_failed_share: Share = 0.05  # if more images fail, the job fails; finished vectors are kept
     backbone: BackboneSettings
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_workers: Positive | None = None  # None: one per GPU, or one per CPU where there is no GPU
-    chunk_rows: Positive = 128  # images that commit together; a kill loses at most one chunk per worker
+    chunk_rows: Positive = 128  # images per commit; an interruption loses at most one chunk per worker
     device_batch_size: Positive | None = None  # None: 16 on a CPU, 128 on a GPU
-    io_threads: Positive = 8  # concurrent reads per chunk; object stores answer slowly but in parallel
+    io_threads: Positive = 8  # concurrent reads per chunk; object stores have high latency
     max_megapixels: float = Field(default=100.0, gt=0)
-    # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that leaves its shorter side this many times what the network's preprocessing
-    # resizes it to. Lowest cosine of MobileNetV2's vectors to those of full decoding, photographs sharp to the pixel: 0.9991 at 3, 0.998
-    # at 2.2. None: always at full size, as timm does.
+    # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if its shorter side stays at least jpeg_margin times the size
+    # that preprocessing resizes it to. Lowest cosine between MobileNetV2 vectors of scaled and full decoding, for
+    # photographs that are sharp at pixel level: 0.9991 at 3, 0.998 at 2.2. None: always at full size, as timm does.
     jpeg_margin: float | None = Field(default=3.0, ge=1)
-    retry_failed: bool = False  # embed again only the images that failed in an earlier run
+    retry_failed: bool = False  # embed only the images that failed in an earlier run

@@ -6,7 +6,7 @@ the same index therefore give the same plan on every machine.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import faiss
 import numpy as np
@@ -38,7 +38,7 @@ class SearchRates:
     )
     per_block_product: float  # the same in an exact search
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -107,7 +107,9 @@ def lists_seconds(
     return coarse + len(index.shards) * visited * rates.per_list + seen + products
 
 
-def plan_search(index: Index, num_queries: int, wanted: str = "auto", nprobe: int | None = None) -> SearchPlan:
+def plan_search(
+    index: Index, num_queries: int, wanted: Engine | Literal["auto"] = "auto", nprobe: int | None = None
+) -> SearchPlan:
     """Return the plan of a batch. wanted: "auto" or an engine. nprobe: None uses that of the index."""
     rates, dimension = SearchRates(**index.rates), index.encoder["dimension"]
     exact = exact_seconds(rates, index.num_vectors, num_queries, dimension)

@@ -5,6 +5,8 @@ of every search worker. The products of a list fit the cache, so most of the tim
 list.
 """
 
+from typing import Any, Protocol
+
 import numpy as np
 
 from attrib.index.normalize import to_float32
@@ -15,6 +17,35 @@ from attrib.index.shard import Shard
 # accepts.
 SCAN_TOLERANCE = 1e-5
 GROUPS_PER_WIDTH = 4
+
+
+class Kernel(Protocol):
+    """The interface of CpuKernel and TorchKernel. Blocks of vectors are arrays of NumPy or torch."""
+
+    tolerance: float
+    width: int
+    margin: Any
+
+    def __init__(self, queries: np.ndarray, width: int, margin: float) -> None: ...
+
+    def vectors(self, shard: Shard, start: int, stop: int) -> Any: ...
+
+    def decoded(self, shard: Shard, list_number: int, start: int, stop: int) -> Any: ...
+
+    def reaching(self, rows: np.ndarray, block: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
+
+    def floors_of(self, queries: np.ndarray) -> np.ndarray: ...
+
+    def raise_floors(self, floors: np.ndarray) -> None: ...
+
+
+def decoded_rows(shard: Shard, list_number: int, start: int, stop: int) -> np.ndarray:
+    """Return unit vectors float32 [b, d] decoded from the codes of rows [start, stop), all of one list."""
+    assert shard.quantizer is not None and shard.codes is not None  # only compressed shards are decoded
+    block = decode(shard.quantizer, shard.codes[start:stop], list_number)
+    # A decoded vector can be zero, if all vectors of a list are very close to its centroid.
+    block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return block
 
 
 class CpuKernel:
@@ -36,10 +67,7 @@ class CpuKernel:
 
     def decoded(self, shard: Shard, list_number: int, start: int, stop: int) -> np.ndarray:
         """Return unit vectors float32 [b, d] decoded from the codes of rows [start, stop), all of one list."""
-        block = decode(shard.quantizer, shard.codes[start:stop], list_number)
-        # A decoded vector can be zero, if all vectors of a list are very close to its centroid.
-        block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        return block
+        return decoded_rows(shard, list_number, start, stop)
 
     def reaching(self, rows: np.ndarray, block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Multiply the queries `rows` with a block float32 [b, d]; return the scores that reach their query's floor.
@@ -68,11 +96,13 @@ class CpuKernel:
         position = len(maxima) - self.width
         if position < 0:
             return np.float32(-np.inf)
-        return np.partition(maxima.T, position, axis=1)[:, position]
+        reached: np.ndarray = np.partition(maxima.T, position, axis=1)[:, position]
+        return reached
 
     def floors_of(self, queries: np.ndarray) -> np.ndarray:
         """Return the floors float32 [m] of queries int64 [m]."""
-        return self.floors[queries]
+        floors: np.ndarray = self.floors[queries]
+        return floors
 
     def raise_floors(self, floors: np.ndarray) -> None:
         """Raise the floors of all queries to `floors`, float32 [n], where these are higher."""

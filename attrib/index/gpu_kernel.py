@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from attrib.common.errors import AttribError
-from attrib.index.cpu_kernel import CpuKernel
+from attrib.index.cpu_kernel import decoded_rows
 from attrib.index.shard import Shard
 
 # Queries, vectors and products are each rounded to float16: an error of at most 2^-11 per rounding for scores up to
@@ -55,7 +55,7 @@ class TorchKernel:
 
         They stay float32, because candidates of all shards are selected by their scan scores.
         """
-        return torch.from_numpy(CpuKernel.decoded(self, shard, list_number, start, stop)).to(self.device)
+        return torch.from_numpy(decoded_rows(shard, list_number, start, stop)).to(self.device)
 
     def reaching(self, rows: np.ndarray, block: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Like CpuKernel.reaching, with the block on the device."""
@@ -72,7 +72,8 @@ class TorchKernel:
         return query.cpu().numpy(), position.cpu().numpy(), found.cpu().numpy()
 
     def floors_of(self, queries: np.ndarray) -> np.ndarray:
-        return self.floors.cpu().numpy()[queries]
+        floors: np.ndarray = self.floors.cpu().numpy()[queries]
+        return floors
 
     def raise_floors(self, floors: np.ndarray) -> None:
         self.floors = torch.maximum(self.floors, torch.from_numpy(floors).to(self.device))

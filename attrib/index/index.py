@@ -15,6 +15,7 @@ worker. The similarity of vectors is their cosine.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import faiss
 
@@ -35,16 +36,16 @@ class Index:
 
     uri: str
     digest: str
-    encoder: dict
+    encoder: dict[str, Any]
     plan: IndexPlan
     quantizer_sha256: str | None
-    shards: list[dict]
+    shards: list[dict[str, Any]]
     nprobe: int
     rerank_factor: int
-    recall: dict
+    recall: dict[str, Any]
     metadata_columns: list[str]
     vectors_fit: bool  # whether the vectors of a shard fit worker_memory_gib
-    rates: dict  # SearchRates.to_dict() of the machine that built the index
+    rates: dict[str, Any]  # SearchRates.to_dict() of the machine that built the index
 
     @property
     def kind(self) -> str:

@@ -36,7 +36,7 @@ def spherical_kmeans(training: np.ndarray, num_lists: int, iterations: int, seed
     vectors = torch.from_numpy(training).to(device)
     centroids = vectors[torch.randperm(len(vectors), generator=generator)[:num_lists].to(device)].clone()
     for _ in range(iterations):
-        lists = torch.cat([(part @ centroids.T).argmax(dim=1) for part in vectors.split(ASSIGN_ROWS)])
+        lists = torch.cat([(part @ centroids.T).argmax(dim=1) for part in torch.split(vectors, ASSIGN_ROWS)])
         sums = torch.zeros_like(centroids).index_add_(0, lists, vectors)
         sizes = torch.bincount(lists, minlength=num_lists)
         empty = torch.nonzero(sizes == 0)[:, 0]

@@ -1,6 +1,7 @@
 """Choose the kind of index and its number of lists, and predict the memory of a search worker."""
 
 from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from attrib.common.errors import AttribError
 from attrib.index.settings import IndexSettings
@@ -10,7 +11,11 @@ MIN_TRAINING_VECTORS_PER_LIST = 39  # FAISS warns below it
 TRAINING_VECTORS_PER_LIST = 64
 MIN_TRAINING_ROWS = 65_536  # the codec needs training vectors even if there are few lists
 MAX_LISTS = 65_536
-IVF_KINDS = ("ivf_flat", "ivf_sq8", "ivf_pq")  # most precise first
+IVF_KINDS: tuple[Literal["ivf_flat", "ivf_sq8", "ivf_pq"], ...] = (
+    "ivf_flat",
+    "ivf_sq8",
+    "ivf_pq",
+)  # most precise first
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class IndexPlan:
     def is_compressed(self) -> bool:
         return self.kind in ("ivf_sq8", "ivf_pq")
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 

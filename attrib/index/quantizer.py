@@ -34,6 +34,7 @@ def train_quantizer(training: np.ndarray, plan: IndexPlan, seed: int, device: st
         )
     coarse = faiss.IndexFlatL2(dimension)
     coarse.add(_centroids(training, plan.num_lists, seed, device))
+    index: faiss.IndexIVF
     if plan.kind == "ivf_flat":
         index = faiss.IndexIVFFlat(coarse, dimension, plan.num_lists, faiss.METRIC_L2)
     elif plan.kind == "ivf_sq8":
@@ -43,12 +44,12 @@ def train_quantizer(training: np.ndarray, plan: IndexPlan, seed: int, device: st
     else:
         # Fewer bits per sub-quantizer if the sample is too small for 256 centroids.
         bits = min(8, num_training.bit_length() - 1)
-        index = faiss.IndexIVFPQ(coarse, dimension, plan.num_lists, plan.pq_bytes, bits, faiss.METRIC_L2)
-        index.pq.cp.seed = seed + 1
-        index.pq.cp.min_points_per_centroid = 1
+        index = pq_index = faiss.IndexIVFPQ(coarse, dimension, plan.num_lists, plan.pq_bytes, bits, faiss.METRIC_L2)
+        pq_index.pq.cp.seed = seed + 1
+        pq_index.pq.cp.min_points_per_centroid = 1
     # The index owns the coarse quantizer; without disown(), Python would free it a second time.
     index.own_fields = True
-    coarse.this.disown()
+    coarse.this.disown()  # type: ignore[attr-defined]  # added by SWIG
     index.train(training)
     return index
 
@@ -70,7 +71,7 @@ def _centroids(training: np.ndarray, num_lists: int, seed: int, device: str) -> 
         max_points_per_centroid=MAX_POINTS_PER_CENTROID,
     )
     clustering.train(training)
-    return clustering.centroids
+    return np.asarray(clustering.centroids)
 
 
 def write_quantizer(quantizer: faiss.IndexIVF, uri: str, storage: Storage) -> None:
@@ -82,7 +83,10 @@ def read_quantizer(uri: str, storage: Storage, sha256: str | None = None) -> fai
     data = storage.read_bytes(uri)
     if sha256 and bytes_sha256(data) != sha256:
         raise AttribError(f"{uri} is damaged: its checksum is not that of the index's record; build the index again")
-    return faiss.deserialize_index(np.frombuffer(data, np.uint8).copy(), READ_FLAGS)
+    index = faiss.deserialize_index(np.frombuffer(data, np.uint8).copy(), READ_FLAGS)
+    if not isinstance(index, faiss.IndexIVF):
+        raise AttribError(f"{uri} is not an IVF index; build the index again")
+    return index
 
 
 def nearest_lists(quantizer: faiss.IndexIVF, unit_vectors: np.ndarray, count: int) -> np.ndarray:
@@ -92,7 +96,8 @@ def nearest_lists(quantizer: faiss.IndexIVF, unit_vectors: np.ndarray, count: in
 
 def centroids(quantizer: faiss.IndexIVF) -> np.ndarray:
     """Return the centroids of all lists, float32 [num_lists, d]."""
-    return quantizer.quantizer.reconstruct_n(0, quantizer.nlist)
+    found: np.ndarray = quantizer.quantizer.reconstruct_n(0, quantizer.nlist)
+    return found
 
 
 def encode(quantizer: faiss.IndexIVF, unit_vectors: np.ndarray, lists: np.ndarray) -> np.ndarray:

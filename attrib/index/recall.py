@@ -52,7 +52,8 @@ def recall_by_nprobe(quantizer: faiss.IndexIVF, queries: np.ndarray, neighbour_l
         counts += np.bincount(
             np.take_along_axis(place, np.maximum(wanted, 0), axis=1)[valid], minlength=quantizer.nlist
         )
-    return np.cumsum(counts) / max(1, counts.sum())
+    shares: np.ndarray = np.cumsum(counts) / max(1, counts.sum())
+    return shares
 
 
 def smallest_nprobe(measure: Callable[[int], float], first: int, num_lists: int, target: float) -> tuple[int, float]:

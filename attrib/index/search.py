@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
-from attrib.index.cpu_kernel import SCAN_TOLERANCE, CpuKernel
+from attrib.index.cpu_kernel import SCAN_TOLERANCE, CpuKernel, Kernel
 from attrib.index.normalize import to_float32
 from attrib.index.quantizer import nearest_lists
 from attrib.index.shard import Shard
@@ -50,7 +50,7 @@ def search_shard(
     num_candidates: int,
     nprobe: int,
     compressed: bool,
-    kernel: type[CpuKernel] = CpuKernel,
+    kernel: type[Kernel] = CpuKernel,
     lists: np.ndarray | None = None,
 ) -> Candidates:
     """Return candidates of one shard, grouped by query. queries: unit vectors float32 [n, d].
@@ -69,7 +69,7 @@ def search_shard(
         # score.
         margin = SCAN_TOLERANCE if compressed else 2 * kernel.tolerance
         best = _Best(shard, kernel(block, width, margin), block, k, compressed)
-        if nprobe and shard.offsets is not None:
+        if nprobe and shard.quantizer is not None:
             probed = probed_lists(shard.quantizer, block, nprobe) if lists is None else lists[start : start + rows]
             _scan(shard, best, _visits(shard, probed), compressed)
         else:
@@ -87,11 +87,12 @@ def probed_lists(quantizer: faiss.IndexIVF, queries: np.ndarray, nprobe: int) ->
 def _scan(shard: Shard, best: "_Best", visits: Iterator[tuple[int, int, int, np.ndarray]], compressed: bool) -> None:
     """Scan all visits: list number, its rows [start, stop), and the queries that probe it, int64 [m]."""
     kernel = best.kernel
+    stored = shard.codes if compressed and shard.codes is not None else shard.vectors
     upcoming = next(visits, None)
     while upcoming is not None:
         (list_number, start, stop, rows), upcoming = upcoming, next(visits, None)
         if upcoming is not None:
-            _prefetch(shard.codes if compressed else shard.vectors, upcoming[1], upcoming[2])
+            _prefetch(stored, upcoming[1], upcoming[2])
         for first in range(start, stop, BLOCK_ROWS):
             last = min(first + BLOCK_ROWS, stop)
             block = (
@@ -112,6 +113,7 @@ def _everything(shard: Shard, num_queries: int) -> Iterator[tuple[int, int, int,
 
 def _visits(shard: Shard, lists: np.ndarray) -> Iterator[tuple[int, int, int, np.ndarray]]:
     """Yield the visits of all lists that are probed and not empty. lists: int [n, nprobe] of each query."""
+    assert shard.quantizer is not None and shard.offsets is not None  # exact search visits blocks instead
     order = np.argsort(lists, axis=None, kind="stable")
     query = order // lists.shape[1]
     ends = np.cumsum(np.bincount(lists.ravel(), minlength=shard.quantizer.nlist))
@@ -127,7 +129,7 @@ def _prefetch(stored: np.ndarray, start: int, stop: int) -> None:
     """Ask the operating system to read the next rows while the current list is multiplied."""
     mapped = stored.base
     if isinstance(mapped, np.memmap):
-        row_bytes, pages = stored.strides[0], mapped._mmap
+        row_bytes, pages = stored.strides[0], mapped._mmap  # type: ignore[attr-defined]  # the only access to madvise
         first = (mapped.offset + start * row_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
         pages.madvise(mmap.MADV_WILLNEED, first, min(len(pages), mapped.offset + stop * row_bytes) - first)
 
@@ -135,7 +137,7 @@ def _prefetch(stored: np.ndarray, start: int, stop: int) -> None:
 class _Best:
     """The candidates of a scan so far that may still be among the best of their query."""
 
-    def __init__(self, shard: Shard, kernel: CpuKernel, queries: np.ndarray, k: int, compressed: bool):
+    def __init__(self, shard: Shard, kernel: Kernel, queries: np.ndarray, k: int, compressed: bool):
         self.shard, self.kernel, self.queries, self.k, self.compressed = shard, kernel, queries, k, compressed
         self.query, self.position = np.empty(0, np.int64), np.empty(0, np.int64)
         self.scan_score = np.empty(0, np.float32)

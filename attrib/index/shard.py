@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import faiss
 import numpy as np
@@ -19,7 +19,7 @@ from attrib.index.quantizer import centroids, encode, nearest_lists
 SHARD_RECORD = "shard.json"
 BLOCK_BYTES = 1 << 24  # of float32 vectors that a build holds at a time
 
-_verified: set[tuple] = set()  # files whose checksum this process has verified
+_verified: set[tuple[Any, ...]] = set()  # files whose checksum this process has verified
 
 
 def shard_name(shard: int) -> str:
@@ -34,7 +34,7 @@ def build_shard(
     sources: pa.Table,
     storage: Storage,
     device: str = "cpu",
-) -> dict:
+) -> dict[str, Any]:
     """Build and publish one shard of the given embedding partitions; return its record.
 
     quantizer: None for kind flat. sources: id, key, uri and metadata of (at least) the images of the shard, by
@@ -128,18 +128,18 @@ def _write_sorted(
     quantizer: faiss.IndexIVF | None,
 ) -> list[str]:
     """Write vectors and codes in the order int64 [n]; return the file names. lists, norms: of the sorted rows."""
-    is_compressed = quantizer is not None and not isinstance(quantizer, faiss.IndexIVFFlat)
+    codec = None if isinstance(quantizer, faiss.IndexIVFFlat) else quantizer
     with ExitStack() as files:
         vectors_file = files.enter_context(_array_file(os.path.join(folder, "vectors.npy"), np.float16, unsorted.shape))
-        if is_compressed:
-            codes_shape = len(unsorted), quantizer.code_size
+        if codec is not None:
+            codes_shape = len(unsorted), codec.code_size
             codes_file = files.enter_context(_array_file(os.path.join(folder, "codes.npy"), np.uint8, codes_shape))
         for rows in _blocks(0, *unsorted.shape):
             vectors = unsorted[order[rows]]
             vectors.tofile(vectors_file)
-            if is_compressed:
-                encode(quantizer, to_float32(vectors) * norms[rows, None], lists[rows]).tofile(codes_file)
-    return ["vectors.npy", "codes.npy"] if is_compressed else ["vectors.npy"]
+            if codec is not None:
+                encode(codec, to_float32(vectors) * norms[rows, None], lists[rows]).tofile(codes_file)
+    return ["vectors.npy", "codes.npy"] if codec is not None else ["vectors.npy"]
 
 
 @contextmanager
@@ -174,7 +174,9 @@ class Shard:
         return order[np.searchsorted(self.ids[order], ids)]
 
 
-def open_shard(uri: str, record: dict, storage: Storage, folder: str, quantizer: faiss.IndexIVF | None = None) -> Shard:
+def open_shard(
+    uri: str, record: dict[str, Any], storage: Storage, folder: str, quantizer: faiss.IndexIVF | None = None
+) -> Shard:
     """Open a shard; remote files are copied to `folder` first. quantizer: None opens it for exact search only.
 
     Raises AttribError if a file differs from the checksum in the record.

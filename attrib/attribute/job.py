@@ -11,6 +11,7 @@ Neither the index nor the batch nor the metadata has to fit one machine, and eac
 """
 
 import logging
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -55,7 +56,7 @@ SEARCH_ROWS = 131_072  # queries whose vectors a search task holds at a time
 SAMPLED_SOURCES = 4_096  # rows whose mean size is measured
 
 
-def run(settings: AttributeSettings) -> dict:
+def run(settings: AttributeSettings) -> dict[str, Any]:
     """Attribute every query and return the record.
 
     Raises MismatchError unless queries and index come from the same encoder; FailedShareError if more queries than
@@ -192,8 +193,7 @@ def _probe_task(
     """Write the lists of the blocks; return ids and unit vectors of queries with a sampling_rank up to `threshold`."""
     use_threads(job)
     read = job.read_blocks(blocks, storage)
-    if job.shares_lists:
-        quantizer = job.index.read_quantizer(storage)
+    if job.shares_lists and (quantizer := job.index.read_quantizer(storage)) is not None:
         for block, (_, vectors) in zip(blocks, read):
             uri = lists_uri(job.settings.output, block)
             if not storage.exists(uri):
@@ -268,7 +268,7 @@ def _search_task(
             storage.write_table(exact_uri(output, shard), partial_table(exact, ids))
 
 
-def _check_recall(job: AttributionJob, ids: np.ndarray, storage: Storage) -> dict | None:
+def _check_recall(job: AttributionJob, ids: np.ndarray, storage: Storage) -> dict[str, Any] | None:
     """Measure recall on queries of this batch against exact search; None if no query was checked.
 
     The index was tuned on held-out sources, and generated images may be distributed differently.

@@ -1,5 +1,7 @@
 """Candidates to final rows: merge the shards per block, read metadata of sources per shard, write rows per block."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -115,8 +117,8 @@ def _describe_task(
             storage.write_table(described_uri(output, block, shard, part), sources.take(pa.array(mine)))
 
 
-def write_blocks(job: AttributionJob, stamp: RunStamp, storage: Storage) -> list[dict]:
-    counts: list[dict] = [{}] * len(job.blocks)
+def write_blocks(job: AttributionJob, stamp: RunStamp, storage: Storage) -> list[dict[str, Any]]:
+    counts: list[dict[str, Any]] = [{}] * len(job.blocks)
     job.num_tasks[AttributeTask.WRITE] = len(job.blocks)
     progress = Progress("write", sum(job.queries.num_rows), "queries")
     for i, count in run_units(_write_task, ((job, b, stamp, storage) for b in range(len(job.blocks)))):
@@ -126,7 +128,7 @@ def write_blocks(job: AttributionJob, stamp: RunStamp, storage: Storage) -> list
     return counts
 
 
-def _write_task(job: AttributionJob, block: int, stamp: RunStamp, storage: Storage) -> dict:
+def _write_task(job: AttributionJob, block: int, stamp: RunStamp, storage: Storage) -> dict[str, Any]:
     output = job.settings.output
     rows_uri = join(output, "attributions", block_name(block))
     outcomes_uri = join(output, "outcomes", block_name(block))

@@ -6,6 +6,7 @@ of queries (12 bytes each).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +43,7 @@ HAS_SHARE = pc.field("share") > 0
 class Run:
     """A finished attribution run: its record, its index, and scans of its rows and outcomes."""
 
-    record: dict
+    record: dict[str, Any]
     index: Index
     rows: Dataset
     outcomes: Dataset
@@ -64,7 +65,7 @@ def open_run(uri: str, storage: Storage) -> Run:
     return Run(record, index, scan("attributions"), scan("outcomes"))
 
 
-def write_report(settings: ReportSettings) -> dict:
+def write_report(settings: ReportSettings) -> dict[str, Any]:
     """Write the page to settings.output and return its headline figures.
 
     Raises AttribError if the run or its index is missing, or the sources lack a column of settings.roll_up.
@@ -138,7 +139,7 @@ def source_sums(rows: Dataset, clear_similarity: float) -> pa.Table:
     return _rounded(_aggregate(rows, HAS_SHARE, columns, ["key"], [*sums, ([], "hash_count_all", None, "num_queries")]))
 
 
-def roll_up(rows: Dataset, name: str, clear_similarity: float) -> dict:
+def roll_up(rows: Dataset, name: str, clear_similarity: float) -> dict[str, Any]:
     """Shares summed by the values of a metadata column of the sources, largest first; null counts as a value.
 
     Returns {name, num_values, values: [{key, share, clear_share}]}; a long list is cut to TOP_ROLL_UP_VALUES.
@@ -159,7 +160,9 @@ def gallery_positions(num_queries: int, num_gallery: int) -> np.ndarray:
     return np.unique(np.rint(np.linspace(0, num_queries - 1, min(num_gallery, num_queries))).astype(np.int64))
 
 
-def _aggregate(scan: Dataset, where: pc.Expression, columns: dict, keys: list[str], aggregates: list) -> pa.Table:
+def _aggregate(
+    scan: Dataset, where: pc.Expression, columns: dict[str, Any], keys: list[str], aggregates: list[Any]
+) -> pa.Table:
     return Declaration.from_sequence(
         [
             Declaration("scan", ScanNodeOptions(scan, columns=columns, filter=where)),
@@ -206,7 +209,7 @@ def _top_similarities(outcomes: Dataset) -> tuple[np.ndarray, np.ndarray, np.nda
     return ids[order], similarity[order], num_sources[order]
 
 
-def _top_sources(sums: pa.Table, index: Index, num_sources: int, storage: Storage) -> list[dict]:
+def _top_sources(sums: pa.Table, index: Index, num_sources: int, storage: Storage) -> list[dict[str, Any]]:
     top = _largest(sums, num_sources)
     known = {row["id"]: row for row in read_sources(index, top["key"].to_numpy(), storage).to_pylist()}
     shown = {
@@ -215,11 +218,11 @@ def _top_sources(sums: pa.Table, index: Index, num_sources: int, storage: Storag
     return [sums | shown[sums["key"]] for sums in top.to_pylist()]
 
 
-def _metadata(row: dict, fixed: set[str], prefix: str = "") -> dict:
+def _metadata(row: dict[str, Any], fixed: set[str], prefix: str = "") -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in row.items() if name not in fixed and value is not None}
 
 
-def _gallery(run: Run, ids: np.ndarray, num_gallery: int) -> list[dict]:
+def _gallery(run: Run, ids: np.ndarray, num_gallery: int) -> list[dict[str, Any]]:
     """Queries evenly spaced in the order of top similarity, each with its most similar sources."""
     chosen = ids[gallery_positions(len(ids), num_gallery)]
     is_chosen = pc.field("query_id").isin(pa.array(chosen))
@@ -248,7 +251,7 @@ def _histograms(similarity: np.ndarray, num_sources: np.ndarray, clear_similarit
     ]
 
 
-def similarity_histogram(similarity: np.ndarray, clear_similarity: float) -> list[dict]:
+def similarity_histogram(similarity: np.ndarray, clear_similarity: float) -> list[dict[str, Any]]:
     """Bars {low, high, count, is_clear} of float [n > 0], each for values in [low, high).
 
     Steps are counted from clear_similarity, so that every bar lies on one side of it.
@@ -262,19 +265,19 @@ def similarity_histogram(similarity: np.ndarray, clear_similarity: float) -> lis
     return _bars(edges, np.bincount(place - first, minlength=len(edges) - 1), np.arange(first, last + 1) >= 0)
 
 
-def count_histogram(values: np.ndarray) -> list[dict]:
+def count_histogram(values: np.ndarray) -> list[dict[str, Any]]:
     """Bars of positive integers [n > 0], as `similarity_histogram`; none is clear."""
     step = -(-int(values.max()) // MAX_BARS)
     counts = np.bincount((values - 1) // step)
     return _bars(0.5 + step * np.arange(len(counts) + 1), counts, np.zeros(len(counts), bool))
 
 
-def _bars(edges: np.ndarray, counts: np.ndarray, is_clear: np.ndarray) -> list[dict]:
+def _bars(edges: np.ndarray, counts: np.ndarray, is_clear: np.ndarray) -> list[dict[str, Any]]:
     columns = edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), is_clear.tolist()
     return [dict(zip(("low", "high", "count", "is_clear"), bar)) for bar in zip(*columns)]
 
 
-def _failures(outcomes: Dataset) -> dict:
+def _failures(outcomes: Dataset) -> dict[str, Any]:
     failed = pc.field("status") == "failed"
     columns = {"stage": pc.field("stage"), "reason": pc.field("reason")}
     counts = _aggregate(outcomes, failed, columns, ["stage", "reason"], [([], "hash_count_all", None, "count")])
@@ -284,14 +287,14 @@ def _failures(outcomes: Dataset) -> dict:
     return {"counts": first.to_pylist(), "num_reasons": len(counts), "listed": listed.to_pylist()}
 
 
-def _generator_section(record: dict, storage: Storage) -> dict | None:
+def _generator_section(record: dict[str, Any], storage: Storage) -> dict[str, Any] | None:
     """What the page shows of the summary of jobs.identify in the run's record; None without one.
 
     Added are the settings and leave-one-out rates of the identify run (None and {} if it is gone), the chart of shares
     and the ids of the exemplars. Sets and candidates are cut to those shown. Records of earlier versions have no
     recognised rates, no list of sets, no notes of changes and no count of distinct images.
     """
-    found = record.get("generators")
+    found: dict[str, Any] | None = record.get("generators")
     if found is None:
         return None
     candidates = [
@@ -314,13 +317,13 @@ def _generator_section(record: dict, storage: Storage) -> dict | None:
     }
 
 
-def _share_chart(shares: list[dict]) -> str:
+def _share_chart(shares: list[dict[str, Any]]) -> str:
     rows = {row["name"]: (100 * row["share"], 100 * row["low"], 100 * row["high"]) for row in shares}
     drawn = forest_figure(rows, "corrected share of images in %, with 95 % interval", form="{:.1f}")
     return svg(drawn, "Estimated share of each generator with its 95 % interval")
 
 
-def _identify_record(uri: str | None, storage: Storage) -> dict | None:
+def _identify_record(uri: str | None, storage: Storage) -> dict[str, Any] | None:
     try:
         return open_identified(uri, storage).record if uri else None
     except (AttribError, OSError):

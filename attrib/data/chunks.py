@@ -40,7 +40,7 @@ def plan_chunks(num_rows: int, partition: int, chunk_rows: int) -> list[Chunk]:
 def pending_chunks(
     output: str, parts_folder: str, num_rows: list[int], chunk_rows: int, storage: Storage
 ) -> list[Chunk]:
-    """The chunks that have no file below `output` and whose partition, of `num_rows[partition]` rows, has none in `parts_folder`."""
+    """Return the chunks without a file below `output` whose partition has no file in `parts_folder`."""
     assembled = set(storage.names(parts_folder, suffix=".parquet"))
     pending = []
     for partition, rows in enumerate(num_rows):

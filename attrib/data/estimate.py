@@ -63,7 +63,7 @@ def estimate_manifest(
     written = round(num_images * row.on_disk)
     return Estimate(
         num_workers=num_workers,
-        worker_bytes=baseline_bytes + READER_BYTES + WRITER_BYTES + rows_bytes,
+        worker_bytes=baseline_bytes + READER_BYTES + WRITER_BYTES + round(rows_bytes),
         # int64 ids four times: per listing, joined, sorted, and during the search for duplicates.
         driver_bytes=baseline_bytes + 4 * 8 * num_images,
         output_bytes=written,

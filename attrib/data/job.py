@@ -4,6 +4,7 @@ import hashlib
 import logging
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +42,7 @@ LISTINGS = "_listings"
 SAMPLE_ROWS = 4_096  # of a listing, whose mean row size is measured
 
 
-def run(settings: ManifestSettings) -> dict:
+def run(settings: ManifestSettings) -> dict[str, Any]:
     """Make the manifest and return its record.
 
     Raises AttribError for an empty collection, a key that occurs twice, or metadata that match no image.
@@ -159,7 +160,7 @@ def _resolve_collisions(
     duplicated = duplicated_ids(sorted_ids)
     if not len(duplicated):
         return {}
-    colliding = []
+    colliding: list[tuple[int, str]] = []
     for uri, ids in zip(listings, ids_by_unit):
         if np.isin(ids, duplicated).any():
             rows = storage.read_table(uri, columns=["id", "key"], filter=pc.field("id").isin(duplicated))

@@ -105,12 +105,13 @@ def open_manifest(uri: str, storage: Storage) -> Manifest:
 
 
 def sample_threshold(manifest: Manifest, max_images: int, storage: Storage) -> np.uint64 | None:
-    """The largest sampling_rank in a sample of `max_images` images; None if the sample is the whole manifest."""
+    """Return the largest sampling_rank in a sample of `max_images` images; None if the sample is the whole manifest."""
     if max_images >= manifest.num_images:
         return None
     parts = (storage.read_table(manifest.partition_uri(p), columns=["id"]) for p in range(len(manifest.num_rows)))
     ranks = np.concatenate([sampling_rank(part["id"].to_numpy()) for part in parts])
-    return np.partition(ranks, max_images - 1)[max_images - 1]
+    threshold: np.uint64 = np.partition(ranks, max_images - 1)[max_images - 1]
+    return threshold
 
 
 def sampled_rows(manifest: Manifest, partition: int, threshold: np.uint64 | None, storage: Storage) -> pa.Table:

@@ -1,6 +1,7 @@
 """The index job: sample vectors, train the quantizer, build shards in parallel, measure recall on held-out vectors."""
 
 import logging
+from typing import Any
 
 import faiss
 import numpy as np
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 MAX_HELD_OUT_SHARE = 0.2
 
 
-def run(settings: IndexSettings) -> dict:
+def run(settings: IndexSettings) -> dict[str, Any]:
     """Build the index and return its record.
 
     Raises AttribError if there is no vector, or if no kind of index fits the memory of a worker.
@@ -115,7 +116,7 @@ def describe(plan: IndexPlan, num_vectors: int, dimension: int) -> str:
     )
 
 
-def _rates_task(settings: IndexSettings, dimension: int) -> dict:
+def _rates_task(settings: IndexSettings, dimension: int) -> dict[str, Any]:
     faiss.omp_set_num_threads(settings.threads_per_task)
     return measure_rates(dimension).to_dict()
 
@@ -156,8 +157,8 @@ def _build_shards(
     quantizer_uri: str | None,
     device: str,
     storage: Storage,
-) -> list[dict]:
-    records: list[dict] = [{}] * len(groups)
+) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = [{}] * len(groups)
     sizes = [sum(embeddings.num_embedded[p] for p in group) for group in groups]
     progress = Progress("build", sum(sizes), "vectors")
     work = (
@@ -189,9 +190,10 @@ def _build_task(
     device: str,
     threads: int,
     storage: Storage,
-) -> dict:
+) -> dict[str, Any]:
     if storage.exists(join(uri, SHARD_RECORD)):
-        return storage.read_json(join(uri, SHARD_RECORD))
+        record: dict[str, Any] = storage.read_json(join(uri, SHARD_RECORD))
+        return record
     faiss.omp_set_num_threads(threads)
     columns = ["id", "key", "uri", *manifest.metadata_columns]
     sources = pa.concat_tables([storage.read_table(manifest.partition_uri(p), columns=columns) for p in partitions])
@@ -202,12 +204,12 @@ def _build_task(
 def _measure(
     settings: IndexSettings,
     plan: IndexPlan,
-    shards: list[dict],
+    shards: list[dict[str, Any]],
     quantizer_uri: str | None,
     held_out_ids: np.ndarray,
     held_out: np.ndarray,
     storage: Storage,
-) -> dict:
+) -> dict[str, Any]:
     """Measure recall at `recall_k` of held-out images, without their own vector; find the nprobe that meets the target.
 
     The first nprobe is the one that probes the lists of the true neighbours, which needs no search. The whole search,
@@ -265,7 +267,7 @@ def _measure(
 def _search_held_out(
     settings: IndexSettings,
     plan: IndexPlan,
-    shards: list[dict],
+    shards: list[dict[str, Any]],
     ids: np.ndarray,
     vectors: np.ndarray,
     nprobe: int,
@@ -294,7 +296,7 @@ def _search_held_out_task(
     settings: IndexSettings,
     plan: IndexPlan,
     shard: int,
-    record: dict,
+    record: dict[str, Any],
     queries: np.ndarray,
     nprobe: int,
     quantizer_uri: str | None,
@@ -308,7 +310,7 @@ def _search_held_out_task(
         compressed = bool(nprobe) and plan.is_compressed
         candidates = search_shard(opened, queries, settings.recall_k + 1, _num_candidates(settings), nprobe, compressed)
         ids = np.unique(candidates.id)
-        if quantizer is None:
+        if quantizer is None or opened.offsets is None:
             return candidates, np.stack([ids, np.zeros_like(ids)], axis=1), len(queries) * len(opened.ids)
         lists = np.searchsorted(opened.offsets, opened.positions_of(ids), side="right") - 1
         num_probed = np.diff(opened.offsets)[nearest_lists(quantizer, queries, max(nprobe, 1))].sum()

@@ -1,4 +1,4 @@
-"""Attribution and outcome rows, read back from Parquet and compared with rows made one by one."""
+"""Attribution rows and query rows, read back from Parquet and compared with a naive loop."""
 
 import numpy as np
 import pyarrow as pa
@@ -91,14 +91,14 @@ def queries(tmp_path) -> pa.Table:
 
 @pytest.fixture
 def best() -> Candidates:
-    """Of query 0 (id 10) three sources, of query 2 (id 30) one, of query 3 (id 40) three with nothing far below."""
+    """Three sources of query 0 (id 10), one of query 2 (id 30), three similar ones of query 3 (id 40)."""
     query = np.array([0, 0, 0, 2, 3, 3, 3])
     ids = np.array([7, 3, 9, 3, 1, 4, 6])
     score = np.array([0.9, 0.85, 0.1, 0.4, 0.5, 0.5, 0.5], np.float32)
     return Candidates(query, ids, score, score)
 
 
-def test_rows_equal_rows_made_one_by_one(queries, best, tmp_path):
+def test_rows_equal_a_naive_loop(queries, best, tmp_path):
     settings = SharesSettings()
     attributions, outcomes = attribution_rows(best, queries, make_sources(np.arange(12)), TOP_K, settings, STAMP)
     for name, table in {"attributions": attributions, "outcomes": outcomes}.items():
@@ -173,7 +173,7 @@ def test_rows_equal_rows_made_one_by_one(queries, best, tmp_path):
     ]
 
 
-def test_verdicts_on_generators_stand_beside_the_outcomes(queries, best):
+def test_generator_verdicts_are_joined_to_the_query_rows(queries, best):
     rows = [
         {
             "id": 10,
@@ -204,7 +204,7 @@ def test_verdicts_on_generators_stand_beside_the_outcomes(queries, best):
         attribution_rows(*given, verdicts.slice(0, 3))
 
 
-def test_a_block_in_which_every_query_failed(queries, best):
+def test_block_without_embedded_queries(queries, best):
     none = best.at(np.empty(0, np.int64))
     attributions, outcomes = attribution_rows(
         none, queries, make_sources(np.arange(12)), TOP_K, SharesSettings(), STAMP
@@ -214,14 +214,14 @@ def test_a_block_in_which_every_query_failed(queries, best):
     assert outcomes["top_source_id"].null_count == 4 and described(outcomes.schema) == OUTCOME_SCHEMA
 
 
-def test_block_queries_are_by_id_with_outcome_and_metadata(queries):
+def test_block_queries_are_sorted_with_status_and_metadata(queries):
     assert queries["id"].to_pylist() == [10, 20, 30, 40]
     assert queries["stage"].to_pylist() == [None, "decode", None, None]
     assert queries["key"].to_pylist() == ["10.png", "20.png", "30.png", "40.png"]
     assert queries["prompt"].to_pylist() == ["a cat", None, "", "ein Hund"]
 
 
-def test_a_manifest_of_other_images_is_refused(tmp_path):
+def test_manifest_of_other_images_is_an_error(tmp_path):
     ids = np.array([1, 2])
     embeddings = write_embeddings(tmp_path, ids, np.eye(2, dtype=np.float16), np.zeros(2, int))
     manifest = make_manifest(embeddings.manifest_uri, [2], [])
@@ -242,7 +242,7 @@ def test_partial_results_survive_storage(best, tmp_path):
         assert getattr(found, name).dtype == getattr(best, name).dtype
 
 
-def test_sources_are_read_from_whichever_shards_hold_them(tmp_path):
+def test_sources_are_read_from_all_shards(tmp_path):
     ids = np.arange(100, 160)
     vectors = np.random.default_rng(18).standard_normal((60, 4)).astype(np.float16)
     shards = make_index(tmp_path, ids, vectors, make_plan("flat"), np.arange(60) % 3)
@@ -252,7 +252,7 @@ def test_sources_are_read_from_whichever_shards_hold_them(tmp_path):
     assert len(read_sources(index, np.empty(0, np.int64), STORAGE)) == 0
 
 
-def test_sources_of_one_shard_are_its_own_and_by_id(tmp_path):
+def test_sources_of_one_shard_are_sorted_by_id(tmp_path):
     ids = np.arange(100, 160)
     vectors = np.random.default_rng(18).standard_normal((60, 4)).astype(np.float16)
     shards = make_index(tmp_path, ids, vectors, make_plan("flat"), np.arange(60) % 3)
@@ -261,13 +261,13 @@ def test_sources_of_one_shard_are_its_own_and_by_id(tmp_path):
     assert found.equals(make_sources(np.array([101, 131, 158])))
 
 
-def test_wanted_sources_are_named_once_by_shard():
+def test_wanted_sources_are_distinct_and_sorted_by_shard():
     table = wanted_table(np.array([7, 3, 9, 3, 5, 7]), np.array([1, 0, 1, 0, 0, 1]))
     assert table.to_pydict() == {"shard": [0, 0, 1, 1], "source_id": [3, 5, 7, 9]}
     assert len(wanted_table(np.empty(0, np.int64), np.empty(0, np.int64))) == 0
 
 
-def test_blocks_are_of_one_size_and_cover_every_row_once():
+def test_blocks_have_equal_size_and_cover_every_row_once():
     for num_rows, most, sizes in (
         ([3, 0, 4], 100, [7]),
         ([10_000], 100_000, [1000] * 10),
@@ -281,8 +281,8 @@ def test_blocks_are_of_one_size_and_cover_every_row_once():
         assert seen == [(unit, row) for unit, rows in enumerate(num_rows) for row in range(rows)]
 
 
-def test_metadata_that_would_take_the_name_of_a_column_is_reserved():
-    """Metadata goes into the rows as source_<name> and query_<name>, and beside stage and reason on the way there."""
+def test_metadata_names_that_clash_with_columns_are_reserved():
+    """Metadata become source_<name> and query_<name>, and share a table with stage and reason before that."""
     for fixed in (ATTRIBUTION_SCHEMA, OUTCOME_SCHEMA):
         for prefix in ("source_", "query_"):
             taken = {name.removeprefix(prefix) for name in fixed if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Blocks as the tasks of an attribution run read them, and its search tasks run twice, as after a restart, without a cluster."""
+"""Tasks of an attribution run without a cluster: reading blocks, and searching again after a restart."""
 
 import os
 
@@ -24,7 +24,7 @@ NUM_SOURCES, NUM_QUERIES, DIMENSION, BLOCK_ROWS, TOP_K = 600, 130, 24, 17, 3
 
 @pytest.fixture
 def job(tmp_path) -> AttributionJob:
-    """Two shards of eight lists; queries in partitions of 50, 50 and 30, in blocks that cut across them, some without a vector."""
+    """Two shards of eight lists; 130 queries, some failed, in three partitions and in blocks that cross partitions."""
     generator = np.random.default_rng(5)
     ids = generator.permutation(np.unique(generator.integers(0, 2**62, NUM_SOURCES)))
     vectors = generator.standard_normal((NUM_SOURCES + NUM_QUERIES, DIMENSION)).astype(np.float16)
@@ -47,7 +47,7 @@ def job(tmp_path) -> AttributionJob:
 
 
 @pytest.mark.parametrize("blocks", [[0, 1, 2, 3, 4, 5, 6, 7], [2], [0, 2, 3, 7], [3, 1]])
-def test_blocks_that_are_read_together_are_those_that_are_read_alone(job, blocks):
+def test_blocks_read_together_equal_blocks_read_alone(job, blocks):
     assert len(job.blocks) == 8 and len(job.blocks[2]) == 2  # it spans two partitions
     for block, (ids, units) in zip(blocks, job.read_blocks(blocks, STORAGE), strict=True):
         alone_ids, alone = read_block(job.queries, job.blocks[block], STORAGE)
@@ -57,13 +57,13 @@ def test_blocks_that_are_read_together_are_those_that_are_read_alone(job, blocks
         assert np.all(np.diff(everyone) > 0)
 
 
-def test_no_more_rows_are_together_than_were_asked_for(job):
+def test_joint_reads_respect_the_row_limit(job):
     assert job.together([0, 1, 2, 3], 40) == [[0, 1], [2, 3]]
     assert job.together([0, 4], 1) == [[0], [4]]
     assert job.together([], 40) == []
 
 
-def test_queries_that_are_checked_are_the_first_of_the_whole_batch(job):
+def test_recall_sample_is_taken_from_the_whole_batch(job):
     wanted = num_checked(job)
     threshold = sample_threshold(wanted, sum(job.queries.num_embedded))
     parts = [attribute_job._probe_task(job, blocks, threshold, STORAGE) for blocks in ([0, 1, 2], [3, 4, 5, 6, 7])]
@@ -74,7 +74,7 @@ def test_queries_that_are_checked_are_the_first_of_the_whole_batch(job):
     assert [len(some) for some in lists] == [len(ids) for ids, _ in job.read_blocks(list(range(8)), STORAGE)]
 
 
-def test_a_search_finds_what_the_shard_holds_and_what_an_earlier_start_wrote(job):
+def test_search_task_keeps_results_of_an_earlier_run(job):
     output, blocks = job.settings.output, [4, 5]
     attribute_job._probe_task(job, blocks, None, STORAGE)
     read = job.read_blocks(blocks, STORAGE)

@@ -1,4 +1,4 @@
-"""Collections in every form, on a disk and on S3, against one oracle: the pictures that were written."""
+"""All collection formats, on local disk and S3, compared with the images that were written."""
 
 import io
 import os
@@ -47,7 +47,7 @@ def check_equals(collection: CollectionSettings, storage, images: dict[str, byte
 
 
 def write_form(form: str, uri: str, storage) -> dict:
-    """The images in one form; returns the settings that differ from a folder's."""
+    """Write the images in one format; return the settings that differ from those of a folder."""
     if form == "folder":
         write_folder(IMAGES, uri, storage)
         return {}
@@ -76,19 +76,19 @@ FORMS = (
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_lists_the_same_images_and_reads_the_same_bytes(form, tmp_path, local):
+def test_all_formats_give_the_same_images_and_bytes(form, tmp_path, local):
     storage, root = local, str(tmp_path / "store")
     settings = write_form(form, root, storage)
     check_equals(CollectionSettings(name="c", uri=root, **settings), storage, IMAGES)
 
 
-def test_one_file_is_a_collection_as_well(tmp_path, local):
+def test_collection_may_be_one_file(tmp_path, local):
     storage, root = local, str(tmp_path / "store")
     write_tars(IMAGES, root, storage)
     check_equals(CollectionSettings(name="c", uri=join(root, "000.tar"), format="webdataset"), storage, IMAGES)
 
 
-def test_a_tar_made_in_a_folder_has_the_keys_of_the_folder(tmp_path, local):
+def test_tar_keys_equal_folder_keys(tmp_path, local):
     hidden = {".hidden.jpg": b"x", "._plain.jpg": b"x", ".cache/a.jpg": b"x", "deep/.cache/a.jpg": b"x"}
     others = {"notes.txt": b"x", "jpg": b"x", "archive.jpg.zip": b"x"}
     write_folder(IMAGES | hidden | others, str(tmp_path / "images"), local)
@@ -100,13 +100,13 @@ def test_a_tar_made_in_a_folder_has_the_keys_of_the_folder(tmp_path, local):
 
 
 @pytest.mark.parametrize("extensions", [(".png",), ("png",), (".PNG",)])
-def test_extensions_are_read_with_and_without_dot_in_any_case(extensions, tmp_path, local):
+def test_extensions_ignore_case_and_dot(extensions, tmp_path, local):
     write_folder(pictures(["a.png", "b.PNG", "c.jpg"]), str(tmp_path), local)
     rows = listed(CollectionSettings(name="c", uri=str(tmp_path), extensions=extensions), local)
     assert [row["key"] for row in rows] == ["a.png", "b.PNG"]
 
 
-def test_what_is_not_there_is_named(tmp_path, local):
+def test_missing_collection_is_named(tmp_path, local):
     storage, root = local, str(tmp_path / "store")
     for format in ("folder", "webdataset"):
         with pytest.raises(AttribError, match=r"collection 'c': .*/absent does not exist"):
@@ -139,14 +139,14 @@ def damaged_tars() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("damage", damaged_tars())
-def test_a_damaged_tar_is_refused_rather_than_listed_in_part(damage, tmp_path, local):
+def test_damaged_tar_is_an_error(damage, tmp_path, local):
     storage, root = local, str(tmp_path / "store")
     storage.write_bytes(join(root, "bad.tar"), damaged_tars()[damage])
     with pytest.raises(AttribError, match=r"bad\.tar is not a readable plain tar file \(.+\); fetch it again"):
         listed(CollectionSettings(name="c", uri=root, format="webdataset"), storage)
 
 
-def test_tar_names_that_are_not_utf_8_become_printable_keys(tmp_path, local):
+def test_tar_names_without_utf_8_become_printable_keys(tmp_path, local):
     odd = os.fsdecode(b"caf\xe9.jpg")
     (tmp_path / "a.tar").write_bytes(tar_bytes({odd: IMAGES["plain.jpg"]}, tarfile.GNU_FORMAT))
     collection = CollectionSettings(name="c", uri=str(tmp_path), format="webdataset")
@@ -169,13 +169,13 @@ def parquet(folder, table: pa.Table, **settings) -> CollectionSettings:
         ({"u": ["a"], "id": [1]}, {"uri_column": "u", "metadata_columns": ("id",)}, "'id' has a reserved name; rename"),
     ],
 )
-def test_a_parquet_file_that_does_not_fit_is_named(columns, settings, expected, tmp_path, local):
+def test_unsuitable_parquet_file_is_named(columns, settings, expected, tmp_path, local):
     with pytest.raises(AttribError, match=expected) as error:
         listed(parquet(tmp_path, pa.table(columns), **settings), local)
     assert "a.parquet" in str(error.value)
 
 
-def test_a_file_that_is_no_parquet_is_named(tmp_path, local):
+def test_unreadable_parquet_file_is_named(tmp_path, local):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(AttribError, match=r"a\.parquet is not a readable Parquet file"):
         listed(CollectionSettings(name="c", uri=str(tmp_path), format="parquet", uri_column="u"), local)
@@ -198,7 +198,7 @@ def test_keys_may_be_numbers_and_uris_are_keys_by_default(tmp_path, local):
         ("http://example.org/a.jpg", "http:// is not supported; use a local path or s3://"),
     ],
 )
-def test_an_image_that_cannot_be_read_is_one_image_that_failed(place_of_image, expected, tmp_path, local):
+def test_unreadable_image_fails_alone(place_of_image, expected, tmp_path, local):
     storage, root = local, str(tmp_path / "store")
     storage.write_bytes(join(root, "there.jpg"), b"x")
     write_uri_parquet({"a": b"", "b": b""}, {"a": place_of_image, "b": "there.jpg"}, root, storage)
@@ -209,7 +209,7 @@ def test_an_image_that_cannot_be_read_is_one_image_that_failed(place_of_image, e
         read_image(by_key["a"], storage)
 
 
-def test_a_local_list_may_point_at_objects(s3_endpoint, tmp_path):
+def test_local_parquet_may_list_s3_objects(s3_endpoint, tmp_path):
     storage = Storage(StorageSettings(endpoint=s3_endpoint))
     storage.write_bytes("s3://attrib/pointed at/a.jpg", b"x")
     table = pa.table({"u": ["s3://attrib/pointed at/a.jpg", "s3://no-such-bucket/a.jpg"]})
@@ -219,7 +219,7 @@ def test_a_local_list_may_point_at_objects(s3_endpoint, tmp_path):
         read_image(absent, storage)
 
 
-def test_shards_that_change_after_listing_fail_by_image(tmp_path, local):
+def test_shards_changed_after_listing_fail_per_image(tmp_path, local):
     images = pictures(["a.jpg", "b.jpg"])
     write_tars(images, str(tmp_path / "tar"), local)
     rows = listed(CollectionSettings(name="c", uri=str(tmp_path / "tar"), format="webdataset"), local)
@@ -280,7 +280,7 @@ def listing_with_sidecar(uri: str, storage, **settings) -> tuple[pa.Table, Colle
 
 
 @pytest.mark.parametrize("extension", ["csv", "tsv", "parquet", "CSV"])
-def test_a_sidecar_describes_images_by_key(extension, tmp_path, local):
+def test_sidecar_is_joined_by_key(extension, tmp_path, local):
     storage, root = local, str(tmp_path / "store")
     uri = join(root, f"about.{extension}")
     write_sidecar(uri, storage, prefix="set/", key="file")
@@ -321,14 +321,14 @@ def test_sidecar_keys_of_any_text_type_match(kind, tmp_path, local):
         ("", {}, "cannot be read"),
     ],
 )
-def test_a_sidecar_that_does_not_fit_is_named(text, settings, expected, tmp_path, local):
+def test_unsuitable_sidecar_is_named(text, settings, expected, tmp_path, local):
     (tmp_path / "about.csv").write_text(text)
     images, collection = listing_with_sidecar(str(tmp_path / "about.csv"), local, **settings)
     with pytest.raises(AttribError, match=f"about.csv.*{expected}"):
         join_metadata(images, collection, local)
 
 
-def test_a_sidecar_that_is_absent_or_of_another_kind_is_named(tmp_path, local):
+def test_missing_sidecar_or_other_file_type_is_named(tmp_path, local):
     for name, expected in (("absent.csv", "does not exist"), ("about.json", "must be .csv, .tsv or .parquet")):
         (tmp_path / "about.json").write_text("{}")
         images, collection = listing_with_sidecar(str(tmp_path / name), local)
@@ -336,7 +336,7 @@ def test_a_sidecar_that_is_absent_or_of_another_kind_is_named(tmp_path, local):
             join_metadata(images, collection, local)
 
 
-def test_metadata_in_the_file_and_beside_it_must_not_share_a_name(tmp_path, local):
+def test_parquet_and_sidecar_metadata_need_different_names(tmp_path, local):
     table = pa.table({"u": ["plain.jpg"], "owner": ["inside"]})
     (tmp_path / "about.csv").write_text("key,owner\nplain.jpg,beside\n")
     sidecar = MetadataSettings(uri=str(tmp_path / "about.csv"))
@@ -346,8 +346,8 @@ def test_metadata_in_the_file_and_beside_it_must_not_share_a_name(tmp_path, loca
         join_metadata(images, collection, local)
 
 
-def test_no_metadata_column_can_clash_with_a_column_of_a_later_table():
-    """Attribution tables put a prefix before metadata; without RESERVED_COLUMNS some of these names would meet."""
+def test_metadata_columns_cannot_clash_with_later_tables():
+    """Attribution tables add a prefix to metadata names; RESERVED_COLUMNS prevents clashes with their columns."""
     from attrib.attribute.rows import ATTRIBUTION_FIELDS, QUERY_RESULT_FIELDS
 
     assert {field.name for field in LOCATION_FIELDS} < RESERVED_COLUMNS

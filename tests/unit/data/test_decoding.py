@@ -1,4 +1,4 @@
-"""Decoding, compared with Pillow and with arithmetic, and what is refused."""
+"""Decoding, compared with Pillow and with computed values; errors of damaged files."""
 
 import io
 import pickle
@@ -35,7 +35,7 @@ def array(image: Image.Image) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_every_hostile_image_decodes_or_is_refused_with_its_reason(name, decoder):
+def test_hostile_image_decodes_or_fails_with_its_reason(name, decoder):
     data, expected = HOSTILE[name]
     if expected is None:
         assert decoded(data).size > 0
@@ -57,7 +57,7 @@ def test_torchcodec_equals_pillow_on_real_images(real_images, monkeypatch):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_turned_upright(orientation, decoder):
+def test_every_orientation_becomes_upright(orientation, decoder):
     difference = np.abs(decoded(oriented_jpeg(orientation)) - array(picture()))
     assert difference.max() <= 12 and difference.mean() < 1.0  # JPEG's own loss at quality 95
 
@@ -72,7 +72,7 @@ def test_orientation_in_other_formats(format, orientation):
     np.testing.assert_array_equal(decoded(data), decoded(oriented_jpeg(orientation)))
 
 
-def test_an_orientation_in_xmp_counts_with_either_decoder(decoder):
+def test_xmp_orientation_applies_with_both_decoders(decoder):
     data = encode(picture(), "JPEG", xmp=b'<rdf:Description tiff:Orientation="6"/>')
     assert decode_image(data, max_megapixels=1.0).pixels.shape == (3, 96, 64)
 
@@ -157,12 +157,12 @@ def test_the_size_limit_names_the_numbers():
         decode_image(data, max_megapixels=0.006143)
 
 
-def test_a_limit_above_pillows_own_is_honoured(monkeypatch):
+def test_size_limit_above_that_of_pillow(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert decode_image(HOSTILE["plain.bmp"][0], max_megapixels=1.0).width == 96
 
 
-def test_truncation_is_refused_even_where_another_library_allowed_it(monkeypatch):
+def test_truncated_image_fails_even_if_pillow_is_set_to_allow_it(monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(ImageError, match="truncated"):
         decode_image(HOSTILE["truncated.png"][0], max_megapixels=1.0)
@@ -171,7 +171,7 @@ def test_truncation_is_refused_even_where_another_library_allowed_it(monkeypatch
 @pytest.mark.parametrize(
     "error", [MemoryError(), RecursionError("deep"), RuntimeError("first <X object at 0x7f12>\nsecond" * 99)]
 )
-def test_any_failure_of_a_decoder_becomes_an_image_error(error, monkeypatch):
+def test_decoder_errors_become_image_errors(error, monkeypatch):
     def fail(image):
         raise error
 
@@ -181,7 +181,7 @@ def test_any_failure_of_a_decoder_becomes_an_image_error(error, monkeypatch):
     assert len(caught.value.reason) <= 200 and "\n" not in caught.value.reason and "0x7f12" not in caught.value.reason
 
 
-def test_image_errors_travel_between_processes():
+def test_image_error_can_be_pickled():
     error = pickle.loads(pickle.dumps(ImageError("read", "the file is gone")))
     assert (error.stage, error.reason, str(error)) == ("read", "the file is gone", "read: the file is gone")
 
@@ -190,7 +190,7 @@ def test_image_errors_travel_between_processes():
 @pytest.mark.parametrize(
     "name", ["plain.jpg", "progressive.jpg", "rgba.png", "animated.gif", "plain.webp", "plain.tif", "plain.bmp"]
 )
-def test_damaged_bytes_never_raise_anything_else(name, decoder):
+def test_damaged_bytes_raise_image_errors_only(name, decoder):
     data = HOSTILE[name][0]
     rng = np.random.default_rng(sum(name.encode()))
     num_refused = 0
@@ -209,7 +209,7 @@ def test_damaged_bytes_never_raise_anything_else(name, decoder):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
-def test_no_cut_gives_a_partial_picture(format, decoder):
+def test_truncation_never_gives_a_partial_image(format, decoder):
     data = encode(Image.fromarray(np.random.default_rng(3).integers(0, 256, (60, 80, 3), dtype=np.uint8)), format)
     whole = decoded(data)
     for num_bytes in np.linspace(1, len(data) - 1, 60).astype(int):

@@ -1,4 +1,4 @@
-"""Image ids: values that must never change, collisions, and the order that samples are taken in."""
+"""Image ids: fixed values, collisions, and the order of samples."""
 
 import hashlib
 import os
@@ -12,8 +12,8 @@ from attrib.data.ids import duplicated_ids, image_ids, resolve_collisions, sampl
 LAST = (1 << 63) - 1
 
 
-def test_ids_are_the_same_for_ever():
-    """A change here would tear every published index from its images."""
+def test_ids_never_change():
+    """Other values would separate every published index from its images."""
     assert image_ids("sources", ["a.jpg", "folder/ü.png", ""]).tolist() == [
         1035765455778124473,
         3797333840538017540,
@@ -34,7 +34,7 @@ def test_ids_are_the_first_63_bits_of_the_hash():
     assert image_ids("c", []).shape == (0,)
 
 
-def test_file_names_that_are_not_utf8_have_ids():
+def test_file_names_without_utf_8_have_ids():
     name = os.fsdecode(b"caf\xe9-\xff.jpg")
     assert "\udce9" in name
     expected = int.from_bytes(hashlib.blake2b(b"c\0caf\xe9-\xff.jpg", digest_size=8).digest(), "big") >> 1
@@ -48,7 +48,7 @@ def test_duplicated_ids():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_collisions_move_to_the_next_free_ids_whatever_the_order(seed):
+def test_collisions_get_the_next_free_ids_in_any_order(seed):
     colliding = [(5, "b"), (5, "a"), (5, "c"), (7, "z"), (7, "y"), (LAST, "p"), (LAST, "q"), (LAST, "r")]
     taken = np.array(sorted([image_id for image_id, _ in colliding] + [0, 6, 8, 9]))
     order = np.random.default_rng(seed).permutation(len(colliding))
@@ -57,12 +57,12 @@ def test_collisions_move_to_the_next_free_ids_whatever_the_order(seed):
     assert moved == {"b": 10, "c": 11, "z": 12, "q": 1, "r": 2}
 
 
-def test_without_collisions_nothing_moves():
+def test_no_id_changes_without_collisions():
     assert resolve_collisions([], np.array([1, 2])) == {}
     assert resolve_collisions([(1, "a"), (2, "b")], np.array([1, 2])) == {}
 
 
-def test_a_key_that_occurs_twice_is_refused_by_name():
+def test_duplicate_key_is_named():
     with pytest.raises(AttribError, match=r"'cats/1\.jpg' occurs more than once"):
         resolve_collisions([(4, "other"), (4, "cats/1.jpg"), (4, "cats/1.jpg")], np.array([4, 4, 4]))
 

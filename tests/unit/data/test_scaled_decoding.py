@@ -1,4 +1,4 @@
-"""JPEGs decoded at a fraction of their size, compared with the means of blocks of what is decoded in full."""
+"""JPEGs decoded at a fraction of their size, compared with block means of the full-size image."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def means_of_blocks(pixels: torch.Tensor, shrink: int) -> torch.Tensor:
         ((643, 485), 7, 8),
     ],
 )
-def test_a_jpeg_is_decoded_at_the_smallest_scale_that_keeps_enough(size, min_side_px, shrink, decoder):
+def test_jpeg_is_decoded_at_the_smallest_sufficient_scale(size, min_side_px, shrink, decoder):
     data = large_jpeg(*size)
     image = decode_image(data, max_megapixels=1.0, min_side_px=min_side_px)
     assert (image.shrink, image.width, image.height) == (shrink, *size)
@@ -42,7 +42,7 @@ def test_a_jpeg_is_decoded_at_the_smallest_scale_that_keeps_enough(size, min_sid
 
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 2}, {"restart_marker_blocks": 3}])
-def test_every_kind_of_jpeg_is_scaled(options):
+def test_all_jpeg_variants_are_scaled(options):
     data = large_jpeg(320, 240, **options)
     image = decode_image(data, max_megapixels=1.0, min_side_px=120)
     expected = means_of_blocks(decode_image(data, max_megapixels=1.0).pixels, 2)
@@ -64,7 +64,7 @@ def test_other_formats_are_decoded_at_full_size():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_jpeg_is_scaled_where_nothing_is_left_over(orientation):
+def test_rotated_jpeg_is_scaled_if_its_size_is_divisible(orientation):
     data = oriented_jpeg(orientation)  # upright 96 x 64
     whole = decode_image(data, max_megapixels=1.0)
     image = decode_image(data, max_megapixels=1.0, min_side_px=32)
@@ -77,7 +77,7 @@ def test_a_turned_jpeg_is_scaled_where_nothing_is_left_over(orientation):
 
 
 @pytest.mark.parametrize("name", ["plain.jpg", "progressive.jpg", "greyscale.jpg", "cmyk.jpg"])
-def test_scaling_changes_no_verdict_on_a_damaged_jpeg(name):
+def test_damaged_jpeg_fails_equally_with_scaling(name):
     rng = np.random.default_rng(11)
     for trial in range(150):
         damaged = bytearray(HOSTILE[name][0])

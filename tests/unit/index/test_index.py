@@ -1,4 +1,4 @@
-"""Shards on disk: what they hold, that they are the same bytes twice, and that damage is refused."""
+"""Shards on disk: contents, deterministic builds, and errors of damaged files."""
 
 import shutil
 from contextlib import nullcontext
@@ -44,7 +44,7 @@ def answers(folder, records, queries, compressed, num_candidates=50):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_shard_holds_its_images_once_list_by_list_beside_their_sources(kind, collection, tmp_path):
+def test_shard_holds_vectors_by_list_and_sources_by_id(kind, collection, tmp_path):
     ids, vectors = collection
     failed = np.arange(NUM) % 7 == 0
     partition_of = np.arange(NUM) % 3
@@ -74,7 +74,7 @@ def test_a_shard_holds_its_images_once_list_by_list_beside_their_sources(kind, c
 
 
 @pytest.mark.parametrize("kind", ["ivf_sq8", "ivf_pq"])
-def test_codes_are_those_that_faiss_keeps(kind, collection, tmp_path):
+def test_codes_equal_those_of_faiss(kind, collection, tmp_path):
     ids, vectors = collection
     opened = open_index_shards(tmp_path, make_index(tmp_path, ids, vectors, make_plan(kind), np.zeros(NUM, int)))[0]
     lists = faiss.clone_index(opened.quantizer)
@@ -88,7 +88,7 @@ def test_codes_are_those_that_faiss_keeps(kind, collection, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_build_is_the_same_bytes_twice(kind, collection, tmp_path):
+def test_build_is_deterministic(kind, collection, tmp_path):
     built = []
     for name in ("first", "second"):
         ids, vectors = collection
@@ -98,7 +98,7 @@ def test_a_build_is_the_same_bytes_twice(kind, collection, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_build_leaves_no_other_files_than_those_of_its_shard(kind, collection, tmp_path, monkeypatch):
+def test_build_leaves_no_scratch_files(kind, collection, tmp_path, monkeypatch):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(shard_module, "scratch_folder", lambda: nullcontext(str(scratch)))
@@ -108,7 +108,7 @@ def test_a_build_leaves_no_other_files_than_those_of_its_shard(kind, collection,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_order_and_grouping_of_partitions_do_not_change_answers(kind, collection, tmp_path):
+def test_results_do_not_depend_on_the_partitions(kind, collection, tmp_path):
     ids, vectors = collection
     queries = unit_rows(vectors[:30])
     shuffled = np.random.default_rng(6).permutation(NUM)
@@ -130,7 +130,7 @@ def test_order_and_grouping_of_partitions_do_not_change_answers(kind, collection
 
 @pytest.mark.parametrize("name", ["vectors.npy", "inverse_norms.npy", "ids.npy", "offsets.npy", "codes.npy"])
 @pytest.mark.parametrize("damage", ["flipped bit", "cut off"])
-def test_a_damaged_file_is_refused_by_name(damage, name, collection, tmp_path):
+def test_damaged_file_is_named(damage, name, collection, tmp_path):
     ids, vectors = collection
     records = make_index(tmp_path, ids, vectors, make_plan("ivf_pq"), np.zeros(NUM, int))
     assert len(open_index_shards(tmp_path, records)) == 1
@@ -146,8 +146,8 @@ def test_a_damaged_file_is_refused_by_name(damage, name, collection, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_open_shard_outlives_the_folder_of_its_files(kind, collection, tmp_path):
-    """A worker's copy of a remote shard lies in a scratch folder, and the files stay mapped."""
+def test_open_shard_survives_deletion_of_its_files(kind, collection, tmp_path):
+    """A worker copies a remote shard to a scratch folder; the memory-mapped files outlive the folder."""
     ids, vectors = collection
     records = make_index(tmp_path, ids, vectors, make_plan(kind, 3), np.zeros(NUM, int))
     shards = open_index_shards(tmp_path, records)
@@ -158,7 +158,7 @@ def test_an_open_shard_outlives_the_folder_of_its_files(kind, collection, tmp_pa
     assert np.array_equal(merge([found], 1).id, ids[:40])
 
 
-def test_images_that_the_manifest_does_not_list_are_refused(collection, tmp_path):
+def test_images_missing_in_the_manifest_are_an_error(collection, tmp_path):
     ids, vectors = collection
     embeddings = write_embeddings(tmp_path, ids, vectors, np.zeros(NUM, int))
     for kept in (np.sort(ids)[:-1], np.sort(ids)[1:], ids[:0]):
@@ -171,7 +171,7 @@ def test_images_that_the_manifest_does_not_list_are_refused(collection, tmp_path
 @pytest.mark.parametrize("num_vectors", [2, 39, 50])
 @pytest.mark.parametrize("kind", ["ivf_flat", "ivf_sq8", "ivf_pq"])
 def test_few_vectors_and_odd_dimensions(kind, num_vectors, dimension, tmp_path):
-    """PQ then trains fewer centroids than a byte can name, and every vector is its own neighbour all the same."""
+    """PQ then trains fewer than 256 centroids; every vector must still be its own nearest neighbour."""
     generator = np.random.default_rng(7)
     ids, vectors = np.arange(num_vectors) * 3, generator.standard_normal((num_vectors, dimension)).astype(np.float16)
     plan = make_plan(kind, 2, 1)
@@ -185,7 +185,7 @@ def test_few_vectors_and_odd_dimensions(kind, num_vectors, dimension, tmp_path):
 @pytest.mark.parametrize(
     "kind, num_lists, fewest", [("ivf_flat", 1, 1), ("ivf_flat", 40, 40), ("ivf_pq", 1, 2), ("ivf_sq8", 3, 3)]
 )
-def test_too_few_training_vectors_are_refused_with_the_numbers(kind, num_lists, fewest, collection):
+def test_too_few_training_vectors_are_an_error(kind, num_lists, fewest, collection):
     training = unit_rows(collection[1])
     plan = make_plan(kind, num_lists)
     assert train_quantizer(training[:fewest], plan, 0).is_trained
@@ -195,13 +195,13 @@ def test_too_few_training_vectors_are_refused_with_the_numbers(kind, num_lists, 
         train_quantizer(training[: fewest - 1], plan, 0)
 
 
-def test_a_template_depends_on_its_seed_alone(collection):
+def test_training_is_deterministic_for_a_seed(collection):
     training = unit_rows(collection[1])
     made = [faiss.serialize_index(train_quantizer(training, make_plan("ivf_pq"), seed)).tobytes() for seed in (0, 0, 1)]
     assert made[0] == made[1] != made[2]
 
 
-def test_queries_of_another_encoder_are_refused():
+def test_queries_of_another_encoder_are_an_error():
     encoder = {"model_digest": "a", "preprocessing": "p", "dimension": 8}
     built = Index("/index", "d", encoder, make_plan("flat"), None, [], 0, 8, {}, [], True, {})
 

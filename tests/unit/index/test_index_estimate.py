@@ -1,4 +1,4 @@
-"""The arithmetic of the index estimate; its peaks are compared with real work in tests/slow/test_search_estimates.py."""
+"""The arithmetic of the index estimate; tests/slow/test_search_estimates.py compares its peaks with real work."""
 
 import pytest
 

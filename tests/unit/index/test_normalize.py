@@ -1,4 +1,4 @@
-"""Casts and lengths, against NumPy's."""
+"""Conversion and normalisation of vectors, compared with NumPy."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The plan of an index: the rule that chooses it, and its numbers against files of real shards."""
+"""The plan of an index: the choice of its kind, and its predicted sizes compared with files of shards."""
 
 import functools
 import operator
@@ -20,8 +20,8 @@ def plan(num_vectors: int, dimension: int = 256, shard_sizes: list[int] | None =
     return plan_index(settings, num_vectors, shard_sizes or [num_vectors], dimension)
 
 
-def test_less_memory_means_a_smaller_kind():
-    """At a million vectors of 256 dimensions: 488 MiB of float16, 244 MiB of bytes, 31 MiB of PQ codes, each beside 16 MiB of centroids."""
+def test_less_memory_gives_a_smaller_kind():
+    """A million 256-d vectors: 488 MiB of float16, 244 MiB of bytes, 31 MiB of PQ codes; 16 MiB of centroids."""
     gibs = (8, 0.5, 0.48, 0.26, 0.25, 0.05, 0.04)
     kinds = [plan(MILLION, worker_memory_gib=gib, num_lists=16_384) for gib in gibs]
     assert [p.kind for p in kinds] == ["ivf_flat", "ivf_flat", "ivf_sq8", "ivf_sq8", "ivf_pq", "ivf_pq", "ivf_pq"]
@@ -29,7 +29,7 @@ def test_less_memory_means_a_smaller_kind():
     assert ["are read from disk" in p.reason for p in kinds] == [False] * 6 + [True]
 
 
-def test_a_kind_larger_than_memory_is_built_and_said_to_come_from_the_disk():
+def test_kind_larger_than_memory_is_built_with_a_warning():
     chosen = plan(MILLION, kind="ivf_flat", worker_memory_gib=0.4)
     assert chosen.kind == "ivf_flat"
     assert (
@@ -37,7 +37,7 @@ def test_a_kind_larger_than_memory_is_built_and_said_to_come_from_the_disk():
     )
 
 
-def test_centroids_that_no_worker_can_hold_are_refused():
+def test_centroids_larger_than_memory_are_an_error():
     limits = {"num_lists": 65_536, "worker_memory_gib": 0.06}
     with pytest.raises(
         AttribError, match=r"65,536 centroids of 256 dimensions need 0\.06 GiB .*worker_memory_gib = 0\.06"
@@ -91,7 +91,7 @@ def test_pq_bytes_divide_the_dimension(dimension):
                 plan(1_000, dimension, kind="ivf_pq", pq_bytes=wanted)
 
 
-def test_pq_bytes_are_checked_where_memory_leads_to_pq():
+def test_pq_bytes_are_checked_if_memory_requires_pq():
     with pytest.raises(AttribError, match=r"pq_bytes = 30 does not divide the dimension 256; near: \[8, 16, 32\]"):
         plan(MILLION, pq_bytes=30, worker_memory_gib=0.1)
     assert plan(MILLION, pq_bytes=30).kind == "ivf_flat"

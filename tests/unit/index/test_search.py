@@ -1,4 +1,4 @@
-"""Search against brute force over the stored vectors: every kind, however sharded, ties included."""
+"""Search, compared with brute force over the stored vectors, for every kind and sharding, with ties."""
 
 import faiss
 import numpy as np
@@ -17,7 +17,7 @@ COMPRESSED = ("ivf_sq8", "ivf_pq")
 
 @pytest.fixture(scope="module")
 def collection():
-    """ids int64 [n] in no order and vectors float16 [n, d] in clusters, with 60 copies of one, and 30 that differ in one last bit."""
+    """Unsorted ids int64 [n] and clustered vectors float16 [n, d]: 60 are equal, 30 differ in one last bit."""
     generator = np.random.default_rng(0)
     centres = generator.standard_normal((12, 24))
     vectors = (centres[generator.integers(0, 12, 700)] + 0.5 * generator.standard_normal((700, 24))).astype(np.float16)
@@ -30,7 +30,7 @@ def collection():
 
 @pytest.fixture(scope="module")
 def queries(collection):
-    """Unit float32 [m, d]: sources, the copied vector, one of the near-copies, and vectors of no source."""
+    """Unit vectors float32 [m, d]: sources, the repeated vector, a near-duplicate, and vectors of no source."""
     _, vectors = collection
     generator = np.random.default_rng(1)
     fresh = generator.standard_normal((40, 24)) + vectors[:40]
@@ -39,7 +39,7 @@ def queries(collection):
 
 @pytest.fixture(scope="module")
 def open_shards(collection, tmp_path_factory):
-    """open_shards(kind, num_shards): the shards of an index of the collection; images are dealt to shards in turn."""
+    """open_shards(kind, num_shards): the shards of an index of the collection; image i is in shard i % num_shards."""
     made = {}
 
     def open_shards(kind, num_shards):
@@ -60,7 +60,7 @@ def search_all(shards, queries, k, num_candidates, nprobe, kind):
 
 
 def assert_same(found: Candidates, expected: tuple[np.ndarray, np.ndarray]) -> None:
-    """expected: ids and scores [n, k], padded with id -1 to its right."""
+    """expected: ids and scores [n, k], padded with id -1 at the end."""
     ids, scores = expected
     real = ids >= 0
     assert np.array_equal(found.query, np.nonzero(real)[0])
@@ -80,7 +80,7 @@ def test_full_probe_equals_brute_force(kind, num_shards, num_queries, collection
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_small_blocks_of_memory_change_nothing(kind, queries, open_shards, monkeypatch):
+def test_results_do_not_depend_on_block_sizes(kind, queries, open_shards, monkeypatch):
     expected = search_all(open_shards(kind, 2), queries, K, 40, 5, kind)
     assert len(expected.id) == K * len(queries)
     monkeypatch.setattr(search, "BLOCK_ROWS", 23)
@@ -94,8 +94,8 @@ def test_small_blocks_of_memory_change_nothing(kind, queries, open_shards, monke
 
 @pytest.mark.parametrize("num_shards", [1, 2, 5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_ties_larger_than_the_candidates_are_found_whole(kind, num_shards, collection, open_shards):
-    """Of 60 copies the lowest ids win; of 30 vectors that share a code or differ in a last bit, the nearest."""
+def test_ties_beyond_the_candidates_are_resolved_exactly(kind, num_shards, collection, open_shards):
+    """Of 60 equal vectors the lowest ids win; of 30 vectors with equal codes, the nearest."""
     ids, vectors = collection
     near = unit_rows(vectors[[100, 205, 229]])
     found = search_all(open_shards(kind, num_shards), near, K, K, NUM_LISTS, kind)
@@ -105,14 +105,14 @@ def test_ties_larger_than_the_candidates_are_found_whole(kind, num_shards, colle
 
 @pytest.mark.parametrize("num_queries", [3, 60])
 @pytest.mark.parametrize("kind", ["ivf_flat", "ivf_sq8", "ivf_pq"])
-def test_sharding_does_not_change_answers(kind, num_queries, queries, open_shards):
+def test_results_do_not_depend_on_sharding(kind, num_queries, queries, open_shards):
     one, two, five = (search_all(open_shards(kind, n), queries[:num_queries], K, 2 * K, 3, kind) for n in (1, 2, 5))
     for other in (two, five):
         assert_same(other, (one.id.reshape(-1, K), one.score.reshape(-1, K)))
 
 
 def in_probed_lists(template: faiss.IndexIVF, queries: np.ndarray, vectors: np.ndarray, nprobe: int) -> np.ndarray:
-    """bool [n, m]: vector j lies in one of the nprobe lists nearest to query i, by squared distances in float64."""
+    """Return bool [n, m]: vector j is in one of the nprobe lists nearest to query i, by float64 distances."""
     centroids = template.quantizer.reconstruct_n(0, template.nlist).astype(np.float64)
     distances = [((rows[:, None] - centroids) ** 2).sum(axis=2) for rows in (queries, unit_rows(vectors))]
     probed = np.argsort(distances[0], axis=1)[:, :nprobe]
@@ -133,7 +133,7 @@ def test_partial_probe_equals_brute_force_over_the_probed_lists(
     assert_same(found, nearest(np.where(probed, exact_scores(queries, vectors), -np.inf), ids, K))
 
 
-def test_lists_found_ahead_give_the_same_answers(queries, open_shards, monkeypatch):
+def test_precomputed_lists_give_the_same_results(queries, open_shards, monkeypatch):
     shards = open_shards("ivf_flat", 2)
     expected = search_all(shards, queries, K, K, 3, "ivf_flat")
     lists = probed_lists(shards[0].quantizer, queries, 3)
@@ -163,7 +163,7 @@ def test_no_queries(kind, queries, open_shards):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_threads_do_not_change_answers(kind, queries, open_shards):
+def test_results_do_not_depend_on_threads(kind, queries, open_shards):
     before = faiss.omp_get_max_threads()
     try:
         found = []
@@ -176,8 +176,8 @@ def test_threads_do_not_change_answers(kind, queries, open_shards):
 
 
 @pytest.mark.parametrize("kind", COMPRESSED)
-def test_more_candidates_find_more(kind, collection, queries, open_shards):
-    """Recall at the rerank factor of the config, against exact search; codes of one byte per 6 dimensions lose much."""
+def test_more_candidates_raise_recall(kind, collection, queries, open_shards):
+    """Recall with the default rerank factor; codes of one byte per 6 dimensions lose much precision."""
     ids, vectors = collection
     queries = queries[3:]
     truth, _ = nearest(exact_scores(queries, vectors), ids, K)
@@ -206,8 +206,8 @@ def test_scan_scores_stay_well_within_their_tolerance(spread, dimension):
         assert 0 < error < SCAN_TOLERANCE / 4
 
 
-def test_smallest_and_largest_float16_vectors_have_directions_too():
-    """Denormal and nearly overflowing components must neither vanish nor overflow when vectors are made unit length."""
+def test_smallest_and_largest_float16_vectors_are_normalised():
+    """Denormal and very large components must neither vanish nor overflow in the normalisation."""
     tiny, huge = np.float16(6e-8), np.float16(65504)
     vectors = np.array([[tiny, 0, 0, 0], [huge, huge, huge, huge], [0, -huge, 0, tiny], [0, 0, 1, 0]], np.float16)
     assert (vectors != 0).any(axis=1).all()
@@ -247,7 +247,7 @@ def test_ranks():
     assert ranks(np.empty(0, np.int64)).tolist() == []
 
 
-def test_shards_filled_block_by_block_hold_the_same_lists(collection, queries, open_shards, tmp_path, monkeypatch):
+def test_shard_does_not_depend_on_the_block_size_of_the_build(collection, queries, open_shards, tmp_path, monkeypatch):
     monkeypatch.setattr(shard_module, "BLOCK_BYTES", 4 * 24 * 64)
     ids, vectors = collection
     records = make_index(tmp_path, ids, vectors, make_plan("ivf_flat", NUM_LISTS), np.zeros(len(ids), int))

@@ -1,4 +1,4 @@
-"""Folded networks compute what the networks do; where that cannot be had, nothing is folded."""
+"""Folded networks give the same output; batch norms that cannot be folded safely are kept."""
 
 import pytest
 import timm
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def with_statistics(model: nn.Module) -> nn.Module:
-    """Batch normalisation that does something: as made, it only scales by almost one."""
+    """Give batch norms random statistics; new ones scale by almost one."""
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -31,7 +31,7 @@ def num_norms(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "mobilenetv2_100"])
-def test_a_folded_network_computes_the_same_without_normalisation(name):
+def test_folded_network_gives_the_same_output(name):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = with_statistics(timm.create_model(name, num_classes=0))
@@ -44,13 +44,13 @@ def test_a_folded_network_computes_the_same_without_normalisation(name):
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
-def test_without_batch_normalisation_the_network_is_returned_as_it_is():
+def test_network_without_batch_norm_is_returned_unchanged():
     model = timm.create_model("test_vit", num_classes=0, img_size=64).eval()
     assert fold_batch_norms(model, images()) is model
 
 
 class Branching(nn.Module):
-    """The convolution's output is read twice, or the normalisation is run twice, or stands before the convolution."""
+    """A convolution output that is read twice, a norm that runs twice, or a norm before the convolution."""
 
     def __init__(self, how: str):
         super().__init__()
@@ -66,6 +66,6 @@ class Branching(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["read twice", "run twice", "before"])
-def test_what_cannot_be_folded_is_not(how):
+def test_unsafe_batch_norm_is_not_folded(how):
     model = with_statistics(Branching(how))
     assert fold_batch_norms(model, images()) is model

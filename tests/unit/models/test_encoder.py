@@ -1,4 +1,4 @@
-"""Networks as encoders: weights that fit or are refused, an identity of the weights alone, vectors as timm would give them."""
+"""Encoders: weights that fit or are an error, digests of the weights, vectors equal to timm's."""
 
 import io
 import json
@@ -56,20 +56,20 @@ def pixels() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (11, 3, 160, 160), dtype=np.uint8)
 
 
-def test_a_local_file_gives_the_network_that_was_saved(encoder, state, pixels, tmp_path):
+def test_local_weights_give_the_saved_network(encoder, state, pixels, tmp_path):
     loaded = load(save(state, tmp_path / "w.safetensors"))
     assert loaded.identity == encoder.identity and np.array_equal(loaded.encode(pixels), encoder.encode(pixels))
     assert encoder.identity.dimension == 96 and encoder.identity.preprocessing["crop_px"] == 160
 
 
-def test_weights_may_lie_on_s3(encoder, state, s3_endpoint, tmp_path):
+def test_weights_on_s3(encoder, state, s3_endpoint, tmp_path):
     save(state, tmp_path / "w.safetensors")
     storage = Storage(StorageSettings(endpoint=s3_endpoint))
     write_folder({"w.safetensors": (tmp_path / "w.safetensors").read_bytes()}, "s3://attrib/weights", storage)
     assert load("s3://attrib/weights/w.safetensors", storage=storage).identity == encoder.identity
 
 
-def test_a_full_checkpoint_with_its_classifier_is_accepted(state, tmp_path):
+def test_classifier_of_a_full_checkpoint_is_ignored(state, tmp_path):
     full = create_model(NAME)
     assert len(full.state_dict()) > len(state)  # it has a classifier
     loaded = load(save(full.state_dict(), tmp_path / "full.safetensors"))
@@ -89,14 +89,14 @@ def test_a_full_checkpoint_with_its_classifier_is_accepted(state, tmp_path):
         ),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(change, expected, state, tmp_path):
+def test_wrong_weights_are_an_error(change, expected, state, tmp_path):
     changed = dict(state)
     change(changed)
     with pytest.raises(AttribError, match=f"w.safetensors does not fit the network: .*{expected}"):
         load(save(changed, tmp_path / "w.safetensors"))
 
 
-def test_a_file_that_is_no_safetensors_is_refused(tmp_path):
+def test_other_file_type_is_an_error(tmp_path):
     for name, data in (("empty", b""), ("text", b"not weights" * 50), ("cut", (8).to_bytes(8, "little") + b"{")):
         (tmp_path / f"{name}.safetensors").write_bytes(data)
         with pytest.raises(AttribError, match=rf"{name}\.safetensors is not a readable \.safetensors file"):
@@ -105,7 +105,7 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path):
         load(tmp_path / "absent.safetensors")
 
 
-def test_a_checkpoint_of_ours_brings_its_preprocessing_and_insists_on_its_name(encoder, state, tmp_path):
+def test_attrib_checkpoint_defines_preprocessing_and_name(encoder, state, tmp_path):
     config = resolve_data_config(model=encoder.model) | {"crop_pct": 0.5, "mean": (0.1, 0.2, 0.3)}
     declared = {CHECKPOINT_KEY: json.dumps({"name": NAME, "data_config": config})}
     loaded = load(save(state, tmp_path / "ours.safetensors", **declared))
@@ -116,7 +116,7 @@ def test_a_checkpoint_of_ours_brings_its_preprocessing_and_insists_on_its_name(e
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "7", '"x"', '[{"name": "test_resnet"}]'])
-def test_a_description_that_is_no_object_is_refused(text, state, tmp_path):
+def test_checkpoint_metadata_must_be_an_object(text, state, tmp_path):
     with pytest.raises(
         AttribError, match=r"w\.safetensors is not a checkpoint .*attrib\.backbone is not a JSON object"
     ):
@@ -124,7 +124,7 @@ def test_a_description_that_is_no_object_is_refused(text, state, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "not JSON", "{", "[" * 100_000])
-def test_a_description_that_is_no_json_is_refused(text, state, tmp_path):
+def test_checkpoint_metadata_must_be_json(text, state, tmp_path):
     with pytest.raises(AttribError, match=r"w\.safetensors is not a readable \.safetensors file"):
         load(save(state, tmp_path / "w.safetensors", **{CHECKPOINT_KEY: text}))
 
@@ -142,28 +142,28 @@ def test_a_description_that_is_no_json_is_refused(text, state, tmp_path):
         {"interpolation": ["bicubic"]},
     ],
 )
-def test_a_preprocessing_of_wrong_values_is_refused(change, encoder, state, tmp_path):
+def test_invalid_preprocessing_is_an_error(change, encoder, state, tmp_path):
     config = resolve_data_config(model=encoder.model) | change
     declared = {CHECKPOINT_KEY: json.dumps({"name": NAME, "data_config": config})}
     with pytest.raises(AttribError, match="preprocessing of 'test_resnet' is not supported"):
         load(save(state, tmp_path / "w.safetensors", **declared))
 
 
-def test_an_unknown_network_is_named_with_those_near_to_it():
+def test_unknown_network_suggests_similar_names():
     with pytest.raises(AttribError, match=r"timm has no network 'test_resnet99'; near: .*test_resnet"):
         load(name="test_resnet99")
     with pytest.raises(AttribError, match=r"timm has no network 'xyzzy'$"):
         load(name="xyzzy")
 
 
-def test_a_hub_that_cannot_be_reached_is_an_error_with_a_remedy():
+def test_unreachable_hub_is_an_error_with_a_remedy():
     with pytest.raises(
         AttribError, match=r"could not provide 'test_vit' with its hub weights \(.+\); .*backbone\.weights=/path"
     ):
         load("hub", name="test_vit")  # tests/conftest.py sets HF_HUB_OFFLINE
 
 
-def test_the_digest_is_of_the_name_and_the_weights_alone(encoder, state, tmp_path):
+def test_digest_depends_on_name_and_weights_only(encoder, state, tmp_path):
     digest = encoder.identity.model_digest
     assert load().identity.model_digest == digest
     reordered = dict(reversed(state.items()))
@@ -182,7 +182,7 @@ def test_the_digest_is_of_the_name_and_the_weights_alone(encoder, state, tmp_pat
     assert seeded.identity.model_digest != digest
 
 
-def test_random_weights_leave_the_global_generator_alone():
+def test_random_weights_keep_the_global_random_state():
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -191,7 +191,7 @@ def test_random_weights_leave_the_global_generator_alone():
 
 
 @pytest.mark.parametrize("name", [NAME, "test_vit"])
-def test_a_vector_does_not_depend_on_the_images_beside_it(name, pixels):
+def test_vector_does_not_depend_on_the_batch(name, pixels):
     encoder = load(name=name)
     assert encoder.preprocessing.crop_px == 160
     together = encoder.encode(pixels)  # 4 + 4 + 3: the last batch is padded
@@ -212,7 +212,7 @@ def check_equals_timm(encoder: ImageEncoder, files: list[bytes]) -> None:
     assert ((expected * found).sum(axis=1) / norms).min() > 0.999
 
 
-def test_vectors_equal_those_of_timm_on_drawn_pictures(encoder):
+def test_vectors_equal_timm_on_synthetic_images(encoder):
     files = []
     for seed, size in enumerate([(300, 200), (200, 300), (160, 160), (40, 50)]):
         buffer = io.BytesIO()
@@ -221,7 +221,7 @@ def test_vectors_equal_those_of_timm_on_drawn_pictures(encoder):
     check_equals_timm(encoder, files)
 
 
-def test_vectors_equal_those_of_timm_on_real_images_and_weights(data_folder, real_images):
+def test_vectors_equal_timm_on_real_images_and_weights(data_folder, real_images):
     weights = data_folder / "weights" / "mobilenetv2_100.safetensors"
     check_equals_timm(load(weights, name="mobilenetv2_100"), real_images[:12])
     assert len(load_file(weights)) > 100
@@ -256,8 +256,8 @@ def page_faults(**environment) -> int:
     return int(done.stdout)
 
 
-def test_a_thread_of_a_worker_keeps_what_it_frees():
-    """Ten times 32 MiB, in pages of 4 KiB: 81,920 faults where each block is mapped afresh."""
+def test_worker_thread_keeps_freed_memory():
+    """Ten times 32 MiB in pages of 4 KiB: 81,920 page faults if every block is mapped again."""
     if platform.libc_ver()[0] != "glibc":
         pytest.skip("the environment is that of glibc")
     assert page_faults(**KEEP_FREED_MEMORY) < 100
@@ -265,7 +265,7 @@ def test_a_thread_of_a_worker_keeps_what_it_frees():
 
 
 def test_scaled_decoding_keeps_the_vectors_of_real_images(data_folder, real_images):
-    """At the margin that the embed job has by default; mirrored at their edges, since enlarging them would leave nothing to lose."""
+    """With the default jpeg_margin. Images are enlarged by mirrored edges; upscaling would leave no detail to lose."""
     margin = EmbedSettings.model_fields["jpeg_margin"].default
     settings = BackboneSettings(
         name="mobilenetv2_100", weights=str(data_folder / "weights" / "mobilenetv2_100.safetensors")
@@ -289,7 +289,7 @@ def test_scaled_decoding_keeps_the_vectors_of_real_images(data_folder, real_imag
     assert ((full_vectors * scaled_vectors).sum(axis=1) / norms).min() > 0.999
 
 
-def test_a_network_without_a_square_rgb_input_is_refused(state, tmp_path):
+def test_network_without_square_rgb_input_is_an_error(state, tmp_path):
     config = {"input_size": (1, 28, 28), "crop_pct": 1.0, "crop_mode": "center", "interpolation": "bicubic"}
     declared = {CHECKPOINT_KEY: json.dumps({"name": NAME, "data_config": config})}
     with pytest.raises(AttribError, match="preprocessing of 'test_resnet' is not supported: input_size"):

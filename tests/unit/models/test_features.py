@@ -1,4 +1,4 @@
-"""Features: every block against loops over numbers, what style and layout disregard, and levels that are those of the network."""
+"""Feature blocks: compared with naive loops, invariances of style and layout, levels of the network."""
 
 import math
 from functools import lru_cache
@@ -38,7 +38,7 @@ def images() -> torch.Tensor:
 
 @lru_cache
 def levels_by_hooks(name: str) -> list[np.ndarray]:
-    """float64 [n, c, h, w] of each level, caught where timm's feature_info says that it comes from."""
+    """Return float64 [n, c, h, w] of each level, captured at the module that timm's feature_info names."""
     model, caught = network(name), []
     infos = getattr(model.feature_info, "info", model.feature_info)
     hooks = [
@@ -77,7 +77,7 @@ def slow_covariance(level: np.ndarray) -> np.ndarray:
 
 
 def slow_layout(level: np.ndarray, grid: int) -> np.ndarray:
-    """Cell r of a side of h places covers floor(r h / grid) to ceil((r + 1) h / grid)."""
+    """Cell r of a side of length h covers floor(r h / grid) to ceil((r + 1) h / grid)."""
     height, width = level.shape[2:]
     rows = []
     for image in level:
@@ -94,14 +94,14 @@ def slow_layout(level: np.ndarray, grid: int) -> np.ndarray:
 
 
 def random_level(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Channels that are correlated, of different means and deviations."""
+    """Correlated channels with different means and deviations."""
     drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     channels = torch.arange(1, shape[1] + 1).view(-1, 1, 1)
     return (drawn + 0.5 * drawn.roll(1, dims=1)) * channels + channels.cos()
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 9, 11), (1, 3, 2, 2), (2, 5, 7, 7), (1, 1, 1, 1)])
-def test_blocks_equal_loops_over_numbers(shape):
+def test_blocks_equal_naive_loops(shape):
     level = random_level(*shape)
     exact = level.double().numpy()
     np.testing.assert_allclose(moments(level), slow_moments(exact), atol=1e-5)
@@ -111,7 +111,7 @@ def test_blocks_equal_loops_over_numbers(shape):
         np.testing.assert_allclose(layout(level, grid), slow_layout(exact, grid), atol=1e-5)
 
 
-def test_a_covariance_holds_the_upper_triangle_row_by_row():
+def test_covariance_is_the_upper_triangle_by_rows():
     level = random_level(1, 3, 8, 8)
     root = channel_covariance(level)[0]
     full = np.cov(level[0].flatten(1).numpy(), bias=True)
@@ -121,7 +121,7 @@ def test_a_covariance_holds_the_upper_triangle_row_by_row():
     assert torch.allclose(opposite, opposite[0] * torch.tensor([1.0, -1.0, 1.0]))  # the sign of a covariance is kept
 
 
-def test_style_blocks_do_not_see_places():
+def test_style_blocks_do_not_depend_on_positions():
     level = random_level(2, 4, 6, 8)
     order = torch.randperm(48, generator=torch.Generator().manual_seed(1))
     moved = level.flatten(2)[:, :, order].unflatten(2, (6, 8))
@@ -130,7 +130,7 @@ def test_style_blocks_do_not_see_places():
     assert not torch.allclose(layout(moved, 3), layout(level, 3), atol=0.05)
 
 
-def test_layout_does_not_see_the_scale_and_offset_of_channels():
+def test_layout_does_not_depend_on_channel_scale_and_offset():
     level = random_level(2, 4, 6, 8)
     scale, offset = (torch.tensor(values).view(4, 1, 1) for values in ([0.2, 1.0, 3.0, 40.0], [5.0, -3.0, 0.0, 90.0]))
     torch.testing.assert_close(layout(level * scale + offset, 3), layout(level, 3), atol=1e-3, rtol=0)
@@ -139,7 +139,7 @@ def test_layout_does_not_see_the_scale_and_offset_of_channels():
 
 
 @pytest.mark.parametrize("value", [0.0, 3.7, -1000.0])
-def test_a_dead_channel_is_zero_and_harmless(value):
+def test_constant_channel_gives_zero_and_finite_gradients(value):
     level = random_level(1, 3, 6, 6)
     level[:, 1] = value
     level.requires_grad_()
@@ -153,7 +153,7 @@ def test_a_dead_channel_is_zero_and_harmless(value):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_an_extractor_gives_the_blocks_of_the_levels_that_it_names(name):
+def test_extractor_returns_the_blocks_of_its_levels(name):
     extractor, exact = FeatureExtractor(network(name), ALL_BLOCKS, IMAGE_PX), levels_by_hooks(name)
     with torch.inference_mode():
         blocks = extractor.blocks(images())
@@ -175,12 +175,12 @@ def test_an_extractor_gives_the_blocks_of_the_levels_that_it_names(name):
 
 
 def np_covariance(level: np.ndarray) -> np.ndarray:
-    """The squares of slow_covariance, with their sign, where loops would take too long."""
+    """Signed squares of slow_covariance, without its slow loops."""
     upper = np.triu_indices(level.shape[1])
     return np.stack([np.cov(image.reshape(len(image), -1), bias=True)[upper] for image in level])
 
 
-def test_a_raw_backbone_is_one_block():
+def test_default_is_the_pooled_output():
     extractor = FeatureExtractor(network("test_resnet"), FeatureSettings(), IMAGE_PX)
     with torch.inference_mode():
         assert torch.equal(extractor(images()), network("test_resnet")(images()))
@@ -196,17 +196,17 @@ def test_a_raw_backbone_is_one_block():
         ({"pooled": False, "covariance_levels": [0], "layout_levels": [1]}, ("covariance", "layout_1")),
     ],
 )
-def test_blocks_that_are_left_out_are_not_there(values, names):
+def test_block_names_follow_the_settings(values, names):
     settings = FeatureSettings(**values)
     assert tuple(FeatureExtractor(network("test_resnet"), settings, 64).sizes) == settings.block_names == names
 
 
-def test_features_without_a_block_are_refused():
+def test_features_without_blocks_are_an_error():
     with pytest.raises(ValidationError, match="features are empty"):
         FeatureSettings(pooled=False)
 
 
-def test_a_level_that_a_network_does_not_have_is_named():
+def test_missing_level_is_named():
     with pytest.raises(AttribError, match="features name level 5, but the network has levels 0 to 4"):
         FeatureExtractor(network("test_resnet"), FeatureSettings(moment_levels=(1, 5)), 64)
     plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
@@ -215,7 +215,7 @@ def test_a_level_that_a_network_does_not_have_is_named():
         FeatureExtractor(plain, FeatureSettings(moment_levels=(0,)), 64)
 
 
-def test_blocks_too_large_to_whiten_are_named_with_what_makes_them_smaller(monkeypatch):
+def test_too_large_block_is_named_with_a_remedy(monkeypatch):
     assert features.MAX_BLOCK == 16_384
     expected = (
         r"^features: layout_0 has 16,928 values per image, more than 16,384; covariances grow with the square of the "
@@ -233,7 +233,7 @@ def test_blocks_too_large_to_whiten_are_named_with_what_makes_them_smaller(monke
         FeatureExtractor(network("test_resnet"), covariance, 64)
 
 
-def test_an_extractor_leaves_a_network_in_training_as_it_was():
+def test_extractor_keeps_training_mode_and_batch_statistics():
     model = create_model("test_resnet", num_classes=0).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     FeatureExtractor(model, ALL_BLOCKS, 64)

@@ -1,4 +1,4 @@
-"""Heads: parts of length one whose cosines add, and a start that is the control that training must beat."""
+"""Heads: parts of unit length, and untrained nets that equal the whitening control."""
 
 import math
 
@@ -35,7 +35,7 @@ def split(rows: torch.Tensor) -> dict[str, np.ndarray]:
 
 
 def make_head(seed: int | None = None, **values) -> Head:
-    """Fitted to features(). seed: of weights in the place of those that a net starts with."""
+    """A head fitted to features(). seed: of random weights that replace the initial ones of the net."""
     settings = HeadSettings(**{"parts": PARTS} | values)
     head = Head(BLOCK_SIZES, projected_sizes(BLOCK_SIZES, NUM_IMAGES, settings), settings)
     for part in head.parts.values():
@@ -50,7 +50,7 @@ def make_head(seed: int | None = None, **values) -> Head:
 
 @torch.no_grad()
 def outputs(head: Head, rows: torch.Tensor) -> list[torch.Tensor]:
-    """float32 [n, d_part] of each part."""
+    """Split the embedding into its parts, float32 [n, d_part]."""
     return list(head(rows).split([part.dimension for part in head.parts.values()], dim=1))
 
 
@@ -61,7 +61,7 @@ def cosines(rows: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("net", ["none", "linear", "mlp"])
 @pytest.mark.parametrize("projection", ["identity", "centre", "standardise", "whiten", "standardise_whiten"])
-def test_every_part_has_length_one_and_the_cosine_of_the_whole_is_the_mean_of_theirs(projection, net):
+def test_parts_have_unit_length_and_cosine_is_their_mean(projection, net):
     head = make_head(seed=1, projection=projection, net=net, hidden=5)
     new = features(seed=3, num_images=9)
     parts = outputs(head, new)
@@ -74,7 +74,7 @@ def test_every_part_has_length_one_and_the_cosine_of_the_whole_is_the_mean_of_th
 
 @pytest.mark.parametrize("net", ["linear", "mlp"])
 @pytest.mark.parametrize("projection", ["whiten", "standardise_whiten"])
-def test_a_net_starts_as_the_whitening_control_exactly(projection, net):
+def test_untrained_net_equals_the_whitening_control(projection, net):
     control = make_head(projection=projection, net="none")
     start = make_head(projection=projection, net=net)
     new = features(seed=4)
@@ -83,7 +83,7 @@ def test_a_net_starts_as_the_whitening_control_exactly(projection, net):
         assert not torch.equal(make_head(seed=1, projection=projection, net=net)(new), control(new))
 
 
-def test_a_part_may_have_fewer_or_more_dimensions_than_inputs():
+def test_part_may_have_fewer_or_more_dimensions_than_inputs():
     parts = {"content": PARTS["content"] | {"dimension": 3}, "style": PARTS["style"] | {"dimension": 13}}
     control, head = make_head(net="none"), make_head(parts=parts)
     assert (head.dimension, control.dimension) == (16, 24)
@@ -93,13 +93,13 @@ def test_a_part_may_have_fewer_or_more_dimensions_than_inputs():
     torch.testing.assert_close(many, F.pad(style, (0, 3)))
 
 
-def test_without_a_net_a_dimension_counts_for_nothing():
+def test_dimension_is_ignored_without_a_net():
     parts = {"style": PARTS["style"] | {"dimension": 3}}
     assert make_head(parts=parts, net="none").dimension == 10
 
 
 @torch.no_grad()
-def test_inputs_are_the_projected_blocks_of_length_one_in_the_order_of_the_part():
+def test_inputs_are_normalised_projected_blocks_in_order():
     head, rows = make_head(projection="standardise"), features(seed=6, num_images=4)
     fitted, blocks = split(features()), split(rows)
     expected = []
@@ -110,7 +110,7 @@ def test_inputs_are_the_projected_blocks_of_length_one_in_the_order_of_the_part(
 
 
 @torch.no_grad()
-def test_a_head_is_the_net_on_what_it_keeps_of_features():
+def test_head_applies_the_nets_to_its_inputs():
     head, rows = make_head(seed=2, net="mlp"), features(seed=7)
     inputs = head.inputs(rows)
     parts = head.part_outputs(inputs)
@@ -121,7 +121,7 @@ def test_a_head_is_the_net_on_what_it_keeps_of_features():
 
 
 @torch.no_grad()
-def test_a_residual_mlp_equals_arithmetic():
+def test_residual_mlp_equals_its_formula():
     net, x = ResidualMlp(nn.Linear(4, 3), 5), features(seed=8)[:, :4]
     nn.init.normal_(net.outer.weight, generator=torch.Generator().manual_seed(0))
     inner = (x @ net.inner.weight.T + net.inner.bias).double().numpy()
@@ -130,7 +130,7 @@ def test_a_residual_mlp_equals_arithmetic():
     np.testing.assert_allclose(net(x), linear + gelu @ net.outer.weight.double().numpy().T, atol=1e-4)
 
 
-def test_features_that_are_zero_give_finite_numbers():
+def test_zero_features_give_finite_values():
     head = make_head(projection="identity")
     rows = torch.zeros(2, 24, requires_grad=True)
     head(rows).sum().backward()
@@ -144,7 +144,7 @@ def test_gradients_reach_the_net_of_every_part():
         assert part.net.linear.weight.grad.abs().sum() > 0 and part.net.outer.weight.grad.abs().sum() > 0
 
 
-def test_a_part_that_names_an_absent_block_is_refused():
+def test_missing_block_is_an_error():
     settings = HeadSettings(parts={"all": {"blocks": ["pooled", "layout_1"]}})
     settings.check(FeatureSettings(layout_levels=(1,)))
     with pytest.raises(ValueError, match=r"head.parts.all names block 'layout_1'; the features have pooled, layout_2"):

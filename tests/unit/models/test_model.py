@@ -1,4 +1,4 @@
-"""Models with heads: a checkpoint gives back what was saved, its digest tells what counts, and a damaged one is refused by name."""
+"""Models with heads: exact checkpoints, digests, and errors of damaged checkpoints."""
 
 import json
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @dataclass(frozen=True)
 class Recipe:
-    """A model whose weights, but for the network's, are drawn from a seed."""
+    """A model with seeded random weights in its heads."""
 
     features: dict = field(default_factory=lambda: FEATURES)
     head: dict = field(default_factory=lambda: HEAD)
@@ -96,7 +96,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.mark.parametrize("net", ["none", "linear", "mlp"])
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
-def test_a_checkpoint_gives_back_the_same_bits(name, net, images, tmp_path):
+def test_checkpoint_round_trip_is_exact(name, net, images, tmp_path):
     model = Recipe(name=name, head=HEAD | {"net": net}).save(tmp_path / "m.safetensors")
     loaded = load(tmp_path / "m.safetensors", name=name)
     assert loaded.has_head and isinstance(loaded.model, AttributionModel)
@@ -107,7 +107,7 @@ def test_a_checkpoint_gives_back_the_same_bits(name, net, images, tmp_path):
     assert list(loaded.model.state_dict()) == list(model.state_dict())
 
 
-def test_a_checkpoint_describes_itself(checkpoint):
+def test_checkpoint_contains_its_description(checkpoint):
     with safe_open(checkpoint, framework="pt") as file:
         declared = json.loads(file.metadata()[CHECKPOINT_KEY])
     assert declared.keys() == {"name", "data_config", "features", "head", "projected_sizes"}
@@ -116,7 +116,7 @@ def test_a_checkpoint_describes_itself(checkpoint):
     assert HeadSettings.model_validate(declared["head"]) == HeadSettings(**HEAD)
 
 
-def test_the_digest_is_the_same_after_saving_again(checkpoint, tmp_path):
+def test_digest_is_the_same_after_saving_again(checkpoint, tmp_path):
     loaded = load(checkpoint)
     save_model(loaded.model, NAME, str(tmp_path / "again.safetensors"), LOCAL)
     assert encoder(tmp_path / "again.safetensors").identity == encoder(checkpoint).identity
@@ -139,13 +139,13 @@ def test_the_digest_is_the_same_after_saving_again(checkpoint, tmp_path):
         {"name": "test_efficientnet"},
     ],
 )
-def test_the_digest_tells_what_counts(changed, checkpoint, tmp_path):
+def test_digest_depends_on_the_description(changed, checkpoint, tmp_path):
     expected = encoder(checkpoint).identity.model_digest
     assert digest_of(Recipe(), tmp_path) == expected
     assert digest_of(Recipe(**changed), tmp_path) != expected
 
 
-def test_any_weight_counts(checkpoint, tmp_path):
+def test_digest_depends_on_every_weight(checkpoint, tmp_path):
     state = load_file(checkpoint)
     with safe_open(checkpoint, framework="pt") as file:
         metadata = file.metadata()
@@ -163,7 +163,7 @@ def test_any_weight_counts(checkpoint, tmp_path):
     assert len(digests) == 1 + len(keys)
 
 
-def test_a_domain_selects_the_head_and_leaves_the_digest(images, tmp_path):
+def test_domain_selects_the_head_and_keeps_the_digest(images, tmp_path):
     model = Recipe(head=HEAD | {"separate_domains": True}).save(tmp_path / "two.safetensors")
     real, synthetic = (encoder(tmp_path / "two.safetensors", domain=domain) for domain in ("real", "synthetic"))
     assert real.identity == synthetic.identity
@@ -183,7 +183,7 @@ def test_one_head_serves_both_domains(checkpoint, images):
     assert real.identity == synthetic.identity and np.array_equal(real.encode(pixels), synthetic.encode(pixels))
 
 
-def test_an_encoder_gives_what_the_parts_of_the_model_give(checkpoint, real_images):
+def test_encoder_equals_the_steps_of_the_model(checkpoint, real_images):
     loaded, (model, _) = encoder(checkpoint), Recipe().build()
     assert loaded.preprocessing.crop_mode == "squash" and loaded.preprocessing.resize_px == loaded.preprocessing.crop_px
     decoded = [decode_image(data, max_megapixels=100).pixels for data in real_images[:5]]
@@ -198,7 +198,7 @@ def test_an_encoder_gives_what_the_parts_of_the_model_give(checkpoint, real_imag
     assert np.array_equal(loaded.encode(pixels[:1].numpy()), found[:1])
 
 
-def test_the_preprocessing_is_timms_but_for_the_whole_image():
+def test_whole_image_changes_timms_preprocessing():
     backbone = load_network(BackboneSettings(name=NAME, weights="random"), LOCAL)
     assert features_data_config(backbone.data_config, FeatureSettings()) == backbone.data_config
     whole = features_data_config(backbone.data_config, FeatureSettings(whole_image=True))
@@ -206,7 +206,7 @@ def test_the_preprocessing_is_timms_but_for_the_whole_image():
 
 
 def changed(path: str, value):
-    """A change of one place in a description, e.g. "head.net"; DELETE takes it away."""
+    """Change one key of a description, e.g. "head.net"; DELETE removes it."""
 
     def change(declared: dict) -> None:
         *parents, last = path.split(".")
@@ -226,7 +226,8 @@ DELETE = object()
 @pytest.mark.parametrize(
     "change",
     [
-        *(changed(key, DELETE) for key in ("features", "head", "projected_sizes", "data_config", "projected_sizes.pooled")),
+        *(changed(key, DELETE) for key in ("features", "head", "projected_sizes", "data_config")),
+        changed("projected_sizes.pooled", DELETE),
         *(changed("features", value) for value in (None, [], "x", 3, {}, {"pooled": False})),
         changed("features.layout_levels", [99]),
         changed("features.layout_levels", [-1]),
@@ -260,7 +261,7 @@ DELETE = object()
         *(changed("name", value) for value in (None, 7, "test_vit")),
     ],
 )  # fmt: skip
-def test_a_description_that_does_not_hold_is_refused(change, checkpoint, tmp_path):
+def test_invalid_description_is_an_error(change, checkpoint, tmp_path):
     with safe_open(checkpoint, framework="pt") as file:
         declared = json.loads(file.metadata()[CHECKPOINT_KEY])
     change(declared)
@@ -269,7 +270,7 @@ def test_a_description_that_does_not_hold_is_refused(change, checkpoint, tmp_pat
         encoder(tmp_path / "w.safetensors")
 
 
-def test_a_part_whose_name_no_module_may_have_is_refused(checkpoint, tmp_path):
+def test_invalid_part_name_is_an_error(checkpoint, tmp_path):
     with safe_open(checkpoint, framework="pt") as file:
         declared = json.loads(file.metadata()[CHECKPOINT_KEY])
     declared["head"]["parts"]["a.b"] = {"blocks": ["pooled"]}
@@ -290,7 +291,7 @@ def test_a_part_whose_name_no_module_may_have_is_refused(checkpoint, tmp_path):
         (lambda state: state.clear(), "Missing key"),
     ],
 )
-def test_weights_that_do_not_fit_their_description_are_refused(change, expected, checkpoint, tmp_path):
+def test_weights_must_fit_the_description(change, expected, checkpoint, tmp_path):
     with safe_open(checkpoint, framework="pt") as file:
         metadata = file.metadata()
     state = load_file(checkpoint)
@@ -300,6 +301,6 @@ def test_weights_that_do_not_fit_their_description_are_refused(change, expected,
         encoder(tmp_path / "w.safetensors")
 
 
-def test_a_level_that_the_network_lacks_is_an_error():
+def test_missing_level_is_an_error():
     with pytest.raises(AttribError, match="features name level 7, but the network has levels 0 to 4"):
         Recipe(features={"moment_levels": (7,)}).build()

@@ -1,4 +1,4 @@
-"""Preprocessing, compared with timm's own transform, for panoramas and for JPEGs that were decoded at a fraction of their size."""
+"""Preprocessing, compared with timm's transform, also for panoramas and for scaled JPEGs."""
 
 import dataclasses
 import io
@@ -58,7 +58,7 @@ def test_preprocessing_equals_timm(size, crop_pct, interpolation):
     assert difference.max() <= 2 and difference.float().mean() <= 0.02
 
 
-def test_a_tall_panorama_that_pillow_filters_in_the_other_order_stays_close_to_timm():
+def test_tall_panorama_stays_close_to_timm():
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (4000, 300, 3), dtype=np.uint8))
     expected = create_transform(**TIMM_CONFIG, is_training=False, normalize=False)(image).to(torch.int16)
     found = Preprocessing.from_timm(TIMM_CONFIG).resize_and_crop(torch.from_numpy(np.array(image)).permute(2, 0, 1))
@@ -78,7 +78,7 @@ def test_preprocessing_equals_timm_on_real_images(real_images):
 
 
 @pytest.mark.parametrize("name", ["panorama_wide.png", "panorama_tall.jpg"])
-def test_panoramas_are_cropped_without_resizing_all_of_them(name):
+def test_panorama_is_resized_under_the_crop_only(name):
     pixels = decode_image(HOSTILE[name][0], max_megapixels=1.0).pixels
     found = Preprocessing.from_timm(TIMM_CONFIG).resize_and_crop(pixels)
     middle = (
@@ -104,7 +104,7 @@ def test_squash_resizes_both_sides(size, interpolation):
 
 
 @pytest.mark.parametrize("size", [(640, 480), (97, 333), (1600, 100), (100, 1600)])
-def test_squash_shows_the_whole_picture(size):
+def test_squash_keeps_the_whole_image(size):
     width, height = size
     pixels = torch.zeros(3, height, width, dtype=torch.uint8)
     across, down = width // 20, height // 20  # margins that a centre crop of most of these would lose
@@ -116,7 +116,7 @@ def test_squash_shows_the_whole_picture(size):
 
 
 def waves(width: int, height: int, period_px: tuple[float, float]) -> bytes:
-    """Sines across and down, so that a shift shows everywhere in the picture."""
+    """Sines in both directions, so that a shift changes every pixel."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     wave = np.sin(2 * np.pi * x / period_px[0]) + np.sin(2 * np.pi * y / period_px[1] + 1)
     return encode(Image.fromarray(np.rint(128 + 60 * wave).astype(np.uint8)), "JPEG", quality=100)
@@ -125,8 +125,8 @@ def waves(width: int, height: int, period_px: tuple[float, float]) -> bytes:
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])
 @pytest.mark.parametrize("size", [(640, 480), (641, 483), (487, 645), (1290, 965), (4111, 321)])
-def test_a_scaled_picture_lies_on_the_same_grid(size, crop_mode, interpolation):
-    """Taken as whole, the last row and column, which the picture fills in part, would move the waves by ten grey levels and more."""
+def test_scaled_image_uses_the_same_sampling_grid(size, crop_mode, interpolation):
+    """If the partly covered last row and column counted in full, pixels would change by ten grey levels and more."""
     config = TIMM_CONFIG | {"input_size": (3, 96, 96), "crop_mode": crop_mode, "interpolation": interpolation}
     preprocessing = dataclasses.replace(Preprocessing.from_timm(config), jpeg_margin=1.0)
     data = waves(*size, [20 * (side if crop_mode == "squash" else min(size)) / 96 for side in size])
@@ -138,7 +138,7 @@ def test_a_scaled_picture_lies_on_the_same_grid(size, crop_mode, interpolation):
     assert (found - expected).abs().max() <= 4
 
 
-def test_without_a_margin_jpegs_are_decoded_as_they_are():
+def test_jpegs_are_not_scaled_without_a_margin():
     preprocessing = Preprocessing.from_timm(TIMM_CONFIG)
     assert preprocessing.jpeg_margin is None
     assert preprocessing.decode(encode(picture(2000, 1500), "JPEG"), max_megapixels=3.0).shrink == 1
@@ -178,6 +178,6 @@ def test_preprocessing_survives_json():
         ({"std": (0.2, 0.2, 0.0)}, "std"),
     ],
 )
-def test_what_preprocessing_refuses(change, message):
+def test_invalid_values_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         Preprocessing.from_timm(TIMM_CONFIG | change)

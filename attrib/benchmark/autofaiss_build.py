@@ -5,8 +5,6 @@ Only the standard library is imported at the top, because this module also runs 
 
 import os
 
-PACKAGES = ("autofaiss==2.18.0", "faiss-cpu==1.15.1", "numpy==1.26.4", "pyarrow==17.0.0")
-
 
 def environment_python(folder: str) -> str:
     """Path of the interpreter of the environment in `folder`."""
@@ -14,11 +12,10 @@ def environment_python(folder: str) -> str:
 
 
 def missing(folder: str) -> str:
-    """Why autofaiss cannot run, with the command that creates its environment; "" if the environment exists."""
+    """Why autofaiss cannot run, and the remedy; "" if its environment exists."""
     if os.path.exists(environment_python(folder)):
         return ""
-    install = f"{folder}/bin/pip install {' '.join(PACKAGES)}"
-    return f"no environment in {folder}; create it: python -m venv {folder} && {install}"
+    return f"no environment in {folder}; create it as attrib/benchmark/RESULTS.md says"
 
 
 def train_and_build(job: dict, clock) -> dict:

@@ -11,8 +11,8 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
+from attrib.benchmark.dataset import row_ids, write_dataset
 from attrib.benchmark.harness import Clock
-from attrib.benchmark.vectors import row_ids, write_dataset
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.data.manifest import open_manifest

@@ -12,9 +12,9 @@ import faiss
 import numpy as np
 from faiss.contrib.big_batch_search import big_batch_search
 
+from attrib.benchmark.dataset import row_ids
 from attrib.benchmark.harness import Clock
 from attrib.benchmark.index_build import STORAGE, load_vectors
-from attrib.benchmark.vectors import row_ids
 from attrib.index.normalize import unit_rows
 from attrib.index.quantizer import read_quantizer
 from attrib.index.recall import recall, recall_by_nprobe

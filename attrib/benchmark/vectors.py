@@ -1,4 +1,4 @@
-"""Benchmark vectors: embeddings of mosaics of crops of real images, and the manifest and embeddings that hold them.
+"""Benchmark vectors: embeddings of mosaics of crops of real images.
 
 The network runs over a few augmented versions (crop, flip, colour) of each image at `map_px`. The vector of a
 crop is the mean of the last feature map under a window, projected by PCA and L2-normalised. A benchmark vector
@@ -18,24 +18,17 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional
 
 from attrib.common.config import digest
 from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage, join
-from attrib.data.collections import LOCATION_FIELDS
+from attrib.common.storage import Storage
 from attrib.data.decoding import decode_image
-from attrib.data.ids import image_ids
-from attrib.data.manifest import MANIFEST_RECORD, part_name
-from attrib.data.settings import CollectionSettings
-from attrib.embed.embeddings import EMBEDDINGS_RECORD, RESULT_FIELDS, schema
 from attrib.models.encoder import keep_freed_memory, load_network, preprocessing_of
 from attrib.models.settings import BackboneSettings
 
-PARTITION_ROWS = 16_384  # the manifest job's default
 MIN_WINDOW = 3  # cells of the map
 CROPS_PER_IMAGE = 128
 CROPS_PER_MOSAIC = 4
@@ -238,70 +231,3 @@ def _means(feature_map: np.ndarray, windows: np.ndarray) -> np.ndarray:
     sums = at[:, :, 3] - at[:, :, 1] - at[:, :, 2] + at[:, :, 0]
     area = torch.from_numpy((windows[:, 2] - windows[:, 0]) * (windows[:, 3] - windows[:, 1])).float()
     return (sums / area).T.numpy()
-
-
-def row_ids(name: str, num_rows: int) -> np.ndarray:
-    """int64 [n]: the id of each vector, by its row."""
-    return image_ids(name, [_key(row) for row in range(num_rows)])
-
-
-def _key(row: int) -> str:
-    return f"{row:08d}.jpg"
-
-
-def write_dataset(folder: str, name: str, vectors: np.ndarray) -> str:
-    """Write a manifest and embeddings of `vectors`, float16 [n, d], unless they exist. Returns the embeddings' URI.
-
-    Ids are those of the keys 00000000.jpg, ... in the collection `name`; rows are sorted by id within each partition.
-    """
-    storage = Storage(StorageSettings())
-    uri, manifest_uri = join(folder, "embeddings"), join(folder, "manifest")
-    if storage.exists(join(uri, EMBEDDINGS_RECORD)):
-        return uri
-    num_rows = []
-    for partition, start in enumerate(range(0, len(vectors), PARTITION_ROWS)):
-        rows = np.arange(start, min(start + PARTITION_ROWS, len(vectors)))
-        keys = [_key(row) for row in rows]
-        ids = image_ids(name, keys)
-        order = np.argsort(ids)
-        num_rows.append(len(rows))
-        _write_manifest_part(join(manifest_uri, part_name(partition)), name, keys, ids, order, storage)
-        _write_embeddings_part(join(uri, part_name(partition)), ids[order], vectors[rows[order]], storage)
-    collection = CollectionSettings(name=name, uri=folder)
-    stamp = digest([name, len(vectors), vectors.shape[1], os.path.basename(folder)])
-    listed = {
-        "settings": {"collection": collection.model_dump(mode="json")},
-        "num_rows": num_rows,
-        "metadata_columns": [],
-    }
-    digests = dict.fromkeys(("digest", "order_digest", "rows_digest"), stamp)
-    storage.write_json(join(manifest_uri, MANIFEST_RECORD), listed | digests)
-    embedded = {
-        "settings": {"manifest": manifest_uri},
-        "encoder": {
-            "name": "benchmark",
-            "model_digest": "benchmark",
-            "preprocessing": {},
-            "dimension": vectors.shape[1],
-        },
-        "digest": stamp,
-        "num_rows": num_rows,
-        "num_embedded": num_rows,
-    }
-    storage.write_json(join(uri, EMBEDDINGS_RECORD), embedded)
-    return uri
-
-
-def _write_manifest_part(uri: str, name: str, keys: list[str], ids: np.ndarray, order: np.ndarray, storage: Storage):
-    columns = {field.name: pa.nulls(len(keys), field.type) for field in LOCATION_FIELDS}
-    columns["id"] = pa.array(ids[order])
-    columns["key"] = pa.array([keys[i] for i in order])
-    columns["uri"] = pa.array([f"/{name}/{keys[i]}" for i in order])
-    storage.write_table(uri, pa.table(list(columns.values()), schema=pa.schema(LOCATION_FIELDS)))
-
-
-def _write_embeddings_part(uri: str, ids: np.ndarray, vectors: np.ndarray, storage: Storage) -> None:
-    columns = [pa.nulls(len(ids), field.type) for field in RESULT_FIELDS]
-    columns[0] = pa.array(ids)
-    embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-    storage.write_table(uri, pa.table([*columns, embedding], schema=schema(vectors.shape[1])))

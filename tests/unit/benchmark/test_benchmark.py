@@ -1,11 +1,15 @@
 """Harness, settings and vectors of the benchmark. tests/slow/test_benchmark_job.py runs the job itself."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from support import contenders as contenders_of_tests
 
 from attrib.benchmark import autofaiss_build, vectors
-from attrib.benchmark.harness import Contender, compare, format_table, run_contender
+from attrib.benchmark.harness import PACKAGE_FOLDER, Contender, compare, format_table, run_contender
 from attrib.benchmark.job import Bench
 from attrib.benchmark.settings import BenchmarkSettings
 from attrib.common.errors import AttribError
@@ -131,9 +135,15 @@ def test_keys_and_stages_of_earlier_versions_are_accepted_with_a_warning(caplog)
 
 def test_without_its_environment_autofaiss_is_not_measured_and_the_row_says_how_to_create_it(tmp_path):
     folder = str(tmp_path / "autofaiss")
-    assert autofaiss_build.missing(folder).startswith(
-        f"no environment in {folder}; create it: python -m venv {folder} &&"
-    )
+    assert autofaiss_build.missing(folder).startswith(f"no environment in {folder}; create it as attrib/benchmark/")
     (tmp_path / "autofaiss" / "bin").mkdir(parents=True)
     (tmp_path / "autofaiss" / "bin" / "python").touch()
     assert autofaiss_build.missing(folder) == ""
+
+
+def test_contenders_of_build_and_search_do_not_load_torch():
+    code = "import sys, attrib.benchmark.index_build, attrib.benchmark.search; print('torch' in sys.modules)"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": PACKAGE_FOLDER}
+    )
+    assert ended.stdout == "False\n", ended.stderr

@@ -1,4 +1,4 @@
-"""The report's figures: sums, roll-ups and histograms against what is taken row by row from a small run, and what it refuses."""
+"""The figures of the report (sums, roll-ups, histograms), compared with a naive loop, and its errors."""
 
 import re
 

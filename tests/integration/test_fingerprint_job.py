@@ -1,4 +1,4 @@
-"""The fingerprint job under Ray Train, on a pool whose traces are drawn."""
+"""The fingerprint job under Ray Train, on a pool of random filters."""
 
 import json
 
@@ -38,12 +38,12 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def record(folder, local_ray) -> dict:
     with pytest.MonkeyPatch.context() as patch:
-        # Ray Train otherwise looks every two seconds whether a worker has reported.
+        # Ray Train checks every two seconds by default whether a worker has reported.
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
         return fingerprint_job.run(FingerprintSettings(**values(folder)))
 
 
-def test_the_job_leaves_an_extractor(folder, record):
+def test_the_job_writes_an_extractor(folder, record):
     assert record == json.loads((folder / "extractor" / "extractor.json").read_text())
     assert (record["num_training_models"], record["num_held_out_models"], record["num_images_per_model"]) == (6, 2, 12)
     assert [row["step"] for row in record["history"]] == [0, 3, 6]
@@ -66,19 +66,19 @@ def test_a_finished_run_is_found_and_another_is_refused(folder, record):
     ("changes", "message"),
     [
         ({"network": {"patch_px": 32}}, "patch_px is 32 and the pool's images have 24 px"),
-        ({"pool": "few"}, "the pool has 20 images of each model, half of which may judge; validation takes 10"),
+        ({"pool": "few"}, "the pool has 20 images of each model, half of which may validate; validation takes 10"),
         (
             {"validation_upsampler": "transposed"},
-            "of the pool's 8 models 0 have validation_upsampler 'transposed' and judge, and 8",
+            "of the pool's 8 models 0 have validation_upsampler 'transposed' and validate, and 8",
         ),
         (
             {"contrast": {"models_per_batch": 16}},
-            "a batch takes 16 models and 4 images of each, but 7 and 12 are there",
+            "a batch takes 16 models and 4 images of each, but the pool has 7 and 12",
         ),
         ({"pool": "/nowhere/pool"}, r"run jobs\.synthesize to its end first"),
     ],
 )
-def test_what_cannot_be_trained_is_said_before_any_work(folder, changes, message):
+def test_a_pool_that_does_not_fit_is_an_error_before_any_work(folder, changes, message):
     if changes.get("pool") == "few":
         changes = {"pool": f"{folder}/few"}
         write_tiny_pool(changes["pool"], LOCAL, num_models=8, num_images=20, px=24, num_bicubic=2)

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def test_training_learns(one_thread):
-    """Models are identified from images that were not trained on, by what is learned alone, and so are models that were not trained on."""
+    """The learned part identifies trained models on new photographs, and models that were not trained on."""
     photographs = smooth_images(60, 24, 0)
     images = PoolImages([lattices(photographs[:30], seed) for seed in range(8)], [], photographs[:30])
     same_models, other_models = (

@@ -1,6 +1,8 @@
-"""What the extractor trains on and is judged by: patches of the pool's images, degraded on the fly, and held-out models with references.
+"""Batches and validation of the extractor's training: patches of pool images, degraded as they are drawn.
 
-Every draw depends on the seed and the step alone: not on how many workers share a batch, nor on where a restart begins.
+A batch has P models and K images of each: a random batch would hold few images of one model. In a share of the batches
+all models show the same K photographs, so that only traces tell the models apart. Every draw depends on the seed and
+the step alone, not on the number of workers or on a restart.
 """
 
 import math
@@ -8,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +18,8 @@ from torch import Tensor
 
 from attrib.common.errors import AttribError
 from attrib.common.storage import Storage
-from attrib.generators.extractor.losses import check_batch, draw_batch
 from attrib.generators.extractor.network import Extractor
-from attrib.generators.extractor.settings import FingerprintSettings
+from attrib.generators.extractor.settings import ContrastSettings, FingerprintSettings
 from attrib.generators.fingerprints.scoring import identified
 from attrib.generators.settings import PERIOD_PX
 from attrib.generators.signals.degradations import NONE, Degradation, degrade, random_degradation
@@ -26,14 +28,14 @@ from attrib.generators.synthesis.pool import Pool
 NUM_REFERENCES = 10
 MAX_QUERIES = 20  # of each held-out model in a validation
 VALIDATION = (NONE, Degradation("jpeg", 85))  # references and queries are degraded alike
-NUM_AHEAD = 2  # batches that each loader may have ready
+NUM_AHEAD = 2  # batches that each loader may prepare in advance
 
 
 @dataclass(frozen=True, eq=False)
 class PoolImages:
-    """uint8 [n, 3, px, px] of each class: those that train, of the same photographs in the same order, and those that judge, of others.
+    """uint8 [n, 3, px, px] of each class. held_out: of models and photographs that are not trained on.
 
-    photographs: uint8 [n, 3, px, px], what the former show.
+    training: the same photographs in the same order for every class; photographs: their originals, [n, 3, px, px].
     """
 
     training: list[Tensor]
@@ -44,57 +46,75 @@ class PoolImages:
     def num_images(self) -> int:
         return len(self.training[0])
 
-    @property
-    def px(self) -> int:
-        return self.training[0].shape[-1]
-
 
 def check_pool(pool: Pool, settings: FingerprintSettings) -> None:
-    """Raises AttribError if the pool is too small, in any sense, for what the settings ask."""
-    held_out = [model for model in pool.models if model.spec.upsampler == settings.validation_upsampler]
-    num_training = len(pool.models) - len(held_out)
-    if len(held_out) < 2 or num_training < 2:
+    """Raises AttribError if the pool has too few models, images or pixels for the settings."""
+    num_held_out = sum(model.spec.upsampler == settings.validation_upsampler for model in pool.models)
+    num_training = len(pool.models) - num_held_out
+    if min(num_held_out, num_training) < 2:
         raise AttribError(
-            f"of the pool's {len(pool.models)} models {len(held_out)} have validation_upsampler {settings.validation_upsampler!r} and judge, and "
-            f"{num_training} others train; both must be 2 or more: choose another upsampler, or synthesize more"
+            f"of the pool's {len(pool.models)} models {num_held_out} have validation_upsampler "
+            f"{settings.validation_upsampler!r} and validate, and {num_training} others train; both must be 2 or more: "
+            "choose another upsampler, or synthesize more models"
         )
-    contrast = settings.contrast
-    num_judging = _num_judging(pool)
-    num_classes, num_images = num_training + settings.photographs_as_class, pool.num_photographs - num_judging
-    check_batch(num_classes, num_images, contrast.models_per_batch, contrast.images_per_model)
+    contrast, num_validation = settings.contrast, _num_validation(pool)
+    num_classes, num_images = num_training + settings.photographs_as_class, pool.num_photographs - num_validation
+    if num_classes < contrast.models_per_batch or num_images < contrast.images_per_model:
+        raise AttribError(
+            f"a batch takes {contrast.models_per_batch} models and {contrast.images_per_model} images of each, but the "
+            f"pool has {num_classes} and {num_images}; lower contrast.models_per_batch or contrast.images_per_model, "
+            "or make a larger pool"
+        )
     if pool.px < settings.network.patch_px:
         raise AttribError(
-            f"network.patch_px is {settings.network.patch_px} and the pool's images have {pool.px} px; lower it, or make a pool of larger images"
+            f"network.patch_px is {settings.network.patch_px} and the pool's images have {pool.px} px; lower it, or "
+            "make a pool of larger images"
         )
-    if num_judging <= NUM_REFERENCES:
+    if num_validation <= NUM_REFERENCES:
         raise AttribError(
-            f"the pool has {pool.num_photographs} images of each model, half of which may judge; validation takes {NUM_REFERENCES} references and at "
-            "least one query"
+            f"the pool has {pool.num_photographs} images of each model, half of which may validate; validation takes "
+            f"{NUM_REFERENCES} references and at least one query; make a pool with more photographs"
         )
 
 
 def read_pool(pool: Pool, settings: FingerprintSettings, storage: Storage) -> PoolImages:
-    """All models of the pool: those that judge have an upsampler of which none that trains has any, and show other photographs."""
-    num_judging = _num_judging(pool)
+    """All models of the pool. Those of the validation_upsampler are held out, with photographs of their own."""
+    num_validation = _num_validation(pool)
     training, held_out = [], []
     for model in pool.models:
         samples = pool.samples(model.model_id, storage)
         if model.spec.upsampler == settings.validation_upsampler:
-            held_out.append(samples[-num_judging:].clone())  # a view would keep all
+            held_out.append(samples[-num_validation:].clone())  # a view would keep all of them in memory
         else:
-            training.append(samples[:-num_judging].clone())
-    photographs = pool.photographs(storage)[:-num_judging].clone()
+            training.append(samples[:-num_validation].clone())
+    photographs = pool.photographs(storage)[:-num_validation].clone()
     return PoolImages(training + [photographs] * settings.photographs_as_class, held_out, photographs)
 
 
-def _num_judging(pool: Pool) -> int:
-    """The last photographs of the pool judge."""
+def _num_validation(pool: Pool) -> int:
+    """How many photographs, the last of the pool, are kept for validation."""
     return min(NUM_REFERENCES + MAX_QUERIES, pool.num_photographs // 2)
 
 
-@dataclass(frozen=True, eq=False)
-class ExtractorBatch:
-    """One worker's part of a step. patches: uint8 [p * k, 3, s, s]; labels: int64 [p * k], places of the models among the training classes."""
+class Draw(NamedTuple):
+    """models: int64 [P], distinct; images: int64 [P, K], positions among a model's images, distinct within each row."""
+
+    models: Tensor
+    images: Tensor
+    same_content: bool  # all rows of `images` are equal
+
+
+def draw_batch(num_models: int, num_images: int, contrast: ContrastSettings, generator: torch.Generator) -> Draw:
+    """Models and images of one batch, of num_models models that show the same num_images photographs."""
+    models = torch.randperm(num_models, generator=generator)[: contrast.models_per_batch]
+    same_content = bool(torch.rand((), generator=generator) < contrast.same_content_share)
+    num_rows = 1 if same_content else contrast.models_per_batch
+    order = torch.rand(num_rows, num_images, generator=generator).argsort(dim=1, stable=True)
+    return Draw(models, order[:, : contrast.images_per_model].expand(contrast.models_per_batch, -1), same_content)
+
+
+class ExtractorBatch(NamedTuple):
+    """One worker's part of a batch. patches: uint8 [p * k, 3, s, s]; labels: int64 [p * k], training classes."""
 
     patches: Tensor
     labels: Tensor
@@ -105,12 +125,11 @@ class ExtractorBatches:
 
     def __init__(self, images: PoolImages, settings: FingerprintSettings, rank: int, num_workers: int):
         self.images, self.settings, self.rank, self.num_workers = images, settings, rank, num_workers
-        self.smallest_scale = settings.network.patch_px / images.px
 
     def steps(self, start: int, stop: int) -> Iterator[ExtractorBatch]:
-        """Batches of the steps start to stop, in order, made ahead by num_loaders threads: codecs run without Python's lock."""
+        """Batches of the steps start to stop, in order, made in advance by num_loaders threads."""
         waiting: deque = deque()
-        with ThreadPoolExecutor(self.settings.num_loaders) as loaders:
+        with ThreadPoolExecutor(self.settings.num_loaders) as loaders:  # codecs release Python's lock
             for step in range(start, stop):
                 waiting.append(loaders.submit(self.make, step))
                 if len(waiting) > NUM_AHEAD * self.settings.num_loaders:
@@ -119,19 +138,13 @@ class ExtractorBatches:
                 yield waiting.popleft().result()
 
     def make(self, step: int) -> ExtractorBatch:
-        """This worker's part of a step's batch. All images of a batch are degraded alike, and in a same-content batch cut alike too."""
+        """This worker's part of a step's batch. All images are degraded alike; same-content batches are cut alike."""
         contrast, patch_px = self.settings.contrast, self.settings.network.patch_px
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)
-        draw = draw_batch(
-            len(self.images.training),
-            self.images.num_images,
-            contrast.models_per_batch,
-            contrast.images_per_model,
-            contrast.same_content_share,
-            generator,
-        )
+        draw = draw_batch(len(self.images.training), self.images.num_images, contrast, generator)
         is_degraded = torch.rand((), generator=generator) < self.settings.degraded_share
-        degradation = random_degradation(generator, self.smallest_scale) if is_degraded else NONE
+        smallest_scale = patch_px / self.images.photographs.shape[-1]
+        degradation = random_degradation(generator, smallest_scale) if is_degraded else NONE
         num_rows = 1 if draw.same_content else contrast.models_per_batch
         places = torch.rand(num_rows, contrast.images_per_model, 3, generator=generator)
         places = places.expand(contrast.models_per_batch, -1, -1)
@@ -141,15 +154,14 @@ class ExtractorBatches:
             for p in mine
             for k in range(contrast.images_per_model)
         ]
-        labels = draw.models[list(mine)].repeat_interleave(contrast.images_per_model)
-        return ExtractorBatch(torch.stack(cut), labels)
+        return ExtractorBatch(torch.stack(cut), draw.models[list(mine)].repeat_interleave(contrast.images_per_model))
 
 
 def augmented(image: Tensor, degradation: Degradation, place: Tensor, patch_px: int) -> Tensor:
-    """uint8 [3, h, w] -> uint8 [3, patch_px, patch_px], degraded; place: float32 [3] in 0..1.
+    """A degraded patch of an image: uint8 [3, h, w] -> uint8 [3, patch_px, patch_px].
 
-    place[:2] is where the patch lies on the lattice. place[2] below a half cuts before degrading, else after: the border of a small image is
-    degraded as a border, that of a patch of a large one is not.
+    place: float32 [3] in 0..1. place[:2] is the position on the lattice; place[2] < 0.5 cuts before the degradation,
+    else after it. The border of a small image is degraded as a border, that of a patch of a large image is not.
     """
     if place[2] < 0.5:
         scale = degradation.strength if degradation.kind in ("resize", "crop") else 1.0
@@ -158,33 +170,32 @@ def augmented(image: Tensor, degradation: Degradation, place: Tensor, patch_px: 
 
 
 def _window(image: Tensor, size: int, place: Tensor) -> Tensor:
-    """On the lattice, as `patches` cuts."""
+    """A square at a position of the lattice, as `patches` cuts."""
     top, left = (int(place[axis] * ((image.shape[1 + axis] - size) // PERIOD_PX + 1)) * PERIOD_PX for axis in (0, 1))
     return image[:, top : top + size, left : left + size]
 
 
 class Validation:
-    """Identification of held-out models from references, scored as the extractor is, one patch of the middle of each image: as small as what
-    may come."""
+    """Identification of held-out models from references, by one patch of the middle of each image."""
 
     def __init__(self, held_out: list[Tensor], patch_px: int):
-        num_images = len(held_out[0])
         middle = torch.full((3,), 0.5)
+        self.shape = len(held_out), len(held_out[0]), -1
         self.cut = {
             degradation.name: torch.stack(
                 [augmented(image, degradation, middle, patch_px) for images in held_out for image in images]
             )
             for degradation in VALIDATION
         }
-        self.num_models, self.num_images = len(held_out), num_images
 
     def __call__(self, extractor: Extractor) -> dict[str, float]:
-        """Accuracy of identification under each degradation of VALIDATION, by its name, ties counted as wrong."""
-        return {name: self._accuracy(extractor, cut) for name, cut in self.cut.items()}
-
-    def _accuracy(self, extractor: Extractor, cut: Tensor) -> float:
-        embedded = extractor.embed_patches(cut).numpy().reshape(self.num_models, self.num_images, -1)
-        queries = np.concatenate(embedded[:, NUM_REFERENCES:])
-        truth = np.repeat(np.arange(self.num_models), self.num_images - NUM_REFERENCES)
-        scores = extractor.scores(list(embedded[:, :NUM_REFERENCES]), queries)
-        return float((identified(scores, truth) == truth).mean())
+        """Accuracy under each degradation of VALIDATION, by its name, ties counted as wrong."""
+        found = {}
+        for name, cut in self.cut.items():
+            references, queries = np.split(
+                extractor.embed_patches(cut).numpy().reshape(self.shape), [NUM_REFERENCES], 1
+            )
+            truth = np.repeat(np.arange(len(queries)), queries.shape[1])
+            scores = extractor.scores(list(references), np.concatenate(queries))
+            found[name] = float((identified(scores, truth) == truth).mean())
+        return found

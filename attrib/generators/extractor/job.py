@@ -1,9 +1,10 @@
 """The fingerprint job: an extractor trained with Ray Train on a pool of synthetic generators.
 
-<output>/extractor.safetensors   the network, which attrib.generators.extractor.network.load_extractor takes
+<output>/extractor.safetensors   the network; see attrib.generators.extractor.network.load_extractor
 <output>/extractor.json          written last: settings, digests, the criterion by step
-<output>/lda.safetensors, whitening.safetensors   of the colour spectrum on the same pool, which attrib.generators.fingerprints.spectrum.load_spectrum_method takes
-<output>/_start.safetensors      the network that training starts from: the pool's whitening
+<output>/lda.safetensors, whitening.safetensors   of the colour spectrum on the same pool; see
+                                 attrib.generators.fingerprints.spectrum.load_spectrum_method
+<output>/_start.safetensors      the network before training, with whitened statistics
 <output>/_ray_train/             Ray Train's checkpoints, one per validation
 """
 
@@ -36,7 +37,7 @@ from attrib.runtime.session import connect, device_of
 from attrib.runtime.trainer import KEPT_CHECKPOINTS, TrainWorker, fit
 
 START = "_start.safetensors"
-STATES = 4  # in a checkpoint: the weights, their best, and the optimiser's two moments
+STATES = 4  # in a checkpoint: weights, best weights, and the optimiser's two moments
 PROBE_STEPS = 3  # the first is slower
 REMEDIES = {
     "max_process_gib": "lower contrast.models_per_batch or network.width, or make a smaller pool",
@@ -68,56 +69,7 @@ def run(settings: FingerprintSettings) -> dict:
         "num_held_out_models": len(images.held_out),
         "num_images_per_model": images.num_images,
     }
-    del images  # the worker reads them again, perhaps on this machine
-    network = FingerprintNetwork(settings.network)
-    best, history = _fit(settings, storage)
-    network.load_state_dict(best)
-    save_extractor(network, settings.output, storage)
-    methods = MethodsSettings()
-    fitted_maps(pool, methods.colour_spectrum, methods.colour_discriminant, storage, settings.output)
-    results = counts | {
-        "digest": extractor_digest(network),
-        "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "criterion": f"identification among models of an upsampler that was not trained on, from {NUM_REFERENCES} references, mean of untouched and JPEG 85",
-        "history": history,
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    return finish(settings, RECORD, inputs, results, storage)
-
-
-def _estimate(settings: FingerprintSettings, images: PoolImages) -> Estimate:
-    """From steps taken here, on a network that is thrown away; whitening the statistics takes seconds and is not counted."""
-    network = FingerprintNetwork(settings.network)
-    training = ExtractorRun(network, len(images.training), settings, torch.device("cpu"))
-    batches = ExtractorBatches(images, settings, 0, 1)
-    reset_peak()
-    before, seconds = resident_bytes(), []
-    for step in range(PROBE_STEPS):
-        started = time.perf_counter()
-        training.train_step(batches.make(step))
-        seconds.append(time.perf_counter() - started)
-    images_bytes = sum(of_model.nbytes for of_model in (*images.training, *images.held_out, images.photographs))
-    optimiser, contrast = settings.optimiser, settings.contrast
-    # Each validation looks at held-out images, after those that whiten what was learned.
-    num_judged = len(VALIDATION) * (
-        len(images.held_out) * len(images.held_out[0]) + len(images.training) * min(LEARNED_IMAGES, images.num_images)
-    )
-    # Judging is a forward pass, about a third of a step for as many patches.
-    judging = num_judged / (contrast.models_per_batch * contrast.images_per_model) / 3
-    num_judgements = 2 + optimiser.num_steps // optimiser.validation_steps
-    state_bytes = sum(value.nbytes for value in network.state_dict().values())  # most of them of its whitening
-    return Estimate(
-        num_workers=settings.num_workers,
-        worker_bytes=baseline_bytes() + images_bytes + max(0, peak_bytes() - before) + STATES * state_bytes,
-        driver_bytes=baseline_bytes() + images_bytes + max(0, peak_bytes() - before),
-        output_bytes=(KEPT_CHECKPOINTS * STATES + 2) * state_bytes,
-        seconds=min(seconds) * (optimiser.num_steps / settings.num_workers + judging * num_judgements),
-        note="at the pace of this machine's CPU",
-    )
-
-
-def _fit(settings: FingerprintSettings, storage: Storage) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """Best weights of the network, and the history of the criterion."""
+    del images  # workers read them again, perhaps on this machine
     state = fit(
         _worker,
         (settings,),
@@ -127,7 +79,52 @@ def _fit(settings: FingerprintSettings, storage: Storage) -> tuple[dict[str, tor
         output=settings.output,
         storage=storage,
     )
-    return state["best"], state["history"]
+    network = FingerprintNetwork(settings.network)
+    network.load_state_dict(state["best"])
+    save_extractor(network, settings.output, storage)
+    methods = MethodsSettings()
+    fitted_maps(pool, methods.colour_spectrum, methods.colour_discriminant, storage, settings.output)
+    results = counts | {
+        "digest": extractor_digest(network),
+        "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "criterion": f"identification among models of an upsampler that is not trained on, from {NUM_REFERENCES} "
+        "references, mean of original and JPEG 85",
+        "history": state["history"],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    return finish(settings, RECORD, inputs, results, storage)
+
+
+def _estimate(settings: FingerprintSettings, images: PoolImages) -> Estimate:
+    """From a few steps of a temporary network. Whitening the statistics takes seconds and is not counted."""
+    network = FingerprintNetwork(settings.network)
+    training = ExtractorRun(network, len(images.training), settings, torch.device("cpu"))
+    batches = ExtractorBatches(images, settings, 0, 1)
+    reset_peak()
+    before, seconds = resident_bytes(), []
+    for step in range(PROBE_STEPS):
+        started = time.perf_counter()
+        training.train_step(batches.make(step))
+        seconds.append(time.perf_counter() - started)
+    images_bytes = sum(shown.nbytes for shown in (*images.training, *images.held_out, images.photographs))
+    optimiser, contrast = settings.optimiser, settings.contrast
+    # A validation embeds held-out images, and the images that whiten the learned part.
+    num_embedded = len(VALIDATION) * (
+        len(images.held_out) * len(images.held_out[0]) + len(images.training) * min(LEARNED_IMAGES, images.num_images)
+    )
+    # A forward pass takes about a third of a step on as many patches.
+    validation_steps = num_embedded / (contrast.models_per_batch * contrast.images_per_model) / 3
+    num_validations = 2 + optimiser.num_steps // optimiser.validation_steps
+    state_bytes = sum(value.nbytes for value in network.state_dict().values())
+    process_bytes = baseline_bytes() + images_bytes + max(0, peak_bytes() - before)
+    return Estimate(
+        num_workers=settings.num_workers,
+        worker_bytes=process_bytes + STATES * state_bytes,
+        driver_bytes=process_bytes,
+        output_bytes=(KEPT_CHECKPOINTS * STATES + 2) * state_bytes,
+        seconds=min(seconds) * (optimiser.num_steps / settings.num_workers + validation_steps * num_validations),
+        note="at the pace of this machine's CPU",
+    )
 
 
 def _worker(worker: TrainWorker, settings: FingerprintSettings) -> None:

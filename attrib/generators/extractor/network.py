@@ -1,10 +1,11 @@
-"""The fingerprint extractor: patches of an image to one vector that is near for images of one generator, whatever they show.
+"""The fingerprint extractor: patches of an image to one vector that is similar for images of one generator.
 
-The vector has three parts, each whitened by what varies between pictures. Two are statistics, what a patch's power spectrum shows of its colours
-and what lies at fixed places of the pixel grid (attrib/generators/signals/spectrum.py): a whitening keeps all directions, so they serve generators that
-differ in ways in which the pool's models do not. The third is learned: a small CNN of the pixels and their residual that is taught to tell the
-pool's models apart under every degradation of training. It finds under recompression what the statistics lose, in generators that are like the
-pool's, and says little of others, so it has half their length; adapted scoring counts each part by how far the references at hand can rely on it.
+The vector has three parts, each whitened by what varies between images. Two are statistics of a patch: the power
+spectrum of its colours, and its means at fixed places of the pixel grid (attrib/generators/signals/spectrum.py).
+Whitening keeps all directions, so they also tell generators apart that differ in other ways than the pool's models. The
+third is a small CNN of pixels and residual, trained to tell the pool's models apart under every degradation. After
+recompression it finds what the statistics lose, in generators like the pool's, and says little of others, so it has
+half their length. Adapted scoring weights each part by its reliability on the references.
 """
 
 from collections.abc import Sequence
@@ -34,17 +35,17 @@ RECORD = "extractor.json"
 DESCRIPTION_KEY = "attrib.extractor"  # of the weights' metadata: the network's settings as JSON
 PartName = Literal["colour-spectrum", "polyphase", "learned"]  # in the order of NetworkSettings.part_sizes
 PARTS: tuple[PartName, ...] = get_args(PartName)
-STATISTICS = PARTS[:2]  # what no training changes
+STATISTICS = PARTS[:2]  # not trained
 PART_LENGTHS: dict[PartName, float] = {"colour-spectrum": 1.0, "polyphase": 1.0, "learned": 0.5}
-# What the CNN sees is of order one: pixels of 0..1 deviate by about a quarter, residuals by a few hundredths.
+# Scales the inputs of the CNN to order one: pixels in 0..1 deviate by about .25, residuals by a few hundredths.
 CONTENT_GAIN, RESIDUAL_GAIN = 2.0, 10.0
-VARIANCE_FLOOR = 1e-5  # the root of a variance of zero, as a flat patch has it, has no gradient
+VARIANCE_FLOOR = 1e-5  # of a flat patch: the square root has no gradient at zero
 MAP_STRIDE_PX = 4  # of the CNN's last maps
-PATCH_BATCH = 32  # every call of the network sees as many, so that a vector does not depend on its neighbours
+PATCH_BATCH = 32  # of every call of the network, so that a vector does not depend on the other patches
 
 
 class FingerprintNetwork(nn.Module):
-    """uint8 [n, 3, s, s] -> float32 [n, d] of length one, min_side_px <= s <= patch_px; the parts' lengths are as PART_LENGTHS."""
+    """uint8 [n, 3, s, s] -> float32 [n, d], L2-normalised; min_side_px <= s <= patch_px. Parts as in `balanced`."""
 
     def __init__(self, settings: NetworkSettings):
         super().__init__()
@@ -52,19 +53,18 @@ class FingerprintNetwork(nn.Module):
         width, size = settings.width, sum(settings.part_sizes)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("directions", torch.eye(size))
-        self.maps = nn.Sequential(
-            *_convolution(6, width, stride=1),
-            *_convolution(width, width, stride=1),
-            *_convolution(width, 2 * width, stride=2),
-            *_convolution(2 * width, 2 * width, stride=1),
-            *_convolution(2 * width, 4 * width, stride=2),
-            *_convolution(4 * width, 4 * width, stride=1),
-        )
+        widths = [6, width, width, 2 * width, 2 * width, 4 * width, 4 * width]
+        layers: list[nn.Module] = []
+        for num_in, num_out, stride in zip(widths, widths[1:], (1, 1, 2, 1, 2, 1)):
+            # Group norm: batch statistics would reveal the degradation of a batch, and differ between workers.
+            norm = nn.GroupNorm(8 if num_out % 8 == 0 else 1, num_out)
+            layers += [nn.Conv2d(num_in, num_out, 3, stride, padding=1, bias=False), norm, nn.ReLU()]
+        self.maps = nn.Sequential(*layers)
         num_places = (PERIOD_PX // MAP_STRIDE_PX) ** 2
         self.head = nn.Linear((2 + num_places) * 4 * width, settings.num_learned)
 
     def forward(self, pixels: Tensor, parts: Sequence[PartName] = PARTS) -> Tensor:
-        """The parts that are asked for alone, in that order."""
+        """The whitened vector of the given parts, in that order."""
         whitened = {}
         for name, rows in self.parts(pixels, parts).items():
             own = self.columns(name)
@@ -72,7 +72,7 @@ class FingerprintNetwork(nn.Module):
         return balanced(whitened)
 
     def parts(self, pixels: Tensor, names: Sequence[PartName]) -> dict[PartName, Tensor]:
-        """The parts that are asked for before whitening, uint8 [n, 3, s, s] -> float32 [n, size] each; no other is computed."""
+        """The given parts before whitening: uint8 [n, 3, s, s] -> float32 [n, size] each."""
         shown = pixels.float() / 255
         residuals = residual(shown)
         made = {
@@ -83,12 +83,12 @@ class FingerprintNetwork(nn.Module):
         return {name: made[name]() for name in names}
 
     def columns(self, name: PartName) -> slice:
-        """Of a part, in a vector of all."""
+        """The columns of a part in the vector of all parts."""
         place, sizes = PARTS.index(name), self.settings.part_sizes
         return slice(sum(sizes[:place]), sum(sizes[: place + 1]))
 
     def learned(self, pixels: Tensor) -> Tensor:
-        """uint8 [n, 3, s, s] -> float32 [n, num_learned] of length one, before whitening: what training changes."""
+        """The trained part before whitening: uint8 [n, 3, s, s] -> float32 [n, num_learned], L2-normalised."""
         return self.parts(pixels, ["learned"])["learned"]
 
     def _learned(self, shown: Tensor, residuals: Tensor) -> Tensor:
@@ -99,29 +99,20 @@ class FingerprintNetwork(nn.Module):
         return F.normalize(self.head(torch.cat([maps.mean(dim=(2, 3)), spread, by_place], dim=1)), dim=1)
 
     def whiten(self, name: PartName, mean: Tensor, projection: Tensor) -> None:
-        """Of one part. mean: float32 [d]; projection: float32 [d, d]. No step of training changes them."""
+        """Set the whitening of one part, which is not trained. mean: float32 [d]; projection: float32 [d, d]."""
         own = self.columns(name)
         self.mean[own] = mean
         self.directions[own, own] = projection
 
 
 def balanced(parts: dict[PartName, Tensor]) -> Tensor:
-    """float32 [n, size] each -> [n, d], rows of length one, of parts whose lengths are as PART_LENGTHS; a part of zeros stays zero."""
+    """Join parts, float32 [n, size] each, scaled to PART_LENGTHS, to L2-normalised rows [n, d]. Zeros stay zeros."""
     scaled = [PART_LENGTHS[name] * F.normalize(rows, dim=1) for name, rows in parts.items()]
     return F.normalize(torch.cat(scaled, dim=1), dim=1)
 
 
-def _convolution(num_in: int, num_out: int, stride: int) -> list[nn.Module]:
-    # Group norm: batch statistics would tell a batch's degradation, and differ between workers.
-    return [
-        nn.Conv2d(num_in, num_out, 3, stride, padding=1, bias=False),
-        nn.GroupNorm(8 if num_out % 8 == 0 else 1, num_out),
-        nn.ReLU(),
-    ]
-
-
 class Extractor(Method):
-    """A frozen network on one device as a fingerprint method. parts: what the vector consists of."""
+    """A frozen network on one device as a fingerprint method. parts: those of the vector."""
 
     name = "extractor"
     scoring = "adapted"
@@ -136,19 +127,19 @@ class Extractor(Method):
         self.part_sizes = tuple(sizes[name] for name in parts)
 
     def fit(self, references: References) -> Scorer:
-        """Adapted, each part by its reliability; polyphase means, which a crop moves, speak for a generator only."""
+        """Adapted scoring by part. Polyphase means are one-sided: a crop shifts them, so they only count in favour."""
         one_sided = [name == "polyphase" and len(self.parts) > 1 for name in self.parts]
         return adapted_by_part(self.part_sizes, one_sided)(references)
 
     def embed(self, samples: Sequence[Sample]) -> np.ndarray:
-        """float32 [n, d], rows of length one, d the sum of part_sizes. Raises AttribError for an image below min_side_px."""
+        """float32 [n, sum(part_sizes)], L2-normalised. Raises AttribError for an image below min_side_px."""
         check_sides(samples, self)
         return self.embed_images([sample.image for sample in samples])
 
     def embed_images(self, images: Sequence[Tensor]) -> np.ndarray:
-        """uint8 [3, h, w] each -> float32 [n, d], rows of length one: the mean of the patches' vectors, its parts of the same lengths as theirs.
+        """uint8 [3, h, w] each -> float32 [n, d], L2-normalised: the mean over patches, its parts as in `balanced`.
 
-        Patches have patch_px pixels on each side, or as many as the image's shorter side has.
+        A patch has patch_px pixels on each side, or as many as the shorter side of the image.
         """
         settings = self.network.settings
         sides = [min(settings.patch_px, *image.shape[1:]) for image in images]
@@ -164,7 +155,7 @@ class Extractor(Method):
 
     @torch.inference_mode()
     def embed_patches(self, cut: Tensor) -> Tensor:
-        """uint8 [p, 3, s, s] -> float32 [p, d] on the CPU, rows of length one."""
+        """uint8 [p, 3, s, s] -> float32 [p, d] on the CPU, L2-normalised."""
         vectors = []
         for batch in cut.split(PATCH_BATCH):
             missing = PATCH_BATCH - len(batch)
@@ -174,14 +165,14 @@ class Extractor(Method):
 
 
 def untrained(extractor: Extractor) -> Extractor:
-    """The statistics alone, without what is learned."""
+    """The statistics alone, without the learned part."""
     found = Extractor(extractor.network, str(extractor.device), STATISTICS)
     found.name = f"{extractor.name}-untrained"
     return found
 
 
 class ExtractorPart(Extractor):
-    """One part of an extractor alone: what it can do without the others. A control that the extractor must beat; no registry holds it."""
+    """One part of an extractor alone: a control that the extractor must beat. No registry can hold it."""
 
     registered_as = None
 
@@ -191,7 +182,7 @@ class ExtractorPart(Extractor):
 
 
 def extractor_digest(network: FingerprintNetwork) -> str:
-    """Of all that decides a vector and its scores."""
+    """Digest of everything that decides a vector and its scores."""
     settings = network.settings.model_dump(mode="json")
     return digest([FINGERPRINT_VERSION, settings, model_digest("extractor", network)])
 
@@ -203,14 +194,14 @@ def save_extractor(network: FingerprintNetwork, folder: str, storage: Storage) -
 
 
 def load_extractor(uri: str, storage: Storage, device: str = "cpu") -> Extractor:
-    """The extractor in `uri`, the output folder of jobs.fingerprint.
+    """The extractor in an output folder of jobs.fingerprint.
 
-    Raises AttribError if the job has not run to its end, or the weights are not those that its record names.
+    Raises AttribError if the job is not finished or the weights are not those of its record.
     """
     record = storage.require(join(uri, RECORD), "jobs.fingerprint")
     weights = join(uri, WEIGHTS)
     if not storage.exists(weights):
-        raise AttribError(f"{weights} is not there, though {RECORD} is; run jobs.fingerprint again with another output")
+        raise AttribError(f"{weights} is missing beside {RECORD}; run jobs.fingerprint again with another output")
     with scratch_folder() as folder:
         try:
             with safe_open(storage.localise(weights, folder), framework="pt") as file:
@@ -221,9 +212,9 @@ def load_extractor(uri: str, storage: Storage, device: str = "cpu") -> Extractor
                 network.load_state_dict(state, strict=True)
         except (KeyError, RuntimeError, SafetensorError, TypeError, ValidationError) as error:
             raise AttribError(
-                f"{weights} is no extractor that this version understands: {' '.join(str(error).split())[:300]}"
+                f"this version cannot read the extractor {weights}: {' '.join(str(error).split())[:300]}"
             ) from error
     extractor = Extractor(network, device)
     if extractor.digest != record["digest"]:
-        raise AttribError(f"{weights} is not the file that {RECORD} beside it describes; restore one of the two")
+        raise AttribError(f"{weights} differs from the file described in {RECORD} beside it; restore one of the two")
     return extractor

@@ -15,46 +15,42 @@ class NetworkSettings(Settings):
     """The extractor (attrib/generators/extractor/network.py)."""
 
     patch_px: Annotated[int, Field(ge=16, multiple_of=8)] = 32
-    min_side_px: Annotated[int, Field(ge=PERIOD_PX)] = (
-        16  # of images that can be assessed; below patch_px they are one smaller patch
-    )
+    min_side_px: Annotated[int, Field(ge=PERIOD_PX)] = 16  # of images; one below patch_px is one smaller patch
     max_patches: Positive = 16  # of one image, on an even grid
-    window_px: Annotated[int, Field(ge=4, multiple_of=2)] = (
-        8  # of the colour spectrum, averaged over overlapping windows
-    )
-    # Of the learned part, of length one: a single number would be 1 or -1, which no whitening makes more of.
-    num_learned: Annotated[int, Field(ge=2)] = 192
-    width: Positive = 32  # channels of its first convolutions; twice and four times as many follow
+    window_px: Annotated[int, Field(ge=4, multiple_of=2)] = 8  # of the colour spectrum; windows overlap
+    num_learned: Annotated[int, Field(ge=2)] = 192  # size of the learned part; a single number would be 1 or -1
+    width: Positive = 32  # channels of the first convolutions; the next ones have 2 and 4 times as many
 
     @property
     def part_sizes(self) -> tuple[int, int, int]:
-        """Numbers of a patch's colour spectrum, of its polyphase means, and of the learned part."""
+        """Sizes of colour spectrum, polyphase means and learned part."""
         return 2 * 6 * self.window_px * (self.window_px // 2 + 1), 3 * PERIOD_PX**2, self.num_learned
 
     @model_validator(mode="after")
     def _window_fits(self):
         if not self.window_px <= self.min_side_px <= self.patch_px:
             raise ValueError(
-                f"min_side_px {self.min_side_px} lies outside window_px {self.window_px} to patch_px {self.patch_px}; windows lie within a patch"
+                f"min_side_px {self.min_side_px} lies outside window_px {self.window_px} to patch_px {self.patch_px}; "
+                "windows lie within a patch"
             )
         return self
 
 
 class ContrastSettings(Settings):
-    """The batches and their loss (attrib/generators/extractor/losses.py)."""
+    """The batches (attrib/generators/extractor/batches.py) and their loss."""
 
     models_per_batch: Annotated[int, Field(ge=2)] = 32  # of the global batch, over all workers
     images_per_model: Annotated[int, Field(ge=2)] = 4
-    same_content_share: Share = 0.5  # of the batches: all models show the same photographs, degraded alike
+    same_content_share: Share = 0.5  # of the batches, in which all models show the same photographs
     temperature: float = Field(default=0.1, gt=0)
     contrast_weight: Weight = 1.0  # of the supervised contrastive loss
     classification_weight: Weight = 1.0  # of the cross-entropy over the pool's models
-    class_scale: float = Field(default=24.0, gt=0)  # of the cosines that the cross-entropy sees
+    class_scale: float = Field(default=24.0, gt=0)  # of the cosines in the cross-entropy
 
     @model_validator(mode="after")
     def _something_to_learn(self):
         if not self.contrast_weight and not self.classification_weight:
-            raise ValueError("contrast_weight and classification_weight are both 0: there is nothing to learn")
+            raise ValueError("contrast_weight and classification_weight are both 0, so nothing is learned; raise one")
         return self
 
 
@@ -62,42 +58,37 @@ class ExtractorOptimiserSettings(Settings):
     num_steps: Positive = 8000
     learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: Weight = 0.05
-    warmup_share: Share = 0.05  # of all steps; then the rate falls by a cosine
-    validation_steps: Positive = 500  # between two validations, each of which leaves a checkpoint
+    warmup_share: Share = 0.05  # of all steps; then cosine decay
+    validation_steps: Positive = 500  # between two validations; each saves a checkpoint
 
 
 class FingerprintSettings(JobSettings):
-    """jobs.fingerprint: a fingerprint extractor from a pool of synthetic models alone."""
+    """jobs.fingerprint: train a fingerprint extractor on a pool of synthetic models."""
 
-    execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {
-        "pool",
-        "num_workers",
-        "num_loaders",
-        "device",
-    }
+    execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | frozenset(
+        ("pool", "num_workers", "num_loaders", "device")
+    )
 
     pool: Uri  # output of jobs.synthesize
     output: Uri
     network: NetworkSettings = NetworkSettings()
     contrast: ContrastSettings = ContrastSettings()
     optimiser: ExtractorOptimiserSettings = ExtractorOptimiserSettings()
-    photographs_as_class: bool = True  # the pool's photographs are one more class beside its models
-    degraded_share: Share = (
-        0.75  # of the batches: their images are degraded (attrib/generators/signals/degradations.py)
-    )
-    # The pool's models of this upsampler judge and train nothing: held-out models of the families that are trained on would choose weights that
-    # know these families.
+    photographs_as_class: bool = True  # the pool's photographs are one more class
+    degraded_share: Share = 0.75  # of the batches (attrib/generators/signals/degradations.py)
+    # Held out: with models of trained families, validation would favour weights that know these families.
     validation_upsampler: Upsampler = "bicubic"
     num_workers: Positive = 1  # of the training
-    num_loaders: Positive = 1  # threads per worker that degrade and cut
+    num_loaders: Positive = 1  # threads per worker that degrade and cut images
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
 
     @model_validator(mode="after")
     def _batches_divide(self):
-        if self.contrast.models_per_batch % self.num_workers:
+        models_per_batch = self.contrast.models_per_batch
+        if models_per_batch % self.num_workers:
             raise ValueError(
-                f"contrast.models_per_batch {self.contrast.models_per_batch} is not a multiple of num_workers {self.num_workers}; "
-                "each worker takes as many models"
+                f"contrast.models_per_batch {models_per_batch} is not a multiple of num_workers {self.num_workers}; "
+                "each worker takes the same number of models"
             )
         return self

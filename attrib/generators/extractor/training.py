@@ -1,12 +1,11 @@
-"""The extractor's training loop, read from top to bottom: whitened statistics at its start, steps, validation, a state to resume from.
+"""The extractor's training loop: whitened statistics at its start, steps, validation, and a state to resume from.
 
-The criterion is identification from ten references among models of the pool whose upsampler no trained model has, of photographs that were not
-trained on, untouched and at JPEG 85. No image of a real generator takes part.
+The criterion is identification from ten references among held-out models of an unseen upsampler, on photographs that
+are not trained on, as they are and at JPEG 85. No image of a real generator takes part.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from attrib.common.errors import AttribError
 from attrib.generators.extractor.batches import VALIDATION, ExtractorBatch, ExtractorBatches, PoolImages, Validation
-from attrib.generators.extractor.losses import classification
 from attrib.generators.extractor.network import STATISTICS, Extractor, FingerprintNetwork, PartName
 from attrib.generators.extractor.settings import FingerprintSettings, NetworkSettings
 from attrib.generators.fingerprints.discriminant import fit_whitening, model_statistics
@@ -26,23 +24,18 @@ from attrib.train.all_gather import gather, gather_fixed
 from attrib.train.losses.contrastive import supervised_contrastive
 from attrib.train.schedule import rate
 
-START_IMAGES = 64  # of each model, that whiten the statistics
-LEARNED_IMAGES = 16  # that whiten what is learned, which has fewer numbers, with every validation
-PATCHES_AT_ONCE = 256  # patches, of about .4 MB each while their windows are held
-SHRINKAGE = 0.15  # of the covariance that is whitened
-LEAST_SPREAD = 1e-6  # of what is learned, of length one, between images of one class: less is rounding
+START_IMAGES = 64  # of each model, to whiten the statistics
+LEARNED_IMAGES = 16  # of each model, to whiten the learned part, which is smaller, at every validation
+PATCHES_AT_ONCE = 256  # about .4 MB each while their windows are in memory
+SHRINKAGE = 0.15  # of the covariance
+MIN_RANGE = 1e-6  # of the learned part, of length one, within some class: a smaller range is rounding
 
-
-@dataclass(frozen=True, eq=False)
-class WhiteningPatches:
-    """uint8 [n, 3, s, s] of each class under each degradation of VALIDATION: degraded alike, a class of its own."""
-
-    models: list[Tensor]
-    photographs: list[Tensor]
+# Patches uint8 [n, 3, s, s] of models and of photographs; each class once per degradation of VALIDATION.
+WhiteningPatches = tuple[list[Tensor], list[Tensor]]
 
 
 class ExtractorRun:
-    """A training run and its state. Every worker holds the same network and prototypes, and sees its part of each batch."""
+    """A training run and its state. Every worker holds the same network and prototypes and a part of each batch."""
 
     def __init__(
         self, network: FingerprintNetwork, num_classes: int, settings: FingerprintSettings, device: torch.device
@@ -52,12 +45,10 @@ class ExtractorRun:
         prototypes = torch.randn(num_classes, settings.network.num_learned, generator=generator)
         self.prototypes = nn.Parameter(F.normalize(prototypes, dim=1).to(device))
         self.parameters = [*self.network.parameters(), self.prototypes]
-        optimiser = settings.optimiser
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=optimiser.learning_rate, weight_decay=optimiser.weight_decay
-        )
+        options = settings.optimiser
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser, lambda step: rate(step, optimiser.num_steps, optimiser.warmup_share)
+            self.optimiser, lambda step: rate(step, options.num_steps, options.warmup_share)
         )
         self.step = 0
         self.history: list[dict] = []  # per validation: step, loss, criterion, and the accuracy under each degradation
@@ -66,30 +57,29 @@ class ExtractorRun:
     def train(
         self, batches: ExtractorBatches, validation: Validation, on_validation: Callable[["ExtractorRun"], None]
     ) -> None:
-        """Until the steps are done; `on_validation` is called before the first and after each validation. Ends with the best weights.
+        """Train to the last step and load the best weights. on_validation: called after each validation.
 
-        Raises AttribError if the loss is not finite, or what is learned cannot be whitened.
+        Raises AttribError if the loss is not finite or the learned part cannot be whitened.
         """
         shown = whitening_patches(batches.images, self.settings.network, LEARNED_IMAGES)
         if not self.history:
-            self._note(None, shown, validation)
+            self._validate(None, shown, validation)
             on_validation(self)
-        total = 0.0
-        optimiser = self.settings.optimiser
-        for batch in batches.steps(self.step, optimiser.num_steps):
+        total, options = 0.0, self.settings.optimiser
+        for batch in batches.steps(self.step, options.num_steps):
             total += self.train_step(batch)
             self.step += 1
-            is_last = self.step == optimiser.num_steps
-            if self.step % optimiser.validation_steps and not is_last:
+            if self.step % options.validation_steps and self.step < options.num_steps:
                 continue
             if not math.isfinite(total):
                 raise AttribError(f"the loss is not finite at step {self.step}; lower optimiser.learning_rate")
-            self._note(total / (self.step - self.history[-1]["step"]), shown, validation)
+            self._validate(total / (self.step - self.history[-1]["step"]), shown, validation)
             total = 0.0
             on_validation(self)
         self.network.load_state_dict(self.best)
 
     def train_step(self, batch: ExtractorBatch) -> float:
+        """One optimiser step on the batches of all workers. Returns the loss before it."""
         self.network.train()
         self.optimiser.zero_grad(set_to_none=True)
         own = self.network.learned(batch.patches.to(self.device))
@@ -110,7 +100,7 @@ class ExtractorRun:
             loss = loss + contrast.classification_weight * found
         return loss
 
-    def _note(self, loss: float | None, shown: WhiteningPatches, validation: Validation) -> None:
+    def _validate(self, loss: float | None, shown: WhiteningPatches, validation: Validation) -> None:
         whiten(self.network, "learned", shown)
         found = validation(Extractor(self.network, self.device))
         criterion = sum(found.values()) / len(found)
@@ -119,14 +109,17 @@ class ExtractorRun:
         self.history.append({"step": self.step, "loss": loss, "criterion": criterion, **found})
 
     def progress(self) -> str:
+        """The last validation as one line."""
         last, best = self.history[-1], max(row["criterion"] for row in self.history)
         loss = "-" if last["loss"] is None else f"{last['loss']:.4f}"
         accuracies = "  ".join(f"{degradation.name} {last[degradation.name]:.3f}" for degradation in VALIDATION)
-        num_steps = self.settings.optimiser.num_steps
-        return f"fingerprint: step {last['step']:,} of {num_steps:,}  loss {loss}  held-out models: {accuracies}  (best mean {best:.3f})"
+        return (
+            f"fingerprint: step {last['step']:,} of {self.settings.optimiser.num_steps:,}  loss {loss}  "
+            f"held-out models: {accuracies}  (best mean {best:.3f})"
+        )
 
     def state(self) -> dict:
-        """Tensors and plain values only, so that it loads with torch.load(weights_only=True)."""
+        """Tensors and plain values only, for torch.load(weights_only=True)."""
         return {
             "network": _copied(self.network),
             "prototypes": self.prototypes.detach().clone(),
@@ -142,11 +135,16 @@ class ExtractorRun:
             self.prototypes.copy_(state["prototypes"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.history, self.best = state["step"], list(state["history"]), state["best"]
-        self.schedule.last_epoch = self.step  # the rates are the optimiser's; load_state_dict wants lambdas
+        self.schedule.last_epoch = self.step  # the optimiser has the rates; LambdaLR.load_state_dict needs lambdas
+
+
+def classification(embeddings: Tensor, prototypes: Tensor, labels: Tensor, scale: float) -> Tensor:
+    """Cross-entropy of scaled cosines. embeddings: float32 [n, d], L2-normalised; prototypes: float32 [m, d]."""
+    return F.cross_entropy(scale * embeddings @ F.normalize(prototypes, dim=1).T, labels)
 
 
 def started_network(images: PoolImages, settings: FingerprintSettings) -> FingerprintNetwork:
-    """A network whose statistics are whitened by what varies between pictures; what is learned is drawn by the seed."""
+    """A network with whitened statistics and random weights of the learned part, drawn by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = FingerprintNetwork(settings.network)
@@ -157,59 +155,51 @@ def started_network(images: PoolImages, settings: FingerprintSettings) -> Finger
 
 
 def whitening_patches(images: PoolImages, network: NetworkSettings, num_images: int) -> WhiteningPatches:
-    """One patch of each model's first images, and max_patches of each photograph."""
-    first = [of_model[:num_images] for of_model in images.training]
-    models = _degraded_patches(first, network.patch_px, max_patches=1)
-    return WhiteningPatches(models, _degraded_patches([images.photographs], network.patch_px, network.max_patches))
+    """One patch of each model's first num_images images, and max_patches of each photograph."""
 
+    def degraded(classes: list[Tensor], max_patches: int) -> list[Tensor]:
+        return [
+            torch.cat([patches(degrade(image, degradation), network.patch_px, max_patches) for image in shown])
+            for degradation in VALIDATION
+            for shown in classes
+        ]
 
-def _degraded_patches(classes: list[Tensor], patch_px: int, max_patches: int) -> list[Tensor]:
-    return [
-        torch.cat([patches(degrade(image, degradation), patch_px, max_patches) for image in images])
-        for degradation in VALIDATION
-        for images in classes
-    ]
+    models = degraded([shown[:num_images] for shown in images.training], 1)
+    return models, degraded([images.photographs], network.max_patches)
 
 
 @torch.no_grad()
 def whiten(network: FingerprintNetwork, name: PartName, shown: WhiteningPatches) -> None:
-    """One part of the network as it is. What varies between pictures is, by half, what does within the pool's models, and what does between photographs:
-    models smooth fine detail away, so that they alone would leave a real generator's content in it.
+    """Whiten one part by the covariance within the pool's models and that between photographs, in equal parts.
 
-    Raises AttribError if what is learned is not finite, or alike for all pictures of each class: the statistics were whitened from the same pool
-    before, so that it is the training which has gone wrong and not the pool.
+    Models smooth fine detail away, so their covariance alone would leave the content of a real generator's images.
+    Raises AttribError if the learned part is not finite or constant within each class. Its input was whitened from the
+    same pool before, so the training has diverged.
     """
-    found = []
-    for classes in (shown.models, shown.photographs):
-        rows = (_rows(network, name, cut) for cut in classes)
-        found.append(model_statistics(_that_vary(rows) if name == "learned" else rows))
+    device, found = network.mean.device, []
+    for classes in shown:
+        groups = (
+            torch.cat([network.parts(some.to(device), [name])[name] for some in cut.split(PATCHES_AT_ONCE)])
+            for cut in classes
+        )
+        rows = (of_class.cpu().numpy() for of_class in groups)
+        if name == "learned":
+            rows = list(rows)
+            # A step that is too long shows here before it shows in a loss. NaN fails the comparison; max passes it on.
+            if not np.max([np.ptp(of_class, axis=0).max() for of_class in rows]) > MIN_RANGE:
+                raise AttribError(
+                    "the learned part is no longer finite, or the same for all images of each model; lower "
+                    "optimiser.learning_rate"
+                )
+        found.append(model_statistics(rows))
     mean = sum(statistics.means.mean(axis=0) for statistics in found) / 2
     mixed = sum(statistics.covariance / np.trace(statistics.covariance) for statistics in found)
     whitening = fit_whitening(mean, mixed, SHRINKAGE, without_level=False)
     network.whiten(name, torch.from_numpy(mean).float(), torch.from_numpy(whitening.projection).float())
 
 
-def _rows(network: FingerprintNetwork, name: PartName, cut: Tensor) -> np.ndarray:
-    """float32 [n, size] of one part, before any whitening."""
-    device = network.mean.device
-    return (
-        torch.cat([network.parts(some.to(device), [name])[name] for some in cut.split(PATCHES_AT_ONCE)]).cpu().numpy()
-    )
-
-
-def _that_vary(groups: Iterable[np.ndarray]) -> list[np.ndarray]:
-    """The same rows, float32 [n_g, size] of each class. A step that is too long is seen here before it is in a loss, which is of the weights before it."""
-    groups = list(groups)
-    # NaN fails the comparison, and np.max passes it on.
-    if not np.max([np.ptp(rows, axis=0).max() for rows in groups]) > LEAST_SPREAD:
-        raise AttribError(
-            "what is learned is no longer finite, or the same for all images of each model; lower optimiser.learning_rate"
-        )
-    return groups
-
-
 def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Over the workers, in one message. Where all compute the same loss of gathered rows this gives the gradient of one process."""
+    """Average over the workers in one message. All compute one loss of gathered rows, so this equals one process."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -1,4 +1,4 @@
-"""The extractor: its start from a whitening, its vectors, its file."""
+"""The extractor: its start from whitened statistics, its vectors, its file."""
 
 import itertools
 
@@ -66,13 +66,13 @@ def raw(network: FingerprintNetwork, cut: torch.Tensor) -> torch.Tensor:
 
 
 def scaled(rows: torch.Tensor) -> torch.Tensor:
-    """Parts of lengths 1, 1 and a half, then the whole of length one."""
+    """Parts of lengths 1, 1 and 0.5, then the whole of length 1."""
     lengths = {"colour-spectrum": 1, "polyphase": 1, "learned": 0.5}
     parts = [lengths[name] * rows[:, own] / rows[:, own].norm(dim=1, keepdim=True) for name, own in COLUMNS.items()]
     return torch.cat(parts, dim=1) / 2.25**0.5
 
 
-def test_a_vector_is_its_whitened_parts_of_their_lengths():
+def test_a_vector_is_its_whitened_parts_scaled_to_their_lengths():
     network, generator = random_network(), torch.Generator().manual_seed(1)
     cut = patches(smooth_images(1, 48, 0)[0], 16, 9)
     expected = raw(network, cut)
@@ -85,7 +85,7 @@ def test_a_vector_is_its_whitened_parts_of_their_lengths():
     assert SETTINGS.part_sizes == (144, 192, 24) and list(COLUMNS) == list(PARTS) and len(cut) == 9
 
 
-def test_a_part_of_zeros_stays_zero_and_the_others_have_all_the_length():
+def test_a_part_of_zeros_stays_zero():
     rows = torch.zeros(2, 6)
     rows[0, 3:] = torch.tensor([3.0, 4.0, 7.0])
     found = balanced(dict(zip(PARTS, rows.split((3, 2, 1), dim=1))))
@@ -93,7 +93,7 @@ def test_a_part_of_zeros_stays_zero_and_the_others_have_all_the_length():
     assert not found[1].any()
 
 
-def test_all_that_is_learned_learns_and_a_flat_patch_is_no_trap():
+def test_all_parameters_have_gradients_and_a_flat_patch_has_finite_ones():
     network = random_network()
     flat = torch.full((1, 3, 16, 16), 128, dtype=torch.uint8)
     network.learned(torch.cat([smooth_images(3, 16, 0), flat]))[:, 0].sum().backward()
@@ -101,8 +101,8 @@ def test_all_that_is_learned_learns_and_a_flat_patch_is_no_trap():
         assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
 
 
-def test_what_is_learned_sees_where_on_the_lattice_a_trace_lies():
-    """A pixel that repeats every 8 px: moved by 8 px it is the same to the network, moved by 4 it is not, and hardly for what is left at the borders."""
+def test_the_learned_part_depends_on_the_position_on_the_lattice():
+    """A pattern of period 8 px: a shift by 8 px changes nothing, a shift by 4 px does, and mostly not at the borders."""
     network = random_network()
     board = torch.full((3, 96, 96), 100, dtype=torch.uint8)
     board[:, ::8, ::8] = 120
@@ -110,14 +110,14 @@ def test_what_is_learned_sees_where_on_the_lattice_a_trace_lies():
     first, same, moved = network.learned(cut)
     assert torch.equal(first, same)
     with torch.no_grad():
-        network.head.weight[:, 2 * 4 * SETTINGS.width :] = 0  # leaves the means and spreads of whole maps
+        network.head.weight[:, 2 * 4 * SETTINGS.width :] = 0  # keeps the means and deviations of whole maps
     without, _, moved_without = network.learned(cut)
     by_border = (without - moved_without).norm()
     assert (first - moved).norm() > 4 * by_border > 0, (first - moved, by_border)
 
 
 @pytest.mark.parametrize("seen", [slice(0, 3), slice(3, 6)], ids=["content", "residual"])
-def test_content_and_residual_are_each_enough_to_tell_patches_apart(seen):
+def test_content_or_residual_alone_tells_patches_apart(seen):
     network = random_network()
     kernels = network.maps[0].weight
     with torch.no_grad():
@@ -128,13 +128,13 @@ def test_content_and_residual_are_each_enough_to_tell_patches_apart(seen):
     assert (first - second).abs().max() > 0.05
 
 
-def test_parts_are_whitened_by_what_varies_within_models_and_between_photographs():
+def test_parts_are_whitened_by_the_mean_of_both_covariances():
     photographs = smooth_images(30, 40, 0)
     models = [traced(photographs, seed, strength=0.02) for seed in range(4)]
     settings = FingerprintSettings(pool="p", output="o", network=SETTINGS.model_dump())
     images = PoolImages(models, [], photographs)
     network = started_network(images, settings)
-    assert not network.mean[COLUMNS["learned"]].any(), "what is learned is whitened as it is learned"
+    assert not network.mean[COLUMNS["learned"]].any(), "the learned part is whitened during training"
     whiten(network, "learned", whitening_patches(images, SETTINGS, 30))
     within, centres = {}, {}
     for kind, classes, num_patches in (("models", models, 1), ("photographs", [photographs], 4)):
@@ -154,12 +154,12 @@ def test_parts_are_whitened_by_what_varies_within_models_and_between_photographs
         own = directions[part, part].clone()
         torch.testing.assert_close(own.T @ shrunk @ own, torch.eye(len(own)).double(), atol=1e-3, rtol=0)
         directions[part, part] = 0
-    assert not directions.any(), "no part mixes with another"
+    assert not directions.any(), "parts are whitened apart"
     expected = (centres["models"] + centres["photographs"]) / 2
     torch.testing.assert_close(network.mean.double(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_an_image_is_the_mean_of_its_patches_in_parts(extractor, images):
+def test_an_image_is_the_mean_of_its_patches_by_part(extractor, images):
     found = extractor.embed_images(images)
     assert found.shape == (7, 360) and found.dtype == np.float32
     counts = set()
@@ -172,7 +172,7 @@ def test_an_image_is_the_mean_of_its_patches_in_parts(extractor, images):
     assert len(counts) > 1
 
 
-def test_an_image_does_not_depend_on_its_neighbours(extractor, images):
+def test_a_vector_does_not_depend_on_the_other_images(extractor, images):
     together = extractor.embed([Sample(image, "PNG", 1) for image in images])
     alone = [extractor.embed([Sample(image, "JPEG", 2)])[0] for image in images[::-1]]
     assert np.array_equal(together, np.stack(alone[::-1]))
@@ -203,7 +203,7 @@ def test_parts_are_columns_of_the_whole(extractor, images):
 @pytest.mark.parametrize(
     ("parts", "one_sided"), [(PARTS, [False, True, False]), (STATISTICS, [False, True]), (("polyphase",), [False])]
 )
-def test_polyphase_beside_other_parts_speaks_for_a_generator_only(extractor, parts, one_sided):
+def test_polyphase_is_one_sided_beside_other_parts(extractor, parts, one_sided):
     generator = torch.Generator().manual_seed(0)
     sizes = dict(zip(PARTS, SETTINGS.part_sizes))
 
@@ -219,7 +219,7 @@ def test_polyphase_beside_other_parts_speaks_for_a_generator_only(extractor, par
         assert np.allclose(found, expected, atol=1e-5) == (list(flags) == one_sided), flags
 
 
-def test_a_file_gives_the_same_extractor(extractor, images, local, tmp_path):
+def test_a_saved_extractor_is_loaded_with_equal_vectors(extractor, images, local, tmp_path):
     folder = str(tmp_path / "made")
     with pytest.raises(AttribError, match=r"run jobs\.fingerprint to its end first"):
         load_extractor(folder, local)
@@ -229,14 +229,14 @@ def test_a_file_gives_the_same_extractor(extractor, images, local, tmp_path):
     assert loaded.digest == extractor.digest and (loaded.name, loaded.min_side_px) == ("extractor", 12)
     assert np.array_equal(loaded.embed_images(images), extractor.embed_images(images))
     save_extractor(random_network(seed=1), folder, local)
-    with pytest.raises(AttribError, match=r"not the file that extractor\.json beside it describes"):
+    with pytest.raises(AttribError, match=r"differs from the file described in extractor\.json"):
         load_extractor(folder, local)
     local.write_bytes(f"{folder}/{WEIGHTS}", b"nonsense")
-    with pytest.raises(AttribError, match="no extractor that this version understands"):
+    with pytest.raises(AttribError, match="this version cannot read the extractor"):
         load_extractor(folder, local)
 
 
-def test_the_digest_is_of_weights_and_settings():
+def test_the_digest_depends_on_weights_and_settings():
     network = random_network()
     fewer = FingerprintNetwork(SETTINGS.model_copy(update={"max_patches": 2}))
     fewer.load_state_dict(network.state_dict())
@@ -244,13 +244,13 @@ def test_the_digest_is_of_weights_and_settings():
     assert len({extractor_digest(n) for n in (network, fewer, random_network(seed=1))}) == 3
 
 
-def test_the_digest_tells_versions_of_the_fingerprint_apart(monkeypatch):
+def test_the_digest_depends_on_the_fingerprint_version(monkeypatch):
     before = extractor_digest(random_network())
     monkeypatch.setattr("attrib.generators.extractor.network.FINGERPRINT_VERSION", -1)
     assert extractor_digest(random_network()) != before
 
 
-def test_settings_that_cannot_be_are_refused():
+def test_sizes_that_do_not_fit_are_refused():
     for min_side_px, window_px in ((16, 18), (20, 8)):
         with pytest.raises(
             ValueError, match=f"min_side_px {min_side_px} lies outside window_px {window_px} to patch_px 16"
@@ -258,15 +258,15 @@ def test_settings_that_cannot_be_are_refused():
             NetworkSettings(patch_px=16, min_side_px=min_side_px, window_px=window_px)
 
 
-def test_one_learned_number_of_length_one_is_refused():
+def test_a_learned_part_of_one_number_is_refused():
     with pytest.raises(ValueError, match=r"num_learned\n.*greater than or equal to 2"):
         NetworkSettings(num_learned=1)
 
 
-def test_the_start_tells_filters_apart(one_thread):
-    """The whitening of drawn traces identifies traces that it was not fitted on, better than the trace as it is, asked in the same way.
+def test_the_untrained_network_tells_filters_apart(one_thread):
+    """Whitening on some filters identifies others better than the raw vector does with the same scoring.
 
-    A filter leaves nothing at fixed places of the pixel grid, and nothing was learned, so much of each vector is chance and must count for little.
+    A filter leaves nothing at fixed places of the pixel grid and nothing was learned, so most of each vector is noise.
     """
     photographs = smooth_images(36, 32, 0)
     settings = FingerprintSettings(pool="p", output="o", network=SETTINGS.model_dump(), seed=3)

@@ -1,4 +1,4 @@
-"""Batches, validation and the loop: exact draws, one process against two, and continuing from a state."""
+"""Batches, validation and the training loop: exact draws, one process against two, and resuming from a state."""
 
 import math
 
@@ -10,10 +10,9 @@ from support.pool import smooth_images, traced
 
 from attrib.common.errors import AttribError
 from attrib.generators.extractor.batches import ExtractorBatches, PoolImages, Validation, augmented
-from attrib.generators.extractor.losses import classification
 from attrib.generators.extractor.network import Extractor, FingerprintNetwork
 from attrib.generators.extractor.settings import FingerprintSettings
-from attrib.generators.extractor.training import LEARNED_IMAGES, ExtractorRun, whiten, whitening_patches
+from attrib.generators.extractor.training import LEARNED_IMAGES, ExtractorRun, classification, whiten, whitening_patches
 from attrib.generators.signals.degradations import NONE, Degradation, degrade
 from attrib.train.losses.contrastive import supervised_contrastive
 
@@ -35,7 +34,7 @@ def trained(given: FingerprintSettings, rank: int = 0, num_workers: int = 1) -> 
 
 
 def marked_pool() -> PoolImages:
-    """Every pixel says model (red), image (green) and row (blue)."""
+    """The colour of a pixel is its model (red), image (green) and row (blue)."""
     images = torch.zeros(6, 20, 3, 24, 24, dtype=torch.uint8)
     images[:, :, 0] = torch.arange(6)[:, None, None, None]
     images[:, :, 1] = torch.arange(20)[None, :, None, None]
@@ -43,7 +42,7 @@ def marked_pool() -> PoolImages:
     return PoolImages(list(images), [], images[0])
 
 
-def test_a_batch_holds_the_models_that_its_labels_name():
+def test_labels_are_the_models_of_the_patches():
     given = settings(
         degraded_share=0.0, contrast={"models_per_batch": 4, "images_per_model": 3, "same_content_share": 0.5}
     )
@@ -61,7 +60,7 @@ def test_a_batch_holds_the_models_that_its_labels_name():
     assert kinds == {True, False}
 
 
-def test_workers_share_a_batch_and_draws_depend_on_the_step_alone():
+def test_workers_split_a_batch_and_draws_depend_on_the_step_alone():
     given = settings(num_loaders=3)
     whole = list(ExtractorBatches(pool_images(), given, 0, 1).steps(0, 8))
     parts = [list(ExtractorBatches(pool_images(), given, rank, 2).steps(4, 8)) for rank in (0, 1)]
@@ -75,7 +74,7 @@ def test_workers_share_a_batch_and_draws_depend_on_the_step_alone():
 @pytest.mark.parametrize(
     "degradation", [Degradation("resize", 0.7), Degradation("crop", 0.67), Degradation("jpeg", 60), NONE]
 )
-def test_an_image_is_cut_before_or_after(degradation):
+def test_an_image_is_cut_before_or_after_the_degradation(degradation):
     image = smooth_images(1, 24, 1)[0]
     before, after = (augmented(image, degradation, torch.tensor([0.0, 0.0, order]), 16) for order in (0.1, 0.9))
     assert before.shape == after.shape == (3, 16, 16)
@@ -85,14 +84,14 @@ def test_an_image_is_cut_before_or_after(degradation):
     assert torch.equal(before, degrade(image[:, :side, :side], degradation)[:, :16, :16])
 
 
-def test_a_place_reaches_every_window_of_the_lattice():
+def test_places_reach_every_window_of_the_lattice():
     image = torch.arange(37, dtype=torch.uint8).expand(3, 37, 37)
     lefts = {int(augmented(image, NONE, torch.tensor([0.0, x / 100, 0.9]), 16)[0, 0, 0]) for x in range(100)}
     assert lefts == {0, 8, 16}
 
 
 class Chosen(Extractor):
-    """Embeds by a rule in place of a network."""
+    """An extractor that embeds by a function in place of a network."""
 
     def __init__(self, rule):
         self.rule, self.part_sizes, self.parts = rule, (2,), ("learned",)
@@ -101,7 +100,7 @@ class Chosen(Extractor):
         return F.normalize(self.rule(cut), dim=1)
 
 
-def test_validation_counts_queries_that_find_their_model():
+def test_validation_is_the_share_of_identified_queries():
     held_out = [torch.full((15, 3, 16, 16), 10 * model + 5, dtype=torch.uint8) for model in range(4)]
     held_out[2][12] = held_out[0][0]  # one of five queries of model 2 looks like model 0
     validation = Validation(held_out, 16)
@@ -112,7 +111,7 @@ def test_validation_counts_queries_that_find_their_model():
 
 
 class Scripted:
-    """Criteria by turn, whatever the network is."""
+    """Returns the given criteria one after another."""
 
     def __init__(self, *criteria: float):
         self.criteria = list(criteria)
@@ -151,8 +150,8 @@ def test_the_loss_of_a_step_is_the_weighted_sum_of_both(one_thread, weights):
     assert training.train_step(batch) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_training_leaves_the_statistics_and_whitens_what_is_learned_as_it_is(one_thread):
-    """The kept weights are those of one validation, with the whitening of that validation."""
+def test_training_whitens_the_learned_part_alone(one_thread):
+    """Weights and whitening are of the same validation."""
     images, given, start = pool_images(), settings(), network_of(settings())
     network = trained(given).network
     statistics = slice(0, network.columns("learned").start)
@@ -189,20 +188,20 @@ def test_a_run_continues_from_its_state(one_thread):
         assert torch.equal(second.network.state_dict()[name], value), name
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(one_thread):
+def test_a_loss_that_is_not_finite_is_an_error(one_thread):
     with pytest.raises(AttribError, match=r"not finite at step 3; lower optimiser\.learning_rate"):
         trained(settings(contrast={"models_per_batch": 4, "images_per_model": 3, "temperature": 1e-45}))
 
 
-def test_a_step_that_is_too_long_ends_the_run_before_its_weights_are_whitened(one_thread):
-    """The loss of that step is still finite: it is of the weights before it."""
+def test_weights_that_are_not_finite_are_an_error_before_whitening(one_thread):
+    """The loss is still finite, because it belongs to the weights before the step."""
     optimiser = {"num_steps": 2, "learning_rate": 1e10, "warmup_share": 0, "validation_steps": 1}
-    with pytest.raises(AttribError, match=r"what is learned is no longer finite.*; lower optimiser\.learning_rate"):
+    with pytest.raises(AttribError, match=r"the learned part is no longer finite.*; lower optimiser\.learning_rate"):
         trained(settings(optimiser=optimiser))
 
 
 @pytest.mark.parametrize("noise", [0, 1e-9])
-def test_what_is_learned_alike_of_all_images_is_not_blamed_on_the_pool(one_thread, noise):
+def test_a_constant_learned_part_is_reported_as_divergence(one_thread, noise):
     given = settings()
     network, shown = network_of(given), whitening_patches(pool_images(), given.network, LEARNED_IMAGES)
     whiten(network, "learned", shown)
@@ -217,7 +216,7 @@ def trained_by_two(rank: int) -> dict:
     return trained(settings(num_workers=WORLD_SIZE), rank, WORLD_SIZE).state()
 
 
-def test_two_workers_train_as_one(gloo_pool, one_thread):
+def test_two_workers_train_like_one(gloo_pool, one_thread):
     states = gloo_pool.run(trained_by_two)
     alone = trained(settings()).state()
     for name, value in alone["network"].items():

@@ -1,4 +1,4 @@
-"""The synthesis job on a small folder of pictures: the pool, what a restart does, and what is refused."""
+"""The synthesis job on a small folder of images: the pool, restarts, and errors."""
 
 import json
 
@@ -61,7 +61,7 @@ def contents(folder):
     }
 
 
-def test_the_pool_holds_every_model_on_the_same_photographs(made, local):
+def test_all_models_of_the_pool_reproduce_the_same_photographs(made, local):
     output, record = made
     pool = open_pool(str(output), local)
     assert len(pool.models) == len({m.model_id for m in pool.models}) == NUM_MODELS
@@ -79,7 +79,7 @@ def test_the_pool_holds_every_model_on_the_same_photographs(made, local):
     assert measures["frechet_frequency_distance"]["pool"] > 0
 
 
-def test_a_restart_makes_what_is_missing_and_the_same(made, collection, tmp_path, caplog):
+def test_a_restart_makes_the_missing_models_with_equal_bits(made, collection, tmp_path, caplog):
     caplog.set_level("INFO")
     output, record = made
     before = contents(output)
@@ -99,7 +99,7 @@ def test_a_restart_makes_what_is_missing_and_the_same(made, collection, tmp_path
         synthesize_job.run(settings(collection, output, seed=1))
 
 
-def test_too_few_photographs(local_ray, collection, tmp_path):
+def test_too_few_photographs_are_an_error(local_ray, collection, tmp_path):
     # Of 30 files one is damaged and one a copy; none is counted twice.
     with pytest.raises(AttribError, match="has 28 that can be used"):
         synthesize_job.run(settings(collection, tmp_path / "pool", num_photographs=17, num_training_photographs=12))
@@ -113,7 +113,7 @@ def test_pools_of_one_seed_share_no_architecture(collection, tmp_path):
     assert len(first) == len(second) == 3 and not first & second
 
 
-def test_options_that_cannot_work_are_refused(collection, tmp_path):
+def test_settings_that_cannot_work_are_refused(collection, tmp_path):
     for changes, message in (
         ({"training": {"crop_px": 64}}, "exceeds px"),
         ({"training": {"crop_px": 18}}, "multiples of 4"),

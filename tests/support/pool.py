@@ -1,4 +1,4 @@
-"""A pool of synthetic models on disk, in the form of jobs.synthesize, whose traces are drawn in place of trained."""
+"""A pool of synthetic models on disk, as of jobs.synthesize, with random filters in place of trained models."""
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ def smooth_images(count: int, px: int, seed: int) -> Tensor:
 
 
 def traced(photographs: Tensor, seed: int, strength: float = 0.12) -> Tensor:
-    """The photographs through a 3x3 filter of their own for each seed: a trace that content does not hide."""
+    """The photographs through a random 3x3 filter by the seed: a trace that content does not hide."""
     kernel = strength * torch.randn(3, 1, 3, 3, generator=torch.Generator().manual_seed(1000 + seed))
     kernel[:, 0, 1, 1] += 1 - kernel.sum(dim=(1, 2, 3))
     pixels = F.conv2d(F.pad(photographs.float(), (1, 1, 1, 1), mode="reflect"), kernel, groups=3)
@@ -33,7 +33,7 @@ def traced(photographs: Tensor, seed: int, strength: float = 0.12) -> Tensor:
 def write_tiny_pool(
     uri: str, storage: Storage, num_models: int, num_images: int, px: int, seed: int = 0, num_bicubic: int = 0
 ) -> None:
-    """num_bicubic: of the models, the last."""
+    """num_bicubic: how many models, the last ones, have the bicubic upsampler."""
     photographs = smooth_images(num_images, px, seed)
     storage.write_array(join(uri, PHOTOGRAPHS), photographs.numpy())
     models = []

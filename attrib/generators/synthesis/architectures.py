@@ -1,12 +1,12 @@
 """The grid of synthetic generators: small autoencoders whose decoders differ as those of real generators do.
 
-Model Synthesis (arXiv 2307.15977) varies the number of blocks and convolutions, upsampler, activation, norm and their order. Every decoder
-here ends in a 3x3 convolution to RGB: without it a stack that ends in ReLU, sigmoid or instance norm cannot reach all colours. Added to
-the paper's grid are bicubic and pixel-shuffle upsampling, group norm, SiLU and residual blocks, which newer decoders have.
+Model Synthesis (arXiv 2307.15977) varies the number of blocks and convolutions, upsampler, activation, norm and their
+order. This grid adds bicubic and pixel-shuffle upsampling, group norm, SiLU and residual blocks, as in newer decoders.
+Every decoder ends in a 3x3 convolution to RGB: after ReLU, sigmoid or instance norm it could not reach all colours.
 """
 
 import itertools
-from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,14 +16,14 @@ from attrib.common.errors import AttribError
 from attrib.common.settings import Positive, Settings
 from attrib.generators.synthesis.settings import Activation, GridSettings, Norm, Order, Upsampler, Width
 
-UPSAMPLERS: tuple[Upsampler, ...] = GridSettings().upsamplers
-NUM_GROUPS = 4  # of group norm
 ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "silu": nn.SiLU}
+# Instance norm has no parameters, as in the paper.
+NORMS = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d, "group": partial(nn.GroupNorm, 4)}
 SHORT_ORDERS = {"conv_norm_act": "cna", "norm_act_conv": "nac"}
 
 
 class DecoderSpec(Settings):
-    """One architecture of the grid. width: channels of a block's output; each block further from the image doubles its input's."""
+    """One architecture of the grid. width: output channels of the last block; each block before it doubles them."""
 
     num_blocks: Positive
     convs_per_block: Positive
@@ -36,14 +36,14 @@ class DecoderSpec(Settings):
 
     @property
     def name(self) -> str:
-        """Distinct for distinct specs, and fit for a file name."""
+        """A distinct file name for each distinct spec."""
         parts = [f"b{self.num_blocks}c{self.convs_per_block}", self.upsampler, self.activation, self.norm]
         parts += [SHORT_ORDERS[self.order], *(["res"] if self.residual else []), f"w{self.width}"]
         return "-".join(parts)
 
 
 def grid(settings: GridSettings | None = None, width: int = 16) -> list[DecoderSpec]:
-    """Every combination in a fixed order; the default settings give 1,600 architectures and PAPER_GRID 288."""
+    """Every combination, in a fixed order: 1,600 architectures by default, 288 with PAPER_GRID."""
     axes = (settings or GridSettings()).model_dump()
     names = ("num_blocks", "convs_per_block", "upsampler", "activation", "norm", "order", "residual")
     return [
@@ -53,31 +53,22 @@ def grid(settings: GridSettings | None = None, width: int = 16) -> list[DecoderS
 
 
 def sample_specs(
-    num: int,
-    seed: int,
-    families: Sequence[Upsampler] = UPSAMPLERS,
-    *,
-    settings: GridSettings | None = None,
-    width: int = 16,
-    first: int = 0,
+    num: int, seed: int, *, settings: GridSettings | None = None, width: int = 16, first: int = 0
 ) -> list[DecoderSpec]:
-    """Architectures `first` to `first + num` of a seeded order in which the families (upsamplers) take turns.
+    """Architectures `first` to `first + num` of a seeded order in which the upsamplers take turns.
 
-    So ranges that do not overlap share no architecture, and each holds its families in equal parts. Raises AttribError if the grid ends
-    before.
+    Disjoint ranges share no architecture, and all upsamplers are equally frequent. Raises AttribError if the grid has
+    too few architectures.
     """
-    settings = settings or GridSettings()
-    families = [family for family in settings.upsamplers if family in families]
-    rng = np.random.default_rng(seed)
-    shuffled = []
-    for family in families:
+    settings, rng, shuffled = settings or GridSettings(), np.random.default_rng(seed), []
+    for family in settings.upsamplers:
         members = grid(settings.model_copy(update={"upsamplers": (family,)}), width)
         shuffled.append([members[i] for i in rng.permutation(len(members))])
     order = [spec for turn in zip(*shuffled) for spec in turn]
     if first + num > len(order):
         raise AttribError(
-            f"architectures {first} to {first + num} were asked for and the grid has {len(order)}; ask for fewer (with more "
-            "seeds_per_architecture there are as many models) or widen the grid"
+            f"architectures {first} to {first + num} were asked for and the grid has {len(order)}; ask for fewer (with "
+            "more seeds_per_architecture there are as many models) or widen the grid"
         )
     return order[first : first + num]
 
@@ -88,14 +79,18 @@ class Autoencoder(nn.Module):
     def __init__(self, spec: DecoderSpec):
         super().__init__()
         self.encoder = Encoder(spec.num_blocks, spec.width)
-        self.decoder = _decoder(spec)
+        widths = [spec.width * 2 ** max(level, 0) for level in range(spec.num_blocks - 1, -2, -1)]
+        blocks = [DecoderBlock(spec, before, after) for before, after in zip(widths, widths[1:])]
+        to_rgb = nn.Conv2d(spec.width, 3, 3, padding=1)
+        nn.init.constant_(to_rgb.bias, 0.5)  # mid grey is a good start
+        self.decoder = nn.Sequential(*blocks, to_rgb)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.decoder(self.encoder(images))
 
 
 def build_autoencoder(spec: DecoderSpec, seed: int) -> Autoencoder:
-    """With `.encoder` and `.decoder`, as they start; the same weights for the same seed, whatever else draws random numbers."""
+    """An untrained autoencoder. Its weights depend on spec and seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Autoencoder(spec)
@@ -104,8 +99,8 @@ def build_autoencoder(spec: DecoderSpec, seed: int) -> Autoencoder:
 class Encoder(nn.Module):
     """float32 [n, 3, h, w] -> codes [n, width * 2 ** (num_blocks - 1), h / 2 ** num_blocks, w / 2 ** num_blocks].
 
-    The same for all specs of one depth: only decoders leave traces. The linear part lets decoders train in few steps; the other part
-    can tell those that norm their codes how bright the picture is, which no linear code can.
+    The same for all specs of one depth, because only decoders leave traces. The linear path lets decoders train in few
+    steps. The other path gives decoders that normalise their codes the brightness, which no linear code can.
     """
 
     def __init__(self, num_blocks: int, width: int):
@@ -123,25 +118,19 @@ class Encoder(nn.Module):
         return self.linear(images) + self.bent(images)
 
 
-def _decoder(spec: DecoderSpec) -> nn.Sequential:
-    widths = [spec.width * 2 ** max(level, 0) for level in range(spec.num_blocks - 1, -2, -1)]
-    blocks = [DecoderBlock(spec, before, after) for before, after in zip(widths, widths[1:])]
-    return nn.Sequential(*blocks, to_rgb(spec.width))
-
-
 class DecoderBlock(nn.Module):
-    """float32 [n, in_channels, h, w] -> [n, out_channels, 2h, 2w]: an upsampler, then convolutions with norm and activation."""
+    """float32 [n, in_channels, h, w] -> [n, out_channels, 2h, 2w]: an upsampler, then convolutions."""
 
     def __init__(self, spec: DecoderSpec, in_channels: int, out_channels: int):
         super().__init__()
         self.upsample = upsampler(spec.upsampler, in_channels)
-        layers = []
+        layers: list[nn.Module] = []
         for before in (in_channels, *[out_channels] * (spec.convs_per_block - 1)):
             conv = nn.Conv2d(before, out_channels, 3, padding=1)
-            if spec.order == "conv_norm_act":
-                layers += [conv, *norm(spec.norm, out_channels), *activation(spec.activation)]
-            else:
-                layers += [*norm(spec.norm, before), *activation(spec.activation), conv]
+            conv_first = spec.order == "conv_norm_act"
+            rest = [NORMS[spec.norm](out_channels if conv_first else before)] if spec.norm != "none" else []
+            rest += [ACTIVATIONS[spec.activation]()] if spec.activation != "none" else []
+            layers += [conv, *rest] if conv_first else [*rest, conv]
         self.convs = nn.Sequential(*layers)
         self.skip = None
         if spec.residual:
@@ -157,25 +146,6 @@ def upsampler(kind: Upsampler, channels: int) -> nn.Module:
     if kind == "transposed":
         return nn.ConvTranspose2d(channels, channels, 2, stride=2)
     if kind == "pixel_shuffle":
-        # 3x3 as in ESPCN (arXiv 1609.05158): with 1x1 it would be the transposed convolution above.
+        # 3x3 as in ESPCN (arXiv 1609.05158); a 1x1 kernel would equal the transposed convolution above.
         return nn.Sequential(nn.Conv2d(channels, 4 * channels, 3, padding=1), nn.PixelShuffle(2))
     return nn.Upsample(scale_factor=2, mode=kind, align_corners=None if kind == "nearest" else False)
-
-
-def norm(kind: Norm, channels: int) -> list[nn.Module]:
-    """No module or one. Instance norm has no parameters, as in the paper; batch and group norm have."""
-    if kind == "batch":
-        return [nn.BatchNorm2d(channels)]
-    if kind == "instance":
-        return [nn.InstanceNorm2d(channels)]
-    return [nn.GroupNorm(NUM_GROUPS, channels)] if kind == "group" else []
-
-
-def activation(kind: Activation) -> list[nn.Module]:
-    return [] if kind == "none" else [ACTIVATIONS[kind]()]
-
-
-def to_rgb(channels: int) -> nn.Conv2d:
-    conv = nn.Conv2d(channels, 3, 3, padding=1)
-    nn.init.constant_(conv.bias, 0.5)  # mid grey: training need not begin by finding it
-    return conv

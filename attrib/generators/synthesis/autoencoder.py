@@ -1,4 +1,4 @@
-"""Training one synthetic generator, and rendering what it makes of photographs."""
+"""Training one synthetic generator, and reproducing photographs with it."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -13,13 +13,13 @@ from attrib.common.errors import AttribError
 from attrib.generators.synthesis.architectures import DecoderSpec, build_autoencoder
 from attrib.generators.synthesis.settings import AutoencoderSettings
 
-CHECKED_PHOTOGRAPHS = 16  # on which a model is judged while it is trained
+CHECKED_PHOTOGRAPHS = 16  # held-out photographs of the stopping criterion
 RENDER_BATCH = 32
 
 
 @dataclass(frozen=True)
 class Trained:
-    """model: in eval mode, on the CPU; loss: MSE on held-out photographs, pixels in 0..1; num_steps: that it took."""
+    """model: in eval mode, on the CPU; loss: MSE on held-out photographs, pixels in 0..1."""
 
     model: nn.Module
     loss: float
@@ -34,10 +34,10 @@ def train_autoencoder(
     settings: AutoencoderSettings,
     device: str = "cpu",
 ) -> Trained:
-    """One model of the pool; training, held_out: uint8 [m, 3, px, px], of the latter the first CHECKED_PHOTOGRAPHS are used.
+    """One model of the pool. training, held_out: uint8 [m, 3, px, px]; the first CHECKED_PHOTOGRAPHS held out are used.
 
-    Training ends at target_mse on held-out photographs, or after max_steps. On a CPU the same arguments give the same bits. Raises
-    AttribError if the loss is not finite.
+    Training ends at target_mse on them, or after max_steps. On a CPU the same arguments give the same bits.
+    Raises AttribError if the loss is not finite.
     """
     with one_thread():
         model = build_autoencoder(spec, seed).to(device, memory_format=torch.channels_last)
@@ -62,7 +62,7 @@ def train_autoencoder(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Several threads add up gradients in an order of their own, and on layers this small they mostly wait for one another."""
+    """Use one torch thread: several add gradients in a varying order, and gain little on layers this small."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -72,7 +72,7 @@ def one_thread() -> Iterator[None]:
 
 
 def draw_batches(images: Tensor, batch_size: int, crop_px: int, seed: int) -> Iterator[Tensor]:
-    """Endless float32 [batch_size, 3, crop_px, crop_px] in 0..1: random images, cut at one random place per batch, mirrored or not."""
+    """Endless float32 [batch_size, 3, crop_px, crop_px] in 0..1: random crops, one place and flip per batch."""
     generator = torch.Generator().manual_seed(seed)
     places = images.shape[-1] - crop_px + 1
     while True:
@@ -89,7 +89,7 @@ def as_floats(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reconstruction_mse(model: nn.Module, images: Tensor) -> float:
-    """Of a model in eval mode, which goes back to the mode that it was in; images: float32 [n, 3, h, w]."""
+    """MSE of a model in eval mode; its mode is restored. images: float32 [n, 3, h, w]."""
     was_training = model.training
     model.eval()
     found = float(F.mse_loss(model(images), images))
@@ -99,7 +99,7 @@ def reconstruction_mse(model: nn.Module, images: Tensor) -> float:
 
 @torch.no_grad()
 def render(reconstruct: Callable[[Tensor], Tensor], photographs: Tensor, device: str = "cpu") -> Tensor:
-    """uint8 [n, 3, px, px] -> uint8 of the same shape: what a model in eval mode makes of photographs, rounded to 8 bits."""
+    """Photographs reproduced by a model in eval mode, rounded to 8 bits: uint8 [n, 3, px, px] -> the same shape."""
     with one_thread():
         made = [reconstruct(as_floats(batch.to(device))).cpu() for batch in photographs.split(RENDER_BATCH)]
     return torch.cat(made).clamp_(0, 1).mul_(255).round_().to(torch.uint8).contiguous()

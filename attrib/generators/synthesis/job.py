@@ -1,28 +1,25 @@
-"""The synthesis job: a pool of small generators as many small Ray tasks.
+"""The synthesis job: a pool of small generators, trained in many small Ray tasks.
 
-A model commits by itself, so a killed run goes on with the first that is missing. On a GPU several workers share the device: a model of a few
-thousand weights is bound by the launches of its kernels, not by the GPU.
+Each model is committed on its own, so a killed run continues with the missing ones. Several workers share a GPU,
+because kernel launches limit models of a few thousand weights.
 """
 
 import logging
 import statistics
 import time
-from dataclasses import dataclass
 
 from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish
 from attrib.common.storage import Storage, join
 from attrib.data.job import list_collection
-from attrib.generators.synthesis.architectures import DecoderSpec, sample_specs
-from attrib.generators.synthesis.autoencoder import (
-    render,
-    train_autoencoder,
-)
+from attrib.generators.synthesis.architectures import sample_specs
+from attrib.generators.synthesis.autoencoder import render, train_autoencoder
 from attrib.generators.synthesis.measures import measure_pool, real_profiles
 from attrib.generators.synthesis.photographs import Photographs, read_photographs
 from attrib.generators.synthesis.pool import (
     PHOTOGRAPHS,
     RECORD,
+    PlannedModel,
     Pool,
     PoolModel,
     model_uri,
@@ -48,38 +45,40 @@ REMEDIES = {
 }
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A model to make."""
-
-    model_id: str
-    spec: DecoderSpec
-    seed: int
-
-
 def run(settings: SynthesizeSettings) -> dict:
-    """Make the pool and return its record. Raises AttribError if the photographs are too few or the grid too small."""
+    """Make the pool and return its record. Raises AttribError if there are too few photographs or architectures."""
     baseline_bytes()
     storage = Storage(settings.storage)
     planned = plan(settings)
     connect(settings.ray)
     device = device_of(settings.device, "synthesize")
-    photographs = _photographs(settings, storage)
+    manifests = join(settings.output, "_manifests")
+    photographs = read_photographs(
+        list_collection(settings.photographs, join(manifests, "photographs"), settings),
+        px=settings.px,
+        num_shown=settings.num_photographs,
+        num_training=settings.num_training_photographs,
+        first_shown=settings.first_photograph,
+        max_megapixels=settings.max_megapixels,
+        storage=storage,
+    )
     inputs = {"photographs": photographs.digest()}
     finished = begin(settings, RECORD, inputs, storage)
     if finished:
         logger.info(f"synthesize: finished at {finished['written_at']}")
         return finished
     admit(_estimate(settings, planned, photographs, device), settings, REMEDIES)
-    real = _real_profiles(settings, storage)
+    real, given = {}, settings.real_generators
+    if given:
+        listed = list_collection(given.collection, join(manifests, "real_generators"), settings)
+        real = real_profiles(listed, given.left_out, settings.max_megapixels, storage)
     storage.write_array(join(settings.output, PHOTOGRAPHS), photographs.shown.numpy())
-    models = _make(settings, planned, photographs, device, storage)
-    pool = Pool(
-        settings.output, models, settings.px, len(photographs.shown), pool_digest(models, inputs["photographs"])
-    )
+    models = _train(settings, planned, photographs, device, storage)
+    digest = pool_digest(models, inputs["photographs"])
+    pool = Pool(settings.output, models, settings.px, len(photographs.shown), digest)
     results = {
         "models": [model.model_dump(mode="json") for model in models],
-        "digest": pool.digest,
+        "digest": digest,
         "median_loss": statistics.median(model.loss for model in models),
         "share_at_target": sum(model.loss <= settings.training.target_mse for model in models) / len(models),
         "measures": measure_pool(pool, real, storage),
@@ -87,8 +86,20 @@ def run(settings: SynthesizeSettings) -> dict:
     return finish(settings, RECORD, inputs, results, storage)
 
 
-def _estimate(settings: SynthesizeSettings, planned: list[Planned], photographs: Photographs, device: str) -> Estimate:
-    """From a few steps of some models, taken here; few models need all of max_steps, so it is an upper bound."""
+def plan(settings: SynthesizeSettings) -> list[PlannedModel]:
+    """All models of the pool, in its order."""
+    # Pools of different seeds share no seed of a model.
+    seeds = [1000 * settings.seed + i for i in range(settings.seeds_per_architecture)]
+    num_specs = settings.num_models // len(seeds)
+    options = {"settings": settings.grid, "width": settings.width, "first": settings.first_architecture}
+    specs = sample_specs(num_specs, settings.seed, **options)
+    return [PlannedModel(model_id=f"{spec.name}-{seed}", spec=spec, seed=seed) for seed in seeds for spec in specs]
+
+
+def _estimate(
+    settings: SynthesizeSettings, planned: list[PlannedModel], photographs: Photographs, device: str
+) -> Estimate:
+    """An upper bound from a few steps of some models; few models need all of max_steps."""
     probed = settings.training.model_copy(update={"max_steps": PROBE_STEPS, "check_steps": PROBE_STEPS})
     num_probed = min(PROBED_MODELS, len(planned))
     reset_peak()
@@ -97,72 +108,36 @@ def _estimate(settings: SynthesizeSettings, planned: list[Planned], photographs:
         train_autoencoder(model.spec, model.seed, photographs.training, photographs.shown, probed)
     step_seconds = (time.perf_counter() - started) / (num_probed * PROBE_STEPS)
     images_bytes = photographs.shown.nbytes + photographs.training.nbytes
-    num_workers = int(num_cluster_gpus() / settings.gpu_share) if device == "cuda" else num_cluster_cpus()
+    worker_bytes = baseline_bytes() + images_bytes + max(0, peak_bytes() - before)
+    num_workers = max(1, int(num_cluster_gpus() / settings.gpu_share) if device == "cuda" else num_cluster_cpus())
     return Estimate(
-        num_workers=max(1, num_workers),
-        worker_bytes=baseline_bytes() + images_bytes + max(0, peak_bytes() - before),
-        driver_bytes=baseline_bytes() + 2 * images_bytes + max(0, peak_bytes() - before),
+        num_workers=num_workers,
+        worker_bytes=worker_bytes,
+        driver_bytes=worker_bytes + images_bytes,
         output_bytes=len(planned) * photographs.shown.nbytes,
-        seconds=step_seconds * settings.training.max_steps * len(planned) / max(1, num_workers),
+        seconds=step_seconds * settings.training.max_steps * len(planned) / num_workers,
         note="at most, at the pace of this machine's CPU",
     )
 
 
-def plan(settings: SynthesizeSettings) -> list[Planned]:
-    """All models of the pool, in its order; ids are distinct and fit for file names."""
-    seeds = [
-        1000 * settings.seed + i for i in range(settings.seeds_per_architecture)
-    ]  # pools of other seeds share none
-    specs = sample_specs(
-        settings.num_models // len(seeds),
-        settings.seed,
-        settings=settings.grid,
-        width=settings.width,
-        first=settings.first_architecture,
-    )
-    return [Planned(f"{spec.name}-{seed}", spec, seed) for seed in seeds for spec in specs]
-
-
-def _photographs(settings: SynthesizeSettings, storage: Storage) -> Photographs:
-    listed = list_collection(settings.photographs, join(settings.output, "_manifests", "photographs"), settings)
-    return read_photographs(
-        listed,
-        px=settings.px,
-        num_shown=settings.num_photographs,
-        num_training=settings.num_training_photographs,
-        first_shown=settings.first_photograph,
-        max_megapixels=settings.max_megapixels,
-        storage=storage,
-    )
-
-
-def _real_profiles(settings: SynthesizeSettings, storage: Storage) -> dict:
-    if settings.real_generators is None:
-        return {}
-    output = join(settings.output, "_manifests", "real_generators")
-    listed = list_collection(settings.real_generators.collection, output, settings)
-    return real_profiles(listed, settings.real_generators.left_out, settings.max_megapixels, storage)
-
-
-def _make(
-    settings: SynthesizeSettings, planned: list[Planned], photographs: Photographs, device: str, storage: Storage
+def _train(
+    settings: SynthesizeSettings, planned: list[PlannedModel], photographs: Photographs, device: str, storage: Storage
 ) -> list[PoolModel]:
-    """Every planned model, those of an earlier run as they were committed."""
+    """Train every planned model that no earlier run committed. Returns all of them."""
     committed = set(storage.names(join(settings.output, "models")))
     made = {
         model.model_id: read_card(settings.output, model.model_id, storage)
         for model in planned
-        if model_uri("", model.model_id).rsplit("/", 1)[1] in committed
+        if f"{model.model_id}.safetensors" in committed
     }
     pending = [model for model in planned if model.model_id not in made]
     shared = put(photographs)
-    common = {"num_cpus": 1, "num_gpus": settings.gpu_share if device == "cuda" else 0}
     units = [
         (settings, pending[start : start + settings.models_per_task], shared, device, storage)
         for start in range(0, len(pending), settings.models_per_task)
     ]
     progress = Progress("synthesize", len(planned), "models", already_done=len(made))
-    for _, models in run_units(_train_models, units, **common):
+    for _, models in run_units(_train_models, units, num_gpus=settings.gpu_share if device == "cuda" else 0):
         made |= {model.model_id: model for model in models}
         progress.update(len(models))
     progress.close()
@@ -170,20 +145,14 @@ def _make(
 
 
 def _train_models(
-    settings: SynthesizeSettings, planned: list[Planned], photographs: Photographs, device: str, storage: Storage
+    settings: SynthesizeSettings, planned: list[PlannedModel], photographs: Photographs, device: str, storage: Storage
 ) -> list[PoolModel]:
     made = []
     for model in planned:
-        if storage.exists(model_uri(settings.output, model.model_id)):  # by this task, before it lost its worker
+        if storage.exists(model_uri(settings.output, model.model_id)):  # from an attempt of this task that died
             made.append(read_card(settings.output, model.model_id, storage))
             continue
-        trained = train_autoencoder(
-            model.spec, model.seed, photographs.training, photographs.shown, settings.training, device
-        )
-        samples = render(trained.model, photographs.shown)
-        made.append(
-            write_model(
-                settings.output, model.model_id, model.spec, model.seed, trained.model, trained.loss, trained.num_steps, samples, storage
-            )
-        )  # fmt: skip
+        shown, training = photographs.shown, photographs.training
+        trained = train_autoencoder(model.spec, model.seed, training, shown, settings.training, device)
+        made.append(write_model(settings.output, model, trained, render(trained.model, shown), storage))
     return made

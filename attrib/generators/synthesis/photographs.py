@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pyarrow as pa
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
@@ -18,12 +17,12 @@ from attrib.data.reading import read_all
 
 IO_THREADS = 8
 SPARE = 4  # images listed per photograph: copies, small and damaged images are skipped
-READ_ROWS = 64  # images read before the next look at whether there are enough
+READ_ROWS = 64  # images read at a time
 
 
 @dataclass(frozen=True)
 class Photographs:
-    """shown: uint8 [n, 3, px, px], which every model reproduces and none is trained on; training: uint8 [m, 3, px, px]."""
+    """shown: uint8 [n, 3, px, px], reproduced by every model; training: uint8 [m, 3, px, px], other photographs."""
 
     shown: Tensor
     training: Tensor
@@ -42,44 +41,47 @@ def read_photographs(
     storage: Storage,
     first_shown: int = 0,
 ) -> Photographs:
-    """The first usable images of a manifest in the order of sampling_rank: `num_training` to train on, then `num_shown` from `first_shown` on.
+    """The first usable images of a manifest by sampling_rank: num_training, then num_shown after first_shown others.
 
-    Copies of one image count once. So two ranges of shown photographs that do not overlap share no image, however many are trained on. Images that
-    cannot be decoded or have a side below `px` are skipped: enlarging one would add an upsampler's trace to an image that must have none. Raises
-    AttribError if too few remain.
+    Copies count once, so disjoint ranges of shown photographs share no image. Images that cannot be decoded or have a
+    side below px are skipped: enlarging would add an upsampler's trace to an image that must have none.
+    Raises AttribError if too few remain.
     """
-    found: dict[bytes, Tensor] = {}  # copies of one picture would be trained on and shown
+    found: dict[bytes, Tensor] = {}
     wanted = num_training + first_shown + num_shown
     images = sampled_images(manifest, SPARE * wanted, storage)
-    images = images.take(sampling_rank(images["id"].to_numpy()).argsort())
-    for pixels in _usable(images, manifest, px, max_megapixels, storage):
+    rows = images.take(sampling_rank(images["id"].to_numpy()).argsort())
+    rows = rows.select(["id", "uri", "offset", "num_bytes", "row_group", "row"]).to_pylist()
+    for image in decoded(rows, manifest, px, max_megapixels, storage):
+        pixels = shrink_and_crop(image, px)
         found.setdefault(pixels.numpy().tobytes(), pixels)
         if len(found) == wanted:
             stacked = torch.stack(list(found.values()))
-            return Photographs(
-                stacked[-num_shown:].clone(), stacked[:num_training].clone()
-            )  # a view would travel whole
+            # Clones, because pickle would write the whole tensor for each view.
+            return Photographs(stacked[-num_shown:].clone(), stacked[:num_training].clone())
     raise AttribError(
-        f"{wanted:,} photographs of {px} px or more are needed (num_training_photographs {num_training:,}, first_photograph {first_shown:,} and "
-        f"num_photographs {num_shown:,}) and collection {manifest.collection.name!r} has {len(found):,} that can be used; lower the numbers or "
-        "px, or take a larger collection"
+        f"{wanted:,} photographs of {px} px or more are needed (num_training_photographs {num_training:,}, "
+        f"first_photograph {first_shown:,} and num_photographs {num_shown:,}) and collection "
+        f"{manifest.collection.name!r} has {len(found):,} that can be used; lower the numbers or px, or take a larger "
+        "collection"
     )
 
 
-def _usable(images: pa.Table, manifest: Manifest, px: int, max_megapixels: float, storage: Storage) -> Iterator[Tensor]:
-    rows = images.select(["id", "uri", "offset", "num_bytes", "row_group", "row"]).to_pylist()
+def decoded(
+    rows: list[dict], manifest: Manifest, min_side_px: int, max_megapixels: float, storage: Storage
+) -> Iterator[Tensor]:
+    """uint8 [3, h, w] of each manifest row; images that are damaged or have a side below min_side_px are skipped."""
     for start in range(0, len(rows), READ_ROWS):
         for data in read_all(rows[start : start + READ_ROWS], manifest, IO_THREADS, storage):
-            if isinstance(data, ImageError):
-                continue
             try:
-                pixels = decode_image(data, max_megapixels=max_megapixels).pixels
+                if not isinstance(data, ImageError):
+                    pixels = decode_image(data, max_megapixels=max_megapixels).pixels
+                    if min(pixels.shape[1:]) >= min_side_px:
+                        yield pixels
             except ImageError:
                 continue
-            if min(pixels.shape[1:]) >= px:
-                yield shrink_and_crop(pixels, px)
 
 
 def shrink_and_crop(pixels: Tensor, px: int) -> Tensor:
-    """uint8 [3, h, w] -> uint8 [3, px, px]: the middle of the picture, its shorter side shrunk to px; what JPEG left goes with it."""
+    """uint8 [3, h, w] -> the centre, uint8 [3, px, px], after shrinking the shorter side to px. Removes JPEG traces."""
     return functional.center_crop(functional.resize(pixels, [px], antialias=True), [px, px]).contiguous()

@@ -1,38 +1,44 @@
-"""A pool of synthetic generators on disk: what each is, its weights, and what each makes of the same photographs.
+"""A pool of synthetic generators on disk: descriptions, weights, and their reproductions of the same photographs.
 
-<pool>/pool.json                         written last: models, px, digest, measures, settings, versions
-<pool>/photographs.npy                   uint8 [n, 3, px, px]
-<pool>/samples/<model_id>.npy            uint8 [n, 3, px, px]: row i shows photograph i, for every model
-<pool>/models/<model_id>.safetensors     written after the samples: a model with weights is done; metadata "attrib.generator" describes it
+<pool>/pool.json                       written last: models, px, digest, measures, settings, versions
+<pool>/photographs.npy                 uint8 [n, 3, px, px]
+<pool>/samples/<model_id>.npy          uint8 [n, 3, px, px]: row i reproduces photograph i, for every model
+<pool>/models/<model_id>.safetensors   written after the samples, so a model with weights is complete; metadata
+                                       "attrib.generator" describes it
 """
 
 import json
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from attrib.common.config import digest
 from attrib.common.errors import AttribError
 from attrib.common.settings import Positive, Settings
 from attrib.common.storage import Storage, bytes_sha256, join, scratch_folder
 from attrib.generators.synthesis.architectures import DecoderSpec
+from attrib.generators.synthesis.autoencoder import Trained
 
 RECORD = "pool.json"
 PHOTOGRAPHS = "photographs.npy"
 CARD_KEY = "attrib.generator"
 
 
-class PoolModel(Settings):
-    """One synthetic generator. loss: MSE on held-out photographs, pixels in 0..1; num_steps: of its training."""
+class PlannedModel(Settings):
+    """A synthetic generator to train. model_id: distinct in the pool, and fit for file names."""
 
     model_id: str
     spec: DecoderSpec
     seed: int
+
+
+class PoolModel(PlannedModel):
+    """A trained synthetic generator. loss: MSE on held-out photographs, pixels in 0..1."""
+
     loss: float
     num_steps: Positive
     samples_sha256: str
@@ -40,7 +46,7 @@ class PoolModel(Settings):
 
 @dataclass(frozen=True)
 class Pool:
-    """A finished pool. digest: of all models and photographs; px: of each side of photographs and samples."""
+    """A finished pool. digest: of all models and photographs; px: side of photographs and samples."""
 
     uri: str
     models: list[PoolModel]
@@ -53,12 +59,12 @@ class Pool:
         return torch.from_numpy(storage.read_array(join(self.uri, PHOTOGRAPHS)))
 
     def samples(self, model_id: str, storage: Storage) -> Tensor:
-        """uint8 [n, 3, px, px]: what the model makes of each photograph."""
+        """uint8 [n, 3, px, px]: the model's reproduction of each photograph."""
         return torch.from_numpy(storage.read_array(samples_uri(self.uri, model_id)))
 
 
 def open_pool(uri: str, storage: Storage) -> Pool:
-    """Raises AttribError if there is no finished pool."""
+    """A finished pool. Raises AttribError if there is none."""
     record = storage.require(join(uri, RECORD), "jobs.synthesize")
     models = [PoolModel.model_validate(model) for model in record["models"]]
     return Pool(uri, models, record["settings"]["px"], record["settings"]["num_photographs"], record["digest"])
@@ -76,46 +82,28 @@ def model_uri(pool: str, model_id: str) -> str:
     return join(pool, "models", f"{model_id}.safetensors")
 
 
-def write_model(
-    pool: str,
-    model_id: str,
-    spec: DecoderSpec,
-    seed: int,
-    model: nn.Module,
-    loss: float,
-    num_steps: int,
-    samples: Tensor,
-    storage: Storage,
-) -> PoolModel:
-    """Commit a trained model; samples: uint8 [n, 3, px, px]. Its weights come last, so that what has weights is whole."""
+def write_model(pool: str, planned: PlannedModel, trained: Trained, samples: Tensor, storage: Storage) -> PoolModel:
+    """Commit a trained model; samples: uint8 [n, 3, px, px]. The weights come last, as the mark of completion."""
     array = samples.numpy()
     card = PoolModel(
-        model_id=model_id,
-        spec=spec,
-        seed=seed,
-        loss=loss,
-        num_steps=num_steps,
+        **dict(planned),
+        loss=trained.loss,
+        num_steps=trained.num_steps,
         samples_sha256=bytes_sha256(array.tobytes()),
     )
-    storage.write_array(samples_uri(pool, model_id), array)
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    data = save(state, metadata={CARD_KEY: card.model_dump_json()})
-    storage.write_bytes(model_uri(pool, model_id), data)
+    storage.write_array(samples_uri(pool, card.model_id), array)
+    state = {name: value.detach().cpu().contiguous() for name, value in trained.model.state_dict().items()}
+    storage.write_bytes(model_uri(pool, card.model_id), save(state, metadata={CARD_KEY: card.model_dump_json()}))
     return card
 
 
 def read_card(pool: str, model_id: str, storage: Storage) -> PoolModel:
-    """What a committed model says of itself. Raises AttribError if it is no model of this version."""
+    """The description of a committed model. Raises AttribError if this version cannot read it."""
     uri = model_uri(pool, model_id)
     with scratch_folder() as folder, safe_open(storage.localise(uri, folder), framework="np") as file:
         try:
             return PoolModel.model_validate(json.loads((file.metadata() or {})[CARD_KEY]))
         except (KeyError, ValidationError) as error:
             raise AttribError(
-                f"{uri} is no synthetic generator that this version understands; delete it and run jobs.synthesize again"
+                f"this version cannot read the synthetic generator {uri}; delete it and run jobs.synthesize again"
             ) from error
-
-
-def stack_samples(pool: Pool, models: list[PoolModel], num_images: int, storage: Storage) -> np.ndarray:
-    """uint8 [len(models), num_images, 3, px, px]: the first images of some models."""
-    return np.stack([pool.samples(model.model_id, storage)[:num_images].numpy() for model in models])

@@ -1,6 +1,6 @@
-"""Options of jobs.synthesize: which decoders, on which photographs, trained how far."""
+"""Options of jobs.synthesize: decoders, photographs and training."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -11,20 +11,18 @@ Upsampler = Literal["bilinear", "nearest", "transposed", "bicubic", "pixel_shuff
 Activation = Literal["none", "relu", "sigmoid", "tanh", "silu"]
 Norm = Literal["none", "batch", "instance", "group"]
 Order = Literal["conv_norm_act", "norm_act_conv"]
-Width = Annotated[int, Field(ge=4, multiple_of=4)]  # channels; group norm takes four groups
+Width = Annotated[int, Field(ge=4, multiple_of=4)]  # channels; group norm has four groups
 
 
 class GridSettings(Settings):
-    """Every combination of these is one decoder. A family that is to stay unseen is left out of `upsamplers`."""
+    """Every combination is one decoder. Leave an upsampler out to keep its family unseen."""
 
     num_blocks: tuple[Literal[1, 2, 3], ...] = Field(default=(1, 2), min_length=1)
     convs_per_block: tuple[Literal[1, 2], ...] = Field(default=(1, 2), min_length=1)
-    upsamplers: tuple[Upsampler, ...] = Field(
-        default=("bilinear", "nearest", "transposed", "bicubic", "pixel_shuffle"), min_length=1
-    )
-    activations: tuple[Activation, ...] = Field(default=("none", "relu", "sigmoid", "tanh", "silu"), min_length=1)
-    norms: tuple[Norm, ...] = Field(default=("none", "batch", "instance", "group"), min_length=1)
-    orders: tuple[Order, ...] = Field(default=("conv_norm_act", "norm_act_conv"), min_length=1)
+    upsamplers: tuple[Upsampler, ...] = Field(default=get_args(Upsampler), min_length=1)
+    activations: tuple[Activation, ...] = Field(default=get_args(Activation), min_length=1)
+    norms: tuple[Norm, ...] = Field(default=get_args(Norm), min_length=1)
+    orders: tuple[Order, ...] = Field(default=get_args(Order), min_length=1)
     residual: tuple[bool, ...] = Field(default=(False, True), min_length=1)
 
     @model_validator(mode="after")
@@ -36,7 +34,7 @@ class GridSettings(Settings):
         return self
 
 
-# Model Synthesis (arXiv 2307.15977): 288 architectures. The default grid above adds what decoders in use have beside.
+# The 288 architectures of Model Synthesis (arXiv 2307.15977).
 PAPER_GRID = GridSettings(
     upsamplers=("bilinear", "nearest", "transposed"),
     activations=("none", "relu", "sigmoid", "tanh"),
@@ -46,48 +44,42 @@ PAPER_GRID = GridSettings(
 
 
 class AutoencoderSettings(Settings):
-    """How far each synthetic model is trained: to one fidelity, so that models are told apart by their traces and not by their quality.
+    """Training of each synthetic model to one fidelity, so that models differ by their traces and not by their quality.
 
-    Some decoders, such as those of two blocks with instance norm, do not get there in max_steps; the pool's record says how many did.
+    Some decoders, such as two blocks with instance norm, do not reach it in max_steps (share_at_target of the record).
     """
 
     target_mse: float = Field(default=0.004, gt=0)  # on held-out photographs, pixels in 0..1; the paper has 0.005
-    max_steps: Positive = 500  # for those that do not get there
-    check_steps: Positive = 20  # between looks at the held-out photographs
+    max_steps: Positive = 500  # for models that do not reach target_mse
+    check_steps: Positive = 20  # between two evaluations on held-out photographs
     batch_size: Positive = 16
-    crop_px: Positive = 32  # of training crops; decoders know no size, and small crops cost less
+    crop_px: Positive = 32  # of training crops; decoders take any size, and small crops are faster
     learning_rate: float = Field(default=4e-3, gt=0)
 
 
 class RealGeneratorSettings(Settings):
-    """Images of real generators to hold the pool against; the first folder of an image's key names its generator."""
+    """Images of real generators to compare with; the first folder of an image's key names its generator."""
 
     collection: CollectionSettings
-    left_out: tuple[str, ...] = ()  # folders that hold no generator's images
+    left_out: tuple[str, ...] = ()  # folders without images of a generator
 
 
 class SynthesizeSettings(JobSettings):
-    """jobs.synthesize: a pool of small synthetic generators, and what each makes of the same photographs."""
+    """jobs.synthesize: a pool of small synthetic generators that reproduce the same photographs."""
 
-    execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {
-        "photographs",
-        "device",
-        "gpu_share",
-        "models_per_task",
-        "real_generators",
-    }
+    execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | frozenset(
+        ("photographs", "device", "gpu_share", "models_per_task", "real_generators")
+    )
 
     photographs: CollectionSettings
     output: Uri
     px: Annotated[int, Field(ge=16, multiple_of=8)] = 64  # of photographs and samples
-    num_photographs: Positive = 128  # that every model renders; no model is trained on them
-    first_photograph: int = Field(
-        default=0, ge=0
-    )  # pools of one collection with disjoint ranges show no picture in common
+    num_photographs: Positive = 128  # reproduced by every model; no model is trained on them
+    first_photograph: int = Field(default=0, ge=0)  # pools with disjoint ranges of one collection share no photograph
     num_training_photographs: Positive = 384
     max_megapixels: float = Field(default=100.0, gt=0)
     num_models: Positive = 200
-    seeds_per_architecture: Annotated[int, Field(ge=1, le=1000)] = 2  # models that differ in nothing else
+    seeds_per_architecture: Annotated[int, Field(ge=1, le=1000)] = 2  # models that differ in the seed alone
     first_architecture: int = Field(default=0, ge=0)  # pools of one seed with disjoint ranges share no architecture
     width: Width = 16  # channels; the paper has 32
     grid: GridSettings = GridSettings()
@@ -96,7 +88,7 @@ class SynthesizeSettings(JobSettings):
     real_generators: RealGeneratorSettings | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gpu_share: Annotated[Share, Field(gt=0)] = 0.125  # of a GPU per worker: one small model does not fill it
-    models_per_task: Positive = 4  # that a killed worker may lose the last of
+    models_per_task: Positive = 4  # trained one after another
 
     @model_validator(mode="after")
     def _sizes_fit(self):

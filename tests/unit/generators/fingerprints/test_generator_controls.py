@@ -36,8 +36,8 @@ from attrib.generators.signals.degradations import degrade, parse
 from attrib.generators.signals.samples import Sample, drawn_sample
 from attrib.generators.signals.spectrum import colour_spectrum, log_spectrum, patches, residual
 from attrib.generators.synthesis.architectures import build_autoencoder, sample_specs
-from attrib.generators.synthesis.autoencoder import render
-from attrib.generators.synthesis.pool import Pool, write_model
+from attrib.generators.synthesis.autoencoder import Trained, render
+from attrib.generators.synthesis.pool import PlannedModel, Pool, write_model
 from attrib.models.settings import BackboneSettings, FeatureSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,7 +59,8 @@ def pool(tmp_path_factory) -> Pool:
     models = []
     for seed, spec in enumerate(sample_specs(5, seed=0, width=4)):
         model = build_autoencoder(spec, seed).eval()
-        models.append(write_model(uri, f"{seed:04}", spec, seed, model, 0.1, 1, render(model, shown), STORAGE))
+        planned = PlannedModel(model_id=f"{seed:04}", spec=spec, seed=seed)
+        models.append(write_model(uri, planned, Trained(model, 0.1, 1), render(model, shown), STORAGE))
     return Pool(uri, models, px=32, num_photographs=8, digest="of five")
 
 

@@ -1,4 +1,4 @@
-"""The grid of synthetic generators against the paper's counts, and its blocks against their definition in plain functions."""
+"""The grid of synthetic generators against the paper's counts, and its blocks against plain functions."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ import torch.nn.functional as F
 
 from attrib.common.errors import AttribError
 from attrib.generators.synthesis.architectures import (
-    UPSAMPLERS,
     DecoderBlock,
     DecoderSpec,
     build_autoencoder,
@@ -26,7 +25,7 @@ PLAIN = {
 }
 
 
-def test_the_grid_is_the_papers_widened():
+def test_the_grid_extends_that_of_the_paper():
     paper, whole = grid(PAPER_GRID), grid()
     assert len(paper) == 288 and len(whole) == 2 * 2 * 5 * 5 * 4 * 2 * 2
     assert set(paper) < set(whole)
@@ -37,30 +36,30 @@ def test_the_grid_is_the_papers_widened():
     )
 
 
-def test_an_axis_names_a_value_once():
+def test_an_axis_with_a_repeated_value_is_refused():
     with pytest.raises(ValueError, match="twice"):
         GridSettings(norms=("batch", "batch"))
 
 
-def test_families_take_turns_and_ranges_share_nothing():
+def test_upsamplers_take_turns_and_disjoint_ranges_share_no_architecture():
     first, second = sample_specs(40, seed=3), sample_specs(40, seed=3, first=40)
     for specs in (first, second):
-        assert [sum(spec.upsampler == family for spec in specs) for family in UPSAMPLERS] == [8] * 5
+        assert [sum(spec.upsampler == family for spec in specs) for family in GridSettings().upsamplers] == [8] * 5
     assert len(set(first) | set(second)) == 80
     assert sample_specs(80, seed=3) == first + second
     assert set(sample_specs(40, seed=4)) != set(first)
     assert set(sample_specs(1600, seed=0)) == set(grid())
 
 
-def test_families_left_out_stay_unseen():
-    held_out = sample_specs(20, 0, families=("bicubic", "pixel_shuffle"))
+def test_upsamplers_that_are_left_out_do_not_occur():
+    held_out = sample_specs(20, 0, settings=GridSettings(upsamplers=("bicubic", "pixel_shuffle")))
     assert {spec.upsampler for spec in held_out} == {"bicubic", "pixel_shuffle"}
     assert {spec.upsampler for spec in sample_specs(20, 0, settings=PAPER_GRID)} == set(PAPER_GRID.upsamplers)
     with pytest.raises(AttribError, match="the grid has 288"):
         sample_specs(280, 0, settings=PAPER_GRID, first=9)
 
 
-def test_every_kind_of_decoder_keeps_the_size_and_trains_all_its_weights():
+def test_every_decoder_keeps_the_size_and_has_gradients_of_all_weights():
     images = torch.rand(2, 3, 16, 12, generator=torch.Generator().manual_seed(0))
     for spec in sample_specs(60, seed=0, width=4):
         model = build_autoencoder(spec, seed=0)
@@ -83,7 +82,7 @@ def test_weights_depend_on_the_seed_alone():
 
 @pytest.mark.parametrize("order", ["conv_norm_act", "norm_act_conv"])
 @pytest.mark.parametrize("residual", [False, True])
-def test_a_block_against_its_definition(order, residual):
+def test_a_block_equals_its_definition(order, residual):
     spec = DecoderSpec(**PLAIN | {"norm": "instance", "order": order, "residual": residual})
     torch.manual_seed(0)
     block, codes = DecoderBlock(spec, 8, 4), torch.randn(2, 8, 5, 6)
@@ -105,7 +104,7 @@ def test_a_block_against_its_definition(order, residual):
     torch.testing.assert_close(block(codes), expected)
 
 
-def test_upsamplers_against_their_definition():
+def test_upsamplers_equal_their_definition():
     codes = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     for kind in ("bilinear", "bicubic"):
         expected = F.interpolate(codes, scale_factor=2, mode=kind, align_corners=False)

@@ -1,4 +1,4 @@
-"""A pool on disk: what was written is read again, and a model's weights make its samples."""
+"""A pool on disk: models are read as they were written, and a model's weights reproduce its samples."""
 
 import pytest
 import torch
@@ -7,10 +7,11 @@ from safetensors.torch import load
 from attrib.common.errors import AttribError
 from attrib.common.storage import join
 from attrib.generators.synthesis.architectures import Autoencoder, build_autoencoder, sample_specs
-from attrib.generators.synthesis.autoencoder import render
+from attrib.generators.synthesis.autoencoder import Trained, render
 from attrib.generators.synthesis.pool import (
     PHOTOGRAPHS,
     RECORD,
+    PlannedModel,
     PoolModel,
     model_uri,
     open_pool,
@@ -29,10 +30,11 @@ def photographs():
 def write(storage, uri, model_id, spec, model, photographs):
     model = model.to(memory_format=torch.channels_last).eval()
     samples = render(model, photographs)
-    return write_model(uri, model_id, spec, 7, model, 0.25, 3, samples, storage), samples
+    planned = PlannedModel(model_id=model_id, spec=spec, seed=7)
+    return write_model(uri, planned, Trained(model, 0.25, 3), samples, storage), samples
 
 
-def test_a_model_and_its_samples_come_back(photographs, tmp_path, local):
+def test_a_model_and_its_samples_are_read_as_written(photographs, tmp_path, local):
     storage, uri = local, str(tmp_path / "store")
     spec = next(spec for spec in sample_specs(20, 0, width=8) if spec.norm == "batch")
     card, samples = write(storage, uri, f"{spec.name}-7", spec, build_autoencoder(spec, 7), photographs)
@@ -47,11 +49,11 @@ def test_a_model_and_its_samples_come_back(photographs, tmp_path, local):
     assert torch.equal(pool.samples(card.model_id, storage), samples)
     model = Autoencoder(card.spec)
     model.load_state_dict(load(storage.read_bytes(model_uri(uri, card.model_id))))
-    # In the layout of training: another one adds up in another order, and a few samples would round the other way.
+    # In the memory format of training: another one adds in another order, and some samples would round differently.
     assert torch.equal(render(model.to(memory_format=torch.channels_last).eval(), photographs), samples)
 
 
-def test_the_digest_follows_samples_and_photographs():
+def test_the_digest_depends_on_models_samples_and_photographs():
     spec = sample_specs(1, 0)[0]
     card = PoolModel(model_id="a", spec=spec, seed=0, loss=0.1, num_steps=1, samples_sha256="x")
     digests = {
@@ -63,7 +65,7 @@ def test_the_digest_follows_samples_and_photographs():
     assert len(digests) == 4
 
 
-def test_what_is_no_pool_is_refused(local, tmp_path, photographs):
+def test_unreadable_pools_and_models_are_refused(local, tmp_path, photographs):
     with pytest.raises(AttribError, match=r"jobs\.synthesize"):
         open_pool(str(tmp_path), local)
     spec = sample_specs(1, 0, width=4)[0]
@@ -74,6 +76,6 @@ def test_what_is_no_pool_is_refused(local, tmp_path, photographs):
         .replace(b'"model_id', b'"model_ie', 1)
         .replace(b'\\"model_id', b'\\"model_ie', 1),
     )
-    with pytest.raises(AttribError, match="no synthetic generator"):
+    with pytest.raises(AttribError, match="cannot read the synthetic generator"):
         read_card(str(tmp_path), "b", local)
     assert local.exists(samples_uri(str(tmp_path), "a"))

@@ -59,7 +59,7 @@ def test_frechet_frequency_distance_is_that_of_fitted_gaussians():
         frechet_frequency_distance(first, second[:1])
 
 
-def test_a_profile_is_the_mean_power_of_all_patches():
+def test_a_profile_is_the_log_of_the_mean_power_of_all_patches():
     images = torch.randint(0, 256, (3, 3, PATCH_PX, PATCH_PX), generator=torch.Generator().manual_seed(0)).to(
         torch.uint8
     )
@@ -90,16 +90,16 @@ def test_diversity_against_plain_loops():
     shares = np.linalg.eigvalsh(np.cov(np.array(means).T))[-3:]
     shares = shares / shares.sum()
     found = diversity(samples)
-    assert found.separation == pytest.approx(np.mean(pairs) / within, rel=1e-4)
-    assert found.effective_models == pytest.approx(math.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
-    assert (found.num_models, found.num_photographs) == (4, 5)
+    assert found["separation"] == pytest.approx(np.mean(pairs) / within, rel=1e-4)
+    assert found["effective_models"] == pytest.approx(math.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
+    assert (found["num_models"], found["num_photographs"]) == (4, 5)
 
 
-def test_content_alone_is_no_diversity():
-    """Twice the same two models: directions are those of two, and only the models' traces count."""
+def test_copies_of_models_and_content_add_no_diversity():
+    """Two models, each twice, have as many directions as two models, whatever the photographs show."""
     rng = np.random.default_rng(4)
     photographs = rng.integers(0, 256, (6, 3, 16, 16), dtype=np.uint8)
     pair = [photographs, np.roll(photographs, 1, axis=2) // 2]
-    assert diversity(np.stack(pair * 2)).effective_models == pytest.approx(1, abs=1e-6)
+    assert diversity(np.stack(pair * 2))["effective_models"] == pytest.approx(1, abs=1e-6)
     with pytest.raises(AttribError, match="two models"):
         diversity(photographs[None])

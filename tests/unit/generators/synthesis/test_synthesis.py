@@ -1,4 +1,4 @@
-"""One synthetic generator: batches are crops of the photographs, training stops where it should and repeats itself to the bit."""
+"""One synthetic generator: batches are crops of photographs, training stops at its target and is deterministic."""
 
 from itertools import islice
 
@@ -32,7 +32,7 @@ def photographs():
     return torch.stack([shrink_and_crop(image, 24) for image in pixels])
 
 
-def test_the_middle_of_a_picture_is_taken():
+def test_the_centre_of_an_image_is_taken():
     image = torch.arange(3 * 8 * 20, dtype=torch.int32).remainder(256).to(torch.uint8).reshape(3, 8, 20)
     assert torch.equal(shrink_and_crop(image, 8), image[:, :, 6:14])
     assert shrink_and_crop(image, 4).shape == (3, 4, 4)
@@ -49,7 +49,7 @@ def test_batches_are_crops_of_the_images(photographs):
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_training_stops_at_its_target_and_tells_the_held_out_error(photographs):
+def test_training_stops_at_its_target_and_returns_the_held_out_error(photographs):
     training, held_out = photographs[:20], photographs[20:]
     trained = train_autoencoder(SPEC, 0, training, held_out, SETTINGS)
     images = held_out.float() / 255
@@ -63,7 +63,7 @@ def test_training_stops_at_its_target_and_tells_the_held_out_error(photographs):
     assert hurried.num_steps == 7 and hurried.loss > SETTINGS.target_mse
 
 
-def test_a_model_repeats_itself_to_the_bit(photographs):
+def test_equal_seeds_give_equal_weights(photographs):
     short = SETTINGS.model_copy(update={"max_steps": 5})
     threads = torch.get_num_threads()
     first, again, other = (
@@ -75,13 +75,13 @@ def test_a_model_repeats_itself_to_the_bit(photographs):
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_a_loss_that_explodes_is_an_error(photographs):
+def test_a_loss_that_is_not_finite_is_an_error(photographs):
     with pytest.raises(AttribError, match=f"{SPEC.name}.*learning_rate"):
         wild = SETTINGS.model_copy(update={"learning_rate": 1e30, "max_steps": 5})
         train_autoencoder(SPEC, 0, photographs[:20], photographs[20:], wild)
 
 
-def test_rendered_pictures_are_rounded_and_clamped():
+def test_rendered_images_are_rounded_and_clamped():
     photographs = torch.arange(256).to(torch.uint8).reshape(1, 1, 16, 16).expand(70, 3, 16, 16)
     made = render(lambda images: 1.5 * images - 0.099, photographs)
     expected = np.rint(np.clip(1.5 * photographs.numpy().astype(np.float64) - 25.245, 0, 255))
@@ -90,7 +90,7 @@ def test_rendered_pictures_are_rounded_and_clamped():
     assert torch.equal(render(lambda images: images, photographs), photographs)
 
 
-def test_no_more_photographs_are_checked_than_said(photographs):
+def test_only_the_first_held_out_photographs_are_used(photographs):
     many = photographs[:1].expand(CHECKED_PHOTOGRAPHS + 1, -1, -1, -1).clone()
     many[-1] = 255 - many[-1]
     short = SETTINGS.model_copy(update={"max_steps": 2})

@@ -1,17 +1,17 @@
-"""Settings of an evaluation, a tier of three colours, and methods of which every answer on it is known."""
+"""Settings of an evaluation, a generator set of three colours, and methods whose answers on it are known."""
 
 import numpy as np
 import torch
 
-from attrib.generators.evaluation.generator_sets import as_samples, make_tier
-from attrib.generators.evaluation.settings import EvaluateGeneratorsSettings, TierSettings
+from attrib.generators.evaluation.generator_sets import as_samples, make_set
+from attrib.generators.evaluation.settings import EvaluateGeneratorsSettings, SetSettings
 from attrib.generators.fingerprints.base import Method
 
 PX, NUM_IMAGES = 32, 16
 
 
 class MeanColour(Method):
-    """The direction of an image's mean colour, which neither re-encoding nor cropping changes much."""
+    """The direction of an image's mean colour, which re-encoding and cropping hardly change."""
 
     name = digest = "mean-colour"
     min_side_px = 20
@@ -29,7 +29,7 @@ class Blind(Method):
 
 
 class Noise(Method):
-    """A vector by the pixels' hash: neither perfect nor blind, so that every measure has something to count."""
+    """A random vector by the pixels: neither perfect nor constant, so that every measure varies."""
 
     name = digest = "noise"
 
@@ -39,12 +39,12 @@ class Noise(Method):
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def noisy_tier(families=None, judged=True, **options):
-    """Three generators of the same noise, of which JPEG leaves no pixel as it was; no method can tell them apart."""
+def noisy_set(families=None, judged=True, **options):
+    """Three generators of the same noise, which no method can tell apart; JPEG changes every image."""
     pixels = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (4, NUM_IMAGES, 3, PX, PX), dtype=np.uint8))
     images = {name: as_samples(pixels[g]) for g, name in enumerate(("a", "b", "c"))}
-    return make_tier(
-        "noise", TierSettings(judged=judged, num_splits=3), images, as_samples(pixels[3]), families, **options
+    return make_set(
+        "noise", SetSettings(judged=judged, num_splits=3), images, as_samples(pixels[3]), families, **options
     )
 
 
@@ -61,7 +61,7 @@ def settings(**changes) -> EvaluateGeneratorsSettings:
     return EvaluateGeneratorsSettings.model_validate(values | changes)
 
 
-def coloured_tier(families=None, judged=True, num_images=NUM_IMAGES, real=True, **options):
+def coloured_set(families=None, judged=True, num_images=NUM_IMAGES, real=True, **options):
     """Three generators, each of one colour in different brightness; real images are white."""
     rng = np.random.default_rng(0)
     images = {}
@@ -70,5 +70,5 @@ def coloured_tier(families=None, judged=True, num_images=NUM_IMAGES, real=True, 
         pixels = (np.array(colour)[None, :] * light[:, None]).astype(np.uint8)
         images[name] = as_samples(torch.from_numpy(pixels)[:, :, None, None].expand(-1, -1, PX, PX).contiguous())
     white = as_samples(torch.full((8, 3, PX, PX), 230, dtype=torch.uint8)) if real else ()
-    tier = TierSettings(judged=judged, num_splits=3)
-    return make_tier("colours", tier, images, white, families, **options)
+    tier = SetSettings(judged=judged, num_splits=3)
+    return make_set("colours", tier, images, white, families, **options)

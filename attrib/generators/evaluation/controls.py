@@ -1,4 +1,4 @@
-"""All methods of one table, made from one config: what is trained, what it must beat, and what measures leaks."""
+"""All methods of an evaluation: the trained extractor, the controls that it must beat, and the leak controls."""
 
 from collections.abc import Sequence
 
@@ -26,13 +26,13 @@ from attrib.generators.settings import MethodsSettings, SpectrumSettings
 from attrib.generators.signals.samples import Sample
 from attrib.generators.synthesis.pool import Pool
 
-COLOUR_FOLDER = "colour"  # below what is fitted on the pool
+COLOUR_FOLDER = "colour"  # below the folder of fitted maps
 THUMBNAIL_PX = 8
-FREQUENCIES = 2.0 ** np.arange(-3, 5)  # cycles per doubling of a size: from any size at all to 4 % of one
+FREQUENCIES = 2.0 ** np.arange(-3, 5)  # cycles per doubling of a size; they resolve differences down to 4 %
 
 
 class ContentOnly(Method):
-    """An 8 x 8 thumbnail and the colours: averages of whole areas, in which no pattern of single pixels is left."""
+    """Leak control: an 8 x 8 thumbnail and the colours, averages that keep no pattern of single pixels."""
 
     name = "content-only"
     looks_at_trace = False
@@ -42,24 +42,21 @@ class ContentOnly(Method):
         self.digest = digest([self.name, THUMBNAIL_PX])
 
     def embed(self, samples: Sequence[Sample]) -> np.ndarray:
-        rows = np.stack([_content(sample.image) for sample in samples])
-        # One constant beside the others: a row's length, its contrast, is then not lost when it is made 1.
-        return unit_or_zero(np.column_stack([rows, np.ones(len(rows))])).astype(np.float32)
-
-
-def _content(image: torch.Tensor) -> np.ndarray:
-    """float64 [3 * 64 + 6]: thumbnail around mid-grey, then mean and deviation of each channel of a 4 times larger one."""
-    pixels = image[None].float() / 255 - 0.5
-    thumbnail = F.adaptive_avg_pool2d(pixels, THUMBNAIL_PX)
-    deviation, mean = torch.std_mean(F.adaptive_avg_pool2d(pixels, 2 * THUMBNAIL_PX), dim=(2, 3), correction=0)
-    return torch.cat([thumbnail.flatten(), mean[0], deviation[0]]).double().numpy()
+        rows = []
+        for sample in samples:
+            pixels = sample.image[None].float() / 255 - 0.5
+            thumbnail, larger = (F.adaptive_avg_pool2d(pixels, side) for side in (THUMBNAIL_PX, 2 * THUMBNAIL_PX))
+            deviation, mean = torch.std_mean(larger, dim=(2, 3), correction=0)
+            # The constant keeps the length of a row, its contrast, through the normalisation.
+            rows.append(torch.cat([thumbnail.flatten(), mean[0], deviation[0], torch.ones(1)]).double().numpy())
+        return unit_or_zero(np.stack(rows)).astype(np.float32)
 
 
 class CodecAndSize(Method):
-    """The file's format, its bytes and the image's sides, and no pixel.
+    """Leak control: the file's format, its bytes and the image's sides, without any pixel.
 
-    Each size is a set of cosines and sines of its logarithm, so that rows of length one keep it, and the cosine of two rows falls with the
-    ratio of their sizes.
+    Each size becomes cosines and sines of its logarithm, so that L2-normalised rows keep it, and the cosine of two rows
+    falls with the ratio of their sizes.
     """
 
     name = "codec-and-size"
@@ -84,9 +81,9 @@ def methods_from(
     folder: str | None = None,
     device: str = "cpu",
 ) -> list[Method]:
-    """The methods in the order of the table, leak controls last. Methods of one digest embed alike: embed once for all of them.
+    """The methods in the order of the table, leak controls last. Methods of one digest embed alike: embed once for all.
 
-    extractor: the trained one, first if there; folder: where what is fitted on the pool is kept, see `fitted_maps`.
+    extractor: the trained one. folder: for maps fitted on the pool, see `fitted_maps`.
     """
     methods: list[Method] = []
     if extractor:

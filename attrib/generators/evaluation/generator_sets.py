@@ -1,8 +1,9 @@
-"""Sets of generators that are told apart from each other: what every method of an evaluation is shown, the same for all."""
+"""Generator sets: generators that are told apart from each other, with the same images for every method."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,30 +12,27 @@ import torch.nn.functional as F
 from attrib.common.config import digest
 from attrib.common.errors import AttribError, ImageError
 from attrib.common.storage import Storage, join
-from attrib.generators.evaluation.settings import FolderTierSettings, PoolTierSettings, TierSettings
+from attrib.generators.evaluation.settings import FolderSetSettings, PoolSetSettings, SetSettings
 from attrib.generators.signals.samples import Sample, drawn_sample, read_sample
-from attrib.generators.synthesis.architectures import DecoderSpec
-from attrib.generators.synthesis.pool import Pool, open_pool
+from attrib.generators.synthesis.pool import Pool, PoolModel, open_pool
 
 TUNING_MODELS, TUNING_IMAGES = 40, 10  # images of each
-THUMBNAIL_PX, SAME_LEVELS = (
-    8,
-    4.0,
-)  # mean difference, of 255: most pictures in two sizes differ by less, other pictures by more
-MAX_SHARED = 0.1  # of a tier's photographs; a few copies, which collections have, are left out of it
+THUMBNAIL_PX = 8
+SAME_LEVELS = 4.0  # mean difference of 255 levels: less for most images at two sizes, more for different images
+MAX_SHARED = 0.1  # of the photographs of a set; fewer are chance copies and are removed
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True, eq=False)
-class Tier:
-    """names, families: of each generator; generators of one family differ in nothing but the seed of their training.
+class GeneratorSet:
+    """names, families: of each generator; generators of one family differ only in the seed of their training.
 
-    samples, generator: n images and whose they are, int64 [n]. real: photographs, of no generator. same_content: the i-th image of every
-    generator shows the same, so references and queries are divided alike for all, and no query shows what a reference shows.
+    samples, generator: n images and their generators, int64 [n]. real: photographs. same_content: image i of every
+    generator shows the same scene, so all are divided alike and no query shows the scene of a reference.
     """
 
     name: str
-    settings: TierSettings
+    settings: SetSettings
     names: tuple[str, ...]
     families: tuple[str, ...]
     samples: list[Sample]
@@ -59,167 +57,70 @@ class Tier:
         return len(set(self.families)) < len(self.families)
 
     def digest(self) -> str:
-        """Of all that the tier holds."""
+        """Digest of names, families and images."""
         pixels = hashlib.sha256()
         for sample in [*self.samples, *self.real]:
             pixels.update(f"{sample.codec} {sample.num_bytes} {tuple(sample.image.shape)}".encode())
             pixels.update(np.ascontiguousarray(sample.image.numpy()))
         return digest([self.name, self.names, self.families, self.generator.tolist(), pixels.hexdigest()])
 
+    def description(self) -> dict:
+        """Plain values for the record. formats: of the original files, which alone may reveal the generator."""
+        sides = {"generated": self.samples, "real": self.real}
+        return {
+            "generators": list(self.names),
+            "families": list(self.families),
+            "judged": self.settings.judged,
+            "note": self.settings.note,
+            "same_content": self.same_content,
+            "num_images": len(self.samples),
+            "num_real": len(self.real),
+            "formats": {
+                side: ", ".join(sorted({sample.codec for sample in found})) for side, found in sides.items() if found
+            },
+            "real_history": getattr(self.settings, "real_history", None),
+        }
 
-@dataclass(frozen=True, eq=False)
-class Question:
-    """Rows of the tier for one division of the images: references of each generator, then queries with their generator."""
+
+class Division(NamedTuple):
+    """Rows of a set: references of each generator; queries, and the generators of the queries."""
 
     references: list[np.ndarray]
     queries: np.ndarray
     truth: np.ndarray
 
 
-def divisions(tier: Tier, num_references: int, seed: int) -> Iterator[Question]:
-    """The tier's random divisions, the same for every method. Where all generators show the same, all are divided at the same pictures."""
-    for number in range(tier.settings.num_splits):
+def divisions(generators: GeneratorSet, num_references: int, seed: int) -> Iterator[Division]:
+    """Random divisions into references and queries, the same for every method."""
+    rows = [generators.rows_of(g) for g in range(generators.num_generators)]
+    for number in range(generators.settings.num_splits):
         rng = np.random.default_rng([seed, number])
-        rows = [tier.rows_of(g) for g in range(tier.num_generators)]
-        if tier.same_content:
+        if generators.same_content:
             order = rng.permutation(min(map(len, rows)))
             shuffled = [own[order] for own in rows]
         else:
             shuffled = [rng.permutation(own) for own in rows]
-        yield Question(
+        yield Division(
             [own[:num_references] for own in shuffled],
             np.concatenate([own[num_references:] for own in shuffled]),
             np.repeat(np.arange(len(shuffled)), [len(own) - num_references for own in shuffled]),
         )
 
 
-def folder_tier(name: str, settings: FolderTierSettings, max_megapixels: float, storage: Storage) -> Tier:
-    """Generators in folders. Raises AttribError for a folder without images, or a file that is no complete image."""
-    folders = [*settings.generators, *([settings.real] if settings.real else [])]
-    found = [
-        _read_folder(join(settings.uri, folder), settings.max_images, max_megapixels, storage) for folder in folders
-    ]
-    return make_tier(
-        name,
-        settings,
-        dict(zip(settings.generators, found)),
-        real=found[-1] if settings.real else (),
-    )
+def folder_set(name: str, settings: FolderSetSettings, max_megapixels: float, storage: Storage) -> GeneratorSet:
+    """Generators in folders. Raises AttribError for a folder without images, or a file that cannot be decoded."""
 
+    def read(folder: str) -> list[Sample]:
+        return _read_folder(join(settings.uri, folder), settings.max_images, max_megapixels, storage)
 
-def pool_tier(name: str, settings: PoolTierSettings, training: Pool, storage: Storage) -> Tier:
-    """Models of another pool that the training pool holds nothing like, evenly from the pool's order; a family is an architecture.
-
-    Raises AttribError if they are fewer than three, or the training pool shows more than a few of the pictures; those few are
-    left out.
-    """
-    pool = open_pool(settings.uri, storage)
-    traits = _upsamplers if settings.unseen == "upsamplers" else _architecture
-    seen = set().union(*(traits(model.spec) for model in training.models))
-    others = [model for model in pool.models if not traits(model.spec) & seen]
-    if len(others) < 3:
-        raise AttribError(
-            f"{settings.uri} holds {len(others)} models with {settings.unseen} that the training pool does not have, and tier {name!r} "
-            "needs 3; synthesize some with another first_architecture, or with a grid.upsamplers that the training pool leaves out"
-        )
-    kept = [
-        others[i] for i in np.linspace(0, len(others) - 1, min(settings.max_models, len(others))).round().astype(int)
-    ]
-    photographs = pool.photographs(storage)[: settings.max_images]
-    is_new = unseen(
-        photographs, training, name, f"synthesize {settings.uri} again with another first_photograph", storage
-    )
-    images = {
-        model.model_id: as_samples(pool.samples(model.model_id, storage)[: settings.max_images][is_new])
-        for model in kept
-    }
-    return make_tier(
-        name,
-        settings,
-        images,
-        real=as_samples(photographs[is_new]),
-        families=[model.spec.name for model in kept],
-        same_content=True,
-    )
-
-
-def unseen(photographs: torch.Tensor, training: Pool, name: str, remedy: str, storage: Storage) -> torch.Tensor:
-    """Bool [n]: which of these pictures, uint8 [n, 3, h, w], the training pool does not show; methods know those, as real ones or as content.
-
-    A picture is known in other sizes too, by averages over a grid of areas. Raises AttribError if more than MAX_SHARED are shown there:
-    then they were taken from the same ranks of a collection, and are no chance copies.
-    """
-    mine, shown = (_thumbnails(pixels) for pixels in (photographs, training.photographs(storage)))
-    is_new = torch.cdist(mine, shown, p=1).amin(dim=1) / mine.shape[1] > SAME_LEVELS
-    num_shared = int((~is_new).sum())
-    if num_shared > MAX_SHARED * len(mine):
-        raise AttribError(
-            f"tier {name!r}: {num_shared} of its {len(mine)} photographs are among those that the training pool {training.uri} shows, and "
-            f"methods have learned those; {remedy}"
-        )
-    return is_new
-
-
-def _thumbnails(pixels: torch.Tensor) -> torch.Tensor:
-    """float32 [n, 3 * THUMBNAIL_PX**2], in levels of 255."""
-    return F.adaptive_avg_pool2d(pixels.float(), THUMBNAIL_PX).flatten(1)
-
-
-def tuning_tier(training: Pool, storage: Storage) -> Tier:
-    """Models of the training pool, from which thresholds may be taken; no picture is shown by two models, as far as there are enough."""
-    models = training.models[:: -(-len(training.models) // TUNING_MODELS)]
-    images = {}
-    for number, model in enumerate(models):
-        shown = (TUNING_IMAGES * number + np.arange(TUNING_IMAGES)) % training.num_photographs
-        images[model.model_id] = as_samples(training.samples(model.model_id, storage)[np.unique(shown)])
-    return make_tier("synthetic models", TierSettings(), images)
-
-
-def make_tier(
-    name: str,
-    settings: TierSettings,
-    images: dict[str, Sequence[Sample]],
-    real: Sequence[Sample] = (),
-    families: Sequence[str] | None = None,
-    same_content: bool = False,
-) -> Tier:
-    """A tier of {generator: its images}, and photographs. families: as `images`; None: every generator is its own."""
-    return Tier(
-        name,
-        settings,
-        tuple(images),
-        tuple(families or images),
-        [sample for samples in images.values() for sample in samples],
-        np.repeat(np.arange(len(images)), [len(samples) for samples in images.values()]),
-        list(real),
-        same_content,
-    )
-
-
-def as_samples(pixels: torch.Tensor) -> list[Sample]:
-    """uint8 [n, 3, h, w] that were never files. Each has memory of its own: pickle would write that of all for every view into it."""
-    return [drawn_sample(image.clone()) for image in pixels]
-
-
-def formats(tier: Tier) -> dict[str, str]:
-    """{"generated", "real": formats of the files as they came}: a reader shall see what the files alone would tell."""
-    sides = {"generated": tier.samples, "real": tier.real}
-    return {side: ", ".join(sorted({sample.codec for sample in found})) for side, found in sides.items() if found}
-
-
-def _architecture(spec: DecoderSpec) -> set[str]:
-    """The width does not make an architecture an unseen one."""
-    return {spec.model_dump_json(exclude={"width"})}
-
-
-def _upsamplers(spec: DecoderSpec) -> set[str]:
-    return {spec.upsampler}
+    images = {generator: read(generator) for generator in settings.generators}
+    return make_set(name, settings, images, real=read(settings.real) if settings.real else ())
 
 
 def _read_folder(uri: str, max_images: int, max_megapixels: float, storage: Storage) -> list[Sample]:
     files = [name for name in storage.names(uri) if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
     if not files:
-        raise AttribError(f"{uri} holds no image ({', '.join(EXTENSIONS)}); correct the tier's uri or its generators")
+        raise AttribError(f"{uri} holds no image ({', '.join(EXTENSIONS)}); correct uri or generators of the set")
     samples = []
     for name in files[:max_images]:
         try:
@@ -227,3 +128,85 @@ def _read_folder(uri: str, max_images: int, max_megapixels: float, storage: Stor
         except ImageError as error:
             raise AttribError(f"{join(uri, name)} cannot be evaluated on ({error}); remove it") from error
     return samples
+
+
+def pool_set(name: str, settings: PoolSetSettings, training: Pool, storage: Storage) -> GeneratorSet:
+    """Models of another pool that are unlike those of the training pool, evenly spaced. A family is an architecture.
+
+    Raises AttribError if they are fewer than three, or as `unseen`.
+    """
+
+    def trait(model: PoolModel) -> str:
+        spec = model.spec  # of any width: that alone makes no architecture unseen
+        return spec.upsampler if settings.unseen == "upsamplers" else spec.model_dump_json(exclude={"width"})
+
+    pool = open_pool(settings.uri, storage)
+    seen = {trait(model) for model in training.models}
+    others = [model for model in pool.models if trait(model) not in seen]
+    if len(others) < 3:
+        raise AttribError(
+            f"{settings.uri} holds {len(others)} models with {settings.unseen} that the training pool does not have, "
+            f"and generator set {name!r} needs 3; synthesize some with another first_architecture, or with a "
+            "grid.upsamplers that the training pool leaves out"
+        )
+    places = np.linspace(0, len(others) - 1, min(settings.max_models, len(others))).round().astype(int)
+    kept = [others[i] for i in places]
+    photographs = pool.photographs(storage)[: settings.max_images]
+    remedy = f"synthesize {settings.uri} again with another first_photograph"
+    is_new = unseen(photographs, training, name, remedy, storage)
+    images = {
+        model.model_id: as_samples(pool.samples(model.model_id, storage)[: settings.max_images][is_new])
+        for model in kept
+    }
+    families = [model.spec.name for model in kept]
+    return make_set(name, settings, images, as_samples(photographs[is_new]), families, same_content=True)
+
+
+def unseen(photographs: torch.Tensor, training: Pool, name: str, remedy: str, storage: Storage) -> torch.Tensor:
+    """Bool [n]: which photographs, uint8 [n, 3, h, w], the training pool does not show, at any size.
+
+    Raises AttribError if it shows more than MAX_SHARED of them: methods have learned those.
+    """
+    mine, shown = (
+        F.adaptive_avg_pool2d(pixels.float(), THUMBNAIL_PX).flatten(1)
+        for pixels in (photographs, training.photographs(storage))
+    )
+    is_new = torch.cdist(mine, shown, p=1).amin(dim=1) / mine.shape[1] > SAME_LEVELS
+    num_shared = int((~is_new).sum())
+    if num_shared > MAX_SHARED * len(mine):
+        raise AttribError(
+            f"generator set {name!r}: {num_shared} of its {len(mine)} photographs are among those that the training "
+            f"pool {training.uri} shows, and methods have learned those; {remedy}"
+        )
+    return is_new
+
+
+def tuning_set(training: Pool, storage: Storage) -> GeneratorSet:
+    """Models of the training pool, for thresholds. Each shows other photographs, while there are enough."""
+    models = training.models[:: -(-len(training.models) // TUNING_MODELS)]
+    images = {}
+    for number, model in enumerate(models):
+        shown = (TUNING_IMAGES * number + np.arange(TUNING_IMAGES)) % training.num_photographs
+        images[model.model_id] = as_samples(training.samples(model.model_id, storage)[np.unique(shown)])
+    return make_set("synthetic models", SetSettings(), images)
+
+
+def make_set(
+    name: str,
+    settings: SetSettings,
+    images: dict[str, Sequence[Sample]],
+    real: Sequence[Sample] = (),
+    families: Sequence[str] | None = None,
+    same_content: bool = False,
+) -> GeneratorSet:
+    """A set of {generator: its images}. families: of each generator; None: each generator is a family."""
+    samples = [sample for own in images.values() for sample in own]
+    generator = np.repeat(np.arange(len(images)), [len(own) for own in images.values()])
+    return GeneratorSet(
+        name, settings, tuple(images), tuple(families or images), samples, generator, list(real), same_content
+    )
+
+
+def as_samples(pixels: torch.Tensor) -> list[Sample]:
+    """Images uint8 [n, 3, h, w] that were never files. Cloned, because pickle writes the whole tensor for each view."""
+    return [drawn_sample(image.clone()) for image in pixels]

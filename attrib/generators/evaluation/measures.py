@@ -1,23 +1,21 @@
-"""How well generators are told apart: pure functions of scores, each equal to a count over pairs or images that a test can make by hand.
+"""How well generators are told apart: pure functions of scores, and intervals over generators.
 
-No tie ever helps by accident: an image whose own generator shares the highest score with another is not identified, an area under a
-curve counts equal scores half, and a threshold accepts only what lies above it. So a method that gives everything one score has accuracy
-0 and an area of one half.
+Ties never help: an image whose own generator shares the highest score is not identified, an area under a curve counts
+equal scores half, and a threshold accepts only higher scores. A method that gives every image one score has accuracy 0
+and an area of one half.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
-from sklearn.metrics import adjusted_rand_score, f1_score, recall_score
-from sklearn.metrics.cluster import contingency_matrix
+from sklearn.metrics import adjusted_rand_score
 
 from attrib.common.errors import AttribError
 from attrib.evaluate.scores import BOOTSTRAP_DRAWS, Interval
 from attrib.generators.evaluation.settings import LOSS_DEGRADATION
 
-MIN_RESAMPLED = 10  # units; percentiles of resamples of fewer are too close together
+MIN_RESAMPLED = 10  # families; percentiles of resamples of fewer are too close together
 VALUES = {
     "identification": "identified",
     "f1": "macro-F1",
@@ -34,34 +32,22 @@ VALUES = {
 }
 
 
-class TransferredRates(NamedTuple):
-    """Of a threshold that was set without a generator: the share of its pairs accepted, and of pairs of it with others."""
-
-    true_positive: float
-    false_positive: float
-
-
-def recalls(predicted: np.ndarray, truth: np.ndarray, num_generators: int) -> np.ndarray:
-    """float64 [G]: of each generator's images the share that is identified; nan for one without images. Their mean is the accuracy."""
-    return recall_score(truth, predicted, labels=range(num_generators), average=None, zero_division=np.nan)
-
-
-def f1_scores(predicted: np.ndarray, truth: np.ndarray, num_generators: int) -> np.ndarray:
-    """float64 [G]: 2 TP / (2 TP + FP + FN) of each generator, nan for one that is neither true nor predicted; their mean is the macro-F1."""
-    return f1_score(truth, predicted, labels=range(num_generators), average=None, zero_division=np.nan)
+def recalls(right: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """float64 [G]: share of each generator's images that are right. right: bool [n]; truth: int [n], each of 0..G-1."""
+    return np.bincount(truth, weights=right) / np.bincount(truth)
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Share of (positive, negative) pairs in which the positive scores higher, equal scores counted half; nan without pairs."""
+    """Share of (positive, negative) pairs in which the positive scores higher, ties counted half; nan without pairs."""
     return oscr(positive, np.ones(len(positive), bool), negative)
 
 
 def oscr(known: np.ndarray, correct: np.ndarray, unknown: np.ndarray) -> float:
-    """Area under the curve of correct identification against false acceptance, over all thresholds (Dhamija et al., NeurIPS 2018).
+    """Area under correct identification against false acceptance, over all thresholds (Dhamija et al., NeurIPS 2018).
 
-    known: float [n], highest score of each image of a known generator; correct: bool [n], whether it was identified; unknown: float [m],
-    highest score of each image of none. A step at which several scores are equal is a straight line, so the area is the share of pairs
-    in which the known image is identified and scores higher, equal scores counted half. nan without pairs.
+    known, unknown: float [n] and [m], highest score of each image of a known or unknown generator; correct: bool [n],
+    whether the known one is identified. This is the share of pairs whose known image is correct and scores higher, ties
+    counted half; nan without pairs.
     """
     if not len(known) or not len(unknown):
         return float("nan")
@@ -72,9 +58,9 @@ def oscr(known: np.ndarray, correct: np.ndarray, unknown: np.ndarray) -> float:
 
 
 def threshold_at(negative: np.ndarray, false_positive_rate: float) -> float:
-    """The least of the negatives (or -inf) such that at most this share of them lies above it; what lies above is accepted.
+    """The lowest of the negatives (or -inf) such that at most this share of them is higher.
 
-    Raises AttribError without negatives, from which no threshold can be had.
+    Raises AttribError without negatives.
     """
     if not len(negative):
         raise AttribError("a threshold needs scores of negatives, and there are none; give more generators")
@@ -85,74 +71,55 @@ def threshold_at(negative: np.ndarray, false_positive_rate: float) -> float:
     return float(np.partition(negative, place)[place])
 
 
-def pair_scores(similarity: np.ndarray, generator: np.ndarray, which: int) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities of the pairs within one generator, and of its images with those of others. similarity: float [n, n]; generator: int [n]."""
-    own = generator == which
-    within = similarity[np.ix_(own, own)]
-    return within[np.triu_indices(len(within), k=1)], similarity[np.ix_(own, ~own)].ravel()
+def verification(similarity: np.ndarray, generator: np.ndarray, false_positive_rate: float) -> dict[str, list[float]]:
+    """{verification_auc, true_positive_rate, false_positive_rate} of each generator: its own pairs against mixed pairs.
 
-
-class CrossPairs:
-    """Pairs of images of two different generators, cut out once for all that a threshold is set without."""
-
-    def __init__(self, similarity: np.ndarray, generator: np.ndarray):
-        """similarity: float [n, n]; generator: int [n] from 0."""
-        numbers = generator.astype(np.min_scalar_type(int(generator.max())))  # a byte each, of millions of pairs
-        apart = np.triu(numbers[:, None] != numbers, k=1)
-        self.scores = similarity[apart]
-        self._of = [np.broadcast_to(side, apart.shape)[apart] for side in (numbers[:, None], numbers)]
-
-    def without(self, which: int) -> np.ndarray:
-        """Float [p]: scores of the pairs that no image of this generator is in."""
-        return self.scores[(self._of[0] != which) & (self._of[1] != which)]
-
-
-def transferred_rates(
-    positive: np.ndarray, negative: np.ndarray, others: np.ndarray, false_positive_rate: float
-) -> TransferredRates:
-    """Verification of one generator's pairs by a threshold that pairs of two *other* generators set at false_positive_rate.
-
-    Scores of pairs within the generator, of its images with those of others, and of the pairs without it. nan with fewer than three
-    generators, where there is no such pair.
+    The threshold has the false_positive_rate on pairs of two *other* generators. similarity: float [n, n]; generator:
+    int [n], each of 0..G-1. Raises AttribError with fewer than three generators.
     """
-    if not len(others):
-        return TransferredRates(float("nan"), float("nan"))
-    threshold = threshold_at(others, false_positive_rate)
-    return TransferredRates(_share_above(positive, threshold), _share_above(negative, threshold))
-
-
-def contingency(clusters: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """int64 [number of clusters, number of generators]: images by cluster and generator. clusters: any int [n]; truth: int [n], each of 0..G-1."""
-    return contingency_matrix(clusters, truth)
+    numbers = generator.astype(np.min_scalar_type(int(generator.max())))  # one byte each, for millions of pairs
+    apart = np.triu(numbers[:, None] != numbers, k=1)
+    mixed = similarity[apart]
+    first, second = (np.broadcast_to(side, apart.shape)[apart] for side in (numbers[:, None], numbers))
+    found: dict[str, list[float]] = {"verification_auc": [], "true_positive_rate": [], "false_positive_rate": []}
+    for g in range(int(generator.max()) + 1):
+        own = generator == g
+        within = similarity[np.ix_(own, own)]
+        positive, negative = within[np.triu_indices(len(within), k=1)], similarity[np.ix_(own, ~own)].ravel()
+        threshold = threshold_at(mixed[(first != g) & (second != g)], false_positive_rate)
+        found["verification_auc"].append(auc(positive, negative))
+        found["true_positive_rate"].append(float(np.mean(positive > threshold)))
+        found["false_positive_rate"].append(float(np.mean(negative > threshold)))
+    return found
 
 
 def adjusted_rand(table: np.ndarray) -> float:
-    """Adjusted Rand index (Hubert and Arabie, J. Classification 2, 1985), at most 1. table: counts [clusters, generators]."""
+    """Adjusted Rand index (Hubert and Arabie, J. Classification 2, 1985). table: counts [clusters, generators]."""
     clusters, truth = np.repeat(np.indices(table.shape).reshape(2, -1), table.ravel(), axis=1)
     return float(adjusted_rand_score(truth, clusters))
 
 
 def purity(table: np.ndarray) -> float:
-    """Share of images that are of the most frequent generator of their cluster. table: counts [clusters, generators]."""
+    """Share of images of the most frequent generator of their cluster. table: counts [clusters, generators]."""
     return float(table.max(axis=1).sum() / table.sum())
 
 
 def mean_interval(
     values: np.ndarray, families: np.ndarray | None = None, bounds: tuple[float, float] = (-np.inf, np.inf)
 ) -> Interval:
-    """Mean over generators and its 95 % interval over families, which are drawn whole: what is hard for one is hard for its twin.
+    """Mean over generators and its 95 % interval over families, whose generators are hard for the same reasons.
 
-    values: float64 [G]; nan, where one has no value, is left out. families: int [G], None: each generator is its own. bounds: that no
-    mean exceeds. From MIN_RESAMPLED families on it is a bootstrap; with fewer, whose bootstrap is far too narrow, Student's t of the
-    families' sums (for families of one size: of their means). A single family has nothing to draw, so that its interval is the mean alone.
+    values: float64 [G], nan if not measured. families: int [G]; None: each generator is a family. bounds: of any mean.
+    From MIN_RESAMPLED families on it is a bootstrap, otherwise Student's t of the families' sums (a bootstrap of few
+    would be too narrow). The interval of a single family is the mean.
     """
-    there = ~np.isnan(values)
-    if not there.any():
+    measured = ~np.isnan(values)
+    if not measured.any():
         return Interval(float("nan"), float("nan"), float("nan"))
     numbers = np.arange(len(values)) if families is None else families
-    _, places = np.unique(numbers[there], return_inverse=True)
+    _, places = np.unique(numbers[measured], return_inverse=True)
     counts = np.bincount(places)
-    sums = np.bincount(places, weights=values[there])
+    sums = np.bincount(places, weights=values[measured])
     mean, num_families = sums.sum() / counts.sum(), len(counts)
     if num_families >= MIN_RESAMPLED:
         drawn = resampled(num_families)
@@ -170,10 +137,10 @@ def table_interval(
     families: np.ndarray | None = None,
     bounds: tuple[float, float] = (-np.inf, np.inf),
 ) -> Interval:
-    """A measure of a contingency table and its 95 % interval by the jackknife: the clusters as they are, each family in turn left out.
+    """A measure of a table [clusters, G] and its 95 % interval by the jackknife over families, with fixed clusters.
 
-    A bootstrap would draw tables of fewer generators, whose clusters are purer. table: [clusters, G]; families: int [G], None: each
-    generator is its own. bounds: of the measure. A single family has no interval but the value.
+    A bootstrap would draw tables of fewer generators, whose clusters are purer. families, bounds: as in
+    `mean_interval`. The interval of a single family is the value.
     """
     numbers = np.arange(table.shape[1]) if families is None else families
     value, distinct = measure(table), np.unique(numbers)
@@ -185,47 +152,44 @@ def table_interval(
     return Interval(value, float(max(value - reach, bounds[0])), float(min(value + reach, bounds[1])))
 
 
-def resampled(num_units: int, seed: int = 0) -> np.ndarray:
-    """int64 [BOOTSTRAP_DRAWS, num_units]: units drawn with replacement, alike for all methods and values."""
-    return np.random.default_rng(seed).integers(0, num_units, size=(BOOTSTRAP_DRAWS, num_units))
+def resampled(num_families: int) -> np.ndarray:
+    """int64 [BOOTSTRAP_DRAWS, num_families]: draws with replacement, the same for all methods and values."""
+    return np.random.default_rng(0).integers(0, num_families, size=(BOOTSTRAP_DRAWS, num_families))
 
 
-def _quantile(num_units: int) -> float:
-    """97.5 % quantile of Student's t with num_units - 1 degrees of freedom; 0 for a single unit."""
-    return float(stats.t.ppf(0.975, num_units - 1)) if num_units > 1 else 0.0
+def _quantile(num_families: int) -> float:
+    """97.5 % quantile of Student's t with num_families - 1 degrees of freedom; 0 for a single family."""
+    return float(stats.t.ppf(0.975, num_families - 1)) if num_families > 1 else 0.0
 
 
-def _share_above(scores: np.ndarray, threshold: float) -> float:
-    return float(np.mean(scores > threshold)) if len(scores) else float("nan")
-
-
-def family_numbers(tier: dict) -> np.ndarray:
-    """int64 [G] of a tier as the job describes it."""
-    return np.unique(tier["families"], return_inverse=True)[1]
+def family_numbers(families: list[str]) -> np.ndarray:
+    """int64 [G] of the families of a generator set."""
+    return np.unique(families, return_inverse=True)[1]
 
 
 def as_array(values: list | None) -> np.ndarray:
-    """float64 [G], nan where there is none."""
+    """float64 [G], nan for None."""
     return np.array([np.nan] if values is None else values, np.float64)
 
 
 def share_interval(values: list | None, families: np.ndarray) -> dict | None:
-    """{mean, low, high} of values in 0..1; None where nothing was measured."""
-    array = as_array(values)
-    return None if np.isnan(array).all() else mean_interval(array, families, (0.0, 1.0))._asdict()
+    """{mean, low, high} of values in 0..1; None if nothing was measured."""
+    return _interval(as_array(values), families, (0.0, 1.0))
 
 
 def difference_interval(values: np.ndarray, others: np.ndarray, families: np.ndarray) -> dict | None:
     """The same of values minus others, paired over generators."""
-    if np.isnan(values - others).all():
-        return None
-    return mean_interval(values - others, families, (-1.0, 1.0))._asdict()
+    return _interval(values - others, families, (-1.0, 1.0))
+
+
+def _interval(values: np.ndarray, families: np.ndarray, bounds: tuple[float, float]) -> dict | None:
+    return None if np.isnan(values).all() else mean_interval(values, families, bounds)._asdict()
 
 
 def loss(measured: dict, families: np.ndarray, value: str = "identification") -> dict | None:
-    """How much identification, or family_identification, falls from untouched images to compressed ones, whose references are compressed alike.
+    """Fall of identification, or family_identification, from original images to LOSS_DEGRADATION of both sides.
 
-    None where images are too small, or there are no families.
+    None if images are too small, or there are no families.
     """
     degraded = measured["degradations"][LOSS_DEGRADATION]
     if degraded is None or value not in measured["values"]:

@@ -1,4 +1,4 @@
-"""Options of jobs.evaluate_generators: which generators are asked about, and how."""
+"""Options of jobs.evaluate_generators: the generator sets, and what is measured on them."""
 
 import re
 from typing import Annotated, ClassVar, Literal
@@ -10,36 +10,31 @@ from attrib.data.settings import CollectionSettings
 from attrib.generators.settings import MethodsSettings
 
 GeneratorKind = Literal["dcgan", "vae", "diffusion"]
-TRAINED_TIER = "trained on the same photographs"
+TRAINED_SET = "trained on the same photographs"
 # Those of attrib/generators/signals/degradations.py, which imports torch: settings are checked before that.
 GRID_NAMES = ("none", "jpeg-95", "jpeg-85", "jpeg-70", "jpeg-50", "webp-85", "webp-60", "resize-0.75", "resize-0.5")
 GRID_NAMES += ("blur-0.5", "blur-1", "crop-0.8")
-LOSS_DEGRADATION = "jpeg-85"  # that every tier is asked under: what it costs is a column of the table
-TIER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]*")
+LOSS_DEGRADATION = "jpeg-85"  # measured on every generator set; its loss is a column of the table
+SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]*")
 
 
-class TierSettings(Settings):
-    """One set of generators that are told apart from each other.
+class SetSettings(Settings):
+    """One set of generators that are told apart from each other."""
 
-    judged: whether what is shipped is decided on it; only such tiers go through the whole grid of degradations, others through
-    LOSS_DEGRADATION alone. max_images: of each generator, the first. num_splits: random divisions of each generator's images into
-    references and queries, which are averaged.
-    """
-
-    judged: bool = False
-    max_images: Positive = 100
-    num_splits: Positive = 10
-    note: str = ""  # what a reader of the page should know of it
+    judged: bool = False  # decides what ships, and has the whole grid of degradations; others have LOSS_DEGRADATION
+    max_images: Positive = 100  # of each generator, the first ones
+    num_splits: Positive = 10  # random divisions into references and queries, which are averaged
+    note: str = ""  # shown on the page
 
 
-class FolderTierSettings(TierSettings):
-    """Generators whose images lie in one folder each, published by others."""
+class FolderSetSettings(SetSettings):
+    """Published images of generators, one folder each."""
 
     uri: Uri
     generators: tuple[str, ...] = Field(min_length=3)  # folders below uri
     real: str | None = None  # a folder of real images of the same subjects
-    # What the real images went through before they came to us, as a degradation (jpeg-75): generated ones are put through the same before
-    # both are told apart, which a trace of compression would make easy.
+    # How the real images were degraded before publication (jpeg-75). Generated images are degraded alike before both
+    # are told apart, because a trace of compression alone would separate them.
     real_history: str | None = None
 
     @model_validator(mode="after")
@@ -49,14 +44,11 @@ class FolderTierSettings(TierSettings):
         return self
 
 
-class PoolTierSettings(TierSettings):
-    """Synthetic models of another run of jobs.synthesize, as far as the training pool does not hold their architecture.
-
-    unseen: "upsamplers" leaves out every model with an upsampler that any model of the training pool has.
-    """
+class PoolSetSettings(SetSettings):
+    """Synthetic models of another run of jobs.synthesize whose architecture is not in the training pool."""
 
     uri: Uri
-    unseen: Literal["architectures", "upsamplers"] = "architectures"
+    unseen: Literal["architectures", "upsamplers"] = "architectures"  # upsamplers: no upsampler of the training pool
     max_models: Positive = 40
     num_splits: Positive = 3
 
@@ -69,17 +61,17 @@ class NumStepsSettings(Settings):
     diffusion: Positive = 2500
 
 
-class TrainedTierSettings(TierSettings):
-    """Generators that the job trains itself, each kind with several seeds, all on the same photographs (attrib/generators/evaluation/trained_generators.py)."""
+class TrainedSetSettings(SetSettings):
+    """Generators that the job trains on the same photographs (attrib/generators/evaluation/trained_generators.py)."""
 
     photographs: CollectionSettings
     num_training_photographs: Positive = 500
-    # Behind those trained on, of the photographs that stand for what is real: the training pool must not show the same ones.
+    # Of the real images, counted after the training photographs. The training pool must not show the same ones.
     first_photograph: int = Field(default=0, ge=0)
-    photograph_px: Positive = 64  # photographs are shrunk and cropped to it, then cut at random places
-    px: int = Field(default=32, ge=16, multiple_of=8)  # of what is cut, and of what is generated
+    photograph_px: Positive = 64  # photographs are shrunk and cropped to it, then cropped to px at random places
+    px: int = Field(default=32, ge=16, multiple_of=8)  # of crops and of generated images
     kinds: tuple[GeneratorKind, ...] = ("dcgan", "vae", "diffusion")
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0, 1)  # each kind is trained with each seed
     width: int = Field(default=32, ge=8, multiple_of=8)  # channels at full resolution
     batch_size: Positive = 32
     num_steps: NumStepsSettings = NumStepsSettings()
@@ -92,7 +84,8 @@ class TrainedTierSettings(TierSettings):
                 raise ValueError(f"{name} names a value twice: {list(values)}")
         if len(self.kinds) * len(self.seeds) < 3:
             raise ValueError(
-                f"kinds {list(self.kinds)} with seeds {list(self.seeds)} are fewer than three generators; add kinds or seeds"
+                f"kinds {list(self.kinds)} with seeds {list(self.seeds)} are fewer than three generators; add kinds or "
+                "seeds"
             )
         if self.photograph_px < self.px:
             raise ValueError(f"photograph_px {self.photograph_px} is below px {self.px}; raise it")
@@ -100,21 +93,21 @@ class TrainedTierSettings(TierSettings):
 
 
 class EvaluateGeneratorsSettings(JobSettings):
-    """jobs.evaluate_generators: every method on every tier of generators, none of which any method was trained on."""
+    """jobs.evaluate_generators: every method on every generator set. No method was trained on any of them."""
 
     execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {"pool", "extractor", "title"}
 
     output: Uri
-    pool: Uri  # jobs.synthesize: what the extractor was trained on, and controls are fitted on here
+    pool: Uri  # jobs.synthesize: the training data of the extractor and of the controls
     extractor: Uri | None = None  # jobs.fingerprint; None: the controls alone
     methods: MethodsSettings = MethodsSettings()
-    trained: TrainedTierSettings | None = None
-    folders: dict[str, FolderTierSettings] = Field(default_factory=dict)  # tiers by name
-    pools: dict[str, PoolTierSettings] = Field(default_factory=dict)  # tiers by name
+    trained: TrainedSetSettings | None = None
+    folders: dict[str, FolderSetSettings] = Field(default_factory=dict)  # by name
+    pools: dict[str, PoolSetSettings] = Field(default_factory=dict)  # by name
     num_references: Positive = 10
-    reference_counts: tuple[Positive, ...] = (1, 2, 5, 10, 20, 50)  # as far as the images go
-    set_sizes: tuple[Positive, ...] = (1, 2, 5, 10, 20)  # images of one origin that are judged together
-    degradations: tuple[str, ...] = GRID_NAMES  # of the judged tiers; LOSS_DEGRADATION is asked about in any case
+    reference_counts: tuple[Positive, ...] = (1, 2, 5, 10, 20, 50)  # those with enough images are measured
+    set_sizes: tuple[Positive, ...] = (1, 2, 5, 10, 20)  # images of one generator that are judged together
+    degradations: tuple[str, ...] = GRID_NAMES  # of judged generator sets; LOSS_DEGRADATION is always measured
     # Real images are often JPEGs and generated ones are not, so both are compressed alike before they are told apart.
     real_degradation: str = "jpeg-85"
     false_positive_rate: float = Field(default=0.01, gt=0, lt=1)
@@ -123,19 +116,15 @@ class EvaluateGeneratorsSettings(JobSettings):
     title: str = "Which generator made it"
 
     @model_validator(mode="after")
-    def _no_budget(self):
+    def _check(self):
         if self.budget != BudgetSettings():
             raise ValueError("budget cannot be checked, since this job makes no estimate; leave it out")
-        return self
-
-    @model_validator(mode="after")
-    def _tiers(self):
         names = [*self.folders, *self.pools]
         if not names and self.trained is None:
             raise ValueError("there is nothing to evaluate on; give trained, folders or pools")
         for name in names:
-            if not TIER_NAME.fullmatch(name):
-                raise ValueError(f"the tier {name!r} names files; use letters, digits, blanks and . _ -")
-        if len(set(names)) < len(names) or TRAINED_TIER in names:
-            raise ValueError(f"two tiers share a name: {', '.join([*names, TRAINED_TIER])}; rename one")
+            if not SET_NAME.fullmatch(name):
+                raise ValueError(f"the generator set {name!r} names files; use letters, digits, blanks and . _ -")
+        if len(set(names)) < len(names) or TRAINED_SET in names:
+            raise ValueError(f"two generator sets share a name: {', '.join([*names, TRAINED_SET])}; rename one")
         return self

@@ -1,156 +1,128 @@
-"""Generators of three kinds that draw from noise, trained here on photographs: what a method is asked about that has only seen synthetic models.
+"""Generators of three kinds, trained here on photographs, to test methods that were trained on synthetic models alone.
 
-They are small and their pictures poor. What counts is that each leaves the trace of a real kind of generator, that no method was trained on
-it, and that all have seen the same photographs, so that what is shown tells little about which it was.
+They are small and their images poor, but each leaves the trace of a real kind of generator, and all saw the same
+photographs, so that content reveals little about the generator.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attrib.common.errors import AttribError
-from attrib.generators.evaluation.settings import GeneratorKind, TrainedTierSettings
+from attrib.generators.evaluation.settings import GeneratorKind, TrainedSetSettings
 from attrib.generators.synthesis.autoencoder import draw_batches, one_thread
 
 Sampler = Callable[[int, torch.Generator], Tensor]  # number of images -> float32 [n, 3, px, px], -1..1
+Step = Callable[[Tensor], float]  # a batch float32 [n, 3, px, px], -1..1 -> the loss before the optimiser step
+Training = tuple[nn.Module, Step, Sampler]
 
 LATENT_SIZE = 64  # of the DCGAN and the VAE
-NUM_HALVINGS = 3  # between an image and what a generator starts from
+NUM_HALVINGS = 3  # from an image to the start of a generator
 SAMPLED_AT_ONCE = 50
-PIXEL_STD = 0.1  # of the VAE's error per pixel: the lower, the sharper its pictures, and the less the prior fits
+PIXEL_STD = 0.1  # of the VAE's error per pixel; lower values give sharper images that fit the prior less
 NUM_SAMPLING_STEPS = 50  # of the diffusion model
+FAST_FORMAT = torch.channels_last  # a quarter less time on a CPU
 EMA_DECAY = 0.995  # of the diffusion model's weights, over a few hundred steps
 
 
-@dataclass(frozen=True)
-class TrainedGenerator:
-    """samples: uint8 [n, 3, px, px]; loss: mean of the last tenth of the steps (of a DCGAN, its generator's)."""
-
-    kind: GeneratorKind
-    seed: int
-    samples: Tensor
-    num_steps: int
-    num_parameters: int
-    loss: float
-
-    @property
-    def name(self) -> str:
-        return generator_name(self.kind, self.seed)
-
-
-def generator_name(kind: GeneratorKind, seed: int) -> str:
-    return f"{kind}-{seed}"
-
-
 def train_generator(
-    kind: GeneratorKind, seed: int, photographs: Tensor, settings: TrainedTierSettings
-) -> TrainedGenerator:
-    """One generator and `settings.max_images` images of it. photographs: uint8 [m, 3, s, s], s >= settings.px.
+    kind: GeneratorKind, seed: int, photographs: Tensor, settings: TrainedSetSettings
+) -> tuple[dict, Tensor]:
+    """Train one generator on photographs, uint8 [m, 3, s, s], s >= settings.px.
 
-    On a CPU the same arguments give the same bits. Raises AttribError if the loss is not finite.
+    Returns {kind, seed, num_steps, num_parameters, loss: mean of the last tenth of the steps} and max_images images,
+    uint8 [n, 3, px, px]. On a CPU the same arguments give the same bits. Raises AttribError if the loss is not finite.
     """
     num_steps = getattr(settings.num_steps, kind)
-    train = {"dcgan": train_dcgan, "vae": train_vae, "diffusion": train_diffusion}[kind]
+    start = {"dcgan": _dcgan, "vae": _vae, "diffusion": _diffusion}[kind]
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         batches = draw_batches(photographs, settings.batch_size, settings.px, seed)
-        pixels = (2 * batch - 1 for batch in batches)
-        networks, losses, sampler = train(pixels, num_steps, settings)
+        network, step, sampler = start(settings, num_steps)
+        losses = [step(2 * next(batches) - 1) for _ in range(num_steps)]
         last = losses[-max(1, num_steps // 10) :]
         loss = sum(last) / len(last)
         if not math.isfinite(loss):
-            raise AttribError(
-                f"the loss of {generator_name(kind, seed)} became {loss}; take another seed or fewer steps"
-            )
+            raise AttribError(f"the loss of {kind}-{seed} became {loss}; take another seed or fewer steps")
         samples = draw(sampler, settings.max_images, seed)
-    num_parameters = sum(weights.numel() for weights in networks.parameters())
-    return TrainedGenerator(kind, seed, samples, num_steps, num_parameters, loss)
+    num_parameters = sum(weights.numel() for weights in network.parameters())
+    described = {"kind": kind, "seed": seed, "num_steps": num_steps, "num_parameters": num_parameters, "loss": loss}
+    return described, samples
 
 
-def train_dcgan(batches: Iterator[Tensor], num_steps: int, settings: TrainedTierSettings):
-    """(generator, its loss by step, sampler), by the non-saturating loss (arXiv 1406.2661) and DCGAN's optimiser."""
-    generator = _channels_last(DcganGenerator(settings.px, settings.width))
-    discriminator = _channels_last(DcganDiscriminator(settings.px, settings.width))
+def _dcgan(settings: TrainedSetSettings, num_steps: int) -> Training:
+    """Non-saturating loss (arXiv 1406.2661), of the generator, and the optimiser of DCGAN."""
+    generator = DcganGenerator(settings.px, settings.width).to(memory_format=FAST_FORMAT)
+    discriminator = DcganDiscriminator(settings.px, settings.width).to(memory_format=FAST_FORMAT)
     optimisers = [torch.optim.Adam(net.parameters(), 2e-4, betas=(0.5, 0.999)) for net in (generator, discriminator)]
-    losses = []
-    for _ in range(num_steps):
-        real = next(batches)
+
+    def step(real: Tensor) -> float:
         drawn = generator(torch.randn(len(real), LATENT_SIZE))
-        discriminator_loss = F.softplus(-discriminator(real)).mean() + F.softplus(discriminator(drawn.detach())).mean()
-        _step(optimisers[1], discriminator_loss)
-        generator_loss = F.softplus(-discriminator(drawn)).mean()
-        _step(optimisers[0], generator_loss)
-        losses.append(float(generator_loss.detach()))
-    generator.eval()
-    return generator, losses, lambda n, rng: generator(torch.randn(n, LATENT_SIZE, generator=rng))
+        loss = F.softplus(-discriminator(real)).mean() + F.softplus(discriminator(drawn.detach())).mean()
+        _descend(optimisers[1], loss)
+        return _descend(optimisers[0], F.softplus(-discriminator(drawn)).mean())
+
+    return generator, step, lambda n, rng: generator.eval()(torch.randn(n, LATENT_SIZE, generator=rng))
 
 
-def train_vae(batches: Iterator[Tensor], num_steps: int, settings: TrainedTierSettings):
-    """(VAE, its loss by step, sampler); a sample is the decoder's mean for latents of the prior."""
-    vae = _channels_last(Vae(settings.px, settings.width))
+def _vae(settings: TrainedSetSettings, num_steps: int) -> Training:
+    """Samples are the decoder's mean for latents of the prior."""
+    vae = Vae(settings.px, settings.width).to(memory_format=FAST_FORMAT)
     optimiser = torch.optim.Adam(vae.parameters(), 1e-3)
-    losses = []
-    for _ in range(num_steps):
-        images = next(batches)
+
+    def step(images: Tensor) -> float:
         mean, log_variance = vae.encode(images)
         latents = mean + torch.randn_like(mean) * (log_variance / 2).exp()
         error = (vae.decoder(latents) - images).square().sum() / (2 * PIXEL_STD**2)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()
-        loss = (error + divergence) / len(images)
-        _step(optimiser, loss)
-        losses.append(float(loss.detach()))
-    vae.eval()
-    return vae, losses, lambda n, rng: vae.decoder(torch.randn(n, LATENT_SIZE, generator=rng))
+        return _descend(optimiser, (error + divergence) / len(images))
+
+    return vae, step, lambda n, rng: vae.decoder(torch.randn(n, LATENT_SIZE, generator=rng))
 
 
-def train_diffusion(batches: Iterator[Tensor], num_steps: int, settings: TrainedTierSettings):
-    """(U-Net of averaged weights, its loss by step, sampler).
+def _diffusion(settings: TrainedSetSettings, num_steps: int) -> Training:
+    """A U-Net with averaged weights.
 
-    At time t in 0..1 an image is cos(pi t / 2) image + sin(pi t / 2) noise; the network predicts the velocity, cos noise - sin image (arXiv
-    2202.00512), and samples by DDIM (arXiv 2010.02502), which adds no noise on the way.
+    At time t in 0..1 an image is cos(pi t / 2) image + sin(pi t / 2) noise. The network predicts the velocity,
+    cos noise - sin image (arXiv 2202.00512), and samples by DDIM without noise (arXiv 2010.02502).
     """
-    network = _channels_last(UNet(settings.width))
+    network = UNet(settings.width).to(memory_format=FAST_FORMAT)
     averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=_move_average)
     optimiser = torch.optim.Adam(network.parameters(), 1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, num_steps, eta_min=1e-5)
-    losses = []
-    for _ in range(num_steps):
-        images = next(batches)
+
+    def step(images: Tensor) -> float:
         times = torch.rand(len(images))
         keep, add = _mixture(times[:, None, None, None])
         noise = torch.randn_like(images)
         predicted = network(keep * images + add * noise, times)
-        loss = F.mse_loss(predicted, keep * noise - add * images)
-        _step(optimiser, loss)
+        loss = _descend(optimiser, F.mse_loss(predicted, keep * noise - add * images))
         schedule.step()
         averaged.update_parameters(network)
-        losses.append(float(loss.detach()))
-    averaged.eval()
+        return loss
+
     shape = (3, settings.px, settings.px)
-    return averaged.module, losses, lambda n, rng: denoise(averaged, torch.randn(n, *shape, generator=rng))
+    return averaged.module, step, lambda n, rng: denoise(averaged, torch.randn(n, *shape, generator=rng))
 
 
-def denoise(network: nn.Module, noise: Tensor, num_steps: int = NUM_SAMPLING_STEPS) -> Tensor:
-    """Images of noise, float32 [n, 3, px, px] each, by DDIM from time 1 to 0; colours are kept in range at every step."""
-    noisy = noise
-    times = torch.linspace(1.0, 0.0, num_steps + 1)
-    image = noisy
-    for now, after in zip(times, times[1:]):
+def denoise(network: nn.Module, noisy: Tensor, num_steps: int = NUM_SAMPLING_STEPS) -> Tensor:
+    """Images from noise, float32 [n, 3, px, px] each, by DDIM from time 1 to 0, clamped at every step."""
+    for now, after in itertools.pairwise(torch.linspace(1.0, 0.0, num_steps + 1)):
         keep, add = _mixture(now)
         velocity = network(noisy, now.expand(len(noisy)))
         image = (keep * noisy - add * velocity).clamp(-1, 1)
-        found_noise = (noisy - keep * image) / add
+        noise = (noisy - keep * image) / add
         keep, add = _mixture(after)
-        noisy = keep * image + add * found_noise
+        noisy = keep * image + add * noise
     return image
 
 
 def _move_average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
-    """Quicker at first, so that what training started from is soon forgotten."""
+    """Faster at first, to forget the initial weights."""
     decay = min(EMA_DECAY, (1 + int(num_averaged)) / (10 + int(num_averaged)))
     torch._foreach_lerp_(averaged, current, 1 - decay)
 
@@ -169,54 +141,41 @@ def draw(sampler: Sampler, num_images: int, seed: int) -> Tensor:
     return pixels.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).contiguous()
 
 
-def _channels_last(network: nn.Module) -> nn.Module:
-    return network.to(memory_format=torch.channels_last)  # a quarter less time on a CPU
-
-
-def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+def _descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> float:
+    """One optimiser step. Returns the loss before it."""
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     optimiser.step()
+    return float(loss.detach())
 
 
 class DcganGenerator(nn.Sequential):
     """float32 [n, LATENT_SIZE] -> [n, 3, px, px]: transposed 4x4 convolutions with batch norm (arXiv 1511.06434)."""
 
     def __init__(self, px: int, width: int):
-        start = px // 2**NUM_HALVINGS
-        layers: list[nn.Module] = [
-            nn.Unflatten(1, (LATENT_SIZE, 1, 1)),
-            nn.ConvTranspose2d(LATENT_SIZE, 4 * width, start, bias=False),
-            nn.BatchNorm2d(4 * width),
-            nn.ReLU(),
-        ]
-        for channels in (4 * width, 2 * width):
-            layers += [
-                nn.ConvTranspose2d(channels, channels // 2, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(channels // 2),
-                nn.ReLU(),
-            ]
+        first = nn.ConvTranspose2d(LATENT_SIZE, 4 * width, px // 2**NUM_HALVINGS, bias=False)
+        layers = [nn.Unflatten(1, (LATENT_SIZE, 1, 1)), first, nn.BatchNorm2d(4 * width), nn.ReLU()]
+        for channels in (2 * width, width):
+            layers.append(nn.ConvTranspose2d(2 * channels, channels, 4, stride=2, padding=1, bias=False))
+            layers += [nn.BatchNorm2d(channels), nn.ReLU()]
         super().__init__(*layers, nn.ConvTranspose2d(width, 3, 4, stride=2, padding=1), nn.Tanh())
         self.apply(_dcgan_start)
 
 
 class DcganDiscriminator(nn.Sequential):
-    """float32 [n, 3, px, px] -> [n], the log-odds that an image is a photograph."""
+    """float32 [n, 3, px, px] -> [n], log-odds that an image is a photograph."""
 
     def __init__(self, px: int, width: int):
         layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for channels in (width, 2 * width):
-            layers += [
-                nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(2 * channels),
-                nn.LeakyReLU(0.2),
-            ]
+        for channels in (2 * width, 4 * width):
+            layers.append(nn.Conv2d(channels // 2, channels, 4, stride=2, padding=1, bias=False))
+            layers += [nn.BatchNorm2d(channels), nn.LeakyReLU(0.2)]
         super().__init__(*layers, nn.Conv2d(4 * width, 1, px // 2**NUM_HALVINGS), nn.Flatten(0))
         self.apply(_dcgan_start)
 
 
 def _dcgan_start(module: nn.Module) -> None:
-    """As the paper starts them; from the usual larger weights, training at this size collapses more often."""
+    """Initial weights of the paper; with the usual larger ones, training at this size collapses more often."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -224,7 +183,7 @@ def _dcgan_start(module: nn.Module) -> None:
 
 
 class Vae(nn.Module):
-    """A variational autoencoder (arXiv 1312.6114) whose decoder doubles by repeated pixels and convolutions."""
+    """A variational autoencoder (arXiv 1312.6114). Its decoder upsamples by nearest neighbour and convolutions."""
 
     def __init__(self, px: int, width: int):
         super().__init__()
@@ -245,7 +204,7 @@ class Vae(nn.Module):
 
 
 class UNet(nn.Module):
-    """What a diffusion model predicts of a noisy image: float32 [n, 3, px, px] and times float32 [n] in 0..1 -> [n, 3, px, px]."""
+    """The velocity of noisy images: float32 [n, 3, px, px] and times float32 [n] in 0..1 -> [n, 3, px, px]."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -277,7 +236,7 @@ class UNet(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """Two convolutions around a skip, shifted by the time."""
+    """Two convolutions with a skip, shifted by the time."""
 
     def __init__(self, num_in: int, num_out: int, time_size: int):
         super().__init__()

@@ -1,14 +1,14 @@
-"""What verdicts come to: registries that each lack one family of a tier, asked about images of generators that they hold and that they lack.
+"""How often verdicts are right: registries that each lack one family of a set, on images of all its generators.
 
-Half of each generator's images are its references, kept under the degradations of a new registry; the others are asked about. Negatives are the
-references of the other generators, the tier's real images and synthetic models.
+Half of each generator's images are its references, with the degradations of a new registry; the others are queries. The
+background cohort consists of the other generators' references, the real images of the set, and synthetic models.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from attrib.generators.evaluation.generator_sets import Tier
+from attrib.generators.evaluation.generator_sets import GeneratorSet
 from attrib.generators.evaluation.settings import LOSS_DEGRADATION
 from attrib.generators.fingerprints.base import Method
 from attrib.generators.identify.calibration import Negatives, calibrated
@@ -19,73 +19,75 @@ from attrib.generators.registry.settings import RegistrySettings, VerdictSetting
 from attrib.generators.signals.degradations import NONE
 
 DEGRADATIONS: tuple[str, ...] = RegistrySettings.model_fields["degradations"].default
-ASKED = (NONE.name, LOSS_DEGRADATION)  # the images that are asked about
-METHODS = ("extractor", "extractor-cosine")  # that verdicts are measured for; each takes minutes
-MIN_FAMILIES = 3  # of a tier: without one, two are left
+ASKED = (NONE.name, LOSS_DEGRADATION)  # of the queries
+METHODS = ("extractor", "extractor-cosine")  # each takes minutes
+MIN_FAMILIES = 3  # of a set: two remain without one
 OUTCOMES = ("right", "wrong", "unknown", "unassessable")
 
 
-def verdict_rates(methods: Sequence[Method], tier: Tier, synthetic: Tier, seed: int) -> dict[str, dict]:
-    """{method: {degradation of the image: {"registered", "left_out": {outcome: shares by generator, list}}}}.
+def verdict_rates(
+    methods: Sequence[Method], generators: GeneratorSet, synthetic: GeneratorSet, seed: int
+) -> dict[str, dict]:
+    """{method: {degradation of the query: {"registered", "left_out": {outcome: shares by generator, list}}}}.
 
-    right: the image's own generator, or a family with it; wrong: another, as is all that is attributed of a generator that was left out with
-    its family. Methods embed alike. The tier has MIN_FAMILIES or more.
+    right: the query's generator or its family; wrong: another, as every attribution if the generator is left out.
+    methods: that embed alike. generators: of MIN_FAMILIES or more.
     """
-    rows = embed_degraded(methods[0], tier.samples, DEGRADATIONS)
-    negatives = [
-        Negatives(
-            embed_degraded(methods[0], synthetic.samples, DEGRADATIONS), "synthetic", np.bincount(synthetic.generator)
-        )
-    ]
-    if tier.real:
-        negatives.append(
-            Negatives(embed_degraded(methods[0], tier.real, DEGRADATIONS), "photographs", [1] * len(tier.real))
-        )
+
+    def embedded(samples) -> np.ndarray:
+        return embed_degraded(methods[0], samples, DEGRADATIONS)
+
+    rows = embedded(generators.samples)
+    negatives = [Negatives(embedded(synthetic.samples), "synthetic", np.bincount(synthetic.generator))]
+    if generators.real:
+        negatives.append(Negatives(embedded(generators.real), "photographs", [1] * len(generators.real)))
     drawn = [
-        np.random.default_rng([seed, 0 if tier.same_content else g]).permutation(tier.rows_of(g))
-        for g in range(tier.num_generators)
+        np.random.default_rng([seed, 0 if generators.same_content else g]).permutation(generators.rows_of(g))
+        for g in range(generators.num_generators)
     ]
     references = [rows[:, np.sort(places[: len(places) // 2])] for places in drawn]
-    asked = [rows[:, np.sort(places[len(places) // 2 :])] for places in drawn]
-    found = {}
+    queries = [rows[:, np.sort(places[len(places) // 2 :])] for places in drawn]
+    found: dict[str, dict] = {}
     for method in methods:
-        outcomes: dict = {name: {"registered": {}, "left_out": {}} for name in ASKED}
-        for family in np.unique(tier.family_numbers):
-            held = np.flatnonzero(tier.family_numbers != family)
+        shares: dict = {name: {"registered": {}, "left_out": {}} for name in ASKED}
+        for family in np.unique(generators.family_numbers):
+            held = np.flatnonzero(generators.family_numbers != family)
             galleries = Galleries(method, [references[g] for g in held])
-            names = [tier.names[g] for g in held]
+            names = [generators.names[g] for g in held]
             judge = Judge(galleries, calibrated(galleries, names, negatives, DEGRADATIONS, VerdictSettings()))
             for name in ASKED:
-                for g in range(tier.num_generators):
-                    vectors = asked[g][DEGRADATIONS.index(name)]
-                    there = np.isfinite(vectors).all(axis=1)  # others are too small once degraded, or blank
-                    verdicts = [*judge.verdicts(vectors[there]), *[Verdict(UNASSESSABLE)] * int((~there).sum())]
-                    side = "registered" if g in held else "left_out"
-                    outcomes[name][side].setdefault(g, []).append(_shares(verdicts, tier.names[g]))
+                for g, generator in enumerate(generators.names):
+                    vectors = queries[g][DEGRADATIONS.index(name)]
+                    fits = np.isfinite(vectors).all(axis=1)  # others are blank or become too small
+                    verdicts = [*judge.verdicts(vectors[fits]), *[Verdict(UNASSESSABLE)] * int((~fits).sum())]
+                    side = shares[name]["registered" if g in held else "left_out"]
+                    side.setdefault(g, []).append(_shares(verdicts, generator))
         found[method.name] = {
             name: {side: _by_outcome(of_generators) for side, of_generators in sides.items()}
-            for name, sides in outcomes.items()
+            for name, sides in shares.items()
         }
     return found
 
 
 def _shares(verdicts: Sequence[Verdict], generator: str) -> list[float]:
-    """In the order of OUTCOMES."""
-    right = [v.generator is not None and generator in v.generator.split(FAMILY_SEPARATOR) for v in verdicts]
-    wrong = [v.generator is not None and not own for v, own in zip(verdicts, right)]
-    kinds = [v.kind for v in verdicts]
-    counts = [sum(right), sum(wrong), kinds.count(UNKNOWN), kinds.count(UNASSESSABLE)]
+    """Shares in the order of OUTCOMES."""
+    kinds = [verdict.kind for verdict in verdicts]
+    named = [verdict.generator.split(FAMILY_SEPARATOR) for verdict in verdicts if verdict.generator is not None]
+    num_right = sum(generator in names for names in named)
+    counts = [num_right, len(named) - num_right, kinds.count(UNKNOWN), kinds.count(UNASSESSABLE)]
     return [count / len(verdicts) for count in counts]
 
 
 def _by_outcome(of_generators: dict[int, list[list[float]]]) -> dict[str, list[float]]:
-    """Means over the registries that a generator was in, or lacking from."""
-    means = np.stack([np.mean(of_generators[g], axis=0) for g in sorted(of_generators)])
-    return {outcome: means[:, i].tolist() for i, outcome in enumerate(OUTCOMES)}
+    """Means over the registries that have, or lack, each generator."""
+    means = [np.mean(of_generators[g], axis=0) for g in sorted(of_generators)]
+    return {outcome: list(map(float, shares)) for outcome, shares in zip(OUTCOMES, zip(*means))}
 
 
 def verdict_scores(found: dict) -> np.ndarray:
-    """float64 [G], of what `verdict_rates` found of one method on a tier: the mean, over degradations, of the share that is right while a generator
-    is registered and unknown while it is left out."""
+    """float64 [G] of one method's verdict rates: mean of right while registered and unknown while left out.
+
+    The mean is over ASKED too.
+    """
     sides = (("registered", "right"), ("left_out", "unknown"))
     return np.mean([found[name][side][outcome] for name in ASKED for side, outcome in sides], axis=0)

@@ -1,11 +1,10 @@
 """The fingerprint extractor: patches of an image to one vector that is similar for images of one generator.
 
-The vector has three parts, each whitened by what varies between images. Two are statistics of a patch: the power
-spectrum of its colours, and its means at fixed places of the pixel grid (attrib/generators/signals/spectrum.py).
-Whitening keeps all directions, so they also tell generators apart that differ in other ways than the pool's models. The
-third is a small CNN of pixels and residual, trained to tell the pool's models apart under every degradation. After
-recompression it finds what the statistics lose, in generators like the pool's, and says little of others, so it has
-half their length. Adapted scoring weights each part by its reliability on the references.
+The vector has three parts, each whitened. Two are statistics: the power spectrum of a patch's colours, and its means at
+fixed places of the pixel grid (attrib/generators/signals/spectrum.py). Whitening keeps all directions, so they also
+tell generators apart that differ in other ways than the pool's models. The third is a small CNN of pixels and residual,
+trained to tell the pool's models apart under degradation. It survives recompression better, but says little of
+generators unlike the pool's, so it has half the length. Adapted scoring weights parts by their reliability.
 """
 
 from collections.abc import Sequence

@@ -173,8 +173,7 @@ def whiten(network: FingerprintNetwork, name: PartName, shown: WhiteningPatches)
     """Whiten one part by the covariance within the pool's models and that between photographs, in equal parts.
 
     Models smooth fine detail away, so their covariance alone would leave the content of a real generator's images.
-    Raises AttribError if the learned part is not finite or constant within each class. Its input was whitened from the
-    same pool before, so the training has diverged.
+    Raises AttribError if the learned part is not finite or constant within each class: the training has diverged.
     """
     device, found = network.mean.device, []
     for classes in shown:

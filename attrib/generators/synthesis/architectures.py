@@ -43,12 +43,12 @@ class DecoderSpec(Settings):
 
 
 def grid(settings: GridSettings | None = None, width: int = 16) -> list[DecoderSpec]:
-    """Every combination, in a fixed order: 1,600 architectures by default, 288 with PAPER_GRID."""
-    axes = (settings or GridSettings()).model_dump()
-    names = ("num_blocks", "convs_per_block", "upsampler", "activation", "norm", "order", "residual")
+    """Every combination, in a fixed order: 1,600 architectures by default."""
+    axes = (settings or GridSettings()).model_dump().values()
+    # Both have the same fields in the same order, and DecoderSpec has the width after them.
     return [
-        DecoderSpec(width=width, **dict(zip(names, values)))
-        for values in itertools.product(*(sorted(axes[axis]) for axis in GridSettings.model_fields))
+        DecoderSpec(**dict(zip(DecoderSpec.model_fields, (*values, width))))
+        for values in itertools.product(*map(sorted, axes))
     ]
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,7 @@ CHECKED_PHOTOGRAPHS = 16  # held-out photographs of the stopping criterion
 RENDER_BATCH = 32
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(NamedTuple):
     """model: in eval mode, on the CPU; loss: MSE on held-out photographs, pixels in 0..1."""
 
     model: nn.Module
@@ -52,9 +51,9 @@ def train_autoencoder(
             loss.backward()
             optimiser.step()
             schedule.step()
-            if step % settings.check_steps == 0 and reconstruction_mse(model, checked) <= settings.target_mse:
+            if step % settings.check_steps == 0 and _reconstruction_mse(model, checked) <= settings.target_mse:
                 break
-        found = reconstruction_mse(model, checked)
+        found = _reconstruction_mse(model, checked)
     if not math.isfinite(found):
         raise AttribError(f"{spec.name}: the loss became {found}; lower learning_rate ({settings.learning_rate:g})")
     return Trained(model.eval().to("cpu"), found, step)
@@ -88,12 +87,10 @@ def as_floats(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def reconstruction_mse(model: nn.Module, images: Tensor) -> float:
-    """MSE of a model in eval mode; its mode is restored. images: float32 [n, 3, h, w]."""
-    was_training = model.training
-    model.eval()
-    found = float(F.mse_loss(model(images), images))
-    model.train(was_training)
+def _reconstruction_mse(model: nn.Module, images: Tensor) -> float:
+    """MSE in eval mode of a model that is being trained. images: float32 [n, 3, h, w]."""
+    found = float(F.mse_loss(model.eval()(images), images))
+    model.train()
     return found
 
 

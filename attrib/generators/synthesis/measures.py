@@ -1,13 +1,11 @@
 """How close a pool of synthetic generators is to real ones, and how different its models are.
 
-Fidelity is the Frechet Frequency Distance of Model Synthesis (arXiv 2307.15977). Each generator becomes one vector, the
-azimuthal mean of the power spectrum of its images' residuals. The measure is the Frechet distance of two Gaussians,
-fitted to the vectors of real and of synthetic generators. Here the power is in log10, so that all frequencies count
-(the raw power falls by orders of magnitude), and the residual is that of attrib/generators/signals/spectrum.py: do not
-compare the values with those of the paper.
+Fidelity: the Frechet Frequency Distance of Model Synthesis (arXiv 2307.15977), between Gaussians that are fitted to one
+vector per real and per synthetic generator, the azimuthal mean of the power spectrum of its images' residuals. Unlike
+the paper, the power is in log10, so that all frequencies count, and the residual is that of
+attrib/generators/signals/spectrum.py: do not compare the values with those of the paper.
 
-Diversity has no published definition. Here it is measured on log spectra of all models on the same photographs. The
-mean over models of one photograph's spectrum is its content; the rest of each spectrum is the model's trace.
+Diversity: the log spectrum of each image minus the mean over all models for its photograph is the model's trace.
 separation: mean distance of two models' mean traces, in root mean square deviations of a single image's trace from its
 model's mean. effective_models: exp(entropy) of the normalised eigenvalues of the covariance of the mean traces, the
 number of directions that the models fill evenly, at most the number of models - 1.

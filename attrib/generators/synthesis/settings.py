@@ -34,15 +34,6 @@ class GridSettings(Settings):
         return self
 
 
-# The 288 architectures of Model Synthesis (arXiv 2307.15977).
-PAPER_GRID = GridSettings(
-    upsamplers=("bilinear", "nearest", "transposed"),
-    activations=("none", "relu", "sigmoid", "tanh"),
-    norms=("none", "batch", "instance"),
-    residual=(False,),
-)
-
-
 class AutoencoderSettings(Settings):
     """Training of each synthetic model to one fidelity, so that models differ by their traces and not by their quality.
 

@@ -1,30 +1,30 @@
-"""The evaluation of fingerprint methods: measures against methods of which every answer is known and against loops over the definitions."""
+"""The evaluation of fingerprint methods, with methods of known answers and against loops over the definitions."""
 
 import itertools
 import pickle
 
 import numpy as np
 import pytest
-from support.evaluation import NUM_IMAGES, Blind, MeanColour, Noise, coloured_tier, noisy_tier, settings
+from support.evaluation import NUM_IMAGES, Blind, MeanColour, Noise, coloured_set, noisy_set, settings
 
 from attrib.common.errors import AttribError
 from attrib.generators.evaluation import measures
 from attrib.generators.evaluation.controls import CodecAndSize
-from attrib.generators.evaluation.generator_sets import divisions, make_tier
-from attrib.generators.evaluation.protocol import Embedded, cluster_cut, evaluate_tier
-from attrib.generators.evaluation.settings import FolderTierSettings, TierSettings
+from attrib.generators.evaluation.generator_sets import divisions, make_set
+from attrib.generators.evaluation.protocol import Embedded, cluster_cut, evaluate_set
+from attrib.generators.evaluation.settings import FolderSetSettings, SetSettings
 from attrib.generators.signals.degradations import parse
 from attrib.generators.signals.samples import Sample, recoded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def measured(method, tier, cut=0.9, **changes) -> dict:
-    return evaluate_tier(method, Embedded(method, tier), cut, settings(**changes))
+def measured(method, generators, cut=0.9, **changes) -> dict:
+    return evaluate_set(method, Embedded(method, generators), cut, settings(**changes))
 
 
-def test_a_method_that_knows_has_everything_right():
-    found = measured(MeanColour(), coloured_tier())
+def test_a_perfect_method_has_perfect_values():
+    found = measured(MeanColour(), coloured_set())
     assert max(found["values"].pop("false_positive_rate")) < 0.05
     for name, values in found["values"].items():
         assert values == pytest.approx([1.0] * 3), name
@@ -37,48 +37,48 @@ def test_a_method_that_knows_has_everything_right():
     assert found["degradations"]["resize-0.5"] is None, "16 px are too small for the method"
 
 
-def test_a_blind_method_identifies_nothing_and_rejects_by_chance():
-    found = measured(Blind(), coloured_tier())
+def test_a_constant_method_identifies_nothing_and_rejects_by_chance():
+    found = measured(Blind(), coloured_set())
     assert found["values"]["identification"] == [0.0] * 3
     assert found["values"]["verification_auc"] == found["values"]["rejection_auroc"] == [0.5] * 3
     assert found["values"]["oscr"] == found["values"]["true_positive_rate"] == [0.0] * 3
     assert np.shape(found["clusters"]) == (1, 3)
 
 
-def loop_scores(gallery, vectors, question, known=(0, 1, 2)):
-    means = [gallery[question.references[g]].mean(axis=0) for g in known]
-    return vectors[question.queries] @ np.stack([mean / np.linalg.norm(mean) for mean in means]).T
+def loop_scores(gallery, vectors, split, known=(0, 1, 2)):
+    means = [gallery[split.references[g]].mean(axis=0) for g in known]
+    return vectors[split.queries] @ np.stack([mean / np.linalg.norm(mean) for mean in means]).T
 
 
-def loop_identification(tier, gallery, vectors, num_references=6) -> list[float]:
+def loop_identification(generators, gallery, vectors, num_references=6) -> list[float]:
     shares = []
-    for question in divisions(tier, num_references, seed=0):
-        right = loop_scores(gallery, vectors, question).argmax(axis=1) == question.truth
-        shares.append([right[question.truth == g].mean() for g in range(3)])
+    for split in divisions(generators, num_references, seed=0):
+        right = loop_scores(gallery, vectors, split).argmax(axis=1) == split.truth
+        shares.append([right[split.truth == g].mean() for g in range(3)])
     return np.mean(shares, axis=0).tolist()
 
 
-def loop_rejection(tier, gallery, vectors) -> tuple[list[float], list[float]]:
+def loop_rejection(generators, gallery, vectors) -> tuple[list[float], list[float]]:
     """AUROC and OSCR of each generator without its references."""
     found = []
-    for question in divisions(tier, 6, seed=0):
+    for split in divisions(generators, 6, seed=0):
         for unknown in range(3):
             known = np.array([g for g in range(3) if g != unknown])
-            scores = loop_scores(gallery, vectors, question, known)
-            is_known = question.truth != unknown
-            correct = known[scores.argmax(axis=1)] == question.truth
+            scores = loop_scores(gallery, vectors, split, known)
+            is_known = split.truth != unknown
+            correct = known[scores.argmax(axis=1)] == split.truth
             pairs = list(itertools.product(np.flatnonzero(is_known), np.flatnonzero(~is_known)))
             above = np.array([scores[k].max() > scores[u].max() for k, u in pairs])
             found.append([above.mean(), (above & correct[[k for k, _ in pairs]]).mean()])
     return tuple(np.array(found).reshape(3, 3, 2).mean(axis=0).T.tolist())
 
 
-def loop_sets(tier, vectors, size) -> list[float]:
+def loop_sets(generators, vectors, size) -> list[float]:
     shares = []
-    for question in divisions(tier, 6, seed=0):
-        scores = loop_scores(vectors, vectors, question)
+    for split in divisions(generators, 6, seed=0):
+        scores = loop_scores(vectors, vectors, split)
         for g in range(3):
-            own = scores[question.truth == g]
+            own = scores[split.truth == g]
             sets = [own[start : start + size].mean(axis=0) for start in range(0, len(own) - size + 1, size)]
             shares.append(np.mean([mean.argmax() == g for mean in sets]))
     return np.array(shares).reshape(3, 3).mean(axis=0).tolist()
@@ -86,51 +86,53 @@ def loop_sets(tier, vectors, size) -> list[float]:
 
 @pytest.fixture(scope="module")
 def noise():
-    """(tier, vectors by degradation, what evaluate_tier found)."""
-    tier, method = noisy_tier(), Noise()
+    """(generator set, vectors by degradation, result of evaluate_set)."""
+    generators, method = noisy_set(), Noise()
     vectors = {
-        name: method.embed([recoded(sample, parse(name)) for sample in tier.samples]) for name in ("none", "jpeg-85")
+        name: method.embed([recoded(sample, parse(name)) for sample in generators.samples])
+        for name in ("none", "jpeg-85")
     }
     assert not np.isclose(vectors["none"], vectors["jpeg-85"]).all(axis=1).any(), "every image is changed"
-    return tier, vectors, measured(method, tier)
+    return generators, vectors, measured(method, generators)
 
 
 def near(values):
     return pytest.approx(values, abs=1e-6)
 
 
-def test_measures_are_those_of_loops_over_the_divisions(noise):
-    tier, vectors, found = noise
+def test_identification_and_rejection_equal_loops_over_the_divisions(noise):
+    generators, vectors, found = noise
     plain = vectors["none"]
-    assert found["values"]["identification"] == near(loop_identification(tier, plain, plain))
-    assert 0 < np.mean(found["values"]["identification"]) < 1, "the test asks something"
-    rejection, oscr = loop_rejection(tier, plain, plain)
+    assert found["values"]["identification"] == near(loop_identification(generators, plain, plain))
+    assert 0 < np.mean(found["values"]["identification"]) < 1, "neither perfect nor useless"
+    rejection, oscr = loop_rejection(generators, plain, plain)
     assert found["values"]["rejection_auroc"] == near(rejection) and found["values"]["oscr"] == near(oscr)
     counts, f1 = np.zeros((3, 3)), []
-    for question in divisions(tier, 6, seed=0):
-        predicted = loop_scores(plain, plain, question).argmax(axis=1)
-        for truth, named in zip(question.truth, predicted):
+    for split in divisions(generators, 6, seed=0):
+        predicted = loop_scores(plain, plain, split).argmax(axis=1)
+        for truth, named in zip(split.truth, predicted):
             counts[truth, named] += 1
         for g in range(3):
-            hits = sum((predicted == g) & (question.truth == g))
-            f1.append(2 * hits / (sum(predicted == g) + sum(question.truth == g)))
+            hits = sum((predicted == g) & (split.truth == g))
+            f1.append(2 * hits / (sum(predicted == g) + sum(split.truth == g)))
     for row, expected in zip(found["confusion"], counts / 30):
         assert row == near(expected.tolist())
     assert not np.allclose(counts, counts.T), "the test would see rows taken for columns"
     assert found["values"]["f1"] == near(np.reshape(f1, (3, 3)).mean(axis=0).tolist())
 
 
-def test_verification_is_that_of_a_loop_over_pairs(noise):
-    tier, vectors, found = noise
+def test_verification_equals_a_loop_over_pairs(noise):
+    generators, vectors, found = noise
     cosine = vectors["none"] @ vectors["none"].T
     pairs = list(itertools.combinations(range(3 * NUM_IMAGES), 2))
     for g in range(3):
-        within = [cosine[i, j] for i, j in pairs if tier.generator[i] == tier.generator[j] == g]
-        across = [cosine[i, j] for i, j in pairs if (tier.generator[i] == g) != (tier.generator[j] == g)]
+        within = [cosine[i, j] for i, j in pairs if generators.generator[i] == generators.generator[j] == g]
+        across = [cosine[i, j] for i, j in pairs if (generators.generator[i] == g) != (generators.generator[j] == g)]
         others = [
             cosine[i, j]
             for i, j in pairs
-            if g not in (tier.generator[i], tier.generator[j]) and tier.generator[i] != tier.generator[j]
+            if g not in (generators.generator[i], generators.generator[j])
+            and generators.generator[i] != generators.generator[j]
         ]
         threshold = sorted(others)[-1 - len(others) // 100]
         assert found["values"]["verification_auc"][g] == near(np.mean([w > a for w in within for a in across]))
@@ -138,103 +140,107 @@ def test_verification_is_that_of_a_loop_over_pairs(noise):
         assert found["values"]["false_positive_rate"][g] == near(np.mean(across > threshold))
 
 
-def test_degraded_queries_are_asked_of_either_gallery(noise):
-    tier, vectors, found = noise
+def test_degraded_queries_against_clean_and_matched_galleries_equal_loops(noise):
+    generators, vectors, found = noise
     galleries = {"clean": vectors["none"], "matched": vectors["jpeg-85"]}
-    expected = {kind: loop_identification(tier, rows, vectors["jpeg-85"]) for kind, rows in galleries.items()}
+    expected = {kind: loop_identification(generators, rows, vectors["jpeg-85"]) for kind, rows in galleries.items()}
     held = found["degradations"]["jpeg-85"]
     for kind, rows in galleries.items():
         assert held[kind]["identification"] == near(expected[kind])
-        assert held[kind]["rejection_auroc"] == near(loop_rejection(tier, rows, vectors["jpeg-85"])[0])
+        assert held[kind]["rejection_auroc"] == near(loop_rejection(generators, rows, vectors["jpeg-85"])[0])
     untouched = found["values"]["identification"]
     assert len({tuple(values) for values in (*expected.values(), untouched)}) == 3, "the test can tell them apart"
     assert found["degradations"]["none"]["clean"] == found["degradations"]["none"]["matched"]
 
 
-def test_curves_are_those_of_loops_untouched_and_degraded(noise):
-    tier, vectors, found = noise
+def test_curves_equal_loops_for_original_and_degraded_images(noise):
+    generators, vectors, found = noise
     for name, rows in vectors.items():
         for count in (1, 6):
-            assert found["references"][name][str(count)] == near(loop_identification(tier, rows, rows, count))
+            assert found["references"][name][str(count)] == near(loop_identification(generators, rows, rows, count))
         for size in (1, 3):
-            assert found["sets"][name][str(size)] == near(loop_sets(tier, rows, size))
+            assert found["sets"][name][str(size)] == near(loop_sets(generators, rows, size))
         assert found["references"][name]["6"] == found["sets"][name]["1"], "a set of one image is an image"
     assert found["references"]["none"]["6"] == found["values"]["identification"]
     assert found["references"]["jpeg-85"]["6"] == found["degradations"]["jpeg-85"]["matched"]["identification"]
 
 
 @pytest.mark.parametrize("history", [None, "jpeg-50"])
-def test_real_images_are_degraded_as_the_others(history):
-    """And generated ones first go through what the real ones went through before they came."""
-    plain = noisy_tier()
-    given = FolderTierSettings(
+def test_real_and_generated_images_are_degraded_alike(history):
+    """Generated images first get the degradation that the real ones had before."""
+    plain = noisy_set()
+    given = FolderSetSettings(
         judged=True, num_splits=3, uri="/x", generators=plain.names, real="real", real_history=history
     )
     images = {name: [plain.samples[row] for row in plain.rows_of(g)] for g, name in enumerate(plain.names)}
-    tier, method = make_tier("noise", given, images, plain.real), Noise()
-    found = measured(method, tier, real_degradation="jpeg-70")["values"]["real_auroc"]
-    samples = tier.samples if history is None else [recoded(sample, parse(history)) for sample in tier.samples]
+    generators, method = make_set("noise", given, images, plain.real), Noise()
+    found = measured(method, generators, real_degradation="jpeg-70")["values"]["real_auroc"]
+    samples = (
+        generators.samples if history is None else [recoded(sample, parse(history)) for sample in generators.samples]
+    )
     generated = method.embed([recoded(sample, parse("jpeg-70")) for sample in samples])
-    real = method.embed([recoded(sample, parse("jpeg-70")) for sample in tier.real])
+    real = method.embed([recoded(sample, parse("jpeg-70")) for sample in generators.real])
     expected = []
-    for question in divisions(tier, 6, seed=0):
-        known = loop_scores(generated, generated, question).max(axis=1)
-        means = [generated[rows].mean(axis=0) for rows in question.references]
+    for split in divisions(generators, 6, seed=0):
+        known = loop_scores(generated, generated, split).max(axis=1)
+        means = [generated[rows].mean(axis=0) for rows in split.references]
         unknown = (real @ np.stack([mean / np.linalg.norm(mean) for mean in means]).T).max(axis=1)
-        expected.append([np.mean([k > u for k in known[question.truth == g] for u in unknown]) for g in range(3)])
+        expected.append([np.mean([k > u for k in known[split.truth == g] for u in unknown]) for g in range(3)])
     assert found == near(np.mean(expected, axis=0).tolist())
 
 
-def test_the_format_of_the_files_tells_nothing():
-    """The generators differ in nothing but what their files were: encoded alike, codec and size know none of them."""
-    plain = noisy_tier()
+def test_file_formats_reveal_nothing():
+    """Generators that differ in their file formats alone cannot be identified, because all images are encoded alike."""
+    plain = noisy_set()
     files = {"a": ("JPEG", 900), "b": ("PNG", 3_000), "c": ("WEBP", 500)}
     images = {
         name: [Sample(plain.samples[row].image, *files[name]) for row in plain.rows_of(g)]
         for g, name in enumerate(plain.names)
     }
-    values = measured(CodecAndSize(), make_tier("files", TierSettings(num_splits=3), images))["values"]
+    values = measured(CodecAndSize(), make_set("files", SetSettings(num_splits=3), images))["values"]
     assert np.mean(values["identification"]) < 0.6 and np.mean(values["rejection_auroc"]) < 0.7
     given = CodecAndSize().embed([sample for samples in images.values() for sample in samples])
-    assert measures.auc(*measures.pair_scores(given @ given.T, plain.generator, 0)) == 1.0, "as files they are known"
+    assert measures.verification(given @ given.T, plain.generator, 0.01)["verification_auc"][0] == 1.0, (
+        "the original files reveal the generator"
+    )
 
 
-def test_a_tier_travels_as_its_pixels():
-    tier = noisy_tier()
-    num_bytes = sum(sample.image.numel() for sample in [*tier.samples, *tier.real])
-    assert len(pickle.dumps(tier)) < 2 * num_bytes
+def test_a_pickled_set_is_not_larger_than_its_pixels():
+    generators = noisy_set()
+    num_bytes = sum(sample.image.numel() for sample in [*generators.samples, *generators.real])
+    assert len(pickle.dumps(generators)) < 2 * num_bytes
 
 
 def test_divisions_use_every_image_once_and_differ():
-    tier = coloured_tier()
+    generators = coloured_set()
     seen = []
-    for question in divisions(tier, 6, seed=0):
-        assert [len(rows) for rows in question.references] == [6, 6, 6]
-        for g, rows in enumerate(question.references):
-            queries = question.queries[question.truth == g]
-            assert sorted([*rows, *queries]) == tier.rows_of(g).tolist()
-        seen.append(question.queries.tolist())
+    for split in divisions(generators, 6, seed=0):
+        assert [len(rows) for rows in split.references] == [6, 6, 6]
+        for g, rows in enumerate(split.references):
+            queries = split.queries[split.truth == g]
+            assert sorted([*rows, *queries]) == generators.rows_of(g).tolist()
+        seen.append(split.queries.tolist())
     assert len({tuple(queries) for queries in seen}) == 3
-    assert [q.queries.tolist() for q in divisions(tier, 6, seed=0)] == seen
-    assert [q.queries.tolist() for q in divisions(tier, 6, seed=1)] != seen
+    assert [q.queries.tolist() for q in divisions(generators, 6, seed=0)] == seen
+    assert [q.queries.tolist() for q in divisions(generators, 6, seed=1)] != seen
 
 
-def test_the_same_pictures_are_never_on_both_sides():
-    tier = coloured_tier(same_content=True)
-    for question in divisions(tier, 6, seed=0):
-        shown = {row % NUM_IMAGES for rows in question.references for row in rows}
-        assert len(shown) == 6 and not shown & {row % NUM_IMAGES for row in question.queries}
+def test_references_and_queries_never_show_the_same_scene():
+    generators = coloured_set(same_content=True)
+    for split in divisions(generators, 6, seed=0):
+        shown = {row % NUM_IMAGES for rows in split.references for row in rows}
+        assert len(shown) == 6 and not shown & {row % NUM_IMAGES for row in split.queries}
 
 
-def test_a_twin_counts_for_the_family_and_is_taken_away_with_it():
-    """Red and green become one family whose members a method cannot tell apart."""
-    tier = coloured_tier(families=("warm", "warm", "cold"))
+def test_families_count_as_one_generator():
+    """Red and green are one family, and the method cannot tell them apart."""
+    generators = coloured_set(families=("warm", "warm", "cold"))
 
     class Warm(MeanColour):
         def embed(self, samples):
             return super().embed(samples) @ np.array([[1, 0], [1, 0], [0, 1]], np.float32)
 
-    found = measured(Warm(), tier)
+    found = measured(Warm(), generators)
     values = found["values"]
     assert np.mean(values["identification"][:2]) < 0.8
     assert values["family_identification"] == [1.0] * 3
@@ -246,33 +252,33 @@ def test_a_twin_counts_for_the_family_and_is_taken_away_with_it():
         assert held["family_identification"] == [1.0] * 3 and max(held["identification"][:2]) < 0.9
 
 
-def test_judged_tiers_go_through_the_grid_and_others_through_what_the_loss_is_of():
-    found = measured(MeanColour(), coloured_tier(judged=False, real=False))
+def test_judged_sets_have_the_whole_grid_and_others_the_loss_degradation():
+    found = measured(MeanColour(), coloured_set(judged=False, real=False))
     assert list(found["degradations"]) == ["jpeg-85"] and found["degradations"]["jpeg-85"]["matched"]
-    grid = measured(MeanColour(), coloured_tier(real=False), degradations=["none", "blur-1"])["degradations"]
+    grid = measured(MeanColour(), coloured_set(real=False), degradations=["none", "blur-1"])["degradations"]
     assert list(grid) == ["none", "blur-1", "jpeg-85"]
-    assert "real_auroc" not in measured(MeanColour(), coloured_tier(real=False))["values"]
+    assert "real_auroc" not in measured(MeanColour(), coloured_set(real=False))["values"]
 
 
-def test_what_cannot_be_measured_is_an_error_with_a_remedy():
-    with pytest.raises(AttribError, match=r"red of tier 'colours' has 10 images.*lower num_references"):
-        measured(MeanColour(), coloured_tier(num_images=10))
+def test_images_that_cannot_be_measured_are_an_error():
+    with pytest.raises(AttribError, match=r"red of generator set 'colours' has 10 images.*lower num_references"):
+        measured(MeanColour(), coloured_set(num_images=10))
 
     class Broken(MeanColour):
         def embed(self, samples):
             return np.full((len(samples), 2), np.nan, np.float32)
 
-    with pytest.raises(AttribError, match="not finite on tier 'colours'"):
-        measured(Broken(), coloured_tier())
+    with pytest.raises(AttribError, match="not finite on generator set 'colours'"):
+        measured(Broken(), coloured_set())
 
     class Large(MeanColour):
         min_side_px = 64
 
     with pytest.raises(AttribError, match="below the 64 px that mean-colour needs"):
-        measured(Large(), coloured_tier())
+        measured(Large(), coloured_set())
 
 
-def test_vectors_are_made_once_for_methods_that_embed_alike():
+def test_vectors_are_computed_once_for_methods_that_embed_alike():
     calls = []
 
     class Counted(MeanColour):
@@ -280,11 +286,11 @@ def test_vectors_are_made_once_for_methods_that_embed_alike():
             calls.append(len(samples))
             return super().embed(samples)
 
-    embedded = Embedded(Counted(), coloured_tier())
+    embedded = Embedded(Counted(), coloured_set())
     for _ in range(2):
-        evaluate_tier(embedded.method, embedded, 0.9, settings())
+        evaluate_set(embedded.method, embedded, 0.9, settings())
     assert sum(calls) == 2 * 3 * NUM_IMAGES + 8, "untouched and JPEG once each, the real images once"
 
 
-def test_the_cut_separates_generators_of_another_tier():
-    assert 0.3 < cluster_cut(Embedded(MeanColour(), coloured_tier())) < 1.0
+def test_the_cut_separates_generators():
+    assert 0.3 < cluster_cut(Embedded(MeanColour(), coloured_set())) < 1.0

@@ -1,4 +1,4 @@
-"""What an evaluation makes of its measures: what is shipped and why, the table, and the page."""
+"""The choice of the shipped method, its reason, the table, and the page."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from support.evaluation import coloured_tier, settings
+from support.evaluation import coloured_set, settings
 
 from attrib.generators.evaluation import measures
 from attrib.generators.evaluation import page as evaluation_page
@@ -17,8 +17,8 @@ from attrib.generators.evaluation.summary import format_table, summarise
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def tiers_of(values: dict[str, dict[str, tuple[float, float]]], judged=("first", "second")) -> dict:
-    """{tier: {method: (identification, rejection)}} as the job has it, each value the same for three generators."""
+def sets_of(values: dict[str, dict[str, tuple[float, float]]], judged=("first", "second")) -> dict:
+    """{set: {method: (identification, rejection)}} in the form of the job, equal for three generators."""
     return {
         tier: {
             "generators": ["a", "b", "c"],
@@ -64,16 +64,16 @@ LOOKS = {"extractor": True, "lda": True, "spectrum": True, "content-only": False
 
 
 def held(looks: dict[str, bool], *not_held: str) -> dict[str, str | None]:
-    """What a registry calls each method that looks at the trace."""
+    """The registry name of each method that uses the trace."""
     return {name: f"name: {name}" if looks[name] and name not in not_held else None for name in looks}
 
 
 def chosen(values, looks=None, not_held=(), **options):
     looks = looks or {name: name != "content-only" for name in next(iter(values.values()))}
-    return choose(tiers_of(values, **options), looks, held(looks, *not_held))
+    return choose(sets_of(values, **options), looks, held(looks, *not_held))
 
 
-def test_the_extractor_is_shipped_if_it_beats_every_trace_based_control_everywhere():
+def test_an_extractor_that_beats_every_control_is_shipped():
     winning = {"extractor": (0.9, 0.8), "lda": (0.8, 0.7), "spectrum": (0.85, 0.75), "content-only": (1.0, 1.0)}
     found = chosen({"first": winning, "second": winning})
     assert found["method"] == "extractor" and "beats every control" in found["reason"]
@@ -82,10 +82,10 @@ def test_the_extractor_is_shipped_if_it_beats_every_trace_based_control_everywhe
     assert "at jpeg-85, references degraded alike, it loses 0.050 of identification on second" in found["reason"]
     versus = {(row["tier"], row["value"], row["versus"]): row["mean"] for row in found["comparisons"]}
     assert versus["first", "identification", "lda"] == pytest.approx(0.1)
-    assert len(versus) == 2 * 2 * 2, "the leak control is no rival"
+    assert len(versus) == 2 * 2 * 2, "leak controls are not compared"
 
 
-def test_what_no_registry_can_hold_is_not_shipped_but_named():
+def test_a_better_method_that_no_registry_can_hold_is_named():
     values = {"extractor": (0.8, 0.8), "lda": (0.7, 0.7), "spectrum": (0.95, 0.85), "content-only": (1.0, 1.0)}
     found = chosen({"first": values, "second": values}, not_held=("spectrum",))
     assert found["method"] == "extractor" and "does not beat spectrum in identified on first" in found["reason"]
@@ -95,7 +95,7 @@ def test_what_no_registry_can_hold_is_not_shipped_but_named():
     assert chosen({"first": values}, not_held=tuple(values)) is None
 
 
-def test_variants_of_the_extractor_are_no_controls():
+def test_variants_of_the_extractor_are_not_controls():
     values = {"extractor": (0.9, 0.8), "extractor-untrained": (0.95, 0.85), "lda": (0.8, 0.7)}
     found = chosen({"first": values, "second": values}, not_held=("extractor-untrained",))
     assert found["method"] == "extractor" and "beats every control" in found["reason"]
@@ -106,7 +106,7 @@ def test_variants_of_the_extractor_are_no_controls():
 
 
 def with_verdicts(tiers: dict, **right: float) -> dict:
-    """Each method's share that is right of registered generators; all of those left out are unknown."""
+    """Adds verdicts: the given share of right ones for registered generators, all unknown for left-out ones."""
     for tier in tiers.values():
         for method, share in right.items():
             sides = {
@@ -122,46 +122,46 @@ def with_verdicts(tiers: dict, **right: float) -> dict:
     return tiers
 
 
-def test_of_two_ways_to_score_by_the_extractor_the_one_with_better_verdicts_is_shipped():
+def test_the_scoring_with_better_verdicts_is_shipped():
     values = {"extractor": (0.9, 0.7), "extractor-cosine": (0.9, 0.8), "lda": (0.95, 0.6)}
     looks = dict.fromkeys(values, True)
 
     def choice(**right):
-        return choose(with_verdicts(tiers_of({"first": values}, judged=("first",)), **right), looks, held(looks))
+        return choose(with_verdicts(sets_of({"first": values}, judged=("first",)), **right), looks, held(looks))
 
     assert choice()["method"] == "extractor-cosine" and choice()["verdict_scores"] == {}
     found = choice(extractor=0.6, extractor_cosine=0.4)
     assert found["method"] == "extractor"
     assert found["verdict_scores"] == pytest.approx({"extractor": 0.8, "extractor-cosine": 0.7})
     assert (
-        "it takes the place of extractor-cosine, whose verdicts are right less often (0.700; the difference is 0.100"
+        "it replaces extractor-cosine, whose verdicts are right less often (0.700; the difference is 0.100"
         in found["reason"]
     )
     assert found["replaced"]["method"] == "extractor-cosine" and "beyond chance" in found["reason"]
     assert choice(extractor=0.4, extractor_cosine=0.6)["method"] == "extractor-cosine"
     equal = choice(extractor=0.5, extractor_cosine=0.5)
     assert equal["method"] == "extractor-cosine" and equal["replaced"] is None
-    # A control that wins by what decides is not set aside by verdicts.
+    # Verdicts do not replace a control that wins by the deciding values.
     values["lda"] = (0.99, 0.99)
     assert choice(extractor=0.6, extractor_cosine=0.4)["method"] == "lda"
 
 
 def test_verdicts_are_in_the_table_and_on_the_page():
     values = {"extractor": (0.9, 0.7), "lda": (0.8, 0.6)}
-    tiers = with_verdicts(tiers_of({"colours": values}, judged=("colours",)), extractor=0.625)
+    tiers = with_verdicts(sets_of({"colours": values}, judged=("colours",)), extractor=0.625)
     summary = summarise(tiers, {"extractor": True, "lda": True}, {"extractor": "extractor", "lda": "lda"})
     lines = [line for line in format_table(summary).splitlines() if "verdicts by" in line]
     assert len(lines) == 2 and lines[0].startswith(
         "  verdicts by extractor, images as none: registered: 0.625 right, 0.000 wrong"
     )
     record = {"settings": settings().model_dump(mode="json"), "versions": {}}
-    page = render_page(summary, [coloured_tier()], "verdicts", record)
+    page = render_page(summary, [coloured_set()], "verdicts", record)
     assert page.count("Verdicts of registries that each lack one family") == 1
     assert page.count("<td>left out</td>") == page.count("<td>registered</td>") == 2 and ">0.625<" in page
 
 
 def test_intervals_of_the_summary_are_over_families():
-    tiers = tiers_of({"first": {"extractor": (0.5, 0.5), "lda": (0.3, 0.3)}}, judged=("first",))
+    tiers = sets_of({"first": {"extractor": (0.5, 0.5), "lda": (0.3, 0.3)}}, judged=("first",))
     tiers["first"] |= {"families": ["twins", "twins", "alone"]}
     families = np.array([1, 1, 0])
     own = tiers["first"]["methods"]["extractor"]
@@ -183,7 +183,7 @@ def test_intervals_of_the_summary_are_over_families():
 
 @pytest.mark.parametrize("place", ["first", "second"])
 @pytest.mark.parametrize("value", [0, 1])
-def test_a_tie_anywhere_ships_the_best_mean(place, value):
+def test_with_a_tie_the_best_mean_is_shipped(place, value):
     winning = {"extractor": (0.9, 0.8), "lda": (0.6, 0.7), "spectrum": (0.5, 0.5), "content-only": (1.0, 1.0)}
     values = {"first": dict(winning), "second": dict(winning)}
     equal = list(winning["lda"])
@@ -194,13 +194,13 @@ def test_a_tie_anywhere_ships_the_best_mean(place, value):
     assert f"does not beat lda in {('identified', 'rejection AUROC')[value]} on {place}" in found["reason"]
 
 
-def test_a_control_that_is_better_on_the_whole_is_shipped():
+def test_a_better_control_is_shipped():
     values = {"extractor": (0.9, 0.8), "lda": (0.95, 0.9), "spectrum": (0.5, 0.5), "content-only": (1.0, 1.0)}
     assert chosen({"first": values, "second": values})["method"] == "lda"
     assert chosen({"first": values, "second": values}, LOOKS | {"lda": False})["method"] == "extractor"
 
 
-def test_tiers_that_are_not_judged_decide_nothing():
+def test_sets_that_are_not_judged_decide_nothing():
     good = {"extractor": (0.9, 0.9), "lda": (0.5, 0.5), "spectrum": (0.5, 0.5), "content-only": (0.5, 0.5)}
     bad = {"extractor": (0.1, 0.1), "lda": (0.9, 0.9), "spectrum": (0.5, 0.5), "content-only": (0.5, 0.5)}
     found = chosen({"first": good, "second": bad}, judged=("first",))
@@ -213,36 +213,36 @@ def test_without_an_extractor_the_best_control_is_shipped():
     assert found["method"] == "lda" and "does not beat" not in found["reason"]
 
 
-def test_table_and_page_hold_every_method_and_say_what_is_shipped():
+def test_table_and_page_show_every_method_and_the_shipped_one():
     values = {"extractor": (0.9, 0.8), "extractor-x": (0.92, 0.8), "lda": (0.8, 0.7), "<b>content</b>": (0.4, 0.5)}
     looks = {name: not name.startswith("<") for name in values}
-    summary = summarise(tiers_of({"colours": values}, judged=("colours",)), looks, held(looks, "extractor-x"))
+    summary = summarise(sets_of({"colours": values}, judged=("colours",)), looks, held(looks, "extractor-x"))
     table = format_table(summary)
     assert "shipped: extractor (name: extractor): it beats every control" in table and "criterion: " in table
     assert "extractor-x is ahead of it by 0.010" in table and "minus its variant extractor-x: -0.010" in table
     assert "0.900 (.90-.90)" in table and "leak control" in table and "less than 0.10" in table
     assert "real AUROC" not in table, "no method has it"
     record = {"settings": settings().model_dump(mode="json"), "versions": {"python": "3"}}
-    page = " ".join(render_page(summary, [coloured_tier()], "Which <one>", record).split())
+    page = " ".join(render_page(summary, [coloured_set()], "Which <one>", record).split())
     assert "Shipped: extractor" in page and "Which &lt;one&gt;" in page and "&lt;b&gt;content&lt;/b&gt;" in page
     assert "<b>content</b>" not in page and "<i>what to know" not in page
-    assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "nothing is fetched"
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "the page loads nothing"
     assert page.count("data:image/png;base64,") == 3, "a strip of each generator"
     assert "extractor-x, which no registry can hold, is ahead by 0.010" in page
     assert "differs from extractor-x by \N{MINUS SIGN}0.010" in page and summary["shipped"]["criterion"] in page
-    assert "resize-0.5 for extractor (32 px), extractor-x (32 px)" in page, "what cannot be measured, and why"
+    assert "resize-0.5 for extractor (32 px), extractor-x (32 px)" in page, "the reason why it was not measured"
     assert json.loads(json.dumps(summary)) == summary
 
 
-def test_curves_are_shown_untouched_beside_degraded(monkeypatch):
+def test_curves_of_original_and_degraded_images_are_shown_side_by_side(monkeypatch):
     drawn = []
     steps_figure = evaluation_page.steps_figure
     monkeypatch.setattr(
         evaluation_page, "steps_figure", lambda panels, **size: drawn.append(panels) or steps_figure(panels, **size)
     )
-    summary = summarise(tiers_of({"colours": {"lda": (0.8, 0.7)}}), {"lda": True}, {"lda": "lda"})
+    summary = summarise(sets_of({"colours": {"lda": (0.8, 0.7)}}), {"lda": True}, {"lda": "lda"})
     record = {"settings": settings(reference_counts=[1, 10, 50]).model_dump(mode="json"), "versions": {}}
-    page = render_page(summary, [coloured_tier()], "curves", record)
+    page = render_page(summary, [coloured_set()], "curves", record)
     assert "Identified, by references<" in page and "The same, both sides jpeg-85<" in page
     untouched, degraded = drawn[0]
     assert untouched.labels == degraded.labels == ["1", "10"] and untouched.chance == 1 / 3
@@ -253,11 +253,11 @@ def test_curves_are_shown_untouched_beside_degraded(monkeypatch):
     assert clean.labels == ["jpeg-85", "resize-0.5"] and clean.lines == {"lda": [pytest.approx(0.5), None]}
     assert matched.lines == {"lda": [pytest.approx(0.75), None]}
     assert "Not shown: 50, which would leave a generator with fewer than 5 queries" in page
-    assert "by images per set" not in page, "one step is no curve"
+    assert "by images per set" not in page, "a curve needs two steps"
 
 
-def test_twins_are_counted_apart_and_as_one():
-    tiers = tiers_of({"colours": {"extractor": (0.5, 0.5)}}, judged=("colours",))
+def test_losses_are_shown_with_and_without_families():
+    tiers = sets_of({"colours": {"extractor": (0.5, 0.5)}}, judged=("colours",))
     tiers["colours"]["families"] = ["twins", "twins", "alone"]
     own = tiers["colours"]["methods"]["extractor"]
     own["values"]["family_identification"] = [1.0, 1.0, 0.9]
@@ -270,19 +270,19 @@ def test_twins_are_counted_apart_and_as_one():
     table = format_table(summary)
     assert "family loss" in table and re.search(r"\+0\.200 +\+0\.010", table)
     assert "loses 0.200 at jpeg-85, NOT less than 0.10; 0.010 of family identification" in table
-    tier = dataclasses.replace(coloured_tier(), families=("twins", "twins", "alone"))
+    tier = dataclasses.replace(coloured_set(), families=("twins", "twins", "alone"))
     page = render_page(summary, [tier], "twins", {"settings": settings().model_dump(mode="json"), "versions": {}})
     assert (
         "differ only by a seed count as one, it loses 0.010" in page and '<th class="number">family loss</th>' in page
     )
 
 
-def test_a_value_that_cannot_be_says_so():
-    tiers = tiers_of({"colours": {"lda": (0.8, 0.7), "other": (0.8, 0.7)}})
+def test_a_value_that_cannot_be_measured_is_marked():
+    tiers = sets_of({"colours": {"lda": (0.8, 0.7), "other": (0.8, 0.7)}})
     tiers["colours"]["methods"]["lda"]["values"]["real_auroc"] = [0.9] * 3
     tiers["colours"]["methods"]["other"]["degradations"]["jpeg-85"] = None
     summary = summarise(tiers, {"lda": True, "other": True}, {"lda": "lda", "other": "other"})
     other = next(line for line in format_table(summary).splitlines() if line.startswith("  other"))
     assert other.count("too small") == 2, "real AUROC and loss"
     record = {"settings": settings().model_dump(mode="json"), "versions": {}}
-    assert render_page(summary, [coloured_tier()], "small", record).count(">too small<") == 2
+    assert render_page(summary, [coloured_set()], "small", record).count(">too small<") == 2

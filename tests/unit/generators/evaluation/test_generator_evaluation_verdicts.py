@@ -1,4 +1,4 @@
-"""Verdict rates of an evaluation, against a registry on disk that is asked about the same images."""
+"""Verdict rates of an evaluation, against registries on disk with the same images."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ from support.generators import drawn_samples, spectrum_method
 
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
-from attrib.generators.evaluation.generator_sets import Tier, make_tier
-from attrib.generators.evaluation.settings import TierSettings
+from attrib.generators.evaluation.generator_sets import GeneratorSet, make_set
+from attrib.generators.evaluation.settings import SetSettings
 from attrib.generators.evaluation.verdict_rates import ASKED, DEGRADATIONS, OUTCOMES, verdict_rates, verdict_scores
 from attrib.generators.identify.verdicts import assess, judge_of
 from attrib.generators.registry.registration import as_sources
@@ -23,33 +23,33 @@ TRACES = ("nearest", "stripes", "checker")
 
 
 @pytest.fixture(scope="module")
-def tiers() -> tuple[Tier, Tier]:
-    """Three generators, photographs beside them; and synthetic models."""
+def sets() -> tuple[GeneratorSet, GeneratorSet]:
+    """Three generators with photographs, and synthetic models."""
     torch.set_num_threads(1)
     images = {trace: drawn_samples(trace, range(24)) for trace in TRACES}
-    tier = make_tier("drawn", TierSettings(), images, real=drawn_samples(None, range(40)))
+    generators = make_set("drawn", SetSettings(), images, real=drawn_samples(None, range(40)))
     models = {f"model {i}": drawn_samples("diagonal", range(30 * i, 30 * i + 20)) for i in range(2)}
-    return tier, make_tier("synthetic models", TierSettings(), models)
+    return generators, make_set("synthetic models", SetSettings(), models)
 
 
-def test_rates_are_those_of_registries_that_lack_one_generator(tiers, tmp_path):
-    method, (tier, synthetic) = spectrum_method(), tiers
-    found = verdict_rates([method], tier, synthetic, seed=3)[method.name]
-    halves = [np.random.default_rng([3, g]).permutation(tier.rows_of(g)) for g in range(3)]
+def test_rates_equal_those_of_registries_without_one_generator(sets, tmp_path):
+    method, (generators, synthetic) = spectrum_method(), sets
+    found = verdict_rates([method], generators, synthetic, seed=3)[method.name]
+    halves = [np.random.default_rng([3, g]).permutation(generators.rows_of(g)) for g in range(3)]
     made_by, shares = RegistryMethodSettings(name="log-spectrum", uri="m"), {}
     for left_out in range(3):
         held = new_registry(str(tmp_path / str(left_out)), made_by, method, DEGRADATIONS, STORAGE)
         for g in range(3):
             if g != left_out:
-                references = [tier.samples[i] for i in np.sort(halves[g][:12])]
+                references = [generators.samples[i] for i in np.sort(halves[g][:12])]
                 held, _ = register(held, TRACES[g], "generator", [references], method, STORAGE)
         models = [[synthetic.samples[i] for i in synthetic.rows_of(m)] for m in range(2)]
         held, _ = register(held, "pool", "synthetic", models, method, STORAGE)
-        held, _ = register(held, "camera", "photographs", as_sources(tier.real, "photographs"), method, STORAGE)
+        held, _ = register(held, "camera", "photographs", as_sources(generators.real, "photographs"), method, STORAGE)
         judge = judge_of(held, method, VerdictSettings(), STORAGE)
         for name in ASKED:
             for g in range(3):
-                asked = [recoded(tier.samples[i], parse(name)) for i in np.sort(halves[g][12:])]
+                asked = [recoded(generators.samples[i], parse(name)) for i in np.sort(halves[g][12:])]
                 verdicts = assess(asked, judge)[0]
                 right = [v.generator == TRACES[g] for v in verdicts]
                 counts = [sum(right), sum(v.generator is not None for v in verdicts) - sum(right)]
@@ -59,25 +59,25 @@ def test_rates_are_those_of_registries_that_lack_one_generator(tiers, tmp_path):
     for (name, side, g), expected in shares.items():
         of_generator = [found[name][side][outcome][g] for outcome in OUTCOMES]
         assert of_generator == pytest.approx(np.mean(expected, axis=0)), (name, side, g)
-    # What makes the comparison worth something: verdicts differ.
+    # The comparison needs verdicts that differ.
     assert np.mean(found["none"]["registered"]["right"]) > 0.6
     assert found["none"]["left_out"]["right"] == [0, 0, 0]
 
 
-def test_a_family_is_left_out_together(tiers):
-    """Were a twin left out alone, what is attributed to the other would count as wrong."""
-    tier, synthetic = tiers
+def test_a_family_is_left_out_as_a_whole(sets):
+    """If one twin were left out alone, an attribution to the other would count as wrong."""
+    generators, synthetic = sets
     images = {trace: drawn_samples(trace, range(24)) for trace in TRACES}
     images["twin"] = drawn_samples("nearest", range(100, 124))
     families = [*TRACES, "nearest"]
-    twins = make_tier("twins", TierSettings(), images, tier.real, families)
+    twins = make_set("twins", SetSettings(), images, generators.real, families)
     method = spectrum_method()
     found = verdict_rates([method], twins, synthetic, seed=0)[method.name]["none"]
     assert found["left_out"]["wrong"][0] == found["left_out"]["wrong"][3] == 0
     assert min(found["registered"]["right"][0], found["registered"]["right"][3]) > 0.6  # by the name of their family
 
 
-def test_the_score_is_what_is_right_of_registered_and_unknown_of_left_out_generators():
+def test_the_score_is_the_mean_of_right_and_unknown():
     rates = {
         "registered": {"right": [0.8, 0.6], "unknown": [0, 0]},
         "left_out": {"right": [0, 0], "unknown": [0.5, 0.1]},

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.metrics.cluster import contingency_matrix
 
 from attrib.common.errors import AttribError
 from attrib.generators.evaluation import measures
@@ -21,7 +22,7 @@ def half_for_ties(a: float, b: float) -> float:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_identified_only_above_all_others(seed):
+def test_an_image_is_identified_only_above_all_other_generators(seed):
     rng = np.random.default_rng(seed)
     scores, truth = tied(rng, 60, 4), rng.integers(0, 4, 60)
     predicted = identified(scores, truth)
@@ -33,7 +34,7 @@ def test_identified_only_above_all_others(seed):
     assert np.isfinite(scores).all(), "scores are left as they were given"
 
 
-def test_one_score_for_all_identifies_nothing():
+def test_equal_scores_identify_nothing():
     truth = np.array([0, 1, 2, 2])
     predicted = identified(np.ones((4, 3)), truth)
     assert (predicted != truth).all()
@@ -42,23 +43,11 @@ def test_one_score_for_all_identifies_nothing():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_recalls_and_f1_are_counts(seed):
+def test_recalls_are_counts(seed):
     rng = np.random.default_rng(seed)
-    predicted, truth = rng.integers(0, 5, 40), rng.integers(0, 5, 40)
-    recalls = measures.recalls(predicted, truth, 5)
-    f1 = measures.f1_scores(predicted, truth, 5)
-    for g in range(5):
-        hits = sum(p == t == g for p, t in zip(predicted, truth))
-        missed = sum(t == g != p for p, t in zip(predicted, truth))
-        wrong = sum(p == g != t for p, t in zip(predicted, truth))
-        assert recalls[g] == pytest.approx(hits / (hits + missed))
-        assert f1[g] == pytest.approx(2 * hits / (2 * hits + missed + wrong))
-
-
-def test_a_generator_without_images_has_no_recall():
-    recalls = measures.recalls(np.array([0, 0, 1]), np.array([0, 0, 0]), 3)
-    assert recalls[0] == pytest.approx(2 / 3) and np.isnan(recalls[1:]).all()
-    assert math.isnan(measures.f1_scores(np.array([0]), np.array([0]), 2)[1])
+    right, truth = rng.random(40) < 0.5, rng.permutation(np.arange(40) % 5)
+    for g, recall in enumerate(measures.recalls(right, truth)):
+        assert recall == pytest.approx(sum(r for r, t in zip(right, truth) if t == g) / 8)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -81,14 +70,14 @@ def test_oscr_is_the_area_under_its_curve(seed):
     assert measures.oscr(known, correct, unknown) == pytest.approx(np.trapezoid(identified, accepted))
 
 
-def test_no_pairs_no_area():
+def test_an_area_without_pairs_is_nan():
     assert math.isnan(measures.auc(np.array([]), np.ones(3)))
     assert math.isnan(measures.oscr(np.ones(3), np.ones(3, bool), np.array([])))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.01, 0.1, 0.25, 0.5, 1.0])
 @pytest.mark.parametrize("size", [1, 7, 100])
-def test_threshold_is_the_least_that_keeps_the_rate(rate, size):
+def test_the_threshold_is_the_lowest_that_keeps_the_rate(rate, size):
     negative = tied(np.random.default_rng(size), size)
     threshold = measures.threshold_at(negative, rate)
     assert np.mean(negative > threshold) <= rate + 1e-12
@@ -96,18 +85,18 @@ def test_threshold_is_the_least_that_keeps_the_rate(rate, size):
     assert all(np.mean(negative > value) > rate for value in lower)
 
 
-def test_threshold_needs_negatives():
+def test_a_threshold_needs_negatives():
     with pytest.raises(AttribError, match="needs scores of negatives"):
         measures.threshold_at(np.array([]), 0.01)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_verification_by_thresholds_of_the_others(seed):
+def test_verification_by_thresholds_of_the_other_generators(seed):
     rng = np.random.default_rng(seed)
     generator = rng.permutation(np.repeat(np.arange(4), 6))
     similarity = tied(rng, 24, 24)
     similarity = np.maximum(similarity, similarity.T)
-    cross_pairs = measures.CrossPairs(similarity, generator)
+    found = measures.verification(similarity, generator, 0.1)
     pairs = list(itertools.combinations(range(24), 2))
     for which in range(4):
         within = [similarity[i, j] for i, j in pairs if generator[i] == generator[j] == which]
@@ -118,26 +107,22 @@ def test_verification_by_thresholds_of_the_others(seed):
             if which not in (generator[i], generator[j]) and generator[i] != generator[j]
         ]
         threshold = measures.threshold_at(np.array(others), 0.1)
-        without = cross_pairs.without(which)
-        assert sorted(without) == sorted(others)
-        found = measures.transferred_rates(*measures.pair_scores(similarity, generator, which), without, 0.1)
-        assert found.true_positive == pytest.approx(np.mean(np.array(within) > threshold))
-        assert found.false_positive == pytest.approx(np.mean(np.array(across) > threshold))
-        positive, negative = measures.pair_scores(similarity, generator, which)
-        assert sorted(positive) == sorted(within) and sorted(negative) == sorted(across)
+        halves = [half_for_ties(w, a) for w in within for a in across]
+        assert found["verification_auc"][which] == pytest.approx(np.mean(halves))
+        assert found["true_positive_rate"][which] == pytest.approx(np.mean(np.array(within) > threshold))
+        assert found["false_positive_rate"][which] == pytest.approx(np.mean(np.array(across) > threshold))
 
 
-def test_two_generators_set_no_threshold_for_each_other():
-    others = measures.CrossPairs(np.ones((4, 4)), np.array([0, 0, 1, 1])).without(0)
-    rates = measures.transferred_rates(np.ones(1), np.ones(4), others, 0.01)
-    assert math.isnan(rates.true_positive) and math.isnan(rates.false_positive)
+def test_verification_needs_a_third_generator_for_the_threshold():
+    with pytest.raises(AttribError, match="give more generators"):
+        measures.verification(np.ones((4, 4)), np.array([0, 0, 1, 1]), 0.01)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_adjusted_rand_and_purity_by_counting(seed):
     rng = np.random.default_rng(seed)
     clusters, truth = rng.integers(3, 7, 40), rng.integers(0, 4, 40)
-    table = measures.contingency(clusters, truth)
+    table = contingency_matrix(clusters, truth)
     pairs = list(itertools.combinations(range(40), 2))
     same_cluster = [clusters[i] == clusters[j] for i, j in pairs]
     same_truth = [truth[i] == truth[j] for i, j in pairs]
@@ -149,15 +134,15 @@ def test_adjusted_rand_and_purity_by_counting(seed):
     assert measures.purity(table) == pytest.approx(right / 40)
 
 
-def test_trivial_partitions_agree():
+def test_the_rand_index_of_trivial_partitions():
     assert measures.adjusted_rand(np.array([[5]])) == 1.0
     assert measures.adjusted_rand(np.eye(4, dtype=int)) == 1.0
     assert measures.adjusted_rand(np.array([[5, 0], [0, 3]])) == 1.0
     assert measures.adjusted_rand(np.array([[5, 5]])) == 0.0
 
 
-def test_intervals_are_of_resampled_families():
-    """Twelve families of one to three generators, drawn whole."""
+def test_intervals_resample_whole_families():
+    """Twelve families of one to three generators."""
     rng = np.random.default_rng(4)
     families = np.repeat(np.arange(12), rng.integers(1, 4, 12))
     values = rng.random(len(families))
@@ -172,7 +157,7 @@ def test_intervals_are_of_resampled_families():
     assert alone == measures.mean_interval(values, np.arange(len(values))) and alone != found
 
 
-def test_intervals_of_few_families_are_by_students_t():
+def test_intervals_of_few_families_use_students_t():
     values = np.array([0.2, 0.3, 0.9, 0.8, np.nan, 0.6])
     families = np.array([0, 0, 1, 1, 2, 3])
     found = measures.mean_interval(values[[0, 1, 2, 3]], families[[0, 1, 2, 3]])
@@ -189,8 +174,8 @@ def test_intervals_of_few_families_are_by_students_t():
 
 
 @pytest.mark.parametrize(("num_families", "twins"), [(3, 2), (5, 1), (20, 2)])
-def test_intervals_hold_the_mean_about_as_often_as_they_say(num_families, twins):
-    """Of families whose difficulty varies as shares do; resamples of generators held it in 62 % for three families of twins."""
+def test_intervals_have_about_their_nominal_coverage(num_families, twins):
+    """Families whose difficulty varies; resamples of generators had 62 % coverage for three families of twins."""
     rng, inside = np.random.default_rng(0), 0
     for _ in range(400):
         found = measures.mean_interval(
@@ -201,13 +186,13 @@ def test_intervals_hold_the_mean_about_as_often_as_they_say(num_families, twins)
 
 
 def test_differences_are_paired():
-    """A method that is better by the same amount everywhere is better for sure, however much generators differ."""
+    """A constant difference has an interval of zero width, however much generators differ."""
     worse = np.random.default_rng(0).random(5)
     found = measures.mean_interval((worse + 0.1) - worse)
     assert (found.low, found.high) == pytest.approx((0.1, 0.1))
 
 
-def test_table_intervals_are_jackknifed_over_families():
+def test_table_intervals_are_a_jackknife_over_families():
     table = np.array([[8, 0, 1], [2, 9, 1], [0, 1, 8]])
     found = measures.table_interval(measures.purity, table, bounds=(0.0, 1.0))
     without = [measures.purity(table[:, kept]) for kept in ([1, 2], [0, 2], [0, 1])]

@@ -13,7 +13,15 @@ from attrib.generators.synthesis.architectures import (
     sample_specs,
     upsampler,
 )
-from attrib.generators.synthesis.settings import PAPER_GRID, GridSettings
+from attrib.generators.synthesis.settings import GridSettings
+
+# The 288 architectures of Model Synthesis (arXiv 2307.15977).
+PAPER_GRID = GridSettings(
+    upsamplers=("bilinear", "nearest", "transposed"),
+    activations=("none", "relu", "sigmoid", "tanh"),
+    norms=("none", "batch", "instance"),
+    residual=(False,),
+)
 
 PLAIN = {
     "num_blocks": 1,

@@ -29,14 +29,13 @@ from attrib.runtime.estimate import Estimate
 from attrib.runtime.machine import baseline_bytes, measure_machine
 from attrib.runtime.session import connect, device_of, num_cluster_cpus
 from attrib.runtime.trainer import TrainWorker, fit
-from attrib.train.batches import InputBatches, Inputs
+from attrib.train.batches import InputBatches, Inputs, shares_of_views
 from attrib.train.estimate import TrainSizes, estimate_train
 from attrib.train.feature_tasks import view_features
 from attrib.train.initialise import fitted_model, paired_inputs, read_pairs, training_inputs, with_control
 from attrib.train.loop import TrainRun
 from attrib.train.pixel_batches import PixelBatches
 from attrib.train.settings import TrainSettings
-from attrib.train.share_calibration import shares_of_views
 from attrib.train.student import parallel, student_of, trained_groups
 from attrib.train.view_features import sheet_of_views
 from attrib.train.whitening import projected_sizes

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from attrib.common.errors import AttribError
 from attrib.train.objective import EMPTY_SLOT, Objective, TrainBatch
-from attrib.train.schedule import rate
 from attrib.train.settings import TrainSettings
 from attrib.train.student import Student
 
@@ -118,6 +117,14 @@ class TrainRun:
         # The rates are in the state of the optimiser; load_state_dict of the schedule would need its lambda.
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
         self.history, self.best = list(state["history"]), state["best"]
+
+
+def rate(step: int, num_steps: int, warmup_share: float) -> float:
+    """Share of the learning rate: linear warm-up, then half a cosine to zero."""
+    warmup = warmup_share * num_steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return (1 + math.cos(math.pi * (step - warmup) / max(1.0, num_steps - warmup))) / 2
 
 
 def _trained_state(student: Student) -> dict[str, Tensor]:

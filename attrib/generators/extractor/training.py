@@ -21,8 +21,8 @@ from attrib.generators.fingerprints.discriminant import fit_whitening, model_sta
 from attrib.generators.signals.degradations import degrade
 from attrib.generators.signals.spectrum import patches
 from attrib.train.all_gather import gather, gather_fixed
+from attrib.train.loop import rate
 from attrib.train.losses.contrastive import supervised_contrastive
-from attrib.train.schedule import rate
 
 START_IMAGES = 64  # of each model, to whiten the statistics
 LEARNED_IMAGES = 16  # of each model, to whiten the learned part, which is smaller, at every validation

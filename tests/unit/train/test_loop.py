@@ -17,8 +17,7 @@ from attrib.models.heads import Head
 from attrib.models.settings import HeadSettings
 from attrib.train import loop
 from attrib.train.batches import InputBatches, Inputs
-from attrib.train.loop import TrainRun, mean_reciprocal_rank
-from attrib.train.schedule import rate
+from attrib.train.loop import TrainRun, mean_reciprocal_rank, rate
 from attrib.train.settings import AlignmentSettings, DisentanglementSettings, TrainSettings
 from attrib.train.student import HeadTrunk, Student, trained_groups
 

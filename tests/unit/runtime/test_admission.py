@@ -9,8 +9,8 @@ from attrib.common.errors import AttribError
 from attrib.common.settings import BudgetSettings, JobSettings, PriceSettings, result_settings
 from attrib.data.settings import ManifestSettings
 from attrib.pipeline.settings import PipelineSettings
+from attrib.runtime.admission import check_budget, check_free_space
 from attrib.runtime.estimate import Estimate
-from attrib.runtime.limits import check_budget, check_free_space
 
 GIB = 2**30
 ESTIMATE = Estimate(

@@ -1,6 +1,6 @@
 """All-gather with gradient, so that a loss over batch statistics is that of the global batch.
 
-The negatives of InfoNCE and a covariance are not means over rows: averaging the losses of local batches gives another
+The negatives of InfoNCE and a covariance are no means over rows, so the mean of the losses of local batches is another
 loss. Every rank therefore gathers the rows of all ranks and computes the same loss from them.
 """
 
@@ -13,28 +13,25 @@ from attrib.common.errors import AttribError
 
 
 def gather(rows: Tensor) -> Tensor:
-    """Rows [n, ...] of this rank -> rows [world size * n, ...] of all ranks in rank order, with gradient.
+    """Return the rows [world size * n, ...] of all ranks in rank order, with gradient, from this rank's rows [n, ...].
 
-    The backward pass sums the gradients of the gathered rows over the ranks and returns this rank's slice. If every
-    rank computes the same loss from the gathered rows, that sum is world size times the gradient of the loss.
-    DistributedDataParallel averages over the ranks, which divides by world size again (lightly issue 1977 is about
-    losing this factor). The result is the gradient of one process with the joined batch.
+    The backward pass sums the gradients over the ranks and returns this rank's slice: world size times the gradient of
+    a loss that every rank computes. DistributedDataParallel averages over the ranks, which removes the factor
+    (lightly issue 1977 is about losing it).
 
-    Forward and backward are collective: all ranks call them equally often and in the same order, and the rows need a
-    gradient on all ranks or on none. Returns the rows themselves where torch.distributed is not initialised or has one
-    rank. Raises AttribError on every rank if the ranks hold unequal numbers of rows.
+    Forward and backward are collective: all ranks call them in the same order, and the rows need a gradient on all
+    ranks or on none. One rank gets its rows back. Raises AttribError on every rank if the numbers of rows differ.
     """
     return rows if _world_size() == 1 else _Gather.apply(rows)
 
 
 def gather_fixed(rows: Tensor) -> Tensor:
-    """As `gather`, without gradient: for ids, and for the outputs of a momentum encoder."""
+    """Return what `gather` returns, without gradient: for ids and for the outputs of a momentum encoder."""
     return rows.detach() if _world_size() == 1 else _all_gather(rows.detach())
 
 
 class _Gather(torch.autograd.Function):
-    """Own function: torch.distributed.nn.functional.all_gather is deprecated, and its successor lies in a private
-    module."""
+    """Own function: torch.distributed.nn.functional.all_gather is deprecated and its successor is private."""
 
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:

@@ -24,24 +24,21 @@ from attrib.train.view_features import ViewFeatures, extract_chunk, read_chunks,
 def view_features(
     settings: TrainSettings, manifest: Manifest, folder: str, num_views: int, max_images: int, storage: Storage
 ) -> ViewFeatures:
-    """Compute what is missing below `folder` and read all of it.
+    """Compute the chunks missing below `folder` and return the features of all chunks.
 
     Raises FailedShareError if more images than `max_failed_share` have no features.
     """
     device = device_of(settings.device, "train")
     threshold = sample_threshold(manifest, max_images, storage)
-    chunks = [
-        chunk
-        for partition in range(len(manifest.num_rows))
-        for chunk in plan_chunks(
-            len(sampled_rows(manifest, partition, threshold, storage)), partition, settings.chunk_rows
-        )
-    ]
+    chunks = []
+    for partition in range(len(manifest.num_rows)):
+        num_rows = len(sampled_rows(manifest, partition, threshold, storage))
+        chunks += plan_chunks(num_rows, partition, settings.chunk_rows)
     pending = [chunk for chunk in chunks if not storage.exists(_chunk_uri(folder, chunk))]
     num_images, num_pending = (sum(c.stop - c.start for c in some) for some in (chunks, pending))
     progress = Progress("features", num_images, "images", already_done=num_images - num_pending)
-    units = ((settings, manifest, folder, chunk, threshold, num_views, device, storage) for chunk in pending)
-    for _, (num_done, num_failed) in run_units(_extract, units, num_gpus=1 if device == "cuda" else 0):
+    tasks = ((settings, manifest, folder, chunk, threshold, num_views, device, storage) for chunk in pending)
+    for _, (num_done, num_failed) in run_units(_extract, tasks, num_gpus=1 if device == "cuda" else 0):
         progress.update(num_done, num_failed)
     progress.close()
     found = read_chunks([_chunk_uri(folder, chunk) for chunk in chunks], storage)
@@ -54,9 +51,8 @@ def view_features(
 
 
 def _chunk_uri(folder: str, chunk: Chunk) -> str:
-    return join(
-        chunk_folder(folder, chunk.partition), chunk.uri("").rsplit("/", 1)[1].replace(".parquet", ".safetensors")
-    )
+    name = chunk.uri("").rsplit("/", 1)[1]
+    return join(chunk_folder(folder, chunk.partition), name.replace(".parquet", ".safetensors"))
 
 
 @lru_cache(maxsize=2)  # loaded once per worker

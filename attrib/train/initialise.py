@@ -1,4 +1,4 @@
-"""Initial model from features: fitted projections, controls, and the inputs of the training."""
+"""The model that training starts from: controls, fitted projections, and the inputs of the nets."""
 
 import numpy as np
 import torch
@@ -17,44 +17,42 @@ from attrib.train.settings import TrainSettings
 from attrib.train.view_features import NO_DONOR, ViewFeatures
 from attrib.train.whitening import centre_projections, fit_projections, projected_sizes
 
-INPUT_ROWS = 1024  # features that are float32 at a time
+INPUT_ROWS = 1024  # features converted to float32 at a time
 
 
 def with_control(settings: TrainSettings) -> TrainSettings:
-    """Settings of a control. `whitened` and `domain_whitened` keep features and parts, and train nothing."""
-    plain = {"all": PartSettings(blocks=("pooled",))}
-    changes: dict = {}
-    if settings.control == "raw":
-        changes = {"features": FeatureSettings(), "head": HeadSettings(projection="identity", net="none", parts=plain)}
-    elif settings.control == "centred":
-        changes = {"features": FeatureSettings(), "head": HeadSettings(projection="centre", net="none", parts=plain)}
-    elif settings.control == "whitened":
-        changes = {"head": settings.head.model_copy(update={"net": "none"})}
-    elif settings.control == "domain_whitened":
-        changes = {
-            "head": settings.head.model_copy(update={"net": "none", "separate_domains": True, "num_directions": None})
-        }
-    elif settings.control == "supervised":
-        # AbC's baseline: two square linear maps with bias, started at the identity, on the frozen backbone's output.
-        head = HeadSettings(projection="identity", net="linear", separate_domains=True, parts=plain)
-        changes = {"features": FeatureSettings(), "head": head}
-    return settings.model_copy(update=changes)
+    """Return the settings of a control. `whitened` and `domain_whitened` keep features and parts, and train nothing."""
+    if settings.control in ("raw", "centred", "supervised"):
+        # supervised: AbC's baseline, two square linear maps with bias, started at the identity, on the frozen backbone.
+        trains = settings.control == "supervised"
+        head = HeadSettings(
+            projection="centre" if settings.control == "centred" else "identity",
+            net="linear" if trains else "none",
+            separate_domains=trains,
+            parts={"all": PartSettings(blocks=("pooled",))},
+        )
+        return settings.model_copy(update={"features": FeatureSettings(), "head": head})
+    if settings.control is None:
+        return settings
+    changes: dict = {"net": "none"}
+    if settings.control == "domain_whitened":
+        changes |= {"separate_domains": True, "num_directions": None}
+    return settings.model_copy(update={"head": settings.head.model_copy(update=changes)})
 
 
 def fitted_model(
     settings: TrainSettings, network: Network, real: ViewFeatures, synthetic: ViewFeatures | None
 ) -> AttributionModel:
-    """A model with its projections fitted on the images themselves, and its nets as they start.
+    """Return a model with projections fitted on the images themselves, not on views, and untrained nets.
 
-    With a head for each domain, a control is fitted on each domain's images, and raises AttribError if there are none;
-    nets that are to be trained start from one projection, which unpaired synthetic images, where they are given, centre
-    for their own domain.
+    With separate domains, a control fits each domain on its own images and raises AttribError if there are none. Nets
+    that are trained start from one projection; unpaired synthetic images, if given, centre it for their domain.
     """
-    originals = np.flatnonzero(real.is_original)
-    fits = {"real": (real, originals)}
-    if settings.head.separate_domains:
-        fits["synthetic"] = fits["real"]  # nets that are trained start from one projection of both domains
-        if settings.head.net == "none":
+    head = settings.head
+    fits = {"real": (real, np.flatnonzero(real.is_original))}
+    if head.separate_domains:
+        fits["synthetic"] = fits["real"]
+        if head.net == "none":
             if synthetic is None:
                 raise AttribError("heads by domain without a net need unpaired synthetic images; give `synthetic`")
             fits["synthetic"] = (synthetic, np.flatnonzero(synthetic.is_original))
@@ -62,13 +60,14 @@ def fitted_model(
     num_images = min(len(rows) for _, rows in fits.values())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        probe = build_model(network.model, data_config, settings.features, settings.head, {})
-        sizes = projected_sizes(probe.extractor.sizes, num_images, settings.head)
-        model = build_model(network.model, data_config, settings.features, settings.head, sizes)
+        probe = build_model(network.model, data_config, settings.features, head, {})
+        sizes = projected_sizes(probe.extractor.sizes, num_images, head)
+        model = build_model(network.model, data_config, settings.features, head, sizes)
     for domain, (found, rows) in fits.items():
+        blocks = _blocks(model.heads[domain], found, rows)
         for part in model.heads[domain].parts.values():
-            fit_projections(part, _blocks(model.heads[domain], found, rows), settings.head)
-    if settings.head.separate_domains and synthetic is not None:
+            fit_projections(part, blocks, head)
+    if head.separate_domains and synthetic is not None:
         blocks = _blocks(model.heads["synthetic"], synthetic, np.flatnonzero(synthetic.is_original))
         for part in model.heads["synthetic"].parts.values():
             centre_projections(part, blocks)
@@ -76,54 +75,51 @@ def fitted_model(
 
 
 def training_inputs(model: AttributionModel, real: ViewFeatures) -> Inputs:
-    """Inputs of the nets for every image and view, computed once, float16."""
-    originals, views = _originals_by_id(real), np.flatnonzero(~real.is_original)
-    return Inputs(
-        head_inputs(model.head("real"), real.features, originals),
-        torch.from_numpy(real.content[originals]),
-        head_inputs(model.head("synthetic"), real.features, views),
-        torch.from_numpy(real.sources(views)),
-    )
+    """Return the inputs of the nets, float16, for every image and view."""
+    views = np.flatnonzero(~real.is_original)
+    sources = np.stack([real.content[views], real.donor[views]], axis=1)
+    return _inputs(model, real, real, views, sources)
 
 
 def paired_inputs(
     model: AttributionModel, real: ViewFeatures, synthetic: ViewFeatures, pairs: dict[int, list[int]]
 ) -> Inputs:
-    """For the supervised baseline: synthetic images in the place of views. pairs: {id of a synthetic image: ids of its
-    sources}.
+    """Return the inputs of the supervised baseline, with synthetic images in place of views.
 
-    Raises AttribError if no pair has both of its images.
+    pairs: {id of a synthetic image: ids of its sources}. Raises AttribError if no pair has features of both images.
     """
-    originals = _originals_by_id(real)
-    known = set(real.content[originals].tolist())
+    known = set(real.content[real.is_original].tolist())
     rows, sources = [], []
     for row, image_id in enumerate(synthetic.content.tolist()):
         found = [source for source in pairs.get(image_id, []) if source in known]
-        for start in range(0, len(found), 2):  # two to a row, so that one is not the other's negative
+        for start in range(0, len(found), 2):  # two in a row, so that one is not the other's negative
             rows.append(row)
             sources.append([*found[start : start + 2], NO_DONOR][:2])
     if not rows:
         raise AttribError(
             "no pair has features of both of its images; look at pairs.key_column and pairs_source_column"
         )
+    return _inputs(model, real, synthetic, np.array(rows), np.array(sources))
+
+
+def _inputs(
+    model: AttributionModel, real: ViewFeatures, synthetic: ViewFeatures, rows: np.ndarray, sources: np.ndarray
+) -> Inputs:
+    originals = np.flatnonzero(real.is_original)
+    originals = originals[np.argsort(real.content[originals])]
     return Inputs(
         head_inputs(model.head("real"), real.features, originals),
         torch.from_numpy(real.content[originals]),
-        head_inputs(model.head("synthetic"), synthetic.features, np.array(rows)),
-        torch.tensor(sources),
+        head_inputs(model.head("synthetic"), synthetic.features, rows),
+        torch.from_numpy(sources),
     )
 
 
 @torch.no_grad()
 def head_inputs(head: Head, features: np.ndarray, rows: np.ndarray) -> torch.Tensor:
-    """float16 [m, p] of some rows of float16 [n, D]."""
+    """Return float16 [m, p], the head's inputs, for some rows of float16 [n, D]."""
     batches = (rows[start : start + INPUT_ROWS] for start in range(0, len(rows), INPUT_ROWS))
     return torch.cat([head.inputs(torch.from_numpy(features[batch]).float()).half() for batch in batches])
-
-
-def _originals_by_id(found: ViewFeatures) -> np.ndarray:
-    originals = np.flatnonzero(found.is_original)
-    return originals[np.argsort(found.content[originals])]
 
 
 def _blocks(head: Head, found: ViewFeatures, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -134,20 +130,18 @@ def _blocks(head: Head, found: ViewFeatures, rows: np.ndarray) -> dict[str, np.n
 def read_pairs(
     settings: TrainSettings, manifest: Manifest, synthetic: Manifest, storage: Storage
 ) -> dict[int, list[int]]:
-    """{id of a synthetic image: ids of its sources} from the pairs table.
+    """Return {id of a synthetic image: ids of its sources} from the table settings.pairs.
 
-    Raises AttribError if there is no pair, or a column is missing.
+    Raises AttribError if the table or one of its columns is missing.
     """
-    if settings.pairs is None:
-        raise AttribError("control 'supervised' needs `pairs`, a table of synthetic images and their sources")
     table = open_sidecar(settings.pairs, storage).to_table()
     for column in (settings.pairs.key_column, settings.pairs_source_column):
         if column not in table.schema.names:
             raise AttribError(f"{settings.pairs.uri} has no column {column!r}; it has {', '.join(table.schema.names)}")
-    pairs: dict[int, list[int]] = {}
     names = [key.removeprefix(settings.pairs.key_prefix) for key in table[settings.pairs.key_column].to_pylist()]
     generated = image_ids(synthetic.collection.name, names).tolist()
     sources = image_ids(manifest.collection.name, table[settings.pairs_source_column].to_pylist()).tolist()
+    pairs: dict[int, list[int]] = {}
     for image_id, source in zip(generated, sources):
         pairs.setdefault(image_id, []).append(source)
     return pairs

@@ -18,19 +18,15 @@ from attrib.common.errors import AttribError
 from attrib.common.run_record import begin, finish
 from attrib.common.storage import Storage, join
 from attrib.data.manifest import Manifest, open_manifest, sampled_images
-from attrib.embed.estimate import probe_encoder
-from attrib.embed.settings import EmbedSettings
-from attrib.models.encoder import Network, load_encoder, load_network, model_digest, preprocessing_of
-from attrib.models.features import FeatureExtractor
+from attrib.models.encoder import Network, load_network, model_digest, preprocessing_of
 from attrib.models.model import AttributionModel, save_model
 from attrib.models.settings import BackboneSettings
 from attrib.runtime.admission import admit
-from attrib.runtime.estimate import Estimate
-from attrib.runtime.machine import baseline_bytes, measure_machine
+from attrib.runtime.machine import baseline_bytes
 from attrib.runtime.session import connect, device_of, num_cluster_cpus
 from attrib.runtime.trainer import TrainWorker, fit
 from attrib.train.batches import InputBatches, Inputs, shares_of_views
-from attrib.train.estimate import TrainSizes, estimate_train
+from attrib.train.estimate import estimate_train
 from attrib.train.feature_tasks import view_features
 from attrib.train.initialise import fitted_model, paired_inputs, read_pairs, training_inputs, with_control
 from attrib.train.loop import TrainRun
@@ -38,7 +34,6 @@ from attrib.train.pixel_batches import PixelBatches
 from attrib.train.settings import TrainSettings
 from attrib.train.student import parallel, student_of, trained_groups
 from attrib.train.view_features import sheet_of_views
-from attrib.train.whitening import projected_sizes
 
 RECORD = "train.json"
 MODEL = "model.safetensors"
@@ -48,7 +43,7 @@ SHEET_IMAGES = 6
 
 
 def run(settings: TrainSettings) -> dict:
-    """Train, or make a control, and return the record. A killed run continues from its last epoch."""
+    """Train a model, or make a control, and return the record. A killed run continues from its last epoch."""
     baseline_bytes()
     storage = Storage(settings.storage)
     settings = with_control(settings)
@@ -64,49 +59,17 @@ def run(settings: TrainSettings) -> dict:
     if record:
         return record
     connect(settings.ray, dashboard=True)
-    admit(_estimate(settings, manifest, storage), settings, {"max_process_gib": "lower max_images or views_per_image"})
+    estimate = estimate_train(settings, manifest, num_cluster_cpus(), storage)
+    admit(estimate, settings, {"max_process_gib": "lower max_images or views_per_image"})
     started = time.monotonic()
     results = _train(settings, manifest, synthetic, network, storage)
     return finish(settings, RECORD, inputs, results | {"seconds": round(time.monotonic() - started, 1)}, storage)
 
 
-def _estimate(settings: TrainSettings, manifest: Manifest, storage: Storage) -> Estimate:
-    """Estimate features and training. Unpaired generated images are not counted: they have no views."""
-    encoder = load_encoder(settings.backbone, storage)
-    embed = EmbedSettings(
-        manifest=settings.manifest,
-        output=settings.output,
-        backbone=settings.backbone,
-        chunk_rows=settings.chunk_rows,
-        storage=settings.storage,
-    )
-    probe = probe_encoder(encoder, manifest, embed, storage)
-    sizes = FeatureExtractor(encoder.model, settings.features, encoder.preprocessing.crop_px).sizes
-    num_images = min(settings.max_images, manifest.num_images)
-    projected = projected_sizes(sizes, num_images, settings.head)
-    inputs = [sum(projected[block] for block in part.blocks) for part in settings.head.parts.values()]
-    uses_views = settings.head.net != "none" and not settings.fine_tune and settings.control is None
-    train_sizes = TrainSizes(
-        num_images=num_images,
-        views_per_image=settings.views_per_image if uses_views else 0,
-        feature_dimension=sum(sizes.values()),
-        largest_block=max(sizes.values()),
-        input_dimension=sum(inputs),
-        num_parameters=sum(size * size for size in inputs) if settings.head.net != "none" else 0,
-        num_epochs=settings.optimiser.num_epochs,
-        images_in_flight=settings.chunk_rows,
-    )
-    return estimate_train(train_sizes, probe, measure_machine(256, 1), num_cluster_cpus())
-
-
 def _train(
     settings: TrainSettings, manifest: Manifest, synthetic: Manifest | None, network: Network, storage: Storage
 ) -> dict:
-    trains = settings.head.net != "none"
-    # End-to-end training draws new views in every epoch, and controls need no views.
-    uses_views = trains and not settings.fine_tune and settings.control is None
-    num_views = settings.views_per_image if uses_views else 0
-    folder = join(settings.output, "_features")
+    folder, num_views = join(settings.output, "_features"), settings.num_views
     real = view_features(settings, manifest, join(folder, "real"), num_views, settings.max_images, storage)
     generated = None
     if synthetic:
@@ -114,25 +77,33 @@ def _train(
     model = fitted_model(settings, network, real, generated)
     history: list[dict] = []
     shares = None
-    if trains:
+    if settings.head.net != "none":
         save_model(model, settings.backbone.name, join(settings.output, START), storage)
         if settings.control == "supervised":
             pairs = read_pairs(settings, manifest, synthetic, storage)
-            _write_inputs(settings, paired_inputs(model, real, generated, pairs), storage)
+            inputs = paired_inputs(model, real, generated, pairs)
         else:
             images = sampled_images(manifest, SHEET_IMAGES, storage)
             preprocessing = preprocessing_of(Network(model, model.data_config), settings.backbone.name)
             sheet = sheet_of_views(images, manifest, preprocessing, settings, storage)
             storage.write_bytes(join(settings.output, "views.png"), sheet)
-            if uses_views:
-                inputs = training_inputs(model, real)
-                _write_inputs(settings, inputs, storage)
-        best, history = _fit(settings, manifest, storage)
+            inputs = training_inputs(model, real) if num_views else None
+        if inputs:
+            storage.write_bytes(join(settings.output, INPUTS), save(vars(inputs)))
+        state = fit(
+            _worker,
+            (settings, manifest),
+            job="train",
+            num_workers=settings.num_workers,
+            device=device_of(settings.device, "train"),
+            output=settings.output,
+            storage=storage,
+        )
+        history = state["history"]
         student = student_of(model, settings)
-        student.load_state_dict(best, strict=False)
-        if uses_views:
-            batches = InputBatches(inputs, settings.optimiser, settings.seed, 0, 1)
-            shares = shares_of_views(student, batches)
+        student.load_state_dict(state["best"], strict=False)
+        if num_views:
+            shares = shares_of_views(student, InputBatches(inputs, settings.optimiser, settings.seed, 0, 1))
     save_model(model, settings.backbone.name, join(settings.output, MODEL), storage)
     failures = real.failures + (generated.failures if generated else [])
     schema = pa.schema([("id", pa.int64()), ("stage", pa.string()), ("reason", pa.string())])
@@ -147,24 +118,6 @@ def _train(
         "history": history,
         "shares": shares,
     }
-
-
-def _write_inputs(settings: TrainSettings, inputs: Inputs, storage: Storage) -> None:
-    storage.write_bytes(join(settings.output, INPUTS), save(vars(inputs)))
-
-
-def _fit(settings: TrainSettings, manifest: Manifest, storage: Storage) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """Best weights of the trained parameters, and the history of the criterion."""
-    state = fit(
-        _worker,
-        (settings, manifest),
-        job="train",
-        num_workers=settings.num_workers,
-        device=device_of(settings.device, "train"),
-        output=settings.output,
-        storage=storage,
-    )
-    return state["best"], state["history"]
 
 
 def _worker(worker: TrainWorker, settings: TrainSettings, manifest: Manifest) -> None:

@@ -1,7 +1,7 @@
 """The training loop: steps, an unsupervised criterion after every epoch, early stopping, and a state to resume from.
 
-The criterion: views of held-out source images must find their content and their style donor among all source images
-(mean reciprocal rank, averaged over the two roles). It needs no generated image and no truth.
+The criterion is the mean reciprocal rank at which views of held-out source images find their content and their style
+donor among all source images. It needs no generated images and no labels.
 """
 
 import math
@@ -17,11 +17,11 @@ from attrib.train.objective import EMPTY_SLOT, Objective, TrainBatch
 from attrib.train.settings import TrainSettings
 from attrib.train.student import Student
 
-CRITERION_ROWS = 1024  # views whose similarities are in memory at a time
+CRITERION_ROWS = 1024  # views compared at a time, to limit memory
 
 
 class TrainBatches(Protocol):
-    """Source of batches: attrib/train/batches.py for a head, attrib/train/pixel_batches.py for pixels."""
+    """Source of batches: InputBatches (attrib/train/batches.py) or PixelBatches (attrib/train/pixel_batches.py)."""
 
     @property
     def num_steps(self) -> int: ...
@@ -32,7 +32,7 @@ class TrainBatches(Protocol):
 
 
 class TrainRun:
-    """A training run and its state. wrapped: the student as a step calls it, by default the student itself."""
+    """A training run and its state. wrapped: the student within DistributedDataParallel, with several workers."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class TrainRun:
     ):
         self.student, self.optimiser, self.settings, self.device = student, optimiser, settings.optimiser, device
         self.objective = Objective(student, settings.alignment, settings.disentanglement).to(device)
-        self.wrapped = wrapped if wrapped is not None else student
+        self.wrapped = wrapped or student
         total = self.settings.num_epochs * num_steps
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: rate(step, total, self.settings.warmup_share)
@@ -54,10 +54,9 @@ class TrainRun:
         self.best: dict[str, Tensor] = _trained_state(student)
 
     def train(self, batches: TrainBatches, on_epoch: Callable[["TrainRun"], None]) -> None:
-        """Train until the last epoch or until the criterion no longer rises; load the best weights; call on_epoch after
-        each.
+        """Train to the last epoch, or until the criterion stops rising, and load the best weights.
 
-        Raises AttribError if the loss is not finite.
+        Calls on_epoch after every epoch and before the first. Raises AttribError if the loss is not finite.
         """
         if not self.history:
             self._note(-1, None, batches.criterion(self.student))
@@ -100,7 +99,7 @@ class TrainRun:
         return f"train: {epoch}  loss {loss}  criterion {last['criterion']:.4f} (best {best:.4f})"
 
     def state(self) -> dict:
-        """Tensors and plain values only, so that it loads with torch.load(weights_only=True)."""
+        """Return tensors and plain values only, so that torch.load(weights_only=True) reads the state."""
         return {
             "student": _trained_state(self.student),
             "objective": self.objective.state_dict(),
@@ -114,13 +113,13 @@ class TrainRun:
         self.student.load_state_dict(state["student"], strict=False)
         self.objective.load_state_dict(state["objective"])
         self.optimiser.load_state_dict(state["optimiser"])
-        # The rates are in the state of the optimiser; load_state_dict of the schedule would need its lambda.
+        # The optimiser's state has the rates; the schedule's state_dict would need its lambda.
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
         self.history, self.best = list(state["history"]), state["best"]
 
 
 def rate(step: int, num_steps: int, warmup_share: float) -> float:
-    """Share of the learning rate: linear warm-up, then half a cosine to zero."""
+    """Return the factor of the learning rate at a step: linear warm-up, then half a cosine to zero."""
     warmup = warmup_share * num_steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -128,19 +127,19 @@ def rate(step: int, num_steps: int, warmup_share: float) -> float:
 
 
 def _trained_state(student: Student) -> dict[str, Tensor]:
-    """Parameters that training changes: a frozen backbone need not be in every checkpoint."""
+    """Return the parameters that training changes; checkpoints do not repeat a frozen backbone."""
     return {name: value.detach().clone() for name, value in student.named_parameters() if value.requires_grad}
 
 
 @torch.no_grad()
 def mean_reciprocal_rank(views: Tensor, anchors: Tensor, view_sources: Tensor, anchor_ids: Tensor) -> float:
-    """Mean reciprocal rank, by cosine, of the source of each role among the anchors, averaged over views, then over
-    roles.
+    """Return the mean reciprocal rank, by cosine, of the views' sources among the anchors; 0 if none has a source.
 
-    The view's source of the other role is left out of the ranking.
+    Averaged over views, then over the roles content and donor. A view's source of the other role is not ranked. Ties
+    count as ranked above.
 
     views: float [m, d]; anchors: float [n, d]; view_sources: int64 [m, 2], -1 for none; anchor_ids: int64 [n],
-    EMPTY_SLOT for an ignored slot. Ties count as ranked above.
+    EMPTY_SLOT for an ignored slot.
     """
     filled = anchor_ids != EMPTY_SLOT
     anchors, anchor_ids = F.normalize(anchors[filled], dim=1), anchor_ids[filled]

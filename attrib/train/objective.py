@@ -1,5 +1,4 @@
-"""The training objective: alignment loss plus weight times decorrelation loss, over the global batch, with its
-state."""
+"""The training objective: alignment loss plus weighted decorrelation loss, over the global batch, with its state."""
 
 import copy
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ from attrib.train.losses import contrastive, decorrelation
 from attrib.train.settings import AlignmentSettings, DisentanglementSettings
 from attrib.train.student import Student
 
-EMPTY_SLOT = -1  # id of an anchor that is ignored
+EMPTY_SLOT = -1  # id of an anchor to ignore
 
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """One worker's part of a batch, the same sizes on every worker.
+    """One worker's part of a batch, of the same size on every worker.
 
     anchors: inputs of n source images; anchor_ids: int64 [n], EMPTY_SLOT for an ignored slot; views: inputs of m views;
     view_sources: int64 [m, 2], ids of content and style donor (-1: none).
@@ -29,7 +28,7 @@ class TrainBatch:
     view_sources: Tensor
 
     def to(self, device: torch.device) -> "TrainBatch":
-        return TrainBatch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+        return TrainBatch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
 
 class Objective(nn.Module):
@@ -38,16 +37,15 @@ class Objective(nn.Module):
     def __init__(self, student: Student, aligned: AlignmentSettings, disentangled: DisentanglementSettings):
         super().__init__()
         self.aligned, self.disentangled = aligned, disentangled
-        dimension = sum(student.part_sizes)
         self.slow = None
         if aligned.kind == "moco":
             self.slow = copy.deepcopy(student).requires_grad_(False)
-            self.queue = contrastive.MomentumQueue(aligned.queue_rows, dimension)
+            self.queue = contrastive.MomentumQueue(aligned.queue_rows, sum(student.part_sizes))
         if disentangled.kind == "cor_infomax":
             self.running = nn.ModuleList(decorrelation.RunningCovariance(size) for size in student.part_sizes)
 
     def forward(self, student: Student, wrapped: nn.Module, batch: TrainBatch) -> Tensor:
-        """The loss, the same on every worker. wrapped: the student, or the student within DistributedDataParallel."""
+        """Return the loss, the same on every worker. wrapped: the student, or its DistributedDataParallel."""
         anchors, views = (gather(outputs) for outputs in wrapped(batch.anchors, batch.views))
         ids, sources = only_first(gather_fixed(batch.anchor_ids)), gather_fixed(batch.view_sources)
         loss = self._alignment(student, batch, anchors, views, ids, sources)
@@ -56,37 +54,35 @@ class Objective(nn.Module):
         return loss
 
     def _alignment(self, student: Student, batch: TrainBatch, anchors, views, ids, sources) -> Tensor:
-        aligned, roles = self.aligned, views.new_tensor([1.0, self.aligned.style_weight])
-        if aligned.kind == "info_nce":
-            found, pool = student.embedding(views), student.embedding(anchors)
-            return contrastive.info_nce(found, pool, sources, ids, aligned.temperature, roles)
+        temperature, roles = self.aligned.temperature, views.new_tensor([1.0, self.aligned.style_weight])
+        found = student.embedding(views)
+        if self.slow is None:
+            return contrastive.info_nce(found, student.embedding(anchors), sources, ids, temperature, roles)
         with torch.no_grad():
-            slow = gather_fixed(self.slow.encode(batch.anchors, "real"))
-        keys = student.embedding(slow)
-        loss = contrastive.moco(student.embedding(views), keys, sources, ids, self.queue, aligned.temperature, roles)
+            keys = student.embedding(gather_fixed(self.slow.encode(batch.anchors, "real")))
+        loss = contrastive.moco(found, keys, sources, ids, self.queue, temperature, roles)
         self.queue.enqueue(keys, ids)
         return loss
 
     def _disentanglement(self, student: Student, anchors, views, ids, sources) -> Tensor:
-        place = {int(image_id): position for position, image_id in enumerate(ids.tolist()) if image_id != EMPTY_SLOT}
+        place = {image_id: position for position, image_id in enumerate(ids.tolist()) if image_id != EMPTY_SLOT}
         total = views.new_zeros(())
         for i, (real, synthetic, role) in enumerate(zip(student.parts(anchors), student.parts(views), student.roles)):
             wanted = sources[:, 1 if role == "style" else 0].tolist()
             rows = [(row, place[image_id]) for row, image_id in enumerate(wanted) if image_id in place]
-            if not rows:  # no view of the batch has a style donor
-                continue
-            view_rows, anchor_rows = torch.tensor(rows, device=views.device).T
-            total = total + self._term(i, real[anchor_rows], synthetic[view_rows])
+            if rows:  # else no view of the batch has a style donor
+                view_rows, anchor_rows = torch.tensor(rows, device=views.device).T
+                total = total + self._term(i, real[anchor_rows], synthetic[view_rows])
         return total / len(student.part_sizes)
 
     def _term(self, part: int, real: Tensor, synthetic: Tensor) -> Tensor:
-        """Loss per dimension, so that a weight means the same for parts of any size."""
-        kind, eps, d = self.disentangled.kind, self.disentangled.eps, real.shape[1]
+        """Return the loss per dimension, so that a weight means the same for parts of any size."""
+        kind, eps, dim = self.disentangled.kind, self.disentangled.eps, real.shape[1]
         if kind == "gaussian_infomax":
-            return decorrelation.gaussian_infomax(real, synthetic, eps) / d
+            return decorrelation.gaussian_infomax(real, synthetic, eps) / dim
         if kind == "cor_infomax":
             return decorrelation.cor_infomax(real, synthetic, self.running[part], alpha=1.0, eps=eps)
-        return decorrelation.cca_ssg(real, synthetic) / d
+        return decorrelation.cca_ssg(real, synthetic) / dim
 
     def after_step(self, student: Student) -> None:
         if self.slow is not None:
@@ -94,7 +90,6 @@ class Objective(nn.Module):
 
 
 def only_first(ids: Tensor) -> Tensor:
-    """int64 [n]: ids with all but the first place of each replaced by EMPTY_SLOT, so that an image is one anchor
-    only."""
+    """Return ids int64 [n] with every repetition replaced by EMPTY_SLOT, so that an image is one anchor only."""
     seen: set[int] = set()
     return ids.new_tensor([EMPTY_SLOT if i in seen or seen.add(i) else i for i in ids.tolist()])

@@ -1,4 +1,4 @@
-"""Options of jobs.train: trained parameters, views, objective, and controls."""
+"""Options of jobs.train: views, objective, optimiser, fine-tuning and controls."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -17,8 +17,8 @@ class AlignmentSettings(Settings):
 
     kind: Literal["info_nce", "moco"] = "info_nce"
     temperature: float = Field(default=0.02, gt=0)
-    style_weight: Weight = 1.0  # of the style donor's share of the loss; the content's has weight 1
-    momentum: float = Field(default=0.99, ge=0, lt=1)  # moco: share that the slow network keeps in a step
+    style_weight: Weight = 1.0  # of the style donor's loss; the content's has weight 1
+    momentum: float = Field(default=0.99, ge=0, lt=1)  # moco: share of the slow network kept in a step
     queue_rows: Positive = 4096  # moco
 
 
@@ -35,24 +35,22 @@ class OptimiserSettings(Settings):
     batch_size: Positive = 256  # views of the global batch, over all workers
     learning_rate: float = Field(default=5e-4, gt=0)
     weight_decay: Weight = 0.0
-    warmup_share: Share = 0.1  # of all steps; then the rate falls by a cosine
-    patience_epochs: Positive = 3  # without a better criterion, training stops
-    validation_share: float = Field(
-        default=0.1, gt=0, lt=1
-    )  # of the sources, whose views judge the model and train nothing
+    warmup_share: Share = 0.1  # of all steps; then half a cosine to zero
+    patience_epochs: Positive = 3  # epochs without a better criterion before training stops
+    validation_share: float = Field(default=0.1, gt=0, lt=1)  # of the sources, whose views only validate
 
 
 class FineTuneSettings(Settings):
-    """End to end: pixels through the network at every step. Batch norm stays frozen, so that workers agree."""
+    """End-to-end training: pixels through the network at every step. Batch norm stays frozen, so that workers agree."""
 
-    num_blocks: Positive | Literal["all"] = 2  # last blocks of the backbone that are trained
-    learning_rate: float = Field(default=2e-5, gt=0)  # of the backbone; the head has the optimiser's
+    num_blocks: Positive | Literal["all"] = 2  # number of last blocks of the backbone to train
+    learning_rate: float = Field(default=2e-5, gt=0)  # of the backbone; the head uses the optimiser's
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPUs
-    num_loaders: int = Field(default=0, ge=0)  # processes per worker that render views; 0: in the worker itself
+    num_loaders: int = Field(default=0, ge=0)  # processes per worker that render views; 0: the worker renders
 
 
 class TrainSettings(JobSettings):
-    """jobs.train: a model from source images alone, or one of the controls."""
+    """jobs.train: a model from source images only, or a control."""
 
     execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {"num_workers", "device", "synthetic"}
 
@@ -62,23 +60,21 @@ class TrainSettings(JobSettings):
     features: FeatureSettings = FeatureSettings()
     head: HeadSettings = HeadSettings()
     views: ViewSettings = ViewSettings()
-    views_per_image: Positive = (
-        10  # whose features are computed once; fine-tuning draws new views in every epoch instead
-    )
-    max_images: Positive = 100_000  # of a larger corpus a random sample is trained on
+    views_per_image: Positive = 10  # computed once; fine-tuning draws new views in every epoch instead
+    max_images: Positive = 100_000  # a random sample of a larger collection
     alignment: AlignmentSettings = AlignmentSettings()
     disentanglement: DisentanglementSettings = DisentanglementSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
-    fine_tune: FineTuneSettings | None = None  # None: the head alone, on features computed once
+    fine_tune: FineTuneSettings | None = None  # None: only the head, on features computed once
     synthetic: Uri | None = (
         None  # manifest of unpaired generated images: statistics of their domain, for separate heads
     )
-    pairs: MetadataSettings | None = None  # the supervised baseline only: key_column names the synthetic image
+    pairs: MetadataSettings | None = None  # for control supervised: key_column names the synthetic image
     pairs_source_column: str = "source"
     control: Literal["raw", "centred", "whitened", "domain_whitened", "supervised"] | None = None
     max_failed_share: Share = 0.05
-    chunk_rows: Positive = 64  # images whose features commit together
-    num_workers: Positive = 1  # of the training
+    chunk_rows: Positive = 64  # images per chunk of features
+    num_workers: Positive = 1  # of Ray Train
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
 
@@ -86,17 +82,22 @@ class TrainSettings(JobSettings):
     def _consistent(self):
         self.head.check(self.features)
         if self.control and self.fine_tune:
-            raise ValueError("a control has nothing to fine-tune; leave one of control and fine_tune out")
+            raise ValueError("a control has nothing to fine-tune; remove control or fine_tune")
         if self.control in ("domain_whitened", "supervised") and not self.synthetic:
             raise ValueError(f"control {self.control!r} needs `synthetic`, the manifest of the generated images")
         if self.control == "supervised" and not self.pairs:
             raise ValueError("control 'supervised' needs `pairs`, a table of synthetic images and their sources")
         disentangles = self.disentanglement.kind != "none" and self.disentanglement.weight > 0
         if self.head.separate_domains and self.alignment.kind != "info_nce" and not disentangles:
-            # Only the slow network sees the sources: nothing would train the fast one's head for them.
+            # Only the slow network encodes the sources, so nothing would train the real head of the fast one.
             raise ValueError(
                 f"alignment.kind {self.alignment.kind!r} trains no head of real images by itself; with "
-                "head.separate_domains "
-                "use info_nce, or a disentanglement"
+                "head.separate_domains use info_nce, or a disentanglement"
             )
         return self
+
+    @property
+    def num_views(self) -> int:
+        """Views per image whose features are computed once: none for controls and end-to-end training."""
+        trains_head = self.head.net != "none" and self.fine_tune is None and self.control is None
+        return self.views_per_image if trains_head else 0

@@ -1,4 +1,4 @@
-"""The trained part of a model: nets on precomputed inputs, or the whole network on pixels."""
+"""The trained part of a model: the nets on precomputed inputs, or the whole network on pixels."""
 
 import torch
 from timm.models import group_parameters
@@ -14,9 +14,9 @@ from attrib.train.settings import TrainSettings
 
 
 class Student(nn.Module):
-    """The trained network: inputs -> float32 [n, d], parts side by side, not normalised.
+    """The trained network: maps inputs to float32 [n, d], the parts side by side, not normalised.
 
-    trunk(inputs, domain) gives the parts; with separate domains anchors pass as real and views as synthetic images.
+    trunk(inputs, domain) returns the parts. With separate domains, anchors are real and views synthetic images.
     """
 
     def __init__(self, trunk: nn.Module, head: Head, separate_domains: bool = False):
@@ -26,7 +26,7 @@ class Student(nn.Module):
         self.roles = [part.role for part in head.parts.values()]
 
     def forward(self, anchors: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
-        """One call for both: DistributedDataParallel wants one forward per backward."""
+        """Encode both in one call, because DistributedDataParallel needs one forward per backward."""
         if self.separate_domains:
             return self.encode(anchors, "real"), self.encode(views, "synthetic")
         both = self.encode(torch.cat([anchors, views]), "real")
@@ -43,7 +43,7 @@ class Student(nn.Module):
 
 
 class HeadTrunk(nn.Module):
-    """The nets of heads, on inputs that were computed once (Head.inputs)."""
+    """The nets of the heads, on precomputed inputs (Head.inputs)."""
 
     def __init__(self, heads: nn.ModuleDict):
         super().__init__()
@@ -54,25 +54,19 @@ class HeadTrunk(nn.Module):
 
 
 class PixelTrunk(nn.Module):
-    """uint8 [n, 3, h, w] -> the head's parts, through the whole network, whose batch norm stays as it was."""
+    """The whole network: maps pixels uint8 [n, 3, h, w] to the head's parts. Batch norm stays frozen."""
 
     def __init__(self, model: AttributionModel, precision: str):
         super().__init__()
         self.model, self.precision = model, precision
         self.preprocessing = Preprocessing.from_timm(model.data_config)
 
-    @property
-    def heads(self) -> nn.ModuleDict:
-        return self.model.heads
-
     def forward(self, pixels: Tensor, domain: Domain) -> list[Tensor]:
         device = pixels.device
-        images = self.preprocessing.normalise(pixels, device, torch.float32).contiguous(
-            memory_format=torch.channels_last
-        )
+        images = self.preprocessing.normalise(pixels, device, torch.float32)
         use_bfloat16 = self.precision == "bfloat16" or (self.precision == "auto" and device.type == "cuda")
         with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
-            features = self.model.extractor(images)
+            features = self.model.extractor(images.contiguous(memory_format=torch.channels_last))
         head = self.model.head(domain)
         return head.part_outputs(head.inputs(features.float()))
 
@@ -81,7 +75,7 @@ class PixelTrunk(nn.Module):
 
 
 def thaw_last_blocks(backbone: nn.Module, num_blocks: int | str) -> None:
-    """Let the last groups of layers, as timm groups them, be trained; their batch norms keep scale and shift as well.
+    """Make the last groups of layers trainable, as timm groups them, with scale and shift of their batch norms.
 
     Raises AttribError if the network has fewer groups.
     """
@@ -98,7 +92,7 @@ def thaw_last_blocks(backbone: nn.Module, num_blocks: int | str) -> None:
 
 
 def student_of(model: AttributionModel, settings: TrainSettings) -> Student:
-    """The student of a model: nets of the head and, end to end, the last blocks of the backbone; the rest is frozen."""
+    """Return the student: it trains the nets and, end to end, the last blocks of the backbone; the rest is frozen."""
     model.requires_grad_(False)
     for head in model.heads.values():
         for part in head.parts.values():
@@ -112,15 +106,15 @@ def student_of(model: AttributionModel, settings: TrainSettings) -> Student:
 
 
 def parallel(student: Student, settings: TrainSettings, device: torch.device) -> nn.Module:
-    """The student as each of several workers calls it."""
-    # Without the network's output nothing may read its last layers, which are thawed first.
+    """Return the student within DistributedDataParallel."""
+    # Without the pooled output, no block may read the last layers, which are trainable.
     unused = settings.fine_tune is not None and not settings.features.pooled
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(student, device_ids=devices, find_unused_parameters=unused)
 
 
 def trained_groups(student: Student, settings: TrainSettings) -> list[dict]:
-    """Parameter groups for an optimiser: the backbone's learning rate is its own."""
+    """Return the parameter groups of the optimiser; the backbone has its own learning rate."""
     named = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
     inner = [p for name, p in named if ".backbone." in name]
     outer = [p for name, p in named if ".backbone." not in name]

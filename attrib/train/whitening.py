@@ -1,8 +1,7 @@
-"""Fitting the projections of a head to features: centring, standardising and whitening, on unpaired images of one
-domain.
+"""Fit the projections of a head, centring, standardising and whitening, to unpaired images of one domain.
 
-For a linear head with outputs of unit variance the log-det Infomax objective has a closed solution, whitening
-(Hadamard's inequality), so these projections are both where training starts and the controls that it must beat.
+Whitening is the closed solution of the log-det Infomax objective for a linear head with outputs of unit variance
+(Hadamard's inequality). These projections are the start of training and the controls that a trained model must beat.
 """
 
 import numpy as np
@@ -13,12 +12,12 @@ from attrib.common.errors import AttribError
 from attrib.models.heads import HeadPart
 from attrib.models.settings import HeadSettings
 
-DEVIATION_FLOOR = 1e-6  # a feature that is equal on all images carries no information and is set to 0
-RANK_TOLERANCE = 1e-9  # of the largest variance: directions below are rounding
+DEVIATION_FLOOR = 1e-6  # a feature with less deviation over the images is set to 0
+RANK_TOLERANCE = 1e-9  # of the largest variance; directions below are rounding noise
 
 
 def projected_sizes(block_sizes: dict[str, int], num_images: int, settings: HeadSettings) -> dict[str, int]:
-    """Dimension of each block after its projection: at most the rank that num_images can have."""
+    """Return the dimension of each block after its projection, limited by the rank that num_images can have."""
     if "whiten" not in settings.projection or is_symmetric(settings):
         return dict(block_sizes)
     limit = min(settings.num_directions or num_images - 1, num_images - 1)
@@ -26,29 +25,27 @@ def projected_sizes(block_sizes: dict[str, int], num_images: int, settings: Head
 
 
 def is_symmetric(settings: HeadSettings) -> bool:
-    """Whitening rotates back (ZCA) if each domain is whitened alone, because principal directions would not
-    correspond."""
+    """Whether whitening rotates back (ZCA): for domains whitened separately, principal directions do not correspond."""
     return settings.separate_domains and settings.net == "none"
 
 
 @torch.no_grad()
 def fit_projections(part: HeadPart, blocks: dict[str, np.ndarray], settings: HeadSettings) -> None:
-    """Fill a part's `project` layers. blocks: float [n, D_block] of the images to fit on; deterministic, in float64.
+    """Fit a part's `project` layers, deterministically in float64, to blocks float [n, D_block] of images.
 
     Raises AttribError if there are fewer than two images.
     """
     for name, layer in part.project.items():
-        if not isinstance(layer, nn.Linear):
-            continue
-        weight, bias = affine(blocks[name], settings)
-        weight, bias = _padded(weight, layer.out_features), _padded(bias[:, None], layer.out_features)[:, 0]
-        layer.weight.copy_(torch.from_numpy(weight))
-        layer.bias.copy_(torch.from_numpy(bias))
+        if isinstance(layer, nn.Linear):
+            weight, bias = (torch.from_numpy(values)[: layer.out_features] for values in affine(blocks[name], settings))
+            # Zeros for directions that the images lack, so that the size of the layer depends on counts only.
+            layer.weight.zero_()[: len(weight)] = weight
+            layer.bias.zero_()[: len(bias)] = bias
 
 
 @torch.no_grad()
 def centre_projections(part: HeadPart, blocks: dict[str, np.ndarray]) -> None:
-    """Move the projections' centres to the mean of these images: float [n, D_block] of each block."""
+    """Move the centres of the projections to the mean of blocks float [n, D_block]."""
     for name, layer in part.project.items():
         if isinstance(layer, nn.Linear):
             mean = torch.from_numpy(blocks[name].astype(np.float64).mean(axis=0))
@@ -56,7 +53,10 @@ def centre_projections(part: HeadPart, blocks: dict[str, np.ndarray]) -> None:
 
 
 def affine(features: np.ndarray, settings: HeadSettings) -> tuple[np.ndarray, np.ndarray]:
-    """(weight float64 [k, D], bias float64 [k]) of x -> weight x + bias, fitted to features float [n, D]."""
+    """Return weight float64 [k, D] and bias float64 [k] of x -> weight x + bias, fitted to features float [n, D].
+
+    Raises AttribError if there are fewer than two images.
+    """
     if len(features) < 2:
         raise AttribError(f"{len(features)} images are too few to fit a projection; give at least two")
     features = features.astype(np.float64)
@@ -73,7 +73,7 @@ def affine(features: np.ndarray, settings: HeadSettings) -> tuple[np.ndarray, np
     largest = variance.max(initial=0)
     whitening = directions / np.sqrt(variance + settings.shrinkage * largest)[:, None]
     if is_symmetric(settings) and largest:
-        # Directions without variance among the images are scaled as variance 0, so that n < d whitens as n >= d does.
+        # Directions without variance get the scale of variance 0, so that n < d whitens like n >= d.
         floor = 1 / np.sqrt(settings.shrinkage * largest)
         whitening = directions.T @ (whitening - floor * directions) + floor * np.eye(dimension)
     weight = whitening * scale
@@ -81,21 +81,15 @@ def affine(features: np.ndarray, settings: HeadSettings) -> tuple[np.ndarray, np
 
 
 def principal_directions(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """PCA of centred rows float64 [n, D]: variance float64 [k] descending, orthonormal directions float64 [k, D]; k:
-    rank."""
+    """Return the PCA of centred rows float64 [n, D] of rank k: descending variance [k], directions [k, D]."""
     num, dimension = centred.shape
     if dimension <= num:
         variance, vectors = np.linalg.eigh(centred.T @ centred / num)
         variance, directions = variance[::-1], vectors[:, ::-1].T
     else:
-        # Fewer images than dimensions: the same directions from the smaller Gram matrix.
+        # With fewer images than dimensions, the smaller Gram matrix gives the same directions.
         variance, vectors = np.linalg.eigh(centred @ centred.T / num)
         variance, vectors = variance[::-1], vectors[:, ::-1]
         directions = (centred.T @ (vectors / np.sqrt(np.maximum(variance, np.finfo(float).tiny) * num))).T
     kept = variance > RANK_TOLERANCE * max(variance[0], np.finfo(float).tiny)
     return variance[kept], directions[kept]
-
-
-def _padded(rows: np.ndarray, num_rows: int) -> np.ndarray:
-    """Zeros for directions that the images do not have, so that the layer's size depends on counts alone."""
-    return np.pad(rows[:num_rows], ((0, max(0, num_rows - len(rows))), (0, 0)))

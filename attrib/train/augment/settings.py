@@ -1,4 +1,4 @@
-"""Options of the augmentations of attrib/train/augment/views.py. Imports nothing heavy, as every settings module."""
+"""Options of the augmentations (attrib/train/augment/views.py)."""
 
 import math
 from typing import Annotated, Literal, get_args
@@ -9,11 +9,11 @@ from attrib.common.settings import Positive, Settings, Share
 
 Kind = Literal["texture", "colour", "bands", "solo"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-DONOR_KINDS = frozenset(KINDS) - {"solo"}  # kinds that take a second image as the donor of a style
+DONOR_KINDS = frozenset(KINDS) - {"solo"}  # kinds that use a second image, the style donor
 
 
 def _limits(low: float, high: float = math.inf, *, open_below: bool = False) -> AfterValidator:
-    """Validates a pair (lower, upper): in order, and both within low..high."""
+    """Return a validator of a pair (lower, upper): in order, both within low..high."""
 
     def check(pair: tuple) -> tuple:
         if pair[0] > pair[1]:
@@ -41,10 +41,10 @@ JpegQualities = Annotated[tuple[int, int], _limits(1, 100)]
 class KindMix(Settings):
     """Relative weights of the kinds of views; 0 leaves a kind out."""
 
-    texture: Weight = 6.0  # rebuilt from patches of the donor: layout alone says which content it is
+    texture: Weight = 6.0  # rebuilt from patches of the donor: only the layout shows the content
     colour: Weight = 1.0  # in the donor's palette
     bands: Weight = 1.0  # in the donor's palette, sharpness and grain
-    solo: Weight = 2.0  # no donor: brightness, contrast, saturation and hue change
+    solo: Weight = 2.0  # no donor; brightness, contrast, saturation and hue change
 
     @model_validator(mode="after")
     def _something_left(self):
@@ -54,31 +54,31 @@ class KindMix(Settings):
 
 
 class ViewSettings(Settings):
-    """How views differ from their content. A network trained on them becomes invariant to what is varied.
+    """How views differ from their content. A network trained on them becomes invariant to these differences.
 
-    Every pair is (lower, upper); a value between them is drawn for each view. A `_probability` is the share of the
-    views that an augmentation applies to. After a colon, comments name what the network becomes invariant to.
+    Every pair is (lower, upper), the limits of a value drawn for each view. A `_probability` is the share of views that
+    an augmentation applies to. After a colon, comments name what the network becomes invariant to.
     """
 
     mix: KindMix = KindMix()
 
-    # Framing. Generators keep some of a source, seldom at its place or in its proportions.
-    crop_area_share: PositiveShares = (0.45, 1.0)  # of the content, what a view shows: place, size, what is missing
-    crop_aspect: PositiveFactors = (0.67, 1.5)  # width / height of that part, which becomes square: proportions
+    # Framing: generators keep parts of a source, seldom in place or in proportion.
+    crop_area_share: PositiveShares = (0.45, 1.0)  # of the content that a view shows: place, size, missing parts
+    crop_aspect: PositiveFactors = (0.67, 1.5)  # width / height of that part, squeezed to a square: proportions
     flip_probability: Share = 0.3  # mirrored: left and right
 
-    # The donor. Its crops make many styles of one donor, so that a small collection goes further.
-    donor_crop_area_share: PositiveShares = (0.3, 1.0)  # which part of the style's image it was taken from
-    donor_flip_probability: Share = 0.5  # the direction of light and strokes
-    donor_scale: DonorScales = (0.6, 1.2)  # its side / the view's, for texture: the size of strokes
+    # The style donor. Random crops give many styles per donor, which helps small collections.
+    donor_crop_area_share: PositiveShares = (0.3, 1.0)  # which part of the donor sets the style
+    donor_flip_probability: Share = 0.5  # direction of light and strokes
+    donor_scale: DonorScales = (0.6, 1.2)  # side of the donor / side of the view, for texture: size of strokes
 
-    # Kind texture: what things are made of, and detail finer than a patch.
-    patch_px: PatchSides = (5, 16)  # side of a patch in pixels of the view: coarseness, shapes below that size
-    texture_strength: Shares = (0.55, 1.0)  # of the patches over the recoloured content: fine detail, gone at 1
-    texture_mean_weight: Factors = (0.5, 2.0)  # of brightness against pattern in matching: edges if high, tone if low
-    keep_colour_probability: Share = 0.2  # back to the content's palette, so that it is not always the wrong one
-    keep_colour_share: Shares = (0.5, 1.0)  # how far back
-    num_donor_patches: Positive = 1500  # candidates for each place; the time of a view is about proportional
+    # Kind texture: materials, and detail finer than a patch.
+    patch_px: PatchSides = (5, 16)  # side of a patch: coarseness, smaller shapes
+    texture_strength: Shares = (0.55, 1.0)  # weight of the patches against the recoloured content: fine detail
+    texture_mean_weight: Factors = (0.5, 2.0)  # brightness against pattern when patches are matched: edges if high
+    keep_colour_probability: Share = 0.2  # restores the content's palette, so that it is sometimes right
+    keep_colour_share: Shares = (0.5, 1.0)  # how far
+    num_donor_patches: Positive = 1500  # candidates per patch; time is about proportional
 
     # Kinds colour and bands.
     colour_strength: Shares = (0.7, 1.0)  # palette, light
@@ -91,11 +91,11 @@ class ViewSettings(Settings):
     hue_probability: Share = 0.3
     hue_turns: HueTurns = (-0.33, 0.33)  # of the colour circle: which colour things have
 
-    # Degradation of the finished view, each by itself, in this order: what uploads, thumbnails and codecs do.
+    # Degradation of the finished view, each independently, in this order: uploads, thumbnails, codecs.
     blur_probability: Share = 0.1
     blur_sigma_px: PositiveFactors = (0.5, 2.0)  # focus
     resize_probability: Share = 0.25
-    resize_share: PositiveShares = (0.25, 0.8)  # side of a smaller copy that is enlarged again: resolution
+    resize_share: PositiveShares = (0.25, 0.8)  # of the side, then enlarged again: resolution
     noise_probability: Share = 0.2
     noise_std_share: Shares = (0.01, 0.1)  # of the range from black to white: grain
     jpeg_probability: Share = 0.25

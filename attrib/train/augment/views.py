@@ -1,12 +1,11 @@
-"""Views of images for training without any pair of a source and what was generated from it.
+"""Views: augmented images that imitate generated ones, for training without pairs of generated images and sources.
 
-A view imitates a generated image: it keeps what the content shows, may take its colours or texture from a second
-image (the style donor), and is cropped, mirrored, recoloured and degraded. A view and its content, or two views of
-one content, then stand for a generated image and its source.
+A view keeps the content of an image, may take colours or texture from a second image, the style donor, and is cropped,
+mirrored, recoloured and degraded.
 
 torchvision's functionals do the standard parts. Its transform classes draw from the global generator, whose state
-depends on the number of workers and the order of batches; here every draw comes from the generator of the view. Many
-views belong in processes of one torch thread each: threads within a view cost more than they save.
+depends on workers and batches; here every draw uses the generator of the view. Render views in processes with one
+torch thread each: threads within a view cost more than they save.
 """
 
 import hashlib
@@ -23,23 +22,22 @@ from attrib.common.errors import AttribError
 from attrib.train.augment.settings import DONOR_KINDS, KINDS, Kind, ViewSettings
 from attrib.train.augment.transfer import band_transfer, colour_transfer, texture_transfer
 
-STRIDES_PER_PATCH = 3  # patches overlap by two thirds: at less, their grid shows
-MIN_STRIDE_PX = 2  # at 1, the smallest patches would take most of the time
+STRIDES_PER_PATCH = 3  # patches overlap by two thirds; with less, their grid is visible
+MIN_STRIDE_PX = 2  # with 1, the smallest patches would take most of the time
 BLUR_REACH = 3  # standard deviations; the rest of a Gaussian is 0.3 %
 LABEL_PX = 20
 GAP_PX = 2
 
 
 def view_seed(seed: int, image_id: int, view_index: int) -> int:
-    """In [0, 2**63), by BLAKE2b: a view is the same on every machine, in any order and with any number of workers."""
+    """Return a seed in [0, 2**63) from BLAKE2b, which does not depend on machine, order or number of workers."""
     digest = hashlib.blake2b(f"{seed} {image_id} {view_index}".encode(), digest_size=8).digest()
-    # A torch CPU generator looks at the low 32 bits only. Among millions of views some share their draws by chance, but
-    # they show different images.
+    # A torch CPU generator uses the low 32 bits only. Of millions of views a few share draws, for different images.
     return int.from_bytes(digest, "big") >> 1
 
 
 def view_generator(seed: int, image_id: int, view_index: int) -> torch.Generator:
-    """The generator of one view, for all that is drawn for it: its kind, its donor and what render_view does."""
+    """Return the generator of all draws of one view: its kind, its donor and those of render_view."""
     return torch.Generator().manual_seed(view_seed(seed, image_id, view_index))
 
 
@@ -56,13 +54,11 @@ def render_view(
     view_px: int,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """One view of the content, on the CPU.
+    """Return one view of the content, uint8 [3, view_px, view_px], rendered on the CPU.
 
-    content, donor: uint8 [3, h, w], RGB, of any sizes; kind "solo" takes no notice of a donor.
-    generator: a CPU generator; the view is a function of its state and the other arguments.
-
-    Returns uint8 [3, view_px, view_px]; about 60 ms for kind texture at 224 px, 3 to 10 ms for the others.
-    Raises AttribError for a kind that is not one of KINDS, and for one that needs a donor where there is none.
+    content, donor: uint8 [3, h, w], RGB, of any sizes; kind "solo" ignores the donor. The view depends on the arguments
+    and the state of the CPU generator only. About 60 ms for kind texture at 224 px, 3 to 10 ms for the others.
+    Raises AttribError for an unknown kind or a missing donor.
     """
     if kind not in KINDS:
         raise AttribError(f"kind {kind!r} of a view is unknown; use one of {', '.join(KINDS)}")
@@ -74,7 +70,7 @@ def render_view(
     if kind == "solo":
         view = _recolour(shown, settings, generator)
     else:
-        # Its own proportions are part of a style, so the donor is only cropped.
+        # Proportions belong to a style, so the donor keeps its own.
         style = _crop(
             donor, settings.donor_crop_area_share, (1.0, 1.0), settings.donor_flip_probability, view_px, generator
         )
@@ -88,7 +84,7 @@ def _uniform(limits: tuple[float, float], generator: torch.Generator) -> float:
 
 
 def _integer(limits: tuple[int, int], generator: torch.Generator) -> int:
-    """Both limits included."""
+    """Return a random integer, both limits included."""
     return int(torch.randint(limits[0], limits[1] + 1, (), generator=generator))
 
 
@@ -104,10 +100,10 @@ def _crop(
     size_px: int,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """uint8 [3, h, w] -> float32 [3, size_px, size_px]: a random part, the area uniform, the aspect log-uniform.
+    """Return a random part, float32 [3, size_px, size_px], of uint8 [3, h, w]; area uniform, aspect log-uniform.
 
-    A part that does not fit is shrunk until it does, so that its aspect holds in a panorama, too; RandomResizedCrop of
-    torchvision draws again instead, and in the end takes the centre.
+    A part that does not fit is shrunk, so panoramas keep the aspect; torchvision's RandomResizedCrop draws again and
+    finally takes the centre.
     """
     height, width = pixels.shape[1:]
     area = _uniform(area_share, generator) * height * width
@@ -158,11 +154,11 @@ def _recolour(view: torch.Tensor, settings: ViewSettings, generator: torch.Gener
 
 
 def _degrade(view: torch.Tensor, settings: ViewSettings, generator: torch.Generator) -> torch.Tensor:
-    """float32 [3, n, n] in 0..1 -> uint8 [3, n, n]."""
+    """Return uint8 [3, n, n] of float32 [3, n, n] in 0..1."""
     size_px = view.shape[1]
     if _happens(settings.blur_probability, generator):
         sigma_px = _uniform(settings.blur_sigma_px, generator)
-        # The padding by reflection in torchvision's blur reaches at most across the image.
+        # torchvision pads by reflection, by less than the size of the image.
         reach_px = min(math.ceil(BLUR_REACH * sigma_px), size_px - 1)
         view = functional.gaussian_blur(view, [2 * reach_px + 1] * 2, [sigma_px] * 2)
     if _happens(settings.resize_probability, generator):
@@ -187,10 +183,10 @@ def view_sheet(
     views_per_kind: int = 2,
     seed: int = 0,
 ) -> bytes:
-    """A PNG to judge settings by: a row per content with the original, its donor, and views of every kind in the mix.
+    """Return a PNG to check settings by eye: per content the original, its donor, and views of every kind in the mix.
 
-    contents, donors: as many of each, uint8 [3, h, w] of any sizes; both are shown squeezed to view_px x view_px.
-    Raises AttribError where they do not pair.
+    contents, donors: uint8 [3, h, w] of any sizes, shown squeezed to a square. Raises AttribError if their numbers
+    differ.
     """
     if not contents or len(contents) != len(donors):
         raise AttribError(f"{len(contents)} contents and {len(donors)} donors; a sheet needs one donor per content")
@@ -202,7 +198,7 @@ def view_sheet(
     for column, label in enumerate(labels):
         draw.text((column * pitch + GAP_PX, GAP_PX), label, fill="black", font=font)
     for row, (content, donor) in enumerate(zip(contents, donors)):
-        cells = [functional.resize(picture, [view_px, view_px], antialias=True) for picture in (content, donor)]
+        cells = [functional.resize(image, [view_px, view_px], antialias=True) for image in (content, donor)]
         cells += [
             render_view(content, donor, kind, settings, view_px, view_generator(seed, row, index))
             for index, kind in enumerate(kinds)

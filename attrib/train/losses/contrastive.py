@@ -5,13 +5,11 @@
 - `moco`: the same against the keys of a momentum encoder and a queue (MoCo: He et al., arXiv 1911.05722).
 - `supervised_contrastive`: embeddings with class labels (SupCon: Khosla et al., arXiv 2004.11362).
 
-Views and anchors: a view is an augmented image made of up to r source images. `view_sources` int64 [m, r] holds their
-ids: column 0 the content, column 1 the donor of style or texture, -1 for none. An anchor is a source image with an id
-in `anchor_ids` int64 [n]; several anchors may show the same source. No (generated image, source) pairs are needed.
-Every (view, role) whose source is among the anchors is one pair; the others are skipped.
-
-With several workers all arguments are those of the global batch (attrib.train.all_gather). Call the losses outside
-autocast: in bfloat16 a cosine divided by a temperature is wrong in its second digit.
+A view is an augmented image made of up to r source images. `view_sources` int64 [m, r] holds their ids: column 0 the
+content, column 1 the style donor, -1 for none. An anchor is a source image with an id in `anchor_ids` int64 [n], -1 for
+an empty slot; several anchors may show one source. Every (view, role) whose source is among the anchors is a pair; the
+others are skipped. With several workers all arguments are those of the global batch (attrib.train.all_gather). Call the
+losses outside autocast: bfloat16 makes the second digit of cosine / temperature wrong.
 """
 
 import torch
@@ -29,31 +27,43 @@ def info_nce(
     temperature: float,
     role_weights: Tensor | None = None,
 ) -> Tensor:
-    """InfoNCE of views [m, d] that must find their source of each role among anchors [n, d] by cosine.
+    """Return the InfoNCE loss of views float [m, d] against anchors float [n, d]; both are normalised here.
 
-    views, anchors: float, normalised here; view_sources: int64 [m, r]; anchor_ids: int64 [n], -1 for an empty slot,
-    which is ignored. For one pair, with s = cosine / temperature,
+    For one pair, with s = cosine / temperature:
 
         loss = -log(sum over positives of exp s / sum over positives and negatives of exp s).
 
-    Positives are the anchors that show the source of that role. Anchors of the view's other sources are neither
-    positives nor negatives: they are true sources too. The evaluation leaves out a query's other sources in the same
-    way.
+    Positives are the anchors that show the source of the pair's role. The view's other sources are neither positives
+    nor negatives, because they are true sources too; the evaluation leaves them out as well.
 
     Returns the mean over pairs or, with role_weights float [r], the weighted mean over roles of the mean over the pairs
     of a role; roles without pairs or with weight zero do not count. Raises AttribError if there is no pair.
     """
     logits = F.normalize(views, dim=1) @ F.normalize(anchors, dim=1).T / temperature
-    shown = _shown(view_sources, anchor_ids)
+    shown = (view_sources.T[:, :, None] == anchor_ids) & (anchor_ids >= 0)  # [r, m, n]: the anchor shows the source
     true = shown.any(dim=0)
-    losses = []
+    losses = []  # for each role, the losses of its pairs
     for positive in shown:
         used = positive.any(dim=1)
         left_out = (true & ~positive) | (anchor_ids < 0)
         found = logits[used].masked_fill(~positive[used], -torch.inf).logsumexp(dim=1)
         pool = logits[used].masked_fill(left_out[used], -torch.inf).logsumexp(dim=1)
         losses.append(pool - found)
-    return _mean_over_pairs(losses, role_weights)
+    if role_weights is None:
+        pairs = torch.cat(losses)
+        if len(pairs):
+            return pairs.mean()
+    else:
+        if len(role_weights) != len(losses):
+            raise AttribError(
+                f"{len(role_weights)} role weights for {len(losses)} roles; give one for each column of view_sources"
+            )
+        present = [(weight, loss.mean()) for weight, loss in zip(role_weights, losses) if len(loss) and weight > 0]
+        if present:
+            return sum(weight * mean for weight, mean in present) / sum(weight for weight, _ in present)
+    raise AttribError(
+        "no view of the batch has its source among the anchors; look at view_sources, anchor_ids and role_weights"
+    )
 
 
 class MomentumQueue(nn.Module):
@@ -95,20 +105,20 @@ def moco(
     temperature: float,
     role_weights: Tensor | None = None,
 ) -> Tensor:
-    """`info_nce` against the momentum encoder's keys float [n, d] of this batch and of the queue (arXiv 1911.05722).
+    """Return `info_nce` against the momentum encoder's keys float [n, d] of this batch and of the queue.
 
-    Keys get no gradient; empty slots are ignored. Enqueue the keys of the batch afterwards, or they count twice. A
-    queued key of the view's own source is an (older) positive. Raises what info_nce raises.
+    Keys get no gradient. Enqueue the keys of the batch afterwards, or they count twice. A queued key of the view's own
+    source is an older positive. Raises what info_nce raises.
     """
     anchors = torch.cat([keys.detach(), queue.keys])
     return info_nce(views, anchors, view_sources, torch.cat([key_ids, queue.ids]), temperature, role_weights)
 
 
 def supervised_contrastive(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Loss L_out of supervised contrastive learning (arXiv 2004.11362, equation 2).
+    """Return the loss L_out of supervised contrastive learning (arXiv 2004.11362, equation 2).
 
     embeddings: float [n, d], L2-normalised; labels: int64 [n]. Every other row of the same label is a positive, every
-    other row is in the denominator. Returns the mean over the rows that have a positive; 0 if none has.
+    other row is in the denominator. The mean is over the rows that have a positive; 0 if none has.
     """
     similarity = embeddings @ embeddings.T / temperature
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
@@ -122,30 +132,6 @@ def supervised_contrastive(embeddings: Tensor, labels: Tensor, temperature: floa
 
 @torch.no_grad()
 def momentum_update(target: nn.Module, online: nn.Module, momentum: float) -> None:
-    """In place: target = momentum * target + (1 - momentum) * online, for parameters; buffers stay, as in MoCo."""
+    """Set target = momentum * target + (1 - momentum) * online in place, for parameters; buffers stay, as in MoCo."""
     for slow, fast in zip(target.parameters(), online.parameters(), strict=True):
         slow.lerp_(fast, 1 - momentum)
-
-
-def _shown(view_sources: Tensor, anchor_ids: Tensor) -> Tensor:
-    """bool [r, m, n]: the anchor shows the view's source of that role."""
-    return (view_sources.T[:, :, None] == anchor_ids) & (anchor_ids >= 0)
-
-
-def _mean_over_pairs(losses: list[Tensor], role_weights: Tensor | None) -> Tensor:
-    """losses: one tensor per role, with the losses of its pairs."""
-    if role_weights is None:
-        pairs = torch.cat(losses)
-        if len(pairs):
-            return pairs.mean()
-    else:
-        if len(role_weights) != len(losses):
-            raise AttribError(
-                f"{len(role_weights)} role weights for {len(losses)} roles; give one for each column of view_sources"
-            )
-        present = [(weight, loss.mean()) for weight, loss in zip(role_weights, losses) if len(loss) and weight > 0]
-        if present:
-            return sum(weight * mean for weight, mean in present) / sum(weight for weight, _ in present)
-    raise AttribError(
-        "no view of the batch has its source among the anchors; look at view_sources, anchor_ids and role_weights"
-    )

@@ -1,12 +1,12 @@
 """Decorrelation losses: they decorrelate the dimensions of an embedding and spread its variance over all of them.
 
 Every term takes the head's outputs before L2 normalisation, real float [n, d] and synthetic float [n, d], and returns a
-scalar of float64. Row i of the second is a view of row i of the first, but `gaussian_infomax` treats the domains apart
-and takes unpaired rows. With several workers the rows are those of the global batch (attrib.train.all_gather), since a
-covariance is no mean of the covariances of its parts.
+float64 scalar. Row i of the second is a view of row i of the first; only `gaussian_infomax` takes unpaired rows. With
+several workers the rows are those of the global batch (attrib.train.all_gather), because a covariance is not the mean
+of the covariances of its parts.
 
-Notation: Z is centred unless said otherwise, C = Z'Z / n its covariance, R its correlation matrix. All statistics are
-in float64: the log-determinant of a nearly singular matrix is lost in float32, and autocast leaves float64 alone.
+Notation: Z is centred unless stated otherwise, C = Z'Z / n its covariance, R its correlation matrix. All statistics are
+in float64: float32 loses the log-determinant of a nearly singular matrix, and autocast leaves float64 alone.
 """
 
 import math
@@ -17,24 +17,32 @@ from torch import Tensor, nn
 
 from attrib.common.errors import AttribError
 
-# Keeps a constant dimension from dividing by zero: its correlation with everything, itself included, is then zero.
-VARIANCE_FLOOR = 1e-12
+VARIANCE_FLOOR = 1e-12  # gives a constant dimension correlation zero with everything, instead of a division by zero
 
 
 def gaussian_infomax(real: Tensor, synthetic: Tensor, eps: float = 1e-6) -> Tensor:
-    """-1/2 logdet(R + eps I), summed over the domains: the total correlation of a Gaussian (Linsker, Neural Computation
-    4:691, 1992).
+    """Return -1/2 logdet(R + eps I), summed over the domains: the total correlation of a Gaussian.
 
-    Zero, up to eps, when every domain is decorrelated: for a linear head with outputs of unit variance, that is
-    whitening. With n <= d eps alone bounds the term. Raises AttribError if an output is not finite.
+    Linsker, Neural Computation 4:691, 1992. It is zero, up to eps, if every domain is decorrelated: for a linear head
+    with outputs of unit variance, that is whitening. With n <= d only eps bounds it. Raises AttribError if an output is
+    not finite.
     """
-    return sum(-_log_det_of_product(_standardised(z) / len(z) ** 0.5, eps) / 2 for z in (real, synthetic))
+    total = real.new_zeros((), dtype=torch.float64)
+    for z in (real, synthetic):
+        rows = _standardised(z) / len(z) ** 0.5
+        num, dim = rows.shape
+        if num >= dim:
+            log_det = _log_det(rows.T @ rows, eps)
+        else:  # Sylvester's identity: the determinant of a smaller matrix
+            log_det = _log_det(rows @ rows.T, eps) + (dim - num) * math.log(eps)
+        total = total - log_det / 2
+    return total
 
 
 class RunningCovariance(nn.Module):
-    """Exponential moving averages of both domains' covariances, which start at the identity; for `cor_infomax`.
+    """Exponential moving averages of the covariances of both domains, starting at the identity; for `cor_infomax`.
 
-    Buffers: real and synthetic, float64 [d, d]. momentum: the share that a step keeps of the average.
+    Buffers: real and synthetic, float64 [d, d]. momentum: the share of the average that a step keeps.
     """
 
     def __init__(self, dim: int, momentum: float = 0.99):
@@ -44,8 +52,7 @@ class RunningCovariance(nn.Module):
         self.register_buffer("synthetic", torch.eye(dim, dtype=torch.float64))
 
     def update(self, real: Tensor, synthetic: Tensor) -> tuple[Tensor, Tensor]:
-        """The averages with this batch, with a gradient through the batch's part only; kept in training mode, as by
-        BatchNorm."""
+        """Return the averages with this batch; the gradient flows through the batch only. Stored in training mode."""
         averages = []
         for buffer, z in ((self.real, real), (self.synthetic, synthetic)):
             average = self.momentum * buffer + (1 - self.momentum) * _covariance(_centred(z))
@@ -56,11 +63,11 @@ class RunningCovariance(nn.Module):
 
 
 def cor_infomax(real: Tensor, synthetic: Tensor, running: RunningCovariance, alpha: float, eps: float = 1e-6) -> Tensor:
-    """-(logdet(C1 + eps I) + logdet(C2 + eps I)) / d + alpha * mse(z1, z2): CorInfoMax (arXiv 2209.07999).
+    """Return -(logdet(C1 + eps I) + logdet(C2 + eps I)) / d + alpha * mse(z1, z2): CorInfoMax (arXiv 2209.07999).
 
-    C1 and C2 are the averages of `running`, which this call moves by one step. Unlike the published code, this centres
-    on the batch's mean instead of a running one, and does not L2-normalise: scale costs only through alpha, so alpha
-    must be positive. Raises AttribError if an output is not finite.
+    C1 and C2 are the averages of `running`, which this call updates. Unlike the published code, this centres on the
+    mean of the batch and does not L2-normalise; alpha must be positive, because only its term limits the scale. Raises
+    AttribError if an output is not finite.
     """
     _check_paired(real, synthetic)
     log_dets = [_log_det(covariance, eps) for covariance in running.update(real, synthetic)]
@@ -68,10 +75,9 @@ def cor_infomax(real: Tensor, synthetic: Tensor, running: RunningCovariance, alp
 
 
 def cca_ssg(real: Tensor, synthetic: Tensor, decorrelation_weight: float = 1e-3) -> Tensor:
-    """-tr(Z1'Z2 / n) + decorrelation_weight * (norm(I - R1)^2 + norm(I - R2)^2), Z of unit variance: CCA-SSG (arXiv
-    2106.12484).
+    """Return -tr(Z1'Z2 / n) + decorrelation_weight * (norm(I - R1)^2 + norm(I - R2)^2), Z of unit variance: CCA-SSG.
 
-    CCA in its two halves: the trace aligns the domains and needs pairs, the constraint whitens each and needs none.
+    arXiv 2106.12484. The trace aligns the domains and needs pairs; the other terms whiten each domain.
     """
     _check_paired(real, synthetic)
     first, second = _standardised(real), _standardised(synthetic)
@@ -102,26 +108,14 @@ def _covariance(centred: Tensor) -> Tensor:
     return centred.T @ centred / len(centred)
 
 
-def _ridged(matrix: Tensor, eps: float) -> Tensor:
-    return matrix + eps * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-
-
-def _log_det_of_product(rows: Tensor, eps: float) -> Tensor:
-    """logdet(rows' rows + eps I) of rows [n, d]: by Sylvester's identity of an n x n matrix, where n < d."""
-    num, dim = rows.shape
-    if num >= dim:
-        return _log_det(rows.T @ rows, eps)
-    return _log_det(rows @ rows.T, eps) + (dim - num) * math.log(eps)
-
-
 def _log_det(matrix: Tensor, eps: float) -> Tensor:
-    """logdet(matrix + eps I) of a symmetric positive semidefinite matrix, by Cholesky."""
-    factor, failure = torch.linalg.cholesky_ex(_ridged(matrix, eps))
+    """Return logdet(matrix + eps I) of a symmetric positive semidefinite matrix, by Cholesky."""
+    ridge = eps * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    factor, failure = torch.linalg.cholesky_ex(matrix + ridge)
     log_det = 2 * factor.diagonal().log().sum()
     if failure or not log_det.isfinite():
         raise AttribError(
-            "a covariance of the outputs is not positive definite: they are not finite, or have collapsed beyond "
-            "rounding; "
+            "a covariance of the outputs is not positive definite, because they are not finite or have collapsed; "
             f"lower the learning rate, or raise eps ({eps:g})"
         )
     return log_det

@@ -1,4 +1,4 @@
-"""The rows of all workers: order, gradient and the refusal of unequal shares, with two processes over gloo."""
+"""All-gather of two gloo processes: order of the rows, gradient, and the error for unequal numbers of rows."""
 
 import pytest
 import torch
@@ -16,14 +16,14 @@ def joined_rows() -> torch.Tensor:
 
 
 def cubes(rows: torch.Tensor) -> torch.Tensor:
-    """A loss whose gradient tells the rows apart."""
+    """Return a loss whose gradient differs from row to row."""
     return (rows**3).sum(dim=(1, 2)) @ torch.arange(1.0, len(rows) + 1, dtype=rows.dtype)
 
 
 def observe(rank: int) -> dict:
-    """What one rank sees."""
+    """Return the results of one rank."""
     rows = joined_rows()[rank * NUM_ROWS : (rank + 1) * NUM_ROWS].requires_grad_()
-    # Not contiguous, in memory order of the other axes.
+    # Not contiguous.
     gathered = gather(rows.transpose(1, 2))
     (gradient,) = torch.autograd.grad(cubes(gathered), rows)
     # The gradient of a sum is one number, expanded.
@@ -54,7 +54,7 @@ def seen(gloo_pool) -> list[dict]:
     return gloo_pool.run(observe)
 
 
-def test_rows_come_in_rank_order(seen):
+def test_rows_are_in_rank_order(seen):
     rows = joined_rows()
     for rank in range(WORLD_SIZE):
         assert torch.equal(seen[rank]["gathered"], rows.transpose(1, 2))
@@ -73,7 +73,7 @@ def test_gradient_is_the_sum_over_ranks(seen):
     assert all((view["ones"] == WORLD_SIZE).all() for view in seen)
 
 
-def test_unequal_rows_are_refused_on_every_rank(seen):
+def test_unequal_numbers_of_rows_are_an_error_on_every_rank(seen):
     for view in seen:
         assert len(view["messages"]) == 2
         assert all("[2, 3] rows" in message and "last incomplete batch" in message for message in view["messages"])

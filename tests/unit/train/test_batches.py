@@ -1,4 +1,4 @@
-"""Batches of precomputed inputs: the same joined batch for any number of workers, and held-out images that train nothing."""
+"""Batches of precomputed inputs: one global batch for any number of workers, validation images not trained on."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ OPTIMISER = OptimiserSettings(batch_size=8, validation_share=SHARE)
 
 @pytest.fixture(scope="module")
 def inputs() -> Inputs:
-    """Every number of an anchor is its place, and of a view its row, so that a batch tells what it is made of."""
+    """Values of an anchor are its position and values of a view its row, so that a batch shows its origin."""
     ids = np.sort(image_ids("c", [f"{i}.jpg" for i in range(NUM_IMAGES)]))
     content = np.repeat(np.arange(NUM_IMAGES), VIEWS_EACH)
     donor = np.random.default_rng(0).integers(0, NUM_IMAGES, len(content))
@@ -36,7 +36,7 @@ def batches_of(inputs, rank=0, num_workers=1, seed=0, **changes) -> InputBatches
 
 
 def anchors_of(batches: list[TrainBatch]) -> list[tuple]:
-    """(id, inputs) of every anchor that is not left out, in the order of ids."""
+    """Return (id, inputs) of every anchor that is not ignored, ordered by id."""
     return sorted(
         (int(image_id), *anchor.tolist())
         for batch in batches
@@ -47,7 +47,7 @@ def anchors_of(batches: list[TrainBatch]) -> list[tuple]:
 
 @pytest.mark.parametrize("num_workers", [2, 4])
 @pytest.mark.parametrize("epoch", [0, 3])
-def test_the_workers_batches_joined_are_the_batch_of_one(num_workers, epoch, inputs):
+def test_joined_batches_of_workers_equal_the_batch_of_one(num_workers, epoch, inputs):
     alone = list(batches_of(inputs).epoch(epoch))
     workers = [list(batches_of(inputs, rank, num_workers).epoch(epoch)) for rank in range(num_workers)]
     assert len(alone) == batches_of(inputs).num_steps > 10
@@ -55,7 +55,7 @@ def test_the_workers_batches_joined_are_the_batch_of_one(num_workers, epoch, inp
         assert torch.equal(torch.cat([part.views for part in parts]), expected.views)
         assert torch.equal(torch.cat([part.view_sources for part in parts]), expected.view_sources)
         assert anchors_of(parts) == anchors_of([expected])
-        # Collectives want the same shapes on every worker.
+        # Collectives need the same shapes on every worker.
         assert {(part.views.shape, part.anchors.shape) for part in parts} == {
             ((8 // num_workers, DIM), (16 // num_workers, DIM))
         }
@@ -69,12 +69,12 @@ def test_rows_belong_to_their_ids(inputs):
             assert torch.equal(sources, inputs.view_sources[int(view[0])])
         used = batch.anchor_ids != EMPTY_SLOT
         assert batch.anchors[used, 0].tolist() == [place[int(i)] for i in batch.anchor_ids[used]]
-        # Every source of every view is among the anchors, and nobody else.
+        # The anchors are exactly the sources of the views.
         assert set(batch.anchor_ids.tolist()) == set(batch.view_sources.flatten().tolist())
 
 
-def test_a_source_without_features_is_nobody(inputs):
-    """A paired source, say, that could not be decoded."""
+def test_a_source_without_features_is_an_empty_slot(inputs):
+    """For example a paired source that could not be decoded."""
     sources = inputs.view_sources.clone()
     sources[:, 1] = torch.tensor([3, 2**62, int(inputs.anchor_ids.max()) + 1, -1]).repeat(NUM_IMAGES)
     unknown = batches_of(Inputs(inputs.anchors, inputs.anchor_ids, inputs.views, sources), validation_share=0.01)
@@ -83,22 +83,22 @@ def test_a_source_without_features_is_nobody(inputs):
         assert (batch.anchor_ids[8:] == EMPTY_SLOT).all()
 
 
-def test_held_out_images_are_never_trained_on(inputs):
+def test_validation_images_are_never_trained_on(inputs):
     batches = batches_of(inputs)
     held_out = set(inputs.anchor_ids.numpy()[is_validation(inputs.anchor_ids.numpy(), SHARE)].tolist())
     assert 3 < len(held_out) < 30
     for epoch in range(3):
         seen = [torch.cat([b.anchor_ids, b.view_sources.flatten()]) for b in batches.epoch(epoch)]
         assert not held_out & set(torch.cat(seen).tolist())
-    trained, judged = (inputs.view_sources[rows] for rows in (batches.training_rows, batches.validation_rows))
-    assert set(judged[:, 0].tolist()) == held_out
-    # Neither: a view of another image in the style of one that is held out.
-    apart = [row for row in inputs.view_sources.tolist() if row[0] not in held_out and row[1] in held_out]
-    assert apart and len(trained) + len(judged) + len(apart) == len(inputs.view_sources)
+    trained, validated = (inputs.view_sources[rows] for rows in (batches.training_rows, batches.validation_rows))
+    assert set(validated[:, 0].tolist()) == held_out
+    # Unused: views of training images with a validation image as donor.
+    unused = [row for row in inputs.view_sources.tolist() if row[0] not in held_out and row[1] in held_out]
+    assert unused and len(trained) + len(validated) + len(unused) == len(inputs.view_sources)
 
 
 class Recording(torch.nn.Linear):
-    """A student that keeps what it was shown."""
+    """A student that records its inputs."""
 
     def __init__(self):
         super().__init__(DIM, 3)
@@ -112,7 +112,7 @@ class Recording(torch.nn.Linear):
         return outputs
 
 
-def test_the_criterion_sees_the_views_of_held_out_images_among_all_anchors(inputs):
+def test_criterion_compares_validation_views_with_all_anchors(inputs):
     batches, student = batches_of(inputs), Recording()
     inputs = Inputs(
         torch.randn(inputs.anchors.shape), inputs.anchor_ids, torch.randn(inputs.views.shape), inputs.view_sources
@@ -129,21 +129,21 @@ def test_the_criterion_sees_the_views_of_held_out_images_among_all_anchors(input
     assert found == expected and 0 < found < 1
 
 
-def test_an_epoch_shows_a_view_at_most_once_in_an_order_of_its_own(inputs):
+def test_an_epoch_uses_each_view_at_most_once_in_a_new_order(inputs):
     def rows(seed, epoch) -> list[int]:
         return [int(view) for batch in batches_of(inputs, seed=seed).epoch(epoch) for view in batch.views[:, 0]]
 
     first = rows(0, 0)
-    torch.manual_seed(9)  # the global generator counts for nothing
+    torch.manual_seed(9)  # the global generator has no effect
     assert rows(0, 0) == first and len(set(first)) == len(first) == 8 * batches_of(inputs).num_steps
     assert rows(0, 1) != first and rows(1, 0) != first
     assert set(first) <= set(batches_of(inputs).training_rows.tolist())
     assert len(batches_of(inputs).training_rows) - len(first) < 8
-    # What one epoch leaves out as an incomplete batch, another shows.
+    # Views of an incomplete batch in one epoch are used in another.
     assert {row for epoch in range(8) for row in rows(0, epoch)} == set(batches_of(inputs).training_rows.tolist())
 
 
-def test_held_out_images_are_a_share_that_the_id_alone_decides():
+def test_validation_images_are_a_share_chosen_by_id():
     ids = image_ids("c", [str(i) for i in range(20_000)])
     previous = np.zeros(len(ids), bool)
     for share in (1e-6, 0.1, 0.5, 0.999999):
@@ -154,7 +154,7 @@ def test_held_out_images_are_a_share_that_the_id_alone_decides():
     assert np.array_equal(is_validation(ids.reshape(-1, 2), 0.1).ravel(), is_validation(ids, 0.1))
 
 
-def test_what_makes_no_batch_is_refused(inputs):
+def test_invalid_batch_sizes_are_an_error(inputs):
     with pytest.raises(AttribError, match=r"batch_size 8 does not divide among 3 workers"):
         batches_of(inputs, num_workers=3)
     num = len(batches_of(inputs).training_rows)

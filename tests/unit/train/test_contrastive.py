@@ -1,4 +1,4 @@
-"""Alignment losses against loops over their formulas."""
+"""Contrastive losses, compared with loops over their formulas."""
 
 import copy
 import math
@@ -12,7 +12,8 @@ from attrib.common.errors import AttribError
 from attrib.train.losses.contrastive import MomentumQueue, info_nce, moco, momentum_update, supervised_contrastive
 
 TEMPERATURE = 0.2
-# Views: both roles; no style; style without an anchor; content without an anchor; one source in both roles; nothing; nothing known.
+# Views: both roles; no style; style without an anchor; content without an anchor; one source in both roles; no source;
+# no source with an anchor.
 VIEW_SOURCES = torch.tensor([[0, 1], [1, -1], [2, 77], [77, 0], [3, 3], [-1, -1], [78, 79]])
 # Source 0 has three anchors; source 5 belongs to no view; two slots are empty.
 ANCHOR_IDS = torch.tensor([0, 1, 2, 3, 0, 5, -1, 0, -1])
@@ -34,7 +35,7 @@ def anchors():
 
 
 def naive_info_nce(views, anchors, view_sources, anchor_ids, temperature) -> list[list[float]]:
-    """The losses of each role's pairs."""
+    """Return the losses of the pairs of each role."""
     view_sources, anchor_ids = view_sources.tolist(), anchor_ids.tolist()
     losses = [[] for _ in view_sources[0]]
     for view, sources in zip(views.tolist(), view_sources):
@@ -73,13 +74,13 @@ def test_info_nce_gradient(views, anchors):
 
     assert torch.autograd.gradcheck(loss, (views, anchors))
     from_views, from_anchors = torch.autograd.grad(loss(views, anchors), (views, anchors))
-    # The last two views know no anchor; two anchors are empty slots.
+    # The last two views have no anchor; two anchors are empty slots.
     assert (from_views[:5].norm(dim=1) > 0).all() and (from_views[5:] == 0).all()
     assert torch.equal(from_anchors.norm(dim=1) > 0, ANCHOR_IDS >= 0)
 
 
 def test_info_nce_of_one_source_per_view_is_cross_entropy(views):
-    """With one role and one anchor for each source it is SimCLR's loss in one direction, whatever the scale of the rows."""
+    """One role and one anchor per source give SimCLR's loss in one direction, for any scale of the rows."""
     anchors = randn(3, len(views), 6)
     ids = torch.arange(len(views)) + 100
     loss = info_nce(1e-3 * views, 1e3 * anchors, ids[:, None], ids, TEMPERATURE)
@@ -88,8 +89,8 @@ def test_info_nce_of_one_source_per_view_is_cross_entropy(views):
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
 
 
-def test_the_other_true_source_is_no_negative():
-    """A view that equals both of its sources is penalised for neither; an unrelated source as near as they are costs log 2."""
+def test_the_other_true_source_is_not_a_negative():
+    """A view equal to both of its sources has loss 0; an unrelated source that is as near costs log 2."""
     view = torch.ones(1, 4, requires_grad=True)
     sources = torch.tensor([[0, 1]])
     assert info_nce(view, torch.ones(2, 4), sources, torch.tensor([0, 1]), 0.1).item() == 0
@@ -113,7 +114,7 @@ def test_info_nce_at_a_small_temperature_is_finite(views, anchors):
         (torch.empty(0, 2, dtype=torch.int64), torch.tensor([0, 1])),
     ],
 )
-def test_a_batch_without_pairs_is_refused(sources, ids, weights):
+def test_a_batch_without_pairs_is_an_error(sources, ids, weights):
     rows, anchors = torch.ones(len(sources), 3), torch.ones(2, 3)
     with pytest.raises(AttribError, match="no view"):
         info_nce(rows, anchors, sources, ids, TEMPERATURE, weights)
@@ -154,7 +155,7 @@ def test_queue_wraps_around():
 
 
 @pytest.mark.parametrize("num_keys, num_ids", [(6, 6), (3, 2)])
-def test_queue_refuses_what_does_not_fit(num_keys, num_ids):
+def test_too_many_keys_for_the_queue_are_an_error(num_keys, num_ids):
     queue = MomentumQueue(capacity=5, dim=3)
     with pytest.raises(AttribError, match="5 slots"):
         queue.enqueue(torch.zeros(num_keys, 3), torch.zeros(num_ids, dtype=torch.int64))
@@ -200,7 +201,7 @@ def test_momentum_update():
         momentum_update(target, online[0], 0.75)
 
 
-def unit(count: int, dimension: int, seed: int) -> torch.Tensor:
+def unit_vectors(count: int, dimension: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return F.normalize(torch.randn(count, dimension, dtype=torch.float64, generator=generator), dim=1)
 
@@ -221,14 +222,14 @@ def contrastive_as_loops(embeddings, labels, temperature) -> float:
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
-def test_supervised_contrastive_is_its_definition(temperature):
-    embeddings, labels = unit(8, 5, 1), [0, 0, 1, 2, 1, 0, 3, 1]  # 2 and 3 have no positive
+def test_supervised_contrastive_equals_its_definition(temperature):
+    embeddings, labels = unit_vectors(8, 5, 1), [0, 0, 1, 2, 1, 0, 3, 1]  # 2 and 3 have no positive
     found = supervised_contrastive(embeddings, torch.tensor(labels), temperature)
     assert float(found) == pytest.approx(contrastive_as_loops(embeddings, labels, temperature), rel=1e-9)
 
 
-def test_supervised_contrastive_has_a_gradient_and_none_without_positives():
-    embeddings = unit(6, 4, 2).requires_grad_()
+def test_supervised_contrastive_has_no_gradient_without_positives():
+    embeddings = unit_vectors(6, 4, 2).requires_grad_()
     labels = torch.tensor([0, 0, 1, 1, 2, 3])
     assert torch.autograd.gradcheck(lambda rows: supervised_contrastive(rows, labels, 0.2), (embeddings,))
     loss = supervised_contrastive(embeddings, torch.arange(6), 0.2)

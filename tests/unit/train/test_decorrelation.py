@@ -1,4 +1,4 @@
-"""Disentanglement terms against loops over their formulas in numpy, and against what their theory says."""
+"""Decorrelation losses, compared with NumPy loops over their formulas and with their theory."""
 
 import math
 from functools import partial
@@ -33,7 +33,7 @@ PAIRED = sorted(set(TERMS) - {"gaussian_infomax"})
 
 
 def mixed(seed: int, num: int = NUM, dim: int = DIM) -> np.ndarray:
-    """Correlated dimensions of unequal scale, away from the origin."""
+    """Return correlated dimensions of unequal scale, not centred."""
     generator = np.random.default_rng(seed)
     return generator.normal(size=(num, dim)) @ generator.normal(size=(dim, dim)) + generator.normal(size=dim)
 
@@ -45,7 +45,7 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(real).requires_grad_(), torch.from_numpy(synthetic).requires_grad_()
 
 
-# The reference: every entry by itself, determinants by numpy's LU.
+# The reference: one entry at a time, determinants by NumPy's LU.
 
 
 def naive_covariance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -106,7 +106,7 @@ def test_gradient(name, pair):
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_float32_and_autocast_lose_nothing(name, pair):
+def test_float32_and_autocast_keep_the_precision(name, pair):
     real, synthetic = (z.detach().float().requires_grad_() for z in pair)
     exact = TERMS[name](real.detach().double(), synthetic.detach().double())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -136,7 +136,7 @@ def test_degenerate_outputs_stay_finite(name, hostile):
 
 
 @pytest.mark.parametrize("name", PAIRED)
-def test_unpaired_rows_are_refused(name, pair):
+def test_unpaired_rows_are_an_error(name, pair):
     real, synthetic = pair
     with pytest.raises(AttribError, match="not paired"):
         TERMS[name](real, synthetic[:-1])
@@ -145,7 +145,7 @@ def test_unpaired_rows_are_refused(name, pair):
 
 
 @pytest.mark.parametrize("name", sorted(set(TERMS) - set(PAIRED)))
-def test_domains_apart_need_no_pairs(name, pair):
+def test_separate_domains_need_no_pairs(name, pair):
     real, synthetic = pair
     value = TERMS[name](real, synthetic)
     torch.testing.assert_close(TERMS[name](real, synthetic.flip(0)), value, rtol=1e-10, atol=0)
@@ -154,7 +154,7 @@ def test_domains_apart_need_no_pairs(name, pair):
 
 @pytest.mark.parametrize("name", ["gaussian_infomax", "cor_infomax"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_outputs_that_are_not_finite_are_refused(name, bad, pair):
+def test_outputs_that_are_not_finite_are_an_error(name, bad, pair):
     real, synthetic = (z.detach().clone() for z in pair)
     synthetic[2, 1] = bad
     with pytest.raises(AttribError, match="not finite"):
@@ -162,13 +162,13 @@ def test_outputs_that_are_not_finite_are_refused(name, bad, pair):
 
 
 def whitening(z: torch.Tensor) -> torch.Tensor:
-    """W of ZCA, so that (z - mean) W' has the identity as covariance."""
+    """Return W of ZCA: (z - mean) W' has the identity as covariance."""
     values, vectors = torch.linalg.eigh(torch.cov(z.T, correction=0))
     return vectors @ torch.diag(values.rsqrt()) @ vectors.T
 
 
 def test_whitening_solves_gaussian_infomax():
-    """Hadamard: logdet R <= 0, with equality only for decorrelated outputs; any rotation of them does as well."""
+    """Hadamard: logdet R <= 0, with equality only for decorrelated outputs and their rotations."""
     z = torch.from_numpy(mixed(5, num=200))
     weight = whitening(z)
 
@@ -186,7 +186,7 @@ def test_whitening_solves_gaussian_infomax():
         assert term(other).item() > 1e-4
 
 
-def test_gaussian_infomax_ignores_scale_and_place(pair):
+def test_gaussian_infomax_ignores_scale_and_offset(pair):
     real, synthetic = pair
     scale = torch.tensor([1e-3, 1.0, 50.0, -2.0], dtype=torch.float64)
     value = gaussian_infomax(real, synthetic)
@@ -195,8 +195,8 @@ def test_gaussian_infomax_ignores_scale_and_place(pair):
 
 @pytest.mark.parametrize("num", [2, 5, 6, 7])
 @pytest.mark.parametrize("eps", [1e-3, 0.1])
-def test_fewer_rows_than_dimensions_count_as_the_whole_matrix_does(num, eps):
-    """Of n < d rows the determinant is that of an n x n matrix (Sylvester): the same value and gradient as of the d x d one."""
+def test_fewer_rows_than_dimensions_give_the_value_of_the_whole_matrix(num, eps):
+    """For n < d the n x n determinant (Sylvester) has the value and the gradient of the d x d one."""
     dim = 6
     real, synthetic = (torch.from_numpy(mixed(seed, num, dim)).requires_grad_() for seed in (17, 18))
     value = gaussian_infomax(real, synthetic, eps)
@@ -210,13 +210,13 @@ def test_fewer_rows_than_dimensions_count_as_the_whole_matrix_does(num, eps):
     assert value.item() == pytest.approx(naive, rel=1e-8)
     found, expected = (torch.autograd.grad(loss, (real, synthetic)) for loss in (value, whole))
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
-    # Of two rows every correlation is 1 or -1, whatever the rows are, and the value stands still.
+    # With two rows every correlation is 1 or -1, so the value is constant.
     assert num == 2 or all(gradient.abs().max() > 1e-3 for gradient in found)
     assert torch.autograd.gradcheck(partial(gaussian_infomax, eps=eps), (real, synthetic))
 
 
 def test_running_covariance_averages(pair):
-    """Three steps against the sum of the series; the gradient is that of the last batch alone."""
+    """Three steps equal the sum of the series; the gradient is that of the last batch only."""
     average = running()
     batches = [torch.from_numpy(mixed(seed)) for seed in (11, 12, 13)]
     for batch in batches:
@@ -238,7 +238,7 @@ def test_running_covariance_averages(pair):
     assert torch.equal(average.real, kept)
 
 
-def test_cor_infomax_moves_the_average_once(pair):
+def test_cor_infomax_updates_the_average_once(pair):
     average, twin = running(), running()
     cor_infomax(*pair, average, alpha=1.0).backward()
     twin.update(*pair)
@@ -248,8 +248,8 @@ def test_cor_infomax_moves_the_average_once(pair):
     assert first.item() == second.item()
 
 
-def test_perfect_outputs_are_least():
-    """Equal, white outputs: CCA-SSG reaches minus the number of dimensions."""
+def test_cca_ssg_reaches_its_minimum():
+    """For equal, white outputs: minus the number of dimensions."""
     z = torch.from_numpy(mixed(15, num=50))
     white = (z - z.mean(dim=0)) @ whitening(z).T
     assert cca_ssg(white, white).item() == pytest.approx(-DIM, rel=1e-12)

@@ -1,4 +1,4 @@
-"""From features to a model: what each control is, whitening against an independent one, and the rows that nets are trained on."""
+"""Models from features: controls, whitening compared with an independent one, and the inputs of the nets."""
 
 import numpy as np
 import pyarrow as pa
@@ -55,7 +55,7 @@ def network() -> Network:
 
 
 def drawn(seed: int, width: int, num_views: int = VIEWS_EACH, name: str = "real") -> ViewFeatures:
-    """Correlated features of images, each followed by its views; in no order of ids."""
+    """Return correlated features of images, each followed by its views, not ordered by id."""
     rng = np.random.default_rng(seed)
     ids = image_ids(name, [f"{i}.jpg" for i in range(NUM_IMAGES)])
     per_image = 1 + num_views
@@ -77,18 +77,18 @@ def embed(model: AttributionModel, features: np.ndarray, domain: str = "real") -
     return model.head(domain)(torch.from_numpy(features).float()).double().numpy()
 
 
-def lengths_of_one(rows: np.ndarray) -> np.ndarray:
+def unit_rows(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def whitened(rows: np.ndarray, fitted_on: np.ndarray, shrinkage: float, standardise: bool) -> np.ndarray:
-    """ZCA from a singular value decomposition, each row of length one; the library's is from eigenvectors, and PCA unless it is by domain."""
+    """Return unit rows whitened by ZCA from a singular value decomposition; the library uses eigenvectors."""
     mean = fitted_on.mean(axis=0)
     scale = fitted_on.std(axis=0) if standardise else 1.0
     _, singular, directions = np.linalg.svd((fitted_on - mean) / scale, full_matrices=False)
     variance = singular**2 / len(fitted_on)
     transform = directions.T / np.sqrt(variance + shrinkage * variance[0]) @ directions
-    return lengths_of_one((rows - mean) / scale @ transform)
+    return unit_rows((rows - mean) / scale @ transform)
 
 
 def blocks(features: np.ndarray) -> dict[str, np.ndarray]:
@@ -110,7 +110,7 @@ def blocks(features: np.ndarray) -> dict[str, np.ndarray]:
         ("supervised", "identity", "linear", True, False),
     ],
 )
-def test_a_control_stands_for_settings(control, projection, net, separate, keeps_parts):
+def test_a_control_changes_the_settings(control, projection, net, separate, keeps_parts):
     given = settings_of(control)
     found = with_control(given)
     assert (found.head.projection, found.head.net, found.head.separate_domains) == (projection, net, separate)
@@ -123,15 +123,15 @@ def test_a_control_stands_for_settings(control, projection, net, separate, keeps
     assert with_control(found) == found
 
 
-def test_raw_and_centred_are_the_backbones_output(network):
+def test_raw_and_centred_equal_the_output_of_the_backbone(network):
     real = drawn(0, SIZES["pooled"], num_views=0)
     rows = real.features.astype(np.float64)
     for control, expected in (("raw", rows), ("centred", rows - rows.mean(axis=0))):
         model = fit(settings_of(control), network, real)
-        np.testing.assert_allclose(embed(model, real.features), lengths_of_one(expected), atol=1e-4)
+        np.testing.assert_allclose(embed(model, real.features), unit_rows(expected), atol=1e-4)
 
 
-def test_raw_is_the_raw_network_for_pictures(network):
+def test_raw_equals_the_network_on_images(network):
     model = fit(settings_of("raw"), network, drawn(0, SIZES["pooled"], num_views=0))
     images = torch.randn(3, 3, PX, PX, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -141,11 +141,11 @@ def test_raw_is_the_raw_network_for_pictures(network):
 
 @pytest.mark.parametrize("projection", ["whiten", "standardise_whiten"])
 @pytest.mark.parametrize("shrinkage", [0.05, 1.0])
-def test_the_cosines_of_the_whitened_control_are_those_of_an_independent_whitening(projection, shrinkage, network):
+def test_whitened_control_has_the_cosines_of_an_independent_whitening(projection, shrinkage, network):
     real = drawn(1, sum(SIZES.values()))
     head = TRAINED["head"] | {"projection": projection, "shrinkage": shrinkage}
     model = fit(settings_of("whitened", head=head), network, real)
-    # Fitted on the images, not on their views.
+    # Fitted on images, not on views.
     fitted_on, rows = blocks(real.features[real.is_original]), blocks(real.features)
     standardise = projection.startswith("standardise")
     pieces = {block: whitened(rows[block], fitted_on[block], shrinkage, standardise) for block in SIZES}
@@ -157,7 +157,7 @@ def test_the_cosines_of_the_whitened_control_are_those_of_an_independent_whiteni
     assert np.abs(expected - np.diag(np.diag(expected))).max() > 0.3
 
 
-def test_kept_directions_are_those_of_largest_variance(network):
+def test_directions_of_largest_variance_are_kept(network):
     real = drawn(2, sum(SIZES.values()))
     head = TRAINED["head"] | {"projection": "whiten", "num_directions": 5}
     model = fit(settings_of("whitened", head=head), network, real)
@@ -167,7 +167,7 @@ def test_kept_directions_are_those_of_largest_variance(network):
     mean = fitted_on.mean(axis=0)
     _, singular, directions = np.linalg.svd(fitted_on - mean, full_matrices=False)
     variance = singular[:5] ** 2 / len(fitted_on)
-    expected = lengths_of_one((rows - mean) @ directions[:5].T / np.sqrt(variance + 0.1 * variance[0]))
+    expected = unit_rows((rows - mean) @ directions[:5].T / np.sqrt(variance + 0.1 * variance[0]))
     found = embed(model, real.features)[:, :5]
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=2e-4)
 
@@ -178,13 +178,13 @@ def test_each_domain_is_whitened_by_its_own_statistics(network):
     for domain, fitted_on in (("real", real.features[real.is_original]), ("synthetic", synthetic.features)):
         found = embed(model, real.features[:40], domain)[:, :96]
         expected = whitened(blocks(real.features[:40])["pooled"], blocks(fitted_on)["pooled"], 0.1, True)
-        np.testing.assert_allclose(found, expected, atol=2e-4)  # not up to a rotation: cosines are between the domains
+        np.testing.assert_allclose(found, expected, atol=2e-4)  # no rotation: cosines compare the domains
     difference = embed(model, real.features, "real") - embed(model, real.features, "synthetic")
     assert np.abs(difference).max() > 0.1
 
 
-def test_domains_of_few_images_are_whitened_to_vectors_of_one_length(network):
-    """Fewer synthetic images than numbers take no directions from the real ones."""
+def test_few_synthetic_images_keep_all_directions_of_real_ones(network):
+    """With fewer synthetic images than dimensions."""
     real, synthetic = drawn(3, sum(SIZES.values())), drawn(4, sum(SIZES.values()), 0, "synthetic")
     model = fit(settings_of("domain_whitened"), network, real, synthetic.take(np.arange(20)))
     whole = fit(settings_of("domain_whitened"), network, real, synthetic)
@@ -192,7 +192,7 @@ def test_domains_of_few_images_are_whitened_to_vectors_of_one_length(network):
     np.testing.assert_array_equal(embed(model, real.features), embed(whole, real.features))
 
 
-def test_domain_whitening_wants_images_of_the_second_domain(network):
+def test_domain_whitening_needs_images_of_both_domains(network):
     with pytest.raises(AttribError, match="need unpaired synthetic images; give `synthetic`"):
         fit(settings_of("domain_whitened"), network, drawn(3, sum(SIZES.values()), 0))
 
@@ -215,9 +215,9 @@ def by_domain(net: str = "linear") -> TrainSettings:
 @pytest.mark.parametrize("net", ["linear", "mlp"])
 @pytest.mark.parametrize("num_synthetic", [NUM_IMAGES, 30])
 @torch.no_grad()
-def test_trained_heads_by_domain_share_a_projection_with_each_its_own_centre(net, num_synthetic, network):
+def test_trained_heads_by_domain_share_a_projection_with_separate_centres(net, num_synthetic, network):
     real, synthetic = drawn(3, sum(SIZES.values())), drawn(4, sum(SIZES.values()), 1, "synthetic")
-    synthetic = synthetic.take(np.arange(2 * num_synthetic))  # each image with a view, which counts for nothing
+    synthetic = synthetic.take(np.arange(2 * num_synthetic))  # each image has a view, which is ignored
     model = fit(by_domain(net), network, real, synthetic)
     control = projections(fit(settings_of("whitened"), network, real), "real")
     found = {domain: projections(model, domain) for domain in ("real", "synthetic")}
@@ -251,16 +251,16 @@ def test_a_model_does_not_depend_on_the_global_generator(network):
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 
 
-# What nets are trained on
+# Inputs of the nets
 
 
-def test_training_inputs_are_what_the_heads_see(network):
+def test_training_inputs_equal_the_inputs_of_the_heads(network):
     real = drawn(6, sum(SIZES.values()))
     model = fit(settings_of(), network, real)
     inputs = training_inputs(model, real)
     assert inputs.anchor_ids.tolist() == sorted(set(real.content.tolist()))
     views = np.flatnonzero(~real.is_original)
-    assert inputs.view_sources.tolist() == real.sources(views).tolist()
+    assert inputs.view_sources.tolist() == [[real.content[row], real.donor[row]] for row in views]
     assert inputs.anchors.dtype == inputs.views.dtype == torch.float16
     place = {int(image_id): row for row, image_id in enumerate(real.content) if real.view[row] == ORIGINAL}
     rows = [place[int(image_id)] for image_id in inputs.anchor_ids]
@@ -269,7 +269,7 @@ def test_training_inputs_are_what_the_heads_see(network):
         for found, wanted in ((inputs.anchors, rows), (inputs.views, views)):
             expected = head.inputs(torch.from_numpy(real.features[wanted]).float())
             torch.testing.assert_close(found.float(), expected, atol=1e-3, rtol=0)
-            # The nets on these inputs are the whole head.
+            # The nets on these inputs equal the whole head.
             whole = head(torch.from_numpy(real.features[wanted]).float())
             parts = [torch.nn.functional.normalize(part, dim=1) for part in head.part_outputs(found.float())]
             torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=2e-3, rtol=0)
@@ -280,7 +280,7 @@ def supervised(network) -> tuple[AttributionModel, ViewFeatures, ViewFeatures]:
     return fit(settings_of("supervised"), network, real, synthetic), real, synthetic
 
 
-def test_both_truths_of_an_image_stand_in_one_row(network):
+def test_two_sources_of_an_image_share_a_row(network):
     model, real, synthetic = supervised(network)
     sources, queries = real.content.tolist(), synthetic.content.tolist()
     pairs = {
@@ -298,20 +298,20 @@ def test_both_truths_of_an_image_stand_in_one_row(network):
     ]  # fmt: skip
     assert inputs.view_sources.dtype == torch.int64
     rows = [2, 4, 7, 8, 8, 8]
-    torch.testing.assert_close(inputs.views.float(), unit(synthetic.features[rows]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(inputs.views.float(), unit_tensor(synthetic.features[rows]), atol=1e-3, rtol=0)
     order = np.argsort(real.content)
     assert inputs.anchor_ids.tolist() == real.content[order].tolist()
-    torch.testing.assert_close(inputs.anchors.float(), unit(real.features[order]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(inputs.anchors.float(), unit_tensor(real.features[order]), atol=1e-3, rtol=0)
 
 
-def unit(rows: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(lengths_of_one(rows.astype(np.float32)))
+def unit_tensor(rows: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(unit_rows(rows.astype(np.float32)))
 
 
-def test_the_supervised_baseline_starts_as_the_raw_network(network):
+def test_supervised_baseline_starts_as_the_raw_network(network):
     model, real, synthetic = supervised(network)
     for found, domain in ((real, "real"), (synthetic, "synthetic")):
-        expected = lengths_of_one(found.features.astype(np.float64))
+        expected = unit_rows(found.features.astype(np.float64))
         np.testing.assert_allclose(embed(model, found.features, domain), expected, atol=1e-4)
         assert model.heads[domain].parts["all"].net.weight.shape == (96, 96)
 
@@ -347,7 +347,7 @@ def test_a_parquet_table_of_pairs_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["key", "source"])
-def test_a_missing_column_of_the_pairs_is_named(missing, tmp_path):
+def test_missing_column_of_the_pairs_is_named(missing, tmp_path):
     columns = {"key": ["a"], "source": ["x"], "other": ["o"]}
     del columns[missing]
     LOCAL.write_table(str(tmp_path / "pairs.parquet"), pa.table(columns))
@@ -356,22 +356,20 @@ def test_a_missing_column_of_the_pairs_is_named(missing, tmp_path):
         read_pairs(settings, manifest_of("sources"), manifest_of("generated"), LOCAL)
 
 
-def test_no_table_and_an_absent_table_are_errors(tmp_path):
+def test_missing_table_of_pairs_is_an_error(tmp_path):
     manifests = manifest_of("sources"), manifest_of("generated")
-    with pytest.raises(AttribError, match="'supervised' needs `pairs`"):
-        read_pairs(settings_of("supervised").model_copy(update={"pairs": None}), *manifests, LOCAL)
     absent = settings_of("supervised", pairs={"uri": str(tmp_path / "absent.csv")})
     with pytest.raises(AttribError, match=r"absent\.csv"):
         read_pairs(absent, *manifests, LOCAL)
 
 
-def test_levels_the_network_lacks_are_an_error_before_any_fit(network):
+def test_missing_levels_are_an_error(network):
     settings = settings_of(features=TRAINED["features"] | {"moment_levels": [9]})
     with pytest.raises(AttribError, match="features name level 9"):
         fit(settings, network, drawn(0, sum(SIZES.values())))
 
 
-def test_blocks_are_what_the_extractor_gives(network):
+def test_block_sizes_equal_those_of_the_extractor(network):
     settings = settings_of()
     model = build_model(network.model, network.data_config, settings.features, settings.head, {})
     assert model.extractor.sizes == SIZES

@@ -1,4 +1,4 @@
-"""The training loop: its criterion against a slow oracle, when it stops, what it leaves behind, and resuming bit by bit."""
+"""The training loop: the criterion, early stopping, the learning rate, learning, and resumed runs."""
 
 import copy
 import io
@@ -22,7 +22,7 @@ from attrib.train.settings import AlignmentSettings, DisentanglementSettings, Tr
 from attrib.train.student import HeadTrunk, Student, trained_groups
 
 CPU = torch.device("cpu")
-SIGNAL, NUISANCE = 4, 8  # dimensions: what a view keeps of its content, and what it does not
+SIGNAL, NUISANCE = 4, 8  # dimensions that a view shares with its content, and those that it does not
 DIM = SIGNAL + NUISANCE
 NUM_IMAGES, VIEWS_EACH = 120, 3
 
@@ -43,7 +43,7 @@ def settings_of(aligned: dict | None = None, disentangled: dict | None = None, *
 
 @pytest.fixture(scope="module")
 def inputs() -> Inputs:
-    """Views are near their content in a few directions only, and far from it in louder ones."""
+    """Return views near their content in a few directions, and far from it in directions of larger variance."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.from_numpy(np.sort(image_ids("c", [str(i) for i in range(NUM_IMAGES)])))
     rotation = torch.linalg.qr(torch.randn(DIM, DIM, generator=generator)).Q
@@ -83,7 +83,7 @@ def train(inputs: Inputs, settings: TrainSettings) -> TrainRun:
 
 
 class Scripted:
-    """Batches of a fixed input, and a criterion that was written down beforehand. Keeps the weights it judged."""
+    """Batches of fixed inputs with a given criterion per epoch; records the weights at each criterion."""
 
     num_steps = 2
 
@@ -117,7 +117,7 @@ def same_weights(first: dict, second: dict) -> bool:
 
 
 def slow_mean_reciprocal_rank(views, anchors, view_sources, anchor_ids) -> float:
-    """Pair by pair. Ties count against; the view's other source and empty slots count for nothing."""
+    """Return the criterion, one pair at a time."""
     cosines_of = (F.normalize(views, dim=1) @ F.normalize(anchors, dim=1).T).tolist()
     ids = anchor_ids.tolist()
     means = []
@@ -136,36 +136,36 @@ def slow_mean_reciprocal_rank(views, anchors, view_sources, anchor_ids) -> float
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_criterion_is_that_of_a_slow_oracle(seed):
+def test_criterion_equals_a_slow_oracle(seed):
     generator = torch.Generator().manual_seed(seed)
-    # Rows of length one whose products no rounding touches, so that there are many ties. Every third image has two anchors.
+    # Unit rows with exact products, so that there are many ties. Every third image has two anchors.
     halves = torch.cartesian_prod(*[torch.tensor([-0.5, 0.5])] * 4)
     rows = torch.cat([torch.eye(4), -torch.eye(4), halves])
     anchors, views = (rows[torch.randint(len(rows), (n,), generator=generator)] for n in (16, 40))
     anchor_ids = torch.arange(16) % 12
-    anchor_ids[torch.randperm(16, generator=generator)[:3]] = -1  # slots to leave out
+    anchor_ids[torch.randperm(16, generator=generator)[:3]] = -1  # empty slots
     sources = torch.randint(-1, 15, (40, 2), generator=generator)  # 12 to 14: no anchor; some with content = donor
     found = mean_reciprocal_rank(views, anchors, sources, anchor_ids)
     assert found == pytest.approx(slow_mean_reciprocal_rank(views, anchors, sources, anchor_ids), abs=1e-12)
     assert 0.05 < found < 0.95
 
 
-def test_a_collapsed_embedding_has_the_lowest_criterion():
+def test_collapsed_embedding_has_the_lowest_criterion():
     same = torch.ones(20, 3)
     sources = torch.stack([torch.arange(20), torch.full((20,), -1)], dim=1)
     assert mean_reciprocal_rank(same, same, sources, torch.arange(20)) == pytest.approx(1 / 20)
 
 
-def test_the_criterion_is_one_where_every_source_is_found_and_zero_where_none_is():
+def test_criterion_is_one_if_all_sources_are_found_and_zero_without_sources():
     anchors = torch.eye(6)
     sources = torch.stack([torch.arange(6), (torch.arange(6) + 1) % 6], dim=1)
-    # The donor is the nearest, and does not stand in the content's way; nor the other way round.
+    # The nearest anchor is the donor, which does not count when the content is ranked.
     views = anchors + 2 * anchors.roll(-1, 0)
     assert mean_reciprocal_rank(views, anchors, sources, torch.arange(6)) == 1.0
     assert mean_reciprocal_rank(views, anchors, torch.full((6, 2), -1), torch.arange(6)) == 0.0
 
 
-def test_the_criterion_is_the_same_in_any_number_of_rows_at_a_time(monkeypatch):
+def test_criterion_does_not_depend_on_the_rows_per_step(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     views, anchors = torch.randn(50, 6, generator=generator), torch.randn(20, 6, generator=generator)
     sources = torch.randint(-1, 20, (50, 2), generator=generator)
@@ -175,20 +175,20 @@ def test_the_criterion_is_the_same_in_any_number_of_rows_at_a_time(monkeypatch):
         assert mean_reciprocal_rank(views, anchors, sources, torch.arange(20)) == pytest.approx(whole, abs=1e-12)
 
 
-# When it stops, and with what
+# Early stopping
 
 
 @pytest.mark.parametrize(
     ("criteria", "num_epochs", "patience", "num_trained", "best"),
     [
         ([0.1, 0.2, 0.3, 0.4], 3, 1, 3, 3),  # all epochs
-        ([0.5, 0.4, 0.4, 0.9], 3, 2, 2, 0),  # never better: the start remains
-        ([0.1, 0.3, 0.2, 0.3, 0.9], 9, 2, 3, 1),  # as good is not better
-        ([0.1, 0.3, 0.2, 0.4, 0.2, 0.1, 0.9], 9, 2, 5, 3),  # patience begins anew
+        ([0.5, 0.4, 0.4, 0.9], 3, 2, 2, 0),  # never better: the start is kept
+        ([0.1, 0.3, 0.2, 0.3, 0.9], 9, 2, 3, 1),  # equal is not better
+        ([0.1, 0.3, 0.2, 0.4, 0.2, 0.1, 0.9], 9, 2, 5, 3),  # patience restarts
         ([0.1, 0.3, 0.2], 2, 5, 2, 1),
     ],
 )  # fmt: skip
-def test_training_stops_at_its_patience_and_keeps_the_best(criteria, num_epochs, patience, num_trained, best, inputs):
+def test_training_stops_early_and_keeps_the_best_weights(criteria, num_epochs, patience, num_trained, best, inputs):
     run, batches = scripted(inputs, criteria, num_epochs=num_epochs, patience_epochs=patience)
     assert batches.epochs == list(range(num_trained))
     assert [row["criterion"] for row in run.history] == criteria[: num_trained + 1]
@@ -198,7 +198,7 @@ def test_training_stops_at_its_patience_and_keeps_the_best(criteria, num_epochs,
     assert same_weights(run.student.state_dict(), batches.judged[best])
 
 
-def test_every_epoch_is_reported_once_and_told_in_a_line(inputs):
+def test_every_epoch_is_reported_once_in_one_line(inputs):
     settings = settings_of(num_epochs=2)
     batches = Scripted(inputs, settings, [0.1, 0.3, 0.2])
     run, lines = run_of(settings, batches.num_steps), []
@@ -208,7 +208,7 @@ def test_every_epoch_is_reported_once_and_told_in_a_line(inputs):
     assert len(lines) == 3
 
 
-def test_a_loss_that_is_not_finite_is_an_error(inputs):
+def test_loss_that_is_not_finite_is_an_error(inputs):
     broken = Inputs(inputs.anchors, inputs.anchor_ids, inputs.views * math.nan, inputs.view_sources)
     with pytest.raises(AttribError, match=r"not finite in epoch 0; lower optimiser\.learning_rate"):
         train(broken, settings_of(disentangled={"kind": "none"}))
@@ -217,7 +217,7 @@ def test_a_loss_that_is_not_finite_is_an_error(inputs):
 
 
 @pytest.mark.parametrize("warmup_share", [0.0, 0.1, 0.5, 1.0])
-def test_the_rate_rises_and_falls_by_half_a_cosine(warmup_share):
+def test_rate_rises_linearly_and_falls_by_half_a_cosine(warmup_share):
     rates = [rate(step, 40, warmup_share) for step in range(40)]
     warmup = round(40 * warmup_share)
     assert rates[:warmup] == [pytest.approx((step + 1) / (warmup + 1)) for step in range(warmup)]
@@ -227,7 +227,7 @@ def test_the_rate_rises_and_falls_by_half_a_cosine(warmup_share):
     assert all(0 < r <= 1 for r in rates) and rate(40, 40, warmup_share) == pytest.approx(0 if warmup < 40 else 1)
 
 
-def test_the_optimisers_rate_is_the_schedules(inputs):
+def test_optimiser_follows_the_schedule(inputs):
     settings = settings_of(num_epochs=3, warmup_share=0.25)
     batches = batches_of(inputs, settings)
     run, rates = run_of(settings, batches.num_steps), []
@@ -238,11 +238,11 @@ def test_the_optimisers_rate_is_the_schedules(inputs):
     assert rates == [pytest.approx(0.02 * rate(step, total, 0.25)) for step in range(total)]
 
 
-# What it learns
+# Learning
 
 
 def test_training_raises_the_criterion(inputs):
-    """Before, the loud directions hide the ones that a view keeps; after, it finds its content."""
+    """Directions of large variance hide the shared ones at first; a trained view finds its content."""
     run = train(inputs, settings_of(num_epochs=12))
     criteria = [row["criterion"] for row in run.history]
     assert criteria[0] < 0.3 and max(criteria) > 0.8
@@ -254,18 +254,18 @@ def test_training_raises_the_criterion(inputs):
 
 
 def inputs_basis() -> torch.Tensor:
-    """Columns: where the signal and the nuisance point, as `inputs` draws them first of all."""
+    """Return the directions of signal and nuisance as columns; `inputs` draws them first."""
     return torch.linalg.qr(torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(0))).Q.T
 
 
-def test_the_slow_kind_raises_the_criterion_too(inputs):
+def test_moco_raises_the_criterion(inputs):
     run = train(inputs, settings_of({"kind": "moco", "temperature": 0.2}, num_epochs=12, patience_epochs=12))
     criteria = [row["criterion"] for row in run.history]
     assert max(criteria) > criteria[0] + 0.2
 
 
-def test_without_structure_nothing_is_learnt(inputs):
-    """The same numbers with the contents dealt anew: the criterion measures sources, not shapes."""
+def test_shuffled_sources_cannot_be_learnt(inputs):
+    """The criterion measures sources, not shapes."""
     ids = inputs.anchor_ids[torch.randperm(NUM_IMAGES, generator=torch.Generator().manual_seed(1))]
     content = ids.repeat_interleave(VIEWS_EACH)
     sources = torch.stack([content, torch.full_like(content, -1)], dim=1)
@@ -288,7 +288,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("killed_at", [0, 1, 4])
 @pytest.mark.parametrize(("aligned", "disentangled"), RESUMED)
-def test_a_run_restored_from_its_state_ends_with_the_same_bits(aligned, disentangled, killed_at, inputs):
+def test_restored_run_ends_with_the_same_bits(aligned, disentangled, killed_at, inputs):
     settings = settings_of(
         {"kind": aligned}, {"kind": disentangled}, num_epochs=5, weight_decay=0.01, patience_epochs=9
     )
@@ -304,7 +304,7 @@ def test_a_run_restored_from_its_state_ends_with_the_same_bits(aligned, disentan
 
     with pytest.raises(Killed):
         start.train(batches, on_epoch=report)
-    # Whatever the new process starts with must not count.
+    # The initial weights of the new process must have no effect.
     resumed = run_of(settings, batches.num_steps, seed=1)
     saved.seek(0)
     resumed.restore(torch.load(saved, weights_only=True))
@@ -318,7 +318,7 @@ def test_a_run_restored_from_its_state_ends_with_the_same_bits(aligned, disentan
     assert not same_weights(start.student.state_dict(), undisturbed.student.state_dict())
 
 
-def test_a_finished_run_restored_trains_no_further(inputs):
+def test_restored_finished_run_trains_no_further(inputs):
     settings = settings_of(num_epochs=2)
     batches = batches_of(inputs, settings)
     run, states = run_of(settings, batches.num_steps), []
@@ -329,8 +329,8 @@ def test_a_finished_run_restored_trains_no_further(inputs):
     assert same_weights(again.student.state_dict(), run.student.state_dict()) and again.history == run.history
 
 
-def test_a_state_is_no_view_of_what_goes_on(inputs):
-    """What was best must not change with the weights that are trained."""
+def test_states_do_not_change_with_later_training(inputs):
+    """The best weights must be a copy."""
     settings = settings_of(num_epochs=3)
     batches = batches_of(inputs, settings)
     run, seen = run_of(settings, batches.num_steps), []

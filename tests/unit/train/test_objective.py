@@ -1,4 +1,4 @@
-"""The objective: the loss against one computed by hand, every kind of it for a step, and the roles of the parts."""
+"""The objective: the loss compared with one computed by hand, a step of every kind, and the roles of the parts."""
 
 from typing import get_args
 
@@ -40,7 +40,7 @@ def student_of(net: str = "linear", separate: bool = False, parts: dict = PARTS)
 
 
 def batch_of(seed: int = 0) -> TrainBatch:
-    """Contents, then donors, as attrib/train/batches.py makes them: images 0 to 7, some of them twice; every fourth view has no donor."""
+    """Return contents, then donors, like InputBatches: images 0 to 7, some twice; every fourth view has no donor."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(8, CONTENT + STYLE, generator=generator)
     contents = torch.arange(NUM_VIEWS) % 8
@@ -56,7 +56,7 @@ def objective_of(student, aligned: dict | None = None, disentangled: dict | None
     return Objective(student, AlignmentSettings(**aligned or {}), DisentanglementSettings(**disentangled or {}))
 
 
-def test_the_loss_is_alignment_and_the_weighted_mean_of_disentanglement_over_parts():
+def test_loss_is_alignment_plus_weighted_mean_disentanglement():
     student, batch = student_of(), batch_of()
     aligned, disentangled = {"temperature": 0.2, "style_weight": 0.5}, {"weight": 0.7, "eps": 0.05}
     loss = objective_of(student, aligned, disentangled)(student, student, batch)
@@ -82,7 +82,7 @@ def test_the_loss_is_alignment_and_the_weighted_mean_of_disentanglement_over_par
     assert total > 0.01 and expected > 0.01
 
 
-def test_a_weight_of_zero_and_kind_none_leave_alignment_alone():
+def test_weight_zero_and_kind_none_give_alignment_only():
     student, batch = student_of(), batch_of()
     losses = [objective_of(student, None, d)(student, student, batch) for d in ({"kind": "none"}, {"weight": 0})]
     expected = contrastive.info_nce(
@@ -108,11 +108,11 @@ def test_every_kind_trains_a_step(aligned, disentangled, separate):
         assert loss.isfinite()
         for name, parameter in student.named_parameters():
             if separate and aligned != "info_nce" and disentangled == "none" and "heads.real" in name:
-                # The slow network alone sees sources, and without disentanglement nothing draws the fast one.
+                # Only the slow network encodes sources, and no disentanglement trains the fast one.
                 assert parameter.grad is None or not parameter.grad.any()
             else:
                 assert parameter.grad.isfinite().all()
-                # A bias cancels where outputs are centred or standardised; alignment's normalisation keeps that of views.
+                # A bias cancels if outputs are centred or standardised.
                 assert parameter.grad.any() or name.endswith("bias"), name
         optimiser.step()
         objective.after_step(student)
@@ -120,7 +120,7 @@ def test_every_kind_trains_a_step(aligned, disentangled, separate):
     assert any("weight" in name for name in changed)
 
 
-def test_the_slow_network_follows_and_gets_no_gradient():
+def test_slow_network_follows_without_gradient():
     student = student_of()
     objective = objective_of(student, {"kind": "moco", "momentum": 0.9, "queue_rows": 64})
     start = [p.clone() for p in student.parameters()]
@@ -134,7 +134,7 @@ def test_the_slow_network_follows_and_gets_no_gradient():
         torch.testing.assert_close(slow, old + 0.1)
     kept = objective.queue.ids[: len(batch_of().anchor_ids)]
     assert torch.equal(kept, only_first(batch_of().anchor_ids)) and (objective.queue.ids[len(kept) :] == -1).all()
-    # The keys are those of the slow network, as it was before the step.
+    # The keys come from the slow network before the step.
     with torch.no_grad():
         before = student_of()
         keys = before.embedding(before.encode(batch_of().anchors, "real"))
@@ -142,8 +142,8 @@ def test_the_slow_network_follows_and_gets_no_gradient():
     assert not objective.queue.keys[len(kept) :].any()
 
 
-def test_the_order_of_anchors_does_not_matter():
-    """Two workers join contents and donors in another order than one."""
+def test_order_of_anchors_has_no_effect():
+    """Two workers join contents and donors in another order than one worker."""
     student, batch = student_of(), batch_of()
     order = torch.randperm(len(batch.anchor_ids), generator=torch.Generator().manual_seed(1))
     other = TrainBatch(batch.anchors[order], batch.anchor_ids[order], batch.views, batch.view_sources)
@@ -151,7 +151,7 @@ def test_the_order_of_anchors_does_not_matter():
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
 
 
-def test_an_image_counts_once_however_many_views_need_it():
+def test_an_image_of_several_views_is_one_anchor():
     student, batch = student_of(), batch_of()
     repeated = TrainBatch(
         torch.cat([batch.anchors, batch.anchors[:5]]), torch.cat([batch.anchor_ids, batch.anchor_ids[:5]]),
@@ -161,14 +161,14 @@ def test_an_image_counts_once_however_many_views_need_it():
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
 
 
-def test_only_first_leaves_out_every_repetition():
+def test_only_first_replaces_every_repetition():
     ids = torch.tensor([5, -1, 3, 5, 3, -1, 2**62, 5])
     assert only_first(ids).tolist() == [5, -1, 3, -1, -1, -1, 2**62, -1]
     assert only_first(ids).dtype == torch.int64 and only_first(ids[:0]).tolist() == []
 
 
 def gradients(student: Student, disentangled: dict, batch: TrainBatch) -> dict[str, Tensor]:
-    """Of the disentanglement alone, by part."""
+    """Return the gradients of the disentanglement only, by part."""
     objective = objective_of(student, None, disentangled)
     anchors, views = student(batch.anchors, batch.views)
     ids = only_first(batch.anchor_ids)
@@ -177,7 +177,7 @@ def gradients(student: Student, disentangled: dict, batch: TrainBatch) -> dict[s
     return {name: torch.autograd.grad(term, part.net.weight, retain_graph=True)[0] for name, part in parts.items()}
 
 
-def test_a_style_part_does_not_see_who_the_content_is():
+def test_style_part_does_not_depend_on_the_content():
     student, batch = student_of(), batch_of()
     shuffled = batch.view_sources.clone()
     shuffled[:, 0] = shuffled[:, 0].flip(0)
@@ -187,8 +187,8 @@ def test_a_style_part_does_not_see_who_the_content_is():
     assert not torch.allclose(first["content"], second["content"], rtol=0.1)
 
 
-def test_views_without_any_donor_leave_the_style_part_out():
-    """A mix of solo views, or pairs with one source each."""
+def test_views_without_donors_skip_the_style_part():
+    """As with solo views only, or pairs with one source each."""
     student, batch = student_of(), batch_of()
     sources = batch.view_sources.clone()
     sources[:, 1] = -1
@@ -199,12 +199,12 @@ def test_views_without_any_donor_leave_the_style_part_out():
 
 
 @pytest.mark.parametrize("kind", KINDS["alignment"])
-def test_a_batch_in_which_nobody_is_shown_says_so(kind):
+def test_a_batch_without_sources_is_an_error(kind):
     student = student_of()
     objective = objective_of(student, {"kind": kind})
     batch = batch_of()
-    nobody = TrainBatch(
+    without = TrainBatch(
         batch.anchors, torch.full_like(batch.anchor_ids, EMPTY_SLOT), batch.views, batch.view_sources * 0 - 1
     )
     with pytest.raises(AttribError, match="no view of the batch has its source among the anchors"):
-        objective(student, student, nobody)
+        objective(student, student, without)

@@ -1,6 +1,6 @@
-"""Views rendered as they are needed: the same global batch and criterion for any number of workers, and images that cannot be decoded.
+"""Views rendered on demand: one global batch and criterion for any number of workers, and damaged images.
 
-Two worker processes also take steps under DistributedDataParallel, and must learn what one process learns from the joined batch.
+Two processes under DistributedDataParallel must learn what one process learns from the joined batch.
 """
 
 import copy
@@ -33,7 +33,7 @@ from attrib.train.student import parallel, student_of, trained_groups
 LOCAL = Storage(StorageSettings())
 CPU = torch.device("cpu")
 PX = 32
-NUM_IMAGES, BATCH_SIZE = 25, 8  # not even: two workers fill up their shares
+NUM_IMAGES, BATCH_SIZE = 25, 8  # odd: the shares of two workers contain repetitions
 BROKEN = ("cut.png", "text.jpg", "void.jpg")
 MIX = {"texture": 1, "colour": 3, "bands": 2, "solo": 2}
 
@@ -46,7 +46,7 @@ def settings_of(seed: int = 0, optimiser: dict | None = None, **fine_tune) -> Tr
         manifest="m",
         output="o",
         backbone={"name": "test_resnet", "weights": "random"},
-        # The head does not read the last level: its block is thawed and gets no gradient.
+        # The head does not read the last level, so its trainable block gets no gradient.
         features={"pooled": False, "moment_levels": [1], "layout_levels": [3], "layout_grid": 2},
         head={
             "projection": "identity",
@@ -71,7 +71,7 @@ def collection(images: dict[str, bytes], folder) -> tuple[pa.Table, Manifest]:
 
 
 def listed(folder) -> tuple[pa.Table, Manifest]:
-    """The rows and the manifest of a folder."""
+    """Return the rows and the manifest of a folder."""
     collected = CollectionSettings(name="c", uri=str(folder))
     rows = pa.concat_tables([list_images(u, collected, LOCAL) for u in list_units(collected, LOCAL)]).sort_by("id")
     return rows, Manifest("m", collected, "d", "o", "r", [len(rows)], [])
@@ -99,7 +99,7 @@ def same(first: TrainBatch, second: TrainBatch) -> bool:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     write_folder({f"{i}.jpg": encode(picture(i, 60 + i, 50), "JPEG") for i in range(NUM_IMAGES)}, str(folder), LOCAL)
     return folder
 
@@ -110,7 +110,7 @@ def images(folder):
 
 
 @pytest.mark.parametrize("num_workers", [2, 4])
-def test_the_workers_batches_joined_are_the_batch_of_one(num_workers, images):
+def test_joined_batches_of_workers_equal_the_batch_of_one(num_workers, images):
     alone = list(batches_of(*images).epoch(1))
     workers = [list(batches_of(*images, rank, num_workers).epoch(1)) for rank in range(num_workers)]
     assert len(alone) == batches_of(*images).num_steps >= 2
@@ -120,7 +120,7 @@ def test_the_workers_batches_joined_are_the_batch_of_one(num_workers, images):
         assert expected.views.dtype == expected.anchors.dtype == torch.uint8
 
 
-def test_anchors_are_the_images_and_donors_are_of_the_batch(images):
+def test_anchors_are_the_images_and_donors_belong_to_the_batch(images):
     batches = batches_of(*images)
     ids = images[0]["id"].to_pylist()
     shown, with_donor = [], 0
@@ -140,11 +140,11 @@ def test_anchors_are_the_images_and_donors_are_of_the_batch(images):
     assert not is_validation(np.array(shown), 0.25).any()
 
 
-def test_every_epoch_has_views_of_its_own_and_twice_the_same_are_the_same(images):
+def test_views_depend_on_seed_and_epoch_only(images):
     def views(seed, epoch) -> dict[int, tuple]:
         batches = batches_of(*images, settings=settings_of(seed, {"batch_size": 2}))
         found = list(batches.epoch(epoch))
-        torch.rand(3)  # the global generator counts for nothing
+        torch.rand(3)  # the global generator has no effect
         return {int(i): view.numpy().tobytes() for b in found for i, view in zip(b.anchor_ids, b.views)}
 
     first = views(0, 0)
@@ -155,7 +155,7 @@ def test_every_epoch_has_views_of_its_own_and_twice_the_same_are_the_same(images
         assert len(common) > 5 and not any(other[i] == first[i] for i in common)
 
 
-def test_loader_processes_change_nothing(images):
+def test_loader_processes_have_no_effect(images):
     expected = list(batches_of(*images).epoch(0))
     found = list(batches_of(*images, settings=settings_of(num_loaders=1)).epoch(0))
     assert len(found) == len(expected) and all(map(same, found, expected))
@@ -173,52 +173,54 @@ def test_too_few_images_are_an_error(images):
 
 @pytest.fixture(scope="module")
 def damaged(folder, tmp_path_factory):
-    """The same pictures, and three files that are none."""
+    """The same images, and three files that cannot be decoded."""
     images = {path.name: path.read_bytes() for path in folder.iterdir()}
     broken = dict(zip(BROKEN, (images["0.jpg"][:150], b"no image", b"")))
     return collection(images | broken, tmp_path_factory.mktemp("damaged"))
 
 
-def test_an_image_that_cannot_be_decoded_is_nobody(damaged):
+def test_an_image_that_cannot_be_decoded_is_an_empty_slot(damaged):
     rows, manifest = damaged
     batches = batches_of(rows, manifest)
     place = {key: i for i, key in enumerate(rows["key"].to_pylist())}
     good, bad = place["3.jpg"], place["text.jpg"]
-    # As content, as donor, and in its place alone.
+    # Once as content and once as donor.
     batch = batches.make(np.array([bad, good, good]), np.array([good, bad, place["4.jpg"]]), 0)
     assert batch.anchor_ids.tolist() == [EMPTY_SLOT, batches.ids[good], batches.ids[good]]
     assert batch.view_sources[0].tolist() == [-1, -1] and not batch.views[0].any() and not batch.anchors[0].any()
     assert batch.view_sources[1].tolist() == [batches.ids[good], -1] and batch.views[1].any()
-    # The donor's place taken by nobody: a solo view, whatever kind was drawn.
+    # Without a donor the view is solo, for any kind drawn.
     alone = batches.make(np.array([good]), np.array([good]), 0)
     assert torch.equal(alone.views[0], batch.views[1]) and alone.view_sources[0, 1] == -1
 
 
-def test_training_goes_on_around_broken_images(damaged):
+def test_training_skips_broken_images(damaged):
     settings = settings_of(optimiser={"num_epochs": 1, "batch_size": 4})
     batches = batches_of(*damaged, settings=settings)
     student = student_of(model_of(settings), settings)
     run = TrainRun(student, settings, torch.optim.AdamW(trained_groups(student, settings)), batches.num_steps, CPU)
     run.train(batches, on_epoch=lambda _: None)
     assert len(run.history) == 2 and np.isfinite(run.history[1]["loss"])
-    ids = {int(i) for batch in batches.epoch(0) for i in batch.anchor_ids} | set(batches._judged[1].tolist())
+    ids = {int(i) for batch in batches.epoch(0) for i in batch.anchor_ids} | set(
+        batches._validation.anchor_ids.tolist()
+    )
     broken = {i for i, key in zip(batches.ids.tolist(), damaged[0]["key"].to_pylist()) if key in BROKEN}
     assert len(broken) == 3 and EMPTY_SLOT in ids and not broken & ids
 
 
-def test_the_cache_of_decoded_images_changes_nothing(images, monkeypatch):
+def test_full_cache_has_no_effect(images, monkeypatch):
     expected = list(batches_of(*images).epoch(0))
     monkeypatch.setattr(pixel_batches, "CACHED_IMAGES", 3)
     batches = batches_of(*images)
-    assert all(map(same, batches.epoch(0), expected)) and len(batches.reader.kept) == 3
+    assert all(map(same, batches.epoch(0), expected)) and len(batches.cache) == 3
 
 
-def test_the_criterion_judges_views_of_held_out_images_among_all(images):
+def test_criterion_compares_validation_views_with_all_images(images):
     settings = settings_of()
     batches, student = batches_of(*images), student_of(model_of(settings), settings)
     found = batches.criterion(student)
     assert batches.criterion(student) == found  # the same views every time
-    anchors, anchor_ids, views, sources = batches._judged
+    anchors, anchor_ids, views, sources = vars(batches._validation).values()
     held_out = set(batches.ids[batches.held_out].tolist())
     assert set(sources[:, 0].tolist()) == held_out and len(views) == 2 * len(held_out)
     assert set(sources[:, 1].tolist()) <= held_out | {-1}
@@ -242,7 +244,7 @@ def test_fine_tuning_raises_the_criterion(images):
 
 
 def trained(folder, rank: int, num_workers: int) -> dict:
-    """An epoch's batches, the criterion, and what two steps of SGD make of the weights."""
+    """Return the batches of an epoch, the criterion, and the weights before and after training."""
     settings = settings_of()
     batches = batches_of(*listed(folder), rank, num_workers)
     student = student_of(model_of(settings), settings)
@@ -254,7 +256,8 @@ def trained(folder, rank: int, num_workers: int) -> dict:
     )
     before = copy.deepcopy(student.state_dict())
     after = {}
-    run.train(batches, on_epoch=lambda run: after.update(run.state()["student"]))  # not the best: that may be the start
+    # Not the best weights, which may be the first.
+    run.train(batches, on_epoch=lambda run: after.update(run.state()["student"]))
     return found | {"before": before, "after": after, "history": run.history}
 
 
@@ -267,7 +270,7 @@ def workers(folder, gloo_pool) -> list[dict]:
     return gloo_pool.run(trained_by_two, str(folder))
 
 
-def test_two_processes_see_the_batches_of_one_and_learn_the_same(workers, folder):
+def test_two_processes_learn_the_same_as_one(workers, folder):
     alone = trained(folder, 0, 1)
     for step, expected in enumerate(alone["batches"]):
         assert same(joined([TrainBatch(**worker["batches"][step]) for worker in workers]), TrainBatch(**expected))

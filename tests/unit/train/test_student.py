@@ -1,4 +1,4 @@
-"""What is trained of a model and what stays: frozen weights, the last blocks of a network, batch norm, and heads of separate domains."""
+"""Students: trained and frozen weights, the last blocks of a network, batch norm, and separate domains."""
 
 import re
 
@@ -52,7 +52,7 @@ def pixels(num: int, model: AttributionModel, seed: int = 0) -> torch.Tensor:
 
 
 def train(student, settings, anchors, views, num_steps: int = 2) -> dict[str, torch.Tensor]:
-    """Steps on some loss; returns the weights and buffers from before."""
+    """Take steps on some loss and return the weights and buffers from before."""
     before = {name: value.clone() for name, value in student.state_dict().items()}
     optimiser = torch.optim.AdamW(trained_groups(student, settings), weight_decay=0.1)
     student.train()
@@ -70,7 +70,7 @@ def changed(student, before) -> set[str]:
 
 @pytest.mark.parametrize("name", LAST_GROUPS)
 @pytest.mark.parametrize("num_blocks", [1, 2, 3])
-def test_the_last_blocks_are_thawed_and_no_others(name, num_blocks):
+def test_only_the_last_blocks_are_trainable(name, num_blocks):
     backbone = load_network(settings_of(name).backbone, LOCAL).model
     thaw_last_blocks(backbone, num_blocks)
     wanted = re.compile("|".join(LAST_GROUPS[name][:num_blocks]))
@@ -79,20 +79,20 @@ def test_the_last_blocks_are_thawed_and_no_others(name, num_blocks):
 
 
 @pytest.mark.parametrize("name", LAST_GROUPS)
-def test_all_blocks_are_thawed_and_more_than_all_is_an_error(name):
+def test_all_blocks_can_be_trainable_and_more_are_an_error(name):
     backbone = load_network(settings_of(name).backbone, LOCAL).model
     thaw_last_blocks(backbone, "all")
     assert all(parameter.requires_grad for parameter in backbone.parameters())
     with pytest.raises(AttribError, match=r"num_blocks is 99, but the network has \d groups of layers"):
         thaw_last_blocks(backbone, 99)
-    # What was thawed before is frozen again.
+    # Blocks of an earlier call are frozen again.
     thaw_last_blocks(backbone, 1)
     assert not next(backbone.parameters()).requires_grad
 
 
 @pytest.mark.parametrize("name", LAST_GROUPS)
-def test_fine_tuning_changes_the_thawed_weights_alone(name):
-    """Batch norm's statistics are neither used up nor moved, though the student is in training mode."""
+def test_fine_tuning_changes_only_the_trainable_weights(name):
+    """Batch norm keeps its statistics although the student is in training mode."""
     settings = settings_of(name, {"num_blocks": 1, "learning_rate": 1e-3})
     model = model_of(settings)
     student = student_of(model, settings)
@@ -109,7 +109,7 @@ def test_fine_tuning_changes_the_thawed_weights_alone(name):
     assert not any(module.training for module in model.modules())
 
 
-def test_a_head_alone_leaves_projections_and_the_backbone():
+def test_training_a_head_keeps_projections_and_backbone():
     settings = settings_of(head={"net": "mlp", "hidden": 8, "projection": "centre"})
     model = model_of(settings)
     whole = {name: value.clone() for name, value in model.state_dict().items()}
@@ -124,7 +124,7 @@ def test_a_head_alone_leaves_projections_and_the_backbone():
     assert [len(group["params"]) for group in trained_groups(student, settings)] == [len(nets)]
 
 
-def test_the_backbone_has_a_learning_rate_of_its_own():
+def test_backbone_has_its_own_learning_rate():
     settings = settings_of(fine_tune={"num_blocks": 2, "learning_rate": 1e-5})
     student = student_of(model_of(settings), settings)
     outer, inner = trained_groups(student, settings)
@@ -137,7 +137,7 @@ def test_the_backbone_has_a_learning_rate_of_its_own():
     ]
 
 
-def test_pixels_give_what_the_model_gives():
+def test_student_on_pixels_equals_the_model():
     settings = settings_of(fine_tune={"num_blocks": 1})
     model = model_of(settings)
     student = student_of(model, settings)
@@ -147,7 +147,7 @@ def test_pixels_give_what_the_model_gives():
         torch.testing.assert_close(student.embedding(student.encode(images, "real")), model(normalised))
 
 
-def test_bfloat16_is_close_and_its_outputs_are_float32():
+def test_bfloat16_is_close_and_returns_float32():
     settings = settings_of(fine_tune={"num_blocks": 1, "precision": "bfloat16"})
     model = model_of(settings)
     student = student_of(model, settings)
@@ -161,7 +161,7 @@ def test_bfloat16_is_close_and_its_outputs_are_float32():
 
 
 @pytest.mark.parametrize("fine_tune", [None, {"num_blocks": 1, "learning_rate": 1e-3}])
-def test_separate_domains_are_trained_by_their_own_pictures(fine_tune):
+def test_separate_domains_are_trained_by_their_own_images(fine_tune):
     settings = settings_of(fine_tune=fine_tune, head={"projection": "identity", "separate_domains": True})
     model = model_of(settings)
     student = student_of(model, settings)
@@ -210,7 +210,7 @@ def test_outputs_are_the_parts_side_by_side():
     [
         (
             {"head": {"separate_domains": True, "net": "none", "num_directions": 5}},
-            r"head\.num_directions: .* all directions are kept; leave num_directions out",
+            r"head\.num_directions: .* all directions are kept; remove num_directions",
         ),
         (
             {"disentanglement": {"kind": "none"}, "alignment": {"kind": "moco"}, "head": {"separate_domains": True}},
@@ -223,6 +223,6 @@ def test_outputs_are_the_parts_side_by_side():
         ({"head": {"parts": {"all": {"blocks": ["layout_2"]}}}}, "names block 'layout_2'; the features have pooled"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_any_work(changes, expected):
+def test_inconsistent_settings_are_an_error(changes, expected):
     with pytest.raises(ValidationError, match=expected):
         settings_of(**{"fine_tune": None} | changes)

@@ -1,4 +1,4 @@
-"""Features of images and their views: what a seed decides, donors, failures that cost only themselves, and files that keep it all."""
+"""Features of images and their views: seeds, donors, damaged images, and files."""
 
 import io
 from collections import Counter
@@ -71,7 +71,7 @@ def network() -> tuple[FeatureExtractor, Preprocessing]:
 
 
 def collection(images: dict[str, bytes], folder) -> tuple[pa.Table, Manifest]:
-    """The rows and the manifest of images that are written to a folder."""
+    """Write images to a folder and return its rows and its manifest."""
     write_folder(images, str(folder), LOCAL)
     listed = CollectionSettings(name="c", uri=str(folder))
     rows = pa.concat_tables([list_images(unit, listed, LOCAL) for unit in list_units(listed, LOCAL)]).sort_by("id")
@@ -87,7 +87,7 @@ def extract(rows, manifest, network, settings=SETTINGS, num_views=NUM_VIEWS) -> 
 
 
 def same(first: ViewFeatures, second: ViewFeatures) -> bool:
-    """Bit by bit."""
+    """Whether all bits are equal."""
     equal = (getattr(first, name).tobytes() == getattr(second, name).tobytes() for name in COLUMNS)
     shapes = (getattr(first, name).shape == getattr(second, name).shape for name in COLUMNS)
     return all(equal) and all(shapes) and first.failures == second.failures
@@ -103,7 +103,7 @@ def chunk(six, network) -> ViewFeatures:
     return extract(*six, network)
 
 
-def test_rows_are_every_image_and_its_views_in_order(six, chunk, network):
+def test_rows_are_images_and_their_views_in_order(six, chunk, network):
     ids = six[0]["id"].to_pylist()
     assert chunk.content.tolist() == [image_id for image_id in ids for _ in range(1 + NUM_VIEWS)]
     assert chunk.view.tolist() == [ORIGINAL, *range(NUM_VIEWS)] * 6 and chunk.failures == []
@@ -111,13 +111,10 @@ def test_rows_are_every_image_and_its_views_in_order(six, chunk, network):
     assert chunk.content.dtype == chunk.donor.dtype == chunk.view.dtype == chunk.kind.dtype == np.int64
     assert np.array_equal(np.flatnonzero(chunk.is_original), np.arange(0, 24, 1 + NUM_VIEWS))
     assert (chunk.donor[chunk.is_original] == NO_DONOR).all() and (chunk.kind[chunk.is_original] == ORIGINAL).all()
-    rows = np.array([5, 2])
-    expected = [[chunk.content[5], chunk.donor[5]], [chunk.content[2], chunk.donor[2]]]
-    assert chunk.sources(rows).tolist() == expected
 
 
 @torch.inference_mode()
-def test_features_are_those_of_the_images_and_the_drawn_views(six, chunk, network):
+def test_features_equal_those_of_images_and_drawn_views(six, chunk, network):
     extractor, preprocessing = network
     decoded = decode_images(*six, preprocessing, LOCAL)
     for row in range(24):
@@ -134,8 +131,8 @@ def test_features_are_those_of_the_images_and_the_drawn_views(six, chunk, networ
         np.testing.assert_allclose(chunk.features[row], expected, rtol=2e-2, atol=2e-3)  # float16; batches of one
 
 
-def test_a_chunk_twice_is_the_same_bits_and_another_seed_is_not(six, chunk, network):
-    torch.manual_seed(5)  # the global generator counts for nothing
+def test_a_chunk_depends_on_the_seed_only(six, chunk, network):
+    torch.manual_seed(5)  # the global generator has no effect
     assert same(extract(*six, network), chunk)
     other = extract(*six, network, settings_of(seed=1))
     originals = chunk.is_original
@@ -148,7 +145,7 @@ def test_views_differ_from_each_other_and_from_their_image(chunk):
     assert len(rows) == len(chunk.features)
 
 
-def test_fewer_views_are_the_first_of_more(six, chunk, network):
+def test_fewer_views_are_the_first_of_more_views(six, chunk, network):
     fewer = extract(*six, network, num_views=1)
     assert fewer.view.tolist() == [ORIGINAL, 0] * 6
     assert np.array_equal(fewer.donor, chunk.donor[chunk.view < 1])
@@ -157,7 +154,7 @@ def test_fewer_views_are_the_first_of_more(six, chunk, network):
     assert extract(*six, network, num_views=0).is_original.all()
 
 
-def test_a_donor_is_another_image_of_the_chunk_and_any_of_them(six, network):
+def test_donors_are_all_other_images_of_the_chunk(six, network):
     settings = settings_of(mix={"texture": 0, "colour": 3, "bands": 0, "solo": 1})
     decoded = decode_images(*six, network[1], LOCAL)
     for position, image_id in enumerate(decoded.ids):
@@ -184,12 +181,12 @@ def test_an_image_alone_in_its_chunk_has_views_without_donors(mix, six, network)
     rows, manifest = six
     alone = extract(rows.slice(2, 1), manifest, network, settings_of(mix=mix))
     assert alone.view.tolist() == [ORIGINAL, 0, 1, 2] and (alone.donor == NO_DONOR).all()
-    solo = KINDS.index("solo")  # what was rendered, not what was drawn
+    solo = KINDS.index("solo")  # the kind rendered, not the kind drawn
     assert alone.kind.tolist() == [ORIGINAL, solo, solo, solo]
     assert set(alone.content.tolist()) == {rows["id"][2].as_py()} and len(np.unique(alone.features, axis=0)) == 4
 
 
-def test_a_damaged_image_is_a_failure_and_nothing_else_is_lost(network, tmp_path):
+def test_damaged_images_are_failures_and_others_are_kept(network, tmp_path):
     damaged = {"cut.png": encode(picture(0), "PNG")[:200], "text.jpg": b"no image", "void.jpg": b""}
     rows, manifest = collection(drawn(4) | damaged | {"gone.jpg": b"soon"}, tmp_path / "c")
     (tmp_path / "c" / "gone.jpg").unlink()
@@ -208,7 +205,7 @@ def test_a_damaged_image_is_a_failure_and_nothing_else_is_lost(network, tmp_path
     assert same(replace(found, failures=[]), expected)
 
 
-def test_large_images_are_shrunk_to_what_views_need(network, tmp_path):
+def test_large_images_are_shrunk_for_views(network, tmp_path):
     sizes = {"wide.png": (300, 200), "tall.png": (72, 400), "small.png": (71, 90), "tiny.png": (5, 4)}
     images = {key: encode(picture(0, *size), "PNG") for key, size in sizes.items()}
     rows, manifest = collection(images, tmp_path)
@@ -219,7 +216,7 @@ def test_large_images_are_shrunk_to_what_views_need(network, tmp_path):
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])
 @torch.inference_mode()
-def test_the_network_sees_images_of_full_size_not_the_shrunk_ones_of_views(crop_mode, network, tmp_path):
+def test_network_input_comes_from_the_full_size_image(crop_mode, network, tmp_path):
     extractor, preprocessing = network[0], replace(network[1], crop_mode=crop_mode)
     sizes = {"wide.png": (300, 200), "tall.jpg": (150, 900), "square.jpg": (160, 160), "small.png": (71, 90)}
     images = {
@@ -237,13 +234,13 @@ def test_the_network_sees_images_of_full_size_not_the_shrunk_ones_of_views(crop_
         assert prepared.dtype == torch.uint8 and prepared.shape == (3, VIEW_PX, VIEW_PX)
         assert torch.equal(prepared, expected)
         is_large = min(sizes[key]) > MARGIN * VIEW_PX
-        assert torch.equal(shrunk, whole) != is_large  # so that the next line tells the two apart
+        assert torch.equal(shrunk, whole) != is_large  # so that the next line can fail
         assert torch.equal(preprocessing.resize_and_crop(shrunk), expected) != is_large
         features = extractor(preprocessing.normalise(expected[None], "cpu", torch.float32))[0]
         np.testing.assert_allclose(originals[image_id], features, rtol=2e-2, atol=2e-3)
 
 
-def test_kinds_are_those_that_the_seed_draws(six, network):
+def test_kinds_are_drawn_by_the_seed(six, network):
     for seed in (0, 7):
         settings = settings_of(seed)
         found = extract(*six, network, settings, num_views=8)
@@ -255,7 +252,7 @@ def test_kinds_are_those_that_the_seed_draws(six, network):
         assert set(found.kind.tolist()) == {ORIGINAL, *range(len(KINDS))}
 
 
-def test_some_rows_keep_every_column(chunk):
+def test_take_keeps_every_column(chunk):
     whole = replace(chunk, failures=[{"id": 1, "stage": "read", "reason": "gone"}])
     mask = chunk.view == 1
     for rows in (np.array([7, 2, 2, 23]), np.array([], np.int64), mask, ~mask, np.flatnonzero(mask)):
@@ -280,7 +277,7 @@ def test_real_images_have_features_and_views(real_images, network, tmp_path):
         assert abs(pixels.permute(1, 2, 0).numpy() - small).mean() < 1.0
 
 
-def test_numbers_that_float16_cannot_hold_are_an_error(six, network):
+def test_features_beyond_float16_are_an_error(six, network):
     class Large(torch.nn.Module):
         dimension = 1
 
@@ -291,7 +288,7 @@ def test_numbers_that_float16_cannot_hold_are_an_error(six, network):
         extract(*six, (Large(), network[1]))
 
 
-def test_batches_are_cut_without_loss(six, network, monkeypatch):
+def test_batch_size_has_no_effect(six, network, monkeypatch):
     expected = extract(*six, network)
     for size in (1, 5, 24, 100):
         monkeypatch.setattr(view_features, "BATCH_SIZE", size)
@@ -300,7 +297,7 @@ def test_batches_are_cut_without_loss(six, network, monkeypatch):
         assert np.array_equal(found.donor, expected.donor) and np.array_equal(found.kind, expected.kind)
 
 
-def test_files_keep_chunks_and_join_them_in_the_given_order(six, chunk, network, tmp_path):
+def test_chunks_are_joined_in_the_given_order(six, chunk, network, tmp_path):
     rows, manifest = six
     failures = [
         {"id": 2**62, "stage": "decode", "reason": 'ä "quoted" reason'},
@@ -332,7 +329,7 @@ def test_a_chunk_without_a_decodable_image_round_trips(chunk, network, tmp_path)
     assert np.array_equal(joined.features, chunk.features) and joined.failures == empty.failures
 
 
-def test_a_chunk_is_read_as_it_was_written(chunk, tmp_path, local):
+def test_chunk_round_trip_through_every_storage(chunk, tmp_path, local):
     uri = str(tmp_path / "store" / "rows.safetensors")
     write_chunk(uri, chunk, local)
     assert same(read_chunks([uri], local), chunk)

@@ -1,4 +1,4 @@
-"""Projections: whitening against its definition, the formula of shrinkage, and the optimum that Hadamard's inequality promises."""
+"""Projections: definition of whitening, formula of shrinkage, and the optimum of Hadamard's inequality."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ BY_DOMAIN = {"separate_domains": True, "net": "none"}  # whitened symmetrically
 
 
 def data(num: int, dimension: int, rank: int | None = None, seed: int = 0) -> np.ndarray:
-    """float64 [n, D] of correlated numbers of unlike scales, not centred."""
+    """Return float64 [n, D], correlated dimensions of different scales, not centred."""
     rng = np.random.default_rng(seed)
     rank = rank or dimension
     mixing = rng.standard_normal((rank, dimension)) * np.geomspace(1, 20, dimension)
@@ -51,7 +51,7 @@ def fitted_head(features: np.ndarray, settings: HeadSettings, num_images: int | 
 
 @pytest.mark.parametrize("projection", ["whiten", "standardise_whiten"])
 @pytest.mark.parametrize(("num", "dimension"), [(200, 12), (13, 12), (12, 12), (9, 12), (2, 5)])
-def test_whitened_data_have_the_identity_as_their_covariance(num, dimension, projection):
+def test_whitened_data_have_identity_covariance(num, dimension, projection):
     white = projected(data(num, dimension), settings_of(projection))
     rank = min(num - 1, dimension)
     assert white.shape == (num, rank)
@@ -59,7 +59,7 @@ def test_whitened_data_have_the_identity_as_their_covariance(num, dimension, pro
     np.testing.assert_allclose(white.T @ white / num, np.eye(rank), atol=2e-5)
 
 
-def test_shrinkage_divides_by_the_root_of_the_variance_and_a_share_of_the_largest():
+def test_shrinkage_adds_a_share_of_the_largest_variance():
     features = data(300, 7)
     white = projected(features, settings_of(shrinkage=0.05))
     variance = np.sort(np.linalg.eigvalsh(np.cov(features.T, bias=True)))[::-1]
@@ -81,8 +81,8 @@ def test_principal_directions_equal_a_singular_value_decomposition():
 
 @pytest.mark.parametrize("projection", ["whiten", "standardise_whiten"])
 @pytest.mark.parametrize("shrinkage", [TINY, 0.05])
-def test_few_images_give_what_the_same_images_give_twice(projection, shrinkage):
-    """20 images of 30 numbers go through their products; each of them twice is 40 images, which go through the covariance."""
+def test_gram_matrix_equals_the_covariance(projection, shrinkage):
+    """20 images of 30 dimensions use the Gram matrix; the same images twice are 40, which use the covariance."""
     few, settings, new = data(20, 30), settings_of(projection, shrinkage), data(6, 30, seed=1)
     by_products, by_covariance = (projected(new, settings, fitted_to) for fitted_to in (few, np.repeat(few, 2, axis=0)))
     assert by_products.shape == by_covariance.shape == (6, 19)
@@ -91,7 +91,7 @@ def test_few_images_give_what_the_same_images_give_twice(projection, shrinkage):
 
 
 @pytest.mark.parametrize("num", [50, 6])
-def test_directions_that_the_images_do_not_have_are_zeros(num):
+def test_missing_directions_are_zeros(num):
     features = data(num, 8, rank=3)
     settings = settings_of()
     head = fitted_head(features, settings)
@@ -105,7 +105,7 @@ def test_directions_that_the_images_do_not_have_are_zeros(num):
 
 @pytest.mark.parametrize("values", [{}, BY_DOMAIN])
 @pytest.mark.parametrize("projection", ["centre", "standardise", "whiten", "standardise_whiten"])
-def test_a_block_that_is_the_same_on_all_images_becomes_zeros(projection, values):
+def test_constant_block_becomes_zeros(projection, values):
     for num in (20, 3):
         head = fitted_head(np.full((num, 5), 0.25), settings_of(projection, **values))
         with torch.no_grad():
@@ -113,7 +113,7 @@ def test_a_block_that_is_the_same_on_all_images_becomes_zeros(projection, values
 
 
 @pytest.mark.parametrize("projection", ["standardise", "standardise_whiten"])
-def test_a_dead_number_stays_zero_beside_others(projection):
+def test_constant_dimension_stays_zero(projection):
     features = data(50, 4)
     features[:, 2] = 7.5
     found = projected(features, settings_of(projection))
@@ -126,8 +126,8 @@ def test_a_dead_number_stays_zero_beside_others(projection):
 @pytest.mark.parametrize("values", [{}, BY_DOMAIN])
 @pytest.mark.parametrize("projection", ["standardise", "standardise_whiten"])
 @pytest.mark.parametrize("num", [50, 3])
-def test_a_number_that_was_constant_on_the_fitted_images_says_nothing_of_others(num, projection, values):
-    """Be it ever so different there: nobody knows its scale."""
+def test_dimension_constant_when_fitted_is_ignored_later(num, projection, values):
+    """Its scale is unknown, so even large values have no effect."""
     fitted_to, new = data(num, 4), data(6, 4, seed=1)
     fitted_to[:, 2] = 7.5
     settings, other = settings_of(projection, shrinkage=0.05, **values), new.copy()
@@ -145,7 +145,7 @@ def test_centring_and_standardising_equal_their_definitions():
     )
 
 
-def test_the_identity_is_no_layer():
+def test_identity_projection_has_no_layer():
     head = fitted_head(data(30, 5), settings_of("identity"))
     assert isinstance(head.parts["all"].project["pooled"], torch.nn.Identity)
 
@@ -173,7 +173,7 @@ def test_heads_by_domain_without_a_net_are_symmetric():
 @pytest.mark.parametrize("shrinkage", [0.05, 0.5])
 @pytest.mark.parametrize(("num", "rank"), [(300, 9), (9, 9), (5, 9), (2, 9), (300, 3)])
 def test_whitening_by_domain_is_the_inverse_root_of_the_shrunk_covariance(projection, shrinkage, num, rank):
-    """Of the whole of it: also in directions in which the images do not vary."""
+    """Also in directions in which the images do not vary."""
     features = data(num, 9, rank)
     weight, bias = affine(features, settings_of(projection, shrinkage, **BY_DOMAIN))
     scale = 1 / features.std(axis=0) if projection.startswith("standardise") else np.ones(9)
@@ -186,8 +186,8 @@ def test_whitening_by_domain_is_the_inverse_root_of_the_shrunk_covariance(projec
     np.testing.assert_allclose(weight @ features.mean(axis=0) + bias, 0, atol=1e-8)
 
 
-def test_domains_that_are_whitened_by_themselves_correspond():
-    """Two domains that stretch the same contents along other axes: symmetric whitening finds the contents in both, PCA does not."""
+def test_separately_whitened_domains_correspond():
+    """Two domains stretch the same contents along different axes: only symmetric whitening recovers the contents."""
     contents = projected(data(200, 6), settings_of())
     rng = np.random.default_rng(4)
     domains = []
@@ -198,12 +198,12 @@ def test_domains_that_are_whitened_by_themselves_correspond():
         found = projected(features, settings_of(**BY_DOMAIN))
         np.testing.assert_allclose(found, contents - contents.mean(axis=0), atol=1e-6)
     first, second = (projected(features, settings_of()) for features in domains)
-    assert abs(abs(first) - abs(second)).max() > 1  # even if signs were set right
+    assert abs(abs(first) - abs(second)).max() > 1  # for any choice of signs
 
 
 @pytest.mark.parametrize("values", [{}, BY_DOMAIN])
 @pytest.mark.parametrize("projection", ["centre", "standardise", "whiten", "standardise_whiten"])
-def test_centring_moves_projections_to_other_images_and_turns_nothing(projection, values):
+def test_centring_changes_only_the_bias(projection, values):
     features, others = data(60, 5), data(30, 5, seed=1) + 9
     head = fitted_head(features, settings_of(projection, shrinkage=0.05, **values))
     project = head.parts["all"].project["pooled"]
@@ -217,13 +217,13 @@ def test_centring_moves_projections_to_other_images_and_turns_nothing(projection
     torch.testing.assert_close(found.mean(dim=0), torch.zeros(5), atol=2e-4, rtol=0)
 
 
-def test_the_identity_has_no_centre_to_move():
+def test_identity_projection_has_no_centre():
     head = fitted_head(data(30, 5), settings_of("identity"))
     centre_projections(head.parts["all"], {"pooled": data(30, 5) + 9})
     assert not head.parts["all"].project.state_dict()
 
 
-def test_whitening_does_not_see_an_invertible_map_of_the_features():
+def test_whitening_is_invariant_to_invertible_maps():
     features, new = data(100, 6), data(8, 6, seed=1)
     mapping = np.random.default_rng(2).standard_normal((6, 6))
     expected = cosines(projected(new, settings_of(), features))
@@ -231,14 +231,14 @@ def test_whitening_does_not_see_an_invertible_map_of_the_features():
         cosines(projected(new @ mapping + 3, settings_of(), features @ mapping + 3)), expected, atol=1e-6
     )
     scale = np.geomspace(0.1, 50, 6)
-    settings = settings_of("standardise_whiten", shrinkage=0.05)  # with shrinkage, scales alone
+    settings = settings_of("standardise_whiten", shrinkage=0.05)  # with shrinkage, to scales only
     np.testing.assert_allclose(
         cosines(projected(new * scale, settings, features * scale)), cosines(projected(new, settings, features))
     )
 
 
-def test_no_linear_head_of_unit_variance_has_a_larger_log_det_than_whitening():
-    """Hadamard: the determinant of a correlation matrix is at most one, which uncorrelated outputs reach."""
+def test_whitening_has_the_largest_log_det_of_linear_heads():
+    """Hadamard: the determinant of a correlation matrix is at most one, for uncorrelated outputs."""
     features, rng = data(400, 10), np.random.default_rng(3)
 
     def log_det(outputs: np.ndarray) -> float:
@@ -252,7 +252,7 @@ def test_no_linear_head_of_unit_variance_has_a_larger_log_det_than_whitening():
         assert all(log_det(features @ rng.standard_normal((10, num_outputs))) < best for _ in range(200))
 
 
-def test_the_directions_that_are_kept_are_those_of_largest_variance():
+def test_directions_of_largest_variance_are_kept():
     features = data(60, 8)
     weight, bias = affine(features, settings_of(shrinkage=0.05))
     fewer = affine(features, settings_of(shrinkage=0.05, num_directions=3))
@@ -279,7 +279,7 @@ def test_the_directions_that_are_kept_are_those_of_largest_variance():
         ({"projection": "standardise_whiten"} | BY_DOMAIN, 2, (10, 50)),
     ],
 )
-def test_a_projection_has_no_more_directions_than_images_can_tell_apart(values, num_images, expected):
+def test_number_of_images_limits_the_directions(values, num_images, expected):
     found = projected_sizes({"pooled": 10, "moments": 50}, num_images, HeadSettings(**values))
     assert found == dict(zip(("pooled", "moments"), expected))
 

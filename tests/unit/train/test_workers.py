@@ -1,6 +1,6 @@
-"""Two workers learn what one process learns from the joined batch: every objective, three steps of SGD under DistributedDataParallel.
+"""Two workers under DistributedDataParallel learn what one process learns from the joined batch, for every objective.
 
-The averaging of DistributedDataParallel is right for a mean over rows only. What the tests below refute is done here on purpose, too:
+DistributedDataParallel averages gradients, which is right for a mean over rows only. Two wrong ways are tested as well:
 a loss of each worker's own rows, and a gather whose gradient is not summed.
 """
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 WORLD_SIZE = 2
 NUM_STEPS = 3
-# Of one worker: more rows than dimensions, so that no covariance is singular.
+# Rows per worker, more than dimensions, so that no covariance is singular.
 NUM_ROWS = 8
 NUM_INPUTS, DIM = 6, 5
 NUM_SOURCES = 20
@@ -32,12 +32,12 @@ DTYPE = torch.float64
 
 DISENTANGLEMENT = {"gaussian_infomax": gaussian_infomax, "cca_ssg": cca_ssg}
 OBJECTIVES = ["info_nce", "moco", "cor_infomax", *DISENTANGLEMENT]
-# The naive ways are tried on these.
+# Objectives of the wrong ways.
 BATCH_STATISTICS = ["info_nce", "gaussian_infomax", "cca_ssg"]
 
 
 class GatherWithoutSum(torch.autograd.Function):
-    """What is often written: the gradient of the own rows alone."""
+    """A common error: the gradient of the own rows only."""
 
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ GATHERS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class State(nn.Module):
-    """All that an objective carries from one step to the next."""
+    """The state of all objectives between steps."""
 
     def __init__(self, head: nn.Module):
         super().__init__()
@@ -66,22 +66,22 @@ class State(nn.Module):
 
 
 def draw(step: int, rank: int, world_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """This rank's part of the joined batch: real and synthetic [n, inputs], view_sources [n, 2] and anchor_ids [n]."""
+    """Return this rank's part of a batch: real and synthetic [n, inputs], view_sources [n, 2], anchor_ids [n]."""
     generator = torch.Generator().manual_seed(step)
     num = WORLD_SIZE * NUM_ROWS
     real = torch.randn(num, NUM_INPUTS, dtype=DTYPE, generator=generator)
     synthetic = real + 0.5 * torch.randn(num, NUM_INPUTS, dtype=DTYPE, generator=generator)
     anchor_ids = torch.randperm(NUM_SOURCES, generator=generator)[:num]
-    # The donor of style is shown by another worker; every third view has none.
+    # The anchor of the style donor is on another worker; every third view has no donor.
     view_sources = torch.stack([anchor_ids, anchor_ids.roll(NUM_ROWS + 1)], dim=1)
     view_sources[::3, 1] = -1
     return tuple(tensor.chunk(world_size)[rank] for tensor in (real, synthetic, view_sources, anchor_ids))
 
 
 def train(objective: str, gather: Callable[[Tensor], Tensor], rank: int, world_size: int) -> dict:
-    """The parameters' gradients of every step and the state after the last."""
+    """Return the gradients of every step and the state after the last."""
     torch.manual_seed(0)
-    # No bias at the end: centring would leave it without gradient.
+    # No bias, because centring would leave it without gradient.
     last = nn.Linear(DIM, DIM, bias=False)
     head = nn.Sequential(nn.Linear(NUM_INPUTS, 8), nn.Tanh(), nn.Linear(8, DIM), nn.Tanh(), last).to(DTYPE)
     state = State(head).to(DTYPE)
@@ -99,7 +99,7 @@ def train(objective: str, gather: Callable[[Tensor], Tensor], rank: int, world_s
 
 
 def compute_loss(objective: str, online: nn.Module, state: State, batch: tuple, gather) -> Tensor:
-    """As a training loop would: one forward pass for both domains, gather, loss, then the state for the next step."""
+    """Compute a loss like a training loop: one forward pass for both domains, gather, loss, update of the state."""
     inputs, synthetic_inputs, sources, ids = batch
     real, synthetic = map(gather, online(torch.cat([inputs, synthetic_inputs])).chunk(2))
     sources, ids = gather(sources), gather(ids)
@@ -116,7 +116,7 @@ def compute_loss(objective: str, online: nn.Module, state: State, batch: tuple, 
 
 
 def runs() -> list[tuple[str, str]]:
-    """(objective, gather) of everything that the workers train."""
+    """Return (objective, gather) of all runs of the workers."""
     return [(objective, "gather") for objective in OBJECTIVES] + [
         (objective, naive) for objective in BATCH_STATISTICS for naive in ("own rows", "without sum")
     ]
@@ -128,22 +128,22 @@ def train_all(rank: int) -> dict:
 
 @pytest.fixture(scope="module")
 def workers(gloo_pool) -> list[dict]:
-    """What each of the two workers trained."""
+    """Return the results of the two workers."""
     return gloo_pool.run(train_all)
 
 
 @cache
 def alone(objective: str) -> dict:
-    """One process with the joined batch, in which `gather` is the identity."""
+    """Return the result of one process with the joined batch, where `gather` is the identity."""
     return train(objective, gather, rank=0, world_size=1)
 
 
-# Sums of another order differ by rounding only.
+# The order of sums causes rounding differences only.
 assert_same = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_two_workers_learn_as_one_process(objective, workers):
+def test_two_workers_learn_like_one_process(objective, workers):
     expected = alone(objective)
     for worker in workers:
         trained = worker[objective, "gather"]
@@ -153,8 +153,8 @@ def test_two_workers_learn_as_one_process(objective, workers):
         assert_same(trained["state"], expected["state"])
 
 
-def test_state_is_that_of_three_global_batches(workers):
-    """What the test above compares has been filled."""
+def test_state_contains_three_global_batches(workers):
+    """The state compared above is not empty."""
     queue = workers[0]["moco", "gather"]["state"]
     assert queue["queue.position"] == NUM_STEPS * WORLD_SIZE * NUM_ROWS - CAPACITY
     assert (queue["queue.ids"] >= 0).all() and (queue["queue.keys"].norm(dim=1) > 0).all()
@@ -164,15 +164,15 @@ def test_state_is_that_of_three_global_batches(workers):
 
 
 @pytest.mark.parametrize("objective", BATCH_STATISTICS)
-def test_a_loss_of_the_own_rows_has_another_gradient(objective, workers):
+def test_loss_of_the_own_rows_has_another_gradient(objective, workers):
     expected = alone(objective)["gradients"][0]
     for gradient, expected_gradient in zip(workers[0][objective, "own rows"]["gradients"][0], expected):
         assert (gradient - expected_gradient).norm() > 0.05 * expected_gradient.norm()
 
 
 @pytest.mark.parametrize("objective", BATCH_STATISTICS)
-def test_a_gather_that_does_not_sum_scales_the_gradient(objective, workers):
-    """By 1 / world size: the direction is right, which is why it goes unnoticed."""
+def test_gather_without_sum_scales_the_gradient(objective, workers):
+    """By 1 / world size. The direction is right, so the error is easy to miss."""
     expected = alone(objective)["gradients"][0]
     trained = workers[0][objective, "without sum"]["gradients"][0]
     assert_same([WORLD_SIZE * gradient for gradient in trained], expected)

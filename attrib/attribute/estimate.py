@@ -1,4 +1,4 @@
-"""What an attribution job needs: memory, bytes and time."""
+"""Estimate of the attribute job: memory, bytes and time."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,9 +22,9 @@ from attrib.runtime.machine import AnswerRates
 # Copies and bytes per row, fitted to peaks of memory and to files on 2026-11-21.
 MERGE_COPIES = 8  # of the candidates of a block
 SCAN_READAHEAD_ROWS = 1 << 20  # of sources.parquet that Arrow decodes ahead
-ROW_BYTES = 40 + 160  # of an attribution row in memory: numbers; run id and digests
-CANDIDATE_BYTES_ON_DISK = 16  # ids of sources and scores do not compress, ids of queries repeat
-ROW_BYTES_ON_DISK = 12  # id and similarity of a source; most shares are zero, and the columns of the query repeat
+ROW_BYTES = 40 + 160  # of an attribution in memory: numbers; run id and digests
+CANDIDATE_BYTES_ON_DISK = 16  # source ids and scores do not compress, query ids repeat
+ROW_BYTES_ON_DISK = 12  # id and similarity of a source; shares and query columns compress well
 OUTCOME_BYTES_ON_DISK = 24
 
 
@@ -40,9 +40,12 @@ class AttributeTask(StrEnum):
 
 @dataclass(frozen=True)
 class AttributionWork:
-    """queries_together: in one pass over a shard; num_candidates: per query and shard (top_k if vectors are scanned);
-    nprobe: 0 for exact search; query: a manifest row of the queries; search_seconds, check_seconds: of one worker, from
-    the planner, for all queries and for those that are also searched exactly."""
+    """Work of an attribute job.
+
+    queries_together: in one pass over a shard; num_candidates: per query and shard (top_k if vectors are scanned);
+    nprobe: 0 for exact search; query: a manifest row of the queries; search_seconds, check_seconds: the planner's time
+    of one worker for all queries, and for those of the recall check.
+    """
 
     num_queries: int
     queries_together: int
@@ -55,22 +58,22 @@ class AttributionWork:
     check_seconds: float
 
     def num_rows(self, sizes: ShardSizes) -> int:
-        """Of the result."""
+        """Return the number of rows of the result."""
         return self.num_queries * min(self.top_k, sizes.num_vectors)
 
     def num_pairs(self, sizes: ShardSizes) -> int:
-        """(query, source) pairs that all shards propose."""
+        """Return the number of (query, source) candidates of all shards."""
         return self.num_queries * min(self.num_candidates, sizes.shard_vectors) * sizes.num_shards
 
 
 def results_bytes(sizes: ShardSizes, work: AttributionWork) -> int:
-    """Memory of a worker that merges the candidates of a block, looks up the sources of a shard, or writes the rows."""
+    """Return the memory of a worker that merges candidates, looks up sources, or writes rows."""
     block_rows, source = min(work.block_rows, work.num_queries), sizes.source.in_memory
-    # The table of a shard and its columns beside the kept candidates, both joined and sorted.
+    # The table of a shard, its columns and the kept candidates, joined and sorted.
     merging = block_rows * min(work.num_candidates, sizes.shard_vectors) * MERGE_COPIES * CANDIDATE_BYTES
-    asked = work.num_queries * work.top_k / sizes.num_shards
+    wanted = work.num_queries * work.top_k / sizes.num_shards
     scanned = min(SCAN_READAHEAD_ROWS, sizes.shard_vectors)
-    describing = 3 * 8 * asked + (scanned + TABLE_COPIES * min(asked, sizes.shard_vectors)) * source
+    describing = 3 * 8 * wanted + (scanned + TABLE_COPIES * min(wanted, sizes.shard_vectors)) * source
     rows = block_rows * min(work.top_k, sizes.num_vectors)
     found = TABLE_COPIES * (min(rows, sizes.num_vectors) * source + block_rows * work.query.in_memory)
     writing = CANDIDATE_BYTES * rows + found + 2 * rows * (ROW_BYTES + source + work.query.in_memory)
@@ -86,7 +89,7 @@ def estimate_attribute(
     copies_shards: bool,
     on_gpus: bool = False,
 ) -> Estimate:
-    """copies_shards: shards are copied from an object store to the local disk."""
+    """Return the estimate. copies_shards: shards are copied from an object store to the local disk."""
     num_blocks, rows = _num_blocks(work), work.num_rows(sizes)
     together = min(work.queries_together, work.num_queries)
     block_rows = min(work.block_rows, work.num_queries)
@@ -121,7 +124,7 @@ def _attribute_seconds(sizes: ShardSizes, work: AttributionWork, rates: AnswerRa
     row_bytes = ROW_BYTES + sizes.source.in_memory + work.query.in_memory
     sources_bytes = sizes.num_vectors * sizes.source.in_memory
     table_bytes = 3 * pairs * CANDIDATE_BYTES + sources_bytes + work.num_rows(sizes) * row_bytes
-    # Lists, candidates, merged and wanted rows, sources and results are written; a task each reads most of them.
+    # Lists, candidates, merged and wanted rows, sources and results are written, and most are read again.
     described = shards * describe_parts(shards)
     files = num_blocks * (13 + 5 * shards + 2 * described)
     tasks = probe_groups(num_blocks, num_queries, num_workers) + sum(parts) + described + 2 * num_blocks

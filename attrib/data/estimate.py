@@ -1,4 +1,4 @@
-"""What a manifest job needs: memory, bytes and time."""
+"""Estimate of the manifest job: memory, bytes and time."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,14 +10,14 @@ from attrib.common.storage import Storage
 from attrib.data.manifest import Manifest
 from attrib.runtime.estimate import READER_BYTES, TABLE_COPIES, WRITER_BYTES, Estimate
 
-SAMPLE_ROWS = 4_096  # of a table, to measure the size of its rows
-DIGEST_ROW_BYTES = 900  # Python objects per row while the digest of a manifest is made; measured on 2026-11-21
+SAMPLE_ROWS = 4_096  # rows read to measure the size of a row
+DIGEST_ROW_BYTES = 900  # Python objects per row while a manifest is digested; measured on 2026-11-21
 
 
 class ManifestTask(StrEnum):
     """Kinds of Ray tasks of the manifest job, as `num_tasks` of its record counts them."""
 
-    LIST = "list"  # one listed unit of the collection
+    LIST = "list"  # one work unit of the listing
     PARTITION = "partition"  # one partition of the manifest
 
 
@@ -30,7 +30,7 @@ class RowBytes:
 
     @classmethod
     def of(cls, sample: pa.Table) -> "RowBytes":
-        """Measured on some rows, written as `Storage.write_table` would write them."""
+        """Measure some rows, written like `Storage.write_table` does."""
         if not len(sample):
             return cls(0.0, 0.0)
         sink = pa.BufferOutputStream()
@@ -39,8 +39,7 @@ class RowBytes:
 
 
 def row_bytes(manifest: Manifest, storage: Storage) -> RowBytes:
-    """Size of id, key, uri and metadata of an image in ascending order of ids, as indexes and attributions store
-    them."""
+    """Return the size of id, key, uri and metadata of an image, ordered by id as in indexes and attributions."""
     columns = ["id", "key", "uri", *manifest.metadata_columns]
     partition = max(range(len(manifest.num_rows)), key=manifest.num_rows.__getitem__)
     num_rows = min(SAMPLE_ROWS, manifest.num_rows[partition])
@@ -55,16 +54,16 @@ def estimate_manifest(
     num_workers: int,
     seconds_per_image: float,
 ) -> Estimate:
-    """Estimate of the second half of the job, which writes the partitions; sizes are known only after the listing.
+    """Return the estimate of writing the partitions, after the listing, because only the listing tells the sizes.
 
-    row: of a listed image; seconds_per_image: of one worker's listing, which writes the same rows once.
+    row: of a listed image; seconds_per_image: of the listing by one worker, which writes the same rows once.
     """
     rows_bytes = min(partition_rows, num_images) * (TABLE_COPIES * row.in_memory + DIGEST_ROW_BYTES)
     written = round(num_images * row.on_disk)
     return Estimate(
         num_workers=num_workers,
         worker_bytes=baseline_bytes + READER_BYTES + WRITER_BYTES + round(rows_bytes),
-        # int64 ids four times: per listing, joined, sorted, and during the search for duplicates.
+        # int64 ids four times: listed, joined, sorted, and while duplicates are searched.
         driver_bytes=baseline_bytes + 4 * 8 * num_images,
         output_bytes=written,
         temporary_bytes=written,

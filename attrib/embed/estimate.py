@@ -1,4 +1,4 @@
-"""What an embed job needs, from a probe of the encoder: memory, bytes and time."""
+"""Estimate of the embed job, from a probe of the encoder: memory, bytes and time."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,10 +20,10 @@ from attrib.runtime.estimate import (
 )
 from attrib.runtime.machine import baseline_bytes, measure_growth
 
-PROBE_BATCHES = 3  # of images: one batch alone does not show what a further image adds
+PROBE_BATCHES = 3  # of images: one batch does not show what a further image adds
 # Measured on 2026-11-21.
-ID_BYTES_ON_DISK = 50  # id and content hash beside a vector, which do not compress
-FILE_BYTES_PER_PIXEL = 25  # upper limit of a decoder's buffers (WebP; a plain JPEG takes 3)
+ID_BYTES_ON_DISK = 50  # id and content hash, which do not compress
+FILE_BYTES_PER_PIXEL = 25  # upper limit of a decoder's buffers (WebP; a JPEG needs 3)
 
 
 class EmbedTask(StrEnum):
@@ -35,10 +35,10 @@ class EmbedTask(StrEnum):
 
 @dataclass(frozen=True)
 class EncoderProbe:
-    """What `num_images` images of a job needed in this process.
+    """Memory and time that `num_images` images of a job needed in this process.
 
-    baseline_bytes: imports; network_bytes: weights; growth_bytes: further peak while the images are prepared and
-    encoded; image_bytes: what each further image of a chunk adds; seconds_per_image: of one worker with one thread.
+    baseline_bytes: imports; network_bytes: weights; growth_bytes: growth of the peak while the images are prepared and
+    encoded; image_bytes: growth per further image of a chunk; seconds_per_image: of one worker with one thread.
     """
 
     num_images: int
@@ -52,7 +52,7 @@ class EncoderProbe:
 def probe_encoder(encoder, manifest: Manifest, settings: EmbedSettings, storage: Storage) -> EncoderProbe:
     """Prepare and encode a few images of the manifest.
 
-    encoder: attrib.models.encoder.ImageEncoder, on the device that the workers will use.
+    encoder: attrib.models.encoder.ImageEncoder, on the device of the workers.
     """
     # Local imports: the formulas below are also used where torch must not be loaded.
     import torch
@@ -92,12 +92,12 @@ def probe_encoder(encoder, manifest: Manifest, settings: EmbedSettings, storage:
 
 
 def num_probed(batch_size: int, partition_rows: int, chunk_rows: int) -> int:
-    """Number of images that `probe_encoder` prepares after its first batch."""
+    """Return the number of images that `probe_encoder` prepares after its first batch."""
     return min(PROBE_BATCHES * batch_size, partition_rows, max(chunk_rows, batch_size))
 
 
 def spread(rows: pa.Table, num_wanted: int) -> pa.Table:
-    """Evenly spaced rows: the first images of a collection often come from one folder."""
+    """Return evenly spaced rows, because the first images of a collection often come from one folder."""
     return rows.take(pa.array(np.linspace(0, len(rows) - 1, min(num_wanted, len(rows))).astype(np.int64)))
 
 
@@ -111,10 +111,10 @@ def estimate_embed(
     num_workers: int,
     on_gpus: bool = False,
 ) -> Estimate:
-    """images_in_flight: prepared or waiting in one worker at a time (a chunk, or several where chunks overlap)."""
+    """Return the estimate. images_in_flight: prepared or waiting in one worker, of one chunk or of overlapping ones."""
     beyond_probe = max(0, images_in_flight - probe.num_images)
     working = probe.growth_bytes + beyond_probe * (probe.image_bytes + IMAGE_OVERHEAD_BYTES + 4 * dimension)
-    loading = 2 * probe.network_bytes  # the weights as read, and those of the network
+    loading = 2 * probe.network_bytes  # the file, and the weights of the network
     tables = READER_BYTES + WRITER_BYTES + TOUCHED_BYTES
     # The same workers also assemble partitions: chunks are concatenated, sorted and written.
     assembling = tables + min(partition_rows, num_images) * (TABLE_COPIES + 1) * (2 * dimension + 64)
@@ -132,5 +132,5 @@ def estimate_embed(
 
 
 def embedding_row_bytes(dimension: int) -> float:
-    """Bytes on disk of an image with its vector, which is stored uncompressed (attrib/common/storage.py)."""
+    """Return the bytes on disk of an image with its vector, stored uncompressed (attrib/common/storage.py)."""
     return 2 * dimension + ID_BYTES_ON_DISK

@@ -1,6 +1,6 @@
-"""What the index job needs, and the memory of a search. Peaks follow the order in which the code holds its arrays.
+"""Estimate of the index job, and the memory of a search. Peaks follow the order in which the code holds its arrays.
 
-n: vectors of the largest shard; d: dimension. Bytes per row are those of attrib/index/{shard,search}.py.
+n: vectors of the largest shard; d: dimension. Bytes per row match attrib/index/{shard,search}.py.
 """
 
 from dataclasses import dataclass
@@ -14,26 +14,26 @@ from attrib.index.quantizer import KMEANS_ITERATIONS, MAX_POINTS_PER_CENTROID
 from attrib.runtime.estimate import READER_BYTES, WRITER_BYTES, Estimate
 from attrib.runtime.machine import MachineRates
 
-# How the work of a search is cut into tasks.
-DESCRIBED_AT_ONCE = 4  # minimum number of parts in which the metadata of the sources is looked up
-READ_ROWS = 16_384  # minimum number of queries that are read together: the row groups of their files
-FILLED_SHARE = 0.75  # of the workers, in the last round of the tasks of a phase
+# Sizes of the tasks of a search.
+DESCRIBED_AT_ONCE = 4  # minimum number of parts for the lookup of the metadata of sources
+READ_ROWS = 16_384  # minimum number of queries read together: the row groups of their files
+FILLED_SHARE = 0.75  # of the workers, in the last round of tasks of a phase
 
 # Copies and bytes per row, fitted to peaks of memory on 2026-11-21.
-READ_COPIES = 6  # of a column that Arrow reads and indexes; its pool returns none of them to the system
-SOURCES_COPIES = 3.5  # of the table of sources: as read, sorted, in the order of the shard, as written
+READ_COPIES = 6  # of a column that Arrow reads and indexes; its pool returns nothing to the system
+SOURCES_COPIES = 3.5  # of the table of sources: read, sorted, in the order of the shard, written
 COMPACTED_BYTES = 50  # of a hit (query int64, position int64, score float32) while hits are joined and sorted
 CANDIDATE_BYTES = 24
 SCORE_BYTES = 12  # of a (query, vector) cell: the product, and its copies during the search for a floor
 
-# Seconds beside the work itself, on a local disk and a warm cluster, measured on 2026-11-21. They dominate short jobs.
+# Overheads in seconds on a local disk and a warm cluster, measured on 2026-11-21. They dominate short jobs.
 START_SECONDS = 0.3  # records, rates, admission
-PHASE_SECONDS = 0.02  # until the first task of a phase runs, and from its last task to the next phase
+PHASE_SECONDS = 0.02  # before the first task of a phase and after its last
 TASK_SECONDS = 0.004  # overhead of Ray
 FILE_SECONDS = 0.0015  # to open and close a file, or to publish it
 RATES_SECONDS = 0.3  # attrib/index/cost_model.py
-LIST_SECONDS = 7e-5  # of a visited list, beside its products
-ORDER_SECONDS = 1.2e-7  # of a list that is sorted for a held-out image
+LIST_SECONDS = 7e-5  # per visited list, besides its products
+ORDER_SECONDS = 1.2e-7  # per list sorted for a held-out image
 RECALL_PASSES = 2  # searches until nprobe is found
 
 
@@ -49,8 +49,11 @@ class IndexTask(StrEnum):
 
 @dataclass(frozen=True)
 class ShardSizes:
-    """shard_vectors: of the largest shard; code_bytes: of a vector, 0 for kinds without compression; source: of a row
-    of sources.parquet; partition_rows: of the largest partition."""
+    """Sizes of an index.
+
+    shard_vectors: of the largest shard; code_bytes: per vector, 0 without compression; source: a row of
+    sources.parquet; partition_rows: of the largest partition.
+    """
 
     num_vectors: int
     num_shards: int
@@ -75,7 +78,7 @@ class ShardSizes:
 
     @property
     def disk_bytes(self) -> int:
-        """Of all shards."""
+        """Return the bytes on disk of all shards."""
         vectors = self.num_vectors * (self.file_bytes_per_vector + self.source.on_disk)
         return round(vectors + self.num_shards * 8 * (self.num_lists + 1) + self.template_bytes)
 
@@ -83,17 +86,16 @@ class ShardSizes:
 def shard_sizes(
     dimension: int, plan: IndexPlan, num_vectors: list[int], partition_rows: int, source: RowBytes
 ) -> ShardSizes:
-    """num_vectors: of each shard."""
+    """Return the sizes of an index. num_vectors: of each shard."""
     code_bytes = {"ivf_sq8": dimension, "ivf_pq": plan.pq_bytes}.get(plan.kind, 0)
     counts = sum(num_vectors), len(num_vectors), max(num_vectors)
     return ShardSizes(*counts, dimension, plan.num_lists, code_bytes, source, partition_rows)
 
 
 def shard_parts(num_shards: int, num_workers: int) -> list[int]:
-    """Number of parts into which the work of each shard is cut, so that all workers finish together.
+    """Return the number of parts of the work of each shard, chosen so that all workers finish together.
 
-    Shards that fill whole rounds stay in one part, because queries in different parts visit the same lists again and
-    each part opens the shard.
+    Shards that fill whole rounds stay in one part, because each part opens the shard and visits the same lists again.
     """
     rest, parts = num_shards % num_workers, 1
     while rest * parts < FILLED_SHARE * num_workers * -(-rest * parts // num_workers):
@@ -102,15 +104,15 @@ def shard_parts(num_shards: int, num_workers: int) -> list[int]:
 
 
 def describe_parts(num_shards: int) -> int:
-    """Number of parts in which the metadata of each shard's sources is looked up.
+    """Return the number of parts in which the metadata of each shard's sources is looked up.
 
-    It does not depend on the number of workers: parts are files that a restart on another cluster must find.
+    It does not depend on the number of workers, because a restart on another cluster must find the files of the parts.
     """
     return max(1, -(-DESCRIBED_AT_ONCE // num_shards))
 
 
 def probe_groups(num_blocks: int, num_queries: int, num_workers: int) -> int:
-    """Number of tasks that read the blocks before the search: about READ_ROWS queries each, as many for each worker."""
+    """Return the number of tasks that read the blocks before a search, about READ_ROWS queries each."""
     return min(num_blocks, num_workers * max(1, -(-num_queries // (num_workers * READ_ROWS))))
 
 
@@ -123,13 +125,12 @@ def estimate_index(
     num_workers: int,
     training_threads: int,
 ) -> Estimate:
-    """training_rows: 0 for kind flat and if the coarse quantizer exists already; training_threads: of the training
-    task."""
+    """Return the estimate. training_rows: 0 if the coarse quantizer exists already; training_threads: of that task."""
     n, d = sizes.shard_vectors, sizes.dimension
     training_rows = min(training_rows, sizes.num_vectors) if sizes.num_lists else 0
-    # float16 as received, float32, and the squares of its norms
+    # Received float16, float32, and squares for the norms.
     training = training_rows * (2 + 4 + 4) * d + (2 * sizes.template_bytes if training_rows else 0)
-    on_disk = 2 * d * n + sizes.mapped_bytes  # as received, and in the order of the lists
+    on_disk = 2 * d * n + sizes.mapped_bytes  # received, and in the order of the lists
     return Estimate(
         num_workers=min(num_workers, sizes.num_shards),
         worker_bytes=baseline_bytes + max(build_bytes(sizes), training),
@@ -154,7 +155,7 @@ def _index_seconds(
     sampling = 3 * 2 * d * (training_rows + held_out_rows) / rates.decoded_bytes_per_second
     points = min(training_rows, MAX_POINTS_PER_CENTROID * lists)
     training_flops = KMEANS_ITERATIONS * 2 * points * lists * d
-    products = 2 * n * (lists + held_out_rows) * d / rates.flops_per_second  # lists, and the exact neighbours
+    products = 2 * n * (lists + held_out_rows) * d / rates.flops_per_second  # lists, and exact neighbours
     files = n * sizes.file_bytes_per_vector * (2 / rates.written_bytes_per_second + 2 / rates.hashed_bytes_per_second)
     sources = 3 * n * sizes.source.in_memory / rates.decoded_bytes_per_second
     visits = RECALL_PASSES * shards * min(lists, held_out_rows) * LIST_SECONDS
@@ -167,32 +168,32 @@ def _index_seconds(
 
 
 def build_bytes(sizes: ShardSizes) -> int:
-    """Memory of a worker that builds one shard, without its libraries and the files that it maps."""
+    """Return the memory of a worker that builds one shard, without libraries and mapped files."""
     n, d = sizes.shard_vectors, sizes.dimension
     rows = min(n, sizes.partition_rows)
     sources = SOURCES_COPIES * n * sizes.source.in_memory
     reading = READ_COPIES * 2 * d * rows
-    blocks = 2 * min(4 * d * rows, shard.BLOCK_BYTES)  # as float32, and the squares of their norms
-    ordering = (2 * 8 + 3 * 8) * n  # ids and lists; once more in order, with the order itself
+    blocks = 2 * min(4 * d * rows, shard.BLOCK_BYTES)  # float32, and squares for the norms
+    ordering = (2 * 8 + 3 * 8) * n  # ids and lists, the order, and both in order
     return round(READER_BYTES + WRITER_BYTES + sources + sizes.template_bytes + reading + blocks + ordering)
 
 
 def search_bytes(
     sizes: ShardSizes, num_queries: int, nprobe: int, num_candidates: int, block_rows: int | None = None
 ) -> int:
-    """Memory of a worker that searches one shard for `num_queries`, without its libraries and the mapped shard.
+    """Return the memory of a worker that searches one shard for `num_queries`, without libraries and mapped shard.
 
-    nprobe: 0 for exact search. num_candidates: per query; k if vectors are scanned, the number to re-rank if codes are.
-    block_rows: queries that are read at a time (None: all).
+    nprobe: 0 for exact search. num_candidates: per query: k if vectors are scanned, the number to re-rank for codes.
+    block_rows: queries read at a time (None: all).
     """
     d, wanted = sizes.dimension, min(num_candidates, sizes.shard_vectors)
     read_rows = min(max(block_rows, READ_ROWS) if block_rows else num_queries, num_queries)
     reading = READ_COPIES * 2 * d * read_rows
-    converting = read_rows * (2 * 2 * d + 2 * 4 * d)  # joined, by id, as float32, and the squares of their norms
+    converting = read_rows * (2 * 2 * d + 2 * 4 * d)  # joined, by id, float32, and squares for the norms
     queries = (4 * d + 8) * num_queries * (2 if read_rows < num_queries else 1)  # twice while blocks are joined
     rows = min(num_queries, search.QUERY_ROWS, search.SCAN_CELLS // max(nprobe, 1))
     share = nprobe / sizes.num_lists if nprobe and sizes.num_lists else 1.0
-    # Hits are compacted once there are four times as many as are kept; a short scan never finds so many.
+    # Hits are compacted at four times the number kept; a short scan finds fewer.
     hits = min(max(5 * rows * wanted, 1 << 16), rows * share * sizes.shard_vectors)
     block = min(search.BLOCK_ROWS, sizes.shard_vectors)
     cells = min(search.SCORE_CELLS, rows * share * block)

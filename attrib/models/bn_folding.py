@@ -1,6 +1,8 @@
 """Fold batch normalisation into the preceding convolution, which saves a pass over memory at inference."""
 
 import copy
+from collections import Counter
+from contextlib import ExitStack
 
 import torch
 from timm.layers import BatchNormAct2d
@@ -14,9 +16,9 @@ MAX_DIFFERENCE = 1e-4  # of the outputs, relative to the largest: rounding gives
 def fold_batch_norms(model: nn.Module, images: torch.Tensor) -> nn.Module:
     """Return a copy of `model` with folded batch norms, or `model` itself if there is nothing to fold.
 
-    images: a small batch of valid input that is not constant. One forward pass shows which normalisation reads the
-    output of which convolution. It does not show whether another layer reads that output too. Therefore the outputs
-    before and after are compared, and if they differ nothing is folded. The model must be in evaluation mode.
+    images: a small batch of input that is not constant. One forward pass shows which normalisation reads the output of
+    which convolution, but not whether another layer reads it too, so nothing is folded if the outputs before and after
+    differ. The model must be in evaluation mode.
     """
     pairs, expected = _pairs(model, images)
     if not pairs:
@@ -33,27 +35,21 @@ def fold_batch_norms(model: nn.Module, images: torch.Tensor) -> nn.Module:
 
 def _pairs(model: nn.Module, images: torch.Tensor) -> tuple[list[tuple[str, str]], torch.Tensor]:
     """Return the names of (convolution, normalisation of its output) that run once each, and the model output."""
+    names = {module: name for name, module in model.named_modules()}
     producers: dict[int, tuple[str, torch.Tensor]] = {}  # keeps the tensor, so that its id() is not reused
-    num_calls: dict[str, int] = {}
+    num_calls: Counter[str] = Counter()
     pairs: list[tuple[str, str]] = []
 
-    def record_call(name: str, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        num_calls[name] = num_calls.get(name, 0) + 1
+    def record_call(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        num_calls[names[module]] += 1
         if isinstance(module, nn.Conv2d):
-            producers[id(output)] = (name, output)
+            producers[id(output)] = (names[module], output)
         elif id(inputs[0]) in producers:
-            pairs.append((producers[id(inputs[0])][0], name))
+            pairs.append((producers[id(inputs[0])][0], names[module]))
 
-    handles = [
-        module.register_forward_hook(
-            lambda module, inputs, output, name=name: record_call(name, module, inputs, output)
-        )
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d) or type(module) in NORMS
-    ]
-    try:
+    with ExitStack() as handles:
+        for module in names:
+            if isinstance(module, nn.Conv2d) or type(module) in NORMS:
+                handles.enter_context(module.register_forward_hook(record_call))
         output = model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return [(conv, norm) for conv, norm in pairs if num_calls[conv] == num_calls[norm] == 1], output

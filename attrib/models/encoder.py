@@ -21,9 +21,8 @@ from attrib.models.settings import BackboneSettings
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # constants of malloc.h
 KEEP_FROM_BYTES, KEEP_UP_TO_BYTES = 1 << 30, (1 << 31) - 1
-# Environment variables for a process that encodes outside its main thread. glibc gives such a thread its own arena of
-# at most 64 MB, in which every large block is mapped again in spite of `keep_freed_memory`: 3,000 page faults per
-# image.
+# Environment variables of a process that encodes outside its main thread. glibc gives such a thread an arena of at most
+# 64 MB and maps every large block again in spite of `keep_freed_memory`: 3,000 page faults per image.
 KEEP_FREED_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(KEEP_FROM_BYTES),
@@ -61,8 +60,7 @@ class ImageEncoder:
         shape = (2, 3, preprocessing.crop_px, preprocessing.crop_px)
         probe = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         self._network = fold_batch_norms(self.model, self._normalise(probe))
-        # timm's num_features is not always the size of the pooled output (MobileNetV3 widens it in the head), so
-        # measure it.
+        # Measured, because timm's num_features may differ from the pooled output (MobileNetV3 widens it in the head).
         dimension = self._forward(probe).shape[1]
         self.identity = EncoderIdentity(name, model_digest(name, model), preprocessing.to_dict(), dimension)
 
@@ -77,8 +75,8 @@ class ImageEncoder:
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Return vectors float32 [n, d], not normalised, of resized and cropped pixels uint8 [n, 3, h, w].
 
-        Every forward pass has exactly `batch_size` images (the last batch is padded). Libraries choose kernels by
-        shape, so one shape keeps the vector of an image independent of the number of images in its batch.
+        The last batch is padded to `batch_size`: libraries choose kernels by shape, so one shape keeps the vector of an
+        image independent of its batch.
         """
         vectors = np.empty((len(pixels), self.identity.dimension), dtype=np.float32)
         for start in range(0, len(pixels), self.batch_size):
@@ -106,10 +104,7 @@ def load_encoder(
     batch_size: int | None = None,
     jpeg_margin: float | None = None,
 ) -> ImageEncoder:
-    """Return the encoder of the settings.
-
-    jpeg_margin: see Preprocessing. Raises AttribError if timm does not know the network or the weights do not fit it.
-    """
+    """Return the encoder of the settings. jpeg_margin: see Preprocessing. Raises what load_network raises."""
     network = load_network(settings, storage)
     preprocessing = replace(preprocessing_of(network, settings.name), jpeg_margin=jpeg_margin)
     return ImageEncoder(network.model, settings.name, preprocessing, device, batch_size)
@@ -149,11 +144,11 @@ def _create(name: str, pretrained: bool) -> torch.nn.Module:
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0)
     except Exception as error:  # timm and its hub client raise many exception types
-        if name.split(".")[0] not in timm.list_models():
-            near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]
-            raise AttribError(
-                f"timm has no network {name!r}" + (f"; near: {', '.join(near)}" if near else "")
-            ) from error
+        base = name.split(".")[0]
+        if base not in timm.list_models():
+            near = timm.list_models(f"*{base[:8]}*")[:5]
+            suggestion = f"; near: {', '.join(near)}" if near else ""
+            raise AttribError(f"timm has no network {name!r}{suggestion}") from error
         raise AttribError(
             f"timm could not provide {name!r} with its hub weights ({first_line(error)}); if the hub cannot be "
             "reached, give a local file: backbone.weights=/path/to/model.safetensors"
@@ -178,7 +173,7 @@ def _read_safetensors(uri: str, storage: Storage) -> tuple[dict[str, torch.Tenso
 
 
 def _load_strictly(model: torch.nn.Module, state: dict[str, torch.Tensor], origin: str) -> None:
-    """Load all weights of the network without classifier; the classifier of a full checkpoint is ignored."""
+    """Load all weights of the network; the classifier of a full checkpoint is ignored."""
     heads = model.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
@@ -193,18 +188,15 @@ def model_digest(name: str, model: torch.nn.Module) -> str:
     weights = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        # Flattened in logical order, so the memory format does not matter; as bytes, because NumPy has no bfloat16.
+        # Flattened in logical order, for any memory format; as bytes, because NumPy has no bfloat16.
         weights.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
-    # As text: digest() sorts keys, but the order of the parts is the order of the dimensions of the vector.
+    # As text: digest() sorts keys, but the order of the parts is that of the dimensions.
     described = [json.dumps(model.description())] if isinstance(model, AttributionModel) else []
     return digest([name.split(".")[0], weights.hexdigest(), *described])
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory in the main thread of a process.
-
-    By default glibc returns large blocks to the system, so every activation is mapped again and zeroed page by page.
-    """
+    """Make glibc keep freed memory in the main thread, instead of mapping and zeroing every activation again."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         mallopt(M_ARENA_MAX, 1)

@@ -1,15 +1,12 @@
-"""Statistics of the feature levels of a backbone, in named blocks. They are the input of a head.
+"""Statistics of the feature levels of a backbone, in named blocks: the input of a head.
 
 Stylisation keeps the layout of an image and changes its appearance, so separate blocks describe the two:
 
-`layout_<level>`         instance-normalised maps, pooled to a coarse grid. Instance normalisation removes the mean and
-                         deviation of each channel, which carry style (Ulyanov et al., arXiv 1607.08022; Huang and
-                         Belongie, arXiv 1703.06868).
+`layout_<level>`         instance-normalised maps, pooled to a coarse grid; this removes channel means and deviations,
+                         which carry style (Ulyanov et al., arXiv 1607.08022; Huang and Belongie, arXiv 1703.06868).
 `moments`, `covariance`  channel statistics without positions: style (Gatys et al., arXiv 1508.06576).
 `pooled`                 the output of the network.
 """
-
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -62,22 +59,21 @@ class FeatureExtractor(nn.Module):
 
     def blocks(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return {name: float32 [n, size]} in a fixed order."""
-        if not self.settings.levels:
+        settings = self.settings
+        if not settings.levels:
             return {"pooled": self.backbone(images).float()}
         final, levels = self.backbone.forward_intermediates(images, norm=False)
-        # In float32: sums over thousands of positions lose too much precision under autocast.
-        return dict(self._blocks(final, [level.float() for level in levels]))
-
-    def _blocks(self, final: torch.Tensor, levels: list[torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-        settings = self.settings
+        levels = [level.float() for level in levels]  # sums over thousands of positions need float32 under autocast
+        blocks = {}
         if settings.pooled:
-            yield "pooled", self.backbone.forward_head(final, pre_logits=True).float()
+            blocks["pooled"] = self.backbone.forward_head(final, pre_logits=True).float()
         if settings.moment_levels:
-            yield "moments", torch.cat([moments(levels[i]) for i in settings.moment_levels], dim=1)
+            blocks["moments"] = torch.cat([moments(levels[i]) for i in settings.moment_levels], dim=1)
         if settings.covariance_levels:
-            yield "covariance", torch.cat([channel_covariance(levels[i]) for i in settings.covariance_levels], dim=1)
+            blocks["covariance"] = torch.cat([channel_covariance(levels[i]) for i in settings.covariance_levels], dim=1)
         for i in settings.layout_levels:
-            yield f"layout_{i}", layout(levels[i], settings.layout_grid)
+            blocks[f"layout_{i}"] = layout(levels[i], settings.layout_grid)
+        return blocks
 
 
 def moments(level: torch.Tensor) -> torch.Tensor:

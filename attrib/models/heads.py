@@ -1,8 +1,8 @@
 """Heads: map the feature blocks of a backbone to one vector, a concatenation of parts of unit length.
 
-A part on layout blocks finds sources of content, a part on statistics finds sources of style. The parts have equal
-length, so the cosine of two vectors is the mean of the cosines of their parts. One search then finds sources in
-either role.
+A part on layout blocks finds sources of content, a part on statistics finds sources of style. All parts have unit
+length, so the cosine of two vectors is the mean of the cosines of their parts, and one search finds sources of both
+roles.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """The whole model: backbone, feature blocks and one head per domain; and its checkpoint, one safetensors file.
 
-The metadata of a checkpoint hold JSON under CHECKPOINT_KEY: name (of timm), data_config (timm's preprocessing), and
-for a model with a head also features, head and projected_sizes. Loading a checkpoint does not execute code from it.
+The metadata of a checkpoint contain JSON under CHECKPOINT_KEY: name (of timm), data_config (timm's preprocessing), and
+with a head also features, head and projected_sizes. Loading a checkpoint does not execute code from it.
 """
 
 import json
@@ -79,9 +79,9 @@ def save_model(model: AttributionModel, name: str, uri: str, storage: Storage) -
 def model_from_checkpoint(
     backbone: nn.Module, declared: dict, state: dict[str, torch.Tensor], origin: str, domain: Domain
 ) -> AttributionModel:
-    """Return the model of a checkpoint. Raises AttribError if its metadata are invalid or its weights do not fit them.
+    """Return the model of a checkpoint with metadata `declared` and weights `state`, read from the URI `origin`.
 
-    declared: the metadata. state: the weights. origin: the URI, for error messages.
+    Raises AttribError if the metadata are invalid or the weights do not fit them.
     """
     try:
         features = FeatureSettings.model_validate(declared["features"])

@@ -22,10 +22,9 @@ CropMode = Literal["center", "squash"]  # as timm names them
 class Preprocessing:
     """The input of a backbone: shorter side resized to resize_px, centre crop to crop_px, then (x / 255 - mean) / std.
 
-    mean, std: per RGB channel, on the scale of 0 to 1. crop_mode "squash": both sides are resized to resize_px, so
-    with crop_px = resize_px nothing is cut off. jpeg_margin: a JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8
-    of its size at which its shorter side is at least jpeg_margin * resize_px; None: always at full size. Raises
-    ValueError that names the invalid value.
+    mean, std: per RGB channel, on the scale of 0 to 1. crop_mode "squash": both sides are resized to resize_px.
+    jpeg_margin: a JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8 of its size at which its shorter side is at
+    least jpeg_margin * resize_px; None: always at full size. Raises ValueError that names the invalid value.
     """
 
     resize_px: int
@@ -54,9 +53,9 @@ class Preprocessing:
 
     @classmethod
     def from_timm(cls, data_config: dict) -> "Preprocessing":
-        """Return the preprocessing of timm's data config. Raises ValueError if it is not supported.
+        """Return the preprocessing of the result of timm.data.resolve_model_data_config.
 
-        data_config: the result of `timm.data.resolve_model_data_config`.
+        Raises ValueError if it is not supported.
         """
         channels, height, width = data_config["input_size"]
         if channels != 3 or height != width:
@@ -89,9 +88,8 @@ class Preprocessing:
     def resize_and_crop(self, image: DecodedImage | torch.Tensor) -> torch.Tensor:
         """Return uint8 [3, crop_px, crop_px] of an image or of uint8 [3, h, w], as timm's evaluation transform does.
 
-        Without scaled decoding, photographs differ from timm's result by at most 2 grey levels, 0.003 on average.
-        Pillow filters some tall panoramas in the other order of the axes: white noise then differs by up to 20 grey
-        levels, 0.4 on average.
+        Without scaled decoding, photographs differ from timm's result by at most 2 grey levels, 0.003 on average. For
+        some tall panoramas Pillow filters the other axis first: white noise differs by up to 20 levels, 0.4 on average.
         """
         if isinstance(image, torch.Tensor):
             image = DecodedImage(image, image.shape[2], image.shape[1], "")
@@ -112,8 +110,7 @@ class Preprocessing:
     def _resize_covered(self, image: DecodedImage, height: int, width: int) -> torch.Tensor:
         """Resize a scaled image on the sampling grid of the full-size image.
 
-        A grid aligned to the pixels of the scaled image would be shifted by up to half a pixel, with ten times the
-        error.
+        The grid of the scaled image would be shifted by up to half a pixel, with ten times the error.
         """
         scales = [size * image.shrink / full for size, full in ((height, image.height), (width, image.width))]
         # torch rounds the size of the result down, so the product must not be slightly below a whole number.
@@ -129,7 +126,7 @@ class Preprocessing:
         x, y = image.width / image.shrink / resized_width, image.height / image.shrink / resized_height
         filter = Image.Resampling[self.interpolation.upper()]
         source = Image.fromarray(np.ascontiguousarray(image.pixels.permute(1, 2, 0).numpy()))
-        # One axis at a time: given both, Pillow chooses the order by the shape of the crop, and rounding would differ.
+        # One axis at a time, because Pillow chooses the order by the shape of the crop, which changes the rounding.
         size, box = (self.crop_px, source.height), (left * x, 0, (left + self.crop_px) * x, source.height)
         source = source.resize(size, filter, box=box)
         size, box = (self.crop_px, self.crop_px), (0, top * y, self.crop_px, (top + self.crop_px) * y)

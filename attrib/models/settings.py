@@ -20,10 +20,10 @@ class FeatureSettings(Settings):
     moment_levels: tuple[Level, ...] = ()  # channel means and deviations: style
     covariance_levels: tuple[
         Level, ...
-    ] = ()  # channel covariances: style, finer; c (c + 1) / 2 values, so shallow levels
+    ] = ()  # channel covariances: finer style, c (c + 1) / 2 values, so shallow levels
     layout_levels: tuple[Level, ...] = ()  # instance-normalised maps on a grid: content and its position
     layout_grid: Positive = 7
-    whole_image: bool = False  # squash the image to the square input; the default centre crop loses the margins
+    whole_image: bool = False  # squash the image to the square input, instead of a centre crop
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -56,10 +56,9 @@ class PartSettings(Settings):
 class HeadSettings(Settings):
     """The head: blocks are projected, each part applies a net to its blocks, and the parts are concatenated.
 
-    projection: identity; centre; standardise; whiten (centred, rotated to uncorrelated directions, each divided by
-    sqrt(variance + shrinkage * largest variance)); standardise_whiten. It is fitted, not trained. PCA and ZCA
-    whitening differ by a rotation, which does not change cosines. num_directions: keep only the directions of largest
-    variance.
+    projection, fitted, not trained: identity; centre; standardise; whiten (centred, rotated to uncorrelated directions,
+    each divided by sqrt(variance + shrinkage * largest variance)); standardise_whiten. PCA and ZCA whitening differ by
+    a rotation, which does not change cosines. num_directions: keep only the directions of largest variance.
     """
 
     projection: Literal["identity", "centre", "standardise", "whiten", "standardise_whiten"] = "standardise_whiten"
@@ -93,7 +92,7 @@ class BackboneSettings(Settings):
     """A timm network as an image encoder.
 
     weights: "hub" (timm's pretrained weights), "random" (untrained, seeded; a control), or the URI of a .safetensors
-    file: plain timm weights, or an attrib checkpoint, which contains network name and preprocessing.
+    file: plain timm weights, or an attrib checkpoint with network name and preprocessing.
     """
 
     name: str = Field(min_length=1)

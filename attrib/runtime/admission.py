@@ -1,9 +1,10 @@
-"""The last step before the work of a job: compare its estimate with the budget, the disks and the cluster."""
+"""Compare the estimate of a job with the budget, the free disk space and the cluster before its work starts."""
 
 import logging
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 
 import ray
 
@@ -25,13 +26,13 @@ REMEDIES = {
 
 
 def admit(estimate: Estimate, settings: JobSettings, remedies: dict[str, str] | None = None) -> Estimate:
-    """Log the estimate and return it.
+    """Log the estimate and return it, without requests if the output is local.
 
-    remedies: what to change in this job, by limit; they replace the general ones.
-    Raises AttribError if the estimate is over the budget or local disks are too full.
+    remedies: advice for this job by limit, instead of REMEDIES. Raises AttribError if the estimate exceeds the budget
+    or the free space of local disks.
     """
     if not is_remote(settings.output):
-        estimate = estimate.remote(0, 0)
+        estimate = replace(estimate, num_writes=0, num_reads=0)
     logger.info(estimate.describe(settings.budget.prices))
     check_budget(estimate, settings.budget, REMEDIES | (remedies or {}))
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -42,17 +43,16 @@ def admit(estimate: Estimate, settings: JobSettings, remedies: dict[str, str] | 
     if estimate.worker_bytes > largest:
         logger.warning(
             f"a worker is estimated at {gib(estimate.worker_bytes)} and the largest node offers {gib(largest)} "
-            "to all of its tasks: the system may kill it. "
-            + REMEDIES["max_process_gib"].capitalize()
-            + ", or take larger nodes"
+            f"to all of its tasks: the system may kill it. {REMEDIES['max_process_gib'].capitalize()}, or take larger "
+            "nodes"
         )
     return estimate
 
 
 def check_budget(estimate: Estimate, budget: BudgetSettings, remedies: dict[str, str]) -> None:
-    """Raises AttribError with every limit that the estimate exceeds: both numbers, and what to change.
+    """Raise AttribError with every limit that the estimate exceeds, both numbers and a remedy.
 
-    remedies: what lowers the number, by limit (max_process_gib and so on).
+    remedies: advice by limit (max_process_gib and so on).
     """
     largest, process = max((estimate.worker_bytes, "a worker"), (estimate.driver_bytes, "the driver"))
     output_gib = (estimate.output_bytes + estimate.temporary_bytes) / GIB
@@ -75,15 +75,18 @@ def check_budget(estimate: Estimate, budget: BudgetSettings, remedies: dict[str,
 
 
 def check_free_space(estimate: Estimate, output: str, num_local_workers: int) -> None:
-    """Raises AttribError if the disks of this machine are too small for the output (if local) and the workers' scratch.
+    """Raise AttribError if the disks of this machine are too small for a local output and the workers' scratch files.
 
-    Files that an earlier run of the same job left in the output folder are not counted again.
+    Files that an earlier run left in the output folder count as written.
     """
-    scratch = os.environ.get("ATTRIB_SCRATCH") or tempfile.gettempdir()
     needed: list[tuple[str, float]] = []
     if not is_remote(output):
-        needed.append((output, max(0, estimate.output_bytes + estimate.temporary_bytes - _folder_bytes(output))))
+        written = sum(
+            os.lstat(os.path.join(parent, name)).st_size for parent, _, names in os.walk(output) for name in names
+        )
+        needed.append((output, max(0, estimate.output_bytes + estimate.temporary_bytes - written)))
     if estimate.scratch_bytes:
+        scratch = os.environ.get("ATTRIB_SCRATCH") or tempfile.gettempdir()
         needed.append((scratch, estimate.scratch_bytes * num_local_workers))
     by_disk: dict[int, list[tuple[str, float]]] = {}
     for folder, num_bytes in needed:
@@ -102,7 +105,3 @@ def _existing(path: str) -> str:
     while not os.path.exists(path):
         path = os.path.dirname(path)
     return path
-
-
-def _folder_bytes(folder: str) -> int:
-    return sum(os.lstat(os.path.join(parent, name)).st_size for parent, _, names in os.walk(folder) for name in names)

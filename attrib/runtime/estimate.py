@@ -1,31 +1,30 @@
-"""What a job will need before it starts: memory of each process, disk, requests, time and cost.
+"""Estimate of a job before it starts: memory of each process, disk, requests, time and cost.
 
-Each stage computes its estimate in its own estimate.py, by pure functions of known sizes. What depends on the machine
-is measured at the start of the job (attrib/runtime/machine.py). Memory includes the imported libraries; memory-mapped
-files are counted apart, because the page cache gives them up under pressure.
+Each stage computes its estimate in its own estimate.py from known sizes and from measurements of the machine
+(attrib/runtime/machine.py). Memory includes the imported libraries. Memory-mapped files are counted separately, because
+the system can drop them from memory.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from attrib.common.formats import GIB, duration, gib
 from attrib.common.settings import PriceSettings
 
-# Bytes that libraries take, measured on 2026-11-21 with the versions pinned in pyproject.toml.
+# Memory of libraries, measured on 2026-11-21 with the versions pinned in pyproject.toml.
 READER_BYTES = 40 << 20  # threads and pools of Arrow after its first Parquet file
-WRITER_BYTES = 45 << 20  # its Parquet writer, for a table with strings
-TOUCHED_BYTES = 25 << 20  # library code that is paged in by its first call
+WRITER_BYTES = 45 << 20  # Parquet writer of a table with strings
+TOUCHED_BYTES = 25 << 20  # library code loaded at its first call
 TABLE_COPIES = 3  # of an Arrow table that is read, sorted and indexed
 IMAGE_OVERHEAD_BYTES = 4_096  # Python objects per image of a chunk in preparation
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a job will need.
+    """Resources that a job will need.
 
-    worker_bytes, driver_bytes: peak memory of one process, without the mapped_bytes of the files that a worker maps.
-    scratch_bytes: local disk per worker. output_bytes: files that stay in the output folder; temporary_bytes: files
-    that lie there until the job ends. num_writes, num_reads: requests to an object store, 0 if input and output are
-    local.
+    worker_bytes, driver_bytes: peak memory of one process, without mapped_bytes, the files that a worker maps.
+    scratch_bytes: local disk per worker. output_bytes: files of the output; temporary_bytes: further files there until
+    the job ends. num_writes, num_reads: requests to an object store, 0 if the output is local.
     """
 
     num_workers: int
@@ -42,7 +41,7 @@ class Estimate:
     note: str = ""
 
     def cost(self, prices: PriceSettings | None) -> float | None:
-        """In the currency of `prices`; None without prices."""
+        """Return the cost in the currency of `prices`; None without prices."""
         if prices is None:
             return None
         hour = prices.per_gpu_worker_hour if self.on_gpus else prices.per_cpu_worker_hour
@@ -54,7 +53,7 @@ class Estimate:
         )
 
     def describe(self, prices: PriceSettings | None = None) -> str:
-        """One line: `estimate: 4 workers of 0.9 GiB (+ 1.2 GiB mapped), output 3.1 GiB, about 12 min, 7.40 EUR`."""
+        """Return one line: `estimate: 4 workers of 0.9 GiB, driver 0.5 GiB, output 3.1 GiB, about 12 min, 7.40 EUR`."""
         workers = f"{self.num_workers} worker{'s' if self.num_workers > 1 else ''} of {gib(self.worker_bytes)}"
         mapped = f" (+ {gib(self.mapped_bytes)} mapped)" if self.mapped_bytes else ""
         temporary = f" (+ {gib(self.temporary_bytes)} until it ends)" if self.temporary_bytes else ""
@@ -71,7 +70,3 @@ class Estimate:
 
     def to_dict(self) -> dict:
         return asdict(self)
-
-    def remote(self, num_writes: int, num_reads: int) -> "Estimate":
-        """A copy with these numbers of requests to an object store."""
-        return replace(self, num_writes=num_writes, num_reads=num_reads)

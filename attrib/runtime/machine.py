@@ -1,7 +1,6 @@
-"""Measurements that the estimates start from: the memory of this process and the speed of this machine.
+"""Measurements for the estimates: the memory of this process and the speed of this machine.
 
-Each takes a fraction of a second at the start of a job, in the process that asks. Nothing is stored that could go
-stale.
+Each takes a fraction of a second at the start of a job. Nothing is stored that could become outdated.
 """
 
 import ctypes
@@ -23,16 +22,16 @@ import pyarrow.parquet
 
 Result = TypeVar("Result")
 RATE_ROWS = 16_384
-MIN_SECONDS = 0.01  # of each timed operation; the workers of a job wait for them
+MIN_SECONDS = 0.01  # of each timed operation, because the workers of a job wait for it
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process, libraries included."""
+    """Return the resident memory of this process, libraries included."""
     return psutil.Process().memory_info().rss
 
 
 def peak_bytes() -> int:
-    """Highest resident memory of this process since `reset_peak`, or since its start where the system cannot reset it.
+    """Return the highest resident memory of this process since `reset_peak`, or since its start without Linux.
 
     psutil has no peak that can be reset, so this reads VmHWM.
     """
@@ -52,18 +51,18 @@ def reset_peak() -> None:
     try:
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
             file.write("5")
-    except OSError:  # a container may forbid it; the peak then covers the whole life, which errs on the safe side
+    except OSError:  # a container may forbid it; the peak since the start is an upper bound
         pass
 
 
 @lru_cache(maxsize=1)
 def baseline_bytes() -> int:
-    """Memory of a process that has imported the modules of a job and done no work: call it before anything else."""
+    """Return the memory of this process at the first call; a job calls it after its imports, before any work."""
     return resident_bytes()
 
 
 def measure_growth(work: Callable[[], Result]) -> tuple[int, float, Result]:
-    """Call `work` and return by how many bytes the peak of this process rose, its CPU seconds, and its result."""
+    """Call `work` and return the growth of the peak in bytes, the CPU seconds, and the result."""
     reset_peak()
     before, started = resident_bytes(), time.thread_time()
     result = work()
@@ -72,8 +71,11 @@ def measure_growth(work: Callable[[], Result]) -> tuple[int, float, Result]:
 
 @dataclass(frozen=True)
 class MachineRates:
-    """Speed of one worker with its threads: float32 products in flop/s; SHA-256, publishing files to the local disk,
-    and reading Parquet of float16 vectors in bytes/s."""
+    """Speed of one worker with its threads.
+
+    float32 products in flop/s; SHA-256, writing files to the local disk, and reading Parquet of float16 vectors in
+    bytes/s.
+    """
 
     flops_per_second: float
     hashed_bytes_per_second: float
@@ -83,8 +85,11 @@ class MachineRates:
 
 @dataclass(frozen=True)
 class AnswerRates:
-    """Speed of one worker that searches shards and writes results: SHA-256, float64 scoring of float16 vectors, and
-    Parquet tables of ids, numbers and strings in bytes/s; sorted (query, source) pairs per second."""
+    """Speed of one worker that searches shards and writes results.
+
+    SHA-256, float64 scoring of float16 vectors, and Parquet tables of ids, numbers and strings in bytes/s; sorted
+    (query, source) pairs per second.
+    """
 
     hashed_bytes_per_second: float
     scored_bytes_per_second: float
@@ -93,7 +98,7 @@ class AnswerRates:
 
 
 def measure_machine(dimension: int, num_threads: int) -> MachineRates:
-    """Takes about a third of a second."""
+    """Measure the speed of products, hashing, writing and reading, in about a third of a second."""
     import faiss
 
     floats = np.random.default_rng(0).standard_normal((RATE_ROWS, dimension), np.float32)
@@ -124,7 +129,7 @@ def measure_machine(dimension: int, num_threads: int) -> MachineRates:
 
 
 def measure_answers(dimension: int) -> AnswerRates:
-    """Takes about a tenth of a second."""
+    """Measure the speed of hashing, scoring, tables and sorting, in about a tenth of a second."""
     generator = np.random.default_rng(0)
     ids, scores = generator.integers(0, 2**62, RATE_ROWS), generator.random(RATE_ROWS, np.float32)
     queries = np.repeat(np.arange(RATE_ROWS // 16), 16)
@@ -155,7 +160,7 @@ def _hashed_bytes_per_second(data: bytes) -> float:
 
 
 def fastest(work: Callable[[], object], min_seconds: float = MIN_SECONDS) -> float:
-    """Seconds of the fastest call of `work` within min_seconds: disturbances only ever make a call slower."""
+    """Return the seconds of the fastest call of `work` within min_seconds, after one call to warm up."""
     work()
     quickest, spent = float("inf"), 0.0
     while spent < min_seconds:

@@ -1,4 +1,4 @@
-"""What a training job needs: memory, bytes and time."""
+"""Estimate of the train job: memory, bytes and time."""
 
 from attrib.common.storage import Storage
 from attrib.data.manifest import Manifest

@@ -1,4 +1,4 @@
-"""The train job under Ray Train: what it writes, with one worker and two, with a worker or the driver killed, and the controls."""
+"""The train job under Ray Train: outputs, one and two workers, a killed worker or driver, and the controls."""
 
 import json
 import os
@@ -6,9 +6,11 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from support.cluster import drawn_image
@@ -26,7 +28,7 @@ from attrib.train.settings import TrainSettings
 
 LOCAL = Storage(StorageSettings())
 NUM_IMAGES, VIEWS_EACH, NUM_EPOCHS = 40, 6, 10
-WORKER = b"RayTrainWorker"
+WORKER = "RayTrainWorker"
 HEAD = {
     "num_directions": 16,
     "parts": {
@@ -37,7 +39,7 @@ HEAD = {
 
 
 class Site:
-    """Images, one of them broken, their manifest, and an undisturbed run of two workers."""
+    """Images, one of them damaged, their manifest, and an undisturbed run of two workers."""
 
     def __init__(self, folder: Path, address: str):
         self.folder, self.address = folder, address
@@ -74,7 +76,7 @@ class Site:
         return TrainSettings(**self.values(run, **changes))
 
     def start(self, start_job, run: str, **changes) -> subprocess.Popen:
-        """`python -m jobs.train` on the tests' Ray."""
+        """Start `python -m jobs.train` on the Ray of the tests."""
         (self.folder / f"{run}.config").mkdir(exist_ok=True)
         return start_job(
             "train", self.values(run, ray={"address": self.address}, **changes), self.folder / f"{run}.config"
@@ -84,12 +86,12 @@ class Site:
         return json.loads((self.folder / run / "train.json").read_text())
 
     def committed(self, run: str) -> int:
-        """Reports up to the last checkpoint that Ray Train has noted; one that is only written is not continued from."""
+        """Return the number of reports up to the last checkpoint in Ray Train's list, from which a run continues."""
         try:
             found = json.loads(
                 (self.folder / run / "_ray_train" / "run" / "checkpoint_manager_snapshot.json").read_text()
             )
-        except (FileNotFoundError, json.JSONDecodeError):  # not there, or about to be
+        except (FileNotFoundError, json.JSONDecodeError):  # not written yet
             return 0
         latest = found["latest_checkpoint_result"]
         return 0 if latest is None else latest["metrics"]["epoch"] + 2  # the first report is of epoch -1
@@ -104,7 +106,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory, local_ray):
-    # An epoch here takes a tenth of a second, and waits until Ray Train has looked, by default every two seconds.
+    # An epoch takes 0.1 s here, but Ray Train checks its workers every two seconds by default.
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"
     yield Site(tmp_path_factory.mktemp("train"), local_ray)
     del os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]
@@ -114,39 +116,28 @@ def wait_until(condition, what: str, timeout_seconds: float = 120):
     deadline = time.monotonic() + timeout_seconds
     while not (found := condition()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} did not come in {timeout_seconds:g} s")
+            raise TimeoutError(f"no {what} within {timeout_seconds:g} s")
         time.sleep(0.01)
     return found
 
 
 def own_train_workers() -> list[int]:
-    """Process ids of the workers of Ray Train below this process, and of no other Ray on the machine."""
-    parents, workers = {}, []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if WORKER in (folder / "cmdline").read_bytes():
-                workers.append(int(folder.name))
-        except (OSError, ProcessLookupError):
-            continue  # gone meanwhile
-
-    def is_own(pid: int) -> bool:
-        while pid > 1:
-            pid = parents.get(pid, 0)
-            if pid == os.getpid():
-                return True
-        return False
-
-    return [pid for pid in workers if is_own(pid)]
+    """Return the process ids of Ray Train's workers below this process, not those of another Ray on the machine."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it may have ended
+            if WORKER in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
 
 
-def epochs_told(said: str) -> Counter:
-    """How often each epoch was reported."""
+def reported_epochs(said: str) -> Counter:
+    """Return how often each epoch was reported."""
     lines = [line for line in said.splitlines() if "train: epoch " in line]
     return Counter(int(line.split("train: epoch ")[1].split()[0]) for line in lines)
 
 
-def test_the_job_leaves_a_model_a_record_and_a_picture_of_views(site):
+def test_job_writes_model_record_failures_and_views(site):
     record, folder = site.undisturbed, site.folder / "undisturbed"
     assert site.record("undisturbed") == json.loads(json.dumps(record))
     assert (folder / "views.png").read_bytes()[:4] == b"\x89PNG"
@@ -158,7 +149,7 @@ def test_the_job_leaves_a_model_a_record_and_a_picture_of_views(site):
     assert criteria[0] > 2 / NUM_IMAGES and max(criteria) > criteria[0] + 0.02  # it learns
 
 
-def test_the_embed_job_loads_what_was_trained(site):
+def test_embed_job_loads_the_trained_model(site):
     settings = BackboneSettings(
         name="test_resnet", weights=str(site.folder / "undisturbed" / "model.safetensors"), domain="synthetic"
     )
@@ -169,8 +160,8 @@ def test_the_embed_job_loads_what_was_trained(site):
     np.testing.assert_allclose(np.linalg.norm(vectors[:, :16], axis=1), 1, atol=1e-5)
 
 
-def test_the_best_epoch_is_what_the_model_holds(site):
-    """And only what is trained differs from the start."""
+def test_model_has_the_weights_of_the_best_epoch(site):
+    """Only trained weights differ from the start."""
     states = [torch.load(path, weights_only=True) for path in site.checkpoints("undisturbed")]
     last = max(states, key=lambda state: len(state["history"]))
     weights, start = site.weights("undisturbed"), site.weights("undisturbed", "_start.safetensors")
@@ -181,18 +172,18 @@ def test_the_best_epoch_is_what_the_model_holds(site):
         assert torch.equal(value, start[name]) == (".net." not in name), name
 
 
-def test_the_same_settings_again_return_the_record_without_work(site):
+def test_same_settings_return_the_record_without_work(site):
     folder = site.folder / "undisturbed"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert train_job.run(site.settings("undisturbed")) == site.undisturbed
-    # The number of workers decides nothing that is written.
+    # The number of workers does not change the results.
     assert train_job.run(site.settings("undisturbed", num_workers=1)) == site.undisturbed
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     with pytest.raises(AttribError, match=r"holds results of other settings or inputs .*seed"):
         train_job.run(site.settings("undisturbed", seed=1))
 
 
-def test_one_worker_and_two_reach_the_same(site):
+def test_one_worker_and_two_train_the_same_model(site):
     alone = train_job.run(site.settings("alone", num_workers=1))
     for row, expected in zip(alone["history"], site.undisturbed["history"], strict=True):
         assert row["criterion"] == pytest.approx(expected["criterion"], abs=0.02)
@@ -202,28 +193,28 @@ def test_one_worker_and_two_reach_the_same(site):
         torch.testing.assert_close(value, together[name], rtol=1e-2, atol=1e-3)
 
 
-def test_a_killed_worker_costs_nothing_but_its_epoch(site, start_job):
+def test_killed_worker_repeats_its_epoch_only(site, start_job):
     job = site.start(start_job, "killed-worker")
     try:
         wait_until(lambda: site.committed("killed-worker"), "the first checkpoint")
         os.kill(wait_until(own_train_workers, "a worker of Ray Train")[0], signal.SIGKILL)
         committed = site.committed("killed-worker")
-        told, said = job.communicate(timeout=240)
+        printed, said = job.communicate(timeout=240)
     finally:
         job.kill()
     assert job.returncode == 0, said
     record = site.record("killed-worker")
     assert record["history"] == site.undisturbed["history"]
     assert record["model_digest"] == site.undisturbed["model_digest"]
-    assert f"32-d model from {NUM_IMAGES} images" in told and "before training" in told
-    # Not from the start: epochs whose checkpoint was there when the worker died were trained once.
-    epochs = epochs_told(said)
+    assert f"32-d model from {NUM_IMAGES} images" in printed and "before training" in printed
+    # Epochs with a checkpoint when the worker died were trained once.
+    epochs = reported_epochs(said)
     assert set(epochs) == set(range(NUM_EPOCHS + 1)), said
     assert committed < NUM_EPOCHS and all(epochs[epoch] == 1 for epoch in range(committed)), said
     assert said.count("NO GPU") == 1
 
 
-def test_a_killed_driver_started_again_continues_from_its_last_epoch(site, start_job, request):
+def test_restarted_driver_continues_from_its_last_epoch(site, start_job, request):
     if not request.config.getoption("--long"):
         pytest.skip("takes a minute; run with --long")
     first = site.start(start_job, "killed-driver")
@@ -242,12 +233,12 @@ def test_a_killed_driver_started_again_continues_from_its_last_epoch(site, start
     record = site.record("killed-driver")
     assert record["history"] == site.undisturbed["history"]
     assert record["model_digest"] == site.undisturbed["model_digest"]
-    assert epochs_told(said) == Counter(range(committed, NUM_EPOCHS + 1)), said
+    assert reported_epochs(said) == Counter(range(committed, NUM_EPOCHS + 1)), said
     assert features and features == {path: path.stat().st_mtime_ns for path in features}
 
 
 def test_two_workers_train_end_to_end(site):
-    """Through the backbone, whose last block the head reads: its weights change, those of the blocks before do not."""
+    """Only the weights of the head and of the backbone's last block change."""
     settings = site.settings(
         "end-to-end",
         fine_tune={"num_blocks": 1, "learning_rate": 1e-3},
@@ -280,7 +271,7 @@ def test_controls_need_no_views(control, dimension, site):
         np.testing.assert_allclose(encoder.encode(pixels), expected, atol=1e-5)
 
 
-def test_a_model_with_a_head_is_not_trained_again(site):
+def test_model_with_a_head_is_an_error(site):
     weights = str(site.folder / "undisturbed" / "model.safetensors")
     with pytest.raises(AttribError, match="has a head already; train from plain weights"):
         train_job.run(site.settings("again", backbone={"name": "test_resnet", "weights": weights}))

@@ -1,4 +1,4 @@
-"""The embed estimate against the memory and the bytes of real work, at sizes that no constant was fitted on."""
+"""The embed estimate, compared with memory and bytes of real work, at sizes not used to fit its constants."""
 
 import pytest
 from support.hostile import encode
@@ -23,13 +23,13 @@ def images(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("backbone", "num_images", "chunk_rows"), [("resnet10t", 112, 56), ("resnet18", 96, 96)])
-def test_embedding_takes_the_estimated_memory_and_bytes(images, backbone, num_images, chunk_rows):
+def test_embedding_needs_the_estimated_memory_and_bytes(images, backbone, num_images, chunk_rows):
     sizes = {"folder": str(images), "backbone": backbone, "num_images": num_images, "chunk_rows": chunk_rows}
     found = measure("probe", **sizes)
     probe = EncoderProbe(**{name: found[name] for name in EncoderProbe.__dataclass_fields__})
     estimate = estimate_embed(num_images, found["dimension"], num_images, chunk_rows, 100.0, probe, num_workers=1)
     took = measure("embed", **sizes, output=f"out-{backbone}")
-    # Every estimate knows the memory of the libraries, so what is tested is the growth beyond it.
+    # The estimate measures the memory of the libraries, so the growth beyond it is tested.
     growth, estimated = took["peak_bytes"] - took["baseline_bytes"], estimate.worker_bytes - probe.baseline_bytes
     assert growth == pytest.approx(estimated, rel=TOLERANCE)
     assert took["peak_bytes"] == pytest.approx(estimate.worker_bytes, rel=TOLERANCE)

@@ -1,4 +1,4 @@
-"""Memory and bytes of building and searching a shard against real work, at sizes that no constant was fitted on."""
+"""Estimates of building and searching a shard, compared with real work, at sizes not used to fit the constants."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ TOLERANCE = 0.25
     ("num_vectors", "dimension", "num_lists", "num_queries", "k", "nprobe"),
     [(90_000, 160, 512, 12_000, 10, 16), (50_000, 320, 0, 6_000, 20, 0)],
 )
-def test_shard_takes_the_estimated_memory_and_bytes(
+def test_shard_needs_the_estimated_memory_and_bytes(
     tmp_path, num_vectors, dimension, num_lists, num_queries, k, nprobe
 ):
     generator = np.random.default_rng(dimension)
@@ -48,7 +48,7 @@ def test_shard_takes_the_estimated_memory_and_bytes(
 
 
 def _check(found: dict, estimated: int) -> None:
-    """Memory without and with the libraries. Mapped files belong to the page cache and are not counted."""
+    """Compare memory without and with libraries. Mapped files belong to the page cache and do not count."""
     growth = found["anonymous_bytes"] - found["baseline_anonymous_bytes"]
     assert growth == pytest.approx(estimated, rel=TOLERANCE)
     baseline = found["baseline_bytes"]

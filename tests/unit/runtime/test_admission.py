@@ -1,4 +1,4 @@
-"""A job over its budget, or larger than the disk, is refused with the numbers before any of its work."""
+"""A job over its budget, or larger than the disk, is an error with the numbers, before any work."""
 
 import pytest
 from support.hostile import encode
@@ -20,7 +20,7 @@ ESTIMATE = Estimate(
 PRICES = PriceSettings(currency="EUR", per_cpu_worker_hour=2.0)
 
 
-def test_within_the_limits_nothing_is_said():
+def test_estimate_within_the_limits_is_admitted():
     check_budget(ESTIMATE, BudgetSettings(), {})
     limits = BudgetSettings(
         max_process_gib=3, max_output_gib=6, max_scratch_gib=5, max_hours=2, max_cost=8, prices=PRICES
@@ -41,13 +41,13 @@ def test_within_the_limits_nothing_is_said():
         ({"max_cost": 7, "prices": PRICES}, "cost: about 8 EUR, budget.max_cost = 7"),
     ],
 )
-def test_a_limit_that_is_exceeded_is_named_with_both_numbers_and_a_remedy(limits, expected):
+def test_exceeded_limit_is_named_with_both_numbers_and_a_remedy(limits, expected):
     with pytest.raises(AttribError) as error:
         check_budget(ESTIMATE, BudgetSettings(**limits), {"max_process_gib": "lower chunk_rows"})
     assert expected in str(error.value) and str(error.value).count("\n") == 1
 
 
-def test_all_limits_are_told_at_once_and_the_driver_is_a_process_too():
+def test_error_names_all_exceeded_limits_and_the_driver():
     with pytest.raises(AttribError) as error:
         check_budget(ESTIMATE, BudgetSettings(max_process_gib=1, max_hours=1), {})
     assert str(error.value).count("\n") == 2
@@ -56,13 +56,13 @@ def test_all_limits_are_told_at_once_and_the_driver_is_a_process_too():
         check_budget(driver, BudgetSettings(max_process_gib=4), {})
 
 
-def test_a_cost_limit_needs_prices():
+def test_cost_limit_needs_prices():
     values = {"collection": {"name": "c", "uri": "images"}, "output": "out", "budget": {"max_cost": 3}}
     with pytest.raises(AttribError, match="max_cost needs prices"):
         validate(ManifestSettings, values, "config.yaml")
 
 
-def test_a_disk_that_is_too_small_is_told_with_its_free_space(tmp_path, monkeypatch):
+def test_too_small_disk_is_named_with_its_free_space(tmp_path, monkeypatch):
     output = str(tmp_path / "not" / "there")
     check_free_space(Estimate(1, 0, 0, output_bytes=1000, seconds=1, scratch_bytes=1000), output, 1)
     with pytest.raises(AttribError, match=r"1048576\.0 GiB below .*there, and .* GiB are free there; free some space"):
@@ -70,14 +70,14 @@ def test_a_disk_that_is_too_small_is_told_with_its_free_space(tmp_path, monkeypa
     monkeypatch.setenv("ATTRIB_SCRATCH", str(tmp_path))
     with pytest.raises(AttribError, match="ATTRIB_SCRATCH"):
         check_free_space(Estimate(4, 0, 0, output_bytes=0, seconds=1, scratch_bytes=2**50), "s3://bucket/x", 4)
-    # What a killed run left is not needed a second time: a file without blocks, as large as all that is wanted.
+    # Files of an earlier run count as written; this sparse file has the size of the whole output.
     (tmp_path / "not" / "there").mkdir(parents=True)
     with open(tmp_path / "not" / "there" / "part", "wb") as file:
         file.truncate(2**42)
     check_free_space(Estimate(1, 0, 0, output_bytes=2**42, seconds=1), output, 1)
 
 
-def test_the_budget_is_no_part_of_a_runs_identity_and_reaches_every_stage():
+def test_budget_is_not_part_of_the_identity_and_reaches_every_stage():
     settings = ManifestSettings(collection={"name": "c", "uri": "images"}, output="out")
     limited = settings.model_copy(update={"budget": BudgetSettings(max_hours=1)})
     assert result_settings(settings) == result_settings(limited) and "budget" in JobSettings.execution_only
@@ -89,14 +89,16 @@ def test_the_budget_is_no_part_of_a_runs_identity_and_reaches_every_stage():
     assert hours["index"] == 3 and hours["sources/embeddings"] == 5 and len(hours) == 7
 
 
-def test_a_job_logs_its_estimate_and_stops_over_the_budget(tmp_path, local, local_ray, caplog):
+def test_job_logs_its_estimate_and_stops_over_the_budget(tmp_path, local, local_ray, caplog):
     caplog.set_level("INFO")
     from attrib.data import job as manifest_job
 
     write_folder({f"{i}.jpg": encode(picture(i), "JPEG") for i in range(3)}, f"{tmp_path}/images", local)
     settings = ManifestSettings(
-        collection={"name": "c", "uri": f"{tmp_path}/images"}, output=f"{tmp_path}/out", budget={"max_process_gib": 0.01}
-    )  # fmt: skip
+        collection={"name": "c", "uri": f"{tmp_path}/images"},
+        output=f"{tmp_path}/out",
+        budget={"max_process_gib": 0.01},
+    )
     with pytest.raises(AttribError, match="the job was not started"):
         manifest_job.run(settings)
     assert "estimate: " in caplog.text

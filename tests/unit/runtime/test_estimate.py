@@ -1,4 +1,6 @@
-"""The estimate of a job: its cost, and the line that is printed."""
+"""The estimate of a job: its cost and its description."""
+
+from dataclasses import replace
 
 import pytest
 
@@ -26,7 +28,7 @@ PRICES = PriceSettings(
 )
 
 
-def test_cost_is_hours_bytes_and_requests_at_the_users_prices():
+def test_cost_is_the_sum_of_hours_bytes_and_requests():
     assert ESTIMATE.cost(None) is None
     assert ESTIMATE.cost(PRICES) == pytest.approx(4 * 0.2 * 0.5 + 3 * 0.1 + 3 * 0.4 + 2 * 5)
     on_gpus = Estimate(**(ESTIMATE.to_dict() | {"on_gpus": True}))
@@ -38,4 +40,4 @@ def test_description_is_one_line():
         "estimate: 4 workers of 0.9 GiB (+ 1.0 GiB mapped), driver 0.5 GiB, output 3.0 GiB, scratch 0.5 GiB a worker, "
         "2,000,000 writes and 3,000,000 reads, about 12 min, 11.90 EUR"
     )
-    assert ESTIMATE.remote(0, 0).describe().endswith("scratch 0.5 GiB a worker, about 12 min")
+    assert replace(ESTIMATE, num_writes=0, num_reads=0).describe().endswith("scratch 0.5 GiB a worker, about 12 min")

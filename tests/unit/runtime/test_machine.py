@@ -1,4 +1,4 @@
-"""Measurements of this process and machine."""
+"""Measurements of the memory of this process and the speed of this machine."""
 
 import time
 from dataclasses import asdict

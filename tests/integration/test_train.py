@@ -116,7 +116,7 @@ def wait_until(condition, what: str, timeout_seconds: float = 120):
     deadline = time.monotonic() + timeout_seconds
     while not (found := condition()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"no {what} within {timeout_seconds:g} s")
+            raise TimeoutError(f"waited {timeout_seconds:g} s for {what}")
         time.sleep(0.01)
     return found
 

@@ -64,115 +64,107 @@ def render_view(
         raise AttribError(f"kind {kind!r} of a view is unknown; use one of {', '.join(KINDS)}")
     if kind in DONOR_KINDS and donor is None:
         raise AttribError(f"a view of kind {kind!r} needs a style donor; give a second image or use kind 'solo'")
-    shown = _crop(
-        content, settings.crop_area_share, settings.crop_aspect, settings.flip_probability, view_px, generator
-    )
+    renderer = _Renderer(settings, view_px, generator)
+    view = renderer.crop(content, settings.crop_area_share, settings.crop_aspect, settings.flip_probability)
     if kind == "solo":
-        view = _recolour(shown, settings, generator)
+        view = renderer.recolour(view)
     else:
         # Proportions belong to a style, so the donor keeps its own.
-        style = _crop(
-            donor, settings.donor_crop_area_share, (1.0, 1.0), settings.donor_flip_probability, view_px, generator
+        style = renderer.crop(donor, settings.donor_crop_area_share, (1.0, 1.0), settings.donor_flip_probability)
+        view = renderer.stylise(view, style, kind)
+    return renderer.degrade(view)
+
+
+class _Renderer:
+    """The steps of one view, with the draws of its generator."""
+
+    def __init__(self, settings: ViewSettings, view_px: int, generator: torch.Generator):
+        self.settings, self.view_px, self.generator = settings, view_px, generator
+
+    def uniform(self, limits: tuple[float, float]) -> float:
+        low, high = limits
+        return low + (high - low) * torch.rand((), generator=self.generator).item()
+
+    def integer(self, limits: tuple[int, int]) -> int:
+        """Return a random integer, both limits included."""
+        return int(torch.randint(limits[0], limits[1] + 1, (), generator=self.generator))
+
+    def happens(self, probability: float) -> bool:
+        return torch.rand((), generator=self.generator).item() < probability
+
+    def resize(self, view: torch.Tensor, size_px: int) -> torch.Tensor:
+        return functional.resize(view, [size_px, size_px], antialias=True)
+
+    def crop(self, pixels: torch.Tensor, area_share, aspect, flip_probability: float) -> torch.Tensor:
+        """Return a random part, float32 [3, view_px, view_px], of uint8 [3, h, w]; area uniform, aspect log-uniform.
+
+        A part that does not fit is shrunk, so panoramas keep the aspect; torchvision's RandomResizedCrop draws again
+        and finally takes the centre.
+        """
+        height, width = pixels.shape[1:]
+        area = self.uniform(area_share) * height * width
+        ratio = math.exp(self.uniform((math.log(aspect[0]), math.log(aspect[1]))))
+        crop_width, crop_height = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        fit = min(1.0, width / crop_width, height / crop_height)
+        crop_width, crop_height = max(1, round(crop_width * fit)), max(1, round(crop_height * fit))
+        top, left = self.integer((0, height - crop_height)), self.integer((0, width - crop_width))
+        size = [self.view_px, self.view_px]
+        part = functional.resized_crop(
+            pixels, top, left, crop_height, crop_width, size, InterpolationMode.BICUBIC, antialias=True
         )
-        view = _stylise(shown, style, kind, settings, generator)
-    return _degrade(view, settings, generator)
+        if self.happens(flip_probability):
+            part = functional.horizontal_flip(part)
+        return functional.to_dtype(part, torch.float32, scale=True)
 
+    def stylise(self, shown: torch.Tensor, style: torch.Tensor, kind: Kind) -> torch.Tensor:
+        settings = self.settings
+        if kind == "colour":
+            return colour_transfer(shown, style, self.uniform(settings.colour_strength))
+        if kind == "bands":
+            return band_transfer(shown, style, self.uniform(settings.bands_strength))
+        style_px = max(1, round(self.uniform(settings.donor_scale) * self.view_px))
+        patch_px = self.integer(settings.patch_px)
+        view = texture_transfer(
+            shown,
+            self.resize(style, style_px),
+            self.generator,
+            patch_px=patch_px,
+            stride_px=max(MIN_STRIDE_PX, patch_px // STRIDES_PER_PATCH),
+            num_candidates=settings.num_donor_patches,
+            mean_weight=self.uniform(settings.texture_mean_weight),
+            strength=self.uniform(settings.texture_strength),
+        )
+        if self.happens(settings.keep_colour_probability):
+            view = colour_transfer(view, shown, self.uniform(settings.keep_colour_share))
+        return view
 
-def _uniform(limits: tuple[float, float], generator: torch.Generator) -> float:
-    low, high = limits
-    return low + (high - low) * torch.rand((), generator=generator).item()
+    def recolour(self, view: torch.Tensor) -> torch.Tensor:
+        view = functional.adjust_brightness(view, self.uniform(self.settings.brightness))
+        view = functional.adjust_contrast(view, self.uniform(self.settings.contrast))
+        view = functional.adjust_saturation(view, self.uniform(self.settings.saturation))
+        if self.happens(self.settings.hue_probability):
+            view = functional.adjust_hue(view, self.uniform(self.settings.hue_turns))
+        return view
 
-
-def _integer(limits: tuple[int, int], generator: torch.Generator) -> int:
-    """Return a random integer, both limits included."""
-    return int(torch.randint(limits[0], limits[1] + 1, (), generator=generator))
-
-
-def _happens(probability: float, generator: torch.Generator) -> bool:
-    return torch.rand((), generator=generator).item() < probability
-
-
-def _crop(
-    pixels: torch.Tensor,
-    area_share: tuple[float, float],
-    aspect: tuple[float, float],
-    flip_probability: float,
-    size_px: int,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """Return a random part, float32 [3, size_px, size_px], of uint8 [3, h, w]; area uniform, aspect log-uniform.
-
-    A part that does not fit is shrunk, so panoramas keep the aspect; torchvision's RandomResizedCrop draws again and
-    finally takes the centre.
-    """
-    height, width = pixels.shape[1:]
-    area = _uniform(area_share, generator) * height * width
-    ratio = math.exp(_uniform((math.log(aspect[0]), math.log(aspect[1])), generator))
-    crop_width, crop_height = math.sqrt(area * ratio), math.sqrt(area / ratio)
-    fit = min(1.0, width / crop_width, height / crop_height)
-    crop_width, crop_height = max(1, round(crop_width * fit)), max(1, round(crop_height * fit))
-    top, left = _integer((0, height - crop_height), generator), _integer((0, width - crop_width), generator)
-    part = functional.resized_crop(
-        pixels, top, left, crop_height, crop_width, [size_px, size_px], InterpolationMode.BICUBIC, antialias=True
-    )
-    if _happens(flip_probability, generator):
-        part = functional.horizontal_flip(part)
-    return functional.to_dtype(part, torch.float32, scale=True)
-
-
-def _stylise(
-    shown: torch.Tensor, style: torch.Tensor, kind: Kind, settings: ViewSettings, generator: torch.Generator
-) -> torch.Tensor:
-    if kind == "colour":
-        return colour_transfer(shown, style, _uniform(settings.colour_strength, generator))
-    if kind == "bands":
-        return band_transfer(shown, style, _uniform(settings.bands_strength, generator))
-    style_px = max(1, round(_uniform(settings.donor_scale, generator) * style.shape[1]))
-    patch_px = _integer(settings.patch_px, generator)
-    view = texture_transfer(
-        shown,
-        functional.resize(style, [style_px, style_px], antialias=True),
-        generator,
-        patch_px=patch_px,
-        stride_px=max(MIN_STRIDE_PX, patch_px // STRIDES_PER_PATCH),
-        num_candidates=settings.num_donor_patches,
-        mean_weight=_uniform(settings.texture_mean_weight, generator),
-        strength=_uniform(settings.texture_strength, generator),
-    )
-    if _happens(settings.keep_colour_probability, generator):
-        view = colour_transfer(view, shown, _uniform(settings.keep_colour_share, generator))
-    return view
-
-
-def _recolour(view: torch.Tensor, settings: ViewSettings, generator: torch.Generator) -> torch.Tensor:
-    view = functional.adjust_brightness(view, _uniform(settings.brightness, generator))
-    view = functional.adjust_contrast(view, _uniform(settings.contrast, generator))
-    view = functional.adjust_saturation(view, _uniform(settings.saturation, generator))
-    if _happens(settings.hue_probability, generator):
-        view = functional.adjust_hue(view, _uniform(settings.hue_turns, generator))
-    return view
-
-
-def _degrade(view: torch.Tensor, settings: ViewSettings, generator: torch.Generator) -> torch.Tensor:
-    """Return uint8 [3, n, n] of float32 [3, n, n] in 0..1."""
-    size_px = view.shape[1]
-    if _happens(settings.blur_probability, generator):
-        sigma_px = _uniform(settings.blur_sigma_px, generator)
-        # torchvision pads by reflection, by less than the size of the image.
-        reach_px = min(math.ceil(BLUR_REACH * sigma_px), size_px - 1)
-        view = functional.gaussian_blur(view, [2 * reach_px + 1] * 2, [sigma_px] * 2)
-    if _happens(settings.resize_probability, generator):
-        small_px = max(1, round(_uniform(settings.resize_share, generator) * size_px))
-        small = functional.resize(view, [small_px, small_px], antialias=True)
-        view = functional.resize(small, [size_px, size_px], antialias=True)
-    if _happens(settings.noise_probability, generator):
-        # Not functional.gaussian_noise, which draws from the global generator.
-        noise = torch.randn(view.shape, generator=generator)
-        view = (view + _uniform(settings.noise_std_share, generator) * noise).clamp(0, 1)
-    view = functional.to_dtype(view, torch.uint8, scale=True)
-    if _happens(settings.jpeg_probability, generator):
-        view = functional.jpeg(view, _integer(settings.jpeg_quality, generator))
-    return view
+    def degrade(self, view: torch.Tensor) -> torch.Tensor:
+        """Return uint8 [3, n, n] of float32 [3, n, n] in 0..1."""
+        settings = self.settings
+        if self.happens(settings.blur_probability):
+            sigma_px = self.uniform(settings.blur_sigma_px)
+            # torchvision pads by reflection, by less than the size of the image.
+            reach_px = min(math.ceil(BLUR_REACH * sigma_px), self.view_px - 1)
+            view = functional.gaussian_blur(view, [2 * reach_px + 1] * 2, [sigma_px] * 2)
+        if self.happens(settings.resize_probability):
+            small_px = max(1, round(self.uniform(settings.resize_share) * self.view_px))
+            view = self.resize(self.resize(view, small_px), self.view_px)
+        if self.happens(settings.noise_probability):
+            # Not functional.gaussian_noise, which draws from the global generator.
+            noise = torch.randn(view.shape, generator=self.generator)
+            view = (view + self.uniform(settings.noise_std_share) * noise).clamp(0, 1)
+        view = functional.to_dtype(view, torch.uint8, scale=True)
+        if self.happens(settings.jpeg_probability):
+            view = functional.jpeg(view, self.integer(settings.jpeg_quality))
+        return view
 
 
 def view_sheet(

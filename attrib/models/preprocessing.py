@@ -36,20 +36,15 @@ class Preprocessing:
     jpeg_margin: float | None = None
 
     def __post_init__(self) -> None:
-        if self.crop_mode not in get_args(CropMode):
-            raise ValueError(f"crop_mode {self.crop_mode!r} is not supported; use one of {get_args(CropMode)}")
+        for name, allowed in (("crop_mode", get_args(CropMode)), ("interpolation", get_args(Interpolation))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not supported; use one of {allowed}")
         if not 1 <= self.crop_px <= self.resize_px:
             raise ValueError(f"crop_px {self.crop_px} must lie between 1 and resize_px {self.resize_px}")
-        if self.interpolation not in get_args(Interpolation):
-            raise ValueError(
-                f"interpolation {self.interpolation!r} is not supported; use one of {get_args(Interpolation)}"
-            )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std} must have three values each, those of std above 0")
         if self.jpeg_margin is not None and not self.jpeg_margin >= 1:
-            raise ValueError(
-                f"jpeg_margin {self.jpeg_margin} must be 1 or more: a smaller value would enlarge the image"
-            )
+            raise ValueError(f"jpeg_margin {self.jpeg_margin} must be 1 or more, or the image would be enlarged")
 
     @classmethod
     def from_timm(cls, data_config: dict) -> "Preprocessing":

@@ -7,8 +7,8 @@ import torch
 
 from attrib.common.errors import FailedShareError
 from attrib.common.progress import Progress
-from attrib.common.storage import Storage, join
-from attrib.data.chunks import Chunk, chunk_folder, plan_chunks
+from attrib.common.storage import Storage
+from attrib.data.chunks import Chunk, plan_chunks
 from attrib.data.manifest import Manifest, sample_threshold, sampled_rows
 from attrib.models.encoder import keep_freed_memory, load_network, preprocessing_of
 from attrib.models.features import FeatureExtractor
@@ -51,8 +51,7 @@ def view_features(
 
 
 def _chunk_uri(folder: str, chunk: Chunk) -> str:
-    name = chunk.uri("").rsplit("/", 1)[1]
-    return join(chunk_folder(folder, chunk.partition), name.replace(".parquet", ".safetensors"))
+    return chunk.uri(folder).removesuffix(".parquet") + ".safetensors"
 
 
 @lru_cache(maxsize=2)  # loaded once per worker

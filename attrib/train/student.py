@@ -115,8 +115,9 @@ def parallel(student: Student, settings: TrainSettings, device: torch.device) ->
 
 def trained_groups(student: Student, settings: TrainSettings) -> list[dict]:
     """Return the parameter groups of the optimiser; the backbone has its own learning rate."""
-    named = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
-    inner = [p for name, p in named if ".backbone." in name]
-    outer = [p for name, p in named if ".backbone." not in name]
-    groups = [{"params": outer, "lr": settings.optimiser.learning_rate}]
-    return groups + ([{"params": inner, "lr": settings.fine_tune.learning_rate}] if inner else [])
+    head, backbone = [], []
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad:
+            (backbone if ".backbone." in name else head).append(parameter)
+    groups = [{"params": head, "lr": settings.optimiser.learning_rate}]
+    return groups + ([{"params": backbone, "lr": settings.fine_tune.learning_rate}] if backbone else [])

@@ -1,9 +1,7 @@
 """Features of source images and of their views, computed once, so that a head trains in minutes on a CPU.
 
-<folder>/part-00000/rows-....safetensors   a chunk of images: features float16 [n, D], content int64 [n],
-                                           donor int64 [n] (-1: none), view int64 [n] (-1: the image itself),
-                                           kind int64 [n] (place in KINDS; -1: the image itself);
-                                           metadata "failures": JSON of images without features
+<folder>/_chunks/part-00000/rows-....safetensors   a chunk of images and their views, as columns of ViewFeatures;
+                                                   metadata "failures": JSON of images without features
 """
 
 import json
@@ -40,9 +38,10 @@ SHEET_PX = 160
 
 @dataclass(frozen=True)
 class ViewFeatures:
-    """Features float16 [n, D] with content, donor, view and kind int64 [n], as in the files.
+    """Features of n images and views, in memory and in the files.
 
-    failures: id, stage and reason of each lost image.
+    features: float16 [n, D]. int64 [n]: content; donor (-1: none); view (-1: the image itself); kind, the place in
+    KINDS (-1: the image itself). failures: id, stage and reason of each image without features.
     """
 
     features: np.ndarray

@@ -14,7 +14,7 @@ Domain = Literal["real", "synthetic"]
 
 
 class FeatureSettings(Settings):
-    """Statistics of backbone levels (attrib/models/features.py). The default is the output of the backbone alone."""
+    """Statistics of backbone levels (attrib/models/features.py). The default is only the output of the backbone."""
 
     pooled: bool = True  # the output of the network
     moment_levels: tuple[Level, ...] = ()  # channel means and deviations: style

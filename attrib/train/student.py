@@ -74,7 +74,7 @@ class PixelTrunk(nn.Module):
         return super().train(False)
 
 
-def thaw_last_blocks(backbone: nn.Module, num_blocks: int | str) -> None:
+def unfreeze_last_blocks(backbone: nn.Module, num_blocks: int | str) -> None:
     """Make the last groups of layers trainable, as timm groups them, with scale and shift of their batch norms.
 
     Raises AttribError if the network has fewer groups.
@@ -98,7 +98,7 @@ def student_of(model: AttributionModel, settings: TrainSettings) -> Student:
         for part in head.parts.values():
             part.net.requires_grad_(True)
     if settings.fine_tune:
-        thaw_last_blocks(model.extractor.backbone, settings.fine_tune.num_blocks)
+        unfreeze_last_blocks(model.extractor.backbone, settings.fine_tune.num_blocks)
         trunk = PixelTrunk(model, settings.fine_tune.precision)
     else:
         trunk = HeadTrunk(model.heads)

@@ -13,7 +13,7 @@ from attrib.common.storage import Storage
 from attrib.models.encoder import load_network
 from attrib.models.model import AttributionModel, build_model
 from attrib.train.settings import TrainSettings
-from attrib.train.student import HeadTrunk, PixelTrunk, student_of, thaw_last_blocks, trained_groups
+from attrib.train.student import HeadTrunk, PixelTrunk, student_of, unfreeze_last_blocks, trained_groups
 
 LOCAL = Storage(StorageSettings())
 PX = 32
@@ -72,7 +72,7 @@ def changed(student, before) -> set[str]:
 @pytest.mark.parametrize("num_blocks", [1, 2, 3])
 def test_only_the_last_blocks_are_trainable(name, num_blocks):
     backbone = load_network(settings_of(name).backbone, LOCAL).model
-    thaw_last_blocks(backbone, num_blocks)
+    unfreeze_last_blocks(backbone, num_blocks)
     wanted = re.compile("|".join(LAST_GROUPS[name][:num_blocks]))
     for parameter, value in backbone.named_parameters():
         assert value.requires_grad == bool(wanted.match(parameter)), parameter
@@ -81,12 +81,12 @@ def test_only_the_last_blocks_are_trainable(name, num_blocks):
 @pytest.mark.parametrize("name", LAST_GROUPS)
 def test_all_blocks_can_be_trainable_and_more_are_an_error(name):
     backbone = load_network(settings_of(name).backbone, LOCAL).model
-    thaw_last_blocks(backbone, "all")
+    unfreeze_last_blocks(backbone, "all")
     assert all(parameter.requires_grad for parameter in backbone.parameters())
     with pytest.raises(AttribError, match=r"num_blocks is 99, but the network has \d groups of layers"):
-        thaw_last_blocks(backbone, 99)
+        unfreeze_last_blocks(backbone, 99)
     # Blocks of an earlier call are frozen again.
-    thaw_last_blocks(backbone, 1)
+    unfreeze_last_blocks(backbone, 1)
     assert not next(backbone.parameters()).requires_grad
 
 
@@ -98,14 +98,14 @@ def test_fine_tuning_changes_only_the_trainable_weights(name):
     student = student_of(model, settings)
     anchors, views = pixels(6, model), pixels(6, model, seed=1)
     before = train(student, settings, anchors, views)
-    thawed = {name for name, p in student.named_parameters() if p.requires_grad}
-    assert isinstance(student.trunk, PixelTrunk) and changed(student, before) <= thawed
+    trainable = {name for name, p in student.named_parameters() if p.requires_grad}
+    assert isinstance(student.trunk, PixelTrunk) and changed(student, before) <= trainable
     backbone = {name for name in changed(student, before) if ".backbone." in name}
     last = re.compile(rf"trunk\.model\.extractor\.backbone\.({LAST_GROUPS[name][0]})")
     assert backbone and all(last.match(name) for name in backbone)
-    assert {n for n in thawed if ".heads." in n} <= changed(student, before)
+    assert {n for n in trainable if ".heads." in n} <= changed(student, before)
     for parameter_name, parameter in student.named_parameters():
-        assert (parameter.grad is None) == (parameter_name not in thawed), parameter_name
+        assert (parameter.grad is None) == (parameter_name not in trainable), parameter_name
     assert not any(module.training for module in model.modules())
 
 

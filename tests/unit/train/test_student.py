@@ -13,7 +13,7 @@ from attrib.common.storage import Storage
 from attrib.models.encoder import load_network
 from attrib.models.model import AttributionModel, build_model
 from attrib.train.settings import TrainSettings
-from attrib.train.student import HeadTrunk, PixelTrunk, student_of, unfreeze_last_blocks, trained_groups
+from attrib.train.student import HeadTrunk, PixelTrunk, student_of, trained_groups, unfreeze_last_blocks
 
 LOCAL = Storage(StorageSettings())
 PX = 32

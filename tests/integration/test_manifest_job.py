@@ -5,10 +5,11 @@ import random
 import numpy as np
 import pyarrow as pa
 import pytest
-from support.images import ODD_NAMES, pictures, write_folder, write_parquet, write_tars, write_uri_parquet
+from support.hostile import encode
+from support.images import ODD_NAMES, picture, pictures, write_folder, write_parquet, write_tars, write_uri_parquet
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import StorageSettings
+from attrib.common.settings import BudgetSettings, StorageSettings
 from attrib.common.storage import Storage, join
 from attrib.data import ids as identity
 from attrib.data import job
@@ -173,3 +174,17 @@ def test_colliding_hashes_get_distinct_ids_that_depend_on_the_images_only(seed, 
         taken.add(new)
         expected[key] = new
     assert ids == expected
+
+
+def test_a_job_logs_its_estimate_and_stops_over_the_budget(tmp_path, local, local_ray, caplog):
+    caplog.set_level("INFO")
+    write_folder({f"{i}.jpg": encode(picture(i), "JPEG") for i in range(3)}, f"{tmp_path}/images", local)
+    settings = ManifestSettings(
+        collection={"name": "c", "uri": f"{tmp_path}/images"}, output=f"{tmp_path}/out", budget={"max_process_gib": 0.01}
+    )  # fmt: skip
+    with pytest.raises(AttribError, match="the job was not started"):
+        job.run(settings)
+    assert "estimate: " in caplog.text
+    assert not local.names(settings.output, suffix=".parquet")
+    record = job.run(settings.model_copy(update={"budget": BudgetSettings()}))
+    assert record["num_images"] == 3

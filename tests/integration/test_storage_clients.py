@@ -1,16 +1,23 @@
-"""The contract of Storage, for all clients: a local disk, and a real HTTP server that speaks S3, through arrow and through s3fs."""
+"""Storage behaves the same with every client: a local disk, and an S3 server over HTTP through arrow and s3fs."""
 
 import os
 import pickle
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import save_file
 from support.files import files_below
 
-from attrib.common.errors import AttribError
+from attrib.common.errors import AttribError, ImageError
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join
+from attrib.data.collections import list_images, list_units
+from attrib.data.reading import read_image
+from attrib.data.settings import CollectionSettings
+from attrib.models.encoder import load_encoder
+from attrib.models.settings import BackboneSettings
 
 NAMES = (
     "plain",
@@ -58,7 +65,7 @@ def test_bytes_json_and_tables_come_back_as_written(place):
     assert storage.dataset([join(root, "table.parquet")] * 2, format="parquet").count_rows() == 20
 
 
-def test_an_object_of_many_upload_parts_comes_back_whole(place):
+def test_a_multipart_upload_comes_back_whole(place):
     storage, root = place
     data = os.urandom(1 << 20) * 17  # above the size of a part of either client
     storage.write_bytes(join(root, "large.bin"), data)
@@ -66,7 +73,7 @@ def test_an_object_of_many_upload_parts_comes_back_whole(place):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_odd_names_are_literal(name, place):
+def test_special_characters_in_names_are_literal(name, place):
     storage, root = place
     uri = join(root, f"folder {name}", f"{name}.bin")
     storage.write_bytes(uri, name.encode())
@@ -91,7 +98,7 @@ def test_listing_is_by_path_and_filtered_by_suffix(place):
     assert storage.list_folder(join(root, "absent")) == [] and storage.names(join(root, "absent"), ".tar") == []
 
 
-def test_what_is_missing_is_reported_as_missing(place):
+def test_a_missing_file_raises_file_not_found(place):
     storage, root = place
     storage.write_bytes(join(root, "there"), b"x")
     assert not storage.exists(join(root, "absent"))
@@ -132,8 +139,33 @@ def test_publish_and_localise(place, tmp_path):
         assert copies[0] == join(root, "a_b/c/file.bin") and files_below(scratch) == []
 
 
-def test_a_storage_travels_to_workers(place):
+def test_a_storage_can_be_pickled(place):
     storage, root = place
     storage.write_bytes(join(root, "x"), b"1")
     copy = pickle.loads(pickle.dumps(storage))
     assert copy.settings == storage.settings and copy.read_bytes(join(root, "x")) == b"1"
+
+
+def test_weights_on_s3_load_as_local_weights(s3_endpoint, tmp_path, local):
+    backbone = BackboneSettings(name="test_resnet", weights="random")
+    state = {key: value.contiguous() for key, value in load_encoder(backbone, local).model.state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors")
+    storage = Storage(StorageSettings(endpoint=s3_endpoint))
+    storage.write_bytes("s3://attrib/weights/w.safetensors", (tmp_path / "w.safetensors").read_bytes())
+    on_disk = backbone.model_copy(update={"weights": str(tmp_path / "w.safetensors")})
+    on_s3 = backbone.model_copy(update={"weights": "s3://attrib/weights/w.safetensors"})
+    assert load_encoder(on_s3, storage).identity == load_encoder(on_disk, local).identity
+
+
+def test_a_local_parquet_file_may_list_s3_objects(s3_endpoint, tmp_path):
+    storage = Storage(StorageSettings(endpoint=s3_endpoint))
+    storage.write_bytes("s3://attrib/pointed at/a.jpg", b"x")
+    pq.write_table(
+        pa.table({"u": ["s3://attrib/pointed at/a.jpg", "s3://no-such-bucket/a.jpg"]}), tmp_path / "p.parquet"
+    )
+    collection = CollectionSettings(name="c", uri=str(tmp_path), format="parquet", uri_column="u")
+    units = list_units(collection, storage)
+    there, absent = (row for unit in units for row in list_images(unit, collection, storage).to_pylist())
+    assert read_image(there, storage) == b"x"
+    with pytest.raises(ImageError, match="the file is gone"):
+        read_image(absent, storage)

@@ -1,4 +1,4 @@
-"""All collection formats, on local disk and S3, compared with the images that were written."""
+"""All collection formats on a local disk, compared with the images that were written."""
 
 import io
 import os
@@ -18,8 +18,7 @@ from support.images import (
 )
 
 from attrib.common.errors import AttribError, ImageError
-from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage, join
+from attrib.common.storage import join
 from attrib.data.collections import LOCATION_FIELDS, RESERVED_COLUMNS, join_metadata, list_images, list_units
 from attrib.data.ids import image_ids
 from attrib.data.reading import _read_row_group, read_image, read_parquet_images
@@ -207,16 +206,6 @@ def test_unreadable_image_fails_alone(place_of_image, expected, tmp_path, local)
     assert read_image(by_key["b"], storage) == b"x"
     with pytest.raises(ImageError, match=f"read: .*{expected}"):
         read_image(by_key["a"], storage)
-
-
-def test_local_parquet_may_list_s3_objects(s3_endpoint, tmp_path):
-    storage = Storage(StorageSettings(endpoint=s3_endpoint))
-    storage.write_bytes("s3://attrib/pointed at/a.jpg", b"x")
-    table = pa.table({"u": ["s3://attrib/pointed at/a.jpg", "s3://no-such-bucket/a.jpg"]})
-    there, absent = listed(parquet(tmp_path, table, uri_column="u"), storage)
-    assert read_image(there, storage) == b"x"
-    with pytest.raises(ImageError, match="the file is gone"):
-        read_image(absent, storage)
 
 
 def test_shards_changed_after_listing_fail_per_image(tmp_path, local):

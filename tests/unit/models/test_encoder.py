@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.images import picture, write_folder
+from support.images import picture
 from timm import create_model
 from timm.data import create_transform, resolve_data_config
 
@@ -60,13 +60,6 @@ def test_local_weights_give_the_saved_network(encoder, state, pixels, tmp_path):
     loaded = load(save(state, tmp_path / "w.safetensors"))
     assert loaded.identity == encoder.identity and np.array_equal(loaded.encode(pixels), encoder.encode(pixels))
     assert encoder.identity.dimension == 96 and encoder.identity.preprocessing["crop_px"] == 160
-
-
-def test_weights_on_s3(encoder, state, s3_endpoint, tmp_path):
-    save(state, tmp_path / "w.safetensors")
-    storage = Storage(StorageSettings(endpoint=s3_endpoint))
-    write_folder({"w.safetensors": (tmp_path / "w.safetensors").read_bytes()}, "s3://attrib/weights", storage)
-    assert load("s3://attrib/weights/w.safetensors", storage=storage).identity == encoder.identity
 
 
 def test_classifier_of_a_full_checkpoint_is_ignored(state, tmp_path):

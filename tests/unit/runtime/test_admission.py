@@ -1,8 +1,6 @@
 """A job over its budget, or larger than the disk, is an error with the numbers, before any work."""
 
 import pytest
-from support.hostile import encode
-from support.images import picture, write_folder
 
 from attrib.common.config import validate
 from attrib.common.errors import AttribError
@@ -87,21 +85,3 @@ def test_budget_is_not_part_of_the_identity_and_reaches_every_stage():
     )  # fmt: skip
     hours = {name: stage.budget.max_hours for name, stage in pipeline.stages().items()}
     assert hours["index"] == 3 and hours["sources/embeddings"] == 5 and len(hours) == 7
-
-
-def test_job_logs_its_estimate_and_stops_over_the_budget(tmp_path, local, local_ray, caplog):
-    caplog.set_level("INFO")
-    from attrib.data import job as manifest_job
-
-    write_folder({f"{i}.jpg": encode(picture(i), "JPEG") for i in range(3)}, f"{tmp_path}/images", local)
-    settings = ManifestSettings(
-        collection={"name": "c", "uri": f"{tmp_path}/images"},
-        output=f"{tmp_path}/out",
-        budget={"max_process_gib": 0.01},
-    )
-    with pytest.raises(AttribError, match="the job was not started"):
-        manifest_job.run(settings)
-    assert "estimate: " in caplog.text
-    assert not local.names(settings.output, suffix=".parquet")
-    record = manifest_job.run(settings.model_copy(update={"budget": BudgetSettings()}))
-    assert record["num_images"] == 3

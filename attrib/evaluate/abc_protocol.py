@@ -1,17 +1,17 @@
 """AbC's protocol: "Evaluating Data Attribution for Text-to-Image Models", ICCV 2023, arXiv 2306.09345.
 
-A text-to-image model was customised on one or several exemplars; what it made since is a query, and its exemplars are
-the truth. Every query ranks a pool of all distractors and its own model's exemplars. Real and synthetic images pass
-through separate mappers (none for an untuned backbone); cosine similarity. AP is the mean over all exemplars of
-(exemplars so far / rank), recall@k the share of exemplars in the first k; plain means over queries, by test case and
-prompt type.
+A text-to-image model was customised on its exemplars. Each image that it generated is a query, and the exemplars are
+its true sources. A query ranks all distractors and the exemplars of its own model by cosine similarity, after separate
+mappers for real and synthetic images (none for an untuned backbone). AP is the mean over all exemplars of (exemplars so
+far / rank); recall@k is the share of exemplars in the first k. Both are averaged over queries, by test case and prompt
+type.
 
-Ties rank the irrelevant first (AbC's code leaves them to argsort). The whole-pool variant adds all other models'
-exemplars of the test case to the pool, where they count as wrong even for a query that two models of the case list.
+Ties rank distractors first (AbC's code leaves them to argsort). The whole-pool variant adds the exemplars of all other
+models of the test case. They count as wrong, even for a query that two models of the case list.
 """
 
-from dataclasses import dataclass
-from itertools import islice
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,7 @@ RECALL_KS = (5, 10, 100)
 WHOLE_POOL = "whole_pool_"
 
 
-@dataclass(frozen=True)
-class CustomisedModel:
+class CustomisedModel(NamedTuple):
     """exemplars: keys of sources; synth: keys of queries by prompt type."""
 
     name: str
@@ -35,20 +34,22 @@ class CustomisedModel:
     synth: dict[str, list[str]]
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """The queries of one model and prompt type: rows [start, stop) of all queries."""
+Cases = dict[str, list[CustomisedModel]]
+
+
+class _Batch(NamedTuple):
+    """The queries of one model and prompt type: these rows of all queries."""
 
     case: str
     prompts: str
-    model: int
-    start: int
-    stop: int
+    model: CustomisedModel
+    rows: range
 
 
 def read_test_case(
     uri: str, storage: Storage, exemplar_prefix: str = "", query_prefix: str = ""
 ) -> list[CustomisedModel]:
+    """Read a test case as AbC released it. Raises AttribError if the file does not exist or has another form."""
     if not storage.exists(uri):
         raise AttribError(f"the test case {uri} does not exist")
     try:
@@ -59,10 +60,9 @@ def read_test_case(
 
 
 def parse_test_case(entries, origin: str, exemplar_prefix: str = "", query_prefix: str = "") -> list[CustomisedModel]:
-    """The models of a released JSON: [{"exemplar": [paths], "synth": {prompt type: [paths]}, "class_id": a name, if
-    any}].
+    """Models of [{"exemplar": [paths], "synth": {prompt type: [paths]}, "class_id": name (optional)}, ...].
 
-    Prefixes are taken off the paths. Raises AttribError that names the entry if it is of another form.
+    The prefixes are removed from the paths. Raises AttribError that names the entry of another form.
     """
     if not isinstance(entries, list) or not entries:
         raise AttribError(f"{origin}: a test case is a list with an entry for each customised model")
@@ -73,7 +73,7 @@ def parse_test_case(entries, origin: str, exemplar_prefix: str = "", query_prefi
             raise AttribError(f'{place} is not of the form {{"exemplar": [paths], "synth": {{prompt type: [paths]}}}}')
         exemplars = _paths(entry.get("exemplar"), f"{place}, exemplar", exemplar_prefix)
         if not exemplars:
-            raise AttribError(f"{place} has no exemplar, so nothing could be found; take the entry out")
+            raise AttribError(f"{place} has no exemplar, so its queries have no true source; remove the entry")
         synth = {
             name: _paths(paths, f"{place}, synth {name!r}", query_prefix) for name, paths in entry["synth"].items()
         }
@@ -91,173 +91,124 @@ def _paths(value, place: str, prefix: str) -> list[str]:
     return paths
 
 
-def recall_ceiling(num_exemplars: int, k: int) -> float:
-    """The most that recall@k can be: k places have room for k exemplars."""
-    return min(k, num_exemplars) / num_exemplars
-
-
-def ceilings(models: list[CustomisedModel], ks: tuple[int, ...] = RECALL_KS) -> dict[str, dict[int, float]]:
-    """{prompt type: {k: ceiling of recall@k}}, means over queries."""
-    found: dict[str, dict[int, float]] = {}
-    for prompts in sorted({name for model in models for name in model.synth}):
-        weights = [len(model.synth.get(prompts, [])) for model in models]
-        if sum(weights):
-            found[prompts] = {
-                k: float(np.average([recall_ceiling(len(m.exemplars), k) for m in models], weights=weights)) for k in ks
-            }
-    return found
-
-
 def score_abc(
-    test_cases: dict[str, list[CustomisedModel]],
+    test_cases: Cases,
     sources: Collection,
     queries: Collection,
     distractors: Distractors,
     mappers: Mappers | None = None,
     whole_pool: bool = False,
 ) -> QueryScores:
-    """One row per query of a model, in cells of (test case, prompt type); the resampled unit is the customised model.
+    """Score the queries of all test cases, one row per query of a model; the bootstrap resamples customised models.
 
-    Values: ap, recall_at_5, recall_at_10, recall_at_100; with whole_pool each once more under whole_pool_. All test
-    cases share one reading of the distractors. Memory: sources as they are, 20 bytes per query and dimension, 40 bytes
+    Cells are (test case, prompt type). Values: ap, recall_at_5, recall_at_10, recall_at_100, and with whole_pool the
+    same with the prefix whole_pool_. The distractors are read once. Memory: 20 bytes per query and dimension, 40 bytes
     per query and exemplar of the largest model, and 0.6 GB for the scan. Raises AttribError if an exemplar or query has
-    no vector, or an exemplar is among the distractors' keys.
+    no vector, or an exemplar is also a distractor.
     """
     batches, positions = _batches(test_cases, queries)
-    pools = {name: _Pool(name, models, sources, mappers) for name, models in test_cases.items()}
-    _check_apart(pools, distractors)
+    pools = {case: _exemplars(case, models, sources, mappers) for case, models in test_cases.items()}
+    distractor_keys = distractors.source_keys()
+    for case, (place, _) in pools.items():
+        shared = [key for key in place if key in distractor_keys]
+        if shared:
+            raise AttribError(
+                f"{distractors.origin}: {shared[0]!r} is an exemplar of test case {case!r}; it would compete with "
+                "itself, so remove it from the distractors"
+            )
     query_rows = unit_rows(queries.vectors[positions], mappers and mappers.synth, "the queries")
-    for pool in pools.values():
-        check_comparable(pool.vectors, query_rows)
-    ranked = _rank_exemplars(batches, pools, query_rows, whole_pool)
-    scan = scan_distractors(query_rows, ranked.similarity, distractors, mappers and mappers.real)
-    values: dict[str, list[float]] = {}
-    limits: dict[str, list[float]] = {}
-    for batch in batches:
-        num_own = len(pools[batch.case].own[batch.model])
-        for row in range(batch.start, batch.stop):
-            ranks = np.arange(1, num_own + 1) + scan.num_at_or_above[row, :num_own]
-            _add_values("", ranks, values, limits)
-            if whole_pool:
-                _add_values(WHOLE_POOL, ranks + ranked.num_others[row, :num_own], values, limits)
-    sizes = [batch.stop - batch.start for batch in batches]
-    # Rows of one model share one list.
-    own_keys = _repeated([[pools[b.case].keys[j] for j in pools[b.case].own[b.model]] for b in batches], sizes)
-    top_keys, top_similarity = _top(own_keys, ranked, scan, distractors)
+
+    # Exemplars of each query's model, most similar first, padded to the largest model. order: their places in the
+    # model's list; num_others: how many exemplars of other models are at least as similar.
+    shape = len(positions), max(len(model.exemplars) for models in test_cases.values() for model in models)
+    similarity, order, num_others = np.full(shape, np.inf), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for case, _, model, rows in batches:
+        place, vectors = pools[case]
+        check_comparable(vectors, query_rows)
+        own, asked = [place[key] for key in model.exemplars], query_rows[rows.start : rows.stop]
+        found = asked @ vectors[own].T
+        at = np.s_[rows.start : rows.stop, : len(own)]
+        order[at] = np.argsort(-found, axis=1, kind="stable")
+        similarity[at] = np.take_along_axis(found, order[at], axis=1)
+        if whole_pool:
+            others = np.sort(asked @ np.delete(vectors, own, axis=0).T, axis=1)
+            num_others[at] = [num_at_or_above(*pair) for pair in zip(others, similarity[at])]
+    scan = scan_distractors(query_rows, similarity, distractors, mappers and mappers.real)
+
+    models = [batch.model for batch in batches for _ in batch.rows]
+    sizes = np.array([len(model.exemplars) for model in models])
+    values = []
+    for row, size in enumerate(sizes):
+        ranks = np.arange(1, size + 1) + scan.num_at_or_above[row, :size]
+        values.append(_values(ranks))
+        if whole_pool:
+            wider = _values(ranks + num_others[row, :size])
+            values[-1] |= {f"{WHOLE_POOL}{name}": value for name, value in wider.items()}
+    own_keys = [model.exemplars for model in models]
+    top_keys, top_similarity = _top(own_keys, similarity, order, scan, distractors)
     return QueryScores(
         queries=[queries.keys[position] for position in positions],
-        cells=_repeated([(batch.case, batch.prompts) for batch in batches], sizes),
-        units=_repeated([test_cases[batch.case][batch.model].name for batch in batches], sizes),
-        values={name: np.array(found) for name, found in values.items()},
+        cells=[(batch.case, batch.prompts) for batch in batches for _ in batch.rows],
+        units=[model.name for model in models],
+        values={name: np.array([row[name] for row in values]) for name in values[0]},
         true_keys=own_keys,
         top_keys=top_keys,
         top_similarity=top_similarity,
-        ceilings={name: np.array(found) for name, found in limits.items()},
+        # k places have room for k exemplars.
+        ceilings={
+            f"{prefix}recall_at_{k}": np.minimum(k, sizes) / sizes
+            for prefix, k in product(["", WHOLE_POOL] if whole_pool else [""], RECALL_KS)
+        },
         cell_names=("test_case", "prompts"),
         shared_units=True,
     )
 
 
-def _add_values(prefix: str, ranks: np.ndarray, values: dict, limits: dict) -> None:
-    values.setdefault(f"{prefix}ap", []).append(average_precision(ranks))
-    for k in RECALL_KS:
-        values.setdefault(f"{prefix}recall_at_{k}", []).append(float(np.mean(ranks <= k)))
-        limits.setdefault(f"{prefix}recall_at_{k}", []).append(recall_ceiling(len(ranks), k))
+def _values(ranks: np.ndarray) -> dict[str, float]:
+    return {"ap": average_precision(ranks)} | {f"recall_at_{k}": float(np.mean(ranks <= k)) for k in RECALL_KS}
 
 
-def _repeated(items: list, sizes: list[int]) -> list:
-    return [item for item, size in zip(items, sizes) for _ in range(size)]
+def _exemplars(
+    case: str, models: list[CustomisedModel], sources: Collection, mappers: Mappers | None
+) -> tuple[dict[str, int], np.ndarray]:
+    """All exemplars of a test case: {key: row}, and their unit vectors float64 [m, d]."""
+    place = {key: i for i, key in enumerate(dict.fromkeys(key for model in models for key in model.exemplars))}
+    row_of = {key: i for i, key in enumerate(sources.keys)}
+    absent = [key for key in place if key not in row_of]
+    if absent:
+        raise AttribError(
+            f"test case {case!r}: exemplar {absent[0]!r} ({len(absent)} of {len(place)}) has no vector among the "
+            "sources; embed it, or set abc.exemplar_prefix to the part of the paths in front of the keys"
+        )
+    vectors = sources.vectors[[row_of[key] for key in place]]
+    return place, unit_rows(vectors, mappers and mappers.real, f"the exemplars of {case}")
 
 
-class _Pool:
-    """The exemplars of a test case: keys and unit vectors float64 [m, d], and per model the rows of its own."""
-
-    def __init__(self, name: str, models: list[CustomisedModel], sources: Collection, mappers: Mappers | None):
-        self.keys = list(dict.fromkeys(key for model in models for key in model.exemplars))
-        row_of = {key: i for i, key in enumerate(sources.keys)}
-        absent = [key for key in self.keys if key not in row_of]
-        if absent:
-            raise AttribError(
-                f"test case {name!r}: exemplar {absent[0]!r} ({len(absent)} of {len(self.keys)}) has no vector among "
-                "the sources; embed "
-                "it, or name in abc.exemplar_prefix what paths have in front of keys"
-            )
-        vectors = sources.vectors[[row_of[key] for key in self.keys]]
-        self.vectors = unit_rows(vectors, mappers and mappers.real, f"the exemplars of {name}")
-        place = {key: i for i, key in enumerate(self.keys)}
-        self.own = [np.array([place[key] for key in model.exemplars]) for model in models]
-
-
-@dataclass(frozen=True)
-class _Ranked:
-    """Every query's own exemplars, most similar first, padded to the largest model: [q, most] each.
-
-    similarity: float64, padded with +inf; order: int64, which of the model's exemplars it is; num_others: int64, how
-    many exemplars of other models reach it, 0 without whole_pool.
-    """
-
-    similarity: np.ndarray
-    order: np.ndarray
-    num_others: np.ndarray
-
-
-def _rank_exemplars(
-    batches: list[_Batch], pools: dict[str, _Pool], query_rows: np.ndarray, whole_pool: bool
-) -> _Ranked:
-    shape = len(query_rows), max(len(own) for pool in pools.values() for own in pool.own)
-    ranked = _Ranked(np.full(shape, np.inf), np.zeros(shape, np.int64), np.zeros(shape, np.int64))
-    for batch in batches:
-        pool, rows = pools[batch.case], slice(batch.start, batch.stop)
-        own = pool.own[batch.model]
-        found = query_rows[rows] @ pool.vectors[own].T
-        order = np.argsort(-found, axis=1, kind="stable")
-        ranked.order[rows, : len(own)] = order
-        ranked.similarity[rows, : len(own)] = np.take_along_axis(found, order, axis=1)
-        if whole_pool:
-            others = np.sort(query_rows[rows] @ np.delete(pool.vectors, own, axis=0).T, axis=1)
-            for row, ascending in zip(range(batch.start, batch.stop), others):
-                thresholds = ranked.similarity[row, : len(own)]
-                ranked.num_others[row, : len(own)] = num_at_or_above(ascending, thresholds)
-    return ranked
-
-
-def _batches(test_cases: dict[str, list[CustomisedModel]], queries: Collection) -> tuple[list[_Batch], list[int]]:
-    """Queries, and for each of their rows the place of the query's vector."""
+def _batches(test_cases: Cases, queries: Collection) -> tuple[list[_Batch], list[int]]:
+    """All queries in batches, and for each row of them the row of its vector."""
     row_of = {key: i for i, key in enumerate(queries.keys)}
     batches, positions, absent = [], [], []
     for case, models in test_cases.items():
         for prompts in sorted({name for model in models for name in model.synth}):
-            for i, model in enumerate(models):
+            for model in models:
                 keys = model.synth.get(prompts, [])
                 absent += [(case, key) for key in keys if key not in row_of]
-                batches.append(_Batch(case, prompts, i, len(positions), len(positions) + len(keys)))
+                if keys:
+                    batches.append(_Batch(case, prompts, model, range(len(positions), len(positions) + len(keys))))
                 positions += [row_of.get(key, -1) for key in keys]
     if absent:
         case, key = absent[0]
         raise AttribError(
-            f"test case {case!r}: synthetic image {key!r} ({len(absent)} of {len(positions)}) has no vector among "
-            "the queries; embed it, "
-            "or name in abc.query_prefix what paths have in front of keys"
+            f"test case {case!r}: synthetic image {key!r} ({len(absent)} of {len(positions)}) has no vector among the "
+            "queries; embed it, or set abc.query_prefix to the part of the paths in front of the keys"
         )
     if not positions:
         raise AttribError("the test cases name no synthetic image, so there is nothing to evaluate")
     return batches, positions
 
 
-def _check_apart(pools: dict[str, _Pool], distractors: Distractors) -> None:
-    keys = distractors.known_keys()
-    for name, pool in pools.items():
-        for key in pool.keys:
-            if key in keys:
-                raise AttribError(
-                    f"{distractors.origin}: {key!r} is an exemplar of test case {name!r}; it would compete with "
-                    "itself, so take it from "
-                    "the distractors"
-                )
-
-
 def _top(
-    own_keys: list[list[str]], ranked: _Ranked, scan: DistractorScan, distractors: Distractors
+    own_keys: list[list[str]], similarity: np.ndarray, order: np.ndarray, scan: DistractorScan, distractors: Distractors
 ) -> tuple[list, list]:
     """Keys and similarities of the first TOP_SOURCES of every query's pool."""
     named = np.unique(scan.top_rows[scan.top_rows >= 0])
@@ -265,10 +216,10 @@ def _top(
     top_keys, top_similarity = [], []
     for i, own in enumerate(own_keys):
         others = zip(scan.top_similarity[i].tolist(), scan.top_rows[i].tolist())
-        found = [(s, False, key_of[row]) for s, row in others if row >= 0]
-        own_first = zip(ranked.similarity[i].tolist(), ranked.order[i].tolist())
-        found += [(s, True, own[j]) for s, j in islice(own_first, min(len(own), TOP_SOURCES))]
+        found = [(value, False, key_of[row]) for value, row in others if row >= 0]
+        size = min(len(own), TOP_SOURCES)
+        found += [(value, True, own[j]) for value, j in zip(similarity[i, :size].tolist(), order[i, :size].tolist())]
         found.sort(key=lambda entry: (-round(entry[0], 12), entry[1]))
         top_keys.append([key for *_, key in found[:TOP_SOURCES]])
-        top_similarity.append([similarity for similarity, *_ in found[:TOP_SOURCES]])
+        top_similarity.append([value for value, *_ in found[:TOP_SOURCES]])
     return top_keys, top_similarity

@@ -10,19 +10,19 @@ from attrib.common.storage import Storage
 from attrib.data.manifest import open_manifest
 from attrib.embed.embeddings import open_embeddings, read_vectors
 
-MIN_NORM = 1e-12  # as torch.nn.functional.normalize, which AbC's code uses: a zero vector stays zero
+MIN_NORM = 1e-12  # as in torch.nn.functional.normalize, which AbC's code uses: a zero vector stays zero
 
 
 @dataclass(frozen=True)
 class Collection:
-    """keys [n], vectors of any float type [n, d] (normalised where they are compared), metadata columns by name [n]."""
+    """keys [n], vectors of any float type [n, d] (normalised where they are compared), metadata columns [n] by name."""
 
     keys: list[str]
     vectors: np.ndarray
     metadata: dict[str, list] = field(default_factory=dict)
 
     def column(self, name: str) -> list:
-        """A metadata column. Raises AttribError that lists those that there are."""
+        """A metadata column. Raises AttribError that lists the existing columns."""
         if name not in self.metadata:
             raise AttribError(
                 f"the collection has no metadata column {name!r}; it has {', '.join(self.metadata) or 'none'}"
@@ -31,10 +31,10 @@ class Collection:
 
 
 def read_collection(uri: str, storage: Storage) -> Collection:
-    """The images of an embed run that have a vector, with their manifest's keys and metadata.
+    """Read the images of an embed run that have a vector, with the keys and metadata of their manifest.
 
-    Memory: 2 bytes per number (float16, as stored), 1.5 GB for a million vectors of 768, and the metadata. Raises
-    AttribError if the manifest was made anew since.
+    Memory: float16 vectors, 1.5 GB for a million of 768 numbers, and the metadata. Raises AttribError if the manifest
+    changed after the embed run.
     """
     embeddings = open_embeddings(uri, storage)
     manifest = open_manifest(embeddings.manifest_uri, storage)
@@ -45,23 +45,21 @@ def read_collection(uri: str, storage: Storage) -> Collection:
         table = storage.read_table(manifest.partition_uri(partition), columns=["id", *columns]).sort_by("id")
         at = np.searchsorted(table["id"].to_numpy(), ids)
         if len(at) and not np.array_equal(table["id"].to_numpy()[np.minimum(at, len(table) - 1)], ids):
-            raise AttribError(f"{manifest.uri} was made anew since {uri} was embedded; embed it again")
+            raise AttribError(f"{manifest.uri} changed after {uri} was embedded; embed it again")
         rows.append(table.take(pa.array(at)))
         vectors.append(found)
     if not any(len(found) for found in vectors):
         raise AttribError(f"{uri} holds no vector, so there is nothing to rank; see its failures.parquet")
     table = pa.concat_tables(rows)
-    return Collection(
-        table["key"].to_pylist(), np.concatenate(vectors), {name: table[name].to_pylist() for name in columns[1:]}
-    )
+    metadata = {name: table[name].to_pylist() for name in columns[1:]}
+    return Collection(table["key"].to_pylist(), np.concatenate(vectors), metadata)
 
 
 def unit_rows(vectors: np.ndarray, mapper=None, origin: str = "the vectors") -> np.ndarray:
-    """float64 [n, d']: vectors [n, d], mapped if there is a mapper (attrib.evaluate.mappers.LinearMapper), each divided
-    by its length.
+    """Unit vectors float64 [n, d'] of vectors [n, d], after a mapper (attrib.evaluate.mappers.LinearMapper) if given.
 
-    float64, because copies of one image must tie: their float32 products differ in the last bit with a row's place in
-    the matrix. Raises AttribError that names the first row that is not finite.
+    float64, so that copies of one image tie: the last bit of a float32 product depends on the row's place in the
+    matrix. Raises AttribError that names the first row that is not finite.
     """
     rows = np.array(vectors, dtype=np.float64)
     if mapper is not None:
@@ -78,7 +76,6 @@ def check_comparable(sources: np.ndarray, queries: np.ndarray) -> None:
     """Raises MismatchError if vectors [n, d] and [m, d'] differ in dimension."""
     if sources.shape[1] != queries.shape[1]:
         raise MismatchError(
-            f"the sources have vectors of {sources.shape[1]} numbers and the queries of {queries.shape[1]}; embed "
-            "both with the same "
-            "model, and map both or neither"
+            f"the sources have vectors of {sources.shape[1]} numbers and the queries of {queries.shape[1]}; embed both "
+            "with the same model, and map both or neither"
         )

@@ -1,9 +1,8 @@
-"""AbC's trained mappers: one linear layer for real images and one for synthetic ones, on top of frozen features.
+"""AbC's trained mappers: one linear layer for real images and one for synthetic images, on top of frozen features.
 
-A released file is a dict {"real_mapper": {"weight", "bias"}, "synth_mapper": {...}} saved by torch; the same tensors
-under flat names ("real_mapper.weight", as a whole module's state dict or .safetensors has them) are read as well. A
-pickle can run code when it is loaded, so torch reads it with weights_only, which builds tensors and plain containers
-and refuses anything else.
+A released file is a dict {"real_mapper": {"weight", "bias"}, "synth_mapper": {...}} saved by torch. Flat names such as
+"real_mapper.weight" (a module's state dict, or .safetensors) are read as well. A pickle can run code when it is loaded,
+so torch reads it with weights_only, which refuses everything but tensors and plain containers.
 """
 
 import io
@@ -16,8 +15,6 @@ from attrib.common.errors import AttribError, first_line
 from attrib.common.storage import Storage
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
-DOMAINS = ("real_mapper", "synth_mapper")
-WRAPPERS = ("module.", "model.")  # what DistributedDataParallel and a parent module put in front of names
 
 
 @dataclass(frozen=True)
@@ -28,12 +25,11 @@ class LinearMapper:
     bias: np.ndarray
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
-        """float64 [n, d_out] from float64 [n, d_in]. Raises AttribError if the vectors have another dimension."""
+        """Map float64 [n, d_in] to [n, d_out]. Raises AttribError if the vectors have another dimension."""
         if vectors.shape[1] != self.weight.shape[1]:
             raise AttribError(
                 f"the mapper takes {self.weight.shape[1]} numbers and these vectors have {vectors.shape[1]}; use the "
-                "mapper that was "
-                "trained on this backbone"
+                "mapper that was trained on this backbone"
             )
         return vectors @ self.weight.T + self.bias
 
@@ -46,22 +42,25 @@ class Mappers:
     synth: LinearMapper
 
 
-def load_mappers(uri: str, storage: Storage) -> Mappers:
-    """Raises AttribError if the file is of another kind, holds more than tensors, or its layers are not two linear
-    ones."""
+def load_mappers(uri: str | None, storage: Storage) -> Mappers | None:
+    """Read the mappers of a file; None for None.
+
+    Raises AttribError if the file is of another kind, holds more than tensors, or its layers are not two linear ones.
+    """
+    if uri is None:
+        return None
     tensors = _flat(_load(uri, storage), uri)
-    layers = {domain: _linear(tensors, domain, uri) for domain in DOMAINS}
-    real, synth = (layers[domain] for domain in DOMAINS)
+    real, synth = (_linear(tensors, domain, uri) for domain in ("real_mapper", "synth_mapper"))
     if real.weight.shape != synth.weight.shape:
         raise AttribError(
             f"{uri}: real_mapper is {list(real.weight.shape)} and synth_mapper {list(synth.weight.shape)}; both must "
-            "have one shape, "
-            "or their results cannot be compared"
+            "have one shape, or their results cannot be compared"
         )
     return Mappers(real, synth)
 
 
 def _load(uri: str, storage: Storage) -> dict:
+    # Local imports: torch and safetensors take seconds to load, and most methods have no mapper.
     suffix = "." + uri.rsplit(".", 1)[-1].lower()
     if suffix not in (*TORCH_SUFFIXES, ".safetensors"):
         raise AttribError(f"the mapper {uri} is neither .safetensors nor one of {', '.join(TORCH_SUFFIXES)}")
@@ -81,27 +80,23 @@ def _load(uri: str, storage: Storage) -> dict:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise AttribError(
-            f"the mapper {uri} was refused: it holds more than tensors and could run code when loaded, or is "
-            "damaged; save its state "
-            f"dict alone, as .safetensors if possible ({first_line(error)})"
+            f"the mapper {uri} was refused: it holds more than tensors and could run code when loaded, or is damaged; "
+            f"save its state dict alone, as .safetensors if possible ({first_line(error)})"
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
         raise AttribError(f"the mapper {uri} cannot be read: {first_line(error)}") from error
 
 
 def _flat(found, uri: str) -> dict:
-    """{dotted name: tensor} of nested dicts, without what wrappers put in front."""
+    """{dotted name: tensor} of nested dicts, without the prefixes of DistributedDataParallel and of a parent module."""
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict):
         raise AttribError(f"the mapper {uri} holds a {type(found).__name__}, not a state dict")
-    flat: dict = {}
+    flat = {}
     for name, value in found.items():
         inner = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
-        for key, item in inner.items():
-            for wrapper in WRAPPERS:
-                key = str(key).removeprefix(wrapper)
-            flat[key] = item
+        flat |= {str(key).removeprefix("module.").removeprefix("model."): item for key, item in inner.items()}
     return flat
 
 
@@ -110,7 +105,7 @@ def _linear(tensors: dict, domain: str, uri: str) -> LinearMapper:
 
     names = sorted(name for name in tensors if name.startswith(f"{domain}."))
     if names != [f"{domain}.bias", f"{domain}.weight"]:
-        listed = ", ".join(sorted(map(str, tensors))[:8]) or "nothing"
+        listed = ", ".join(sorted(tensors)[:8]) or "nothing"
         raise AttribError(
             f"{uri}: {domain} must be one linear layer, {domain}.weight and {domain}.bias; the file holds {listed}"
         )
@@ -119,8 +114,8 @@ def _linear(tensors: dict, domain: str, uri: str) -> LinearMapper:
         raise AttribError(f"{uri}: {domain}.weight and {domain}.bias must be tensors")
     if weight.ndim != 2 or bias.shape != weight.shape[:1]:
         raise AttribError(
-            f"{uri}: {domain} has weight {list(weight.shape)} and bias {list(bias.shape)}; a linear layer has [out, "
-            "in] and [out]"
+            f"{uri}: {domain} has weight {list(weight.shape)} and bias {list(bias.shape)}; a linear layer has "
+            "[out, in] and [out]"
         )
     layer = LinearMapper(weight.double().numpy(), bias.double().numpy())
     if not (np.isfinite(layer.weight).all() and np.isfinite(layer.bias).all()):

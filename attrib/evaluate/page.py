@@ -4,12 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from attrib.common.errors import AttribError
 from attrib.common.storage import Storage, join
-from attrib.data.manifest import open_manifest
-from attrib.embed.embeddings import open_embeddings
 from attrib.evaluate.distractors import PREFIX
 from attrib.evaluate.scores import QueryScores, format_table, summarise, value_name
 from attrib.evaluate.settings import EvaluateSettings
@@ -22,7 +18,7 @@ NO_IMAGE = Thumbnail(None, "not available")
 
 @dataclass(frozen=True)
 class ImageFolders:
-    """Embed runs whose manifests name the images: of the queries, and of the sources by the prefix of their keys."""
+    """Embed runs with the images of the page. sources: the run of source keys with a prefix, by prefix."""
 
     queries: str
     sources: dict[str, str]
@@ -30,7 +26,7 @@ class ImageFolders:
 
 
 def image_folders(settings: EvaluateSettings) -> ImageFolders:
-    """The collections of the reference method: all methods are evaluated on the same images."""
+    """The embed runs of the reference method; all methods are evaluated on the same images."""
     method = next(m for m in settings.methods if m.name == settings.reference_name)
     sources = {"": method.sources}
     if method.distractors and not method.distractors.endswith(".npy"):
@@ -53,29 +49,29 @@ def write_comparison(
 ) -> dict:
     """Write the four files into the folder `output` and return the summary of evaluation.json.
 
-    reference: the method that differences are taken from, the first by default; record: settings and versions to keep
-    beside the numbers; images: None for a page without; figures: {caption: SVG of attrib.pages.charts}, the first line
-    of a caption is the heading and each further line a paragraph; measures: other numbers for evaluation.json, by name.
-    Raises AttribError if the methods were not scored on the same queries.
+    reference: the method that others are compared with, by default the first. record: settings and versions to keep.
+    figures: {caption: SVG}; the first line of a caption is the heading, each other line a paragraph. measures: further
+    numbers for evaluation.json. Raises AttribError if the methods were not scored on the same queries.
     """
     summary = summarise(results, reference)
     record = record or {}
     shown = _shown_queries(results, num_shown)
     query_images, source_images = _read_images(shown, images, storage)
     in_macro = {cell["in_macro"] for cell in summary["cells"]}
+    queries = results[summary["reference"]].queries
     page = render(
         "evaluate/comparison.html.jinja",
         title=title,
         summary=summary,
         record=record,
         forest=_forest(summary),
-        figures=[_figure(caption, drawn) for caption, drawn in (figures or {}).items()],
+        figures=figures or {},
         shown=shown,
         query_images=query_images,
         source_images=source_images,
         thumbnail_px=images.thumbnail_px if images else 0,
-        num_queries=len(set(results[summary["reference"]].queries)),
-        num_rows=len(results[summary["reference"]].queries),
+        num_queries=len(set(queries)),
+        num_rows=len(queries),
         group="model" if summary["cell_names"][0] == "test_case" else "source group",
         has_macro=True in in_macro,
         has_small=False in in_macro,
@@ -89,17 +85,17 @@ def write_comparison(
 
 
 def query_table(results: dict[str, QueryScores]) -> pa.Table:
-    """One row per method and ranking: its query, cell and resampling unit, every value, and the first sources."""
+    """One row per method and ranking: query, cell, resampled unit, all values, true and first sources."""
     strings = pa.list_(pa.string())
     tables = []
     for name, scores in results.items():
         first, second = zip(*scores.cells)
         columns = {
-            "evaluated_method": pa.array([name] * len(scores.queries)),
-            "query": pa.array(scores.queries),
-            scores.cell_names[0]: pa.array(first),
-            scores.cell_names[1]: pa.array(second),
-            "unit": pa.array(scores.units),
+            "evaluated_method": [name] * len(scores.queries),
+            "query": scores.queries,
+            scores.cell_names[0]: first,
+            scores.cell_names[1]: second,
+            "unit": scores.units,
             **{value: pa.array(numbers, pa.float64()) for value, numbers in scores.values.items()},
             "true_keys": pa.array(scores.true_keys, strings),
             "top_keys": pa.array(scores.top_keys, strings),
@@ -110,12 +106,8 @@ def query_table(results: dict[str, QueryScores]) -> pa.Table:
 
 
 def most_different(results: dict[str, QueryScores], count: int) -> list[int]:
-    """Rows with the largest range of AP over methods, largest first.
-
-    At most one per query and per resampling unit, because the rows of one unit fail alike.
-    """
-    aps = np.array([scores.values["ap"] for scores in results.values()])
-    ranges = np.ptp(aps, axis=0)
+    """Rows with the largest range of AP over methods, largest first, at most one per query and per resampled unit."""
+    ranges = np.ptp([scores.values["ap"] for scores in results.values()], axis=0)
     scores = next(iter(results.values()))
     chosen: list[int] = []
     seen: set = set()
@@ -130,18 +122,13 @@ def most_different(results: dict[str, QueryScores], count: int) -> list[int]:
 
 
 def _forest(summary: dict) -> str | None:
-    """Macro mAP with intervals as SVG; None without a cell that is large enough."""
-    macros = {name: method["macro"] and method["macro"]["ap"] for name, method in summary["methods"].items()}
+    """Macro mAP with intervals as SVG; None if no cell is large enough."""
+    macros = {name: method["macro"] for name, method in summary["methods"].items()}
     if not all(macros.values()):
         return None
-    rows = {name: (macro["mean"], macro["low"], macro["high"]) for name, macro in macros.items()}
+    rows = {name: tuple(macro["ap"][key] for key in ("mean", "low", "high")) for name, macro in macros.items()}
     drawn = forest_figure(rows, "macro mAP", reference=rows[summary["reference"]][0])
     return svg(drawn, "Macro mAP of each method with its 95 % interval")
-
-
-def _figure(caption: str, drawn: str) -> dict:
-    heading, *lines = caption.split("\n")
-    return {"heading": heading, "lines": lines, "svg": drawn}
 
 
 def _shown_queries(results: dict[str, QueryScores], count: int) -> list[dict]:
@@ -167,30 +154,16 @@ def _shown_queries(results: dict[str, QueryScores], count: int) -> list[dict]:
 
 
 def _read_images(shown: list[dict], images: ImageFolders | None, storage: Storage) -> tuple[dict, dict]:
-    """Thumbnails by key: of the shown queries; of their first true source and each method's first source."""
+    """Thumbnails by key: of the queries; of their first true source and the first source of each method."""
     queries = {card["query"] for card in shown}
     sources = {card["true_keys"][0] for card in shown} | {m["top_key"] for card in shown for m in card["methods"]}
-    if images is None:
-        return dict.fromkeys(queries, NO_IMAGE), dict.fromkeys(sources, NO_IMAGE)
     found = dict.fromkeys(sources, NO_IMAGE)
+    if images is None:
+        return dict.fromkeys(queries, NO_IMAGE), found
+    options = images.thumbnail_px, storage, "key", NO_IMAGE.reason
     left = set(sources)
     for prefix, uri in sorted(images.sources.items(), key=lambda item: -len(item[0])):
         mine = {key.removeprefix(prefix): key for key in left if key.startswith(prefix)}
         left -= set(mine.values())
-        thumbnails = _thumbnails_by_key(set(mine), uri, images.thumbnail_px, storage)
-        found |= {mine[key]: thumbnail for key, thumbnail in thumbnails.items()}
-    return _thumbnails_by_key(queries, images.queries, images.thumbnail_px, storage), found
-
-
-def _thumbnails_by_key(keys: set[str], uri: str, thumbnail_px: int, storage: Storage) -> dict[str, Thumbnail]:
-    if not keys:
-        return {}
-    try:
-        manifest = open_manifest(open_embeddings(uri, storage).manifest_uri, storage)
-        uris = [manifest.partition_uri(partition) for partition, num_rows in enumerate(manifest.num_rows) if num_rows]
-        listed = storage.dataset(uris, format="parquet")
-        rows = listed.to_table(columns=["id", "key"], filter=pc.field("key").isin(pa.array(sorted(keys)))).to_pylist()
-    except (AttribError, OSError):
-        return dict.fromkeys(keys, Thumbnail(None, "the manifest is gone"))
-    thumbnails = read_thumbnails(uri, [row["id"] for row in rows], thumbnail_px, storage)
-    return dict.fromkeys(keys, NO_IMAGE) | {row["key"]: thumbnails[row["id"]] for row in rows}
+        found |= {mine[key]: thumbnail for key, thumbnail in read_thumbnails(uri, mine, *options).items()}
+    return read_thumbnails(images.queries, queries, *options), found

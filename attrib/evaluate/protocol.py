@@ -1,9 +1,8 @@
-"""How well vectors rank the true sources of generated images: by a truth table here, by AbC's test cases in
-abc_protocol.py. What else is measured on the same pairs is in pair_measures.py.
+"""How well vectors rank the true sources of generated images, by a truth table or by AbC's test cases.
 
-A truth row asks for one group of sources (copies and crops of one image share a group) in one role, such as content
-or style. Its pool is every source except those of the query's other truths, so that one vector per image can serve all
-roles, as AbC (arXiv 2306.09345) leaves other exemplars out.
+A truth row asks for one group of sources (copies and crops of one image) in one role, such as content or style. Its
+pool is all sources except those of the query's other truths, so that one vector per image can serve all roles, as AbC
+(arXiv 2306.09345) leaves other exemplars out.
 """
 
 from collections import defaultdict
@@ -20,11 +19,11 @@ from attrib.evaluate.collection import Collection, check_comparable, read_collec
 from attrib.evaluate.distractors import listed_distractors, open_distractors
 from attrib.evaluate.mappers import Mappers, load_mappers
 from attrib.evaluate.scores import TIE, TOP_SOURCES, QueryScores, average_precision, check_same_rows, ranks_of_relevant
-from attrib.evaluate.settings import AbcSettings, EvaluateSettings, MethodSettings, TruthSettings
+from attrib.evaluate.settings import EvaluateSettings, MethodSettings, TruthSettings
 
 
 class TruthRow(NamedTuple):
-    """A query's key, and the group of sources that is true of it in a role."""
+    """The source group that is true for a query in a role. query: its key."""
 
     query: str
     role: str
@@ -32,16 +31,41 @@ class TruthRow(NamedTuple):
 
 
 def evaluate(settings: EvaluateSettings, storage: Storage) -> dict[str, QueryScores]:
-    """{method: its scores}, by the protocol that the settings name. Raises AttribError if something that is asked for
-    has no vector."""
-    ask = _truth_scorer(settings.truth, storage) if settings.truth else _abc_scorer(settings.abc, storage)
-    results = {method.name: ask(method) for method in settings.methods}
+    """Scores by method, by the protocol of the settings. Raises AttribError if a source or query has no vector."""
+    table, abc = settings.truth, settings.abc
+    truth = read_truth(table, storage) if table else []
+    test_cases = {
+        name: read_test_case(uri, storage, abc.exemplar_prefix, abc.query_prefix)
+        for name, uri in (abc.test_cases if abc else {}).items()
+    }
+
+    def score(method: MethodSettings) -> QueryScores:
+        sources, queries, mappers = read_method(method, storage)
+        if table:
+            columns = table.source_group_column, table.query_method_column
+            return score_truth(sources, queries, truth, mappers, *columns)
+        if abc.distractors:
+            listed = listed_distractors(abc.distractors, abc.exemplar_prefix, sources, storage)
+            return score_abc(test_cases, sources, queries, listed, mappers, abc.whole_pool)
+        with open_distractors(method.distractors, storage) as distractors:
+            return score_abc(test_cases, sources, queries, distractors, mappers, abc.whole_pool)
+
+    results = {method.name: score(method) for method in settings.methods}
     check_same_rows(results)
     return results
 
 
+def read_method(method: MethodSettings, storage: Storage) -> tuple[Collection, Collection, Mappers | None]:
+    """The sources, queries and mappers of a method."""
+    return (
+        read_collection(method.sources, storage),
+        read_collection(method.queries, storage),
+        load_mappers(method.mapper, storage),
+    )
+
+
 def input_digests(settings: EvaluateSettings, storage: Storage) -> dict[str, dict[str, str]]:
-    """{method: {"sources": digest, "queries": digest}} of the embed runs, which may be made anew at the same place."""
+    """{method: {"sources": digest, "queries": digest}} of its embed runs, which may be repeated at the same place."""
     return {
         method.name: {
             role: open_embeddings(uri, storage).digest
@@ -52,7 +76,7 @@ def input_digests(settings: EvaluateSettings, storage: Storage) -> dict[str, dic
 
 
 def read_truth(settings: TruthSettings, storage: Storage) -> list[TruthRow]:
-    """The truth table, the prefix taken off its keys. Raises AttribError if a column is absent or there is no row."""
+    """Read the truth table, without the prefix of its keys. Raises AttribError if a column or all rows are missing."""
     table = open_sidecar(settings, storage).to_table()
     for column in (settings.role_column, settings.group_column):
         if column not in table.schema.names:
@@ -64,8 +88,7 @@ def read_truth(settings: TruthSettings, storage: Storage) -> list[TruthRow]:
 
 
 class Places(NamedTuple):
-    """Where the names of a truth table stand. group_of: int64 [n], each source's group by number; code_of: {group: its
-    number}; row_of: {query: its row}."""
+    """group_of: int64 [n], the group of each source as a number; code_of: the number of a group; row_of: of a query."""
 
     group_of: np.ndarray
     code_of: dict[str, int]
@@ -75,7 +98,7 @@ class Places(NamedTuple):
 def places_of(
     truth: list[TruthRow], sources: Collection, queries: Collection, source_group_column: str = "group"
 ) -> Places:
-    """Raises AttribError if the group column is absent, or a query or group of the table has no vector."""
+    """Locate the names of a truth table. Raises AttribError if the group column, a query or a group is missing."""
     names, group_of = np.unique([str(group) for group in sources.column(source_group_column)], return_inverse=True)
     code_of = {name: code for code, name in enumerate(names.tolist())}
     row_of = {key: i for i, key in enumerate(queries.keys)}
@@ -84,8 +107,7 @@ def places_of(
             what = f"query {row.query!r}" if row.query not in row_of else f"source group {row.group!r}"
             raise AttribError(
                 f"the truth table asks for query {row.query!r} and source group {row.group!r}, but {what} has no "
-                "vector in these "
-                "embeddings; embed it, or correct the table or its key_prefix"
+                "vector in these embeddings; embed it, or correct the table or its key_prefix"
             )
     return Places(group_of, code_of, row_of)
 
@@ -98,11 +120,10 @@ def score_truth(
     source_group_column: str = "group",
     query_method_column: str = "method",
 ) -> QueryScores:
-    """One row per truth row, in cells of (role, method that generated the query); the resampled unit is the source
-    group.
+    """Score each truth row; the bootstrap resamples source groups.
 
-    Values: ap; recall_at_1 (1 if any relevant source is first); recall_at_10. Raises AttribError if a metadata column
-    is absent, or a query or group of the table has no vector.
+    Cells are (role, method that generated the query). Values: ap; recall_at_1, 1 if a true source is first; and
+    recall_at_10. Raises AttribError if a metadata column, a query or a group of the table is missing.
     """
     group_of, code_of, row_of = places_of(truth, sources, queries, source_group_column)
     methods = queries.column(query_method_column)
@@ -125,12 +146,11 @@ def score_truth(
         true_keys.append([sources.keys[i] for i in pool[relevant]])
         top_keys.append([sources.keys[i] for i in pool[first]])
         top_similarity.append(similarity[first].tolist())
-    columns = np.array(values).T
     return QueryScores(
         queries=[row.query for row in truth],
         cells=cells,
         units=[row.group for row in truth],
-        values=dict(zip(("ap", "recall_at_1", "recall_at_10"), columns)),
+        values=dict(zip(("ap", "recall_at_1", "recall_at_10"), np.array(values).T)),
         true_keys=true_keys,
         top_keys=top_keys,
         top_similarity=top_similarity,
@@ -138,43 +158,8 @@ def score_truth(
 
 
 def _first(similarity: np.ndarray, relevant: np.ndarray, key_of) -> list[int]:
-    """The TOP_SOURCES best, by descending similarity; of ties the irrelevant first, then by key, whatever order the
-    files had."""
+    """The TOP_SOURCES best by similarity; ties put the irrelevant first, then go by key, not by the order of files."""
     rank = min(TOP_SOURCES, len(similarity))
     candidates = np.flatnonzero(similarity >= np.partition(similarity, -rank)[-rank] - TIE)
     order = sorted(candidates.tolist(), key=lambda i: (-round(float(similarity[i]), 12), relevant[i], key_of(i)))
     return order[:TOP_SOURCES]
-
-
-def _truth_scorer(settings: TruthSettings, storage: Storage):
-    truth = read_truth(settings, storage)
-
-    def score(method: MethodSettings) -> QueryScores:
-        return score_truth(
-            read_collection(method.sources, storage),
-            read_collection(method.queries, storage),
-            truth,
-            load_mappers(method.mapper, storage) if method.mapper else None,
-            settings.source_group_column,
-            settings.query_method_column,
-        )
-
-    return score
-
-
-def _abc_scorer(settings: AbcSettings, storage: Storage):
-    test_cases = {
-        name: read_test_case(uri, storage, settings.exemplar_prefix, settings.query_prefix)
-        for name, uri in settings.test_cases.items()
-    }
-
-    def score(method: MethodSettings) -> QueryScores:
-        sources, queries = read_collection(method.sources, storage), read_collection(method.queries, storage)
-        mappers = load_mappers(method.mapper, storage) if method.mapper else None
-        if settings.distractors:
-            listed = listed_distractors(settings.distractors, settings.exemplar_prefix, sources, storage)
-            return score_abc(test_cases, sources, queries, listed, mappers, settings.whole_pool)
-        with open_distractors(method.distractors, storage) as distractors:
-            return score_abc(test_cases, sources, queries, distractors, mappers, settings.whole_pool)
-
-    return score

@@ -1,11 +1,11 @@
-"""What methods score on known pairs: values per query, intervals that resample what queries have in common, and
-differences.
+"""Scores of methods on known pairs, with bootstrap intervals and paired differences.
 
-Queries of one source group (or of one customised model, in AbC) succeed and fail together, so a bootstrap of queries
-would promise too much: units are resampled instead, within each cell. All methods are resampled alike, which makes
-differences paired.
+Queries of one source group (or of one customised model, in AbC) succeed and fail together, so resampling queries would
+give intervals that are too narrow. The bootstrap resamples these units instead, within each cell. All methods share the
+resamples, so their differences are paired.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from attrib.common.errors import AttribError
 from attrib.common.tables import text_table
 
-MACRO_MIN_ROWS = 30  # smaller cells are printed, but would add more noise than knowledge to the macro mean
+MACRO_MIN_ROWS = 30  # smaller cells are too noisy for the macro mean
 BOOTSTRAP_DRAWS = 2000
 TOP_SOURCES = 5
 TIE = 1e-12  # similarities that differ by less are equal: float64 products of 4,000 numbers are exact to about that
@@ -23,8 +23,7 @@ Cell = tuple[str, str]
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % interval. A cell of one group has nothing to resample, so that its interval is the mean
-    alone."""
+    """A mean and its 95 % interval. The interval of a cell with a single unit has no width."""
 
     mean: float
     low: float
@@ -33,13 +32,13 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class QueryScores:
-    """One method's scores, one row per question about a query; all sequences have n entries.
+    """Scores of one method, one row per ranking; all sequences have n entries.
 
-    queries: keys of generated images; cells: (role, generator) or (test case, prompts); units: what is resampled, a
-    source group or a customised model. values: float64 [n] by name, "ap" among them. true_keys: the relevant sources;
-    top_keys, top_similarity: the first TOP_SOURCES of the ranking. ceilings: float64 [n] by name, the most that any
-    method can reach. shared_units: cells with the same first name are about the same units, which are then drawn
-    together (AbC's prompt types share the models).
+    queries: keys of generated images. cells: (role, generator) or (test case, prompts). units: the source groups or
+    customised models that the bootstrap resamples. values: float64 [n] by name, including "ap". true_keys: the relevant
+    sources. top_keys, top_similarity: the first TOP_SOURCES of the ranking. ceilings: float64 [n] by name, the highest
+    possible values. shared_units: cells with the same first name have the same units and share the resamples (AbC's
+    prompt types share the models).
     """
 
     queries: list[str]
@@ -54,49 +53,47 @@ class QueryScores:
     shared_units: bool = False
 
     def rows_of_cells(self) -> dict[Cell, np.ndarray]:
-        """{cell: its rows, int64}, by name."""
-        rows: dict[Cell, list[int]] = {}
+        """{cell: int64 rows}, in the order of names."""
+        rows: dict[Cell, list[int]] = defaultdict(list)
         for row, cell in enumerate(self.cells):
-            rows.setdefault(cell, []).append(row)
+            rows[cell].append(row)
         return {cell: np.array(rows[cell]) for cell in sorted(rows)}
 
     def macro_cells(self) -> list[Cell]:
         return [cell for cell, rows in self.rows_of_cells().items() if len(rows) >= MACRO_MIN_ROWS]
 
     def asked(self) -> list[tuple]:
-        """What each row is about: two methods can be compared if they agree on it."""
+        """The query, cell and unit of each row, which must be equal for methods to be compared."""
         return list(zip(self.queries, self.cells, self.units))
 
 
 def average_precision(ranks: np.ndarray) -> float:
-    """Mean over the relevant of (relevant at or above it) / rank; ranks ascend from 1."""
+    """Mean of (number of relevant so far) / rank. ranks: of the relevant, ascending from 1."""
     return float(np.mean(np.arange(1, len(ranks) + 1) / ranks))
 
 
 def ranks_of_relevant(similarity: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """Ranks int64 [m], ascending from 1, of the relevant among all; ties (within TIE) rank the irrelevant first, so
-    that a tie never helps."""
+    """Ranks int64 [m] of the relevant, ascending from 1; ties (within TIE) rank the irrelevant first."""
     found = np.sort(similarity[relevant])[::-1]
     return np.arange(1, len(found) + 1) + num_at_or_above(np.sort(similarity[~relevant]), found)
 
 
 def num_at_or_above(ascending: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """int64 [m]: how many values of a sorted array reach each threshold, ties included."""
+    """Number of values in an ascending array that reach each threshold, ties included: int64 [m]."""
     return len(ascending) - np.searchsorted(ascending, thresholds - TIE, side="left")
 
 
 def bootstrap(scores: QueryScores, seed: int = 0) -> dict[Cell, dict[str, np.ndarray]]:
-    """{cell: {value: float64 [BOOTSTRAP_DRAWS]}}, cell means under resampled units; nan where a draw leaves a cell
-    without rows.
+    """Means of resampled cells: {cell: {value: float64 [BOOTSTRAP_DRAWS]}}, nan where a resample has no row of a cell.
 
-    The cells of the macro mean are drawn first, by name, from one stream: the same numbers as `score.py --versus`
-    beside the dev images.
+    The cells of the macro mean are drawn first, by name, from one random stream. This gives the same numbers as
+    `score.py --versus`, the scorer beside the development images.
     """
     rows_of, generator = scores.rows_of_cells(), np.random.default_rng(seed)
     macro = set(scores.macro_cells())
-    strata: dict = {}  # cells that share their units
+    strata = defaultdict(list)  # cells that share resamples
     for cell in sorted(rows_of, key=lambda cell: (cell not in macro, cell)):
-        strata.setdefault(cell[0] if scores.shared_units else cell, []).append(cell)
+        strata[cell[0] if scores.shared_units else cell].append(cell)
     draws = {}
     for cells in strata.values():
         units, place = np.unique([scores.units[row] for cell in cells for row in rows_of[cell]], return_inverse=True)
@@ -113,8 +110,7 @@ def bootstrap(scores: QueryScores, seed: int = 0) -> dict[Cell, dict[str, np.nda
 
 
 def intervals(scores: QueryScores, seed: int = 0) -> dict[Cell | None, dict[str, Interval]]:
-    """{cell: {value: Interval}}; under None the macro mean over cells of MACRO_MIN_ROWS rows or more, absent if no cell
-    is that large."""
+    """{cell: {value: Interval}}; key None: the macro mean over cells of at least MACRO_MIN_ROWS rows, if any."""
     draws, rows_of, macro = bootstrap(scores, seed), scores.rows_of_cells(), scores.macro_cells()
     found: dict = {
         cell: {name: _interval(float(values[rows].mean()), draws[cell][name]) for name, values in scores.values.items()}
@@ -129,10 +125,9 @@ def intervals(scores: QueryScores, seed: int = 0) -> dict[Cell | None, dict[str,
 
 
 def paired_difference(a: QueryScores, b: QueryScores, value: str = "ap", seed: int = 0) -> Interval | None:
-    """Macro mean of a minus that of b over the same resamples; the mean is that of the resamples, as `score.py
-    --versus` has it.
+    """Macro mean of a minus that of b, over the same resamples; None if no cell has MACRO_MIN_ROWS rows.
 
-    None without a cell of MACRO_MIN_ROWS rows. Raises AttribError if the two did not answer the same questions.
+    The mean is taken over the resamples, as in `score.py --versus`. Raises AttribError if the rows differ.
     """
     check_same_rows({"the first": a, "the second": b})
     macro = a.macro_cells()
@@ -154,8 +149,7 @@ def check_same_rows(results: dict[str, QueryScores]) -> None:
 
 
 def summarise(results: dict[str, QueryScores], reference: str | None = None) -> dict:
-    """Plain numbers for JSON: per method the macro mean, its difference from the reference's, and every cell. null
-    where there is none."""
+    """Summary for JSON: the macro mean of each method, its difference from the reference, and every cell."""
     check_same_rows(results)
     reference = reference or next(iter(results))
     if reference not in results:
@@ -174,15 +168,14 @@ def summarise(results: dict[str, QueryScores], reference: str | None = None) -> 
     ]
     methods = {}
     for name, scores in results.items():
-        found = intervals(scores)
-        macro_values = found.pop(None, None)
+        found = {cell: {v: x._asdict() for v, x in values.items()} for cell, values in intervals(scores).items()}
         versus = None
-        if name != reference and macro_values:
+        if name != reference and None in found:
             versus = {v: paired_difference(scores, any_scores, v)._asdict() for v in scores.values}
         methods[name] = {
-            "macro": macro_values and {value: interval._asdict() for value, interval in macro_values.items()},
+            "macro": found.get(None),
             "minus_reference": versus,
-            "cells": [{v: interval._asdict() for v, interval in found[cell].items()} for cell in rows_of],
+            "cells": [found[cell] for cell in rows_of],
         }
     return {
         "reference": reference,
@@ -196,7 +189,7 @@ def summarise(results: dict[str, QueryScores], reference: str | None = None) -> 
 
 
 def format_table(summary: dict) -> str:
-    """The summary as text: cells by method, then macro means with intervals and differences."""
+    """Format the summary as text: cells by method, then macro means with intervals and differences."""
     names = list(summary["methods"])
     columns = {**dict.fromkeys(summary["cell_names"], "left"), "rows": "right", "units": "right", "method": "left"}
     rows = []
@@ -207,7 +200,8 @@ def format_table(summary: dict) -> str:
             found["(ceiling)"] = cell["ceilings"]
         for name, values in found.items():
             rows.append([*start, name, *(f"{values[v]:.3f}" if v in values else "" for v in summary["values"])])
-    table = text_table(columns | {_head(value): "right" for value in summary["values"]}, rows)
+    columns |= {value_name(value).replace("whole pool ", "pool "): "right" for value in summary["values"]}
+    table = text_table(columns, rows)
     if not any(cell["in_macro"] for cell in summary["cells"]):
         return f"{table}\nno macro mean: no cell has {summary['macro_min_rows']} or more rows"
     lines = [table, f"macro mAP over cells of {summary['macro_min_rows']} or more rows, with 95 % intervals:"]
@@ -231,11 +225,7 @@ def _interval(mean: float, draws: np.ndarray) -> Interval:
     return Interval(mean, float(low), float(high))
 
 
-def _head(value: str) -> str:
-    return value_name(value).replace("whole pool ", "pool ")
-
-
 def value_name(value: str) -> str:
-    """A value's name for people: "ap" is "mAP", "recall_at_5" is "recall@5"."""
+    """Display name of a value: "mAP" for "ap", "recall@5" for "recall_at_5"."""
     name = value.replace("_at_", "@").replace("_", " ")
     return f"{name[:-2]}mAP" if name.endswith("ap") else name

@@ -1,4 +1,4 @@
-"""Options of jobs.evaluate: which methods are compared, and by which of two protocols."""
+"""Options of jobs.evaluate: the compared methods, and one of two protocols."""
 
 from pydantic import Field, model_validator
 
@@ -8,23 +8,21 @@ from attrib.shares.settings import SharesSettings
 
 
 class MethodSettings(Settings):
-    """One way to make vectors: an embed run of the sources and one of the queries, as they are or through trained
-    mappers."""
+    """A method: an embed run of the sources and one of the queries, with or without trained mappers."""
 
     name: str = Field(min_length=1)
     sources: Uri  # embeddings
     queries: Uri  # embeddings
     mapper: Uri | None = None  # AbC's linear mappers, .pth, .pt, .ckpt or .safetensors (attrib/evaluate/mappers.py)
-    shares: SharesSettings | None = None  # a calibrator to measure beside the default, such as that of train.json
+    shares: SharesSettings | None = None  # another calibrator to measure, such as that of train.json
     distractors: Uri | None = None  # AbC only: embeddings, or a .npy [n, d]; None: abc.distractors
 
     @model_validator(mode="after")
     def _distractors_apart(self):
         if self.distractors == self.sources:
             raise ValueError(
-                f"distractors and sources are both {self.sources!r}, so that exemplars would compete with "
-                "themselves; list the "
-                "distractors among the sources in a .txt, as abc.distractors"
+                f"distractors and sources are both {self.sources!r}, so exemplars would compete with themselves; list "
+                "the distractors among the sources in a .txt, as abc.distractors"
             )
         if self.distractors and self.distractors.endswith(".txt"):
             raise ValueError(
@@ -46,48 +44,45 @@ class AbcSettings(Settings):
     """AbC's protocol (arXiv 2306.09345): every query against the distractors and its own model's exemplars."""
 
     test_cases: dict[str, Uri] = Field(min_length=1)  # name: JSON as AbC released it
-    exemplar_prefix: str = ""  # what exemplars' paths (and distractors', in a .txt) have in front of the sources' keys
-    query_prefix: str = ""  # what synthetic images' paths have in front of the queries' keys
-    distractors: Uri | None = None  # a .txt that lists paths of sources; None: every method names its own
-    whole_pool: bool = False  # also with the exemplars of all models in the pool
+    exemplar_prefix: str = ""  # in paths of exemplars (and of distractors in a .txt), in front of the sources' keys
+    query_prefix: str = ""  # in paths of synthetic images, in front of the queries' keys
+    distractors: Uri | None = None  # a .txt with paths of sources; None: every method has its own distractors
+    whole_pool: bool = False  # also score with the exemplars of all models in the pool
 
     @model_validator(mode="after")
     def _list_of_paths(self):
         if self.distractors and not self.distractors.endswith(".txt"):
             raise ValueError(
-                f"abc.distractors {self.distractors!r} is not a .txt with one path of the sources per line; vectors "
-                "belong to a "
-                "method: give embeddings or a .npy as methods[].distractors"
+                f"abc.distractors {self.distractors!r} is not a .txt with one path of the sources per line; give "
+                "embeddings or a .npy as methods[].distractors"
             )
         return self
 
 
 class MeasureSettings(Settings):
-    """What is measured on the pairs of a truth table beside ranking (attrib/evaluate/pair_measures.py).
+    """Measures of the pairs of a truth table beside ranking (attrib/evaluate/pair_measures.py).
 
-    Not with abc: what a calibrator of shares needs, each query's most similar sources of all, the scan of AbC's
-    distractors does not keep (it keeps how many stand before each exemplar), and a customised model has several
-    exemplars where the theory takes one.
+    Not for AbC: the scan of its distractors does not keep the most similar sources that a calibrator of shares needs,
+    and a customised model has several exemplars where the theory takes one.
     """
 
     theory_role: str | None = "content"  # (source image, query) pairs of this role; None: no theory
-    shares_top_k: int | None = Field(
-        default=10, ge=2
-    )  # sources that shares are divided among, as when serving; None: no shares
-    num_folds: int = Field(default=5, ge=2)  # of source groups: what is fitted is measured on the fold left out
+    # Sources that shares are divided among, as in attribution; None: no shares.
+    shares_top_k: int | None = Field(default=10, ge=2)
+    num_folds: int = Field(default=5, ge=2)  # of source groups; measured on the fold that was not fitted
 
 
 class EvaluateSettings(JobSettings):
-    """jobs.evaluate: rank the known true sources of generated images, by one or several methods side by side."""
+    """jobs.evaluate: rank the known true sources of generated images by one or several methods."""
 
     methods: tuple[MethodSettings, ...] = Field(min_length=1)
     truth: TruthSettings | None = None  # exactly one of truth and abc
     abc: AbcSettings | None = None
     measures: MeasureSettings = MeasureSettings()  # truth only
-    reference: str | None = None  # the method that differences are taken from; None: the first
+    reference: str | None = None  # the method that others are compared with; None: the first
     output: Uri  # a folder: evaluation.json, table.txt, queries.parquet, comparison.html, theory.svg, shares.svg
     title: str = "Methods compared"
-    num_queries_shown: int = Field(default=12, ge=0)  # on the page: those on which the methods differ most
+    num_queries_shown: int = Field(default=12, ge=0)  # on the page, where the methods differ most
     thumbnail_px: Positive = 112
 
     @property
@@ -113,8 +108,7 @@ class EvaluateSettings(JobSettings):
                 raise ValueError(f"method {method.name!r}: distractors belong to abc, not to truth")
             if self.abc and (method.distractors is None) == (self.abc.distractors is None):
                 raise ValueError(
-                    f"method {method.name!r} needs distractors from exactly one place: abc.distractors (a .txt) or "
-                    "its own "
-                    "distractors (embeddings or .npy)"
+                    f"method {method.name!r} needs distractors from exactly one place: abc.distractors (a .txt) or its "
+                    "own distractors (embeddings or .npy)"
                 )
         return self

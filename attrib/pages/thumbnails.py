@@ -1,7 +1,7 @@
 """Thumbnails of embedded images as data URIs, found through the manifest of their embed run.
 
-A report may be made long after the run, when an original or the manifest is gone. A missing image is a reason to print in
-its place, never an error.
+A report may be made long after the run, when an image or the manifest is gone. A missing image is never an error: the
+page shows the reason in its place.
 """
 
 import base64
@@ -20,7 +20,7 @@ from attrib.common.errors import AttribError, ImageError
 from attrib.common.storage import Storage, join
 from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.decoding import decode_image
-from attrib.data.manifest import Manifest, open_manifest
+from attrib.data.manifest import open_manifest
 from attrib.data.reading import read_image_or_error, read_parquet_images
 from attrib.embed.embeddings import EMBEDDINGS_RECORD
 
@@ -37,54 +37,49 @@ class Thumbnail:
 
 
 def read_thumbnails(
-    embeddings_uri: str, ids: Iterable[int], thumbnail_px: int, storage: Storage
-) -> dict[int, Thumbnail]:
-    """One thumbnail per id of the images of an embed run.
+    embeddings_uri: str,
+    images: Iterable,
+    thumbnail_px: int,
+    storage: Storage,
+    column: str = "id",
+    absent: str = "not in the manifest",
+) -> dict:
+    """{image: Thumbnail} of images of an embed run, given by ids, or by keys with column="key".
 
-    The longer side is at most thumbnail_px. Images are decoded under the megapixel limit of that run.
+    The longer side is at most thumbnail_px. Images are decoded under the megapixel limit of that run. absent: the
+    reason for images that the manifest does not list.
     """
-    wanted = sorted(set(ids))
+    wanted, fields = sorted(set(images)), pa.schema(LOCATION_FIELDS)
+    if not wanted:
+        return {}
     try:
         settings = storage.require(join(embeddings_uri, EMBEDDINGS_RECORD), "jobs.embed")["settings"]
         manifest = open_manifest(settings["manifest"], storage)
-        rows = _locations(manifest, wanted, storage)
+        uris = [manifest.partition_uri(partition) for partition, num_rows in enumerate(manifest.num_rows) if num_rows]
+        is_wanted = pc.field(column).isin(pa.array(wanted, fields.field(column).type))
+        table = storage.dataset(uris, format="parquet").to_table(fields.names, is_wanted)
     except (AttribError, OSError):
         return dict.fromkeys(wanted, Thumbnail(None, "the manifest is gone"))
-    thumbnails = dict.fromkeys(wanted, Thumbnail(None, "not in the manifest"))
+    rows = table.sort_by([("uri", "ascending"), ("row_group", "ascending"), ("row", "ascending")]).to_pylist()
+    bytes_column = manifest.collection.bytes_column
+
+    def read(group: list[dict]) -> dict:
+        if bytes_column:
+            encoded = read_parquet_images(group, bytes_column, storage)
+        else:
+            encoded = [read_image_or_error(row, storage) for row in group]
+        limits = settings["max_megapixels"], thumbnail_px
+        return {row[column]: _thumbnail(data, *limits) for row, data in zip(group, encoded)}
+
+    # A Parquet row group is read as a whole, files one by one.
+    groups = [list(group) for _, group in groupby(rows, key=lambda row: (row["uri"], row["row_group"]))]
+    if not bytes_column:
+        groups = [[row] for row in rows]
+    thumbnails = dict.fromkeys(wanted, Thumbnail(None, absent))
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        made = pool.map(
-            lambda group: _make(group, manifest, settings["max_megapixels"], thumbnail_px, storage),
-            _groups(rows, manifest),
-        )
-        for found in made:
+        for found in pool.map(read, groups):
             thumbnails |= found
     return thumbnails
-
-
-def _locations(manifest: Manifest, ids: list[int], storage: Storage) -> list[dict]:
-    uris = [manifest.partition_uri(partition) for partition, num_rows in enumerate(manifest.num_rows) if num_rows]
-    columns = [field.name for field in LOCATION_FIELDS]
-    images = storage.dataset(uris, format="parquet").to_table(
-        columns=columns, filter=pc.field("id").isin(pa.array(ids, pa.int64()))
-    )
-    return images.sort_by([("uri", "ascending"), ("row_group", "ascending"), ("row", "ascending")]).to_pylist()
-
-
-def _groups(rows: list[dict], manifest: Manifest) -> list[list[dict]]:
-    """Rows that are read together: those of one Parquet row group, which is read as a whole; files one by one."""
-    if not manifest.collection.bytes_column:
-        return [[row] for row in rows]
-    return [list(group) for _, group in groupby(rows, key=lambda row: (row["uri"], row["row_group"]))]
-
-
-def _make(
-    rows: list[dict], manifest: Manifest, max_megapixels: float, thumbnail_px: int, storage: Storage
-) -> dict[int, Thumbnail]:
-    if manifest.collection.bytes_column:
-        encoded = read_parquet_images(rows, manifest.collection.bytes_column, storage)
-    else:
-        encoded = [read_image_or_error(row, storage) for row in rows]
-    return {row["id"]: _thumbnail(data, max_megapixels, thumbnail_px) for row, data in zip(rows, encoded)}
 
 
 def _thumbnail(data: bytes | ImageError, max_megapixels: float, thumbnail_px: int) -> Thumbnail:

@@ -20,7 +20,13 @@ from support.variants import (
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.evaluate.ablation import variants
-from attrib.evaluate.ablation.variants import AblationFeatures, Outcome, chosen_by_folds, fold_of, score_variant
+from attrib.evaluate.ablation.variants import (
+    AblationFeatures,
+    VariantResult,
+    chosen_by_folds,
+    fold_of,
+    score_variant,
+)
 from attrib.evaluate.scores import MACRO_MIN_ROWS, QueryScores
 from attrib.train.augment.settings import KINDS
 from attrib.train.view_features import ORIGINAL, ViewFeatures
@@ -36,7 +42,7 @@ PICTURES, TRUTH = drawn_pictures()
 FOLDS = np.array([fold_of(row.group, NUM_FOLDS, 0) for row in TRUTH])
 
 
-def score(name: str, pictures: AblationFeatures = PICTURES, **changes) -> Outcome:
+def score(name: str, pictures: AblationFeatures = PICTURES, **changes) -> VariantResult:
     settings = settings_of({"name": name} | VARIANTS[name] | changes)
     (variant,) = settings.variants
     return score_variant(settings, variant, settings.training(variant, "m", "o"), pictures, TRUTH, LOCAL)
@@ -81,9 +87,9 @@ def disturbed(found: ViewFeatures, ids: set[int]) -> ViewFeatures:
     return replace(found, features=features)
 
 
-def row_of(outcome: Outcome, row: int) -> tuple:
+def row_of(result: VariantResult, row: int) -> tuple:
     """All that an outcome says of a truth row."""
-    scores = outcome.scores
+    scores = result.scores
     return scores.top_keys[row], scores.top_similarity[row], {n: v[row] for n, v in scores.values.items()}
 
 
@@ -151,7 +157,7 @@ def test_queries_change_nothing_in_a_fold_where_they_have_a_truth(name, fold):
 
 
 def test_each_truth_row_is_scored_by_the_model_of_its_fold():
-    outcome = score("by domain")
+    result = score("by domain")
     sources, group_of = zca(source_rows(), source_rows()), np.array(PICTURES.source_keys.column("group"))
     keys, method_of = PICTURES.query_keys.keys, PICTURES.query_keys.column("method")
     embedded = []
@@ -166,23 +172,23 @@ def test_each_truth_row_is_scored_by_the_model_of_its_fold():
         pool = [s for s in range(NUM_SOURCES) if group_of[s] not in truths[row.query] - {row.group}]
         at = keys.index(row.query)
         similarity = {PICTURES.source_keys.keys[s]: embedded[fold][at] @ sources[s] for s in pool}
-        top = outcome.scores.top_keys[i]
+        top = result.scores.top_keys[i]
         expected = [similarity[key] for key in top]
-        np.testing.assert_allclose(outcome.scores.top_similarity[i], expected, atol=HALF)
+        np.testing.assert_allclose(result.scores.top_similarity[i], expected, atol=HALF)
         assert expected[0] > max(similarity.values()) - HALF
         other = embedded[(fold + 1) % NUM_FOLDS][at] @ sources[PICTURES.source_keys.keys.index(top[0])]
-        other_model.append(abs(other - outcome.scores.top_similarity[i][0]))
+        other_model.append(abs(other - result.scores.top_similarity[i][0]))
         # Average precision by counting; where rounding may decide, both ways.
         relevant = [PICTURES.source_keys.keys[s] for s in pool if group_of[s] == row.group]
-        assert outcome.scores.true_keys[i] == relevant
+        assert result.scores.true_keys[i] == relevant
         low, high = (precision(similarity, relevant, margin) for margin in (HALF, -HALF))
-        assert low - 1e-9 <= outcome.scores.values["ap"][i] <= high + 1e-9
+        assert low - 1e-9 <= result.scores.values["ap"][i] <= high + 1e-9
         num_sure += low == high
-        assert outcome.scores.cells[i] == (row.role, method_of[at])
+        assert result.scores.cells[i] == (row.role, method_of[at])
     assert num_sure > len(TRUTH) / 2 and np.median(other_model) > 5 * HALF
-    assert outcome.scores.queries == [row.query for row in TRUTH] and outcome.history == []
+    assert result.scores.queries == [row.query for row in TRUTH] and result.history == []
     # The vectors are those of the first fold.
-    np.testing.assert_allclose(outcome.sources @ outcome.queries.T, sources @ embedded[0].T, atol=HALF)
+    np.testing.assert_allclose(result.sources @ result.queries.T, sources @ embedded[0].T, atol=HALF)
 
 
 def precision(similarity: dict[str, float], relevant: list[str], margin: float) -> float:
@@ -198,14 +204,14 @@ def precision(similarity: dict[str, float], relevant: list[str], margin: float) 
 
 
 def test_raw_and_centred_are_the_features_themselves():
-    outcome = score("raw")
-    np.testing.assert_allclose(outcome.sources, unit(source_rows()), atol=HALF)
-    np.testing.assert_allclose(outcome.queries, unit(query_rows()), atol=HALF)
-    assert outcome.sources.dtype == outcome.queries.dtype == np.float32 and outcome.history == []
+    result = score("raw")
+    np.testing.assert_allclose(result.sources, unit(source_rows()), atol=HALF)
+    np.testing.assert_allclose(result.queries, unit(query_rows()), atol=HALF)
+    assert result.sources.dtype == result.queries.dtype == np.float32 and result.history == []
     mean = source_rows().mean(axis=0)
-    outcome = score("raw", head={"projection": "centre", "net": "none"})
-    np.testing.assert_allclose(outcome.sources, unit(source_rows() - mean), atol=HALF)
-    np.testing.assert_allclose(outcome.queries, unit(query_rows() - mean), atol=HALF)
+    result = score("raw", head={"projection": "centre", "net": "none"})
+    np.testing.assert_allclose(result.sources, unit(source_rows() - mean), atol=HALF)
+    np.testing.assert_allclose(result.queries, unit(query_rows() - mean), atol=HALF)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +219,7 @@ def test_raw_and_centred_are_the_features_themselves():
 )
 def test_whitening_is_fitted_to_the_sources_and_used_on_both(projection, num_directions):
     head = {"projection": projection, "shrinkage": SHRINKAGE, "num_directions": num_directions, "net": "none"}
-    outcome = score("raw", head=head)
+    result = score("raw", head=head)
     sources, queries = source_rows(), query_rows()
     mean = sources.mean(axis=0)
     scale = sources.std(axis=0) if projection.startswith("standardise") else 1
@@ -222,19 +228,19 @@ def test_whitening_is_fitted_to_the_sources_and_used_on_both(projection, num_dir
     variance = singular[:kept] ** 2 / NUM_SOURCES
     weights = axes[:kept].T / np.sqrt(variance + SHRINKAGE * variance[0])
     sources, queries = (unit((rows - mean) / scale @ weights) for rows in (sources, queries))
-    assert outcome.sources.shape == (NUM_SOURCES, kept) and outcome.queries.shape == (NUM_QUERIES, kept)
-    np.testing.assert_allclose(outcome.sources @ outcome.queries.T, sources @ queries.T, atol=HALF)
-    np.testing.assert_allclose(outcome.sources @ outcome.sources.T, sources @ sources.T, atol=HALF)
+    assert result.sources.shape == (NUM_SOURCES, kept) and result.queries.shape == (NUM_QUERIES, kept)
+    np.testing.assert_allclose(result.sources @ result.queries.T, sources @ queries.T, atol=HALF)
+    np.testing.assert_allclose(result.sources @ result.sources.T, sources @ sources.T, atol=HALF)
 
 
 def test_the_macro_map_is_the_mean_of_large_cells():
-    outcome = score("raw")
+    result = score("raw")
     cells = defaultdict(list)
-    for cell, ap in zip(outcome.scores.cells, outcome.scores.values["ap"]):
+    for cell, ap in zip(result.scores.cells, result.scores.values["ap"]):
         cells[cell].append(ap)
     large = [np.mean(aps) for aps in cells.values() if len(aps) >= MACRO_MIN_ROWS]
     assert 0 < len(large) < len(cells) == 4
-    assert outcome.macro_map == pytest.approx(np.mean(large), abs=1e-12)
+    assert result.macro_map == pytest.approx(np.mean(large), abs=1e-12)
 
 
 # What is trained
@@ -255,26 +261,26 @@ def test_a_variant_that_learns_from_views_never_sees_queries():
     [("views", {"head": {"net": "mlp", "hidden": 8}}), ("supervised", {})],
 )
 def test_scores_do_not_depend_on_the_global_generator(name, changes):
-    outcomes = []
+    results = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        outcomes.append(score(name, **changes))
-    assert np.array_equal(outcomes[0].sources, outcomes[1].sources)
-    assert outcomes[0].history == outcomes[1].history
-    assert outcomes[0].scores.top_similarity == outcomes[1].scores.top_similarity
+        results.append(score(name, **changes))
+    assert np.array_equal(results[0].sources, results[1].sources)
+    assert results[0].history == results[1].history
+    assert results[0].scores.top_similarity == results[1].scores.top_similarity
 
 
 def test_only_the_wanted_kinds_are_trained_on_and_every_image_stays():
     kinds = ["colour", "solo"]
     kept = np.isin(PICTURES.sources.kind, [KINDS.index(kind) for kind in kinds])
-    outcomes = []
+    results = []
     for changed in (None, ~kept & ~PICTURES.sources.is_original, kept):
         features = PICTURES.sources.features.copy()
         if changed is not None:
             features[changed] = 40 * np.random.default_rng(9).normal(size=(changed.sum(), WIDTH))
         pictures = replace(PICTURES, sources=replace(PICTURES.sources, features=features))
-        outcomes.append(score("views", pictures, kinds=kinds))
-    plain, others_changed, own_changed = outcomes
+        results.append(score("views", pictures, kinds=kinds))
+    plain, others_changed, own_changed = results
     assert plain.history == others_changed.history and np.array_equal(plain.sources, others_changed.sources)
     assert plain.history != own_changed.history
     assert plain.sources.shape == (NUM_SOURCES, NUM_SOURCES - 1)

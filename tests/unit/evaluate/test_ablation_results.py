@@ -1,4 +1,4 @@
-"""Outcomes on disk: what is read is what was written, and half of one is none."""
+"""VariantResults on disk: what is read is what was written, and half of one is none."""
 
 import io
 import json
@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from attrib.common.storage import Storage, join
-from attrib.evaluate.ablation.results import ARRAYS, RECORD, read_outcome, write_outcome, write_vectors
-from attrib.evaluate.ablation.variants import Outcome
+from attrib.evaluate.ablation.results import ARRAYS, RECORD, read_result, write_result, write_vectors
+from attrib.evaluate.ablation.variants import VariantResult
 from attrib.evaluate.collection import Collection
 from attrib.evaluate.protocol import TruthRow, score_truth
 
 
-def drawn_outcome(seed: int = 0) -> Outcome:
+def drawn_result(seed: int = 0) -> VariantResult:
     """Real scores of drawn vectors, names beyond ASCII among them."""
     rng = np.random.default_rng(seed)
     sources, queries = (rng.standard_normal((n, 6)).astype(np.float32) for n in (9, 14))
@@ -29,10 +29,10 @@ def drawn_outcome(seed: int = 0) -> Outcome:
         {"epoch": -1, "loss": None, "criterion": 1 / 3},
         {"epoch": 0, "loss": np.float32(0.1), "criterion": np.float64(0.7)},
     ]
-    return Outcome(scores, sources, queries, history)
+    return VariantResult(scores, sources, queries, history)
 
 
-def assert_same(found: Outcome, expected: Outcome) -> None:
+def assert_same(found: VariantResult, expected: VariantResult) -> None:
     for name in ("sources", "queries"):
         mine, others = getattr(found, name), getattr(expected, name)
         assert mine.dtype == others.dtype == np.float32 and np.array_equal(mine, others)
@@ -44,17 +44,17 @@ def assert_same(found: Outcome, expected: Outcome) -> None:
 
 def test_what_is_read_is_what_was_written(tmp_path, local):
     storage, root = local, str(tmp_path / "store")
-    expected = drawn_outcome()
-    assert read_outcome(join(root, "a"), storage) is None
-    write_outcome(join(root, "a"), expected, storage)
-    write_outcome(join(root, "b"), drawn_outcome(1), storage)
-    assert_same(read_outcome(join(root, "a"), storage), expected)
-    write_outcome(join(root, "a"), drawn_outcome(2), storage)
-    assert_same(read_outcome(join(root, "a"), storage), drawn_outcome(2))
+    expected = drawn_result()
+    assert read_result(join(root, "a"), storage) is None
+    write_result(join(root, "a"), expected, storage)
+    write_result(join(root, "b"), drawn_result(1), storage)
+    assert_same(read_result(join(root, "a"), storage), expected)
+    write_result(join(root, "a"), drawn_result(2), storage)
+    assert_same(read_result(join(root, "a"), storage), drawn_result(2))
 
 
 def test_the_record_is_plain_json_and_the_arrays_hold_no_objects(local, tmp_path):
-    write_outcome(str(tmp_path), drawn_outcome(), local)
+    write_result(str(tmp_path), drawn_result(), local)
     assert sorted(os.listdir(tmp_path)) == sorted([ARRAYS, RECORD])
     record = json.loads((tmp_path / RECORD).read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
     assert record["history"][0] == {"epoch": -1, "loss": None, "criterion": 1 / 3}
@@ -77,14 +77,14 @@ class Bomb:
 
 def test_nothing_that_is_read_is_executed(local, tmp_path):
     folder, mark = str(tmp_path / "outcome"), str(tmp_path / "executed")
-    expected = drawn_outcome()
-    write_outcome(folder, expected, local)
+    expected = drawn_result()
+    write_result(folder, expected, local)
     buffer = io.BytesIO()
     arrays = {"sources": np.array([Bomb(mark)], dtype=object), "queries": expected.queries, **expected.scores.values}
     np.savez(buffer, **arrays)
     local.write_bytes(join(folder, ARRAYS), buffer.getvalue())
     with pytest.raises(ValueError, match="allow_pickle=False"):
-        read_outcome(folder, local)
+        read_result(folder, local)
     assert not os.path.exists(mark)
 
 
@@ -107,19 +107,22 @@ class DyingStorage(Storage):
 def test_an_outcome_half_written_is_none(local, tmp_path):
     folder = str(tmp_path / "outcome")
     with pytest.raises(Killed):
-        write_outcome(folder, drawn_outcome(), DyingStorage(local.settings))
+        write_result(folder, drawn_result(), DyingStorage(local.settings))
     assert os.listdir(folder) == [ARRAYS]  # the record is what declares it whole
-    assert read_outcome(folder, local) is None
-    write_outcome(folder, drawn_outcome(), local)
-    assert_same(read_outcome(folder, local), drawn_outcome())
+    assert read_result(folder, local) is None
+    write_result(folder, drawn_result(), local)
+    assert_same(read_result(folder, local), drawn_result())
 
 
 def test_vectors_stand_beside_their_files(local, tmp_path):
-    outcome = drawn_outcome()
-    files = [[f"sources/日本/ü {i}.jpg" for i in range(9)], [f"queries/{'long' * i}.jpg" for i in range(14)]]
-    write_vectors(str(tmp_path / "vectors" / "v.npz"), files, outcome, local)
+    result = drawn_result()
+    files = {
+        "source_files": [f"sources/日本/ü {i}.jpg" for i in range(9)],
+        "query_files": [f"queries/{'long' * i}.jpg" for i in range(14)],
+    }
+    write_vectors(str(tmp_path / "vectors" / "v.npz"), files, result, local)
     with np.load(tmp_path / "vectors" / "v.npz", allow_pickle=False) as arrays:
         assert arrays.files == ["source_files", "query_files", "sources", "queries"]
-        assert [arrays["source_files"].tolist(), arrays["query_files"].tolist()] == files
-        assert np.array_equal(arrays["sources"], outcome.sources) and arrays["sources"].dtype == np.float32
-        assert np.array_equal(arrays["queries"], outcome.queries) and arrays["queries"].dtype == np.float32
+        assert {name: arrays[name].tolist() for name in files} == files
+        assert np.array_equal(arrays["sources"], result.sources) and arrays["sources"].dtype == np.float32
+        assert np.array_equal(arrays["queries"], result.queries) and arrays["queries"].dtype == np.float32

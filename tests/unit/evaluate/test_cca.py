@@ -11,7 +11,6 @@ import pytest
 from attrib.common.errors import AttribError
 from attrib.evaluate.cca import (
     alignment,
-    canonical_correlations,
     diagonal_share,
     fit_directions,
     folds_by_group,
@@ -45,12 +44,17 @@ def eigen_cca(real: np.ndarray, synthetic: np.ndarray, shrinkage: float) -> tupl
     return u, np.linalg.solve(syy, sxy.T @ u)
 
 
+def held_out_correlations(fit, held_out, num_components: int = 6, shrinkage: float = 0.1) -> list[float]:
+    u, v = fit_directions(*fit, num_components, shrinkage)
+    return [np.corrcoef(held_out[0] @ u[:, j], held_out[1] @ v[:, j])[0, 1] for j in range(u.shape[1])]
+
+
 @pytest.mark.parametrize("shrinkage", [0.0, 0.3])
 def test_correlations_equal_those_of_the_eigenproblem(shrinkage):
     fit, held_out = known_pairs(300, 1), known_pairs(200, 2)
     u, v = eigen_cca(*fit, shrinkage)
     expected = [np.corrcoef(held_out[0] @ u[:, j], held_out[1] @ v[:, j])[0, 1] for j in range(6)]
-    np.testing.assert_allclose(canonical_correlations(fit, held_out, 6, shrinkage), expected, atol=1e-8)
+    np.testing.assert_allclose(held_out_correlations(fit, held_out, 6, shrinkage), expected, atol=1e-8)
 
 
 def test_shrinkage_in_fewer_pairs_than_coordinates_is_ridge_cca():
@@ -60,18 +64,18 @@ def test_shrinkage_in_fewer_pairs_than_coordinates_is_ridge_cca():
     real = generator.standard_normal((20, 30))
     synthetic = real + generator.standard_normal((20, 30))
     directions = fit_directions(real, synthetic, 1000, 0.5)
-    assert directions.real.shape == (30, 19)
+    assert directions[0].shape == (30, 19)
     x, y = real - real.mean(axis=0), synthetic - synthetic.mean(axis=0)
     basis = np.linalg.svd(np.concatenate([x, y]), full_matrices=False)[2][:19]
     u, v = eigen_cca(x @ basis.T, y @ basis.T, 0.5)
-    for found, projected in ((directions.real, u), (directions.synthetic, v)):
+    for found, projected in zip(directions, (u, v)):
         cosine = np.abs((found * (basis.T @ projected)).sum(axis=0))
         norms = np.linalg.norm(found, axis=0) * np.linalg.norm(projected, axis=0)
         np.testing.assert_allclose(cosine[:5], norms[:5], rtol=1e-6)
 
 
 def test_known_correlations_are_found_on_held_out_pairs_whatever_the_map():
-    found = canonical_correlations(known_pairs(6000, 4), known_pairs(6000, 5), shrinkage=0.0)
+    found = held_out_correlations(known_pairs(6000, 4), known_pairs(6000, 5), shrinkage=0.0)
     np.testing.assert_allclose(found, KNOWN, atol=0.04)
     summary = summarise(*known_pairs(6000, 4), np.arange(6000), shrinkage=0.0)
     np.testing.assert_allclose(summary.canonical_correlations, KNOWN, atol=0.04)

@@ -13,11 +13,19 @@ from attrib.common.errors import AttribError
 from attrib.evaluate import cca, pair_measures
 from attrib.evaluate.collection import Collection
 from attrib.evaluate.mappers import LinearMapper, Mappers
-from attrib.evaluate.pair_measures import PairMeasures, calibrate_shares, measure_pairs, pair_theory
+from attrib.evaluate.pair_measures import (
+    PairMeasures,
+    calibrate_shares,
+    measure_pairs,
+    pair_theory,
+    reliability_plot,
+)
 from attrib.evaluate.protocol import TruthRow, evaluate
 from attrib.evaluate.settings import EvaluateSettings
+from attrib.pages.charts import calibration_figure
 from attrib.shares import calibration
 from attrib.shares.settings import SharesSettings
+from attrib.shares.shares import soft_shares
 
 NUM_FOLDS, TOP_K = 5, 6
 
@@ -266,3 +274,21 @@ def test_only_what_is_asked_for_is_measured_and_old_plots_go(tmp_path, local):
     abc = EvaluateSettings.model_validate(given)
     assert measure_pairs(abc, local) == PairMeasures(abc.measures, {}, {}, {})
     assert measure_pairs(abc, local).numbers == {}
+
+
+def test_the_reliability_plot_shows_the_bins_and_the_errors(monkeypatch):
+    drawn_bins = {}
+
+    def keep(bins, captions):
+        drawn_bins.update(bins)
+        return calibration_figure(bins, captions)
+
+    monkeypatch.setattr(pair_measures, "calibration_figure", keep)
+    similarity, is_true, _ = by_hand(*in_memory(), TOP_K)
+    table = calibration.reliability(soft_shares(similarity, SharesSettings()), is_true)
+    text = "".join(ElementTree.fromstring(reliability_plot({"default": table})).itertext())
+    expected = f"default: error {table.expected_calibration_error:.4f}, misplaced {table.misplaced_share:.3f}, Brier"
+    assert expected in text
+    assert drawn_bins == {"default": [(b.mean_share, b.observed_share, b.count) for b in table.bins]}
+    with pytest.raises(AttribError, match="no reliability"):
+        reliability_plot({})

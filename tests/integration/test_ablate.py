@@ -1,4 +1,4 @@
-"""The ablate job from pictures to the page: what it writes, that nothing is done twice, and that one more variant costs one more variant."""
+"""The ablate job from images to the page: its output, no repeated work, and the addition of variants."""
 
 import contextlib
 import csv
@@ -31,7 +31,7 @@ from jobs import ablate as job
 
 LOCAL = Storage(StorageSettings())
 NUM_SOURCES, NUM_QUERIES, NUM_FOLDS = 30, 32, 3
-RESAMPLING = Image.Resampling.BICUBIC  # as timm has it for this network
+RESAMPLING = Image.Resampling.BICUBIC  # timm's for this network
 NETWORK = {"name": "test_resnet", "weights": "random"}
 PARTS = {
     "content": {"blocks": ["pooled"], "role": "content"},
@@ -60,7 +60,7 @@ LENGTHS = [1, 1, 1, 1, 2, 2]  # squared: each part has length one
 
 
 class Site:
-    """Drawn sources, two of them copies, what was made of them, the tables, and a finished run."""
+    """Drawn sources, two of them copies, images made from them, the tables, and a finished run."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -85,7 +85,7 @@ class Site:
 
     @staticmethod
     def _made(sources: dict[str, bytes], content: int, style: int, seed: int) -> bytes:
-        """A content with a style's pixels shining through, mirrored or with fewer tones."""
+        """A content image blended with a style image, then mirrored or posterised."""
         first, second = (Image.open(io.BytesIO(sources[f"{i:02}.png"])).convert("RGB") for i in (content, style))
         mixed = Image.blend(first, second.resize(first.size), 0.3)
         return encode(ImageOps.mirror(mixed) if seed % 2 else ImageOps.posterize(mixed, 3), "PNG")
@@ -115,7 +115,7 @@ class Site:
         } | changes
 
     def run(self, *variants: list[dict], **changes) -> tuple[str, str]:
-        """jobs.ablate in this process, on the tests' Ray: what it prints to both streams."""
+        """Run jobs.ablate in this process, on the tests' Ray; returns its stdout and stderr."""
         config = self.folder / "ablate.yaml"
         config.write_text(yaml.safe_dump(self.values(*variants, **changes)), encoding="utf-8")
         said, noted = io.StringIO(), io.StringIO()
@@ -126,12 +126,12 @@ class Site:
         return said.getvalue(), noted.getvalue()
 
     def copied(self, name: str) -> Path:
-        """The finished output at another place, for a run that adds to it."""
+        """A copy of the finished output, for a run that adds to it."""
         return Path(shutil.copytree(self.output, self.folder / name))
 
     @staticmethod
     def times(output: Path) -> dict[str, int]:
-        """Of what is kept for the next run."""
+        """Modification times of the files that are kept for the next run."""
         kept = (path for name in ("_variants", "_features") for path in (output / name).rglob("*"))
         return {str(path.relative_to(output)): path.stat().st_mtime_ns for path in kept if path.is_file()}
 
@@ -147,7 +147,7 @@ def site(tmp_path_factory, local_ray) -> Site:
 
 
 class Page(HTMLParser):
-    """The text of a page, without its styles, and its elements."""
+    """The text of a page without styles, and its tags."""
 
     def __init__(self, text: str):
         super().__init__(convert_charrefs=True)
@@ -165,7 +165,7 @@ class Page(HTMLParser):
         self.text += "" if self._style else data
 
 
-def test_the_table_holds_every_variant_and_what_choosing_is_worth(site):
+def test_the_table_holds_every_variant_and_the_choice_by_folds(site):
     table = (site.output / "table.txt").read_text()
     assert site.said == f"{table.rstrip()}\npage: {site.output}/comparison.html\n"
     summary = json.loads(
@@ -204,7 +204,7 @@ def test_the_page_shows_the_variants_and_the_theory(site):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_vectors_stand_in_the_order_of_their_files_and_give_the_scores_back(name, site):
+def test_vectors_have_the_order_of_their_files_and_reproduce_the_scores(name, site):
     found, at = site.vectors(name), NAMES.index(name)
     assert {key: value.shape for key, value in found.items()} == {
         "source_files": (NUM_SOURCES,),
@@ -218,7 +218,7 @@ def test_vectors_stand_in_the_order_of_their_files_and_give_the_scores_back(name
         assert vectors.dtype == np.float32
         np.testing.assert_allclose((vectors.astype(np.float64) ** 2).sum(axis=1), LENGTHS[at], atol=1e-5)
     if name in ("ZCA 0.1, by domain", "supervised"):
-        return  # each fold has vectors of its own; these are the first's
+        return  # each fold has its own vectors; these are of the first
     files = found["source_files"].tolist()
     scores = score_truth(
         Collection(files, found["sources"], {"group": [site.groups[file] for file in files]}),
@@ -232,7 +232,7 @@ def test_vectors_stand_in_the_order_of_their_files_and_give_the_scores_back(name
 
 
 def test_raw_vectors_are_those_of_the_network(site):
-    """Files are decoded by Pillow here, and each vector must be that of its own file."""
+    """Decoded by Pillow here; each vector must be that of its own file."""
     network, found = load_network(BackboneSettings(**NETWORK), LOCAL), site.vectors("raw")
     side = network.data_config["input_size"][-1]
     mean, std = (torch.tensor(network.data_config[name])[:, None, None] for name in ("mean", "std"))
@@ -247,7 +247,7 @@ def test_raw_vectors_are_those_of_the_network(site):
     assert error < np.quantile(distances[distances > 0], 0.05) / 2, (error, np.quantile(distances, [0.05, 0.5]))
 
 
-def test_a_second_run_does_nothing_again(site):
+def test_a_second_run_repeats_no_work(site):
     before, table = site.times(site.output), (site.output / "table.txt").read_text()
     assert len([name for name in before if name.endswith("outcome.json")]) == len(NAMES)
     said, noted = site.run()
@@ -256,8 +256,8 @@ def test_a_second_run_does_nothing_again(site):
     assert f"ablate: {NAMES[-1]}: macro mAP" in noted and "NOT listed again" in noted
 
 
-def test_a_larger_run_adds_what_is_new_and_continues_what_is_half_done(site):
-    """In a copy of the output: one variant more, and one of the old whose record was not yet written."""
+def test_a_larger_run_adds_variants_and_finishes_unfinished_ones(site):
+    """In a copy of the output: one more variant, and an old one without its record."""
     larger = site.copied("larger")
     (torn,) = (larger / "_variants").glob("ZCA_0_1-*")
     (torn / "outcome.json").unlink()
@@ -273,7 +273,7 @@ def test_a_larger_run_adds_what_is_new_and_continues_what_is_half_done(site):
     }
     changed = {name for name in before if after[name] != before[name]}
     assert changed == {f"_variants/{torn.name}/outcome.npz"}
-    # What was done again came out the same, and all the old means with it.
+    # The repeated variant and all old means are unchanged.
     for name in NAMES:
         old, new = site.vectors(name), site.vectors(name, "larger")
         assert all(np.array_equal(old[key], new[key]) for key in old)
@@ -283,8 +283,8 @@ def test_a_larger_run_adds_what_is_new_and_continues_what_is_half_done(site):
     assert "\ncentred " in said and (larger / "vectors" / "centred.npz").exists()
 
 
-def test_changed_options_are_another_variant(site):
-    """Under its old name: what an option decides is done anew, what it does not is kept."""
+def test_changed_options_make_another_variant(site):
+    """Under the same name: work that depends on the option is repeated, other work is kept."""
     other = site.copied("other")
     before = site.times(other)
     variants = [v | {"head": v["head"] | {"shrinkage": 0.3}} if v["name"] == "ZCA 0.1" else v for v in VARIANTS]
@@ -297,8 +297,8 @@ def test_changed_options_are_another_variant(site):
     assert old.shape == new.shape and np.abs(old - new).max() > 1e-3
 
 
-def test_an_edited_truth_table_is_scored_anew(site):
-    """At the same place: no old score may stand, and features, which it does not decide, are kept."""
+def test_an_edited_truth_table_is_scored_again(site):
+    """In the same output: all scores are repeated, and features, which do not depend on the table, are kept."""
     output, path = site.copied("edited"), site.folder / "truth.tsv"
     variants, plain = VARIANTS[:2], {"reference": None, "theory": []}
     old, before = path.read_text(encoding="utf-8"), site.times(output)
@@ -322,12 +322,12 @@ def test_an_edited_truth_table_is_scored_anew(site):
     assert {f"queries/{row['query']}\t{row['role']}\t{row['unit']}" for row in rescored} == set(moved)
     first = json.loads((site.output / "evaluation.json").read_text())["methods"]
     assert all(means[v["name"]]["macro"]["ap"] != first[v["name"]]["macro"]["ap"] for v in variants)
-    # The table put back is the one that was scored first.
+    # The restored table needs no new scores.
     site.run(variants, output=str(output), **plain)
     assert site.times(output) == after
 
 
-def test_errors_are_told_in_a_line(site):
+def test_errors_are_one_line(site):
     output = str(site.folder / "refused")
     with pytest.raises(SystemExit) as ended:
         site.run([VARIANTS[0], VARIANTS[0]], output=output, reference=None, theory=[])
@@ -353,7 +353,7 @@ def test_end_to_end_variants_are_trained_and_scored_beside_the_others(site, requ
     found = site.vectors("end to end", "tuned")
     assert found["sources"].shape == (NUM_SOURCES, 24) and found["queries"].shape == (NUM_QUERIES, 24)
     assert found["source_files"].tolist() == site.vectors("raw")["source_files"].tolist()
-    # A copy has the vector of what it is a copy of, so that rows stand beside their own files.
+    # Copies have equal vectors, so rows must belong to their own files.
     row = {file: i for i, file in enumerate(found["source_files"].tolist())}
     similarity = found["sources"] @ found["sources"].T / 2
     for i in range(2):

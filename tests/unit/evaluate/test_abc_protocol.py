@@ -1,4 +1,4 @@
-"""AbC's metrics against a direct computation that ranks every query's whole pool in float64, and AbC's full size in bounded memory."""
+"""AbC's metrics against a direct computation that sorts each query's pool in float64, and memory at AbC's full size."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def ceilings(models: list[CustomisedModel], prompts: str) -> dict[int, float]:
 
 
 def direct(queries, exemplars, distractors) -> list[tuple[float, float, float, float]]:
-    """(AP, recall at 5, 10, 100) of each query by sorting its whole pool as AbC's protocol says; ties put distractors first."""
+    """(AP, recall at 5, 10, 100) of each query, by sorting its whole pool; ties put distractors first."""
     pool = unit(np.concatenate([np.asarray(distractors, np.float64), np.asarray(exemplars, np.float64)]))
     is_exemplar = np.arange(len(pool)) >= len(distractors)
     found = []
@@ -46,7 +46,7 @@ def direct(queries, exemplars, distractors) -> list[tuple[float, float, float, f
 
 
 class Case:
-    """Random features of models with 1, 3 and 67 exemplars, whose queries lie near their exemplars' mean."""
+    """Random features of models with 1, 3 and 67 exemplars, with queries near the mean of the exemplars."""
 
     def __init__(self, seed: int, dtype=np.float16, num_distractors: int = 700):
         rng = np.random.default_rng(seed)
@@ -132,8 +132,8 @@ def test_the_whole_pool_holds_the_exemplars_of_all_models():
     assert (scores.values["whole_pool_ap"] < scores.values["ap"]).any()
 
 
-def test_near_ties_that_float32_cannot_tell_apart_are_ranked_as_float64_does():
-    """Distractors at 1e-9 on either side of an exemplar: each counts by its own side, and copies of it count as before it."""
+def test_near_ties_in_float32_are_ranked_as_in_float64():
+    """Distractors within 1e-8 of an exemplar count if they are more similar; copies of the exemplar rank before it."""
     case = Case(4, np.float64)
     exemplar, query = unit(case.vectors["one"])[0], unit(case.queries["one", "gpt"])[0]
     across = query - (query @ exemplar) * exemplar
@@ -144,7 +144,7 @@ def test_near_ties_that_float32_cannot_tell_apart_are_ranked_as_float64_does():
     case.distractors = np.concatenate([case.distractors, near, copies])
     scores = case.score()
     case.compare(scores)
-    assert np.unique(np.float32(near @ query)).size < 4  # or the test would show nothing
+    assert np.unique(np.float32(near @ query)).size < 4  # float32 cannot order them
     assert 1 / scores.values["ap"][0] == pytest.approx(1 / alone + 20 + 3)
 
 
@@ -154,7 +154,7 @@ def test_counts_and_best_distractors_equal_those_of_the_full_matrix(seed, monkey
     rng = np.random.default_rng(seed)
     queries, distractors = unit(rng.standard_normal((30, 100))), rng.standard_normal((int(rng.integers(3, 300)), 100))
     distractors[rng.integers(0, len(distractors), 20)] = distractors[0]
-    # Half of the queries have their best distractors within 1e-7 of each other, where float32 orders by chance.
+    # The best distractors of half of the queries are within 1e-7 of each other, too close for float32.
     near = rng.integers(0, len(distractors), 60)
     distractors[near] = distractors[0] + 1e-6 * rng.standard_normal((60, 100))
     queries[::2] = unit(distractors[0] + 3 * rng.standard_normal((15, 100)))
@@ -162,7 +162,7 @@ def test_counts_and_best_distractors_equal_those_of_the_full_matrix(seed, monkey
     thresholds = np.where(rng.random((30, 4)) < 0.5, rng.choice(similarity[0], (30, 4)), rng.uniform(-1, 1, (30, 4)))
     thresholds[:, 0] = similarity[np.arange(30), rng.integers(0, len(distractors), 30)]  # exact ties
     thresholds[::3, 2:] = np.inf  # padding
-    thresholds[::4] = 2.0  # out of reach, so that the best distractors alone decide what is looked at
+    thresholds[::4] = 2.0  # unreachable, so only the best distractors decide which pairs are examined
     scan = scan_distractors(queries, thresholds, ArrayDistractors(distractors))
     assert np.array_equal(scan.num_at_or_above, (similarity[:, None] >= thresholds[:, :, None] - 1e-12).sum(axis=2))
     best = -np.sort(-similarity, axis=1)[:, :5]
@@ -186,7 +186,7 @@ def test_the_best_of_the_pool_and_the_truth_are_named():
             assert unit([(pool | own)[key]])[0] @ asked == pytest.approx(similarity)
 
 
-def test_distractors_of_all_three_kinds_give_the_same(tmp_path, local):
+def test_distractors_of_all_three_kinds_give_equal_scores(tmp_path, local):
     case = Case(6)
     sources, queries = case.collections()
     keys = [f"laion/{i}.jpg" for i in range(len(case.distractors))]
@@ -227,7 +227,7 @@ def test_distractors_of_all_three_kinds_give_the_same(tmp_path, local):
 
 
 def test_ceilings_of_the_released_test_cases(data_folder, local):
-    """recall@5 can reach 0.630 on Artchive and 0.784 on BAM-FG; sizes are those that the paper's files have."""
+    """recall@5 can reach 0.630 on Artchive and 0.784 on BAM-FG; sizes as in the paper's files."""
     expected = {"artchive": (255, 3081, 0.630), "bamfg": (250, 1692, 0.784)}
     for name, (num_models, num_exemplars, at_5) in expected.items():
         path = data_folder / "abc" / f"test_{name}.json"
@@ -270,7 +270,7 @@ def test_a_test_case_of_another_form_is_named(entries, expected):
         parse_test_case(entries, "here")
 
 
-def test_what_has_no_vector_is_named(tmp_path, local):
+def test_images_without_a_vector_are_named(tmp_path, local):
     case = Case(8)
     sources, queries = case.collections()
     fewer = Collection(sources.keys[1:], sources.vectors[1:])
@@ -299,7 +299,7 @@ def test_what_has_no_vector_is_named(tmp_path, local):
         score_abc({"case": [CustomisedModel("m", ["one/0.jpg"], {})]}, sources, queries, apart)
 
 
-def test_an_npy_that_could_run_code_or_is_no_matrix_is_refused(tmp_path, local):
+def test_an_npy_with_objects_or_without_a_matrix_is_refused(tmp_path, local):
     np.save(tmp_path / "objects.npy", np.array([print, "x"], dtype=object), allow_pickle=True)
     np.save(tmp_path / "integers.npy", np.zeros((3, 4), np.int64))
     (tmp_path / "text.npy").write_text("no array")
@@ -328,7 +328,11 @@ exemplars = rng.standard_normal((3_000, 768)).astype(np.float16)  # 250 models o
 means = np.repeat(exemplars.reshape(250, 12, 768).mean(1), 40, axis=0)
 queries = (means + rng.normal(0, 0.9, (10_000, 768))).astype(np.float16)
 models = [
-    CustomisedModel(f"m{m}", [f"e{i}" for i in range(12 * m, 12 * m + 12)], {"gpt": [f"q{i}" for i in range(40 * m, 40 * m + 40)]})
+    CustomisedModel(
+        f"m{m}",
+        [f"e{i}" for i in range(12 * m, 12 * m + 12)],
+        {"gpt": [f"q{i}" for i in range(40 * m, 40 * m + 40)]},
+    )
     for m in range(250)
 ]
 sources = Collection([f"e{i}" for i in range(3_000)], exemplars)
@@ -344,7 +348,8 @@ for q in range(0, 10_000, 2_500):
     own = np.sort(unit_rows(exemplars[q // 40 * 12 : q // 40 * 12 + 12]) @ query)[::-1]
     ranks = [1 + j + int((found >= s).sum()) for j, s in enumerate(own)]
     checked.append((scores.values["ap"][q], float(np.mean([(j + 1) / r for j, r in enumerate(ranks)]))))
-print(json.dumps({"seconds": seconds, "peak_gb": peak * 1024 / 1e9, "map": scores.values["ap"].mean(), "checked": checked}))
+measured = {"seconds": seconds, "peak_gb": peak * 1024 / 1e9, "map": scores.values["ap"].mean(), "checked": checked}
+print(json.dumps(measured))
 """
 
 

@@ -1,4 +1,4 @@
-"""Settings of variants: what is wrong is named before any work, what a file is called, what the plainest variant is."""
+"""Settings of variants: errors before any work, file names, and the default variant."""
 
 import pytest
 from support.variants import BY_DOMAIN, COLLECTIONS, RAW, VARIANTS, VIEWS, settings_of, values_of
@@ -72,7 +72,7 @@ from attrib.evaluate.ablation.settings import CHOSEN, AblateSettings, VariantSet
         ({"feature_set": {}}, ["feature_set: unknown key; did you mean feature_sets?"]),
     ],
 )
-def test_what_is_wrong_is_named_before_any_work(changes, expected):
+def test_wrong_settings_are_named_before_any_work(changes, expected):
     with pytest.raises(AttribError) as caught:
         validate(AblateSettings, values_of(RAW) | changes, "ablate.yaml")
     message = str(caught.value)
@@ -80,17 +80,17 @@ def test_what_is_wrong_is_named_before_any_work(changes, expected):
     assert all(part in message for part in expected), message
 
 
-def test_kinds_that_the_set_has_are_taken():
+def test_kinds_of_the_set_of_views_are_accepted():
     variants = [VIEWS | {"kinds": ["solo", "colour"]}, VIEWS | {"name": "v2", "views": "odd", "kinds": ["bands"]}]
     mixes = {"standard": {"mix": {"texture": 0}}, "odd": {"mix": {"texture": 0, "colour": 0, "solo": 0}}}
     found = settings_of(*variants, view_sets=mixes)
     assert [variant.kinds for variant in found.variants] == [("solo", "colour"), ("bands",)]
 
 
-def test_a_file_name_holds_letters_digits_and_underscores_alone():
+def test_a_file_name_has_only_letters_digits_and_underscores():
     assert VariantSettings(name="ZCA 0.1, by domain/größe").file_name == "ZCA_0_1__by_domain_größe"
 
 
-def test_the_plainest_variant_is_a_control():
+def test_the_default_variant_is_a_control():
     found = VariantSettings(name="v")
     assert found.learns_from == "nothing" and found.head.net == "none" and found.fine_tune is None

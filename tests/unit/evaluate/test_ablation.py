@@ -1,4 +1,4 @@
-"""Variants on the same queries: folds that hold no secret, every truth row by its fold's model, controls against their own arithmetic."""
+"""Variants on the same queries: no leaks between folds, each row by its fold's model, controls against formulas."""
 
 from collections import defaultdict
 from dataclasses import replace
@@ -32,39 +32,39 @@ from attrib.train.augment.settings import KINDS
 from attrib.train.view_features import ORIGINAL, ViewFeatures
 
 LOCAL = Storage(StorageSettings())
-HALF = 3e-3  # what float16 inputs of a head move a cosine by, at most
+HALF = 3e-3  # the most that float16 inputs of a head change a cosine
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-PICTURES, TRUTH = drawn_pictures()
+IMAGES, TRUTH = drawn_pictures()
 FOLDS = np.array([fold_of(row.group, NUM_FOLDS, 0) for row in TRUTH])
 
 
-def score(name: str, pictures: AblationFeatures = PICTURES, **changes) -> VariantResult:
+def score(name: str, images: AblationFeatures = IMAGES, **changes) -> VariantResult:
     settings = settings_of({"name": name} | VARIANTS[name] | changes)
     (variant,) = settings.variants
-    return score_variant(settings, variant, settings.training(variant, "m", "o"), pictures, TRUTH, LOCAL)
+    return score_variant(settings, variant, settings.training(variant, "m", "o"), images, TRUTH, LOCAL)
 
 
 def allowed_queries(fold: int) -> set[str]:
-    """Queries of the table without a truth in the fold."""
+    """Queries without a true source in the fold."""
     return {row.query for row in TRUTH} - {row.query for row, its in zip(TRUTH, FOLDS) if its == fold}
 
 
 def originals(found: ViewFeatures, ids: np.ndarray) -> np.ndarray:
-    """float64 [n, d]: the images themselves, in the order of some ids."""
+    """Features float64 [n, d] of images without views, in the order of the ids."""
     place = {int(i): row for row, i in enumerate(found.content) if found.view[row] == ORIGINAL}
     return found.features[[place[int(i)] for i in ids]].astype(np.float64)
 
 
 def source_rows() -> np.ndarray:
-    return originals(PICTURES.sources, PICTURES.source_keys.vectors[:, 0])
+    return originals(IMAGES.sources, IMAGES.source_keys.vectors[:, 0])
 
 
 def query_rows() -> np.ndarray:
-    return originals(PICTURES.queries, PICTURES.query_keys.vectors[:, 0])
+    return originals(IMAGES.queries, IMAGES.query_keys.vectors[:, 0])
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def zca(rows: np.ndarray, fitted_on: np.ndarray) -> np.ndarray:
-    """Whitened by the whole covariance matrix, each of length one; the library's has the images' own directions and a floor for all others."""
+    """Whitened by the whole covariance matrix, of unit length; the library uses PCA directions and a floor instead."""
     centred = fitted_on - fitted_on.mean(axis=0)
     variance, axes = np.linalg.eigh(centred.T @ centred / len(centred))
     transform = axes / np.sqrt(np.maximum(variance, 0) + SHRINKAGE * variance[-1]) @ axes.T
@@ -80,7 +80,7 @@ def zca(rows: np.ndarray, fitted_on: np.ndarray) -> np.ndarray:
 
 
 def disturbed(found: ViewFeatures, ids: set[int]) -> ViewFeatures:
-    """With other features, far off, of some images and their views."""
+    """With random features, far from the others, for some images and their views."""
     features = found.features.copy()
     rows = np.isin(found.content, list(ids))
     features[rows] = 40 * np.random.default_rng(9).normal(size=(rows.sum(), WIDTH))
@@ -88,7 +88,7 @@ def disturbed(found: ViewFeatures, ids: set[int]) -> ViewFeatures:
 
 
 def row_of(result: VariantResult, row: int) -> tuple:
-    """All that an outcome says of a truth row."""
+    """The ranking and the values of one truth row."""
     scores = result.scores
     return scores.top_keys[row], scores.top_similarity[row], {n: v[row] for n, v in scores.values.items()}
 
@@ -96,21 +96,21 @@ def row_of(result: VariantResult, row: int) -> tuple:
 # Folds
 
 
-def test_folds_are_random_by_the_groups_name_alone():
+def test_folds_are_random_and_depend_on_the_group_name_only():
     names = [f"group {i}" for i in range(2000)]
     folds = np.array([fold_of(name, 5, 0) for name in names])
     counts = np.bincount(folds)
-    assert len(counts) == 5 and counts.min() > 320 and counts.max() < 480  # 400, deviation 18
+    assert len(counts) == 5 and counts.min() > 320 and counts.max() < 480  # expected 400, standard deviation 18
     assert folds.tolist() == [fold_of(name, 5, 0) for name in names]
     again = np.array([fold_of(name, 5, 1) for name in names])
     assert 0.15 < (folds == again).mean() < 0.25  # another seed draws anew
-    # What is on disk was scored by these.
+    # Results on disk depend on these folds.
     assert [fold_of(f"g{i}", 5, 0) for i in range(10)] == [2, 1, 4, 0, 4, 4, 2, 1, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["by domain", "supervised"])
-def test_a_model_is_fitted_on_all_queries_without_a_truth_in_its_fold_and_on_no_other(name, monkeypatch):
-    ids = dict(zip(PICTURES.query_keys.keys, PICTURES.query_keys.vectors[:, 0].tolist()))
+def test_a_model_is_fitted_on_exactly_the_queries_without_a_truth_in_its_fold(name, monkeypatch):
+    ids = dict(zip(IMAGES.query_keys.keys, IMAGES.query_keys.vectors[:, 0].tolist()))
     key_of = {image_id: key for key, image_id in ids.items()}
     seen, paired = [], []
     fitted_model, paired_inputs = variants.fitted_model, variants.paired_inputs
@@ -131,7 +131,7 @@ def test_a_model_is_fitted_on_all_queries_without_a_truth_in_its_fold_and_on_no_
     if name == "by domain":
         assert not paired
         return
-    group_of = dict(zip(PICTURES.source_keys.vectors[:, 0].tolist(), PICTURES.source_keys.column("group")))
+    group_of = dict(zip(IMAGES.source_keys.vectors[:, 0].tolist(), IMAGES.source_keys.column("group")))
     for fold, pairs in enumerate(paired):
         # One image for each true group, and no group of the fold.
         found = {(key_of[q], group_of[s]) for q, sources in pairs.items() for s in sources}
@@ -143,12 +143,12 @@ def test_a_model_is_fitted_on_all_queries_without_a_truth_in_its_fold_and_on_no_
 
 @pytest.mark.parametrize("fold", range(NUM_FOLDS))
 @pytest.mark.parametrize("name", ["by domain", "supervised"])
-def test_queries_change_nothing_in_a_fold_where_they_have_a_truth(name, fold):
-    """Half of them go wild: the others' rows in the fold stay as they are to the last bit, those in the other folds do not."""
-    wild = {row.query for row, its in zip(TRUTH, FOLDS) if its == fold and int(row.query[1:-4]) % 2}
-    ids = {int(i) for key, i in zip(PICTURES.query_keys.keys, PICTURES.query_keys.vectors[:, 0]) if key in wild}
-    before, after = score(name), score(name, replace(PICTURES, queries=disturbed(PICTURES.queries, ids)))
-    others = [i for i, row in enumerate(TRUTH) if row.query not in wild]
+def test_queries_do_not_influence_the_folds_of_their_own_truths(name, fold):
+    """Disturb half of them: the rows of the others in this fold keep all bits; their rows in other folds change."""
+    changed = {row.query for row, its in zip(TRUTH, FOLDS) if its == fold and int(row.query[1:-4]) % 2}
+    ids = {int(i) for key, i in zip(IMAGES.query_keys.keys, IMAGES.query_keys.vectors[:, 0]) if key in changed}
+    before, after = score(name), score(name, replace(IMAGES, queries=disturbed(IMAGES.queries, ids)))
+    others = [i for i, row in enumerate(TRUTH) if row.query not in changed]
     kept = [i for i in others if FOLDS[i] == fold]
     told = [i for i in others if FOLDS[i] != fold]
     assert len(ids) > 8 and len(kept) > 8 and len(told) > 20
@@ -158,8 +158,8 @@ def test_queries_change_nothing_in_a_fold_where_they_have_a_truth(name, fold):
 
 def test_each_truth_row_is_scored_by_the_model_of_its_fold():
     result = score("by domain")
-    sources, group_of = zca(source_rows(), source_rows()), np.array(PICTURES.source_keys.column("group"))
-    keys, method_of = PICTURES.query_keys.keys, PICTURES.query_keys.column("method")
+    sources, group_of = zca(source_rows(), source_rows()), np.array(IMAGES.source_keys.column("group"))
+    keys, method_of = IMAGES.query_keys.keys, IMAGES.query_keys.column("method")
     embedded = []
     for fold in range(NUM_FOLDS):
         allowed = allowed_queries(fold)
@@ -171,15 +171,15 @@ def test_each_truth_row_is_scored_by_the_model_of_its_fold():
     for i, (row, fold) in enumerate(zip(TRUTH, FOLDS)):
         pool = [s for s in range(NUM_SOURCES) if group_of[s] not in truths[row.query] - {row.group}]
         at = keys.index(row.query)
-        similarity = {PICTURES.source_keys.keys[s]: embedded[fold][at] @ sources[s] for s in pool}
+        similarity = {IMAGES.source_keys.keys[s]: embedded[fold][at] @ sources[s] for s in pool}
         top = result.scores.top_keys[i]
         expected = [similarity[key] for key in top]
         np.testing.assert_allclose(result.scores.top_similarity[i], expected, atol=HALF)
         assert expected[0] > max(similarity.values()) - HALF
-        other = embedded[(fold + 1) % NUM_FOLDS][at] @ sources[PICTURES.source_keys.keys.index(top[0])]
+        other = embedded[(fold + 1) % NUM_FOLDS][at] @ sources[IMAGES.source_keys.keys.index(top[0])]
         other_model.append(abs(other - result.scores.top_similarity[i][0]))
-        # Average precision by counting; where rounding may decide, both ways.
-        relevant = [PICTURES.source_keys.keys[s] for s in pool if group_of[s] == row.group]
+        # Average precision by counting, with a margin in both directions for rounding.
+        relevant = [IMAGES.source_keys.keys[s] for s in pool if group_of[s] == row.group]
         assert result.scores.true_keys[i] == relevant
         low, high = (precision(similarity, relevant, margin) for margin in (HALF, -HALF))
         assert low - 1e-9 <= result.scores.values["ap"][i] <= high + 1e-9
@@ -192,7 +192,7 @@ def test_each_truth_row_is_scored_by_the_model_of_its_fold():
 
 
 def precision(similarity: dict[str, float], relevant: list[str], margin: float) -> float:
-    """Average precision when every irrelevant source gains a margin."""
+    """Average precision if the similarity of every irrelevant source grows by a margin."""
     found = []
     for place, value in enumerate(sorted((similarity[key] for key in relevant), reverse=True), start=1):
         above = sum(s + margin >= value for key, s in similarity.items() if key not in relevant)
@@ -224,7 +224,7 @@ def test_whitening_is_fitted_to_the_sources_and_used_on_both(projection, num_dir
     mean = sources.mean(axis=0)
     scale = sources.std(axis=0) if projection.startswith("standardise") else 1
     _, singular, axes = np.linalg.svd((sources - mean) / scale, full_matrices=False)
-    kept = num_directions or NUM_SOURCES - 1  # centred rows have a direction less
+    kept = num_directions or NUM_SOURCES - 1  # centred rows have rank n - 1
     variance = singular[:kept] ** 2 / NUM_SOURCES
     weights = axes[:kept].T / np.sqrt(variance + SHRINKAGE * variance[0])
     sources, queries = (unit((rows - mean) / scale @ weights) for rows in (sources, queries))
@@ -248,8 +248,8 @@ def test_the_macro_map_is_the_mean_of_large_cells():
 
 def test_a_variant_that_learns_from_views_never_sees_queries():
     before = score("views")
-    ids = set(PICTURES.query_keys.vectors[:20, 0].tolist())
-    after = score("views", replace(PICTURES, queries=disturbed(PICTURES.queries, ids)))
+    ids = set(IMAGES.query_keys.vectors[:20, 0].tolist())
+    after = score("views", replace(IMAGES, queries=disturbed(IMAGES.queries, ids)))
     assert np.array_equal(before.sources, after.sources) and before.history == after.history
     changed = (before.queries != after.queries).any(axis=1)
     assert changed[:20].all() and not changed[20:].any()
@@ -270,27 +270,27 @@ def test_scores_do_not_depend_on_the_global_generator(name, changes):
     assert results[0].scores.top_similarity == results[1].scores.top_similarity
 
 
-def test_only_the_wanted_kinds_are_trained_on_and_every_image_stays():
+def test_only_the_chosen_kinds_are_trained_on_and_no_image_is_dropped():
     kinds = ["colour", "solo"]
-    kept = np.isin(PICTURES.sources.kind, [KINDS.index(kind) for kind in kinds])
+    kept = np.isin(IMAGES.sources.kind, [KINDS.index(kind) for kind in kinds])
     results = []
-    for changed in (None, ~kept & ~PICTURES.sources.is_original, kept):
-        features = PICTURES.sources.features.copy()
+    for changed in (None, ~kept & ~IMAGES.sources.is_original, kept):
+        features = IMAGES.sources.features.copy()
         if changed is not None:
             features[changed] = 40 * np.random.default_rng(9).normal(size=(changed.sum(), WIDTH))
-        pictures = replace(PICTURES, sources=replace(PICTURES.sources, features=features))
-        results.append(score("views", pictures, kinds=kinds))
+        images = replace(IMAGES, sources=replace(IMAGES.sources, features=features))
+        results.append(score("views", images, kinds=kinds))
     plain, others_changed, own_changed = results
     assert plain.history == others_changed.history and np.array_equal(plain.sources, others_changed.sources)
     assert plain.history != own_changed.history
     assert plain.sources.shape == (NUM_SOURCES, NUM_SOURCES - 1)
-    # The same as if the other kinds had never been made; not the same as with all of them.
-    pictures = replace(PICTURES, sources=PICTURES.sources.take(kept | PICTURES.sources.is_original))
-    assert np.array_equal(score("views", pictures).sources, plain.sources)
+    # Equal to a run without the other kinds, and different from a run with all of them.
+    images = replace(IMAGES, sources=IMAGES.sources.take(kept | IMAGES.sources.is_original))
+    assert np.array_equal(score("views", images).sources, plain.sources)
     assert score("views").history != plain.history
 
 
-def test_a_variant_is_what_the_train_job_would_make():
+def test_the_training_settings_of_a_variant_equal_those_of_the_train_job():
     features = {"moment_levels": [1], "layout_levels": [3]}
     variant = VARIANTS["views"] | {
         "name": "v",
@@ -330,7 +330,7 @@ def made_scores(ap: np.ndarray, units: list[str], cells: list[tuple[str, str]], 
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_choosing_by_folds_equals_an_oracle_that_loops(seed):
+def test_choosing_by_folds_equals_a_loop(seed):
     rng = np.random.default_rng(seed)
     num_rows, num_folds = 150, 4
     units = [f"u{i}" for i in rng.integers(0, 40, num_rows)]
@@ -339,7 +339,7 @@ def test_choosing_by_folds_equals_an_oracle_that_loops(seed):
     order = rng.permutation(num_rows)
     cells = [cells[i] for i in order]
     candidates = {name: made_scores(rng.random(num_rows), units, cells, name) for name in "xyz"}
-    # In the small cell one is best by far, and nobody shall care.
+    # One is best by far in the small cell, which must not matter.
     candidates["x"].values["ap"][[cell == ("style", "b") for cell in cells]] = 1
     found, chosen = chosen_by_folds(candidates, num_folds, seed)
     large = [("content", "a"), ("style", "a")]
@@ -374,6 +374,6 @@ def test_a_variant_that_is_good_on_one_fold_is_not_chosen_for_that_fold():
     before = {name: scores.values["ap"].copy() for name, scores in candidates.items()}
     found, chosen = chosen_by_folds(candidates, 3, 0)
     assert chosen[1] == "steady" and (found.values["ap"][folds == 1] == 0.5).all()
-    # By all queries it would have been chosen, and looked better than it is.
+    # On all queries it would be chosen, and its score would be too high.
     assert lucky.mean() > 0.5 > found.values["ap"].mean()
     assert all(np.array_equal(before[name], scores.values["ap"]) for name, scores in candidates.items())

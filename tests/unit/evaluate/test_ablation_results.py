@@ -1,4 +1,4 @@
-"""VariantResults on disk: what is read is what was written, and half of one is none."""
+"""Results of variants on disk: they are read as written, and unfinished ones are ignored."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from attrib.evaluate.protocol import TruthRow, score_truth
 
 
 def drawn_result(seed: int = 0) -> VariantResult:
-    """Real scores of drawn vectors, names beyond ASCII among them."""
+    """Scores of random vectors, with names that are not ASCII."""
     rng = np.random.default_rng(seed)
     sources, queries = (rng.standard_normal((n, 6)).astype(np.float32) for n in (9, 14))
     source_keys, query_keys = [f"日本/ü {i}.jpg" for i in range(9)], [f'q "{i}".jpg' for i in range(14)]
@@ -42,7 +42,7 @@ def assert_same(found: VariantResult, expected: VariantResult) -> None:
     assert all(np.array_equal(found.scores.values[name], expected.scores.values[name]) for name in found.scores.values)
 
 
-def test_what_is_read_is_what_was_written(tmp_path, local):
+def test_results_are_read_as_they_were_written(tmp_path, local):
     storage, root = local, str(tmp_path / "store")
     expected = drawn_result()
     assert read_result(join(root, "a"), storage) is None
@@ -66,7 +66,7 @@ def test_the_record_is_plain_json_and_the_arrays_hold_no_objects(local, tmp_path
 
 
 class Bomb:
-    """What a pickle could do."""
+    """A pickle that makes a folder when it is loaded."""
 
     def __init__(self, path: str):
         self.path = path
@@ -75,7 +75,7 @@ class Bomb:
         return os.mkdir, (self.path,)
 
 
-def test_nothing_that_is_read_is_executed(local, tmp_path):
+def test_arrays_with_pickles_are_refused(local, tmp_path):
     folder, mark = str(tmp_path / "outcome"), str(tmp_path / "executed")
     expected = drawn_result()
     write_result(folder, expected, local)
@@ -93,7 +93,7 @@ class Killed(Exception):
 
 
 class DyingStorage(Storage):
-    """The process ends after a number of files."""
+    """Storage of a process that is killed after a number of files."""
 
     num_left = 1
 
@@ -104,17 +104,17 @@ class DyingStorage(Storage):
         super().write_bytes(uri, data)
 
 
-def test_an_outcome_half_written_is_none(local, tmp_path):
+def test_an_unfinished_result_is_ignored(local, tmp_path):
     folder = str(tmp_path / "outcome")
     with pytest.raises(Killed):
         write_result(folder, drawn_result(), DyingStorage(local.settings))
-    assert os.listdir(folder) == [ARRAYS]  # the record is what declares it whole
+    assert os.listdir(folder) == [ARRAYS]  # the record is written last
     assert read_result(folder, local) is None
     write_result(folder, drawn_result(), local)
     assert_same(read_result(folder, local), drawn_result())
 
 
-def test_vectors_stand_beside_their_files(local, tmp_path):
+def test_vectors_are_written_with_their_file_names(local, tmp_path):
     result = drawn_result()
     files = {
         "source_files": [f"sources/日本/ü {i}.jpg" for i in range(9)],

@@ -1,5 +1,4 @@
-"""CCA against its definition as an eigenproblem, on pairs of known correlations; alignment and whiteness against loops
-over their formulas."""
+"""CCA against its definition as an eigenproblem and on known correlations; alignment and whiteness against loops."""
 
 import json
 import xml.etree.ElementTree as ElementTree
@@ -23,7 +22,7 @@ KNOWN = np.array([0.95, 0.8, 0.5, 0.2, 0, 0])
 
 
 def known_pairs(num_pairs: int, seed: int, mixed: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of the canonical correlations KNOWN; mixed: each domain by a linear map of its own, with a mean."""
+    """Pairs with the canonical correlations KNOWN; mixed: with a linear map and a mean of its own in each domain."""
     generator = np.random.default_rng(seed)
     real, noise = generator.standard_normal((2, num_pairs, 6))
     synthetic = KNOWN * real + np.sqrt(1 - KNOWN**2) * noise
@@ -34,8 +33,7 @@ def known_pairs(num_pairs: int, seed: int, mixed: bool = True) -> tuple[np.ndarr
 
 
 def eigen_cca(real: np.ndarray, synthetic: np.ndarray, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
-    """Directions [d, d] of both domains from Sxx^-1 Sxy Syy^-1 Syx u = rho^2 u, the definition; no whitening, no
-    PCA."""
+    """Directions [d, d] of both domains by the definition, Sxx^-1 Sxy Syy^-1 Syx u = rho^2 u, without whitening."""
     x, y = real - real.mean(axis=0), synthetic - synthetic.mean(axis=0)
     sxx, syy, sxy = (a.T @ b / len(x) for a, b in ((x, x), (y, y), (x, y)))
     sxx, syy = ((1 - shrinkage) * s + shrinkage * np.mean(np.diag(s)) * np.eye(len(s)) for s in (sxx, syy))
@@ -57,9 +55,8 @@ def test_correlations_equal_those_of_the_eigenproblem(shrinkage):
     np.testing.assert_allclose(held_out_correlations(fit, held_out, 6, shrinkage), expected, atol=1e-8)
 
 
-def test_shrinkage_in_fewer_pairs_than_coordinates_is_ridge_cca():
-    """num_components >= n - 1 cuts nothing that the pairs vary in: directions equal those of the full problem for a
-    ridge of the same size."""
+def test_shrinkage_with_fewer_pairs_than_coordinates_is_ridge_cca():
+    """num_components >= n - 1 keeps all variance, so the directions equal those of the full problem with a ridge."""
     generator = np.random.default_rng(3)
     real = generator.standard_normal((20, 30))
     synthetic = real + generator.standard_normal((20, 30))
@@ -74,7 +71,7 @@ def test_shrinkage_in_fewer_pairs_than_coordinates_is_ridge_cca():
         np.testing.assert_allclose(cosine[:5], norms[:5], rtol=1e-6)
 
 
-def test_known_correlations_are_found_on_held_out_pairs_whatever_the_map():
+def test_known_correlations_are_found_on_held_out_pairs_under_any_map():
     found = held_out_correlations(known_pairs(6000, 4), known_pairs(6000, 5), shrinkage=0.0)
     np.testing.assert_allclose(found, KNOWN, atol=0.04)
     summary = summarise(*known_pairs(6000, 4), np.arange(6000), shrinkage=0.0)
@@ -82,19 +79,18 @@ def test_known_correlations_are_found_on_held_out_pairs_whatever_the_map():
     np.testing.assert_allclose(summary.fitted_correlations, KNOWN, atol=0.04)
 
 
-def test_unrelated_pairs_correlate_where_they_were_fitted_and_not_where_held_out():
+def test_unrelated_pairs_correlate_in_the_fit_but_not_when_held_out():
     real, synthetic = np.random.default_rng(6).standard_normal((2, 100, 300))
     summary = summarise(real, synthetic, np.arange(100))
     assert len(summary.canonical_correlations) == 32
     assert summary.fitted_correlations[0] > 0.8
-    # 32 correlations of 100 pairs: each of standard deviation 0.1.
+    # Each of the 32 correlations of 100 pairs has a standard deviation of 0.1.
     assert abs(np.mean(summary.canonical_correlations)) < 0.06 and np.abs(summary.canonical_correlations).max() < 0.4
     assert abs(summary.alignment) < 0.03
 
 
-def test_joint_components_see_the_correlation_of_a_white_model():
-    """Every direction correlates 0.5; components of each domain alone, arbitrary where all variances are equal, would
-    hardly overlap."""
+def test_joint_components_keep_the_correlation_of_a_white_model():
+    """Every direction correlates 0.5. Components of each domain alone are arbitrary and would hardly overlap."""
     generator = np.random.default_rng(7)
     shared, *noise = generator.standard_normal((3, 400, 128))
     summary = summarise(shared + noise[0], shared + noise[1], np.arange(400), num_components=16)
@@ -104,7 +100,7 @@ def test_joint_components_see_the_correlation_of_a_white_model():
 
 
 def test_copies_of_a_pair_stay_in_one_fold():
-    """Noise in three copies: unless copies share a fold, held-out correlations are those of the fit."""
+    """Noise in three copies: if copies were in several folds, held-out correlations would equal those of the fit."""
     real, synthetic = np.random.default_rng(8).standard_normal((2, 60, 40))
     real, synthetic, groups = (np.repeat(a, 3, axis=0) for a in (real, synthetic, np.arange(60)))
     by_group = summarise(real, synthetic, groups)
@@ -137,8 +133,8 @@ def test_alignment_equals_the_loop():
     assert alignment(real @ turn, synthetic @ turn)[1] == pytest.approx(weighted)
 
 
-def test_diagonal_share_is_that_of_the_population_at_any_size_of_sample():
-    """What the plain sample estimate misses by far, since noise of variance 1 / n sits in each of d * d entries."""
+def test_the_diagonal_share_is_unbiased_in_small_samples():
+    """The plain sample estimate is far off, because each of d * d entries has noise of variance 1 / n."""
     generator = np.random.default_rng(12)
     shared, *noise = generator.standard_normal((3, 200, 300))
     real, synthetic = shared + 0.5 * noise[0], shared + 0.5 * noise[1]
@@ -148,7 +144,7 @@ def test_diagonal_share_is_that_of_the_population_at_any_size_of_sample():
     assert diagonal_share(real, synthetic, folds) == pytest.approx(1, abs=0.1)
     turned = np.roll(synthetic, 1, axis=1)
     assert diagonal_share(real, turned, folds) == pytest.approx(0, abs=0.05)
-    # One factor in all coordinates: every entry of Rxy is the same, a share of 1 / d on the diagonal.
+    # One factor in all coordinates: all entries of Rxy are equal, so the diagonal has a share of 1 / d.
     factor = generator.standard_normal((200, 1)) + 0.1 * generator.standard_normal((2, 200, 300))
     assert diagonal_share(*factor, folds) == pytest.approx(1 / 300, rel=0.05)
     large = known_pairs(20000, 13)
@@ -173,14 +169,14 @@ def test_whiteness_equals_the_formulas(shape):
     assert found.mean_correlation == pytest.approx(np.mean(pairs))
 
 
-def test_whiteness_tells_white_redundant_and_collapsed_apart():
+def test_whiteness_distinguishes_white_redundant_and_collapsed_vectors():
     generator = np.random.default_rng(15)
     white = generator.standard_normal((4000, 10))
     found = whiteness(white)
     assert found.redundancy == pytest.approx(0, abs=0.01) and found.effective_rank == pytest.approx(1, abs=0.01)
     copied = whiteness(np.concatenate([white, white], axis=1))
     assert copied.redundancy > 0.5 and copied.effective_rank == pytest.approx(0.5, abs=0.01)
-    # No variance in half of the coordinates: correlations cannot show it, the effective rank does.
+    # Half of the coordinates have no variance: correlations do not show it, the effective rank does.
     dead = whiteness(np.concatenate([white, np.ones((4000, 10))], axis=1))
     assert dead.redundancy == pytest.approx(found.redundancy)
     assert (dead.num_constant, dead.effective_rank) == (10, pytest.approx(0.5, abs=0.01))
@@ -196,7 +192,7 @@ def test_whitening_raises_the_whiteness_of_the_summary(summary):
     assert summary.whiteness < -0.1 and white.whiteness == pytest.approx(0, abs=0.02)
 
 
-def test_the_summary_repeats_and_is_plain_json(summary):
+def test_the_summary_is_deterministic_and_plain_json(summary):
     assert summarise(*known_pairs(300, 16), np.arange(300) // 2, num_components=4) == summary
     read = json.loads(json.dumps(summary.to_dict(), allow_nan=False))
     assert (
@@ -207,7 +203,7 @@ def test_the_summary_repeats_and_is_plain_json(summary):
     assert read["num_groups"] == 150
 
 
-def test_what_cannot_be_used_is_named():
+def test_unusable_input_is_named():
     real, synthetic = known_pairs(40, 17)
     broken = real.copy()
     broken[7, 2] = np.nan
@@ -230,7 +226,7 @@ def test_what_cannot_be_used_is_named():
             call()
 
 
-def test_the_plot_says_what_was_summarised(summary):
+def test_the_plot_shows_the_summary_in_text(summary):
     methods = {"raw": summary, "short": replace(summary, canonical_correlations=(0.5,), alignment=-0.4)}
     text = "".join(ElementTree.fromstring(plot(methods)).itertext())
     assert f"raw: mean canonical correlation {np.mean(summary.canonical_correlations):.3f}, alignment" in text

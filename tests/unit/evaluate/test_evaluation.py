@@ -1,4 +1,4 @@
-"""Ranking of known true sources, against a slow oracle and, where it is at hand, against the data folder's own scorer."""
+"""Ranking of known true sources against a slow oracle, and against the scorer of the data folder if it exists."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ ABC = {"test_cases": {"c": "c.json"}}
 
 
 def oracle(sources, queries, truth) -> dict[tuple[str, str], list[tuple[float, float, float]]]:
-    """Per truth row AP, recall at 1 and at 10, by counting, without sorting."""
+    """AP, recall@1 and recall@10 of each truth row, by counting, without sorting."""
     cells: dict = {}
     vector_of = {f"q/{key}": np.float16(vector).astype(np.float64) for key, _, vector in queries}
     method_of = {f"q/{key}": method for key, method, _ in queries}
@@ -61,7 +61,7 @@ def test_cells_equal_those_of_an_oracle_that_counts(seed, tmp_path, local):
     assert 0 < len(large) < 4
     mean, low, high = intervals(scores)[None]["ap"]
     assert mean == pytest.approx(np.mean(large)) and low < mean < high
-    # What is named as found and as true: the best of the pool, and the whole group.
+    # true_keys is the whole group, top_keys the best of the pool.
     group_of = {key: group for key, group, _ in sources}
     for row, (_, _, group) in enumerate(truth):
         assert {group_of[key] for key in scores.true_keys[row]} == {group}
@@ -115,7 +115,7 @@ def test_vectors_of_different_models_are_not_compared():
         (lambda s, q, t: t.clear(), "truth.tsv has no rows"),
     ],
 )
-def test_a_truth_without_vectors_is_named(change, expected, tmp_path, local):
+def test_a_truth_row_without_vectors_is_named(change, expected, tmp_path, local):
     sources, queries, truth = drawn_case(0)
     change(sources, queries, truth)
     with pytest.raises(AttribError, match=expected):
@@ -177,7 +177,7 @@ def test_cells_and_differences_equal_those_of_the_independent_scorer(data_folder
         with open(data_folder / "dev" / f"{name}.tsv", newline="", encoding="utf-8") as file:
             tables[name] = list(csv.DictReader(file, delimiter="\t"))
     truth = [(r["query"], r["role"], r["source_group"]) for r in tables["truth"]]
-    # Vectors that know a little of the truth, so that ranks are neither all first nor all by chance; copies tie exactly.
+    # Vectors carry a little of the truth, so that ranks are neither all first nor random; copies tie exactly.
     rng = np.random.default_rng(0)
     groups = {row["group"]: rng.standard_normal(32) for row in tables["sources"]}
     wanted: dict = {}

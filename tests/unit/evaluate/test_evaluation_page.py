@@ -1,4 +1,4 @@
-"""The files of a comparison: figures against the scores they came from, pictures, and text that tries to be more than text."""
+"""The files of a comparison: numbers against their scores, images, and names that try to inject HTML."""
 
 import json
 import re
@@ -24,7 +24,7 @@ NUM_QUERIES = 36
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: its elements with attributes, and its text."""
+    """A parsed page: elements with attributes, and text without styles."""
 
     def __init__(self, text: str):
         super().__init__(convert_charrefs=True)
@@ -56,7 +56,7 @@ def collections(keys: list[str], names: list[str]) -> tuple[Collection, Collecti
 
 
 def results_of(sources: Collection, queries: Collection, truth) -> dict[str, QueryScores]:
-    """Two methods: the vectors, and two of their dimensions."""
+    """Two methods: all dimensions of the vectors, and the first two."""
     few = [Collection(c.keys, c.vectors[:, :2], c.metadata) for c in (sources, queries)]
     return {"all <b>twelve</b>": score_truth(sources, queries, truth), "first two": score_truth(*few, truth)}
 
@@ -67,12 +67,12 @@ def results():
     return results_of(*collections(keys, [f"{HOSTILE[:-4]}{i}.png" for i in range(NUM_QUERIES)]))
 
 
-def test_the_rows_that_differ_most_are_found(results):
+def test_the_rows_with_the_largest_differences_are_found(results):
     rows = most_different(results, 5)
     a, b = (scores.values["ap"] for scores in results.values())
     scores = next(iter(results.values()))
     gaps = np.abs(a - b)
-    # Greedily, the largest gap first, each unit once: recomputed by looking at every row again for each choice.
+    # Oracle: for each choice, look at all remaining rows again; each unit once.
     left, expected = set(range(NUM_QUERIES)), []
     while len(expected) < 5:
         best = max(sorted(left), key=lambda row: gaps[row])
@@ -82,7 +82,7 @@ def test_the_rows_that_differ_most_are_found(results):
     assert most_different({"only": scores}, 5) == [] == most_different(results, 0)
 
 
-def test_every_figure_is_on_the_page_and_nothing_is_code(results, tmp_path, local):
+def test_every_number_is_on_the_page_and_no_name_becomes_code(results, tmp_path, local):
     summary = write_comparison(results, str(tmp_path), local, title=HOSTILE, reference="first two", num_shown=4)
     raw = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     page = Page(raw)
@@ -102,7 +102,7 @@ def test_every_figure_is_on_the_page_and_nothing_is_code(results, tmp_path, loca
     assert json.loads((tmp_path / "evaluation.json").read_text()) == json.loads(json.dumps(summary))
 
 
-def test_figures_stand_after_the_forest_plot_and_captions_are_text(results, tmp_path, local):
+def test_figures_follow_the_forest_plot_and_captions_are_escaped(results, tmp_path, local):
     chart = svg(steps_figure([Steps(HOSTILE, ["a", "b"], {"one": [0.1, 0.2]})]), HOSTILE)
     caption = f"{HOSTILE}\nHow to read it: {HOSTILE}\nand more"
     summary = write_comparison(
@@ -119,20 +119,20 @@ def test_figures_stand_after_the_forest_plot_and_captions_are_text(results, tmp_
     assert not {"script", "img"} & {tag for tag, _ in page.elements}
     assert page.text.count(HOSTILE) == 2 + 2 and "and more" in page.text and "plain" in page.text
     assert raw.index('class="card forest"') < raw.index(chart) < raw.index("By role and generator")
-    # The page's own styles must not recolour the charts.
+    # The styles of the page must not change the colours of the charts.
     style = raw[raw.index("<style>") : raw.index("</style>")]
     assert not re.search(r"(text|path|svg \w+|^\s*g) *[{,]", style, re.MULTILINE)
     written = json.loads((tmp_path / "evaluation.json").read_text())
     assert written == json.loads(json.dumps(summary)) | {"theory": {"a": 0.5}}
 
 
-def test_a_difference_that_may_be_nothing_is_not_bold(results, tmp_path, local):
+def test_a_difference_whose_interval_includes_zero_is_not_bold(results, tmp_path, local):
     summary = write_comparison(results, str(tmp_path), local, reference="all <b>twelve</b>")
     assert summary["methods"]["first two"]["minus_reference"]["ap"]["low"] < 0
     assert '<b class="value">' not in (tmp_path / "comparison.html").read_text()
 
 
-def test_the_parquet_file_gives_the_macro_mean_back(results, tmp_path, local):
+def test_the_macro_mean_can_be_computed_from_the_parquet_file(results, tmp_path, local):
     summary = write_comparison(results, str(tmp_path), local)
     table = pq.read_table(tmp_path / "queries.parquet")
     assert table.equals(query_table(results)) and table.num_rows == 2 * NUM_QUERIES
@@ -158,7 +158,7 @@ def test_the_forest_plot_shows_every_macro_mean_and_the_reference(results, tmp_p
     assert drawn["reference"] == macros["first two"]["mean"]
 
 
-def test_without_large_cells_the_page_says_so(tmp_path, local):
+def test_the_page_reports_that_no_cell_is_large_enough(tmp_path, local):
     few = results_of(*collections([f"s{i}.png" for i in range(9)], [f"q{i}.png" for i in range(7)]))
     summary = write_comparison(few, str(tmp_path), local)
     page = Page((tmp_path / "comparison.html").read_text())
@@ -167,10 +167,10 @@ def test_without_large_cells_the_page_says_so(tmp_path, local):
     assert ("details", {"open": None}) in page.elements
 
 
-def test_pictures_come_from_the_embed_runs(tmp_path, local):
+def test_images_come_from_the_embed_runs(tmp_path, local):
     sources, queries, truth = collections([f"s{i}.png" for i in range(20)], [f"q{i}.jpg" for i in range(NUM_QUERIES)])
     found = results_of(sources, queries, truth)
-    # What the second method put first comes from a collection of distractors with keys of its own.
+    # The first sources of the second method come from a separate collection of distractors.
     other = found["first two"]
     swapped = [[PREFIX + keys[0], *keys[1:]] for keys in other.top_keys]
     found["first two"] = QueryScores(**{**vars(other), "top_keys": swapped})
@@ -187,12 +187,12 @@ def test_pictures_come_from_the_embed_runs(tmp_path, local):
     assert len(images) == 3 * 4 - 1 and all(i["src"].startswith("data:image/jpeg;base64,") for i in images)
     assert "the file is gone since it was listed" in page.text
     assert sum(i["title"].startswith(PREFIX) for i in images) == 3
-    # Without the collections the page is made all the same.
+    # The page is also written without the collections.
     write_comparison(found, output, local, images=ImageFolders(str(tmp_path / "gone"), {"": str(tmp_path / "gone")}))
     assert "the manifest is gone" in (tmp_path / "out" / "comparison.html").read_text()
 
 
-def test_pictures_are_those_of_the_reference():
+def test_images_are_those_of_the_reference():
     methods = [{"name": n, "sources": f"/{n}/s", "queries": f"/{n}/q", "distractors": f"/{n}/d"} for n in "ab"]
     given = {"methods": methods, "abc": {"test_cases": {"c": "/c.json"}}, "output": "/o", "thumbnail_px": 50}
     settings = EvaluateSettings.model_validate(given | {"reference": "b"})

@@ -1,4 +1,4 @@
-"""AbC's mappers: read from what torch saves, applied as torch does, and never executed."""
+"""AbC's mappers: read from files of torch and safetensors, equal to torch's linear layer, and never executed."""
 
 import pickle
 
@@ -37,7 +37,7 @@ def save(value, path) -> str:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_mapper_acts_as_torchs_linear_layer(name, tmp_path, local):
+def test_a_mapper_equals_torchs_linear_layer(name, tmp_path, local):
     mappers = load_mappers(save(FORMS[name](), tmp_path / name), local)
     x = np.random.default_rng(0).standard_normal((9, 6))
     for domain, mapper in (("real_mapper", mappers.real), ("synth_mapper", mappers.synth)):
@@ -57,7 +57,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize("how", ["torch.save", "a bare pickle"])
-def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(how, tmp_path, local):
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(how, tmp_path, local):
     mark = tmp_path / "executed"
     value = {"real_mapper": Hostile(mark)}
     path = tmp_path / "mapper.pth"
@@ -83,12 +83,15 @@ def without(name: str) -> dict:
         (flat() | {"real_mapper.bias": torch.zeros(5)}, r"weight \[6, 6\] and bias \[5\]"),
         (flat() | {"real_mapper.bias": torch.full((6,), torch.nan)}, "values that are not finite"),
         (flat() | {"real_mapper.bias": 3}, "must be tensors"),
-        (flat() | {"synth_mapper.weight": torch.zeros(4, 6), "synth_mapper.bias": torch.zeros(4)}, "both must have one shape"),
+        (
+            flat() | {"synth_mapper.weight": torch.zeros(4, 6), "synth_mapper.bias": torch.zeros(4)},
+            "both must have one shape",
+        ),
         ([1, 2], "holds a list, not a state dict"),
         ({}, "the file holds nothing"),
     ],
-)  # fmt: skip
-def test_a_file_of_other_contents_is_named(value, expected, tmp_path, local):
+)
+def test_a_file_with_other_contents_is_named(value, expected, tmp_path, local):
     with pytest.raises(AttribError, match=expected):
         load_mappers(save(value, tmp_path / "mapper.pth"), local)
 

@@ -1,4 +1,4 @@
-"""Theory and shares of known pairs against loops over a truth table, folds that would leak, and what the job leaves behind."""
+"""Theory and shares of known pairs against loops over a truth table, leaks between folds, and the job's output."""
 
 import math
 import xml.etree.ElementTree as ElementTree
@@ -45,7 +45,7 @@ def in_memory(seed: int = 0) -> tuple[Collection, Collection, list[TruthRow]]:
 
 
 def many_in_memory(num_queries: int = 600) -> tuple[Collection, Collection, list[TruthRow]]:
-    """120 sources, one of each group, and queries so near to one of them that the default is not sure enough."""
+    """120 sources, one per group, and queries so near to one of them that the default shares are too uncertain."""
     rng = np.random.default_rng(1)
     vectors = rng.standard_normal((120, 48)) + 8
     wanted = rng.integers(0, 120, num_queries)
@@ -66,9 +66,9 @@ def shuffled(collection: Collection, seed: int) -> Collection:
 
 
 @pytest.mark.parametrize("role", ["content", "style"])
-def test_theory_is_of_one_pair_for_each_query_of_the_role(role):
+def test_theory_uses_one_pair_per_query_of_the_role(role):
     sources, queries, truth = in_memory()
-    # A second group in the same role is no second pair.
+    # A second group in the same role adds no pair.
     extra = TruthRow(truth[0].query, "content", next(row.group for row in truth if row.group != truth[0].group))
     real, synthetic, groups, seen = [], [], [], set()
     for query, of_role, group in truth:
@@ -79,7 +79,7 @@ def test_theory_is_of_one_pair_for_each_query_of_the_role(role):
             synthetic.append(unit(queries.vectors[queries.keys.index(query)]))
             groups.append(group)
     expected = cca.summarise(np.stack(real), np.stack(synthetic), np.array(groups), num_folds=4, seed=3)
-    # Whatever order the files had.
+    # The order of the files does not matter.
     found = pair_theory(shuffled(sources, 1), shuffled(queries, 2), [*truth, extra], role, num_folds=4, seed=3)
     for name in ("canonical_correlations", "fitted_correlations", "alignment", "diagonal_share", "whiteness"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-9)
@@ -88,7 +88,7 @@ def test_theory_is_of_one_pair_for_each_query_of_the_role(role):
 
 
 def by_hand(sources: Collection, queries: Collection, truth, top_k: int):
-    """Candidates of each query by sorting all cosines, one query at a time."""
+    """Candidates of each query, by sorting all cosines of one query at a time."""
     similarity, is_true, first = [], [], {}
     for row in truth:
         first.setdefault(row.query, row.group)
@@ -107,7 +107,7 @@ def relu_shares(row, settings: SharesSettings) -> list[float]:
     return [value / sum(kept) for value in kept]
 
 
-def test_shares_are_measured_on_folds_that_the_calibrator_has_not_seen():
+def test_shares_are_measured_on_held_out_folds():
     sources, queries, truth = in_memory()
     similarity, is_true, groups = by_hand(sources, queries, truth, TOP_K)
     assert 0 < is_true.any(axis=1).sum() < len(is_true) and is_true.sum(axis=1).max() > 1
@@ -132,7 +132,7 @@ def test_shares_are_measured_on_folds_that_the_calibrator_has_not_seen():
 
 
 def test_no_group_is_on_both_sides_of_a_fold(monkeypatch):
-    """Every query's fit must leave out all queries that share its first group; noticed by what the fits are given."""
+    """The fit for a query must exclude all queries with its first group. A spy records what each fit is given."""
     sources, queries, truth = many_in_memory(300)
     similarity, _, groups = by_hand(sources, queries, truth, TOP_K)
     given, fit = [], calibration.fit_shares
@@ -150,7 +150,7 @@ def test_no_group_is_on_both_sides_of_a_fold(monkeypatch):
     assert sorted(left_out) == sorted(set(groups))
     assert len(given[-1]) == 300
 
-    # Folds that ignore groups are seen by the same look.
+    # The same check detects folds that ignore groups.
     given.clear()
     monkeypatch.setattr(cca, "folds_by_group", lambda groups, num_folds, seed: np.arange(len(groups)) % num_folds)
     calibrate_shares(sources, queries, truth, TOP_K, NUM_FOLDS)
@@ -158,7 +158,7 @@ def test_no_group_is_on_both_sides_of_a_fold(monkeypatch):
     assert inside & {group_of[s] for s in set(group_of) - set(given[0].tolist())}
 
 
-def test_fitted_shares_beat_the_default_on_pairs_not_fitted_on():
+def test_fitted_shares_beat_the_default_on_held_out_pairs():
     found = calibrate_shares(*many_in_memory(), top_k=10)
     assert found.held_out.misplaced_share < found.default.misplaced_share / 2
     assert found.held_out.brier < found.default.brier
@@ -167,8 +167,8 @@ def test_fitted_shares_beat_the_default_on_pairs_not_fitted_on():
     assert min(spread) / 1.3 < found.fitted.inverse_temperature < max(spread) * 1.3
 
 
-def test_copies_in_a_true_group_and_other_roles_are_true():
-    """Sources a, a' (one group) and b, another role's, are all true; c is not."""
+def test_copies_and_sources_of_other_roles_are_true():
+    """Sources a and A (one group) and b (of another role) are true; c is not."""
     vectors = np.array([[1, 0, 0], [1, 0.01, 0], [0.9, 0.4, 0], [0, 0, 1.0]])
     sources = Collection(list("aAbc"), vectors, {"group": ["a", "a", "b", "c"]})
     rows = np.array([[1, 0.1, 0], [0.9, 0.1, 0.3], [0.1, 0, 1]])
@@ -192,7 +192,7 @@ def test_mappers_act_on_their_own_domain():
     assert calibrate_shares(sources, queries, truth, **both) == calibrate_shares(*mapped)
 
 
-def test_what_cannot_be_measured_is_named():
+def test_pairs_that_cannot_be_measured_are_named():
     sources, queries, truth = in_memory()
     with pytest.raises(AttribError, match="no row of the role 'idea'; its roles are content, style"):
         pair_theory(sources, queries, truth, "idea")
@@ -218,7 +218,7 @@ def test_what_cannot_be_measured_is_named():
 
 
 def job_settings(settings: EvaluateSettings, name: str, **measures) -> EvaluateSettings:
-    """The same with a method's name and other measures."""
+    """The settings with another method name and other measures."""
     given = settings.model_dump(exclude={"abc"}) | {"measures": measures}
     given["methods"][0]["name"] = name
     return EvaluateSettings.model_validate(given)
@@ -251,7 +251,7 @@ def test_the_job_writes_the_numbers_and_the_figures(start_job, tmp_path, local):
     assert f"Brier {shares.default.brier:.3f}, {shares.held_out.brier:.3f}" in said
 
 
-def test_too_few_pairs_leave_the_ranking_as_it_is(tmp_path, local):
+def test_too_few_pairs_are_reported_and_do_not_stop_the_ranking(tmp_path, local):
     settings = write_case(tmp_path, local, *drawn_case(0)[:2], drawn_case(0)[2][:5])
     assert evaluate(settings, local)["one"].values["ap"].shape == (5,)
     found = measure_pairs(settings, local)
@@ -260,7 +260,7 @@ def test_too_few_pairs_leave_the_ranking_as_it_is(tmp_path, local):
     assert [line[:30] for line in found.lines()] == ["theory, one: not measured: 3 g", "shares, one: not measured: 3 g"]
 
 
-def test_only_what_is_asked_for_is_measured_and_old_plots_go(tmp_path, local):
+def test_only_requested_measures_are_made_and_old_plots_are_deleted(tmp_path, local):
     settings = job_settings(write_case(tmp_path, local, *drawn_case(0)), "one", shares_top_k=None)
     found = measure_pairs(settings, local)
     assert found.theory.keys() == {"one"} and found.shares == {} and found.numbers.keys() == {"theory"}
@@ -268,7 +268,7 @@ def test_only_what_is_asked_for_is_measured_and_old_plots_go(tmp_path, local):
     (tmp_path / "out" / "shares.svg").write_text("of an earlier evaluation")
     found.write_plots(settings.output, local)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["theory.svg"]
-    # AbC's protocol has no such pairs: nothing is even read.
+    # AbC's protocol has no such pairs, so nothing is read.
     method = {"name": "a", "sources": "/gone/s", "queries": "/gone/q", "distractors": "/gone/d"}
     given = {"methods": [method], "abc": {"test_cases": {"c": "/gone/c.json"}}, "output": "/gone/out"}
     abc = EvaluateSettings.model_validate(given)

@@ -1,4 +1,4 @@
-"""Bootstrap intervals and differences, against direct resampling and closed forms."""
+"""Bootstrap intervals and differences against direct resampling and closed forms."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def scores_of(cells, units, ap, **options) -> QueryScores:
 
 def drawn(seed: int, num_rows: int = 200, **options) -> QueryScores:
     rng = np.random.default_rng(seed)
-    names = np.random.default_rng(99)  # what is asked does not depend on the seed
+    names = np.random.default_rng(99)  # cells and units do not depend on the seed
     cells = [
         ("ab"[names.choice(2, p=[0.65, 0.35])], "xyz"[names.choice(3, p=[0.6, 0.3, 0.1])]) for _ in range(num_rows)
     ]
@@ -47,13 +47,13 @@ def test_a_tie_never_helps():
     relevant = np.array([True, False, False, True, False])
     assert ranks_of_relevant(similarity, relevant).tolist() == [3, 4]
     assert ranks_of_relevant(np.zeros(4), np.array([True, False, False, False])).tolist() == [4]
-    # What differs by rounding alone is a tie as well.
+    # Values that differ only by rounding also tie.
     similarity[[0, 3]] += 1e-15
     assert ranks_of_relevant(similarity, relevant).tolist() == [3, 4]
 
 
 def test_the_interval_resamples_units_and_not_rows():
-    """When all rows of a unit agree, as many rows again say nothing new, so the interval stays as wide."""
+    """If all rows of a unit are equal, more rows add no information, so the interval keeps its width."""
     precision = np.random.default_rng(0).random(40)
     units = [f"g{i}" for i in range(40)]
     once = intervals(scores_of([("r", "m")] * 40, units, precision))[None]["ap"]
@@ -64,7 +64,7 @@ def test_the_interval_resamples_units_and_not_rows():
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_draws_equal_direct_resampling_of_rows(shared):
-    """Rows are collected unit by unit as drawn, and averaged; cells of one first name share the draw where units are shared."""
+    """Oracle: average the rows of each drawn unit. With shared units, cells of one first name share draws."""
     scores = drawn(1, shared_units=shared)
     found, rng = bootstrap(scores), np.random.default_rng(0)
     macro = scores.macro_cells()
@@ -76,8 +76,8 @@ def test_draws_equal_direct_resampling_of_rows(shared):
         units = sorted({u for u, cell in zip(scores.units, scores.cells) if cell in members})
         picks = rng.integers(0, len(units), size=(BOOTSTRAP_DRAWS, len(units)))
         for cell in members:
-            rows_of = [[ap for ap, u, c in zip(scores.values["ap"], scores.units, scores.cells) if (u, c) == (unit, cell)]
-                       for unit in units]  # fmt: skip
+            rows = list(zip(scores.values["ap"], scores.units, scores.cells))
+            rows_of = [[ap for ap, u, c in rows if (u, c) == (unit, cell)] for unit in units]
             for draw in (0, 7, BOOTSTRAP_DRAWS - 1):
                 resampled = [ap for pick in picks[draw] for ap in rows_of[pick]]
                 expected = np.mean(resampled) if resampled else np.nan
@@ -95,14 +95,14 @@ def test_a_paired_difference_is_narrower_than_its_parts():
     assert paired_difference(a, a) == (0, 0, 0)
 
 
-def test_methods_that_answered_other_questions_are_not_compared():
+def test_methods_with_other_rows_are_not_compared():
     with pytest.raises(AttribError, match=r"'a' and 'b' were not scored on the same queries \(200 and 150 rows\)"):
         summarise({"a": drawn(1), "b": drawn(1, 150)})
     with pytest.raises(AttribError, match="reference 'c' is no method; the methods are a"):
         summarise({"a": drawn(1)}, "c")
 
 
-def test_small_cells_stay_out_of_the_macro_mean():
+def test_small_cells_are_excluded_from_the_macro_mean():
     cells = [("a", "x")] * 30 + [("b", "x")] * 29
     scores = scores_of(cells, [f"u{i}" for i in range(59)], [0.25] * 30 + [1.0] * 29)
     summary = summarise({"only": scores})
@@ -129,6 +129,6 @@ def test_the_table_has_every_method_in_every_cell():
     assert first == pytest.approx(np.mean([v for v, c in zip(a.values["ap"], a.cells) if c == min(a.cells)]))
 
 
-def test_names_of_values():
+def test_display_names_of_values():
     names = {"ap": "mAP", "recall_at_5": "recall@5", "whole_pool_ap": "whole pool mAP"}
     assert {value: value_name(value) for value in names} == names

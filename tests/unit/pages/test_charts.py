@@ -1,4 +1,4 @@
-"""Charts from plain numbers: every value is drawn, names stay text, and the SVG fetches nothing and is reproducible."""
+"""Charts: every value is drawn, names stay text, and the SVG loads nothing and is reproducible."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -60,7 +60,7 @@ def test_a_line_is_cut_where_nothing_was_measured():
     chance, line = figure.axes[0].lines
     np.testing.assert_array_equal(line.get_ydata(), [0.1, np.nan, 0.3, 0.4])
     assert list(chance.get_ydata()) == [0.2, 0.2] and chance.get_linestyle() == "--"
-    # Two pieces and three marks, also in the file.
+    # The file has two line pieces and three marks.
     root = ElementTree.fromstring(svg(figure, "steps"))
     paths = [e.get("d") for e in root.iter() if COLOURS[0] in e.get("style", "") and e.get("clip-path")]
     assert [path.count("M") for path in paths] == [2]
@@ -101,14 +101,14 @@ def test_a_histogram_shows_rare_values_and_colours_both_sides_of_the_threshold()
     assert "clear source from 0.2" in text_of(figure)
 
 
-def test_no_numbers_are_no_chart():
+def test_a_chart_without_numbers_is_refused():
     with pytest.raises(AttribError, match="no reliability"):
         calibration_figure({}, {})
     with pytest.raises(AttribError, match="no summary"):
         correlation_figure({}, {})
 
 
-def test_an_svg_is_one_labelled_element_that_fetches_nothing_and_keeps_names_as_text():
+def test_an_svg_is_one_labelled_element_that_loads_nothing_and_keeps_names_as_text():
     figure = forest_figure({HOSTILE: (0.5, 0.4, 0.6), "long " * 99: (0.5, 0.4, 0.6)}, HOSTILE)
     drawn = svg(figure, f'a "b" & c {HOSTILE}')
     root = ElementTree.fromstring(drawn)

@@ -1,5 +1,4 @@
-"""The calibrator against data drawn from it, a grid and loops over its formulas; pairs from the corpus against a search
-by hand."""
+"""The calibrator against data drawn from it, a grid and loops; pairs from the corpus against a search by loops."""
 
 import math
 
@@ -16,7 +15,7 @@ TRUE = SharesSettings(inverse_temperature=18.0, offset=-120.0)
 
 
 def smooth_shares(row: list[float], inverse_temperature: float, offset: float) -> list[float]:
-    """AbC's training form: softplus(beta = 100) in place of relu; absent candidates get nothing."""
+    """Shares in AbC's training form, with softplus(beta = 100) instead of relu; absent candidates get nothing."""
     best = max(row)
     kept = []
     for s in row:
@@ -41,7 +40,7 @@ def cross_entropy(similarity, is_true, settings: SharesSettings) -> float:
 
 
 def drawn(num_queries: int, seed: int, hard: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Queries whose one true source is drawn by the shares of TRUE."""
+    """Queries with one true source each, drawn with the shares of TRUE as probabilities."""
     generator = np.random.default_rng(seed)
     similarity = -np.sort(-generator.uniform(0.3, 0.75, (num_queries, 8)), axis=1)
     similarity[::5, 6:] = -np.inf
@@ -85,14 +84,13 @@ def test_the_gradient_is_that_of_the_loop(temperature, offset):
         assert found == pytest.approx((high - low) / (2 * (a + b)), rel=1e-4, abs=1e-7)
 
 
-def test_the_fit_recovers_what_the_data_were_drawn_from(fitted):
+def test_the_fit_recovers_the_calibrator_of_the_data(fitted):
     assert fitted.inverse_temperature == pytest.approx(TRUE.inverse_temperature, rel=0.1)
     assert fitted.offset == pytest.approx(TRUE.offset, rel=0.15)
 
 
-def test_the_fit_recovers_the_shares_where_truth_is_drawn_by_the_relu():
-    """softplus only approximates it, so that another offset makes up for the difference; the shares served are the
-    same."""
+def test_the_fit_recovers_shares_drawn_with_relu():
+    """softplus approximates relu, so the fitted offset differs, but the shares are the same."""
     found = fit_shares(*drawn(8000, 2, hard=True))
     similarity, _ = drawn(1000, 3)
     np.testing.assert_allclose(soft_shares(similarity, found), soft_shares(similarity, TRUE), atol=0.02)
@@ -106,7 +104,7 @@ def test_the_fit_beats_the_default_on_held_out_queries(fitted):
 
 
 def grid_minimum(similarity, is_true) -> float:
-    """Over the whole range of both scalars, then twice around the best, with no gradient and no code of the fit."""
+    """Least cross-entropy on a grid over both ranges, refined twice around the best, without code of the fit."""
     best = (math.inf, 0.0, 0.0)
     temperatures, offsets = np.geomspace(0.1, 1e4, 16), -np.geomspace(1e-3, 999, 10)
     for _ in range(3):
@@ -125,7 +123,7 @@ def test_no_grid_finds_a_better_calibrator(kind):
     if kind == "several_true":
         is_true |= (generator.random(is_true.shape) < 0.4) & np.isfinite(similarity)
     elif kind == "only_the_best_is_true":
-        # Nothing but the range holds the temperature back.
+        # A higher temperature is always better, up to the limit of the range.
         is_true = np.arange(8) == np.zeros((120, 1))
     elif kind == "any_is_true":
         is_true = np.isfinite(similarity)
@@ -134,7 +132,7 @@ def test_no_grid_finds_a_better_calibrator(kind):
     assert cross_entropy(similarity, is_true, found) <= grid_minimum(similarity, is_true) + 1e-6
 
 
-def test_the_fit_repeats_and_ignores_order_scale_of_candidates_and_unusable_queries(train, fitted):
+def test_the_fit_is_deterministic_and_ignores_order_shift_and_unusable_queries(train, fitted):
     similarity, is_true = train[0][:2000], train[1][:2000]
     found = fit_shares(similarity, is_true)
     assert fit_shares(similarity, is_true) == found
@@ -145,9 +143,8 @@ def test_the_fit_repeats_and_ignores_order_scale_of_candidates_and_unusable_quer
     assert backwards.offset == pytest.approx(found.offset, rel=1e-4)
 
 
-def test_fitted_shares_are_the_hard_ones_and_calibrated(fitted):
-    """What is served is attrib.shares.shares.soft_shares: exact zeros, close to the smooth form that was fitted, and
-    calibrated on new data."""
+def test_fitted_shares_are_calibrated_with_relu(fitted):
+    """soft_shares uses relu: exact zeros, close to the fitted smooth form, and calibrated on new data."""
     similarity, is_true = drawn(6000, 6)
     shares = soft_shares(similarity, fitted)
     smooth = [smooth_shares(row, fitted.inverse_temperature, fitted.offset) for row in similarity.tolist()]
@@ -193,14 +190,14 @@ def test_perfect_and_worst_shares():
     assert (best.expected_calibration_error, best.misplaced_share, best.brier, best.true_mass) == (0, 0, 0, 1)
     worst = reliability(np.array([[0.0, 0, 1], [1.0, 0, 0]]), np.array([[False, True, False]] * 2))
     assert (worst.misplaced_share, worst.brier, worst.true_mass) == (1, 2, 0)
-    # Candidates of share 0 dilute the error per candidate, not the figures per query.
+    # Candidates of share 0 dilute the error per candidate, but not the measures per query.
     wide = reliability(np.eye(1, 300), np.eye(1, 300, 7, dtype=bool))
     assert wide.expected_calibration_error < 0.01 and (wide.misplaced_share, wide.brier) == (1, 2)
 
 
 @pytest.fixture(scope="module")
 def corpus():
-    """Anchors with one picture twice; views of one or two of them, near their sources."""
+    """Anchors with one image twice; views near one or two of them."""
     generator = np.random.default_rng(8)
     anchors = generator.standard_normal((60, 16)).astype(np.float32) * 3
     ids = np.arange(60) + 1000
@@ -215,7 +212,7 @@ def corpus():
 
 @pytest.mark.parametrize("top_k", [1, 7, 500])
 @pytest.mark.parametrize("cells", [60, 1 << 24])
-def test_pairs_from_the_corpus_equal_a_search_by_hand(corpus, top_k, cells, monkeypatch):
+def test_pairs_from_the_corpus_equal_a_search_by_loops(corpus, top_k, cells, monkeypatch):
     monkeypatch.setattr(calibration, "QUERY_BLOCK_CELLS", cells)
     views, anchors, sources, ids = corpus
     similarity, is_true = pairs_from_corpus(*corpus, top_k)
@@ -234,7 +231,7 @@ def test_views_calibrate_shares_without_pairs(corpus):
     assert nats < default
 
 
-def test_what_cannot_be_used_is_named(corpus):
+def test_unusable_input_is_named(corpus):
     views, anchors, sources, ids = corpus
     similarity, is_true = np.array([[0.5, 0.4]]), np.array([[True, False]])
     for call, said in [

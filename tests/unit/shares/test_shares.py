@@ -1,4 +1,4 @@
-"""Soft shares against a loop over the formula of AbC."""
+"""Soft shares against a loop over AbC's formula."""
 
 import math
 
@@ -39,9 +39,9 @@ def test_shares_equal_the_formula(settings, similarity):
     assert shares[8, 0] == 1
 
 
-def test_far_sources_get_nothing_and_equal_ones_the_same(similarity):
+def test_distant_sources_get_nothing_and_equal_ones_equal_shares(similarity):
     shares = soft_shares(similarity, SharesSettings())
-    # By default a share falls to zero log(1 / 0.05) / 50, or 0.06, below the best.
+    # By default, a share is zero from log(1 / 0.05) / 50 = 0.06 below the best.
     gap = similarity[:, :1] - similarity
     assert (shares[gap > 0.0601] == 0).all() and (shares[gap < 0.0599] > 0).all()
     assert 0 < (shares[:5] == 0).sum()
@@ -51,7 +51,7 @@ def test_far_sources_get_nothing_and_equal_ones_the_same(similarity):
 
 @pytest.mark.parametrize("inverse_temperature", [1e-300, 1e300])
 def test_no_temperature_overflows(inverse_temperature, similarity):
-    """Towards zero every source gets the same, towards infinity the best take all."""
+    """Near zero all sources get equal shares; near infinity the best get everything."""
     shares = soft_shares(similarity, SharesSettings(inverse_temperature=inverse_temperature))
     sharing = np.isfinite(similarity) if inverse_temperature < 1 else similarity == similarity[:, :1]
     np.testing.assert_allclose(shares, sharing / sharing.sum(axis=1, keepdims=True), rtol=1e-12)

@@ -16,7 +16,6 @@ of them pages of the memory-mapped file (tests/unit/evaluate/test_abc_protocol.p
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -139,17 +138,59 @@ def open_distractors(uri: str, storage: Storage) -> Iterator[Distractors]:
         yield ArrayDistractors(vectors, origin=uri)
 
 
-@dataclass(frozen=True)
 class DistractorScan:
-    """Result of a scan, for q queries of t thresholds.
+    """Scan of the distractors for q queries with t thresholds each.
 
     num_at_or_above: int64 [q, t]. The best distractors, best first: top_rows, int64 [q, TOP_SOURCES], padded with -1,
     and top_similarity, float64, padded with -inf.
     """
 
-    num_at_or_above: np.ndarray
-    top_rows: np.ndarray
-    top_similarity: np.ndarray
+    def __init__(self, queries: np.ndarray, thresholds: np.ndarray):
+        num_queries, dimension = queries.shape
+        self.num_at_or_above = np.zeros(thresholds.shape, np.int64)
+        self.top_rows = np.full((num_queries, TOP_SOURCES), -1, np.int64)
+        self.top_similarity = np.full((num_queries, TOP_SOURCES), -np.inf)
+        self._queries, self._thresholds = queries, thresholds
+        self._queries32 = queries.astype(np.float32)
+        # 8 instead of 2: second-order terms, and rounding the limits below to float32.
+        self._margin = (dimension + 8) * 2.0**-24
+        self._lower = (thresholds - TIE - self._margin).astype(np.float32)
+        self._upper = (thresholds + self._margin).astype(np.float32)
+        self._floors = np.full(num_queries, -np.inf, np.float32)  # the least score that can change a result
+
+    def add_block(self, rows: np.ndarray, start: int) -> None:
+        """Add unit vectors float64 [b, d], the distractors from number `start`."""
+        rows32 = rows.astype(np.float32)
+        for first in range(0, len(self._queries), QUERY_ROWS):
+            scores = self._queries32[first : first + QUERY_ROWS] @ rows32.T
+            for i in np.flatnonzero(scores.max(axis=1) >= self._floors[first : first + QUERY_ROWS]):
+                self._add(first + i, scores[i], rows, start)
+
+    def _add(self, i: int, scores: np.ndarray, rows: np.ndarray, start: int) -> None:
+        """Add a block to query i. scores: its float32 products [b]."""
+        at = np.flatnonzero(scores >= self._floors[i])
+        found = scores[at]
+        ascending = np.sort(found)
+        certain = len(found) - np.searchsorted(ascending, self._upper[i], side="right")
+        possible = len(found) - np.searchsorted(ascending, self._lower[i], side="left")
+        self.num_at_or_above[i] += certain
+        for j in np.flatnonzero(possible > certain):
+            near = at[(found >= self._lower[i, j]) & (found <= self._upper[i, j])]
+            exact = rows[near] @ self._queries[i]
+            self.num_at_or_above[i, j] += np.count_nonzero(exact >= self._thresholds[i, j] - TIE)
+
+        worst_kept = self.top_similarity[i, -1]
+        if len(found) > TOP_SOURCES:
+            # The exact fifth best may be one margin below the fifth best in float32.
+            worst_kept = max(worst_kept, np.partition(found, -TOP_SOURCES)[-TOP_SOURCES] - self._margin)
+        better = at[found >= worst_kept - self._margin]
+        if len(better):
+            similarity = np.concatenate([self.top_similarity[i], rows[better] @ self._queries[i]])
+            numbers = np.concatenate([self.top_rows[i], better + start])
+            order = np.lexsort((numbers, -similarity))[:TOP_SOURCES]
+            self.top_similarity[i], self.top_rows[i] = similarity[order], numbers[order]
+            lowest = self._lower[i].min(initial=np.inf)
+            self._floors[i] = min(lowest, similarity[order[-1]] - self._margin)
 
 
 def scan_distractors(
@@ -161,7 +202,7 @@ def scan_distractors(
     Peak memory beside the arguments: 0.6 GB for d = 768 and 5 MB per thousand queries. Raises AttribError if a
     distractor is not finite or dimensions differ.
     """
-    state = _ScanState(queries, thresholds)
+    scan = DistractorScan(queries, thresholds)
     start = 0
     for block in distractors.blocks():
         if mapper is None and block.shape[1] != queries.shape[1]:
@@ -169,54 +210,6 @@ def scan_distractors(
                 f"{distractors.origin} has vectors of {block.shape[1]} numbers and the queries have "
                 f"{queries.shape[1]}; make both with the same model"
             )
-        rows = unit_rows(block, mapper, f"{distractors.origin}, rows from {start:,}")
-        rows32 = rows.astype(np.float32)
-        for first in range(0, len(queries), QUERY_ROWS):
-            scores = state.queries32[first : first + QUERY_ROWS] @ rows32.T
-            for i in np.flatnonzero(scores.max(axis=1) >= state.floors[first : first + QUERY_ROWS]):
-                state.add(first + i, scores[i], rows, start)
+        scan.add_block(unit_rows(block, mapper, f"{distractors.origin}, rows from {start:,}"), start)
         start += len(block)
-    return DistractorScan(state.counts, state.top_rows, state.top_similarity)
-
-
-class _ScanState:
-    """Counts and best distractors so far. floors: float32 [q], the least score that can change either."""
-
-    def __init__(self, queries: np.ndarray, thresholds: np.ndarray):
-        num_queries, dimension = queries.shape
-        self.queries, self.thresholds = queries, thresholds
-        self.queries32 = queries.astype(np.float32)
-        # 8 instead of 2: second-order terms, and rounding the limits below to float32.
-        self.margin = (dimension + 8) * 2.0**-24
-        self.lower = (thresholds - TIE - self.margin).astype(np.float32)
-        self.upper = (thresholds + self.margin).astype(np.float32)
-        self.counts = np.zeros(thresholds.shape, np.int64)
-        self.top_rows = np.full((num_queries, TOP_SOURCES), -1, np.int64)
-        self.top_similarity = np.full((num_queries, TOP_SOURCES), -np.inf)
-        self.floors = np.full(num_queries, -np.inf, np.float32)
-
-    def add(self, i: int, scores: np.ndarray, rows: np.ndarray, start: int) -> None:
-        """Add a block to query i. scores: float32 [b]; rows: the block's unit vectors float64 [b, d], from `start`."""
-        at = np.flatnonzero(scores >= self.floors[i])
-        found = scores[at]
-        ascending = np.sort(found)
-        certain = len(found) - np.searchsorted(ascending, self.upper[i], side="right")
-        possible = len(found) - np.searchsorted(ascending, self.lower[i], side="left")
-        self.counts[i] += certain
-        for j in np.flatnonzero(possible > certain):
-            near = at[(found >= self.lower[i, j]) & (found <= self.upper[i, j])]
-            exact = rows[near] @ self.queries[i]
-            self.counts[i, j] += np.count_nonzero(exact >= self.thresholds[i, j] - TIE)
-
-        worst_kept = self.top_similarity[i, -1]
-        if len(found) > TOP_SOURCES:
-            # The exact fifth best may be one margin below the fifth best in float32.
-            worst_kept = max(worst_kept, np.partition(found, -TOP_SOURCES)[-TOP_SOURCES] - self.margin)
-        better = at[found >= worst_kept - self.margin]
-        if len(better):
-            similarity = np.concatenate([self.top_similarity[i], rows[better] @ self.queries[i]])
-            numbers = np.concatenate([self.top_rows[i], better + start])
-            order = np.lexsort((numbers, -similarity))[:TOP_SOURCES]
-            self.top_similarity[i], self.top_rows[i] = similarity[order], numbers[order]
-            lowest = self.lower[i].min(initial=np.inf)
-            self.floors[i] = min(lowest, similarity[order[-1]] - self.margin)
+    return scan

@@ -1,4 +1,4 @@
-"""Options of jobs.ablate: variants of the method and its controls, all scored on the same queries."""
+"""Options of jobs.ablate: variants of the method and controls, scored on the same queries."""
 
 from typing import Literal
 
@@ -17,28 +17,28 @@ from attrib.train.settings import (
     TrainSettings,
 )
 
-CHOSEN = "chosen by folds"  # a row of the table that no variant may be named after
+CHOSEN = "chosen by folds"  # a row of the table; no variant may have this name
 
 
 class VariantSettings(Settings):
     """One row of the table.
 
-    learns_from: nothing (a control whose projections are fitted to the sources); views of the sources; queries
-    (projections of each domain are fitted apart: unpaired) or pairs (the supervised baseline), both always those of the
-    other folds.
+    learns_from: "nothing", a control with projections fitted to the sources; "views" of the sources; "queries", with
+    projections fitted to each domain separately, without pairs; "pairs", the supervised baseline. Queries and pairs are
+    those of the other folds.
     """
 
     name: str = Field(min_length=1)
     learns_from: Literal["nothing", "views", "queries", "pairs"] = "nothing"
-    features: str = "whole"  # which of the feature sets
+    features: str = "whole"  # name of a feature set
     head: HeadSettings = HeadSettings(net="none")
-    views: str = "standard"  # which of the sets of views
-    kinds: tuple[Kind, ...] = ()  # of the set's views only these; empty: all
+    views: str = "standard"  # name of a set of views
+    kinds: tuple[Kind, ...] = ()  # use only these kinds of the set's views; empty: all
     alignment: AlignmentSettings = AlignmentSettings()
     disentanglement: DisentanglementSettings = DisentanglementSettings(kind="none")
     optimiser: OptimiserSettings = OptimiserSettings()
     fine_tune: FineTuneSettings | None = None  # end to end, by jobs.train
-    num_workers: Positive = 1  # of the fine-tuning
+    num_workers: Positive = 1  # for fine-tuning
 
     @property
     def file_name(self) -> str:
@@ -62,7 +62,7 @@ class VariantSettings(Settings):
 
 
 class AblateSettings(JobSettings):
-    """jobs.ablate: train and score variants side by side; one command from images to the published table."""
+    """jobs.ablate: train and score variants; one command from images to the published table."""
 
     sources: CollectionSettings
     generated: CollectionSettings
@@ -73,31 +73,23 @@ class AblateSettings(JobSettings):
     view_sets: dict[str, ViewSettings] = Field(default={"standard": ViewSettings()}, min_length=1)
     views_per_image: Positive = 12
     variants: tuple[VariantSettings, ...] = Field(min_length=1)
-    reference: str | None = None  # differences are against it; None: the first variant
-    theory: tuple[str, ...] = ()  # variants whose canonical correlations and whiteness are measured
+    reference: str | None = None  # the variant that others are compared with; None: the first
+    theory: tuple[str, ...] = ()  # variants to measure canonical correlations and whiteness of
     num_folds: int = Field(default=5, ge=2)
     seed: int = 0
 
     def training(self, variant: VariantSettings, manifest: str, output: str) -> TrainSettings:
-        """A variant as jobs.train would have it. No image may be missing: every variant answers the same
-        questions."""
+        """Settings of jobs.train for a variant. No image may fail, so that every variant answers the same queries."""
+        run = {name: getattr(self, name) for name in ("storage", "ray", "backbone", "views_per_image", "seed")}
+        chosen = ("head", "alignment", "disentanglement", "optimiser", "fine_tune", "num_workers")
         return TrainSettings(
-            storage=self.storage,
-            ray=self.ray,
             manifest=manifest,
             output=output,
-            backbone=self.backbone,
             features=self.feature_sets[variant.features],
-            head=variant.head,
             views=self.view_sets[variant.views],
-            views_per_image=self.views_per_image,
-            alignment=variant.alignment,
-            disentanglement=variant.disentanglement,
-            optimiser=variant.optimiser,
-            fine_tune=variant.fine_tune,
             max_failed_share=0.0,
-            num_workers=variant.num_workers,
-            seed=self.seed,
+            **run,
+            **{name: getattr(variant, name) for name in chosen},
         )
 
     @model_validator(mode="after")
@@ -114,9 +106,8 @@ class AblateSettings(JobSettings):
                 raise ValueError(f"variant {variant.name!r}: no feature set {variant.features!r}")
             if variant.views not in self.view_sets:
                 raise ValueError(f"variant {variant.name!r}: no set of views {variant.views!r}")
-            weights = self.view_sets[variant.views].mix
             for kind in variant.kinds:
-                if not getattr(weights, kind):
+                if not getattr(self.view_sets[variant.views].mix, kind):
                     raise ValueError(
                         f"variant {variant.name!r}: the set {variant.views!r} has no views of kind {kind!r}"
                     )

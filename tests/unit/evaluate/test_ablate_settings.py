@@ -51,7 +51,7 @@ from attrib.evaluate.ablation.settings import CHOSEN, AblateSettings, VariantSet
         ),
         (
             {"variants": [RAW | {"learns_from": "queries", "head": BY_DOMAIN | {"num_directions": 5}}]},
-            ["head.num_directions", "all directions are kept; leave num_directions out"],
+            ["head.num_directions", "all directions are kept; remove num_directions"],
         ),
         (
             {"variants": [RAW | {"learns_from": "queries"}]},

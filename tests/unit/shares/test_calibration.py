@@ -241,7 +241,7 @@ def test_unusable_input_is_named(corpus):
         (lambda: fit_shares(similarity[:, :1], is_true[:, :1]), "single candidate"),
         (lambda: fit_shares(np.array([[np.nan, 0.4]]), is_true), "NaN"),
         (lambda: fit_shares(np.array([[-np.inf, 0.4]]), is_true), "-inf"),
-        (lambda: reliability(np.array([[0.5, 0.4]]), is_true), "sum one"),
+        (lambda: reliability(np.array([[0.5, 0.4]]), is_true), "sum of each row one"),
         (lambda: reliability(np.array([[0.5, 0.5]]), is_true, 0), "num_bins 0"),
         (lambda: pairs_from_corpus(views, anchors[:, :8], sources, ids, 5), "one model"),
         (lambda: pairs_from_corpus(views, anchors, sources, ids, 0), "top_k 0"),

@@ -7,6 +7,7 @@ queries that share no source do not exist where most queries have one of a few s
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -73,38 +74,37 @@ def score_variant(
     """Fit a variant, train it if it has a net, and score it."""
     torch.set_num_threads(1)
 
-    def made(
+    keys = features.source_keys, features.query_keys
+
+    def fitted(
         sources: ViewFeatures, queries: ViewFeatures | None = None, pairs: dict[int, list[int]] | None = None
-    ) -> tuple[QueryScores, np.ndarray, np.ndarray, list[dict]]:
+    ) -> VariantResult:
         model, history = _trained(training, sources, queries, pairs, storage)
-        vectors = (
+        embedded = (
             _vectors(model.head("real"), features.sources, features.source_keys),
             _vectors(model.head("synthetic"), features.queries, features.query_keys),
         )
-        keys = features.source_keys, features.query_keys
-        collections = (replace(images, vectors=found) for images, found in zip(keys, vectors))
-        return score(settings, *collections, truth), *vectors, history
+        scores = score(settings, *(replace(images, vectors=rows) for images, rows in zip(keys, embedded)), truth)
+        return VariantResult(scores, *embedded, history)
 
     if variant.learns_from in ("nothing", "views"):
         used = features.sources
         if variant.kinds:
             wanted = [KINDS.index(kind) for kind in variant.kinds]
             used = used.take(used.is_original | np.isin(used.kind, wanted))
-        return VariantResult(*made(used))
+        return fitted(used)
     id_of = dict(zip(features.query_keys.keys, features.query_keys.vectors[:, 0].tolist()))
-    scored, first = [], None
+    folds = np.array([fold_of(row.group, settings.num_folds, settings.seed) for row in truth])
+    results = []
     for fold in range(settings.num_folds):
-        mine = np.array([fold_of(row.group, settings.num_folds, settings.seed) == fold for row in truth])
-        excluded = {row.query for row, is_mine in zip(truth, mine) if is_mine}
+        excluded = {row.query for row, its_fold in zip(truth, folds) if its_fold == fold}
         allowed = {key: image_id for key, image_id in id_of.items() if key not in excluded}
         pairs = None
         if variant.learns_from == "pairs":
             pairs = _pairs(features.source_keys, truth, allowed, settings.truth.source_group_column)
         kept = np.isin(features.queries.content, list(allowed.values()))
-        scores, *others = made(features.sources, features.queries.take(kept), pairs)
-        first = first or others
-        scored.append((mine, scores))
-    return VariantResult(_merged(scored), *first)
+        results.append(fitted(features.sources, features.queries.take(kept), pairs))
+    return replace(results[0], scores=_merged(folds, [result.scores for result in results]))
 
 
 def _trained(
@@ -160,17 +160,15 @@ def score(settings: AblateSettings, sources: Collection, queries: Collection, tr
     return score_truth(sources, queries, truth, None, *columns)
 
 
-def _merged(scored: list[tuple[np.ndarray, QueryScores]]) -> QueryScores:
-    """Scores of each truth row by the model of its fold. scored: for each fold its rows, bool [n], and all scores."""
-    whole = scored[0][1]
-    values = {name: column.copy() for name, column in whole.values.items()}
-    top_keys, top_similarity = list(whole.top_keys), list(whole.top_similarity)
-    for mine, scores in scored:
-        for name in values:
-            values[name][mine] = scores.values[name][mine]
-        for row in np.flatnonzero(mine):
-            top_keys[row], top_similarity[row] = scores.top_keys[row], scores.top_similarity[row]
-    return replace(whole, values=values, top_keys=top_keys, top_similarity=top_similarity)
+def _merged(folds: np.ndarray, scored: list[QueryScores]) -> QueryScores:
+    """Scores of each truth row by the model of its fold. folds: int64 [n] of rows; scored: of all rows, by fold."""
+    values = {name: column.copy() for name, column in scored[0].values.items()}
+    for name, (fold, scores) in product(values, enumerate(scored)):
+        values[name][folds == fold] = scores.values[name][folds == fold]
+    top_keys, top_similarity = (
+        [getattr(scored[fold], name)[row] for row, fold in enumerate(folds)] for name in ("top_keys", "top_similarity")
+    )
+    return replace(scored[0], values=values, top_keys=top_keys, top_similarity=top_similarity)
 
 
 def chosen_by_folds(candidates: dict[str, QueryScores], num_folds: int, seed: int) -> tuple[QueryScores, list[str]]:
@@ -181,7 +179,7 @@ def chosen_by_folds(candidates: dict[str, QueryScores], num_folds: int, seed: in
     any_scores = next(iter(candidates.values()))
     folds = np.array([fold_of(unit, num_folds, seed) for unit in any_scores.units])
     rows_of, macro = any_scores.rows_of_cells(), any_scores.macro_cells()
-    scored, chosen = [], []
+    chosen = []
     for fold in range(num_folds):
         others = [rows_of[cell][folds[rows_of[cell]] != fold] for cell in macro]
         means = {
@@ -189,5 +187,4 @@ def chosen_by_folds(candidates: dict[str, QueryScores], num_folds: int, seed: in
             for name, scores in candidates.items()
         }
         chosen.append(max(means, key=means.get))
-        scored.append((folds == fold, candidates[chosen[-1]]))
-    return _merged(scored), chosen
+    return _merged(folds, [candidates[name] for name in chosen]), chosen

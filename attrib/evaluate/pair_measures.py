@@ -26,13 +26,13 @@ from attrib.shares.settings import SharesSettings
 from attrib.shares.shares import soft_shares
 
 # Captions for write_comparison: a heading, then how to read the figure.
-THEORY_CAPTION = """Theory: do the vectors of a source and of the image made from it agree? Left: correlations of
-sources and generated images of held-out pairs, along the directions that a linear map finds on \ other pairs, in the
-order of the fit. Higher is better: more of the source can be predicted from the generated image. A \ line near 0 is
-chance. Right: the vectors themselves, without a fit. Horizontal, alignment: how well each coordinate means the same in
-a source \ and in the image made from it (0 is chance). Vertical, whiteness: how little coordinates repeat each other (0
-is white \
-noise). Best is up and right."""
+THEORY_CAPTION = """Theory: do the vectors of a source and of the image made from it agree?
+Left: correlations of sources and generated images of held-out pairs, along the directions that a linear map finds on \
+other pairs, in the order of the fit. Higher is better: more of the source can be predicted from the generated image. \
+A line near 0 is chance.
+Right: the vectors themselves, without a fit. Horizontal, alignment: how well each coordinate means the same in a \
+source and in the image made from it (0 is chance). Vertical, whiteness: how little coordinates repeat each other (0 \
+is white noise). Best is up and right."""
 SHARES_CAPTION = """Shares: does a source with a share of 30 % hold 30 % of the truth?
 Each dot is a bin of candidates: their mean predicted share (horizontal) and their mean share of the truth (vertical). \
 On the diagonal, shares are calibrated; below it they are too high, above it too low. Larger dots hold more candidates.

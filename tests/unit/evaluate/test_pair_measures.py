@@ -247,6 +247,8 @@ def test_the_job_writes_the_numbers_and_the_figures(start_job, tmp_path, local):
     for name in ("theory", "shares"):
         svg = (out / f"{name}.svg").read_text()
         assert svg in page and ElementTree.fromstring(svg).tag.endswith("svg")
+    headings = ["image made from it agree?</h2>", "hold 30 % of the truth?</h2>"]
+    assert all(heading in page for heading in headings) and page.count('<p class="soft">Left: ') == 1
     assert "<b>method</b>" not in page and f"inverse_temperature {shares.fitted.inverse_temperature:.4g}" in page
     assert f"Brier {shares.default.brier:.3f}, {shares.held_out.brier:.3f}" in said
 

@@ -21,7 +21,10 @@ METADATA = {"sources": "group", "queries": "method"}
 def write_collection(
     folder, name: str, keys: list[str], vectors: np.ndarray, storage: Storage, images: dict | None = None, **metadata
 ) -> str:
-    """The embeddings' URI of a manifest and embeddings in partitions of 100; a row of NaN is an image that failed. images: encoded, by key."""
+    """Write a manifest and embeddings in partitions of 100; returns the URI of the embeddings.
+
+    vectors: a row of NaN is an image that failed. images: encoded, by key.
+    """
     root = str(folder / name)
     ids, num_rows, num_embedded = image_ids(name, keys), [], []
     for key, data in (images or {}).items():
@@ -42,10 +45,19 @@ def write_collection(
         table = pa.table({"id": ids[rows][order], **nulls, "embedding": embedding})
         storage.write_table(join(root, "embeddings", part_name(part)), table)
     record = {
-        "settings": {"collection": {"name": name, "uri": root}, "manifest": join(root, "manifest"), "max_megapixels": 1.0},
-        "digest": f"digest of {name}", "order_digest": "", "rows_digest": "", "encoder": {"dimension": vectors.shape[1]},
-        "num_rows": num_rows, "num_embedded": num_embedded, "metadata_columns": list(metadata),
-    }  # fmt: skip
+        "settings": {
+            "collection": {"name": name, "uri": root},
+            "manifest": join(root, "manifest"),
+            "max_megapixels": 1.0,
+        },
+        "digest": f"digest of {name}",
+        "order_digest": "",
+        "rows_digest": "",
+        "encoder": {"dimension": vectors.shape[1]},
+        "num_rows": num_rows,
+        "num_embedded": num_embedded,
+        "metadata_columns": list(metadata),
+    }
     storage.write_json(join(root, "manifest", "manifest.json"), record)
     storage.write_json(join(root, "embeddings", "embeddings.json"), record)
     return join(root, "embeddings")
@@ -71,7 +83,7 @@ def write_case(folder, storage, sources, queries, truth, prefix="q/", others=())
 
 
 def evaluate_by_job(start_job, settings: EvaluateSettings, folder: Path) -> tuple[str, dict]:
-    """What `jobs.evaluate` prints and what is in its evaluation.json, which must be strict JSON. folder: for its config."""
+    """Run jobs.evaluate; returns its stdout and its evaluation.json, which must be strict JSON. folder: of its config."""
     job = start_job("evaluate", settings.model_dump(mode="json"), folder)
     said, errors = job.communicate(timeout=120)
     assert job.returncode == 0, errors

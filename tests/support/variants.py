@@ -1,4 +1,4 @@
-"""Settings of variants, and made features of sources, their views and queries, for the tests of the ablate job's parts."""
+"""Settings of variants, and synthetic features of sources, views and queries, for tests of the ablation."""
 
 import numpy as np
 
@@ -48,7 +48,10 @@ def settings_of(*variants: dict, **changes) -> AblateSettings:
 
 
 def drawn_pictures() -> tuple[AblationFeatures, list[TruthRow]]:
-    """Sources, some of which are copies, with views; queries mixed of a content and mostly a style, in a domain of their own; no order of ids."""
+    """Sources (some are copies) with views, and queries mixed from a content and mostly a style, in another domain.
+
+    Rows are not in the order of ids.
+    """
     rng = np.random.default_rng(0)
     mixing = rng.normal(size=(WIDTH, WIDTH)) * rng.uniform(0.2, 2, size=WIDTH) / np.sqrt(WIDTH)
     group_features = rng.normal(size=(NUM_GROUPS, WIDTH)) @ mixing

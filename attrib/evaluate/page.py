@@ -55,10 +55,10 @@ def write_comparison(
     """
     summary = summarise(results, reference)
     record = record or {}
-    shown = _shown_queries(results, num_shown)
-    query_images, source_images = _read_images(shown, images, storage)
+    shown = most_different(results, num_shown)
+    reference_scores = results[summary["reference"]]
+    query_images, source_images = _read_images(shown, reference_scores, results, images, storage)
     in_macro = {cell["in_macro"] for cell in summary["cells"]}
-    queries = results[summary["reference"]].queries
     page = render(
         "evaluate/comparison.html.jinja",
         title=title,
@@ -67,11 +67,11 @@ def write_comparison(
         forest=_forest(summary),
         figures=figures or {},
         shown=shown,
+        results=results,
+        reference=reference_scores,
         query_images=query_images,
         source_images=source_images,
         thumbnail_px=images.thumbnail_px if images else 0,
-        num_queries=len(set(queries)),
-        num_rows=len(queries),
         group="model" if summary["cell_names"][0] == "test_case" else "source group",
         has_macro=True in in_macro,
         has_small=False in in_macro,
@@ -131,32 +131,17 @@ def _forest(summary: dict) -> str | None:
     return svg(drawn, "Macro mAP of each method with its 95 % interval")
 
 
-def _shown_queries(results: dict[str, QueryScores], count: int) -> list[dict]:
-    any_scores = next(iter(results.values()))
-    return [
-        {
-            "query": any_scores.queries[row],
-            "cell": any_scores.cells[row],
-            "true_keys": any_scores.true_keys[row],
-            "methods": [
-                {
-                    "name": name,
-                    "ap": float(scores.values["ap"][row]),
-                    "top_key": scores.top_keys[row][0],
-                    "top_similarity": scores.top_similarity[row][0],
-                    "is_true": scores.top_keys[row][0] in scores.true_keys[row],
-                }
-                for name, scores in results.items()
-            ],
-        }
-        for row in most_different(results, count)
-    ]
-
-
-def _read_images(shown: list[dict], images: ImageFolders | None, storage: Storage) -> tuple[dict, dict]:
-    """Thumbnails by key: of the queries; of their first true source and the first source of each method."""
-    queries = {card["query"] for card in shown}
-    sources = {card["true_keys"][0] for card in shown} | {m["top_key"] for card in shown for m in card["methods"]}
+def _read_images(
+    shown: list[int],
+    reference: QueryScores,
+    results: dict[str, QueryScores],
+    images: ImageFolders | None,
+    storage: Storage,
+) -> tuple[dict, dict]:
+    """Thumbnails by key for the shown rows: of queries; of the first true source and each method's first source."""
+    queries = {reference.queries[row] for row in shown}
+    sources = {reference.true_keys[row][0] for row in shown}
+    sources |= {scores.top_keys[row][0] for row in shown for scores in results.values()}
     found = dict.fromkeys(sources, NO_IMAGE)
     if images is None:
         return dict.fromkeys(queries, NO_IMAGE), found

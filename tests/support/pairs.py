@@ -83,7 +83,7 @@ def write_case(folder, storage, sources, queries, truth, prefix="q/", others=())
 
 
 def evaluate_by_job(start_job, settings: EvaluateSettings, folder: Path) -> tuple[str, dict]:
-    """Run jobs.evaluate; returns its stdout and its evaluation.json, which must be strict JSON. folder: of its config."""
+    """Run jobs.evaluate with a config in `folder`; returns its stdout and its evaluation.json (strict JSON)."""
     job = start_job("evaluate", settings.model_dump(mode="json"), folder)
     said, errors = job.communicate(timeout=120)
     assert job.returncode == 0, errors

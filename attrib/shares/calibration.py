@@ -75,9 +75,16 @@ def fit_shares(similarity: np.ndarray, is_true: np.ndarray) -> SharesSettings:
     low, high = bounds[0]
     grid = product(low + (high - low) * expit(np.linspace(-4, 4, 17)), expit(np.linspace(-7, 3, 6)))
     starts = sorted(grid, key=lambda position: _loss(position, similarity[sample], target[sample])[0])[:NUM_STARTS]
-    options = {"ftol": 1e-15, "gtol": 1e-9}
     found = [
-        minimize(_loss, start, (similarity, target), "L-BFGS-B", jac=True, bounds=bounds, options=options)
+        minimize(
+            _loss,
+            np.array(start),
+            args=(similarity, target),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"ftol": 1e-15, "gtol": 1e-9},
+        )
         for start in starts
     ]
     best = min(found, key=lambda result: result.fun).x

@@ -1,13 +1,14 @@
-"""A two-node Ray cluster on one machine, with token authentication, to submit jobs to: python cluster/local_two_nodes.py
+"""A two-node Ray cluster on one machine with token authentication: python cluster/local_two_nodes.py
 
-A head and a worker, each `ray start` in a folder of its own, so that nothing passes between them but what passes between machines: its
-working folder, --temp-dir (sockets, logs, unpacked working directories, spilled objects) and object store. All ports are free ones, so
-several such clusters stand side by side. The end of this program ends every process that it started, and no other Ray on the machine.
+Starts a head and a worker. Each `ray start` has its own working folder, --temp-dir (sockets, logs, working directories,
+spilled objects) and object store, so nodes exchange only what machines would exchange. All ports are free ones, so
+several such clusters can run at the same time. When this program ends, it ends only the processes that it started.
 
-Authentication. Under Ray 2.60 a cluster asks for a token when its processes run with RAY_AUTH_MODE=token, or when `ray start` finds a token; every
-process of the cluster and every client must then hold the same one: in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in
-~/.ray/auth_token (`ray get-auth-token --generate` makes that one). A client must say RAY_AUTH_MODE=token itself. Here a fresh token lies in
-the cluster's folder, readable by its owner alone; other machines get theirs from a Secret (rayjob.yaml) or a copied file (aws.yaml).
+Authentication. In Ray 2.60 a cluster requires a token if its processes run with RAY_AUTH_MODE=token, or if `ray start`
+finds a token. Every process and every client needs the same token: in RAY_AUTH_TOKEN, in the file that
+RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token (made by `ray get-auth-token --generate`). A client also needs
+RAY_AUTH_MODE=token. Here a new token is written to the cluster's folder, readable by its owner only. Other machines
+get it from a Secret (rayjob.yaml) or a copied file (aws.yaml).
 """
 
 import argparse
@@ -31,7 +32,7 @@ RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
 class Node:
-    """One `ray start --block`, and with it every process of its node."""
+    """One `ray start --block` and all processes of its node."""
 
     def __init__(self, name: str, folder: Path, arguments: list[str], environment: dict[str, str]):
         self.name, self.folder = name, folder
@@ -46,11 +47,11 @@ class Node:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C for this program must not reach Ray half-way through its own shutdown
+                start_new_session=True,  # Ctrl-C must not interrupt Ray while this program stops it
             )
 
     def kill(self) -> None:
-        """SIGKILL the raylet, its agents and its workers, as the loss of the machine would."""
+        """SIGKILL the raylet, its agents and its workers, like the loss of a machine."""
         _signal_all(_processes_of(self.process.pid), signal.SIGKILL)
         self.process.wait()
 
@@ -63,17 +64,17 @@ class Node:
             self.process.kill()
             self.process.wait()
         _signal_all(everything, signal.SIGKILL)
-        # Until they are gone they may still write to the folder that is about to be removed.
+        # Until they have ended, they may write to the folder that is removed next.
         deadline = time.monotonic() + 5
         while everything & set(_processes()) and time.monotonic() < deadline:
             time.sleep(0.05)
 
 
 class LocalCluster:
-    """A head, and workers that come and go. Ends with `stop`, or as a context manager."""
+    """A head and any number of workers. Stop it with `stop`, or use it as a context manager."""
 
     def __init__(self, cpus_per_node: int = 1, object_store_mib: int = 256, environment: dict[str, str] | None = None):
-        # Not below the user's own TMPDIR: a socket's path may have 107 bytes, and Ray adds about 70 to the folder.
+        # Not below TMPDIR: the path of a socket is limited to 107 bytes, and Ray appends about 70.
         self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         self.token = secrets.token_hex(32)
         token_path = self.folder / "auth_token"
@@ -82,7 +83,7 @@ class LocalCluster:
         self.client_environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         self._environment = inherited | self.client_environment | (environment or {})
-        # `python` in a job's entrypoint is to be this one, whether or not its environment is activated.
+        # `python` in the entrypoint of a job must be this interpreter, even if its environment is not activated.
         self._environment["PATH"] = os.pathsep.join(
             [os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]
         )
@@ -90,7 +91,7 @@ class LocalCluster:
             f"--num-cpus={cpus_per_node}",
             "--num-gpus=0",
             f"--object-store-memory={object_store_mib * 2**20}",
-            # 0: any free port. Two raylets that both count up from the default would hand the same port to two workers.
+            # 0: any free port. With the default range, two raylets would give the same port to two workers.
             "--min-worker-port=0",
             "--max-worker-port=0",
             "--dashboard-agent-listen-port=0",
@@ -111,7 +112,7 @@ class LocalCluster:
         self.stop()
 
     def start(self) -> None:
-        """Start the head and one worker; returns once both are alive. Raises RuntimeError with the log's end if one is not."""
+        """Start the head and one worker and wait for both. Raises RuntimeError with the end of the log on failure."""
         port, dashboard_port, client_port = _free_ports(3)
         self.gcs_address = f"127.0.0.1:{port}"
         self.address = f"http://127.0.0.1:{dashboard_port}"
@@ -127,7 +128,7 @@ class LocalCluster:
         self.add_worker()
 
     def add_worker(self) -> Node:
-        """Another worker; it joins within seconds of the return."""
+        """Start another worker; it joins the cluster within seconds."""
         self._num_started += 1
         return self._add(f"worker-{self._num_started}", f"--address={self.gcs_address}")
 
@@ -142,13 +143,13 @@ class LocalCluster:
         self.nodes.remove(node)
 
     def stop(self) -> None:
-        for node in reversed(self.nodes):  # the head last, or workers would spend their last seconds looking for it
+        for node in reversed(self.nodes):  # the head last: workers without a head try to reconnect
             node.stop()
         self.nodes.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def get(self, path: str) -> bytes:
-        """A GET of the job server's HTTP interface, with the token."""
+        """GET a path of the job server with the token."""
         request = urllib.request.Request(self.address + path, headers={"Authorization": f"Bearer {self.token}"})
         with urllib.request.urlopen(request, timeout=10) as response:
             return response.read()
@@ -182,7 +183,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _processes() -> dict[int, tuple[int, int]]:
-    """(parent, session) of every process that has not ended."""
+    """(parent, session) of every running process."""
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -196,7 +197,10 @@ def _processes() -> dict[int, tuple[int, int]]:
 
 
 def _processes_of(leader: int) -> set[int]:
-    """The session of `leader` and everything below it: drivers of submitted jobs have sessions of their own, orphans no parent."""
+    """Processes in the session of `leader` and all their descendants.
+
+    Both are needed: drivers of submitted jobs have their own session, and orphans have no parent.
+    """
     processes = _processes()
     members = {leader} | {pid for pid, (_, session) in processes.items() if session == leader}
     while True:

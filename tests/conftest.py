@@ -1,4 +1,4 @@
-"""What the tests share: the development images, a local Ray, an S3 server and the entry points as processes."""
+"""Shared fixtures: development images, a local Ray, an S3 server, and jobs as processes."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests that share a costly session fixture run in one xdist worker, so that it is made once."""
+    """Tests that share an expensive session fixture run in one xdist worker, so that it is created once."""
     for item in items:
         for fixture in ("local_ray", "gloo_pool"):
             if fixture in item.fixturenames:
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    """The development images, which are not part of the project."""
+    """Folder of the development images, which are not part of the project. Skips the test without them."""
     folder = Path(os.environ.get("ATTRIB_DATA") or ROOT.parent / "shared" / "data")
     if not (folder / "dev" / "sources").is_dir():
         pytest.skip(f"no images under {folder}; set ATTRIB_DATA to the folder that holds dev/sources")
@@ -48,7 +48,7 @@ def data_folder() -> Path:
 
 @pytest.fixture
 def one_thread():
-    """torch with one thread: for such small work, on a busy machine, threads mostly wait for one another."""
+    """torch with one thread: for small tensors, more threads are slower."""
     import torch
 
     before = torch.get_num_threads()
@@ -59,7 +59,7 @@ def one_thread():
 
 @pytest.fixture(params=["torchcodec", "pillow"])
 def decoder(request, monkeypatch) -> str:
-    """The test runs once with each decoder of plain JPEGs."""
+    """Run the test once with each JPEG decoder."""
     from attrib.data import decoding
 
     if request.param == "pillow":
@@ -77,7 +77,7 @@ def real_images(data_folder) -> list[bytes]:
 
 @pytest.fixture(scope="session")
 def gloo_pool():
-    """Two processes that torch.distributed joins; `gloo_pool.run(function, *arguments)`."""
+    """Two processes in one torch.distributed group; `gloo_pool.run(function, *arguments)`."""
     from support.gloo import GlooPool
 
     pool = GlooPool()
@@ -87,13 +87,13 @@ def gloo_pool():
 
 @pytest.fixture(scope="session")
 def local_ray():
-    """One local Ray with two CPUs for all tests; its address, for jobs in processes of their own."""
+    """One local Ray with two CPUs for all tests. Gives its address, for jobs in other processes."""
     import ray
 
     from attrib.runtime.session import connect
 
-    # Ray Train asks the dashboard whether its controller lives. Without one of its own it asks whatever listens on port 8265, and where
-    # that is another Ray's, it takes the controller for dead and ends the run.
+    # Ray Train asks the dashboard whether its controller is alive. Without its own dashboard it asks port 8265. If
+    # that belongs to another Ray, it assumes that the controller is dead and ends the run.
     connect(RaySettings(num_cpus=2, object_store_gib=0.25), dashboard=True)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
@@ -101,7 +101,7 @@ def local_ray():
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> str:
-    """A real HTTP server that speaks S3, with the bucket `attrib`."""
+    """Endpoint of an S3 server over HTTP with the bucket `attrib`."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -127,7 +127,7 @@ def start_job():
     def start(job: str, values: dict, folder: Path, **environment) -> subprocess.Popen:
         config = folder / f"{job}.yaml"
         config.write_text(yaml.safe_dump(values), encoding="utf-8")
-        # Ray folds lines of several workers that differ in their numbers alone: what a restarted one says would be missing.
+        # By default Ray merges lines of workers that differ only in numbers, so lines of a restarted worker are lost.
         unfolded = {"RAY_DEDUP_LOGS": "0"}
         return subprocess.Popen(
             [sys.executable, "-m", f"jobs.{job}", "--config", str(config)],

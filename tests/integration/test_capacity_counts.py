@@ -34,18 +34,18 @@ RECORDS = {
 }
 LOCAL = Storage(StorageSettings())
 pytestmark = pytest.mark.timeout(900)  # one whole pipeline
-LEFT_OUT = re.compile(r"\.json$|/failures\.parquet$|^report\.html$")  # not predicted: small
+LEFT_OUT = re.compile(r"\.json$|/failures\.parquet$|^report\.html$")  # small files, not predicted
 
 
 def files_below(folder: Path, root: Path) -> Counter:
-    """Number of files by the pattern of their path below `root`, with # for every number."""
+    """Number of files by path relative to `root`, with # for every number."""
     paths = (path.relative_to(root).as_posix() for path in folder.rglob("*") if path.is_file())
     return Counter(re.sub(r"\d+", "#", path) for path in paths if not LEFT_OUT.search(path))
 
 
 @pytest.fixture(scope="module")
 def finished(local_ray, tmp_path_factory) -> tuple[Path, Counter]:
-    """The output of a pipeline, and its files by pattern. Temporary files are counted before a job deletes them."""
+    """Output of a pipeline, and its files by pattern. Temporary files are counted before a job deletes them."""
     folder = tmp_path_factory.mktemp("counts")
     root, found = folder / "run", Counter()
     for role, count, first in (("sources", SOURCES, 0), ("generated", QUERIES, 1000)):

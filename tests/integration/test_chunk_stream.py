@@ -1,4 +1,4 @@
-"""Chunks through a pool of actors: one row per chunk, one worker per actor, errors as themselves, lost workers replaced."""
+"""map_chunks: one row per chunk, one worker per actor, errors raised unchanged, lost workers replaced."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ CHUNKS = [Chunk(0, start, start + 2) for start in range(0, 20, 2)]
 
 @dataclass
 class Adder:
-    """Adds what it was made with to the start of a chunk, and says where it ran."""
+    """Adds a constant to the start of a chunk, and reports its process."""
 
     added: int
 
@@ -42,7 +42,7 @@ class Refusing:
 
 @dataclass
 class KilledOnce:
-    """Kills its process at the third chunk of a run, the first time."""
+    """Kills its process once, at the third chunk."""
 
     folder: str
 
@@ -59,7 +59,7 @@ def doubled(row: dict) -> dict:
     return row | {"start": 2 * row["start"]}
 
 
-def test_every_chunk_yields_one_row_of_a_worker_that_is_made_once_per_actor(local_ray):
+def test_every_chunk_yields_one_row_and_every_actor_makes_one_worker(local_ray):
     pool = WorkerPool("cpu", 2)
     rows = list(map_chunks(Adder, (100,), CHUNKS, pool))
     assert sorted(row["start"] for row in rows) == [chunk.start for chunk in CHUNKS]
@@ -80,7 +80,7 @@ def test_nothing_pending_starts_nothing():
         (Refusing, AttribError, r"^no room for the chunk at \d+$"),
     ],
 )
-def test_errors_that_the_user_can_fix_arrive_as_themselves(local_ray, worker, error, message):
+def test_errors_of_the_user_are_raised_unchanged(local_ray, worker, error, message):
     with pytest.raises(error, match=message):
         list(map_chunks(worker, (), CHUNKS[:1], WorkerPool("cpu", 1)))
 
@@ -91,7 +91,7 @@ def test_a_killed_worker_is_replaced_and_its_chunk_is_repeated(local_ray, tmp_pa
     assert (tmp_path / "killed").exists()
 
 
-def test_a_gpu_that_is_asked_for_must_be_there(local_ray):
+def test_a_missing_gpu_is_an_error(local_ray):
     with pytest.raises(AttribError, match=r"embed\.device is 'cuda' but the cluster has no GPU"):
         WorkerPool.plan("cuda", "embed")
     assert WorkerPool.plan("auto", "embed") == WorkerPool("cpu", 2)

@@ -27,14 +27,12 @@ ORDINARY = pictures(f"ordinary {i}.jpg" for i in range(12))
 
 @pytest.fixture(scope="module")
 def hostile_run(local_ray, tmp_path_factory):
-    """(settings, record) of a run over hostile and ordinary images, of which one was deleted after it was listed."""
+    """(settings, record, folder) of a run over hostile and valid images; one was deleted after it was listed."""
     folder = tmp_path_factory.mktemp("hostile")
     images = {name: data for name, (data, _) in HOSTILE.items()} | ORDINARY
     write_folder(images, str(folder / "files"), LOCAL)
     places = {key: str(folder / "files" / key) for key in images}
-    write_uri_parquet(
-        images, places, str(folder / "list"), LOCAL
-    )  # such a list takes every name, whatever its extension
+    write_uri_parquet(images, places, str(folder / "list"), LOCAL)  # lists files of any extension
     collection = {
         "name": "h",
         "uri": str(folder / "list"),
@@ -137,7 +135,7 @@ def test_retry_embeds_only_failed_images(hostile_run, monkeypatch):
     again = embed_job.run(retry)
     after = rows_by_key(settings)
     assert again["num_failed"] == record["num_failed"] - 2 and again["digest"] != record["digest"]
-    assert {key for key in after if after[key] != before[key]} == fixed  # so not changed_since
+    assert {key for key in after if after[key] != before[key]} == fixed  # changed_since is unchanged
     encoder = load_encoder(settings.backbone, LOCAL, batch_size=8)
     for key in fixed:
         assert (
@@ -170,7 +168,7 @@ def test_too_many_failures_exit_with_code_3_and_retry_fixes_them(local_ray, star
 
 
 def test_same_images_in_another_order_are_another_input(local_ray, s3_endpoint, tmp_path_factory, tmp_path):
-    """Chunks are identified by their rows in the manifest, which hold other images if the order differs."""
+    """Chunks are identified by manifest rows, which hold other images if the order differs."""
     images, reference = run_on_tars(tmp_path_factory.mktemp("tars"), s3_endpoint, 12)
     storage = Storage(reference.storage)
     write_folder(images, str(tmp_path / "images"), LOCAL)

@@ -1,4 +1,4 @@
-"""The whole flow on small real input: over S3, and with the same answers however the corpus is laid out and shared among workers."""
+"""The whole pipeline on small images: on S3, and equal results for every layout and number of workers."""
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ LICENCES = ("CC0", "CC BY 4.0", "proprietary")
 
 @pytest.fixture(scope="module")
 def images() -> dict[str, dict[str, bytes]]:
-    """Sources, some twice under two names (so that ties occur), and generated images, some of them copies and one broken."""
+    """Sources, one with copies (so that ties occur), and generated images, one a copy of a source and one broken."""
     sources = {f"{i % 4}/source {i:03d}.jpg": encode(picture(i), "JPEG") for i in range(NUM_SOURCES)}
     for i in range(12):
         sources[f"copies/{i:03d}.jpg"] = sources["0/source 000.jpg"]
@@ -31,7 +31,7 @@ def images() -> dict[str, dict[str, bytes]]:
 
 
 def run_flow(uri: str, output: str, storage: Storage, format: str = "folder", **sections) -> pa.Table:
-    """The attribution rows of a whole flow, by query and rank."""
+    """Attribution rows of a whole pipeline, sorted by query and rank."""
     settings = PipelineSettings(
         sources={
             "name": "sources",
@@ -87,7 +87,7 @@ def test_every_generated_image_has_one_outcome(reference):
     assert failed[0]["reason"]
 
 
-def test_rows_say_all_that_an_audit_needs(reference):
+def test_rows_hold_metadata_digests_and_shares_that_sum_to_one(reference):
     rows = reference[1]
     assert rows.schema.names[:5] == ["query_id", "rank", "source_id", "similarity", "share"]
     assert {"source_owner", "source_licence", "run_id", "model_digest", "index_digest"} <= set(rows.schema.names)
@@ -124,7 +124,7 @@ def test_copies_tie_and_the_lower_id_comes_first(reference):
         "all lists of SQ8, several blocks",
     ],
 )
-def test_answers_do_not_depend_on_layout(layout, reference, images, corpus, tmp_path):
+def test_results_do_not_depend_on_the_layout(layout, reference, images, corpus, tmp_path):
     uri, layout = corpus, dict(layout)
     if layout.get("format") == "webdataset":
         uri = str(tmp_path / "corpus")
@@ -137,7 +137,7 @@ def test_answers_do_not_depend_on_layout(layout, reference, images, corpus, tmp_
         assert rows[column].equals(expected[column]), column
 
 
-def test_the_whole_flow_on_s3(reference, images, s3_endpoint):
+def test_the_whole_pipeline_on_s3(reference, images, s3_endpoint):
     storage = Storage(StorageSettings(endpoint=s3_endpoint))
     uri = "s3://attrib/flow"
     for role in ("sources", "generated"):

@@ -1,4 +1,4 @@
-"""The demo, which no other test runs whole, at its smallest."""
+"""jobs.demo from start to end at its smallest size."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""An index four times larger than the memory of its worker, built and searched under a limit that the operating system enforces."""
+"""Build and search an index four times larger than the memory of its worker, under a limit of the operating system."""
 
 import json
 import os
@@ -21,7 +21,7 @@ LIMIT_BYTES = 384 * MIB
 DIMENSION, NUM_PARTITIONS, PARTITION_ROWS = 2048, 193, 2_048
 NUM_QUERIES, NUM_LISTS, K = 32, 16, 10
 
-# What a worker does, in a process of its own. `touch` fills memory that must be refused: the limit is real.
+# Code of the worker process. `touch` allocates the limit and must fail, which proves that the limit works.
 WORKER = """
 import json, resource, sys
 task, folder, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -61,7 +61,7 @@ else:
 
 @contextmanager
 def memory_group():
-    """The folder of a cgroup with LIMIT_BYTES, page cache included, or None where this user may not make one."""
+    """Folder of a cgroup with LIMIT_BYTES including page cache, or None if this user may not create one."""
     for root, name in (
         (Path("/sys/fs/cgroup"), "memory.max"),
         (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
@@ -82,7 +82,7 @@ def memory_group():
 
 
 def work(task: str, folder: Path, group: Path | None) -> subprocess.CompletedProcess:
-    """Run a worker's task in the group, or where there is none, with its private memory limited by RLIMIT_DATA."""
+    """Run a task of the worker in the group; without a group, limit its private memory by RLIMIT_DATA."""
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
     join = f"echo $$ > {group}/cgroup.procs && " if group else ""
     command = f'{join}exec "$0" -c "$1" {task} {folder} {0 if group else LIMIT_BYTES}'
@@ -97,7 +97,7 @@ def work(task: str, folder: Path, group: Path | None) -> subprocess.CompletedPro
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory):
-    """The folder of embeddings, queries and a template; four times the limit."""
+    """(folder, queries, vectors): embeddings of four times the limit, queries and a coarse quantizer."""
     from attrib.index.planning import IndexPlan
     from attrib.index.quantizer import train_quantizer, write_quantizer
 
@@ -121,7 +121,7 @@ def collection(tmp_path_factory):
 
 
 def of_partition(vectors: np.ndarray, partition: int) -> np.ndarray:
-    """Other vectors for each partition, at the price of a copy."""
+    """Different vectors for each partition, without drawing new ones."""
     return np.roll(vectors, 7 * partition, axis=1)
 
 

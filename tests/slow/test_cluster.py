@@ -1,7 +1,8 @@
-"""Jobs on a two-node Ray cluster over S3 whose nodes and drivers are killed: the rows must be those of an undisturbed run.
+"""Jobs on a two-node Ray cluster over S3 with killed nodes and drivers give the rows of an undisturbed run.
 
-The cluster is that of cluster/local_two_nodes.py: separate processes and folders, token authentication, jobs by `ray job submit`. Whether a stage is
-caught in its middle is left to no clock: the S3 server holds its writes back until both nodes wait with one.
+The cluster is that of cluster/local_two_nodes.py: separate processes and folders, token authentication, jobs by
+`ray job submit`. To kill a node in the middle of a stage, whatever the timing, the S3 server holds writes until both
+nodes wait.
 """
 
 import importlib.util
@@ -28,7 +29,7 @@ NUM_SOURCES, NUM_GENERATED, CHUNK_ROWS = 60, 24, 4
 SOURCE_CHUNKS = r"/sources/embeddings/_chunks/.+\.parquet$"
 SHARD_RECORDS = r"/index/shard-\d+/shard\.json$"
 PARTIALS = r"/attributions/_partials/.+\.parquet$"
-UNITS = "|".join([SOURCE_CHUNKS, SHARD_RECORDS, PARTIALS])  # what commits, and what a restart finds done
+UNITS = "|".join([SOURCE_CHUNKS, SHARD_RECORDS, PARTIALS])  # committed work units, which a restart reuses
 IMAGES = r"/(sources|generated)/\d+\.png$"
 
 
@@ -76,7 +77,7 @@ class Site:
         return self.server.hold(f"/runs/{run}{pattern}", allowed)
 
     def rows(self, run: str) -> dict:
-        """All that a run found, as stored: vectors, the digest of the index's files, attributions and outcomes."""
+        """Stored results of a run: vectors, the digest of the index files, attributions and outcomes."""
         folder = f"s3://images/runs/{run}"
         found = {"index": self.storage.read_json(f"{folder}/index/index.json")["digest"]}
         for name in (
@@ -95,15 +96,15 @@ class Site:
             assert found[name] == expected, f"{name} of {run} differ from those of the undisturbed run"
 
     def work(self, run: str) -> Counter:
-        """How often each image was read and each file of the run written, since the last `forget`."""
+        """Number of reads of each image and of writes of each file of the run since the last `forget`."""
         return self.server.reads(r"^/images/(sources|generated)/") + self.server.writes(f"^/images/runs/{run}/")
 
     def units(self, run: str) -> Counter:
-        """How often each unit of the run was committed."""
+        """Number of commits of each work unit of the run."""
         return self.server.writes(f"^/images/runs/{run}({UNITS})")
 
     def repeated_work(self, run: str) -> Counter:
-        """What a run read and wrote more often than the undisturbed one."""
+        """Reads and writes of a run beyond those of the undisturbed run."""
         found = Counter()
         for path, count in self.work(run).items():
             found[path.replace(f"/runs/{run}/", "/runs/undisturbed/")] += count
@@ -130,14 +131,14 @@ def replace_worker(site: Site) -> None:
     site.cluster.add_worker()
 
 
-def test_the_cluster_answers_only_to_its_token(site):
+def test_the_cluster_refuses_requests_without_its_token(site):
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(site.cluster.address + "/api/jobs/", timeout=10)
     assert isinstance(json.loads(site.cluster.get("/api/jobs/")), list)
 
 
 def test_nodes_killed_in_every_stage_change_no_row(site):
-    """One job loses a worker node while it embeds, another while it builds the index, another while it attributes."""
+    """A job loses a worker node while it embeds, again while it builds the index, and again while it attributes."""
     site.server.forget()
     holds = {
         pattern: site.hold("killed-nodes", pattern, allowed)
@@ -151,13 +152,13 @@ def test_nodes_killed_in_every_stage_change_no_row(site):
     assert job.wait() == 0, job.output()
     site.check_same_rows("killed-nodes")
     repeated = site.repeated_work("killed-nodes")
-    # What each lost node was at, and nothing that was committed before: one chunk of images, one shard, one list of candidates.
+    # Only work in progress on a lost node is repeated: one chunk of images, one shard, one list of candidates.
     assert matching(repeated, IMAGES) <= 2 * CHUNK_ROWS, repeated
     assert matching(repeated, UNITS) == 0, repeated
 
 
-def test_a_node_lost_for_good_is_survived(site, request):
-    """No machine replaces the lost one (a spot instance, say): the remaining node does its work as well."""
+def test_the_job_ends_on_the_remaining_node(site, request):
+    """A lost node, e.g. a spot instance, is not replaced."""
     if not request.config.getoption("--long"):
         pytest.skip("takes a minute or two; run with --long")
     hold = site.hold("shrunk", SOURCE_CHUNKS, 5)
@@ -174,7 +175,7 @@ def test_a_node_lost_for_good_is_survived(site, request):
 
 
 def test_killed_drivers_lose_no_committed_work(site, request):
-    """A job's driver dies while it embeds, and again while it attributes; the same job handed in again continues."""
+    """The driver dies while the job embeds, and again while it attributes. The same job submitted again continues."""
     if not request.config.getoption("--long"):
         pytest.skip("takes a minute or two; run with --long")
     site.server.forget()
@@ -190,7 +191,7 @@ def test_killed_drivers_lose_no_committed_work(site, request):
     job = site.submit("killed-drivers", attempt=3)
     assert job.wait() == 0, job.output()
     site.check_same_rows("killed-drivers")
-    # Only what both nodes were at when the driver died is done again; an orphaned worker may even have finished it.
+    # Only work in progress when the driver died is repeated. An orphaned worker may have finished it.
     assert len(committed) == 15 + 4 + 2
     assert {path: count for path, count in site.units("killed-drivers").items() if path in committed} == committed
     assert matching(site.repeated_work("killed-drivers"), IMAGES) <= 2 * CHUNK_ROWS

@@ -12,7 +12,7 @@ from attrib.embed import job as embed_job
 
 
 def vectors_of(rows: dict[str, dict]) -> dict[str, bytes | None]:
-    """The bits of every vector."""
+    """Bytes of every vector."""
     return {k: r["embedding"] and np.array(r["embedding"], np.float16).tobytes() for k, r in rows.items()}
 
 
@@ -23,7 +23,7 @@ def chunks_in(output: str) -> list[str]:
 
 
 def test_killed_run_resumes_with_identical_vectors(local_ray, s3_endpoint, start_job, tmp_path_factory, tmp_path):
-    """The resumed run reads the images in another order, from another storage, with another number of workers."""
+    """The resumed run differs from the reference in image order, storage and number of workers."""
     images, reference = run_on_tars(tmp_path_factory.mktemp("undisturbed"), s3_endpoint, 40)
     expected = rows_by_key(reference)
     write_folder(images, str(tmp_path / "images"), LOCAL)
@@ -41,7 +41,7 @@ def test_killed_run_resumes_with_identical_vectors(local_ray, s3_endpoint, start
         committed = chunks_in(settings.output)
     assert 5 <= len(committed) < len(expected), "the run was not interrupted half-way; use more images"
 
-    # Mark committed rows, to see whether they are computed again.
+    # Mark committed rows, to detect whether they are computed again.
     marked = set()
     for path in committed:
         chunk = LOCAL.read_table(path)

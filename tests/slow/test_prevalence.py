@@ -1,4 +1,4 @@
-"""Coverage of the intervals of prevalence at full length; tests/unit has the same with few repeats."""
+"""Coverage of prevalence intervals with many repeats; tests/unit has the same with few repeats."""
 
 import pytest
 from support.prevalence import (
@@ -22,10 +22,10 @@ def test_intervals_cover_the_true_shares(shares, num_references):
 
 @pytest.mark.parametrize(("shares", "sure"), [([0.0, 0.0, 1.0], 0.9), ([1.0, 0.0, 0.0], 0.8)])
 def test_intervals_cover_shares_of_zero_and_one(shares, sure):
-    """Intervals from draws alone never reach 1."""
+    """Intervals from bootstrap draws alone never reach 1."""
     held, low = coverage_at_borders(shares, REPEATS)
     assert (held >= least_coverage(REPEATS)).all(), held
-    assert low > sure, "the intervals still say something"
+    assert low > sure, "the intervals are too wide"
 
 
 def test_intervals_cover_shares_estimated_over_galleries():

@@ -1,4 +1,4 @@
-"""The wheel by itself: built, installed into an environment of its own outside the checkout, and run there."""
+"""Build the wheel, install it into a new environment outside the checkout, and run jobs there."""
 
 import os
 import subprocess
@@ -36,13 +36,13 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def python(wheel, tmp_path_factory) -> str:
-    """The interpreter of an environment that holds the wheel, and sees the dependencies, but not the checkout, of this one."""
+    """Interpreter of an environment with the wheel and the dependencies of this one, without the checkout."""
     folder = tmp_path_factory.mktemp("environment")
     run([sys.executable, "-m", "venv", str(folder / "venv")], folder)
     interpreter = str(folder / "venv" / "bin" / "python")
     run([interpreter, "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel)], folder)
     own = run([interpreter, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], folder).stdout.strip()
-    # As a plain path, so that .pth files in it, such as that of an editable install, are not followed.
+    # As a plain path, so that .pth files in it, e.g. of an editable install, are ignored.
     Path(own, "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     where = run([interpreter, "-c", "import attrib; print(attrib.__file__)"], folder).stdout
     assert where.startswith(own)

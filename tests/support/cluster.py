@@ -1,4 +1,4 @@
-"""What the cluster tests stand on: an S3 server that can hold back writes, drawn images, and submitted jobs."""
+"""Helpers of the cluster tests: an S3 server that can delay writes, drawn images, and submitted jobs."""
 
 import io
 import json
@@ -27,9 +27,10 @@ BUSY = (
 
 @dataclass
 class Hold:
-    """Writes whose path matches wait once `allowed` of them have passed, until `release` answers them 503 SlowDown.
+    """Delays writes to matching paths after the first `allowed` ones; `release` answers the waiting ones 503 SlowDown.
 
-    That catches a stage in its middle whatever the speed of the machine. A client that lives asks again; a killed one has written nothing.
+    This stops a stage half-way, independent of the speed of the machine. A live client repeats the request; a killed
+    client has written nothing.
     """
 
     pattern: re.Pattern
@@ -51,7 +52,7 @@ class Hold:
         return False
 
     def wait(self, count: int, timeout_seconds: float = 90) -> None:
-        """Until `count` writes are held at once. With one CPU a node, two held writes mean that both nodes are at work."""
+        """Wait until `count` writes are held. With one CPU per node, two held writes mean that both nodes work."""
         with self.changed:
             if not self.changed.wait_for(lambda: self.waiting >= count, timeout_seconds):
                 raise TimeoutError(
@@ -70,7 +71,7 @@ class QuietHandler(WSGIRequestHandler):
 
 
 def _starts_and_publishes(method: str, query: str) -> tuple[bool, bool]:
-    """Whether a request begins a write, and whether it makes the object appear: a plain PUT does both, a multipart upload each in its turn."""
+    """(starts a write, makes the object visible). A plain PUT does both, a multipart upload one per request."""
     plain = method == "PUT" and "partNumber=" not in query
     return plain or (method == "POST" and query.startswith("uploads")), plain or (
         method == "POST" and "uploadId=" in query
@@ -78,13 +79,13 @@ def _starts_and_publishes(method: str, query: str) -> tuple[bool, bool]:
 
 
 class S3Server:
-    """moto behind HTTP on a free port, with a log of what was read and written, and holds."""
+    """moto over HTTP on a free port, with a log of reads and writes, and holds."""
 
     def __init__(self):
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._holds: list[Hold] = []
         self._lock = threading.Lock()
-        self._log: list[tuple[str, str]] = []  # (read or write, path) of what succeeded
+        self._log: list[tuple[str, str]] = []  # (read or write, path) of successful requests
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=QuietHandler)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -103,7 +104,7 @@ class S3Server:
             start_response(
                 "503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", str(len(BUSY[0])))]
             )
-            # The body must be taken off the connection, or it would be read as the next request.
+            # Read the body; otherwise the server parses it as the next request.
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             return BUSY
 
@@ -121,7 +122,7 @@ class S3Server:
         return hold
 
     def forget(self) -> None:
-        """Start the counts of `reads` and `writes` anew."""
+        """Reset the counts of `reads` and `writes`."""
         with self._lock:
             self._log.clear()
 
@@ -143,7 +144,7 @@ class S3Server:
 
 
 def drawn_image(seed: int) -> bytes:
-    """A small PNG of coloured shapes, another for every seed."""
+    """A small PNG of coloured shapes, different for each seed."""
     rng = np.random.default_rng(seed)
     image = Image.new("RGB", (96, 80), tuple(rng.integers(0, 256, 3).tolist()))
     draw = ImageDraw.Draw(image)
@@ -159,7 +160,7 @@ def drawn_image(seed: int) -> bytes:
 
 @dataclass
 class Job:
-    """A job handed in with `ray job submit`, which follows it and ends as it ends."""
+    """A job submitted with `ray job submit`, which prints its log and waits for it."""
 
     name: str
     process: subprocess.Popen
@@ -167,7 +168,7 @@ class Job:
     cluster: object
 
     def wait(self, timeout_seconds: float = 180) -> int:
-        """The exit status of `ray job submit`: 0 if and only if the job succeeded."""
+        """Exit status of `ray job submit`: 0 if and only if the job succeeded."""
         try:
             return self.process.wait(timeout_seconds)
         finally:

@@ -1,4 +1,4 @@
-"""Contenders with known measurements."""
+"""Benchmark contenders with known measurements."""
 
 import os
 import time
@@ -24,7 +24,7 @@ def filler(job: dict, clock) -> dict:
         np.ones(16 * MIB, np.uint8)
     with clock.lap("large"):
         block = np.ones(job["mib"] * MIB, np.uint8)
-        time.sleep(0.3)  # for the harness to look
+        time.sleep(0.3)  # long enough for the harness to measure memory
     return {"sum": int(block[:10].sum())}
 
 

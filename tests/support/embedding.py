@@ -1,4 +1,4 @@
-"""Embed runs on local folders and S3, and their rows by image key."""
+"""Runs of the embed job on local folders and S3, and their rows by image key."""
 
 import io
 import random
@@ -45,7 +45,7 @@ def rows_by_key(settings: EmbedSettings) -> dict[str, dict]:
 def run_on_tars(folder, s3_endpoint: str, num_images: int) -> tuple[dict[str, bytes], EmbedSettings]:
     """Embed shuffled tar shards on S3 with one worker. Returns the images, one of them truncated, and the settings."""
     images = {}
-    for i in range(num_images):  # large images, so that a run takes long enough to be interrupted
+    for i in range(num_images):  # large images, so that there is time to interrupt the run
         buffer = io.BytesIO()
         picture(i, 1000, 800).save(buffer, "JPEG")
         images[f"{i:02}.jpg"] = buffer.getvalue()

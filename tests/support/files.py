@@ -1,4 +1,4 @@
-"""Files on the local disk."""
+"""Lists files on the local disk."""
 
 import os
 

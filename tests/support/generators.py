@@ -1,5 +1,7 @@
-"""Pictures with the trace of a drawn generator (the same kind of content for all, and noise that each upsamples in its own way), and fingerprints
-without pictures."""
+"""Images of simulated generators, and fingerprints without images.
+
+All generators share the kind of content. Each adds noise upsampled with its own kernel, the trace.
+"""
 
 import json
 
@@ -29,7 +31,7 @@ KERNELS = {
 
 
 def drawn(trace: str | None, seed: int, px: int = 48) -> np.ndarray:
-    """uint8 [px, px, 3]: smooth content of the seed, and the trace's upsampled noise; None: plain noise, as a camera has it."""
+    """uint8 [px, px, 3]: smooth content of the seed plus noise upsampled by the trace's kernel; None: plain noise."""
     generator = np.random.default_rng([seed, px])
     coarse = generator.integers(40, 216, (4, 4, 3), dtype=np.uint8)
     content = np.asarray(Image.fromarray(coarse).resize((px, px), Image.Resampling.BICUBIC), float)
@@ -54,7 +56,7 @@ def spectrum_method() -> LogSpectrum:
 
 
 def write_spectrum_method(folder: str, storage: Storage) -> None:
-    """lda.safetensors, from which the method "log-spectrum" takes its mean."""
+    """Write lda.safetensors, from which the method "log-spectrum" reads its mean."""
     mean = _mean()
     metadata = {FILE_KEY: json.dumps({"shrinkage": 1.0, "declared": {"spectrum": SPECTRUM.model_dump(mode="json")}})}
     arrays = {"mean": mean, "projection": np.eye(len(mean), 2)}
@@ -62,7 +64,7 @@ def write_spectrum_method(folder: str, storage: Storage) -> None:
 
 
 def _mean() -> np.ndarray:
-    """Of log spectra over all traces, as the synthetic models of a pool give it."""
+    """Mean log spectrum over all traces, as fitted on the synthetic models of a pool."""
     from attrib.generators.fingerprints.spectrum import spectra
 
     samples = [sample for trace in (None, *KERNELS) for sample in drawn_samples(trace, range(900, 904))]
@@ -70,7 +72,7 @@ def _mean() -> np.ndarray:
 
 
 class Vectors(Rescored):
-    """For tests that bring vectors of their own: a method that scores them by mean or by nearest reference."""
+    """Method for tests that supply vectors: scores them by mean cosine or by nearest reference."""
 
     def __init__(self, scoring=mean_cosine):
         super().__init__(ContentOnly(), "vectors", scoring)

@@ -1,4 +1,4 @@
-"""Two processes joined by gloo, started once per test session, that run a function of a test module on both ranks.
+"""Two processes in one gloo group that run a function of a test module on both ranks.
 
 Starting a process and importing torch takes seconds, so all tests of two workers share these processes.
 """
@@ -18,10 +18,10 @@ TIMEOUT_SECONDS = 100
 
 
 class GlooPool:
-    """`run(function, *arguments)` calls `function(rank, *arguments)` on every rank and returns the results in rank order."""
+    """`run(function, *arguments)` calls `function(rank, *arguments)` on both ranks; results in rank order."""
 
     def __init__(self):
-        context = multiprocessing.get_context("spawn")  # torch is loaded here, and its threads do not survive a fork
+        context = multiprocessing.get_context("spawn")  # torch is loaded here; its threads do not survive a fork
         self._folder = tempfile.TemporaryDirectory(prefix="gloo-")
         self._pipes, self._processes = [], []
         for rank in range(WORLD_SIZE):
@@ -38,7 +38,7 @@ class GlooPool:
             pipe.send((function, arguments))
         found = []
         for rank, pipe in enumerate(self._pipes):
-            # A rank that fails leaves the other waiting for it, so the first answer that is an error ends both.
+            # If one rank fails, the other waits for it forever. So the first error ends both.
             if not pipe.poll(TIMEOUT_SECONDS):
                 self.close()
                 raise RuntimeError(f"rank {rank} gave no result of {function.__name__} in {TIMEOUT_SECONDS} s")

@@ -1,4 +1,4 @@
-"""Hostile images, built in memory: the one list of odd and broken files that every stage must survive."""
+"""Hostile images, built in memory: odd and broken files that every stage must handle."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ ORIENTATION_TAG = 0x0112
 
 
 def picture(width: int = 96, height: int = 64) -> Image.Image:
-    """A smooth RGB picture without symmetry: a horizontal, a vertical and a diagonal ramp, and a white corner at the top left."""
+    """A smooth RGB image without symmetry: horizontal, vertical and diagonal ramps, and a white top left corner."""
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     pixels = np.stack([x, y, (x + y) / 2], axis=2) * 200
     pixels[: height // 4, : width // 4] = 255
@@ -30,7 +30,7 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """An RGB PNG that announces width x height pixels and holds next to none."""
+    """An RGB PNG whose header says width x height pixels, with almost no pixel data."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(bytes(64))) + png_chunk(b"IEND", b"")
 
@@ -44,12 +44,12 @@ def rgba_picture() -> Image.Image:
 
 
 def ramp_16_bit() -> np.ndarray:
-    """uint16 [64, 1024]: all of the 16-bit range from left to right."""
+    """uint16 [64, 1024]: the full 16-bit range from left to right."""
     return np.tile(np.linspace(0, 65535, 1024).astype(np.uint16), (64, 1))
 
 
 def palette_with_transparency() -> Image.Image:
-    """48x32, index 0 red and transparent at the left, index 1 blue at the right."""
+    """48x32 px; left half index 0 (red, transparent), right half index 1 (blue)."""
     image = Image.new("P", (48, 32), 1)
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.paste(0, (0, 0, 24, 32))
@@ -57,7 +57,7 @@ def palette_with_transparency() -> Image.Image:
 
 
 def oriented_jpeg(orientation: int) -> bytes:
-    """picture() stored so that a viewer that honours the EXIF orientation shows it upright."""
+    """picture() stored with an EXIF orientation; it is upright after the orientation is applied."""
     stored_by = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -74,9 +74,9 @@ def oriented_jpeg(orientation: int) -> bytes:
 
 
 def hostile_images() -> dict[str, tuple[bytes, str | None]]:
-    """{file name: (bytes, expected)}: expected is None for what must decode, else a part of the reason of its ImageError.
+    """{file name: (bytes, expected)}. expected: None if it must decode, else a part of the reason of its ImageError.
 
-    The limit on the size is taken to be between 1 and 1,000 megapixels.
+    Assumes that the limit on the size is between 1 and 1,000 megapixels.
     """
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8))
     plain = picture()

@@ -1,4 +1,4 @@
-"""What the tests of jobs.identify share: a registry of two drawn generators and of photographs, and settings of a run."""
+"""Helpers of the tests of jobs.identify: a registry of two drawn generators and photographs, and settings of a run."""
 
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join
@@ -13,7 +13,7 @@ TRACES = ("nearest", "checker")
 
 
 def registered(root: str) -> str:
-    """The registry's URI. Negatives are as many as a rate of 0.05 needs of each kind."""
+    """URI of a registry with as many negatives (background cohort) of each kind as a rate of 0.05 needs."""
     write_spectrum_method(join(root, "method"), STORAGE)
     method = spectrum_method()
     made_by = RegistryMethodSettings(name="log-spectrum", uri=join(root, "method"))

@@ -1,4 +1,4 @@
-"""Small collections of ordinary pictures, written in every form in which a collection may come."""
+"""Small collections of valid images, written in every collection format."""
 
 import io
 import tarfile
@@ -23,13 +23,13 @@ ODD_NAMES = (
 
 
 def picture(seed: int, width: int = 64, height: int = 48) -> Image.Image:
-    """A few soft blobs of colour, so that different seeds look different to any network."""
+    """A few smooth blobs of colour; images of different seeds have clearly different features."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def pictures(keys) -> dict[str, bytes]:
-    """{key: encoded image}, in the format that the key's extension names."""
+    """{key: encoded image}; the extension of the key gives the format."""
     return {
         key: encode(picture(seed), "PNG" if key.lower().endswith("png") else "JPEG") for seed, key in enumerate(keys)
     }
@@ -53,14 +53,14 @@ def tar_bytes(images: dict[str, bytes], format: int = tarfile.PAX_FORMAT) -> byt
 def write_tars(
     images: dict[str, bytes], uri: str, storage: Storage, num_shards: int = 1, format: int = tarfile.PAX_FORMAT
 ) -> None:
-    """Images dealt to the shards in turn, the last first, so that the order is not that of a folder."""
+    """Distribute the images over the shards, last first, so that the order differs from that of a folder."""
     items = list(images.items())[::-1]
     for shard in range(num_shards):
         storage.write_bytes(join(uri, f"{shard:03}.tar"), tar_bytes(dict(items[shard::num_shards]), format))
 
 
 def write_parquet(images: dict[str, bytes], uri: str, storage: Storage, num_files: int = 1, row_group_rows: int = 3):
-    """Columns name and image."""
+    """Write Parquet files with the columns name and image."""
     items = list(images.items())[::-1]
     for number in range(num_files):
         names, data = zip(*items[number::num_files])
@@ -71,6 +71,6 @@ def write_parquet(images: dict[str, bytes], uri: str, storage: Storage, num_file
 
 
 def write_uri_parquet(images: dict[str, bytes], uris: dict[str, str | None], uri: str, storage: Storage) -> None:
-    """Columns name and where: uris[key] for every key, in reverse order."""
+    """Write a Parquet file with the columns name and where (uris[key]), in reverse order."""
     names = list(images)[::-1]
     storage.write_table(join(uri, "images.parquet"), pa.table({"name": names, "where": [uris[name] for name in names]}))

@@ -1,6 +1,6 @@
-"""Real work in a process of its own, and the memory that it took, as the operating system saw it.
+"""Run a stage in its own process and measure its memory as reported by the operating system.
 
-Run as `python -m support.memory NAME JSON`: prints the result of the function NAME of this module as JSON, with the peaks of its memory.
+`python -m support.memory NAME JSON` prints the result of the function NAME of this module as JSON, with peak memory.
 """
 
 import json
@@ -15,7 +15,7 @@ POLL_SECONDS = 0.001
 
 
 def measure(name: str, **sizes) -> dict:
-    """Result of a function below, with `peak_bytes` and `anonymous_bytes` (memory that is not of mapped files) at their highest."""
+    """Result of a function of this module, with its peaks `peak_bytes` and `anonymous_bytes` (no mapped files)."""
     child = subprocess.Popen(
         [sys.executable, "-m", "support.memory", name, json.dumps(sizes)],
         stdout=subprocess.PIPE,
@@ -24,9 +24,9 @@ def measure(name: str, **sizes) -> dict:
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])},
     )
     anonymous_bytes = 0
-    child.stdout.readline()  # until then it may still be a copy of this process
+    child.stdout.readline()  # before that line it may still be a fork of this process
     while child.poll() is None:
-        # From outside: a thread of the process itself would wait while NumPy holds the interpreter.
+        # Measured from outside: a thread inside would be blocked while NumPy holds the GIL.
         anonymous_bytes = max(anonymous_bytes, _status(child.pid).get("RssAnon", 0))
         time.sleep(POLL_SECONDS)
     assert child.returncode == 0
@@ -48,7 +48,7 @@ def folder_bytes(folder) -> int:
 
 
 def _start() -> dict:
-    """Libraries' memory, to be compared with the baseline of the estimate."""
+    """Memory of the imported libraries, to compare with the baseline of the estimate."""
     from attrib.runtime.machine import baseline_bytes
 
     print("started", flush=True)
@@ -82,7 +82,7 @@ def _embedding(folder: str, backbone: str, num_images: int, chunk_rows: int):
 
 
 def probe(folder: str, backbone: str, num_images: int, chunk_rows: int) -> dict:
-    """The embed job's probe, as its driver makes it."""
+    """The probe that the driver of the embed job runs."""
     import torch  # noqa: F401, so that its libraries are in the baseline
 
     from attrib.embed import encode  # noqa: F401
@@ -94,7 +94,7 @@ def probe(folder: str, backbone: str, num_images: int, chunk_rows: int) -> dict:
 
 
 def embed(folder: str, backbone: str, num_images: int, chunk_rows: int, output: str) -> dict:
-    """What an encoder of the embed job does, and the partition that is made of its chunks."""
+    """Encode chunks like a worker of the embed job, and assemble the partition."""
     import torch
 
     from attrib.data.chunks import assemble_partition, plan_chunks
@@ -117,7 +117,7 @@ def embed(folder: str, backbone: str, num_images: int, chunk_rows: int, output: 
 
 
 def template(num_lists: int, dimension: int):
-    """With centroids that were drawn, not trained: memory does not depend on them."""
+    """A coarse quantizer with random centroids: its memory does not depend on training."""
     import faiss
     import numpy as np
 
@@ -133,7 +133,7 @@ def template(num_lists: int, dimension: int):
 
 
 def build(folder: str, dimension: int, num_lists: int, partitions: list[int]) -> dict:
-    """Builds one shard from the embeddings below `folder`, as the index job's task does."""
+    """Build one shard from the embeddings in `folder`, like a task of the index job."""
     import pyarrow as pa
 
     from attrib.embed.embeddings import Embeddings
@@ -155,7 +155,7 @@ def build(folder: str, dimension: int, num_lists: int, partitions: list[int]) ->
 
 
 def search(folder: str, num_queries: int, dimension: int, k: int, nprobe: int) -> dict:
-    """Takes one block of queries through the shard below `folder`, as the attribute job's task does. nprobe: 0 for exact search."""
+    """Search a block of queries in the shard in `folder`, like a task of the attribute job. nprobe 0: exact search."""
     import faiss
 
     from attrib.attribute.blocks import partial_table, partial_uri, read_block
@@ -182,5 +182,5 @@ def search(folder: str, num_queries: int, dimension: int, k: int, nprobe: int) -
 if __name__ == "__main__":
     sys.path[:0] = [str(TESTS.parent), str(TESTS)]
     result = globals()[sys.argv[1]](**json.loads(sys.argv[2]))
-    # Before the interpreter ends, which touches what was never used.
+    # Measured before the interpreter exits, since its shutdown touches unused memory.
     print(json.dumps(result | {"peak_bytes": _status(os.getpid())["VmHWM"]}))

@@ -1,4 +1,4 @@
-"""Simulated image sets of known prevalence: how often intervals hold the truth, for the unit tests and, at full length, the slow ones."""
+"""Coverage of prevalence intervals on simulated image sets, for unit tests and, with more repeats, slow tests."""
 
 import math
 
@@ -20,12 +20,12 @@ CASES = [([0.4, 0.3, 0.1, 0.2], 50), ([0.0, 0.05, 0.15, 0.8], 50), ([0.25, 0.25,
 
 
 def least_coverage(repeats: int) -> float:
-    """Share of the repeats in which a 95 % interval holds the truth, but for one case in about 700 (three standard deviations)."""
+    """Lower bound on the coverage of a correct 95 % interval: three standard deviations, violated once in about 700."""
     return 0.95 - 3 * math.sqrt(0.95 * 0.05 / repeats)
 
 
 def simulated(shares, num_images, num_references, generator):
-    """Verdict counts of a dump, and of references of each generator."""
+    """Verdict counts of an image set, and of the references of each generator."""
     truth = generator.multinomial(num_images, shares)
     counts = sum(generator.multinomial(n, row) for n, row in zip(truth, CONFUSION))
     return counts.astype(float), np.stack([generator.multinomial(num_references, row) for row in CONFUSION]).astype(
@@ -34,7 +34,7 @@ def simulated(shares, num_images, num_references, generator):
 
 
 def coverage(shares: list[float], num_references: int, repeats: int) -> tuple[np.ndarray, np.ndarray]:
-    """Share of repeats whose intervals hold the truth: of the estimate, and of shares that are not corrected for errors."""
+    """Coverage of the intervals of the estimate, and of shares that are not corrected for errors."""
     generator = np.random.default_rng(0)
     held, naive = np.zeros(4), np.zeros(4)
     for repeat in range(repeats):
@@ -48,7 +48,7 @@ def coverage(shares: list[float], num_references: int, repeats: int) -> tuple[np
 
 
 def coverage_at_borders(shares: list[float], repeats: int) -> tuple[np.ndarray, float]:
-    """With ten references of each generator, of a set that is all of one origin; and the mean lower bound of that origin."""
+    """Coverage for an image set of one origin with ten references per generator; mean lower bound of that origin."""
     rates = np.array([[0.9, 0.0, 0.1], [0.0, 0.9, 0.1], [0.05, 0.05, 0.9]])
     generator = np.random.default_rng(5)
     held, least = np.zeros(3), []
@@ -62,7 +62,7 @@ def coverage_at_borders(shares: list[float], repeats: int) -> tuple[np.ndarray, 
 
 
 def coverage_over_galleries(repeats: int) -> np.ndarray:
-    """Three origins that go to three galleries each in its own way, one gallery with hardly an image; references are few there, too."""
+    """Coverage with three origins over three galleries; one gallery has few images and few references."""
     generator = np.random.default_rng(3)
     goes_to = np.array([[0.8, 0.15, 0.05], [0.3, 0.6, 0.1], [0.2, 0.7, 0.1]])
     rates = np.stack([CONFUSION[np.ix_([0, 1, 3], [0, 1, 3])] + extra for extra in (0.0, 0.1, 0.5)])
@@ -79,14 +79,14 @@ def coverage_over_galleries(repeats: int) -> np.ndarray:
         confusion = np.stack(
             [[generator.multinomial(n, rates[d, j]) for j, n in enumerate((40, 40, 80))] for d in range(3)]
         ).astype(float)
-        confusion[2, 1] = 0  # of this origin no reference came to the last gallery
+        confusion[2, 1] = 0  # this origin has no reference in the last gallery
         found, _ = estimate_shares(["a", "b"], counts, confusion, 0, 200, repeat)
         held += [share.low <= true <= share.high for share, true in zip(found, origins / 300)]
     return held / repeats
 
 
 def changes_reported(repeats: int) -> tuple[int, int, list[dict], float]:
-    """How often a change is reported where there is none, and where there is one; a comparison with a new name, and its expected value."""
+    """Numbers of false and true reports of a change; a comparison with a new name, and its expected value."""
     generator = np.random.default_rng(1)
     wrong, seen = 0, 0
     names = ["a", "b", "c", OTHER]

@@ -1,4 +1,4 @@
-"""A small attribution run on disk, made by the library's own functions, with hostile text wherever text can come from, and a reader of its page."""
+"""A small attribution run on disk with hostile text in every text field, and a parser of its page."""
 
 import io
 from html.parser import HTMLParser
@@ -34,7 +34,7 @@ def encoded(colour: int, size: tuple[int, int] = (300, 200)) -> bytes:
 
 
 class Collection:
-    """A manifest of `keys` with its embeddings record; the images are files, or rows of one Parquet file."""
+    """A manifest of `keys` and a record of embeddings. The images are files, or rows of one Parquet file."""
 
     def __init__(self, root, name: str, keys: list[str], metadata: dict[str, pa.Array], in_parquet: bool = False):
         self.root, self.keys = f"{root}/{name}", keys
@@ -78,7 +78,10 @@ class Collection:
 
 
 class SmallRun:
-    """An attribution run of two blocks on disk. similarity: float32 [queries, sources]; failed: {query position: (stage, reason)}."""
+    """An attribution run of two blocks on disk.
+
+    similarity: float32 [queries, sources]; failed: {query position: (stage, reason)}.
+    """
 
     def __init__(self, root, sources: Collection, queries: Collection, similarity: np.ndarray, failed: dict):
         self.sources, self.queries, self.uri = sources, queries, f"{root}/run"
@@ -156,7 +159,7 @@ class SmallRun:
 
 
 def small_run(folder) -> SmallRun:
-    """12 queries, of which 3 failed, against 8 sources."""
+    """12 queries, 3 of them failed, and 8 sources."""
     sources = Collection(
         folder,
         "sources",
@@ -170,7 +173,7 @@ def small_run(folder) -> SmallRun:
         in_parquet=True,
     )
     prompts = [HOSTILE, None, *(f"prompt {i}" for i in range(10))]
-    # A column whose name, with the prefix of the rows, ends like one of theirs.
+    # With the prefix of the rows, this column name ends like one of theirs.
     metadata = {"prompt": pa.array(prompts), "status": pa.array(["draft"] * 12)}
     queries = Collection(folder, "queries", [HOSTILE, *(f"q{i}" for i in range(11))], metadata)
     similarity = np.random.default_rng(0).uniform(0.3, 0.9, (12, 8)).astype(np.float32)
@@ -179,7 +182,7 @@ def small_run(folder) -> SmallRun:
 
 
 class Page(HTMLParser):
-    """Everything that a browser would see as an element, an attribute or text."""
+    """Elements, attributes and text of an HTML page."""
 
     def __init__(self, text: str):
         super().__init__()

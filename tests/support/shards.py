@@ -1,4 +1,4 @@
-"""Shards of an index on a local disk, made without a cluster, and the exact search they are compared with."""
+"""Index shards on a local disk, built without a cluster, and an exact search as reference."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from attrib.index.planning import IndexPlan
 from attrib.index.quantizer import read_quantizer, train_quantizer, write_quantizer
 from attrib.index.shard import Shard, build_shard, open_shard, shard_name
 
-faiss.omp_set_num_threads(1)  # on a busy machine, threads for such small work mostly wait for one another
+faiss.omp_set_num_threads(1)  # for small arrays, more threads are slower
 
 STORAGE = Storage(StorageSettings())
 KINDS = ("flat", "ivf_flat", "ivf_sq8", "ivf_pq")
@@ -28,7 +28,10 @@ def make_plan(kind: str, num_lists: int = 8, pq_bytes: int = 4) -> IndexPlan:
 def write_embeddings(
     folder: Path, ids: np.ndarray, vectors: np.ndarray, partition_of: np.ndarray, failed: np.ndarray | None = None
 ) -> Embeddings:
-    """Embeddings on disk. ids: int64 [n] in any order; vectors: float16 [n, d]; partition_of: int [n]; failed: bool [n], without a vector."""
+    """Write embeddings.
+
+    ids: int64 [n] in any order; vectors: float16 [n, d]; partition_of: int [n]; failed: bool [n], rows without vector.
+    """
     failed = np.zeros(len(ids), bool) if failed is None else failed
     dimension = vectors.shape[1]
     embeddings = Embeddings(
@@ -76,11 +79,11 @@ def make_index(
     groups: list[list[int]] | None = None,
     failed: np.ndarray | None = None,
 ) -> list[dict]:
-    """Records of the shards built below `folder`, one per partition unless `groups` says which partitions go together."""
+    """Build shards in `folder` and return their records. groups: partitions of each shard; None: one shard each."""
     embeddings = write_embeddings(folder, ids, vectors, partition_of, failed)
     template = None
     if plan.kind != "flat":
-        # By id, so that the template does not depend on the order in which a test lists its vectors.
+        # Sorted by id, so that the coarse quantizer does not depend on the order of the vectors in a test.
         template = train_quantizer(unit_rows(vectors[np.argsort(ids)]), plan, 0)
         write_quantizer(template, str(folder / QUANTIZER_FILE), STORAGE)
     groups = groups or [[partition] for partition in range(len(embeddings.num_rows))]
@@ -98,19 +101,19 @@ def open_index_shards(folder: Path, records: list[dict]) -> list[Shard]:
 
 
 def flat_shard(ids: np.ndarray, vectors: np.ndarray) -> Shard:
-    """In memory, of kind flat. ids: int64 [n] ascending; vectors: float16 [n, d]."""
+    """A flat shard in memory. ids: int64 [n] ascending; vectors: float16 [n, d]."""
     return Shard(ids, vectors, inverse_norms(to_float32(vectors)))
 
 
 def exact_scores(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Cosine float32 [n, m] of unit queries float32 [n, d] and stored vectors float16 [m, d], summed in float64."""
+    """Cosine similarity float32 [n, m] of unit queries float32 [n, d] and vectors float16 [m, d], summed in float64."""
     stored = vectors.astype(np.float64)
     stored /= np.sqrt((stored * stored).sum(axis=1, keepdims=True))
     return np.stack([(stored * query).sum(axis=1) for query in queries.astype(np.float64)]).astype(np.float32)
 
 
 def nearest(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """ids int64 [n, k] and scores float32 [n, k] of the highest scores, ties to the lower id; -1 and -inf where a score is -inf."""
+    """ids int64 [n, k] and scores float32 [n, k] of the best; ties: lower id first; -1 and -inf for scores of -inf."""
     k = min(k, len(ids))
     found, best = np.full((len(scores), k), -1), np.full((len(scores), k), -np.inf, np.float32)
     for i, row in enumerate(scores):

@@ -1,4 +1,4 @@
-"""Calibrations and judges from scores and vectors that a test brings, without a registry."""
+"""Calibrations and judges from given scores and vectors, without a registry."""
 
 import numpy as np
 
@@ -12,7 +12,11 @@ SYNTHETIC = 2
 
 
 def calibration_of(negatives, kind=None, source=None, own=None, owner=None, family=None, **settings) -> Calibration:
-    """negatives: [n, G], of one gallery, or [D, n, D, G], synthetic unless kind says otherwise; own, by default: one reference of each generator, which scores 6 for its own."""
+    """A calibration from scores.
+
+    negatives: [n, G] for one gallery, or [D, n, D, G]; kind: synthetic by default. own: scores of the references; by
+    default one reference per generator, which scores 6 for its own generator.
+    """
     negatives = np.asarray(negatives, np.float32)
     if negatives.ndim == 2:
         negatives = negatives[None, :, None]
@@ -33,9 +37,9 @@ def calibration_of(negatives, kind=None, source=None, own=None, owner=None, fami
 
 
 def judge_from(groups, strangers, family=None, with_references=False, **settings) -> Judge:
-    """groups: float32 [D, r, d] of each generator; strangers: float32 [n, d] as synthetic images, not degraded by anything.
+    """groups: float32 [D, r, d] per generator; strangers: float32 [n, d], negatives of kind synthetic, not degraded.
 
-    with_references: the groups' are negatives, too.
+    with_references: use the references of the groups as negatives, too.
     """
     galleries = Galleries(Vectors(), groups)
     own, owner = galleries.leave_one_out()
@@ -48,7 +52,7 @@ def judge_from(groups, strangers, family=None, with_references=False, **settings
 
 
 def groups_and_strangers() -> tuple:
-    """Three generators of which the last two are one, 20 references each; 60 strangers; a new generator."""
+    """Three generators with 20 references each, the last two identical; 60 strangers; a new generator."""
     generator = np.random.default_rng(8)
     centres = unit(generator.standard_normal((4, 24)))
     groups = [around(centres[c], 20, 0.12, generator)[None] for c in (0, 1, 1)]

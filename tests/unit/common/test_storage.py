@@ -1,4 +1,4 @@
-"""Storage on a local disk: atomic writes and odd names. The contract for all clients is in tests/integration/test_storage_clients.py."""
+"""Storage on a local disk: atomic writes and odd names. tests/integration/test_storage_clients.py tests all clients."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ def test_a_writer_killed_half_way_leaves_no_target(tmp_path):
     )
     writer = subprocess.Popen([sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE, text=True)
     assert writer.stdout.readline() == "half\n"
-    assert len(files_below(tmp_path)) == 1  # it is half-way indeed
+    assert len(files_below(tmp_path)) == 1  # the temporary file exists
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     writer.stdout.close()

@@ -1,4 +1,4 @@
-"""How jobs end. Exit codes: 0 done, 1 an error that the user can fix, 2 an invalid config, 3 too many failed images,
+"""Exit codes of jobs: 0 done, 1 an error that the user can fix, 2 an invalid config, 3 too many failed images,
 130 Ctrl-C, 143 SIGTERM."""
 
 import logging
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from attrib.common.errors import AttribError, FailedShareError
 
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # as shells report them: 128 + the signal
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # 128 + the signal, as in a shell
 
 logger = logging.getLogger("jobs")
 
@@ -21,7 +21,7 @@ def reported() -> Iterator[None]:
 
     def on_sigterm(*_: object) -> None:
         received.append(signal.SIGTERM)
-        raise KeyboardInterrupt  # while Ray waits in C++, only this exception arrives here as itself
+        raise KeyboardInterrupt  # the only exception that passes through Ray's C++ code unchanged
 
     signal.signal(signal.SIGTERM, on_sigterm)
     try:
@@ -32,7 +32,7 @@ def reported() -> Iterator[None]:
     except OSError as error:  # such as a full disk, a missing bucket or refused credentials
         logger.error(f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
         raise SystemExit(1) from None
-    except (KeyboardInterrupt, SystemExit):  # SystemExit: what Ray Train makes of Ctrl-C
+    except (KeyboardInterrupt, SystemExit):  # SystemExit: raised by Ray Train on Ctrl-C
         for number in EXIT_CODES:
             signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
         if "ray" in sys.modules:

@@ -1,4 +1,4 @@
-"""The identify job on drawn generators: verdicts of every kind of input, restarts, and the dump's figures."""
+"""The identify job on simulated generators: verdicts for every kind of input, restarts, and results of the image set."""
 
 import os
 import shutil
@@ -42,7 +42,7 @@ def registry(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def dump(tmp_path_factory, local_ray) -> dict:
-    """A manifest of drawn images, with an account of each, and of files that are wrong in every way."""
+    """A manifest of drawn images, each with an account, and of hostile files."""
     root = str(tmp_path_factory.mktemp("dump"))
     files, accounts = {}, {}
     for trace, count in COUNTS.items():
@@ -105,7 +105,7 @@ def test_every_image_has_one_verdict_and_bad_input_a_reason(finished, dump):
 
 
 def test_sets_and_shares_count_all_images_of_a_gallery_whatever_their_own_verdicts(finished, tmp_path):
-    """Where a verdict stays open because few like it are recognised: those that were attributed alone would be a selection."""
+    """Also images without a verdict because too few like them are recognised: others alone would be a biased sample."""
     strict = finished.model_copy(
         update={
             "output": str(tmp_path / "strict"),
@@ -124,7 +124,7 @@ def test_sets_and_shares_count_all_images_of_a_gallery_whatever_their_own_verdic
     assert sets[0].equals(sets[1]) and len(sets[0])
 
 
-def test_the_record_tells_shares_candidates_and_sets(finished):
+def test_the_record_holds_shares_candidates_and_sets(finished):
     record = open_identified(finished.output, STORAGE).record
     assert sum(record["verdicts"].values()) == record["num_images"] and record["abstains"] is None
     shares = {share["name"]: share for share in record["shares"]}
@@ -132,7 +132,7 @@ def test_the_record_tells_shares_candidates_and_sets(finished):
     for trace in TRACES:
         assert shares[trace]["low"] <= COUNTS[trace] / assessed <= shares[trace]["high"]
     assert record["changes"] is None and record["negatives"] == {"photographs": 50, "generators": 50}
-    # The odd files are variants of one picture, and so a candidate of their own.
+    # The hostile files are variants of one image, so they form a candidate.
     shown = [[exemplar["key"] for exemplar in candidate["exemplars"]] for candidate in record["candidates"]]
     assert any(len(keys) == 12 and all(key.startswith("diagonal") for key in keys) for keys in shown)
     sizes = [candidate["num_images"] for candidate in record["candidates"]]
@@ -156,12 +156,12 @@ def test_the_record_tells_shares_candidates_and_sets(finished):
     assert sorted(listed, key=lambda row: row["name"]) == sets.sort_by("name").to_pylist()
     assert [row["p_value"] for row in listed] == sorted(row["p_value"] for row in listed)
     assert all(row["num_distinct"] == row["num_images"] for row in listed)
-    # Of two generators, without one there is nothing generated among the negatives of the other.
+    # With two generators, leaving one out leaves no generated negatives for the other.
     assert set(record["recognised"]) == set(TRACES) and record["left_out_rates"] == {}
     assert any("JPEG" in warning or "BMP" in warning for warning in record["warnings"])
 
 
-def test_reasons_are_grouped_whatever_sizes_they_name(finished):
+def test_reasons_that_differ_only_in_sizes_are_grouped(finished):
     record = open_identified(finished.output, STORAGE).record
     reasons = {row["reason"]: row for row in record["unassessable_reasons"]}
     assert sum(row["count"] for row in reasons.values()) == record["verdicts"]["unassessable"]
@@ -178,12 +178,12 @@ def test_reasons_are_grouped_whatever_sizes_they_name(finished):
     ] == 80 + 79 + 78
 
 
-def test_a_restart_does_what_is_missing_and_gives_the_same(finished, dump, registry, tmp_path, caplog):
+def test_a_restart_continues_and_gives_the_same_verdicts(finished, dump, registry, tmp_path, caplog):
     caplog.set_level("INFO")
     settings = settings_of(dump, registry, str(tmp_path / "out"), chunk_rows=10)
     identify_job.run(settings)
     first = verdicts_of(settings)
-    assert first.equals(verdicts_of(finished))  # however the work is cut
+    assert first.equals(verdicts_of(finished))  # for every chunk size
     kept = join(settings.output, "verdicts", "part-00000.parquet")
     inode = os.stat(kept).st_ino
     STORAGE.delete_file(join(settings.output, "generators.json"))
@@ -201,7 +201,7 @@ def test_a_restart_does_what_is_missing_and_gives_the_same(finished, dump, regis
         identify_job.run(settings_of(dump, registry, settings.output, verdicts={"false_attribution_rate": 0.1}))
 
 
-def test_an_earlier_run_gives_the_change(finished, dump, registry, tmp_path):
+def test_the_change_since_an_earlier_run_is_reported(finished, dump, registry, tmp_path):
     settings = settings_of(dump, registry, str(tmp_path / "out"), previous=finished.output)
     record = identify_job.run(settings)
     assert [row["name"] for row in record["changes"]] == [share["name"] for share in record["shares"]]
@@ -209,8 +209,8 @@ def test_an_earlier_run_gives_the_change(finished, dump, registry, tmp_path):
     assert not any("another registry" in warning for warning in record["warnings"])
 
 
-def test_runs_of_two_registries_are_compared_only_where_they_can_be(finished, dump, registry, tmp_path):
-    """diagonal is registered in between, and checker removed: what no registered generator made is another thing now."""
+def test_runs_of_two_registries_are_compared_for_common_generators(finished, dump, registry, tmp_path):
+    """diagonal is registered and checker removed between the runs, so "unknown generator" has another meaning."""
     method = spectrum_method()
     other = str(tmp_path / "registry")
     shutil.copytree(registry, other)
@@ -234,14 +234,14 @@ def test_too_many_broken_files_and_other_mistakes_are_refused(dump, registry, tm
     kept = tmp_path / "out" / "verdicts" / "part-00000.parquet"
     inode = os.stat(kept).st_ino
     identify_job.run(settings_of(dump, registry, str(tmp_path / "out"), max_failed_share=0.5))
-    assert os.stat(kept).st_ino == inode  # summed up, not read again
+    assert os.stat(kept).st_ino == inode  # verdicts are reused, no image is read again
     with pytest.raises(AttribError, match="has no metadata column 'acount'; it has account"):
         identify_job.run(settings_of(dump, registry, str(tmp_path / "b"), prevalence={"set_column": "acount"}))
     with pytest.raises(AttribError, match=r"registry\.json is not there: run jobs\.registry"):
         identify_job.run(settings_of(dump, str(tmp_path / "none"), str(tmp_path / "c")))
 
 
-def test_a_rate_that_the_negatives_cannot_show_is_said_before_the_work(dump, registry, tmp_path, caplog):
+def test_too_few_negatives_for_the_rate_are_reported_before_the_work(dump, registry, tmp_path, caplog):
     caplog.set_level("INFO")
     rate = {"false_attribution_rate": 0.001}
     record = identify_job.run(settings_of(dump, registry, str(tmp_path / "out"), verdicts=rate))
@@ -263,7 +263,7 @@ def test_verdicts_of_a_block_are_those_of_its_images(finished, dump):
         check_same_images(identified, other)
 
 
-def test_the_registry_is_read_as_it_was_registered(registry):
+def test_the_stored_registry_equals_the_registered_one(registry):
     opened = open_registry(registry, STORAGE)
     assert [entry.name for entry in opened.generators] == ["checker", "nearest"]
     assert [entry.name for entry in opened.negatives] == ["camera"]

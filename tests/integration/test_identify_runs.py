@@ -1,4 +1,4 @@
-"""jobs.identify on dumps of which nothing, or not all, can be read or assessed, and inside jobs.pipeline."""
+"""jobs.identify on image sets with unreadable or unassessable images, and inside jobs.pipeline."""
 
 import pyarrow as pa
 import pytest
@@ -20,7 +20,7 @@ def registry(tmp_path_factory) -> str:
     return registered(str(tmp_path_factory.mktemp("registry")))
 
 
-def test_a_dump_of_which_nothing_can_be_assessed_has_no_shares(registry, tmp_path, local_ray, caplog):
+def test_an_image_set_without_assessable_images_has_no_shares(registry, tmp_path, local_ray, caplog):
     caplog.set_level("INFO")
     files = {f"{i}.png": drawn_file("nearest", 600 + i, px=12) for i in range(4)}
     write_folder(files, str(tmp_path / "images"), STORAGE)
@@ -37,7 +37,7 @@ def test_a_dump_of_which_nothing_can_be_assessed_has_no_shares(registry, tmp_pat
 
 
 def test_after_the_verdicts_of_a_failed_run_are_deleted_images_are_read_again(registry, tmp_path, local_ray):
-    """A file that could not be read for a while, as an object store answers now and then."""
+    """A file cannot be read for a while, as happens with object stores."""
     files = {f"{i}.png": drawn_file("nearest", 700 + i) for i in range(4)}
     write_folder(files, str(tmp_path / "images"), STORAGE)
     collection = {"name": "flaky", "uri": str(tmp_path / "images")}
@@ -55,7 +55,7 @@ def test_after_the_verdicts_of_a_failed_run_are_deleted_images_are_read_again(re
     assert identify_job.run(settings)["num_failed"] == 0
 
 
-def test_a_pipeline_carries_the_generators_into_rows_and_page(registry, tmp_path, local_ray):
+def test_a_pipeline_writes_the_generators_to_rows_and_page(registry, tmp_path, local_ray):
     write_folder(pictures([f"s{i}.jpg" for i in range(40)]), str(tmp_path / "sources"), STORAGE)
     generated = {f"{trace}-{i}.png": drawn_file(trace, 500 + i) for trace in TRACES for i in range(6)}
     generated |= {"broken.png": b"\x89PNG\r\n\x1a\n", "tiny.png": drawn_file("nearest", 1, px=12)}

@@ -24,7 +24,7 @@ def network_of(given: FingerprintSettings) -> FingerprintNetwork:
 
 
 def lattices(photographs: torch.Tensor, seed: int) -> torch.Tensor:
-    """The photographs with a pattern of period 8 px and a mix of colours by the seed, which the CNN learns in seconds."""
+    """The photographs with a pattern of period 8 px and a colour mix by the seed, which the CNN learns in seconds."""
     generator = torch.Generator().manual_seed(seed)
     pattern = 5 * torch.randn(3, 8, 8, generator=generator)
     mix = torch.eye(3) + 0.05 * torch.randn(3, 3, generator=generator)

@@ -1,9 +1,10 @@
-"""Reads a job's settings from a YAML file and the command line; digests and versions for the records of runs."""
+"""Settings of a job from a YAML file and the command line; digests and versions for the record of a run."""
 
-# Not pydantic-settings: its YAML and command-line sources report an unknown key without the known ones, end in a
-# traceback on invalid YAML and unreadable files, and have no ${NAME} for environment variables inside values.
+# Not pydantic-settings: it reports unknown keys without suggestions, raises a traceback on invalid YAML or unreadable
+# files, and does not expand environment variables inside values.
 
 import argparse
+import contextlib
 import difflib
 import hashlib
 import importlib.metadata
@@ -23,18 +24,9 @@ from attrib.common.errors import AttribError
 
 T = TypeVar("T", bound=BaseModel)
 VARIABLE = re.compile(r"\$\{(\w+)\}")
-RECORDED_PACKAGES = [
-    "attrib",
-    "faiss-gpu",
-    "faiss-cpu",
-    "numpy",
-    "pyarrow",
-    "ray",
-    "timm",
-    "torch",
-    "torchcodec",
-    "torchvision",
-]
+RECORDED_PACKAGES = (
+    "attrib", "faiss-gpu", "faiss-cpu", "numpy", "pyarrow", "ray", "timm", "torch", "torchcodec", "torchvision",
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +36,10 @@ def parse_arguments(
 ) -> T:
     """Settings of a job from `--config FILE --set KEY=VALUE`; sets up its log. Exits with 2 if they are invalid."""
     parser = argparse.ArgumentParser(description=description)
-    file_help = "YAML file; configs/ holds commented examples" + ("" if needs_config else "; default: the defaults")
-    set_help = "override one key, e.g. attribute.top_k=20; may be repeated"
-    parser.add_argument("--config", required=needs_config, metavar="FILE", help=file_help)
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help=set_help)
+    text = "YAML file; configs/ holds commented examples" + ("" if needs_config else "; default: the defaults")
+    parser.add_argument("--config", required=needs_config, metavar="FILE", help=text)
+    text = "override one key, e.g. attribute.top_k=20; may be repeated"
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help=text)
     parser.add_argument("--log-format", choices=logs.FORMATS, default="text", help="of messages on stderr")
     given = parser.parse_args(arguments)
     logs.set_up(given.log_format)
@@ -61,12 +53,9 @@ def parse_arguments(
 def load_settings(settings: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
     """Settings from a YAML file (None: all defaults) and dotted `KEY=VALUE` overrides.
 
-    `${NAME}` in a value is replaced by the environment variable.
-
-    Raises AttribError that names the file, the key, the value and the rule it breaks.
+    `${NAME}` in a value is replaced by the environment variable. Raises AttribError with file, key, value and rule.
     """
-    values = _read_yaml(path) if path else {}
-    origin = path or "the command line"
+    values, origin = (_read_yaml(path), path) if path else ({}, "the command line")
     for override in overrides:
         _apply(values, override)
     return validate(settings, _expand(values, origin), origin)
@@ -88,7 +77,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
 
 def validate(settings: type[T], values: dict[str, Any], origin: str) -> T:
-    """Settings from values; origin: the file they come from, for messages. Old keys are accepted with a warning."""
+    """Settings from parsed values. origin: their file, for messages. Old keys are accepted with a warning."""
     _rename_old_keys(settings, values, origin)
     try:
         return settings.model_validate(values)
@@ -99,14 +88,12 @@ def validate(settings: type[T], values: dict[str, Any], origin: str) -> T:
 
 def _rename_old_keys(settings: type[BaseModel], values: dict[str, Any], origin: str) -> None:
     for old, new in getattr(settings, "old_keys", {}).items():
-        if old not in values:
-            continue
-        if new in values:
+        if old in values and new in values:
             raise AttribError(f"{origin} has both {new!r} and its old name {old!r}; keep {new!r}")
-        logger.warning(
-            f"{origin}: the key {old!r} is now called {new!r}; the old name will be refused in a later version"
-        )
-        values[new] = values.pop(old)
+        if old in values:
+            renamed = f"the key {old!r} is now called {new!r}"
+            logger.warning(f"{origin}: {renamed}; the old name will be refused in a later version")
+            values[new] = values.pop(old)
     for name, section in getattr(settings, "sections", {}).items():
         if isinstance(values.get(name), dict):
             _rename_old_keys(section, values[name], origin)
@@ -119,31 +106,31 @@ def _explain(error: ValidationError, settings: type[BaseModel]) -> Iterator[str]
         if found["type"] == "extra_forbidden":
             known = _known_keys(settings, path[:-1])
             near = difflib.get_close_matches(str(path[-1]), known, n=1)
-            message = f"unknown key; did you mean {near[0]}?" if near else f"unknown key; known are {', '.join(known)}"
+            message = "unknown key; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}")
         value = repr(found["input"])
-        shown = value if len(value) <= 80 else value[:77] + "..."
-        yield f"{'.'.join(map(str, path)) or '(top)'}: {message} (got {shown})"
+        value = value if len(value) <= 80 else value[:77] + "..."
+        yield f"{'.'.join(map(str, path)) or '(top)'}: {message} (got {value})"
 
 
 def _known_keys(settings: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     for key in path:
         if key not in settings.model_fields:
-            continue  # a position in a list, or a name that the user chose
+            continue  # an index of a list, or a name chosen by the user
         types = (getattr(settings, "sections", {}).get(key), *_inner_types(settings.model_fields[str(key)].annotation))
         sections = (found for found in types if isinstance(found, type) and issubclass(found, BaseModel))
-        settings = next(sections, settings)  # a name that the user chose may equal that of a field without keys
+        settings = next(sections, settings)  # a name chosen by the user may equal a field
     return sorted(settings.model_fields)
 
 
 def _inner_types(annotation: Any) -> Iterator[Any]:
-    """The annotation and every type in its brackets: `dict[str, X] | None` gives X, too."""
+    """The annotation and all type arguments in it: `dict[str, X] | None` also gives X."""
     yield annotation
     for inner in get_args(annotation):
         yield from _inner_types(inner)
 
 
 def _expand(value: Any, origin: str) -> Any:
-    """Replace `${NAME}` in every text. Done after parsing, so that a variable's value is never read as YAML."""
+    """Replace `${NAME}` in every string. After parsing, so that the value of a variable is never read as YAML."""
     if isinstance(value, dict):
         return {key: _expand(item, origin) for key, item in value.items()}
     if isinstance(value, list):
@@ -152,9 +139,8 @@ def _expand(value: Any, origin: str) -> Any:
         return value
     for name in VARIABLE.findall(value):
         if name not in os.environ:
-            raise AttribError(
-                f"{origin} uses ${{{name}}}, but no environment variable {name} is set; set it or write the value"
-            )
+            unset = f"no environment variable {name} is set"
+            raise AttribError(f"{origin} uses ${{{name}}}, but {unset}; set it or write the value")
     return VARIABLE.sub(lambda match: os.environ[match[1]], value)
 
 
@@ -177,16 +163,14 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON-like value, as 64 hex digits."""
+    """SHA-256 of a JSON-like value, 64 hex digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide results, for the record of a run."""
+    """Versions of Python and of the installed packages that affect results, for the record of a run."""
     found = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found

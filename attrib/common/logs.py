@@ -1,4 +1,4 @@
-"""Log messages of a job: one format for all of them, on stderr, set up once per process."""
+"""Log messages of a job: on stderr, as text or JSON, set up once per process."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ PREFIXES = {logging.WARNING: "WARNING: ", logging.ERROR: "error: "}
 
 
 def set_up(log_format: str) -> None:
-    """Write messages of this process to stderr: those of attrib and jobs, and warnings of the libraries."""
+    """Write the messages of attrib and jobs, and the warnings of libraries, to stderr."""
     os.environ[FORMAT_VARIABLE] = log_format
     _set_handler(logging.getLogger(), log_format)
     for name in ("attrib", "jobs"):
@@ -20,7 +20,7 @@ def set_up(log_format: str) -> None:
 
 
 def set_up_worker() -> None:
-    """The same in a Ray worker, whose stderr Ray forwards to the driver. Leaves the handlers of Ray alone."""
+    """The same in a Ray worker; Ray forwards its stderr to the driver. Does not change the handlers of Ray."""
     logger = logging.getLogger("attrib")
     _set_handler(logger, os.environ.get(FORMAT_VARIABLE, "text"))
     logger.setLevel(logging.INFO)
@@ -42,12 +42,12 @@ def _set_handler(logger: logging.Logger, log_format: str) -> None:
 
 
 class _StderrHandler(logging.Handler):
-    """Writes to what sys.stderr is at that moment, above the progress bar if there is one."""
+    """Writes to the current sys.stderr, above the progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record) + "\n"
-            tqdm = sys.modules.get("tqdm")  # if nothing has imported it, there is no bar
+            tqdm = sys.modules.get("tqdm")  # not imported: no progress bar
             if tqdm is None:
                 sys.stderr.write(line)
             else:
@@ -58,14 +58,14 @@ class _StderrHandler(logging.Handler):
 
 
 class _TextFormatter(logging.Formatter):
-    """The message itself; warnings and errors are marked."""
+    """The message; warnings and errors get a prefix."""
 
     def format(self, record: logging.LogRecord) -> str:
         return PREFIXES.get(record.levelno, "") + super().format(record)
 
 
 class _JsonFormatter(logging.Formatter):
-    """One JSON object per line: time, level, logger and message, and the numbers of a progress message."""
+    """One JSON object per line: time, level, logger, message, and the numbers of a progress message."""
 
     def format(self, record: logging.LogRecord) -> str:
         values = {

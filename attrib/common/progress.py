@@ -17,7 +17,7 @@ class Progress:
     """A progress bar on a terminal; elsewhere a log message at most every ten seconds, and one at the end."""
 
     def __init__(self, label: str, total: int, unit: str, already_done: int = 0):
-        """unit: what is counted, plural, such as "images"; already_done: items that an earlier run finished."""
+        """unit: name of the items, plural, e.g. "images"; already_done: items finished by an earlier run."""
         self.label, self.total, self.unit = label, total, unit
         self.done, self.failed = already_done, 0
         self._resumed = already_done
@@ -35,7 +35,7 @@ class Progress:
         )
 
     def update(self, count: int, failed: int = 0) -> None:
-        """Count items that are done, and how many of them failed."""
+        """Count finished items. failed: how many of them failed."""
         self.done += count
         self.failed += failed
         if failed:
@@ -56,11 +56,8 @@ class Progress:
         rate = (self.done - self._resumed) / seconds
         percent = 100.0 * self.done / self.total if self.total else 100.0
         eta = (self.total - self.done) / rate if rate else None
-        parts = [
-            f"{self.label}: {self.done:,}/{self.total:,} {self.unit}",
-            f"{percent:.0f} %",
-            f"{rate:,.1f} {self.unit}/s",
-        ]
+        parts = [f"{self.label}: {self.done:,}/{self.total:,} {self.unit}", f"{percent:.0f} %"]
+        parts.append(f"{rate:,.1f} {self.unit}/s")
         if last:
             parts.append(f"in {tqdm.format_interval(seconds)}")
         else:

@@ -1,8 +1,8 @@
-"""The record beside every output. It decides whether a job starts, continues a killed run or finds the work done.
+"""The record of a run, beside its output. It decides whether a job starts, continues a killed run or returns at once.
 
-`started.json` is written before any work, and the job's own record (`manifest.json`, `embeddings.json`, ...) after it.
-Both hold the identity of the run, a digest of settings and inputs. A run with another identity is refused, so that
-the results of two runs are never mixed in one folder.
+`started.json` is written before the work and the job's record (`manifest.json`, `embeddings.json`, ...) after it. Both
+hold the identity of the run, a digest of settings and inputs. A run with another identity is refused, so one folder
+never holds results of two runs.
 """
 
 from datetime import UTC, datetime
@@ -33,10 +33,8 @@ def begin(
             continue
         found = storage.read_json(uri)
         if found["identity"] != identity:
-            raise AttribError(
-                f"{settings.output} holds results of other {_difference(found, settings, inputs)}; "
-                "choose another output or delete it"
-            )
+            other = _difference(found, settings, inputs)
+            raise AttribError(f"{settings.output} holds results of other {other}; choose another output or delete it")
         return dict(found) if name == record_name else None
     storage.write_json(join(settings.output, STARTED), _record(settings, inputs))
     return None
@@ -50,7 +48,7 @@ def finish(settings: JobSettings, record_name: str, inputs: Record, results: Rec
 
 
 def run_identity(settings: JobSettings, inputs: Record) -> str:
-    """Digest of all that decides the results of a run, as 64 hex digits."""
+    """Digest of everything that affects the results of a run, 64 hex digits."""
     return digest([type(settings).__name__, result_settings(settings), inputs])
 
 

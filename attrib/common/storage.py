@@ -1,4 +1,4 @@
-"""Files on a local disk or an object store, published atomically: a reader sees a whole file or none.
+"""Reads and writes files on a local disk or an object store. Writes are atomic: a reader sees a whole file or none.
 
 An object becomes visible when its upload completes. A local file is written beside its target, flushed and renamed.
 """
@@ -58,8 +58,7 @@ class Storage:
                     "read_timeout": settings.request_timeout_seconds,
                 },
             )
-            client.use_listings_cache = False
-            client.dircache.use_listings_cache = False
+            client.use_listings_cache = client.dircache.use_listings_cache = False
             return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(client))
         scheme, _, host = (settings.endpoint or "").partition("://")
         return pyarrow.fs.S3FileSystem(
@@ -94,9 +93,8 @@ class Storage:
         try:
             return sorted((info for info in found if info.path.endswith(suffix)), key=lambda info: info.path)
         except UnicodeDecodeError as error:
-            raise AttribError(
-                f"a file below {uri} has a name that is not UTF-8 ({error.object!r}); rename it"
-            ) from error
+            name = error.object
+            raise AttribError(f"a file below {uri} has a name that is not UTF-8 ({name!r}); rename it") from error
 
     def names(self, uri: str, suffix: str = "") -> list[str]:
         return [info.base_name for info in self.list_folder(uri, suffix=suffix)]
@@ -126,17 +124,17 @@ class Storage:
             return file.read_row_groups(range(first, last + 1), columns=columns).slice(start - skipped, stop - start)
 
     def dataset(self, uris: list[str], **options: Any) -> pyarrow.dataset.Dataset:
-        """A scan over these files. Nothing is listed, which on an object store is slow and not always consistent."""
+        """A scan over these files. Lists no folder, since that is slow on an object store."""
         filesystem, _ = self.resolve(uris[0])
         return pyarrow.dataset.dataset([self.resolve(uri)[1] for uri in uris], filesystem=filesystem, **options)
 
     def write_bytes(self, uri: str, data: bytes | pa.Buffer) -> None:
         filesystem, path = self.resolve(uri)
-        if is_remote(uri):
-            with filesystem.open_output_stream(path) as stream:
-                stream.write(data)
+        if not is_remote(uri):
+            self._write_local(path, lambda file: file.write(data))
             return
-        self._write_local(path, lambda file: file.write(data))
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(data)
 
     def publish(self, local_path: str, uri: str) -> None:
         """Move a finished local file to `uri`."""
@@ -182,8 +180,7 @@ class Storage:
         self.write_bytes(uri, json.dumps(value, indent=1, sort_keys=False, default=str).encode())
 
     def write_table(self, uri: str, table: pa.Table, row_group_rows: int = PARQUET_ROW_GROUP_ROWS) -> None:
-        # Vectors neither repeat nor compress. With a dictionary, reading them takes five times as long; with
-        # compression, a third longer.
+        # Vectors do not repeat or compress. A dictionary makes reading them five times slower, compression a third.
         vectors = {f.name for f in table.schema if pa.types.is_fixed_size_list(f.type)}
         others = [name for name in table.column_names if name not in vectors]
         codecs = dict.fromkeys(others, "zstd") | {f"{name}.list.element": "none" for name in vectors}
@@ -211,14 +208,14 @@ class Storage:
         return target
 
     def require(self, uri: str, made_by: str) -> dict[str, Any]:
-        """The JSON record of a finished job. Raises AttribError, which names the job to run, if there is none."""
+        """The JSON record of a finished job. Raises AttribError if it is missing; `made_by` names the job to run."""
         if not self.exists(uri):
             raise AttribError(f"{uri} is not there: run {made_by} to its end first, or correct the path")
         return dict(self.read_json(uri))
 
 
 def fresh_folder(path: str, made_by: str) -> str:
-    """An empty local folder that `made_by` may delete later. Raises AttribError if it holds files of another origin."""
+    """An empty local folder that `made_by` may delete later. Raises AttribError if it holds files of anything else."""
     marker = os.path.join(path, f".{made_by}")
     if os.path.isdir(path) and os.listdir(path):
         if not os.path.exists(marker):

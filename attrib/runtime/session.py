@@ -8,6 +8,8 @@ What Ray itself writes to a job's output, and why it is left there:
   why a job waits.
 - `Actor ... has constructor arguments in the object store`, once per job that streams chunks: harmless, see
   attrib/runtime/chunk_stream.py.
+- A traceback of `PlacementGroupCleaner` that ends in `Found multiple active Ray instances`, once per training run while
+  several Rays run on the machine: harmless, it only frees the workers of a controller that was killed.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The manifest job: all collection formats, stable ids and digests, metadata, refused input."""
+"""The manifest job: all collection formats, stable ids and digests, metadata, invalid input."""
 
 import random
 
@@ -136,7 +136,7 @@ def test_finished_manifest_is_kept_and_other_settings_are_an_error(local_ray, tm
     collection = {"name": "c", "uri": str(tmp_path / "images")}
     first, _ = run(collection, str(tmp_path / "out"))
     again, _ = run(collection, str(tmp_path / "out"))
-    assert again == first  # written_at included: nothing was done
+    assert again == first  # including written_at: nothing was done
     with pytest.raises(
         AttribError, match=r"holds results of other settings.*partition_rows = 16384.*choose another output"
     ):
@@ -145,7 +145,7 @@ def test_finished_manifest_is_kept_and_other_settings_are_an_error(local_ray, tm
 
 @pytest.mark.parametrize("seed", range(5))
 def test_colliding_hashes_get_distinct_ids_that_depend_on_the_images_only(seed, tmp_path, local, monkeypatch):
-    """Hashes are cut to 4 bits, because 63 bits never collide in a test. The steps of the job run in this process."""
+    """Hashes are cut to 4 bits, since 63 bits never collide in a test. The job runs in this process."""
     full = image_ids
     monkeypatch.setattr(
         "attrib.data.collections.image_ids", lambda name, keys: full(name, keys) >> (identity.ID_BITS - 4)
@@ -179,9 +179,8 @@ def test_colliding_hashes_get_distinct_ids_that_depend_on_the_images_only(seed, 
 def test_a_job_logs_its_estimate_and_stops_over_the_budget(tmp_path, local, local_ray, caplog):
     caplog.set_level("INFO")
     write_folder({f"{i}.jpg": encode(picture(i), "JPEG") for i in range(3)}, f"{tmp_path}/images", local)
-    settings = ManifestSettings(
-        collection={"name": "c", "uri": f"{tmp_path}/images"}, output=f"{tmp_path}/out", budget={"max_process_gib": 0.01}
-    )  # fmt: skip
+    collection, budget = {"name": "c", "uri": f"{tmp_path}/images"}, {"max_process_gib": 0.01}
+    settings = ManifestSettings(collection=collection, output=f"{tmp_path}/out", budget=budget)
     with pytest.raises(AttribError, match="the job was not started"):
         job.run(settings)
     assert "estimate: " in caplog.text

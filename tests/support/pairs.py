@@ -1,4 +1,4 @@
-"""Collections with known pairs, as the jobs leave them, and truth tables about them."""
+"""Collections with known pairs, in the files of the jobs, and their truth tables."""
 
 import csv
 import json
@@ -21,9 +21,9 @@ METADATA = {"sources": "group", "queries": "method"}
 def write_collection(
     folder, name: str, keys: list[str], vectors: np.ndarray, storage: Storage, images: dict | None = None, **metadata
 ) -> str:
-    """Write a manifest and embeddings in partitions of 100; returns the URI of the embeddings.
+    """Write a manifest and embeddings in partitions of 100 rows; returns the URI of the embeddings.
 
-    vectors: a row of NaN is an image that failed. images: encoded, by key.
+    vectors: a row of NaN is a failed image. images: encoded, by key.
     """
     root = str(folder / name)
     ids, num_rows, num_embedded = image_ids(name, keys), [], []
@@ -44,27 +44,19 @@ def write_collection(
         embedding = pa.FixedSizeListArray.from_arrays(pa.array(made.ravel()), made.shape[1], mask=pa.array(absent))
         table = pa.table({"id": ids[rows][order], **nulls, "embedding": embedding})
         storage.write_table(join(root, "embeddings", part_name(part)), table)
+    settings = {"collection": {"name": name, "uri": root}, "manifest": join(root, "manifest"), "max_megapixels": 1.0}
     record = {
-        "settings": {
-            "collection": {"name": name, "uri": root},
-            "manifest": join(root, "manifest"),
-            "max_megapixels": 1.0,
-        },
-        "digest": f"digest of {name}",
-        "order_digest": "",
-        "rows_digest": "",
-        "encoder": {"dimension": vectors.shape[1]},
-        "num_rows": num_rows,
-        "num_embedded": num_embedded,
+        "settings": settings, "digest": f"digest of {name}", "order_digest": "", "rows_digest": "",
+        "encoder": {"dimension": vectors.shape[1]}, "num_rows": num_rows, "num_embedded": num_embedded,
         "metadata_columns": list(metadata),
-    }
+    }  # fmt: skip
     storage.write_json(join(root, "manifest", "manifest.json"), record)
     storage.write_json(join(root, "embeddings", "embeddings.json"), record)
     return join(root, "embeddings")
 
 
 def write_method(folder, storage, sources, queries, name="one") -> dict:
-    """A method's settings. sources: [(key, group, vector)]; queries: [(key, method, vector)]."""
+    """Settings of a method. sources: [(key, group, vector)]; queries: [(key, method, vector)]."""
     places = {}
     for kind, rows in (("sources", sources), ("queries", queries)):
         keys, values, vectors = zip(*rows)
@@ -83,7 +75,7 @@ def write_case(folder, storage, sources, queries, truth, prefix="q/", others=())
 
 
 def evaluate_by_job(start_job, settings: EvaluateSettings, folder: Path) -> tuple[str, dict]:
-    """Run jobs.evaluate with a config in `folder`; returns its stdout and its evaluation.json (strict JSON)."""
+    """Output and evaluation.json (must be strict JSON) of `jobs.evaluate`. folder: for its config."""
     job = start_job("evaluate", settings.model_dump(mode="json"), folder)
     said, errors = job.communicate(timeout=120)
     assert job.returncode == 0, errors
@@ -92,7 +84,7 @@ def evaluate_by_job(start_job, settings: EvaluateSettings, folder: Path) -> tupl
 
 
 def drawn_case(seed: int):
-    """40 sources in groups of one to three, of which copies are exact, and 90 queries near one or two groups."""
+    """40 sources in groups, some of them exact copies, and 90 queries near one or two groups."""
     rng = np.random.default_rng(seed)
     group_vectors = rng.standard_normal((20, 12))
     sources = []

@@ -20,9 +20,7 @@ CHUNK_IMAGES = 64  # whose prepared pixels are held at a time
 
 
 class BackboneFeatures(Method):
-    """Nearest reference by the cosine of chosen levels. The image is resized for the network, which costs part of its
-    trace.
-    """
+    """Nearest reference by the cosine of chosen levels. The network's resizing costs part of the trace."""
 
     name = "backbone"
     scoring = "nearest"

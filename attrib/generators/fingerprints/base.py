@@ -31,9 +31,8 @@ SCORINGS: dict[ScoringName, Scoring] = {
 class Method(ABC):
     """A fingerprint method. It is not trained on the generators to identify: their references come with each query.
 
-    name: unique in a table. digest: of everything that decides a vector; vectors of different digests must not be
-    compared. looks_at_trace: False for leak controls, which are never shipped. min_side_px: smallest image side.
-    needs_colour: whether grey images are refused. scoring: the default scoring, unless `Rescored`.
+    name: unique in a table. digest: of all that decides a vector; vectors of different digests must not be compared.
+    looks_at_trace: False for leak controls, which are never shipped. needs_colour: whether grey images are refused.
     """
 
     name: str
@@ -50,9 +49,7 @@ class Method(ABC):
 
     @abstractmethod
     def embed(self, samples: Sequence[Sample]) -> np.ndarray:
-        """float32 [n, d], unit rows, each independent of the others. Raises AttribError for an image below
-        min_side_px.
-        """
+        """float32 [n, d], unit rows, each independent of the others. Raises AttribError below min_side_px."""
 
     def fit(self, references: References) -> Scorer:
         """The scorer of these references. Raises AttribError without generators, or for one without references."""
@@ -80,9 +77,9 @@ class Rescored(Method):
         return self._scoring(references)
 
 
-def asked(method: Method, scoring: ScoringName) -> Method:
-    """The method with one of the scorings, named after both unless it is the method's own."""
-    if scoring == method.scoring:
+def asked(method: Method, scoring: ScoringName | None) -> Method:
+    """The method with one of the scorings, named after both unless it is the method's own (None)."""
+    if scoring in (None, method.scoring):
         return method
     found = Rescored(method, f"{method.name}-{scoring}", SCORINGS[scoring])
     found.registered_as = f"name: {method.name}, scoring: {scoring}" if method.looks_at_trace else None
@@ -95,7 +92,6 @@ def check_sides(samples: Sequence[Sample], method: Method) -> None:
     if small is not None:
         height, width = small.image.shape[1:]
         raise AttribError(
-            f"an image of {width}x{height} pixels is too small for {method.name}, which needs "
-            f"{method.min_side_px} on its shorter side; "
-            "leave it out (its verdict is unassessable)"
+            f"an image of {width}x{height} pixels is too small for {method.name}, which needs {method.min_side_px} on "
+            "the shorter side; leave it out"
         )

@@ -1,9 +1,8 @@
 """Shrunk linear discriminants and whitenings of log spectra, fitted on the synthetic models.
 
-Both use the shrunk covariance within models, that is, the variation of content. A whitening divides by it and keeps all
-directions, so a direction that no synthetic model uses can still identify a real generator. (The extractor's whitenings
-mix it with the covariance of photographs, attrib/generators/extractor/training.py.) Linear discriminants are the
-principal directions of the whitened model means. The generators to identify take no part: a fit is done once per pool.
+Both use the shrunk covariance within models, the variation of content. A whitening divides by it and keeps all
+directions, so a direction that no synthetic model uses can still identify a real generator. Linear discriminants are
+the principal directions of the whitened model means. The generators to identify take no part: one fit serves a pool.
 """
 
 import json
@@ -27,8 +26,7 @@ MIN_VARIANCE_RATIO = 1e-9  # of a direction between the models to the largest: t
 class Discriminant:
     """x -> (x - mean) @ projection, which maps the shrunk covariance within models to the identity.
 
-    mean: float64 [d], of the models' means. projection: float64 [d, k], by falling variance between models; a whitening
-    keeps all directions. shrinkage: the value used.
+    mean: float64 [d], of the models' means. projection: float64 [d, k], by falling variance between models.
     """
 
     mean: np.ndarray
@@ -42,10 +40,7 @@ class Discriminant:
 
 @dataclass(frozen=True, eq=False)
 class ModelStatistics:
-    """Moments of the synthetic models.
-
-    means: float64 [G, d]. covariance: float64 [d, d] within models. ledoit_wolf: the shrinkage estimated from them.
-    """
+    """Means float64 [G, d] of the models, covariance float64 [d, d] within them, and its estimated shrinkage."""
 
     means: np.ndarray
     covariance: np.ndarray
@@ -62,7 +57,7 @@ def model_statistics(groups: Iterable[np.ndarray]) -> ModelStatistics:
     for rows in groups:
         rows = rows.astype(np.float64)
         if len(rows) < 2:
-            raise AttribError(f"model {len(means)} has {len(rows)} images; a covariance within models needs 2 or more")
+            raise AttribError(f"model {len(means)} of the pool has {len(rows)} images and needs 2 or more")
         means.append(rows.mean(axis=0))
         num_rows += len(rows)
         rows -= means[-1]
@@ -71,10 +66,9 @@ def model_statistics(groups: Iterable[np.ndarray]) -> ModelStatistics:
     if len(means) < 2:
         raise AttribError(f"a discriminant needs 2 models or more, and the pool has {len(means)}; synthesize more")
     if not scatter.any():
-        raise AttribError("all images of each model are alike, so there is no covariance within models; check the pool")
-    return ModelStatistics(
-        np.stack(means), scatter / (num_rows - len(means)), ledoit_wolf(scatter / num_rows, fourth, num_rows)
-    )
+        raise AttribError("all images of each model are equal, so there is no variation of content; check the pool")
+    shrinkage = ledoit_wolf(scatter / num_rows, fourth, num_rows)
+    return ModelStatistics(np.stack(means), scatter / (num_rows - len(means)), shrinkage)
 
 
 def fit_discriminant(
@@ -83,8 +77,7 @@ def fit_discriminant(
     """Linear discriminants of the shrunk covariance.
 
     With S the covariance, S' = (1 - a) S + a * trace(S) / d * I, L L' = S' and B the whitened means L^-1 (m_g - mean)
-    as columns, the directions are L'^-1 U of B = U s V'. num_directions: the first ones only; None: all, one less than
-    the models.
+    as columns, the directions are L'^-1 U of B = U s V'. num_directions: only the first; None: one less than models.
     """
     shrinkage = statistics.ledoit_wolf if shrinkage == "ledoit_wolf" else shrinkage
     lower = torch.linalg.cholesky(torch.from_numpy(_shrunk(statistics.covariance, shrinkage)))
@@ -99,10 +92,10 @@ def fit_discriminant(
 
 
 def fit_whitening(mean: np.ndarray, covariance: np.ndarray, shrinkage: float, without_level: bool) -> Discriminant:
-    """Whitening L'^-1 with L L' = S', shrunk as in `fit_discriminant`.
+    """Whitening L'^-1 with L L' = S', shrunk as in `fit_discriminant`. mean: float64 [d]. covariance: float64 [d, d].
 
     without_level: P L'^-1, where P subtracts a row's mean and S = P covariance P. The mean of a log spectrum is the
-    contrast of the image, which varies most. mean: float64 [d]. covariance: float64 [d, d].
+    contrast of the image, which varies most.
     """
     if without_level:
         covariance = covariance - covariance.mean(axis=0)
@@ -122,8 +115,7 @@ def _shrunk(covariance: np.ndarray, shrinkage: float) -> np.ndarray:
 
 
 def ledoit_wolf(covariance: np.ndarray, fourth: float, num_rows: int) -> float:
-    """Shrinkage that minimises the expected squared error (Ledoit and Wolf, J. Multivariate Anal. 88, 2004, lemma 3.2
-    f.).
+    """Shrinkage of least expected squared error (Ledoit and Wolf, J. Multivariate Anal. 88, 2004, lemma 3.2 f.).
 
     covariance: X'X / n of centred rows, float64 [d, d]. fourth: sum of the fourth powers of the rows' lengths.
     """
@@ -135,9 +127,7 @@ def ledoit_wolf(covariance: np.ndarray, fourth: float, num_rows: int) -> float:
 
 
 def save_discriminant(discriminant: Discriminant, declared: dict, uri: str, storage: Storage) -> None:
-    """Writes a safetensors file. declared: JSON-like metadata that `load_discriminant` returns, such as the pool's
-    digest.
-    """
+    """Writes a safetensors file. declared: JSON-like metadata that `load_discriminant` returns."""
     arrays = {"mean": discriminant.mean, "projection": np.ascontiguousarray(discriminant.projection)}
     metadata = {FILE_KEY: json.dumps({"shrinkage": discriminant.shrinkage, "declared": declared})}
     storage.write_bytes(uri, save(arrays, metadata=metadata))
@@ -146,15 +136,14 @@ def save_discriminant(discriminant: Discriminant, declared: dict, uri: str, stor
 def load_discriminant(uri: str, storage: Storage) -> tuple[Discriminant, dict]:
     """The discriminant and its declared metadata. Raises AttribError if the file is missing or of another kind."""
     if not storage.exists(uri):
-        raise AttribError(f"{uri} is not there: fit the discriminant on a pool first, or correct the path")
+        raise AttribError(f"{uri} does not exist; run jobs.fingerprint first, or correct the path")
     with scratch_folder() as folder:
         try:
             with safe_open(storage.localise(uri, folder), framework="numpy") as file:
                 held = json.loads(file.metadata()[FILE_KEY])
                 found = Discriminant(file.get_tensor("mean"), file.get_tensor("projection"), held["shrinkage"])
-            num_rows, _ = found.projection.shape
-            if found.mean.shape != (num_rows,):
+            if found.projection.ndim != 2 or found.mean.shape != found.projection.shape[:1]:
                 raise ValueError(f"mean {found.mean.shape} does not fit projection {found.projection.shape}")
             return found, held["declared"]
         except (SafetensorError, LookupError, TypeError, ValueError) as error:
-            raise AttribError(f"{uri} is no discriminant that this version understands: {first_line(error)}") from error
+            raise AttribError(f"{uri} is not a discriminant that this version can read: {first_line(error)}") from error

@@ -12,9 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from attrib.common.errors import AttribError
 
 References = Sequence[np.ndarray]  # float32 [r_g, d] of each generator, unit rows
-Scorer = Callable[
-    [np.ndarray], np.ndarray
-]  # unit rows float32 [n, d] -> float32 [n, G]: the higher, the more is a query like generator g
+Scorer = Callable[[np.ndarray], np.ndarray]  # unit rows float32 [n, d] -> float32 [n, G]; higher: more like generator g
 Scoring = Callable[[References], Scorer]
 LOGISTIC_TOLERANCE = 1e-10  # of the gradient: scores then agree with the minimum's within 1e-3
 LEAST_RELIABILITY = 0.01  # smallest weight of a part; smaller estimates are noise
@@ -44,16 +42,12 @@ def adapted_cosine(references: References) -> Scorer:
 def adapted_by_part(part_sizes: Sequence[int], one_sided: Sequence[bool]) -> Scoring:
     """`adapted_cosine` with each part of the vector weighted by the reliability of its reference means.
 
-    part_sizes: columns of each part, in order. A part without traces, such as fixed places of the pixel grid after a
-    resize, is noise and would be half of every cosine. Reliability: share of the variance between generators that few
-    references do not explain by chance. With one generator it is unknown, and parts weigh the same.
-
-    one_sided: whether negative similarity of a part counts as zero. A crop moves the pixel grid, and a moved pattern is
-    often the opposite of itself.
+    part_sizes: columns of each part, in order. Reliability: share of the variance between generators that chance does
+    not explain; a part that a degradation destroyed is noise. one_sided: whether negative similarity of a part counts
+    as zero, because a crop moves the pixel grid, and a moved pattern is often the opposite of itself.
 
     Scores are scaled by the root of the mean reliability. Otherwise out-of-distribution images would be assigned to the
-    most degraded gallery, whose references leave one part to chance, so similarity of the other part would count as
-    both.
+    most degraded gallery, where similarity of one part counts as that of both.
     """
     columns = [slice(stop - size, stop) for size, stop in zip(part_sizes, np.cumsum(part_sizes))]
 
@@ -66,10 +60,10 @@ def adapted_by_part(part_sizes: Sequence[int], one_sided: Sequence[bool]) -> Sco
 
         def scores(queries: np.ndarray) -> np.ndarray:
             rows = adapted(unit_or_zero(queries * weights))
-            likeness = [rows[:, part] @ centres[:, part].T for part in columns]
-            found = sum(
-                np.maximum(of_part, 0) if only_for else of_part for of_part, only_for in zip(likeness, one_sided)
-            )
+            found = 0
+            for part, only_positive in zip(columns, one_sided):
+                cosine = rows[:, part] @ centres[:, part].T
+                found = found + (np.maximum(cosine, 0) if only_positive else cosine)
             return (found * scale).astype(np.float32)
 
         return scores
@@ -80,22 +74,25 @@ def adapted_by_part(part_sizes: Sequence[int], one_sided: Sequence[bool]) -> Sco
 def _own_space(references: References) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
     """The whitening map, rows to unit rows float64 [n, d], and the mapped centres of the generators, float64 [G, d].
 
-    The origin is the mean of the generators' means, because what they share does not tell them apart. The method's
-    origin counts as one more generator, so leave-one-out with few generators moves it little. The scale is the
-    covariance within generators, shrunk by ADAPTED_SHRINKAGE towards a multiple of the identity; without any variance
-    the scale is kept.
+    The origin is the mean of the generators' means and of zero, which keeps it stable in leave-one-out with few
+    generators. The scale is the covariance within generators, shrunk by ADAPTED_SHRINKAGE towards a multiple of the
+    identity, and kept without any variance.
     """
     groups = [rows.astype(np.float64) for rows in references]
     means = np.stack([rows.mean(axis=0) for rows in groups])
     origin = means.sum(axis=0) / (len(groups) + 1)
     spread = np.concatenate([rows - mean for rows, mean in zip(groups, means)])
     freedom = len(spread) - len(groups)
-    # The shrunk covariance is a multiple of the identity but in the span of the references, which are fewer than
-    # the dimensions: so is its root.
+    # Outside the span of the references the shrunk covariance is a multiple of the identity, and so is its root.
     directions, shortened = np.zeros((0, means.shape[1])), np.zeros(0)
     if freedom and spread.any():
-        variances, directions = _principal(spread)
-        variances /= freedom
+        # The smaller Gram matrix takes a fraction of the time of a singular value decomposition.
+        wide = len(spread) <= spread.shape[1]
+        squared, vectors = np.linalg.eigh(spread @ spread.T if wide else spread.T @ spread)
+        kept = squared > squared.max() * max(spread.shape) * np.finfo(np.float64).eps
+        squared, vectors = squared[kept], vectors[:, kept].T
+        directions = vectors @ spread / np.sqrt(squared)[:, None] if wide else vectors
+        variances = squared / freedom
         everywhere = ADAPTED_SHRINKAGE * variances.sum() / means.shape[1]
         shortened = np.sqrt(everywhere / (everywhere + (1 - ADAPTED_SHRINKAGE) * variances)) - 1
 
@@ -104,20 +101,6 @@ def _own_space(references: References) -> tuple[Callable[[np.ndarray], np.ndarra
         return unit_or_zero(moved + (moved @ directions.T * shortened) @ directions)
 
     return adapted, unit_or_zero(np.stack([adapted(rows).mean(axis=0) for rows in groups]))
-
-
-def _principal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Squared singular values above rounding, float64 [r], and right singular vectors, float64 [r, d], of rows float64
-    [n,
-    d].
-
-    Uses the smaller Gram matrix, which takes a fraction of the time of a full decomposition.
-    """
-    wide = len(rows) <= rows.shape[1]
-    squared, vectors = np.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
-    kept = squared > squared.max() * max(rows.shape) * np.finfo(np.float64).eps
-    squared, vectors = squared[kept], vectors[:, kept].T
-    return squared, vectors @ rows / np.sqrt(squared)[:, None] if wide else vectors
 
 
 def _reliabilities(references: References, part_sizes: Sequence[int]) -> np.ndarray:
@@ -137,10 +120,9 @@ def _reliabilities(references: References, part_sizes: Sequence[int]) -> np.ndar
 
 
 def nearest_neighbours(num_neighbours: int) -> Scoring:
-    """Share of each generator among the query's nearest references, weighted by similarity.
+    """Share of each generator among the query's nearest references, each weighted by (1 + cosine) / 2.
 
-    A neighbour weighs (1 + cosine) / 2, so a query far from all references scores low everywhere. Ties go to the
-    earlier reference.
+    A query far from all references thus scores low everywhere. Ties go to the earlier reference.
     """
 
     def fit(references: References) -> Scorer:
@@ -164,10 +146,11 @@ def nearest_neighbours(num_neighbours: int) -> Scoring:
 
 def check_references(references: References) -> None:
     """Raises AttribError if there is no generator, or one without references."""
-    empty = [position for position, rows in enumerate(references) if len(rows) == 0]
-    if not len(references) or empty:
-        which = f"generator {empty[0]} has no references" if empty else "there are no generators"
-        raise AttribError(f"{which}; register each with 10 images or more")
+    if not len(references):
+        raise AttribError("there are no generators; register one with 10 images or more")
+    for position, rows in enumerate(references):
+        if not len(rows):
+            raise AttribError(f"generator {position} has no references; register it with 10 images or more")
 
 
 def unit_or_zero(vectors: np.ndarray) -> np.ndarray:
@@ -177,9 +160,7 @@ def unit_or_zero(vectors: np.ndarray) -> np.ndarray:
 
 
 def identified(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """int64 [n]: generator of the highest score. A tie with the true generator counts as an error: the first other one
-    is
-    returned.
+    """int64 [n]: generator of the highest score; in a tie with the true generator the first other one (an error).
 
     scores: float [n, G]. truth: int [n] in 0..G-1.
     """
@@ -194,8 +175,8 @@ def identified(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def logistic_scores(strength: float) -> Scoring:
     """Log probability of each generator by multinomial logistic regression on all references, with an L2 penalty.
 
-    Minimises sum_i w_i * -log p(label_i | row_i) + strength / 2 * |weights|^2 without a penalty on the bias. w_i: n /
-    (G * references of the generator), so that a generator with more references is not preferred.
+    Minimises sum_i w_i * -log p(label_i | row_i) + strength / 2 * |weights|^2, the bias unpenalised. w_i = n / (G *
+    references of the generator), so that a generator with more references is not preferred.
     """
 
     def fit(references: References) -> Scorer:
@@ -206,13 +187,11 @@ def logistic_scores(strength: float) -> Scoring:
         rows = np.concatenate(references).astype(np.float64)
         labels = np.repeat(np.arange(num_generators), [len(group) for group in references])
         mean = rows.mean(axis=0)
-        # One scale for all dimensions keeps the geometry, and with it the meaning of the penalty whatever made
-        # the rows.
+        # One scale for all dimensions keeps the geometry, and with it the meaning of the penalty for every method.
         scale = np.sqrt(np.square(rows - mean).mean()) or 1.0
-        # scikit-learn gives two classes one vector of weights, the difference of theirs: its penalty is twice
-        # that of both together.
-        inverse_penalty = (2 if num_generators == 2 else 1) / strength
-        model = LogisticRegression(C=inverse_penalty, class_weight="balanced", tol=LOGISTIC_TOLERANCE, max_iter=1000)
+        # For two classes scikit-learn penalises the difference of their weights: twice the penalty of both.
+        inverse = (2 if num_generators == 2 else 1) / strength
+        model = LogisticRegression(C=inverse, class_weight="balanced", tol=LOGISTIC_TOLERANCE, max_iter=1000)
         model.fit((rows - mean) / scale, labels)
         return lambda queries: model.predict_log_proba((queries - mean) / scale).astype(np.float32)
 

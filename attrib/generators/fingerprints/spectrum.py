@@ -29,18 +29,14 @@ DISCRIMINANT, WHITENING = "lda.safetensors", "whitening.safetensors"
 
 
 class LogSpectrum(Method):
-    """Cosine of log spectra, centred on the mean over the synthetic models, each without its own level.
+    """Cosine of log spectra, centred on the mean over the synthetic models (float64 [d]), each without its own level.
 
-    Without centring all cosines are near 1. With the level, which is the contrast of the image, content decides many of
-    them.
+    Without centring all cosines are near 1. The level is the contrast of the image, which depends on content.
     """
 
     def __init__(self, mean: np.ndarray, settings: SpectrumSettings):
-        """mean: float64 [d]."""
-        self.name = "colour-spectrum" if settings.window_px else "log-spectrum"
-        self.mean, self.settings = mean, settings
-        self.min_side_px, self.needs_colour = settings.min_side_px, settings.window_px is not None
-        self.digest = digest([FINGERPRINT_VERSION, self.name, settings.model_dump(mode="json"), _sha256(mean)])
+        self.mean = mean
+        _prepare(self, "colour-spectrum" if settings.window_px else "log-spectrum", settings, mean)
 
     def embed(self, samples: Sequence[Sample]) -> np.ndarray:
         check_sides(samples, self)
@@ -54,11 +50,9 @@ class SpectrumDiscriminant(Method):
     map_name = "lda"
 
     def __init__(self, discriminant: Discriminant, settings: SpectrumSettings):
-        self.name = f"{'colour-' if settings.window_px else ''}spectrum-{self.map_name}"
-        self.discriminant, self.settings = discriminant, settings
-        self.min_side_px, self.needs_colour = settings.min_side_px, settings.window_px is not None
-        arrays = [_sha256(discriminant.mean), _sha256(discriminant.projection)]
-        self.digest = digest([FINGERPRINT_VERSION, self.name, settings.model_dump(mode="json"), *arrays])
+        self.discriminant = discriminant
+        name = f"{'colour-' if settings.window_px else ''}spectrum-{self.map_name}"
+        _prepare(self, name, settings, discriminant.mean, discriminant.projection)
 
     def embed(self, samples: Sequence[Sample]) -> np.ndarray:
         check_sides(samples, self)
@@ -69,6 +63,13 @@ class SpectrumWhitened(SpectrumDiscriminant):
     """Cosine of whitened spectra without their level."""
 
     map_name = "whitened"
+
+
+def _prepare(method: Method, name: str, settings: SpectrumSettings, *arrays: np.ndarray) -> None:
+    method.name, method.settings = name, settings
+    method.min_side_px, method.needs_colour = settings.min_side_px, settings.window_px is not None
+    hashes = [bytes_sha256(np.ascontiguousarray(array).tobytes()) for array in arrays]
+    method.digest = digest([FINGERPRINT_VERSION, name, settings.model_dump(mode="json"), *hashes])
 
 
 def spectra(samples: Sequence[Sample], settings: SpectrumSettings) -> np.ndarray:
@@ -90,10 +91,9 @@ def pool_spectra(
     pool: Pool, spectrum: SpectrumSettings, settings: DiscriminantSettings, storage: Storage
 ) -> Iterator[np.ndarray]:
     """float32 [n, d] of each synthetic model under each degradation; each combination is a class."""
-    degradations = [parse(name) for name in settings.degradations]
     for model in pool.models:
         images = pool.samples(model.model_id, storage)[: settings.images_per_model]
-        for degradation in degradations:
+        for degradation in map(parse, settings.degradations):
             yield spectra([Sample(degrade(image, degradation), "", 0) for image in images], spectrum)
 
 
@@ -105,30 +105,26 @@ def fitted_maps(
     With a folder they are saved there, and loaded if the same fit was done before. Raises AttribError if the folder
     holds another fit, or the pool has fewer than two models.
     """
-    declared = {
-        "pool": pool.digest,
-        "spectrum": spectrum.model_dump(mode="json"),
-        "discriminant": settings.model_dump(mode="json"),
-    }
-    if folder and all(storage.exists(join(folder, name)) for name in (DISCRIMINANT, WHITENING)):
-        return {name: _kept(join(folder, name), declared, storage) for name in (DISCRIMINANT, WHITENING)}
+    declared = {"pool": pool.digest, "spectrum": spectrum.model_dump(mode="json")}
+    declared["discriminant"] = settings.model_dump(mode="json")
+    uris = {name: join(folder, name) for name in (DISCRIMINANT, WHITENING)} if folder else {}
+    if folder and all(map(storage.exists, uris.values())):
+        kept = {name: load_discriminant(uri, storage) for name, uri in uris.items()}
+        for name, (_, held) in kept.items():
+            if held != declared:
+                raise AttribError(
+                    f"{uris[name]} was fitted on another pool or with other options; choose another folder or delete it"
+                )
+        return {name: found for name, (found, _) in kept.items()}
     statistics = model_statistics(pool_spectra(pool, spectrum, settings, storage))
+    mean, shrinkage = statistics.means.mean(axis=0), settings.whitening_shrinkage
     fitted = {
         DISCRIMINANT: fit_discriminant(statistics, settings.shrinkage, settings.num_directions),
-        WHITENING: fit_whitening(
-            statistics.means.mean(axis=0), statistics.covariance, settings.whitening_shrinkage, without_level=True
-        ),
+        WHITENING: fit_whitening(mean, statistics.covariance, shrinkage, without_level=True),
     }
-    for name, found in fitted.items() if folder else ():
-        save_discriminant(found, declared, join(folder, name), storage)
+    for name, uri in uris.items():
+        save_discriminant(fitted[name], declared, uri, storage)
     return fitted
-
-
-def _kept(uri: str, declared: dict, storage: Storage) -> Discriminant:
-    found, held = load_discriminant(uri, storage)
-    if held != declared:
-        raise AttribError(f"{uri} was fitted on another pool or with other options; choose another folder or delete it")
-    return found
 
 
 def load_spectrum_method(name: str, folder: str, storage: Storage) -> Method:
@@ -136,18 +132,9 @@ def load_spectrum_method(name: str, folder: str, storage: Storage) -> Method:
     file = WHITENING if name.endswith(SpectrumWhitened.map_name) else DISCRIMINANT
     found, held = load_discriminant(join(folder, file), storage)
     settings = SpectrumSettings.model_validate(held["spectrum"])
-    methods = [
-        SpectrumWhitened(found, settings) if file == WHITENING else SpectrumDiscriminant(found, settings),
-        LogSpectrum(found.mean, settings),
-    ]
-    for method in methods:
-        if method.name == name:
-            return method
-    raise AttribError(
-        f"{folder} holds {' and '.join(method.name for method in methods)}, not {name}; correct method.name or "
-        "method.uri"
-    )
-
-
-def _sha256(array: np.ndarray) -> str:
-    return bytes_sha256(np.ascontiguousarray(array).tobytes())
+    mapped = (SpectrumWhitened if file == WHITENING else SpectrumDiscriminant)(found, settings)
+    methods: dict[str, Method] = {method.name: method for method in (mapped, LogSpectrum(found.mean, settings))}
+    if name not in methods:
+        held_names = " and ".join(methods)
+        raise AttribError(f"{folder} holds {held_names}, not {name}; correct method.name or method.uri")
+    return methods[name]

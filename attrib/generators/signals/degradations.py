@@ -7,7 +7,6 @@ real ones, through Pillow. Draws depend on the given generator only.
 import io
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -17,17 +16,16 @@ from torch import Tensor
 
 from attrib.common.errors import AttribError
 
-Kind = Literal["none", "jpeg", "webp", "resize", "blur", "crop"]
-# Smallest and largest strength of each kind, and what it means.
+# By kind: smallest and largest strength, and its meaning.
 RANGES: dict[str, tuple[float, float, str]] = {
-    "none": (0, 0, "nothing to set"),
+    "none": (0, 0, "a strength"),
     "jpeg": (1, 100, "a quality"),
     "webp": (1, 100, "a quality"),
     "resize": (0.05, 4, "a factor of both sides"),
     "blur": (0.05, 10, "a standard deviation in pixels"),
     "crop": (0.05, 1, "a share of both sides"),
 }
-# Drawn in training, with the kind's share of the draws: somewhat wider than what GRID asks for.
+# Drawn in training: share of the draws, smallest and largest strength. Somewhat wider than GRID.
 TRAINING: dict[str, tuple[float, float, float]] = {
     "none": (0.25, 0, 0),
     "jpeg": (0.3, 50, 100),
@@ -40,42 +38,26 @@ TRAINING: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True)
 class Degradation:
-    """One degradation of an image.
+    """One degradation: a kind and a strength of RANGES. Raises AttribError for others."""
 
-    strength: quality of a codec, factor of a resize, standard deviation of a blur in pixels, share of the sides that a
-    crop keeps. Raises AttribError for an unknown kind or a strength out of range.
-    """
-
-    kind: Kind
+    kind: str
     strength: float = 0.0
 
     def __post_init__(self):
-        if self.kind not in get_args(Kind):
-            raise AttribError(f"unknown degradation {self.kind!r}; known are {', '.join(get_args(Kind))}")
+        if self.kind not in RANGES:
+            raise AttribError(f"unknown degradation {self.kind!r}; choose one of {', '.join(RANGES)}")
         low, high, meaning = RANGES[self.kind]
         if not low <= self.strength <= high:
             raise AttribError(
-                f"{self.kind} of strength {self.strength:g}: it is {meaning}, from {low:g} to {high:g}; choose "
-                "one of these"
+                f"{self.kind} of strength {self.strength:g} is not possible; give {meaning} from {low:g} to {high:g}"
             )
         if self.kind in ("jpeg", "webp") and self.strength != int(self.strength):
-            raise AttribError(f"{self.kind} of quality {self.strength:g}: codecs take whole numbers")
+            raise AttribError(f"{self.kind} of quality {self.strength:g} is not possible; choose a whole number")
 
     @property
     def name(self) -> str:
         """Name that `parse` reads, e.g. "none", "jpeg-85", "resize-0.75"."""
         return self.kind if self.kind == "none" else f"{self.kind}-{self.strength:g}"
-
-
-NONE = Degradation("none")
-GRID: tuple[Degradation, ...] = (
-    NONE,
-    *(Degradation("jpeg", quality) for quality in (95, 85, 70, 50)),
-    *(Degradation("webp", quality) for quality in (85, 60)),
-    *(Degradation("resize", factor) for factor in (0.75, 0.5)),
-    *(Degradation("blur", sigma) for sigma in (0.5, 1.0)),
-    Degradation("crop", 0.8),
-)
 
 
 def parse(name: str) -> Degradation:
@@ -87,20 +69,24 @@ def parse(name: str) -> Degradation:
         raise AttribError(f"{name!r} is no degradation; write for example none, jpeg-85, resize-0.75") from None
 
 
+NONE = Degradation("none")
+STEPS = "none jpeg-95 jpeg-85 jpeg-70 jpeg-50 webp-85 webp-60 resize-0.75 resize-0.5 blur-0.5 blur-1 crop-0.8"
+GRID: tuple[Degradation, ...] = tuple(map(parse, STEPS.split()))
+
+
 def degrade(image: Tensor, degradation: Degradation) -> Tensor:
     """uint8 [3, h, w] -> uint8 [3, h', w'] on the CPU. Resize and crop change the size; a crop keeps the centre."""
-    strength = degradation.strength
-    if degradation.kind == "jpeg":
-        return _coded(image, "JPEG", int(strength))
-    if degradation.kind == "webp":
-        return _coded(image, "WEBP", int(strength))
-    if degradation.kind == "resize":
-        height, width = (max(1, round(side * strength)) for side in image.shape[1:])
-        return _tensor(_pillow(image).resize((width, height), Image.Resampling.BICUBIC))
-    if degradation.kind == "blur":
+    kind, strength = degradation.kind, degradation.strength
+    height, width = (max(1, round(side * strength)) for side in image.shape[1:])
+    if kind == "jpeg":  # half the resolution of colours, as nearly every program writes it
+        return _coded(image, "JPEG", quality=int(strength), subsampling="4:2:0")
+    if kind == "webp":
+        return _coded(image, "WEBP", quality=int(strength), method=4)
+    if kind == "resize":
+        return _tensor(to_pillow(image).resize((width, height), Image.Resampling.BICUBIC))
+    if kind == "blur":
         return _blurred(image, strength)
-    if degradation.kind == "crop":
-        height, width = (max(1, round(side * strength)) for side in image.shape[1:])
+    if kind == "crop":
         top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
         return image[:, top : top + height, left : left + width]
     return image
@@ -121,11 +107,9 @@ def random_degradation(generator: torch.Generator, smallest_scale: float = 0.0) 
     return Degradation(kind, float(round(strength)) if kind in ("jpeg", "webp") else strength)
 
 
-def _coded(image: Tensor, codec: str, quality: int) -> Tensor:
+def _coded(image: Tensor, codec: str, **options) -> Tensor:
     buffer = io.BytesIO()
-    # WebP's method 4 is its usual effort; JPEG halves the colours' resolution, as nearly every program does.
-    options = {"method": 4} if codec == "WEBP" else {"subsampling": "4:2:0"}
-    _pillow(image).save(buffer, codec, quality=quality, **options)
+    to_pillow(image).save(buffer, codec, **options)
     return _tensor(Image.open(buffer))
 
 
@@ -140,7 +124,8 @@ def _blurred(image: Tensor, sigma: float) -> Tensor:
     return pixels[0].round().clamp(0, 255).to(torch.uint8)
 
 
-def _pillow(image: Tensor) -> Image.Image:
+def to_pillow(image: Tensor) -> Image.Image:
+    """uint8 [3, h, w] as a Pillow image."""
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 

@@ -3,12 +3,10 @@
 import io
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image
 
 from attrib.data.decoding import decode_image
-from attrib.generators.signals.degradations import Degradation, degrade
+from attrib.generators.signals.degradations import Degradation, degrade, to_pillow
 
 # Pillow's default level takes four times as long, 0.2 s for a megapixel, and only one control uses the size.
 PNG_LEVEL = 1
@@ -16,11 +14,7 @@ PNG_LEVEL = 1
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image and the facts of its file.
-
-    image: uint8 [3, h, w], canonical pixels, never resized. codec: Pillow's name of the format, e.g. "JPEG". num_bytes:
-    file size.
-    """
+    """Canonical pixels uint8 [3, h, w], never resized; Pillow's name of the file format, e.g. "JPEG"; file size."""
 
     image: torch.Tensor
     codec: str
@@ -57,5 +51,5 @@ def recoded(sample: Sample, degradation: Degradation) -> Sample:
 
 def _file_bytes(image: torch.Tensor, codec: str, **options) -> int:
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())).save(file, codec, **options)
+    to_pillow(image).save(file, codec, **options)
     return file.tell()

@@ -1,4 +1,4 @@
-"""Linear maps of spectra and regressions on references: discriminants against the eigenproblem, logistic regression against a slow minimiser."""
+"""Discriminants against the generalised eigenproblem, logistic regression against a slow minimiser."""
 
 import numpy as np
 import pytest
@@ -118,9 +118,9 @@ def test_a_whitening_removes_the_level_and_whitens_the_rest():
 def test_a_pool_that_cannot_be_fitted_is_refused():
     with pytest.raises(AttribError, match="2 models or more, and the pool has 1"):
         fit_discriminant(groups(1, 5, 3), 0.1, None)
-    with pytest.raises(AttribError, match="model 1 has 1 images"):
+    with pytest.raises(AttribError, match="model 1 of the pool has 1 images"):
         fit_discriminant([np.zeros((2, 3)), np.zeros((1, 3))], 0.1, None)
-    with pytest.raises(AttribError, match="all images of each model are alike"):
+    with pytest.raises(AttribError, match="all images of each model are equal"):
         fit_discriminant([np.zeros((2, 3)), np.ones((2, 3))], 0.1, None)
 
 
@@ -139,9 +139,9 @@ def test_a_discriminant_is_the_same_after_its_file(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no safetensors", b"\x02\0\0\0\0\0\0\0{}"])
 def test_another_file_is_refused(tmp_path, content):
     (tmp_path / "lda.safetensors").write_bytes(content)
-    with pytest.raises(AttribError, match="is no discriminant that this version understands"):
+    with pytest.raises(AttribError, match="is not a discriminant that this version can read"):
         load_discriminant(str(tmp_path / "lda.safetensors"), STORAGE)
-    with pytest.raises(AttribError, match="absent is not there"):
+    with pytest.raises(AttribError, match="absent does not exist; run jobs"):
         load_discriminant(str(tmp_path / "absent"), STORAGE)
 
 

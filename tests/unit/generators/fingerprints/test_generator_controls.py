@@ -1,4 +1,4 @@
-"""Controls against their definitions, all rows of a table on models that share their content, and leaks against what they must not see."""
+"""Controls against their definitions, all methods of a table on models with the same content, and leak controls."""
 
 import numpy as np
 import pytest

@@ -32,13 +32,13 @@ def test_names_are_read_back():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("jpeg", "a quality, from 1 to 100"),
-        ("jpeg-0", "a quality, from 1 to 100"),
-        ("webp-85.5", "whole numbers"),
+        ("jpeg", "give a quality from 1 to 100"),
+        ("jpeg-0", "give a quality from 1 to 100"),
+        ("webp-85.5", "choose a whole number"),
         ("jpeg-high", "is no degradation; write for example"),
-        ("smear-2", "known are none, jpeg"),
+        ("smear-2", "choose one of none, jpeg"),
         ("resize-nan", "a factor"),
-        ("none-1", "nothing to set"),
+        ("none-1", "give a strength from 0 to 0"),
     ],
 )
 def test_bad_names_are_refused(name, message):

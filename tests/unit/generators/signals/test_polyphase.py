@@ -52,7 +52,7 @@ def shifted_lattices() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize(("degradation", "levels"), [("none", 2.0), ("jpeg-85", 5.0)])
 def test_a_lattice_is_told_from_the_same_one_moved(degradation, levels):
-    """Where a pattern lies is all that differs, so that no power spectrum could; it is weaker than what is shown, and JPEG leaves enough of it."""
+    """Only the place of the pattern differs, which no power spectrum shows. It is weaker than the content."""
     shown = smooth_images(40, 64, 0).float().clamp(16, 239)
     vectors = []
     for pattern in shifted_lattices():

@@ -35,7 +35,7 @@ def noise(count: int, size: int, seed: int = 0) -> torch.Tensor:
 
 
 def magnitudes(residuals: torch.Tensor) -> np.ndarray:
-    """[n, 3, s, s] in float64: the windowed transform as a matrix product, scaled so that white noise keeps its deviation."""
+    """float64 [n, 3, s, s]: the windowed transform as a matrix product, which keeps the deviation of white noise."""
     size = residuals.shape[-1]
     window = np.sin(np.pi * np.arange(1, size + 1) / (size + 1)) ** 2
     window = np.outer(window, window)

@@ -235,7 +235,7 @@ def test_too_many_broken_files_and_other_mistakes_are_refused(dump, registry, tm
     inode = os.stat(kept).st_ino
     identify_job.run(settings_of(dump, registry, str(tmp_path / "out"), max_failed_share=0.5))
     assert os.stat(kept).st_ino == inode  # verdicts are reused, no image is read again
-    with pytest.raises(AttribError, match="has no metadata column 'acount'; it has account"):
+    with pytest.raises(AttribError, match=r"prevalence\.set_column: .* no metadata column 'acount'; it has account"):
         identify_job.run(settings_of(dump, registry, str(tmp_path / "b"), prevalence={"set_column": "acount"}))
     with pytest.raises(AttribError, match=r"registry\.json is not there: run jobs\.registry"):
         identify_job.run(settings_of(dump, str(tmp_path / "none"), str(tmp_path / "c")))

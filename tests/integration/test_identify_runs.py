@@ -29,7 +29,7 @@ def test_an_image_set_without_assessable_images_has_no_shares(registry, tmp_path
     made = {"manifest": str(tmp_path / "manifest")}
     record = identify_job.run(settings_of(made, registry, str(tmp_path / "out"), prevalence={"num_draws": 100}))
     assert record["shares"] is record["changes"] is record["recognised"] is None and record["abstains"] is None
-    assert "no image could be assessed, so that shares are not known" in caplog.text
+    assert "no image could be assessed, so the prevalence of generators is not known" in caplog.text
     later = settings_of(
         made, registry, str(tmp_path / "later"), prevalence={"num_draws": 100}, previous=str(tmp_path / "out")
     )

@@ -1,11 +1,10 @@
 """Unknown images clustered into candidate generators by average linkage, with exemplars to look at and to register.
 
 The cut is the cosine that best separates reference pairs of one generator from reference pairs of two. Copies of one
-image are as similar as images of one generator but are no evidence of one, so a candidate needs distinct images.
+image are no evidence of a generator, so a candidate needs distinct images.
 
 The fingerprints of an image set do not fit into memory. They are read twice in batches: once for the sample that is
-clustered, once to assign all others. The result is deterministic and depends on the images only; their order decides
-only which of several copies is shown.
+clustered, once to assign all others. The order of the images decides only which of several copies is shown.
 """
 
 import hashlib
@@ -29,9 +28,8 @@ FingerprintBatches = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
 class Candidate:
     """One cluster of unknown images.
 
-    ids: int64, its images, ascending. num_distinct: images without copies. exemplars: int64, distinct images, nearest
-    to the cluster's mean first. cohesion: mean cosine of two distinct images. clustered: float32 [m, d], its part of
-    the sample.
+    ids: int64, ascending. num_distinct: images without copies. exemplars: int64, ids of distinct images, nearest to the
+    mean first. cohesion: mean cosine of two distinct images. clustered: float32 [m, d], its part of the sample.
     """
 
     ids: np.ndarray
@@ -44,13 +42,10 @@ class Candidate:
 def find_candidates(
     batches: FingerprintBatches, cut: float, *, max_clustered: int, min_images: int, num_exemplars: int
 ) -> list[Candidate]:
-    """Clusters of at least min_images distinct images, the largest first. batches(): ids int64 [n] and vectors float32
-    [n,
-    d].
+    """Clusters of at least min_images distinct images, the largest first. batches(): ids and unit rows float32 [n, d].
 
-    Vectors are unit rows. A sample of at most max_clustered distinct images, chosen by a hash of the ids, is clustered.
-    Each other image joins the cluster of highest mean cosine if that is at least the cut; a copy joins the cluster of
-    its twin. Memory: the sample, one batch, and 16 bytes per image.
+    A sample of max_clustered distinct images is clustered. Each other image joins the cluster of highest mean cosine if
+    that is at least the cut; a copy joins its twin. Memory: the sample, one batch, and 16 bytes per image.
     """
     ids, vectors = _sample(batches(), max_clustered)
     if not len(ids):
@@ -90,41 +85,28 @@ class _Clusters:
         others = np.flatnonzero(joins & ~is_copy)
         keys, first = np.unique(_keys(vectors[others]), return_index=True)
         place = np.searchsorted(self.seen, keys)
-        is_new = np.append(self.seen, np.uint64(0))[place] != keys
-        is_new |= place == len(self.seen)
+        is_new = place == np.searchsorted(self.seen, keys, "right")
         self.seen = np.insert(self.seen, place[is_new], keys[is_new])
         new = others[first[is_new]]
         np.add.at(self.sums, label[new], vectors[new])
         np.add.at(self.num_distinct, label[new], 1)
-        known_ids, known_labels, known_scores = self.exemplars
-        self.exemplars = self._best(
-            np.concatenate([known_ids, ids[new]]),
-            np.concatenate([known_labels, label[new]]),
-            np.concatenate([known_scores, means[new, label[new]]]),
-        )
+        added = ids[new], label[new], means[new, label[new]]
+        self.exemplars = self._best(*map(np.concatenate, zip(self.exemplars, added)))
 
     def candidates(self, min_images: int) -> list[Candidate]:
         ids = np.concatenate([some for some, _ in self.joined])
         label = np.concatenate([labels for _, labels in self.joined])
         found = []
         for cluster in np.flatnonzero(self.num_distinct >= min_images):
-            count = int(self.num_distinct[cluster])
+            count, exemplars = int(self.num_distinct[cluster]), self.exemplars[0][self.exemplars[1] == cluster]
             mean = self.sums[cluster] / count
-            found.append(
-                Candidate(
-                    ids=np.sort(ids[label == cluster]),
-                    num_distinct=count,
-                    exemplars=self.exemplars[0][self.exemplars[1] == cluster],
-                    cohesion=(count * float(mean @ mean) - 1) / (count - 1),
-                    clustered=self.vectors[self.label == cluster],
-                )
-            )
+            cohesion = (count * float(mean @ mean) - 1) / (count - 1)
+            own, clustered = np.sort(ids[label == cluster]), self.vectors[self.label == cluster]
+            found.append(Candidate(own, count, exemplars, cohesion, clustered))
         return found
 
     def _best(self, ids: np.ndarray, label: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The num_exemplars images of highest score in each cluster; scores are rounded, so the order of sums does not
-        matter.
-        """
+        """The num_exemplars images of highest score in each cluster. Rounded: the order of sums must not matter."""
         order = np.lexsort((ids, -np.round(scores, 6), label))
         _, first = np.unique(label[order], return_index=True)
         place = np.arange(len(order)) - np.repeat(first, np.diff([*first, len(order)]))
@@ -162,8 +144,7 @@ def _keys(vectors: np.ndarray) -> np.ndarray:
 def average_linkage(vectors: np.ndarray, cut: float) -> np.ndarray:
     """int64 [n]: cluster labels 0, 1, ... by first appearance, by average linkage with a cut.
 
-    Clusters are merged while their mean cosine is at least the cut. vectors: float32 [n, d], unit rows. n^2 time and
-    memory.
+    Clusters of unit rows float32 [n, d] are merged while their mean cosine is at least the cut. n^2 time and memory.
     """
     if len(vectors) == 1:
         return np.zeros(1, np.int64)
@@ -176,8 +157,7 @@ def average_linkage(vectors: np.ndarray, cut: float) -> np.ndarray:
 
 
 def reference_cut(references: list[np.ndarray]) -> float:
-    """Cosine that best separates reference pairs of one generator from pairs of two; both kinds of pairs weigh the
-    same.
+    """Cosine that best separates reference pairs of one generator from pairs of two, weighted equally.
 
     references: float32 [r_g, d] of each generator or family, unit rows. With one generator, the 5th percentile of its
     pairs.

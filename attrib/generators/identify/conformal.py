@@ -2,6 +2,8 @@
 
 import numpy as np
 
+BATCH_NUMBERS = 2_000_000  # in a batch of random draws
+
 
 def conformal_p_values(
     values: np.ndarray,
@@ -13,11 +15,11 @@ def conformal_p_values(
     """float64 [m]: (itself + weight of the values at or above the observed one) / (1 + total), at most 1.
 
     values: [n] or [m, n]. weights: >= 0, same shape. observed: [m]. total: [m], weight of all values, by default the
-    sum of weights. With weights 1, P(p <= a) <= a for every a if the observation is exchangeable with the values (Vovk
-    et al., Algorithmic Learning in a Random World, 2005). With weights 1 / n_k for the n_k values of source k, the same
-    holds for the first draw of a new source that is exchangeable with the sources (Dunn, Wasserman and Ramdas, arXiv
-    1809.07441). Ties count against the observation. itself: weight of the observation, where exchangeable items may
-    have several values.
+    sum of weights. itself: weight of the observation, where exchangeable items may have several values.
+
+    With weights 1, P(p <= a) <= a if the observation is exchangeable with the values (Vovk et al., Algorithmic Learning
+    in a Random World, 2005); with weights 1 / n_k for the n_k values of source k, if its source is exchangeable with
+    the others (Dunn, Wasserman and Ramdas, arXiv 1809.07441).
     """
     reached = np.where(values >= observed[:, None], weights, 0.0).sum(axis=-1)
     return np.minimum(1.0, (itself + reached) / (1.0 + (weights.sum(axis=-1) if total is None else total)))
@@ -31,11 +33,10 @@ def column_means(rows: np.ndarray) -> np.ndarray:
 
 
 def permutation_p_value(strata: list[tuple[np.ndarray, np.ndarray]], num_permutations: int, generator) -> float:
-    """p-value of "the m rows are higher than the others", by the largest column mean.
+    """p-value of "the m rows are higher than the others", by the largest column mean; means ignore nan.
 
-    strata: (float [m_s, G], float [n_s, G]), the rows and those they are compared with in each stratum; means ignore
-    nan. Exact if the m_s + n_s rows of every stratum are exchangeable. num_permutations: random choices of the m_s
-    rows.
+    strata: (float [m_s, G], float [n_s, G]), the rows and those they are compared with in each stratum. Exact if all
+    rows of every stratum are exchangeable. num_permutations: random choices of the m_s rows.
     """
     observed = column_means(np.concatenate([own for own, _ in strata])).max()
     pools = [(len(own), np.concatenate([own, others])) for own, others in strata]
@@ -48,34 +49,28 @@ def source_p_value(own: list[np.ndarray], sources: list[list[np.ndarray]], num_d
     own: float [m_s, G] of each stratum. sources: of each source float [n_s, G] of each stratum, not empty where m_s >
     0; means ignore nan. (1 + sum over sources of the share of num_draws random sets of m_s rows that are as high) / (K
     + 1). Exact if the m rows come from a new source that is exchangeable with the others and n_s >= m_s. Smaller
-    sources are drawn with replacement, which widens the distribution of their means and makes the test conservative.
+    sources are drawn with replacement: their means vary more, so the test is conservative.
     """
-    observed = column_means(np.concatenate(own)).max()
-    shares = [
-        _reached([(len(mine), rows) for mine, rows in zip(own, source) if len(mine)], observed, num_draws, generator)
-        / num_draws
-        for source in sources
-    ]
-    return (1 + sum(shares)) / (1 + len(sources))
+    observed, reached = column_means(np.concatenate(own)).max(), []
+    for source in sources:
+        pools = [(len(mine), rows) for mine, rows in zip(own, source) if len(mine)]
+        reached.append(_reached(pools, observed, num_draws, generator) / num_draws)
+    return (1 + sum(reached)) / (1 + len(sources))
 
 
 def _reached(pools: list[tuple[int, np.ndarray]], observed: float, num_draws: int, generator) -> int:
     """Number of draws in which a column mean of `count` rows of each pool (count, rows) is at least `observed`."""
-    reached = 0
-    for size in _batches(num_draws, sum(len(rows) + count * rows.shape[1] for count, rows in pools)):
-        drawn = np.concatenate([_drawn(count, rows, size, generator) for count, rows in pools], axis=1)
-        reached += int(np.count_nonzero(column_means(drawn).max(axis=-1) >= observed - 1e-12))
+    numbers_per_draw = sum(len(rows) + count * rows.shape[1] for count, rows in pools)
+    together, reached = max(1, BATCH_NUMBERS // max(1, numbers_per_draw)), 0
+    for start in range(0, num_draws, together):
+        size = min(together, num_draws - start)
+        drawn = []
+        for count, rows in pools:
+            if len(rows) < count:  # too few to draw without replacement
+                chosen = generator.integers(0, len(rows), (size, count))
+            else:
+                chosen = np.argpartition(generator.random((size, len(rows))), count - 1, axis=1)[:, :count]
+            drawn.append(rows[chosen])
+        means = column_means(np.concatenate(drawn, axis=1))
+        reached += int(np.count_nonzero(means.max(axis=-1) >= observed - 1e-12))
     return reached
-
-
-def _drawn(count: int, rows: np.ndarray, size: int, generator) -> np.ndarray:
-    """[size, count, G]: rows drawn without replacement, or with it where there are too few."""
-    if len(rows) < count:
-        return rows[generator.integers(0, len(rows), (size, count))]
-    return rows[np.argpartition(generator.random((size, len(rows))), count - 1, axis=1)[:, :count]]
-
-
-def _batches(total: int, numbers_per_draw: int) -> list[int]:
-    """Sizes that keep a batch of draws below about two million numbers."""
-    size = max(1, 2_000_000 // max(1, numbers_per_draw))
-    return [min(size, total - start) for start in range(0, total, size)]

@@ -24,33 +24,22 @@ SETS = "sets.parquet"
 CANDIDATES = "candidates.parquet"
 SHARE_DRAWS = "share_draws.npy"
 SUMMARY = (
-    "digest",
-    "verdicts",
-    "shares",
-    "changes",
-    "candidates",
-    "families",
-    "recognised",
-    "negatives",
-    "floor",
-    "abstains",
-    "warnings",
-    "unassessable_reasons",
-    "sets",
-)
+    "digest verdicts shares changes candidates families recognised negatives floor abstains warnings "
+    "unassessable_reasons sets"
+).split()
 
 VERDICT_FIELDS = [
     pa.field("id", pa.int64(), nullable=False),
     pa.field("key", pa.string(), nullable=False),
     pa.field("uri", pa.string(), nullable=False),
     pa.field("verdict", pa.string(), nullable=False),  # known, family, unknown or unassessable
-    pa.field("generator", pa.string()),  # that the image is consistent with; of a family, all names with | between
+    pa.field("generator", pa.string()),  # that the image is consistent with; of a family, all names joined by |
     pa.field("nearest", pa.string()),  # the best generator, whatever the verdict
     pa.field("score", pa.float32()),
     pa.field("margin", pa.float32()),  # above the best generator of another family
-    pa.field("p_value", pa.float64()),  # of an image of no registered generator
-    pa.field("own_p_value", pa.float64()),  # of one of the nearest generator's own
-    pa.field("gallery", pa.string()),  # the degradation whose references were nearest
+    pa.field("p_value", pa.float64()),  # against the negatives
+    pa.field("own_p_value", pa.float64()),  # among the references of the nearest generator
+    pa.field("gallery", pa.string()),  # the degradation whose references are nearest
     pa.field("reason", pa.string()),  # null where known
     pa.field("stage", pa.string()),  # read or decode, where the image could not be used
     pa.field("width", pa.int32()),
@@ -60,7 +49,7 @@ VERDICT_FIELDS = [
 
 
 def schema(dimension: int) -> pa.Schema:
-    """Of a verdict part; fingerprint: float16 [dimension], null where there is none."""
+    """Columns of a verdict part; fingerprint: float16 [dimension], null where the image has none."""
     return pa.schema([*VERDICT_FIELDS, pa.field("fingerprint", pa.list_(pa.float16(), dimension))])
 
 
@@ -77,7 +66,7 @@ class Identified:
 
     @property
     def summary(self) -> dict:
-        """What a report shows of the dump."""
+        """What a report shows of the image set."""
         return {name: self.record[name] for name in SUMMARY}
 
     def part_uri(self, partition: int) -> str:
@@ -90,13 +79,10 @@ def open_identified(uri: str, storage: Storage) -> Identified:
 
 def check_same_images(identified: Identified, manifest: Manifest) -> None:
     """Raises MismatchError unless the verdicts are of the manifest's images, in its order."""
-    if [identified.record["manifest_digest"], identified.record["order_digest"]] != [
-        manifest.digest,
-        manifest.order_digest,
-    ]:
+    record = identified.record
+    if (record["manifest_digest"], record["order_digest"]) != (manifest.digest, manifest.order_digest):
         raise MismatchError(
-            f"{identified.uri} holds verdicts on other images than those of {manifest.uri}; run jobs.identify on "
-            "this manifest"
+            f"{identified.uri} holds verdicts on other images than those of {manifest.uri}; run jobs.identify on it"
         )
 
 

@@ -1,12 +1,13 @@
 """The identify job: verdicts of pending chunks, partitions from chunks, then the summary of the image set.
 
-A worker loads the fingerprint method and calibrates the registry once, for all its chunks. A chunk commits by publishing
-its file, so a restart computes only the missing ones.
+A worker loads the fingerprint method and calibrates the registry once. A chunk commits by publishing its file, so a
+restart computes only the missing ones.
 """
 
 import logging
 import time
 
+import pyarrow as pa
 import torch
 
 from attrib.common.config import digest
@@ -43,8 +44,8 @@ KEPT_BYTES = 32  # of an image's side, id, cluster and hash, until all are summe
 def run(settings: IdentifySettings) -> dict:
     """Give every image of the manifest a verdict and return the record.
 
-    Raises AttribError without a registered generator; FailedShareError if more images than max_failed_share could not be read or decoded. The
-    verdicts stay then: a restart with a higher max_failed_share only sums them up, and reads no image again.
+    Raises AttribError without a registered generator; FailedShareError if more images than max_failed_share could not
+    be read or decoded. The verdicts are kept: a restart with a higher max_failed_share reads no image again.
     """
     baseline_bytes()
     storage = Storage(settings.storage)
@@ -52,15 +53,9 @@ def run(settings: IdentifySettings) -> dict:
     check_set_column(settings, manifest)
     registry = open_registry(settings.registry, storage)
     previous = open_identified(settings.previous, storage) if settings.previous else None
-    inputs = {
-        "manifest": manifest.digest,
-        "order": manifest.order_digest,
-        "rows": manifest.rows_digest,
-        "registry": registry.digest,
-        "previous": previous.digest if previous else None,
-    }
-    record = begin(settings, RECORD, inputs, storage)
-    if record:
+    inputs = {"manifest": manifest.digest, "order": manifest.order_digest, "rows": manifest.rows_digest}
+    inputs |= {"registry": registry.digest, "previous": previous.digest if previous else None}
+    if record := begin(settings, RECORD, inputs, storage):
         return record
     started = time.monotonic()
     judge = judge_of(registry, load_method(registry.method, storage), settings.verdicts, storage)
@@ -74,8 +69,7 @@ def run(settings: IdentifySettings) -> dict:
     digests = _assemble(settings, manifest, storage)
     storage.delete_folder(join(settings.output, CHUNKS))
     results = summarise(settings, manifest, registry, judge, previous, storage)
-    results["entries"] = [entry.name for entry in registry.generators]
-    results["digest"] = digest(digests)
+    results |= {"entries": [entry.name for entry in registry.generators], "digest": digest(digests)}
     results |= {"manifest_digest": manifest.digest, "order_digest": manifest.order_digest}
     results["estimate"] = admitted.to_dict()
     for warning in results["warnings"]:
@@ -83,9 +77,9 @@ def run(settings: IdentifySettings) -> dict:
     num_failed = results["num_failed"]
     if num_failed > settings.max_failed_share * manifest.num_images:
         raise FailedShareError(
-            f"{num_failed:,} of {manifest.num_images:,} images could not be read or decoded, more than max_failed_share = "
-            f"{settings.max_failed_share:g}; their reasons are in {join(settings.output, VERDICTS)}. Raise max_failed_share to keep these verdicts, or "
-            "delete that folder and run again to read the images again"
+            f"{num_failed:,} of {manifest.num_images:,} images could not be read or decoded, more than "
+            f"max_failed_share = {settings.max_failed_share:g}; the reasons are in {join(settings.output, VERDICTS)}. "
+            "Raise max_failed_share to keep these verdicts, or delete that folder and run again to read all images"
         )
     return finish(settings, RECORD, inputs, results, storage)
 
@@ -98,23 +92,20 @@ def _estimate(
     pool: WorkerPool,
     storage: Storage,
 ) -> Estimate:
-    """From the first few images, on a CPU."""
+    """Estimate from the first few images, on a CPU."""
     partition = next(p for p, num_rows in enumerate(manifest.num_rows) if num_rows)
     count = min(PROBE_IMAGES, manifest.num_rows[partition])
-    rows = _rows(manifest, Chunk(partition, 0, count), storage)
     before, started = resident_bytes(), time.monotonic()
-    verdict_rows(rows, read_all(rows, manifest, settings.io_threads, storage), judge, settings.max_megapixels)
+    _verdicts(Chunk(partition, 0, count), settings, manifest, judge, storage)
     seconds = (time.monotonic() - started) / count
     dimension = judge.galleries.references[0].shape[2]
     row_bytes = 2 * dimension + VERDICT_BYTES_ON_DISK
-    growth = max(0, resident_bytes() - before)
-    rows_together = (
-        settings.chunk_rows * (IMAGE_OVERHEAD_BYTES + 4 * dimension) + max(manifest.num_rows) * 4 * row_bytes
-    )
+    process_bytes = max(before, resident_bytes()) + READER_BYTES
+    chunk_bytes = settings.chunk_rows * (IMAGE_OVERHEAD_BYTES + 4 * dimension)
     return Estimate(
         num_workers=pool.num_workers,
-        worker_bytes=before + growth + READER_BYTES + WRITER_BYTES + rows_together,
-        driver_bytes=before + growth + READER_BYTES + _summary_bytes(settings, manifest, dimension),
+        worker_bytes=process_bytes + WRITER_BYTES + chunk_bytes + max(manifest.num_rows) * 4 * row_bytes,
+        driver_bytes=process_bytes + _summary_bytes(settings, manifest, dimension),
         output_bytes=manifest.num_images * row_bytes,
         temporary_bytes=manifest.num_images * row_bytes,
         seconds=manifest.num_images * seconds / pool.num_workers + calibrated_seconds,
@@ -123,13 +114,14 @@ def _estimate(
 
 
 def _summary_bytes(settings: IdentifySettings, manifest: Manifest, dimension: int) -> int:
-    """Of what the driver holds while it sums up: a part, what it keeps of every image, the sample that is clustered with its square matrices
-    (twice in float64), and a batch beside it. Sets are judged from the fingerprints of all their images, at most those of the dump."""
+    """Memory of the driver for the summary: a part, some bytes of every image, clusters, and fingerprints of sets.
+
+    Clusters need the sample, its square matrices (twice in float64), and a batch beside it.
+    """
     clustered = min(settings.prevalence.max_clustered, manifest.num_images)
     part = max(manifest.num_rows) * (2 * dimension + 4 * dimension + COLUMNS_BYTES)
-    clusters = clustered * (2 * 4 * dimension + 8 * dimension + 2 * 8 * clustered) + BATCH_ROWS * 4 * (
-        dimension + 2 * clustered
-    )
+    clusters = clustered * (2 * 4 * dimension + 8 * dimension + 2 * 8 * clustered)
+    clusters += BATCH_ROWS * 4 * (dimension + 2 * clustered)
     sets = manifest.num_images * 4 * dimension if settings.prevalence.set_column else 0
     return part + KEPT_BYTES * manifest.num_images + clusters + sets
 
@@ -156,36 +148,33 @@ class ChunkJudge:
         registry: Registry = open_registry(settings.registry, self.storage)
         if registry.digest != registry_digest:
             raise MismatchError(
-                f"{settings.registry} changed while the job ran; start it again, with another output, or put the registry on storage "
-                "that all nodes share"
+                f"{settings.registry} changed while the job ran, or a node sees another copy of it; run the job again "
+                "with another output, and keep the registry on storage that all nodes share"
             )
         method = load_method(registry.method, self.storage, device)
         self.judge = judge_of(registry, method, settings.verdicts, self.storage)
 
     def __call__(self, row: dict) -> dict:
         chunk = Chunk(**row)
-        rows = _rows(self.manifest, chunk, self.storage)
-        encoded = read_all(rows, self.manifest, self.settings.io_threads, self.storage)
-        table = verdict_rows(rows, encoded, self.judge, self.settings.max_megapixels)
+        table = _verdicts(chunk, self.settings, self.manifest, self.judge, self.storage)
         self.storage.write_table(chunk.uri(self.settings.output), table)
         return {"num_images": len(table), "num_failed": len(table) - table["stage"].null_count}
 
 
-def _rows(manifest: Manifest, chunk: Chunk, storage: Storage) -> list[dict]:
+def _verdicts(chunk: Chunk, settings: IdentifySettings, manifest: Manifest, judge: Judge, storage: Storage) -> pa.Table:
     columns = [field.name for field in LOCATION_FIELDS]
-    return storage.read_rows(manifest.partition_uri(chunk.partition), chunk.start, chunk.stop, columns).to_pylist()
+    table = storage.read_rows(manifest.partition_uri(chunk.partition), chunk.start, chunk.stop, columns)
+    rows = table.to_pylist()
+    encoded = read_all(rows, manifest, settings.io_threads, storage)
+    return verdict_rows(rows, encoded, judge, settings.max_megapixels)
 
 
 def _assemble(settings: IdentifySettings, manifest: Manifest, storage: Storage) -> list[str]:
-    """SHA-256 of each part of verdicts, after all are there."""
+    """SHA-256 of each part of verdicts, after all are complete."""
     assembled = set(storage.names(join(settings.output, VERDICTS), suffix=".parquet"))
-    digests = [""] * len(manifest.num_rows)
-    units = (
-        (settings, p, num_rows, part_name(p) in assembled, storage) for p, num_rows in enumerate(manifest.num_rows)
-    )
-    for partition, sha256 in run_units(_assemble_partition, units):
-        digests[partition] = sha256
-    return digests
+    parts = enumerate(manifest.num_rows)
+    units = ((settings, part, num_rows, part_name(part) in assembled, storage) for part, num_rows in parts)
+    return [sha256 for _, sha256 in sorted(run_units(_assemble_partition, units))]
 
 
 def _assemble_partition(

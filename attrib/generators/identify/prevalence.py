@@ -1,15 +1,15 @@
 """Prevalence of each generator in an image set under label shift, with intervals, and its change since an earlier run.
 
-Verdicts err. The error rates are known from leave-one-out verdicts of the references and negatives: with C[j, k] the
-rate at which an image of origin j gets verdict k, verdicts are expected at rates pi C. pi is estimated by maximum
-likelihood (EM). Intervals come from draws of the verdict rates and of the rows of C from their Dirichlet posteriors,
-whose priors weigh one image. Draws never reach 0 or 1, where many true shares lie, so an interval is extended to a
-border that a likelihood-ratio test over pi and C together does not reject.
+Error rates are known from leave-one-out verdicts of the references and negatives: with C[j, k] the rate at which an
+image of origin j gets verdict k, verdicts are expected at rates pi C. pi is estimated by maximum likelihood (EM).
+Intervals come from draws of the verdict rates and of the rows of C from their Dirichlet posteriors, whose priors weigh
+one image. Draws never reach 0 or 1, where many true shares lie, so an interval is extended to a border that a
+likelihood-ratio test over pi and C together does not reject.
 
-Each gallery is estimated by itself, and its shares are weighted by the number of images assigned to it: images of
-unregistered generators go to other galleries than those of registered ones, which a pooled C would explain as errors.
-The estimate assumes that images of unregistered generators resemble the negatives. Images without a fingerprint, and
-those in galleries whose references are not recognised, are left out; `of_all` bounds the share among all images.
+Each gallery is estimated by itself and weighted by its number of images, because images of unregistered generators go
+to other galleries than those of registered ones, which a pooled C would explain as errors. Images of unregistered
+generators are assumed to resemble the negatives. Images without a fingerprint, and those in galleries whose references
+are not recognised, are left out; `of_all` bounds the share among all images.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-PRIOR_IMAGES = 1.0  # weight of the even prior on the dump's rates and on each row of the confusion
+PRIOR_IMAGES = 1.0  # weight of the even prior on the verdict rates and on each row of the confusion
 MAX_STEPS = 2_000  # of EM
 TOLERANCE = 1e-7
 LIKELIHOOD_TOLERANCE = 1e-5  # of a step of EM
@@ -29,10 +29,10 @@ OTHER = "(no registered generator)"
 
 @dataclass(frozen=True)
 class Share:
-    """Corrected share of one generator among the assessed images.
+    """Corrected share of one generator among the assessed images, with a 95 % interval.
 
-    num_images: uncorrected verdicts. low, high: 95 % interval. of_all_low, of_all_high: bounds among all images, if
-    none or all of those that could not be assessed were of this generator.
+    num_images: uncorrected verdicts. of_all_low, of_all_high: bounds among all images, if none or all of those that
+    could not be assessed are of this generator.
     """
 
     name: str
@@ -49,15 +49,13 @@ def estimate_shares(
 ) -> tuple[list[Share], np.ndarray]:
     """Shares of `names` and of OTHER, in this order, and the draws behind their intervals, float64 [num_draws, J].
 
-    J = len(names) + 1. counts: [D, J], verdicts by gallery. confusion: [D, J, J], number of leave-one-out images of
-    origin j in a gallery with verdict k. Rates are posterior means, so a verdict that no reference got has a rate above
-    zero. Where a gallery has no image of an origin, one image at the rates of all galleries stands in. In a gallery
-    without an attributed image of a generator, its share is 0 and added to OTHER, unless the data reject that. Raises
+    J = len(names) + 1. counts: [D, J], verdicts by gallery. confusion: [D, J, J], leave-one-out images of origin j with
+    verdict k. Where a gallery has no image of an origin, one image at the rates of all galleries stands in. Raises
     ValueError without verdicts.
     """
     total = counts.sum()
     if not total:
-        raise ValueError("no image of the dump was assessed, so its shares are not known")
+        raise ValueError("no image of the set was assessed, so its shares are not known")
     generator = np.random.default_rng(seed)
     confusion = _filled(confusion)
     size, used = counts.shape[1], np.flatnonzero(counts.sum(axis=1))
@@ -71,30 +69,23 @@ def estimate_shares(
         ratios = border_ratios(counts[gallery], rows)
         # If a gallery recognises few of its own references, the likelihood is flat. Set the share of every generator to
         # zero that has no attributed image and whose share the likelihood does not bound away from zero.
-        unseen = np.append((counts[gallery, :-1] == 0) & (ratios[0][:-1] < _rejected_from(1)), False)
+        unseen = np.append((counts[gallery, :-1] == 0) & (ratios[0][:-1] < stats.chi2.isf(BORDER_LEVEL, 1)), False)
         found[-1] += found[unseen].sum()
         estimate += weight * np.where(unseen, 0.0, found)
-        draws += weight * _drawn_shares(rates, rows, num_draws, generator)
+        for start in range(0, num_draws, DRAWS_TOGETHER):
+            some = draws[start : start + DRAWS_TOGETHER]
+            drawn_rates = _dirichlet(np.broadcast_to(rates, some.shape), generator)
+            drawn_rows = _dirichlet(np.broadcast_to(rows, (len(some), size, size)), generator)
+            some += weight * solve_shares(drawn_rates, drawn_rows)
         at_zero, at_one = at_zero + ratios[0], at_one + ratios[1]
     low, high = np.percentile(draws, INTERVAL_PERCENT, axis=0)
     low, high = np.minimum(low, estimate), np.maximum(high, estimate)
-    rejected_from = _rejected_from(len(used))  # a share is 0, or 1, where it is so in every gallery
+    rejected_from = stats.chi2.isf(BORDER_LEVEL, len(used))  # a share is 0, or 1, if it is so in every gallery
     low, high = np.where(at_zero < rejected_from, 0.0, low), np.where(at_one < rejected_from, 1.0, high)
     absent = num_left_out / (num_left_out + total)
-    num_images = counts.sum(axis=0)
-    shares = [
-        Share(
-            name=name,
-            num_images=int(num_images[i]),
-            share=float(estimate[i]),
-            low=float(low[i]),
-            high=float(high[i]),
-            of_all_low=float(low[i] * (1 - absent)),
-            of_all_high=float(high[i] * (1 - absent) + absent),
-        )
-        for i, name in enumerate([*names, OTHER])
-    ]
-    return shares, draws
+    columns = estimate, low, high, low * (1 - absent), high * (1 - absent) + absent
+    rows = zip([*names, OTHER], counts.sum(axis=0).astype(int).tolist(), *(column.tolist() for column in columns))
+    return [Share(*row) for row in rows], draws
 
 
 def _filled(confusion: np.ndarray) -> np.ndarray:
@@ -104,27 +95,10 @@ def _filled(confusion: np.ndarray) -> np.ndarray:
     return np.where(confusion.sum(axis=2, keepdims=True) > 0, confusion, pooled)
 
 
-def _drawn_shares(rates: np.ndarray, rows: np.ndarray, num_draws: int, generator) -> np.ndarray:
-    """float64 [num_draws, J]: shares for draws from the posteriors of a gallery's rates [J] and rows [J, J]."""
-    size, draws = len(rates), np.empty((num_draws, len(rates)))
-    for start in range(0, num_draws, DRAWS_TOGETHER):
-        together = min(DRAWS_TOGETHER, num_draws - start)
-        drawn_rates = _dirichlet(np.broadcast_to(rates, (together, size)), generator)
-        drawn_rows = _dirichlet(np.broadcast_to(rows, (together, size, size)), generator)
-        draws[start : start + together] = solve_shares(drawn_rates, drawn_rows)
-    return draws
-
-
-def _rejected_from(num_galleries: int) -> float:
-    """Likelihood-ratio statistic from which a border is rejected, jointly over this many galleries."""
-    return float(stats.chi2.isf(BORDER_LEVEL, num_galleries))
-
-
 def solve_shares(rates: np.ndarray, confusion: np.ndarray) -> np.ndarray:
-    """float64 [b, J]: shares pi >= 0 with sum 1 that maximise sum_k rates_k log(pi C)_k, by EM from equal shares.
+    """float64 [b, J]: shares pi >= 0 of sum 1 that maximise sum_k rates_k log(pi C)_k, by EM from equal shares.
 
-    rates: [b, K], rows of sum 1. confusion: [b, J, K], rows of sum 1. Where C is invertible and rates C^-1 >= 0, the
-    solution.
+    rates: [b, K], rows of sum 1. confusion: [b, J, K], rows of sum 1.
     """
     shares = np.full(confusion.shape[:2], 1.0 / confusion.shape[1])
     for _ in range(MAX_STEPS):
@@ -139,22 +113,14 @@ def solve_shares(rates: np.ndarray, confusion: np.ndarray) -> np.ndarray:
 
 
 def border_ratios(counts: np.ndarray, confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Likelihood-ratio statistics, float64 [J] each, of share j = 0 and of share j = 1 against the best shares and
-    rates.
+    """Likelihood-ratio statistics, float64 [J] each, of share j = 0 and of share j = 1 against the best shares.
 
-    counts: [J], verdicts, J >= 2. confusion: [J, J], positive, numbers of leave-one-out images. The likelihood is of
-    both.
+    counts: [J], verdicts, J >= 2. confusion: [J, J], positive leave-one-out counts. The likelihood is that of both.
     """
     size = len(counts)
     free, borders = np.ones((1, size)), np.eye(size)
-    starts = np.concatenate([free, 1 - borders, borders])
-    likelihoods = _profile(counts, confusion, starts / starts.sum(axis=1, keepdims=True))
-    ratios = 2 * (likelihoods.max() - likelihoods)
-    return ratios[1 : size + 1], ratios[size + 1 :]
-
-
-def _profile(counts: np.ndarray, confusion: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """float64 [b]: maximum log likelihood over shares and rates, by EM; shares [b, J] that start at 0 stay 0."""
+    shares = np.concatenate([free, 1 - borders, borders])  # EM keeps a share of 0
+    shares = shares / shares.sum(axis=1, keepdims=True)
     rates = np.broadcast_to(confusion / confusion.sum(axis=1, keepdims=True), (len(shares), *confusion.shape))
     before = np.full(len(shares), -np.inf)
     for _ in range(MAX_STEPS):
@@ -167,21 +133,18 @@ def _profile(counts: np.ndarray, confusion: np.ndarray, shares: np.ndarray) -> n
         shares = made.sum(axis=2) / counts.sum()
         rates = confusion + made
         rates = rates / rates.sum(axis=2, keepdims=True)
-    return likelihood
+    ratios = 2 * (likelihood.max() - likelihood)
+    return ratios[1 : size + 1], ratios[size + 1 :]
 
 
 def mixed_confusion(confusion: np.ndarray, gallery_counts: np.ndarray) -> np.ndarray:
-    """float64 [J, J]: rates of confusion [D, J, J], averaged over galleries by the set's images in each [D], times
-    image
-    counts.
+    """float64 [J, J]: rates of confusion [D, J, J], weighted by the set's images in each gallery [D], times counts.
 
     Where a gallery has no image of an origin, the rates of all galleries stand in.
     """
     totals, filled = confusion.sum(axis=2, keepdims=True), _filled(confusion)
     rates = filled / np.maximum(filled.sum(axis=2, keepdims=True), 1e-12)
-    weights = (
-        gallery_counts / gallery_counts.sum() if gallery_counts.sum() else np.full(len(confusion), 1 / len(confusion))
-    )
+    weights = gallery_counts / gallery_counts.sum()
     return np.tensordot(weights, rates, axes=1) * totals.max(axis=0)
 
 
@@ -189,23 +152,15 @@ def changes(names: list[str], draws: np.ndarray, earlier_names: list[str], earli
     """For each name in both runs its change of share with a 95 % interval; changed: whether the interval excludes 0.
 
     draws: float64 [n, J] and [m, J'], columns in the order of the names. The errors of both runs are taken as
-    independent. Runs with a common registry share some errors, so the interval is wider than necessary.
+    independent; runs with a common registry share some, so the interval is wider than necessary.
     """
     found = []
     count = min(len(draws), len(earlier_draws))
-    for name in names:
-        if name in earlier_names:
-            now, then = draws[:count, names.index(name)], earlier_draws[:count, earlier_names.index(name)]
-            low, high = np.percentile(now - then, INTERVAL_PERCENT)
-            found.append(
-                {
-                    "name": name,
-                    "change": float(np.mean(now) - np.mean(then)),
-                    "low": float(low),
-                    "high": float(high),
-                    "changed": bool(low > 0 or high < 0),
-                }
-            )
+    for name in filter(earlier_names.__contains__, names):
+        now, then = draws[:count, names.index(name)], earlier_draws[:count, earlier_names.index(name)]
+        low, high = np.percentile(now - then, INTERVAL_PERCENT).tolist()
+        change = float(np.mean(now) - np.mean(then))
+        found.append({"name": name, "change": change, "low": low, "high": high, "changed": low > 0 or high < 0})
     return found
 
 

@@ -1,13 +1,14 @@
 """Verdict rows from the bytes of a manifest's images."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
 
 from attrib.common.errors import ImageError
 from attrib.generators.identify.files import VERDICT_FIELDS, schema
-from attrib.generators.identify.verdicts import UNASSESSABLE, Judge, Verdict, assess
+from attrib.generators.identify.verdicts import UNASSESSABLE, Judge, assess
 from attrib.generators.signals.samples import Sample, read_sample
 
 MAX_WAITING = 64  # decoded images that are held until their fingerprints are taken
@@ -47,25 +48,10 @@ def verdict_rows(
 
 
 def _assess(waiting: dict[int, Sample], found: list[dict], vectors: np.ndarray, judge: Judge) -> None:
-    """Writes verdicts and fingerprints of the waiting samples (by row) into `found` and `vectors`, and clears
-    `waiting`.
-    """
+    """Moves the waiting samples (by row) into `found` and `vectors`, as verdicts and fingerprints."""
     verdicts, fingerprints = assess(list(waiting.values()), judge)
     for place, verdict, vector in zip(waiting, verdicts, fingerprints):
-        found[place] |= _columns(verdict)
+        columns = asdict(verdict)
+        found[place] |= {"verdict": columns.pop("kind")} | columns
         vectors[place] = vector
     waiting.clear()
-
-
-def _columns(verdict: Verdict) -> dict:
-    return {
-        "verdict": verdict.kind,
-        "generator": verdict.generator,
-        "nearest": verdict.nearest,
-        "score": verdict.score,
-        "margin": verdict.margin,
-        "p_value": verdict.p_value,
-        "own_p_value": verdict.own_p_value,
-        "gallery": verdict.gallery,
-        "reason": verdict.reason,
-    }

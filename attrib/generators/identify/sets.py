@@ -1,16 +1,15 @@
 """Verdicts on sets of images of one account: a much stronger test than single images.
 
-The images of a set are assumed to have one origin. For each image and generator take the score minus the mean score
-over all families in the gallery, and average over the set. The highest mean is compared with that of as many negatives
-in the same galleries: by permutation for photographs and with `unit: image`, by sets from one source at a time with
-`unit: source`. The value depends on one image only, so a large set is not compared with itself. Copies count once. The
-largest p-value over the origins of negatives counts, as for single images.
+The images of a set are assumed to have one origin; copies count once. The statistic is the score of an image minus its
+mean over all families in the gallery, averaged over the set, for the best generator. It is compared with that of as
+many negatives in the same galleries: by permutation for photographs and with `unit: image`, by sets from one source at
+a time with `unit: source`. The largest p-value over the origins of negatives counts, as for single images.
 
-Of a family, a set keeps the members whose references it resembles: a member is dropped if a permutation test says that
-the set scores lower than the member's own references.
+Of a family, a set names the members that a permutation test does not reject: those whose references do not score higher
+than the set.
 """
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,10 +25,10 @@ COPY_COSINE = 0.9999  # fingerprints above it are copies of one image; they are 
 
 @dataclass(frozen=True)
 class SetVerdict:
-    """The verdict on one set.
+    """The verdict on one set, a row of sets.parquet.
 
-    num_images: in the set. num_distinct: images without copies, which are tested. generator: None unless known or
-    family. floor: smallest possible p-value.
+    num_distinct: images without copies, which are tested. generator: None unless known or family. floor: smallest
+    possible p-value.
     """
 
     name: str
@@ -50,8 +49,8 @@ class SetVerdict:
 class SetStratum:
     """The set's images in one gallery and the negatives there.
 
-    own, others: float64 [m, G] and [n, G], centred scores, nan where a negative has no score. scores: float64 [m, G],
-    for the comparison with references. origin, source: int64 [n], of the negatives.
+    own, others: float64 [m, G] and [n, G], centred scores of both, nan where a negative has no score. scores: float64
+    [m, G], of the set, not centred. origin, source: int64 [n], of the negatives.
     """
 
     gallery: int
@@ -71,7 +70,10 @@ def judge_set(name: str, vectors: np.ndarray, judge: Judge, settings: Prevalence
     best = int(column_means(np.concatenate([stratum.own for stratum in strata])).argmax())
     p_value, floor = _against_negatives(strata, calibration, settings, generator)
     members = np.flatnonzero(calibration.family == calibration.family[best]).tolist()
-    own = {g: _against_own(strata, g, calibration, settings, generator) for g in members}
+    own = {}  # p-value of a set that scores as low as this among the leave-one-out scores of the references
+    for g in members:
+        pools = [(-stratum.scores[:, [g]], -calibration.own_scores(stratum.gallery, g)[:, None]) for stratum in strata]
+        own[g] = permutation_p_value(pools, settings.num_permutations, generator)
     kept = [calibration.names[g] for g in members if own[g] > judge.settings.false_rejection_rate]
     means = column_means(np.concatenate([stratum.scores for stratum in strata]))
     others = means[calibration.family != calibration.family[best]]
@@ -79,31 +81,19 @@ def judge_set(name: str, vectors: np.ndarray, judge: Judge, settings: Prevalence
     nearest, attributed = calibration.names[best], None
     if floor > rate + 1e-12:
         verdict = UNASSESSABLE
-        reason = (
-            f"false_attribution_rate {rate:g} is below {floor:.3g}, the least that the negatives can show for a set"
-        )
+        reason = f"the negatives allow no p-value below {floor:.6g} for this set; false_attribution_rate is {rate:g}"
     elif p_value > rate + 1e-12:
-        verdict, reason = UNKNOWN, f"nearest is {nearest}, but sets of other origin score as high (p {p_value:.3g})"
+        verdict = UNKNOWN
+        reason = f"the nearest generator is {nearest}, but sets of other origin score as high (p {p_value:.3g})"
     elif not kept:
         verdict = UNKNOWN
-        reason = f"nearest is {nearest}, but its own references are more like each other (p {own[best]:.3g})"
+        reason = f"the nearest generator is {nearest}, but its own references score higher (p {own[best]:.3g})"
     else:
         verdict, attributed = (KNOWN if len(kept) == 1 else FAMILY), FAMILY_SEPARATOR.join(kept)
-        reason = None if len(kept) == 1 else "this set does not tell these generators apart"
-    return SetVerdict(
-        name=name,
-        num_images=len(vectors),
-        num_distinct=len(distinct),
-        verdict=verdict,
-        generator=attributed,
-        nearest=nearest,
-        score=float(means[best]),
-        margin=float(means[best] - others.max()) if len(others) else None,
-        p_value=p_value,
-        own_p_value=own[best],
-        floor=floor,
-        reason=reason,
-    )
+        reason = None if len(kept) == 1 else "the set is consistent with several generators of one family"
+    score, margin = float(means[best]), float(means[best] - others.max()) if len(others) else None
+    counts, p_values = (len(vectors), len(distinct)), (p_value, own[best], floor)
+    return SetVerdict(name, *counts, verdict, attributed, nearest, score, margin, *p_values, reason)
 
 
 def _distinct(vectors: np.ndarray) -> np.ndarray:
@@ -122,20 +112,12 @@ def _strata(scores: np.ndarray, calibration: Calibration) -> list[SetStratum]:
     for gallery in np.unique(chosen).tolist():
         mine = scores[chosen == gallery, gallery].astype(np.float64)
         negatives, image = _negatives_in(gallery, calibration)
-        found.append(
-            SetStratum(
-                gallery=gallery,
-                own=standing_out(mine, calibration.family),
-                others=standing_out(negatives, calibration.family),
-                scores=mine,
-                origin=calibration.origins[image],
-                source=calibration.source[image],
-            )
-        )
+        own, others = centred(mine, calibration.family), centred(negatives, calibration.family)
+        found.append(SetStratum(gallery, own, others, mine, calibration.origins[image], calibration.source[image]))
     return found
 
 
-def standing_out(scores: np.ndarray, family: np.ndarray) -> np.ndarray:
+def centred(scores: np.ndarray, family: np.ndarray) -> np.ndarray:
     """float64 [m, G]: scores [m, G] minus each row's mean over family means, ignoring nan; unchanged for one family."""
     heads = np.unique(family)
     if len(heads) == 1:
@@ -150,8 +132,8 @@ def standing_out(scores: np.ndarray, family: np.ndarray) -> np.ndarray:
 def _negatives_in(gallery: int, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
     """Scores float64 [k, G] and indices int64 [k] of the negatives assigned to a gallery, each once.
 
-    If fewer than MIN_COMPARED of an origin are assigned to it, all of that origin are taken under the gallery's
-    degradation. They score lower there, but neither would a set of such images have been assigned to it.
+    If fewer than MIN_COMPARED of an origin are assigned to it, all of that origin are taken under its degradation. They
+    score lower there, but a set of such images would not have been assigned to it either.
     """
     degradation = first_in(gallery_of(calibration.negatives), gallery)
     there = ~np.isnan(calibration.negatives[gallery, :, gallery]).all(axis=1)
@@ -166,10 +148,7 @@ def _negatives_in(gallery: int, calibration: Calibration) -> tuple[np.ndarray, n
 def _against_negatives(
     strata: list[SetStratum], calibration: Calibration, settings: PrevalenceSettings, generator: np.random.Generator
 ) -> tuple[float, float]:
-    """p-value of the highest mean and its smallest possible value.
-
-    1 and 1 without generated negatives, or if a gallery has no negative of an origin.
-    """
+    """p-value of the highest mean and its smallest possible value, both 1 where a gallery lacks an origin."""
     if not calibration.is_generated:
         return 1.0, 1.0
     largest, floor = 0.0, 0.0
@@ -181,48 +160,18 @@ def _against_negatives(
         if calibration.settings.unit == "image" or origin == PHOTOGRAPHS:
             pools = [(stratum.own, stratum.others[mask]) for stratum, mask in zip(strata, masks)]
             p_value = permutation_p_value(pools, count, generator)
-            least = _least_permutation_p(num_images, sum(int(mask.sum()) for mask in masks), count)
+            # Expected p-value of a set that is higher than every other; drawing the set itself counts against it.
+            again = 1 / math.comb(num_images + sum(int(mask.sum()) for mask in masks), num_images)
+            least = (1 + count * again) / (1 + count)
         else:
             ids = np.unique(np.concatenate([stratum.source[mask] for stratum, mask in zip(strata, masks)]))
-            sources = [[_of_source(stratum, mask, source) for stratum, mask in zip(strata, masks)] for source in ids]
+            sources = []
+            for source in ids:
+                mine = [mask & (stratum.source == source) for stratum, mask in zip(strata, masks)]
+                # A source without an image in a gallery is represented there by all negatives of the origin.
+                chosen = [own if own.any() else mask for own, mask in zip(mine, masks)]
+                sources.append([stratum.others[own] for stratum, own in zip(strata, chosen)])
             p_value = source_p_value([stratum.own for stratum in strata], sources, count, generator)
             least = 1 / (len(ids) + 1)
         largest, floor = max(largest, p_value), max(floor, least)
     return largest, floor
-
-
-def _of_source(stratum: SetStratum, mask: np.ndarray, source: int) -> np.ndarray:
-    """float64 [n, G]: centred scores of a source's images in a gallery; of all compared images if it has none there."""
-    mine = mask & (stratum.source == source)
-    return stratum.others[mine if mine.any() else mask]
-
-
-def _against_own(
-    strata: list[SetStratum],
-    best: int,
-    calibration: Calibration,
-    settings: PrevalenceSettings,
-    generator: np.random.Generator,
-) -> float:
-    """p-value of a set scoring as low as this among leave-one-out scores of the generator's references in its
-    galleries.
-    """
-    own = [calibration.own_scores(stratum.gallery, best)[:, None] for stratum in strata]
-    pools = [(-stratum.scores[:, best : best + 1], -values) for stratum, values in zip(strata, own)]
-    return permutation_p_value(pools, settings.num_permutations, generator)
-
-
-def _least_permutation_p(num_own: int, num_others: int, num_permutations: int) -> float:
-    """Expected p-value of a set that is higher than every other: drawing the set itself again counts against it."""
-    ways = 1.0
-    for i in range(num_own):
-        ways *= (num_others + num_own - i) / (num_own - i)
-        if ways > 1e12:
-            break
-    return 1 / (1 + num_permutations) + num_permutations / (1 + num_permutations) / ways
-
-
-def describe_sets(verdicts: Sequence[SetVerdict]) -> dict[str, int]:
-    """{verdict: number of sets}."""
-    kinds = (KNOWN, FAMILY, UNKNOWN, UNASSESSABLE)
-    return {kind: sum(verdict.verdict == kind for verdict in verdicts) for kind in kinds}

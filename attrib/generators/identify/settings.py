@@ -12,9 +12,7 @@ class PrevalenceSettings(Settings):
     """Estimates over the whole image set: prevalence of the generators, sets of one account, candidate generators."""
 
     num_draws: Annotated[int, Field(ge=100)] = 1_000  # of shares, for their 95 % intervals
-    set_column: str | None = (
-        None  # metadata column of the manifest; images of one value (an account) are tested together
-    )
+    set_column: str | None = None  # metadata column of the manifest: images of one value (an account) are one set
     min_set_images: Annotated[int, Field(ge=2)] = 5
     max_set_images: Positive = 200  # of one set, the first by a hash of their ids
     num_permutations: Annotated[int, Field(ge=99)] = 999
@@ -33,7 +31,6 @@ class IdentifySettings(JobSettings):
         "device",
         "io_threads",
     }
-
     old_keys: ClassVar[dict[str, str]] = {"dump": "prevalence"}
 
     manifest: Uri

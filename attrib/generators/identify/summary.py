@@ -1,8 +1,8 @@
 """Summary of an identify run: counts, prevalence, its change, candidate generators, and sets."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from attrib.data.manifest import Manifest
 from attrib.generators.identify.candidates import find_candidates, reference_cut
 from attrib.generators.identify.files import CANDIDATES, SETS, SHARE_DRAWS, Identified, read_fingerprints
 from attrib.generators.identify.prevalence import OTHER, changes, estimate_shares, mixed_confusion
-from attrib.generators.identify.sets import SetVerdict, describe_sets, judge_set
+from attrib.generators.identify.sets import SetVerdict, judge_set
 from attrib.generators.identify.settings import IdentifySettings
 from attrib.generators.identify.verdicts import FAMILY, KNOWN, UNASSESSABLE, UNKNOWN, Judge
 from attrib.generators.registry.comparability import query_warnings, registry_warnings
@@ -24,25 +24,12 @@ from attrib.generators.registry.registry import Registry
 
 BATCH_ROWS = 2_048  # of fingerprints that are compared with clusters at a time
 COLUMNS = ["verdict", "generator", "gallery", "stage", "reason", "codec", "width", "height"]
+KINDS = (KNOWN, FAMILY, UNKNOWN, UNASSESSABLE)
 MAX_REASONS = 20
 MAX_SETS_LISTED = 50  # in the record and on the page; sets.parquet has all
 
-SET_SCHEMA = pa.schema(
-    [
-        ("name", pa.string()),
-        ("num_images", pa.int64()),
-        ("num_distinct", pa.int64()),
-        ("verdict", pa.string()),
-        ("generator", pa.string()),
-        ("nearest", pa.string()),
-        ("score", pa.float64()),
-        ("margin", pa.float64()),
-        ("p_value", pa.float64()),
-        ("own_p_value", pa.float64()),
-        ("floor", pa.float64()),
-        ("reason", pa.string()),
-    ]
-)
+_ARROW = {int: pa.int64(), str: pa.string(), str | None: pa.string(), float: pa.float64(), float | None: pa.float64()}
+SET_SCHEMA = pa.schema([(column.name, _ARROW[column.type]) for column in fields(SetVerdict)])
 
 
 @dataclass
@@ -64,6 +51,22 @@ class Tally:
     codecs: Counter = field(default_factory=Counter)
     sides_px: list[np.ndarray] = field(default_factory=list)
 
+    def add(self, part: pa.Table) -> None:
+        """Adds the COLUMNS of a verdict part."""
+        self.num_images += len(part)
+        self.num_failed += len(part) - part["stage"].null_count
+        self.kinds.update(part["verdict"].to_pylist())
+        for reason in part.filter(pc.equal(part["verdict"], UNASSESSABLE))["reason"].to_pylist():
+            kind = reason.partition(":")[0]
+            self.reasons[kind] += 1
+            self.examples.setdefault(kind, reason)
+        named = part.filter(pc.is_valid(part["generator"]))
+        self.attributed.update(zip(named["gallery"].to_pylist(), named["generator"].to_pylist()))
+        self.galleries.update(part["gallery"].drop_null().to_pylist())
+        readable = part.filter(pc.is_valid(part["width"]))
+        self.codecs.update(readable["codec"].to_pylist())
+        self.sides_px.append(pc.min_element_wise(readable["width"], readable["height"]).to_numpy())
+
     @property
     def side_range_px(self) -> tuple[float, float] | None:
         """5th and 95th percentile of the shorter side."""
@@ -72,37 +75,13 @@ class Tally:
 
     def described_reasons(self) -> list[dict]:
         """{reason, count, example} by falling count; reasons after MAX_REASONS share one row."""
-        rows = [
-            {"reason": reason, "count": count, "example": self.examples[reason]}
-            for reason, count in sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
-        ]
+        ordered = sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
+        rows = [{"reason": reason, "count": count, "example": self.examples[reason]} for reason, count in ordered]
         shown, rest = rows[:MAX_REASONS], rows[MAX_REASONS:]
         if rest:
             count = sum(row["count"] for row in rest)
             shown.append({"reason": f"{len(rest):,} other reasons", "count": count, "example": rest[0]["example"]})
         return shown
-
-
-def tally(uris: list[str], storage: Storage) -> Tally:
-    """Counts over all verdict parts, one part in memory at a time."""
-    found = Tally()
-    for uri in uris:
-        part = storage.read_table(uri, columns=COLUMNS)
-        found.num_images += len(part)
-        found.num_failed += len(part) - part["stage"].null_count
-        found.kinds.update(part["verdict"].to_pylist())
-        absent = pc.equal(part["verdict"], UNASSESSABLE)
-        for reason in part.filter(absent)["reason"].to_pylist():
-            kind = reason.partition(":")[0]
-            found.reasons[kind] += 1
-            found.examples.setdefault(kind, reason)
-        named = part.filter(pc.is_valid(part["generator"]))
-        found.attributed.update(zip(named["gallery"].to_pylist(), named["generator"].to_pylist()))
-        found.galleries.update(part["gallery"].drop_null().to_pylist())
-        readable = part.filter(pc.is_valid(part["width"]))
-        found.codecs.update(readable["codec"].to_pylist())
-        found.sides_px.append(pc.min_element_wise(readable["width"], readable["height"]).to_numpy())
-    return found
 
 
 def summarise(
@@ -114,29 +93,28 @@ def summarise(
     storage: Storage,
 ) -> dict:
     """The record's figures from the verdict parts. Writes share_draws.npy and, with a set_column, sets.parquet."""
-    parts = [p for p, num_rows in enumerate(manifest.num_rows) if num_rows]
     identified = Identified(settings.output, {})
-    uris = [identified.part_uri(part) for part in parts]
-    counted = tally(uris, storage)
+    uris = {part: identified.part_uri(part) for part, num_rows in enumerate(manifest.num_rows) if num_rows}
+    counted = Tally()
+    for uri in uris.values():
+        counted.add(storage.read_table(uri, columns=COLUMNS))
     shares, warnings = _shares(counted, settings, registry, judge, previous, storage)
+    warnings += judge.warnings
+    warnings += query_warnings(counted.codecs, counted.side_range_px, registry.active)
+    warnings += registry_warnings(registry.active)
     return {
         "num_images": counted.num_images,
         "num_failed": counted.num_failed,
-        "verdicts": {kind: counted.kinds[kind] for kind in (KNOWN, FAMILY, UNKNOWN, UNASSESSABLE)},
+        "verdicts": {kind: counted.kinds[kind] for kind in KINDS},
         "unassessable_reasons": counted.described_reasons(),
         "families": [name for name, size in zip(judge.families, judge.family_sizes) if size > 1],
         "floor": judge.floor,
         "negatives": judge.calibration.units(),
         "left_out_rates": {name: round(rate, 4) for name, rate in judge.left_out_rates.items()},
         "abstains": judge.abstains,
-        "warnings": [
-            *warnings,
-            *judge.warnings,
-            *query_warnings(counted.codecs, counted.side_range_px, registry.active),
-            *registry_warnings(registry.active),
-        ],
-        "candidates": _candidates(settings, uris, judge, storage),
-        "sets": _sets(settings, manifest, parts, identified, judge, storage),
+        "warnings": warnings,
+        "candidates": _candidates(settings, list(uris.values()), judge, storage),
+        "sets": _sets(settings, manifest, uris, judge, storage) if settings.prevalence.set_column else None,
     } | shares
 
 
@@ -150,103 +128,83 @@ def _shares(
 ) -> tuple[dict, list[str]]:
     """{shares, changes, recognised, num_share_images}, None and 0 without an estimate, and warnings.
 
-    Counts all images in assessable galleries, also those left open because few references are recognised there: that
-    error rate is known and corrected.
+    Counts all images in assessable galleries, also those that are unassessable because few references are recognised
+    there: that error rate is known and corrected.
     """
-    nothing = {"shares": None, "changes": None, "recognised": None, "num_share_images": 0}
-    if judge.abstains:
-        return nothing, []
-    in_gallery = np.array([counted.galleries[name] for name in judge.calibration.degradations], float)
-    in_gallery[~judge.assessable] = 0
-    num_assessed = int(in_gallery.sum())
+    galleries, names = judge.calibration.degradations, judge.families
+    in_gallery = np.where(judge.assessable, [counted.galleries[name] for name in galleries], 0.0)
+    num_assessed = 0 if judge.abstains else int(in_gallery.sum())
     if not num_assessed:
-        return nothing, ["no image could be assessed, so that shares are not known"]
-    attributed = [
-        [counted.attributed[gallery, name] for name in judge.families] for gallery in judge.calibration.degradations
-    ]
-    attributed = np.array(attributed, float)
-    shares, draws = estimate_shares(
-        judge.families,
-        np.column_stack([attributed, in_gallery - attributed.sum(axis=1)]),
-        judge.confusion,
-        counted.num_images - num_assessed,
-        settings.prevalence.num_draws,
-        # Two runs must not use the same random numbers: the interval of their difference would become too narrow.
-        int(digest([settings.prevalence.seed, settings.manifest, settings.output])[:12], 16),
-    )
+        reason = "no image could be assessed, so the prevalence of generators is not known"
+        nothing = {"shares": None, "changes": None, "recognised": None, "num_share_images": 0}
+        return nothing, [] if judge.abstains else [reason]
+    attributed = np.array([[counted.attributed[gallery, name] for name in names] for gallery in galleries], float)
+    counts = np.column_stack([attributed, in_gallery - attributed.sum(axis=1)])
+    # Two runs must not use the same random numbers: the interval of their difference would become too narrow.
+    seed = int(digest([settings.prevalence.seed, settings.manifest, settings.output])[:12], 16)
+    num_left_out, num_draws = counted.num_images - num_assessed, settings.prevalence.num_draws
+    shares, draws = estimate_shares(names, counts, judge.confusion, num_left_out, num_draws, seed)
     storage.write_array(join(settings.output, SHARE_DRAWS), draws)
     confusion = mixed_confusion(judge.confusion, in_gallery)
-    totals = confusion.sum(axis=1)
-    changed, warnings = _changes([*judge.families, OTHER], draws, registry, previous, storage)
+    right, totals = confusion.diagonal(), confusion.sum(axis=1)
+    changed, warnings = _changes([*names, OTHER], draws, registry, previous, storage)
     return {
         "shares": [asdict(share) for share in shares],
         "changes": changed,
         "num_share_images": num_assessed,
-        "recognised": {
-            name: round(float(confusion[i, i] / totals[i]), 4) for i, name in enumerate(judge.families) if totals[i]
-        },
+        "recognised": {name: round(float(right[i] / totals[i]), 4) for i, name in enumerate(names) if totals[i]},
     }, warnings
 
 
 def _changes(
     names: list[str], draws: np.ndarray, registry: Registry, previous: Identified | None, storage: Storage
 ) -> tuple[list[dict] | None, list[str]]:
-    """Rows {name, change, low, high, changed, note} for the names of both runs, and warnings; a note explains a missing
-    change.
+    """Rows {name, change, low, high, changed, note} for the names of both runs, and warnings.
 
-    OTHER means another set of generators with another registry, so it is then not compared.
+    A note explains a missing change. OTHER is not compared between registries, which differ in what it means.
     """
     if previous is None or previous.record["shares"] is None:
         return None, []
-    earlier = [share["name"] for share in previous.record["shares"]]
-    rows = {
-        row["name"]: row for row in changes(names, draws, earlier, storage.read_array(join(previous.uri, SHARE_DRAWS)))
-    }
+    earlier, warnings = [share["name"] for share in previous.record["shares"]], []
+    earlier_draws = storage.read_array(join(previous.uri, SHARE_DRAWS))
+    rows = {row["name"]: row | {"note": None} for row in changes(names, draws, earlier, earlier_draws)}
     new, vanished = [n for n in names if n not in earlier], [n for n in earlier if n not in names]
     notes = dict.fromkeys(new, "new") | dict.fromkeys(vanished, "vanished")
-    warnings = []
     if previous.record["inputs"]["registry"] != registry.digest:
         notes[OTHER] = "another registry"
         warnings.append(
-            f"{previous.uri} was made with another registry: the share of images of no registered generator is "
-            "not compared, and other shares "
-            f"also change with the references (new: {', '.join(new) or 'none'}; vanished: "
-            f"{', '.join(vanished) or 'none'})"
+            f"{previous.uri} was made with another registry: the share of unknown generators is not compared, and the "
+            "other shares may differ because of the references (new: "
+            f"{', '.join(new) or 'none'}; vanished: {', '.join(vanished) or 'none'})"
         )
     unknown = {"change": None, "low": None, "high": None, "changed": False}
-    found = [
-        {"name": name} | unknown | {"note": notes[name]} if name in notes else rows[name] | {"note": None}
-        for name in [*names, *vanished]
-    ]
-    return found, warnings
+    rows |= {name: {"name": name} | unknown | {"note": note} for name, note in notes.items()}
+    return [rows[name] for name in [*names, *vanished]], warnings
 
 
 def _candidates(settings: IdentifySettings, uris: list[str], judge: Judge, storage: Storage) -> list[dict]:
-    references = [
-        np.concatenate([judge.galleries.references[g][0] for g in np.flatnonzero(judge.calibration.family == head)])
-        for head in judge.heads
-    ]
-    cut = reference_cut(references)
+    """Rows of the record about candidate generators. Writes candidates.parquet."""
+    options, family = settings.prevalence, judge.calibration.family
+    untouched = [references[0] for references in judge.galleries.references]
+    cut = reference_cut(
+        [np.concatenate([untouched[g] for g in np.flatnonzero(family == head)]) for head in judge.heads]
+    )
     found = find_candidates(
         lambda: _unknown(uris, storage),
         cut,
-        max_clustered=settings.prevalence.max_clustered,
-        min_images=settings.prevalence.min_candidate_images,
-        num_exemplars=settings.prevalence.num_exemplars,
+        max_clustered=options.max_clustered,
+        min_images=options.min_candidate_images,
+        num_exemplars=options.num_exemplars,
     )
     names = [f"candidate-{number:02d}" for number in range(1, len(found) + 1)]
-    sizes = [len(candidate.ids) for candidate in found]
-    members = {
-        "candidate": pa.array(np.repeat(names, sizes).tolist(), pa.string()),
-        "id": pa.array(np.concatenate([np.empty(0, np.int64), *(candidate.ids for candidate in found)]), pa.int64()),
-    }
-    storage.write_table(join(settings.output, CANDIDATES), pa.table(members))
+    ids = np.concatenate([np.empty(0, np.int64), *(candidate.ids for candidate in found)])
+    owners = np.repeat(names, [len(candidate.ids) for candidate in found]).tolist()
+    members = pa.table({"candidate": pa.array(owners, pa.string()), "id": pa.array(ids, pa.int64())})
+    storage.write_table(join(settings.output, CANDIDATES), members)
     if not found:
         return []
-    shown = pa.array(np.concatenate([candidate.exemplars for candidate in found]))
-    places = storage.dataset(uris, format="parquet").to_table(
-        columns=["id", "key", "uri"], filter=pc.field("id").isin(shown)
-    )
+    shown = pc.field("id").isin(pa.array(np.concatenate([candidate.exemplars for candidate in found])))
+    places = storage.dataset(uris, format="parquet").to_table(columns=["id", "key", "uri"], filter=shown)
     place_of = {row["id"]: row for row in places.to_pylist()}
     described = []
     for name, candidate in zip(names, found):
@@ -276,54 +234,55 @@ def _unknown(uris: list[str], storage: Storage) -> Iterator[tuple[np.ndarray, np
             yield some["id"].to_numpy(), read_fingerprints(some)
 
 
-def _sets(
-    settings: IdentifySettings,
-    manifest: Manifest,
-    parts: list[int],
-    identified: Identified,
-    judge: Judge,
-    storage: Storage,
-) -> dict | None:
-    column = settings.prevalence.set_column
-    if column is None:
-        return None
-    check_set_column(settings, manifest)
-    # All images of a gallery, whatever their verdicts: attributed ones alone would be a selection, the negatives
-    # are not.
-    there = np.flatnonzero(judge.assessable)
-    counted = pa.array([judge.calibration.degradations[gallery] for gallery in there], pa.string())
-    kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for part in parts:
-        found = storage.read_table(identified.part_uri(part), columns=["id", "gallery", "fingerprint"])
-        found = found.filter(pc.is_in(found["gallery"], counted))
-        names = storage.read_table(manifest.partition_uri(part), columns=["id", column]).sort_by("id")
-        at = np.searchsorted(names["id"].to_numpy(), found["id"].to_numpy())
-        of_set = names[column].cast(pa.string()).take(pa.array(at)).to_pylist()
-        vectors = read_fingerprints(found) if len(found) else np.empty((0, 1), np.float32)
-        ids = found["id"].to_numpy()
-        rows_of: dict[str, list[int]] = {}
-        for row, name in enumerate(of_set):
-            if name is not None:
-                rows_of.setdefault(name, []).append(row)
-        for name, rows in rows_of.items():
-            before = kept.get(name, (np.empty(0, np.int64), np.empty((0, vectors.shape[1]), np.float32)))
-            together = np.concatenate([before[0], ids[rows]])
-            first = np.argsort(sampling_rank(together), kind="stable")[: settings.prevalence.max_set_images]
-            kept[name] = together[first], np.concatenate([before[1], vectors[rows]])[first]
+def _sets(settings: IdentifySettings, manifest: Manifest, uris: dict[int, str], judge: Judge, storage: Storage) -> dict:
+    """The record's figures about sets. Writes sets.parquet."""
+    options = settings.prevalence
+    kept = _vectors_by_set(options.set_column, options.max_set_images, manifest, uris, judge, storage)
     judged: list[SetVerdict] = [
-        judge_set(name, kept[name][1], judge, settings.prevalence)
-        for name in sorted(kept)
-        if len(kept[name][0]) >= settings.prevalence.min_set_images
+        judge_set(name, vectors, judge, options)
+        for name, vectors in sorted(kept.items())
+        if len(vectors) >= options.min_set_images
     ]
     rows = pa.Table.from_pylist([asdict(verdict) for verdict in judged], schema=SET_SCHEMA)
     storage.write_table(join(settings.output, SETS), rows)
+    counts = Counter(verdict.verdict for verdict in judged)
     return {
         "num_sets": len(judged),
         "num_too_small": len(kept) - len(judged),
-        "verdicts": describe_sets(judged),
+        "verdicts": {kind: counts[kind] for kind in KINDS},
         "least_p_value": max((verdict.floor for verdict in judged), default=None),
         "listed": rows.sort_by([("p_value", "ascending"), ("name", "ascending")]).slice(0, MAX_SETS_LISTED).to_pylist(),
     }
+
+
+def _vectors_by_set(
+    column: str, max_images: int, manifest: Manifest, uris: dict[int, str], judge: Judge, storage: Storage
+) -> dict[str, np.ndarray]:
+    """{set: fingerprints float32 [m, d]} of the first max_images images of each set, by a hash of their ids.
+
+    All images of assessable galleries, whatever their verdicts: attributed ones alone would be a selection, which the
+    negatives are not.
+    """
+    counted = pa.array([judge.calibration.degradations[g] for g in np.flatnonzero(judge.assessable)], pa.string())
+    kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for part, uri in uris.items():
+        found = storage.read_table(uri, columns=["id", "gallery", "fingerprint"])
+        found = found.filter(pc.is_in(found["gallery"], counted))
+        if not len(found):
+            continue
+        ids, vectors = found["id"].to_numpy(), read_fingerprints(found)
+        names = storage.read_table(manifest.partition_uri(part), columns=["id", column]).sort_by("id")
+        at = pa.array(np.searchsorted(names["id"].to_numpy(), ids))
+        rows_of: dict[str, list[int]] = defaultdict(list)
+        for row, name in enumerate(names[column].cast(pa.string()).take(at).to_pylist()):
+            if name is not None:
+                rows_of[name].append(row)
+        for name, rows in rows_of.items():
+            some = ids[rows], vectors[rows]
+            together = tuple(map(np.concatenate, zip(kept[name], some))) if name in kept else some
+            first = np.argsort(sampling_rank(together[0]), kind="stable")[:max_images]
+            kept[name] = together[0][first], together[1][first]
+    return {name: vectors for name, (_, vectors) in kept.items()}
 
 
 def check_set_column(settings: IdentifySettings, manifest: Manifest) -> None:
@@ -331,6 +290,6 @@ def check_set_column(settings: IdentifySettings, manifest: Manifest) -> None:
     column = settings.prevalence.set_column
     if column is not None and column not in manifest.metadata_columns:
         raise AttribError(
-            f"dump.set_column: the manifest has no metadata column {column!r}; it has "
+            f"prevalence.set_column: the manifest has no metadata column {column!r}; it has "
             f"{', '.join(manifest.metadata_columns) or 'none'}"
         )

@@ -2,9 +2,8 @@
 
 An image is attributed to a generator if two conditions hold: the conformal p-value against the negatives is at most
 `false_attribution_rate`, and the p-value among the generator's own references is above `false_rejection_rate`. The rate
-is valid for images drawn like the negatives. A generator that was never seen need not be like them:
-`Judge.left_out_rates` reports how the registered generators fare when each is left out. "Consistent with" a generator
-proves no origin.
+is valid for images drawn like the negatives. An unknown generator may differ from them: `Judge.left_out_rates` reports
+the rate of each registered generator in leave-one-out. "Consistent with" a generator proves no origin.
 """
 
 from collections.abc import Sequence
@@ -17,10 +16,19 @@ from scipy import stats
 from attrib.common.errors import AttribError
 from attrib.common.storage import Storage
 from attrib.generators.fingerprints.base import Method
-from attrib.generators.identify.calibration import KINDS, ORIGINS, Calibration, best_of, calibrate, first_in, gallery_of
+from attrib.generators.identify.calibration import (
+    KINDS,
+    ORIGINS,
+    Calibration,
+    Negatives,
+    best_of,
+    calibrated,
+    first_in,
+    gallery_of,
+)
 from attrib.generators.registry.galleries import Galleries
 from attrib.generators.registry.quality import refusal
-from attrib.generators.registry.registry import Registry
+from attrib.generators.registry.registry import Registry, fingerprint_or_nan
 from attrib.generators.registry.settings import VerdictSettings
 from attrib.generators.signals.samples import Sample
 
@@ -29,21 +37,23 @@ POWER_LEVEL = 0.05  # of the test whether references under a degradation are rec
 FAMILY_SEPARATOR = "|"
 # An out-of-distribution image can still be nearest to heavily degraded references, because heavy degradation makes all
 # images alike.
-UNLIKE = "degraded, or of no registered generator"
+UNLIKE = "degraded or from an unknown generator"
 MISSING = (  # kind of negatives, name in the warning, role to register
-    ("photographs", "a photograph", "photographs"),
-    ("generators", "of another generator", "other-generator"),
-    ("synthetic", "of a synthetic model", "synthetic"),
+    ("photographs", "photographs", "photographs"),
+    ("generators", "images of other generators", "other-generator"),
+    ("synthetic", "images of synthetic models", "synthetic"),
 )
+REMEDIES = {  # negatives to register, by unit and origin
+    "image": ("photographs", "images of generators", "images of synthetic models"),
+    "source": ("photographs", "synthetic models or other generators"),
+}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on one image.
+    """The verdict on one image: columns of a verdict part (attrib/generators/identify/files.py).
 
-    generator: a name, or the names of a family; None unless known or family. nearest: the best generator, whatever the
-    verdict. margin: score minus that of the best generator of another family, None without one. gallery: the
-    degradation whose references score highest. Scores and p-values are None where the image has no fingerprint.
+    margin: None without another family. Scores and p-values are None where the image has no fingerprint.
     """
 
     kind: str
@@ -62,7 +72,7 @@ class Decisions:
     """Decisions on m rows of scores.
 
     best, gallery: int64, generator and gallery of the highest score. attributed: bool, whether both tests accept.
-    score, margin (within the gallery), p_value, own_p_value: float64.
+    margin: float64, above the best generator of another family in the gallery.
     """
 
     best: np.ndarray
@@ -77,12 +87,9 @@ class Decisions:
 class Judge:
     """A calibrated registry that gives verdicts.
 
-    `families` names the families in the order of `confusion`; its last row and column stand for all other origins.
-    confusion: float64 [galleries, J, J], counts of leave-one-out verdicts by gallery, true family and verdict; the
-    kinds of negatives are weighted equally. floor: smallest possible p-value in any gallery. assessable: bool
-    [galleries], whether the references in a gallery are recognised above chance. recognised: float64 [galleries], share
-    of references that are recognised. Where it is small, an image that is not attributed is unassessable and not
-    unknown.
+    confusion: float64 [galleries, J, J], leave-one-out verdicts by true family and verdict, in the order of `families`
+    and last all other origins; kinds of negatives weigh the same. floor: smallest possible p-value. assessable: bool
+    [galleries], whether references are recognised above chance. recognised: float64 [galleries], their share.
     """
 
     def __init__(self, galleries: Galleries, calibration: Calibration):
@@ -111,20 +118,16 @@ class Judge:
         needed = int(np.ceil(calibration.strata[gallery].itself / rate - 1e-9)) - 1
         if not calibration.is_generated:
             return (
-                "no negative was generated: register synthetic models (role: synthetic) or other generators, "
-                f"{needed} {unit}s or more"
+                "no generated negatives are registered: register synthetic models (role: synthetic) or other "
+                f"generators, {needed} {unit}s or more"
             )
         few = [origin for origin in range(len(ORIGINS)) if 0 < units[origin] < needed]
         have = " and ".join(f"{round(units[origin])} {ORIGINS[origin]} (by {unit})" for origin in few)
-        remedies = ("photographs", "references or other generators", "synthetic models")
-        if unit == "source":
-            remedies = ("photographs", "synthetic models or other generators", "")
+        remedy = " and ".join(f"{needed} or more {REMEDIES[unit][origin]}" for origin in few)
         return (
-            f"false_attribution_rate {rate:g} is below {calibration.floors[gallery]:.3g}, the least that {have} "
-            "can show; register "
-            f"{needed} or more of {' and of '.join(remedies[origin] for origin in few)} (max_images and "
-            "images_per_model say how many are "
-            "kept), or raise the rate"
+            f"false_attribution_rate {rate:g} is below {calibration.floors[gallery]:.3g}, the smallest p-value that "
+            f"{have} allow; register {remedy} (max_images and images_per_model limit how many are kept), or raise the "
+            "rate"
         )
 
     @cached_property
@@ -133,18 +136,17 @@ class Judge:
         calibration, rate = self.calibration, self.settings.false_rejection_rate
         needed = int(np.ceil(1 / rate - 1e-9)) - 1
         found = [
-            f"{name} has {round(1 / floor) - 1} references, which reject no image at false_rejection_rate "
+            f"{name} has {round(1 / floor) - 1} references, too few to reject an image at false_rejection_rate "
             f"{rate:g}; register {needed} or more"
             for name, floor in zip(calibration.names, calibration.own_floors[0])
             if floor > rate + 1e-12
         ]
         if calibration.is_generated:
-            there = calibration.units()
             found += [
-                f"no negative is {what}: the false_attribution_rate is not promised for such images; register "
-                f"some (role: {role})"
+                f"the negatives contain no {what}: false_attribution_rate may not hold for such images; register some "
+                f"(role: {role})"
                 for kind, what, role in MISSING
-                if kind not in there
+                if kind not in calibration.units()
             ]
         return found
 
@@ -152,8 +154,7 @@ class Judge:
     def left_out_rates(self) -> dict[str, float]:
         """{family: share of its undegraded references that would be attributed if the family were not registered}.
 
-        An estimate of the false attribution rate for an unknown generator. Only where the remaining generators can
-        attribute.
+        It estimates the false attribution rate of an unknown generator, where the other generators can attribute.
         """
         found = {}
         for head, name in zip(self.heads, self.families):
@@ -162,12 +163,6 @@ class Judge:
             if there.any() and rest.floor <= self.settings.false_attribution_rate + 1e-12:
                 found[name] = float(decide(rest, scores[0, there]).attributed.mean())
         return found
-
-    def decide(
-        self, scores: np.ndarray, negative: np.ndarray | None = None, reference: np.ndarray | None = None
-    ) -> Decisions:
-        """`decide` with this judge's calibration."""
-        return decide(self.calibration, scores, negative, reference)
 
     def label(self, decisions: Decisions) -> np.ndarray:
         """int64 [m]: index into `families`, or their number for images that are not attributed."""
@@ -178,50 +173,36 @@ class Judge:
         """Verdicts of fingerprints. vectors: float32 [n, d], unit rows."""
         if not len(vectors):
             return []
-        decisions = self.decide(self.galleries.scores(vectors))
+        decisions = decide(self.calibration, self.galleries.scores(vectors))
         labels = self.label(decisions)
         return [self._verdict(i, decisions, labels[i]) for i in range(len(vectors))]
 
     def _verdict(self, i: int, decisions: Decisions, label: int) -> Verdict:
         p_value, own_p_value = float(decisions.p_value[i]), float(decisions.own_p_value[i])
         nearest, margin = self.calibration.names[decisions.best[i]], float(decisions.margin[i])
-        gallery = int(decisions.gallery[i])
-        degradation, generator = self.calibration.degradations[gallery], None
+        gallery, generator = int(decisions.gallery[i]), None
+        degradation, share = self.calibration.degradations[gallery], self.recognised[gallery]
         rate, own_rate = self.settings.false_attribution_rate, self.settings.false_rejection_rate
+        lost = f"{UNLIKE}: under {degradation}" if gallery else "fingerprint too weak: even without degradation"
         if abstains := self.abstains:
             kind, reason = UNASSESSABLE, abstains
         elif too_few := self._too_few(gallery):
-            kind, reason = UNASSESSABLE, f"of images like those under {degradation}: {too_few}"
+            kind, reason = UNASSESSABLE, f"too few negatives under {degradation}: {too_few}"
         elif not self.assessable[gallery]:
-            degraded = "even untouched," if gallery == 0 else f"{UNLIKE}: under {degradation}"
-            kind, reason = UNASSESSABLE, f"{degraded} the generators' own references are not recognised"
+            kind, reason = UNASSESSABLE, f"{lost}, the generators' own references are not recognised"
         elif label < len(self.heads):
             kind, generator = (KNOWN if self.family_sizes[label] == 1 else FAMILY), self.families[label]
             reason = None if kind == KNOWN else "the references of these generators cannot be told apart"
-        elif self.recognised[gallery] < self.settings.least_recognised:
-            kind = UNASSESSABLE
-            share = f"{self.recognised[gallery]:.0%} of the generators' own references are recognised"
-            reason = f"{UNLIKE}: under {degradation} only {share}" if gallery else f"even untouched, only {share}"
-        elif p_value > rate:
-            kind = UNKNOWN
-            reason = f"nearest is {nearest}, but images of other origin score as high (p {p_value:.3g} > {rate:g})"
+        elif share < self.settings.least_recognised:
+            kind, reason = UNASSESSABLE, f"{lost}, only {share:.0%} of the generators' own references are recognised"
         else:
             kind = UNKNOWN
-            reason = (
-                f"nearest is {nearest}, but its own references are more like each other (p "
-                f"{own_p_value:.3g} <= {own_rate:g})"
-            )
-        return Verdict(
-            kind=kind,
-            generator=generator,
-            nearest=nearest,
-            score=float(decisions.score[i]),
-            margin=margin if np.isfinite(margin) else None,
-            p_value=p_value,
-            own_p_value=own_p_value,
-            gallery=degradation,
-            reason=reason,
-        )
+            cause = f"its own references score higher (p {own_p_value:.3g} <= {own_rate:g})"
+            if p_value > rate:
+                cause = f"images of other origin score as high (p {p_value:.3g} > {rate:g})"
+            reason = f"the nearest generator is {nearest}, but {cause}"
+        score, gap = float(decisions.score[i]), margin if np.isfinite(margin) else None
+        return Verdict(kind, generator, nearest, score, gap, p_value, own_p_value, degradation, reason)
 
     def _left_out(self) -> tuple[np.ndarray, np.ndarray]:
         calibration, size = self.calibration, len(self.heads) + 1
@@ -233,7 +214,7 @@ class Judge:
             places = np.flatnonzero(degradation >= 0)
             if len(places):
                 true = np.searchsorted(self.heads, calibration.family[calibration.owner[places]])
-                found = self.label(self.decide(calibration.own[degradation[places], places], reference=places))
+                found = self.label(decide(calibration, calibration.own[degradation[places], places], reference=places))
                 np.add.at(confusion[gallery], (true, found), 1)
                 num_right = int((true == found).sum())
                 p_value = stats.binom.sf(num_right - 1, len(places), self.settings.false_attribution_rate)
@@ -246,29 +227,21 @@ class Judge:
 
         degradation: int64 [n], the one under which each negative is taken, -1 for none.
         """
-        rows, kinds = np.zeros(len(self.heads) + 1), []
+        kinds = []
         for kind in range(len(KINDS)):
             places = np.flatnonzero((self.calibration.kind == kind) & (degradation >= 0))
             if len(places):
                 scores = self.calibration.negatives[degradation[places], places]
-                labels = self.label(self.decide(scores, negative=places))
-                kinds.append(np.bincount(labels, minlength=len(rows)))
+                labels = self.label(decide(self.calibration, scores, negative=places))
+                kinds.append(np.bincount(labels, minlength=len(self.heads) + 1))
         smallest = min((counts.sum() for counts in kinds), default=0)
-        for counts in kinds:
-            rows += counts * smallest / counts.sum()
-        return rows
+        return sum((counts * smallest / counts.sum() for counts in kinds), np.zeros(len(self.heads) + 1))
 
 
-def decide(
-    calibration: Calibration,
-    scores: np.ndarray,
-    negative: np.ndarray | None = None,
-    reference: np.ndarray | None = None,
-) -> Decisions:
+def decide(calibration: Calibration, scores: np.ndarray, negative=None, reference=None) -> Decisions:
     """Best generator, gallery and both tests for each row of scores, float32 [m, galleries, G].
 
-    negative, reference: int64 [m], for rows that are negatives or references themselves: their own index, which is left
-    out.
+    negative, reference: int64 [m] or None, index of the negative or reference that the row is, which is left out.
     """
     at, gallery = np.arange(len(scores)), gallery_of(scores)
     inside = scores[at, gallery]
@@ -287,7 +260,11 @@ def judge_of(registry: Registry, method: Method, settings: VerdictSettings, stor
     """The judge of a registry. Raises AttribError without a generator, MismatchError for another method."""
     if not registry.generators:
         raise AttribError(f"{registry.uri} has no generator; register one with jobs.registry, role: generator")
-    return Judge(*calibrate(registry, method, settings, storage))
+    registry.check_method(method)
+    galleries = Galleries(method, [registry.read(entry, storage) for entry in registry.generators])
+    negatives = [Negatives(registry.read(e, storage), e.role, e.source_sizes) for e in registry.negatives]
+    names = [entry.name for entry in registry.generators]
+    return Judge(galleries, calibrated(galleries, names, negatives, registry.degradations, settings))
 
 
 def assess(samples: Sequence[Sample], judge: Judge) -> tuple[list[Verdict], np.ndarray]:
@@ -297,14 +274,10 @@ def assess(samples: Sequence[Sample], judge: Judge) -> tuple[list[Verdict], np.n
     usable = [i for i, reason in enumerate(reasons) if reason is None]
     vectors = np.full((len(samples), judge.galleries.references[0].shape[2]), np.nan, np.float32)
     if usable:
-        vectors[usable] = method.embed([samples[i] for i in usable])
-    verdicts = [Verdict(UNASSESSABLE, reason=reason) for reason in reasons]
-    # An image without any residual has no direction, so it has no fingerprint.
-    usable = [i for i in usable if np.isfinite(vectors[i]).all() and vectors[i].any()]
-    for i in set(range(len(samples))) - set(usable):
-        vectors[i] = np.nan
-        if reasons[i] is None:
-            verdicts[i] = Verdict(UNASSESSABLE, reason="blank: it leaves no fingerprint")
-    for i, verdict in zip(usable, judge.verdicts(vectors[usable])):
+        vectors[usable] = [fingerprint_or_nan(row) for row in method.embed([samples[i] for i in usable])]
+    blank = "blank: the image has no residual, so it has no fingerprint"
+    verdicts = [Verdict(UNASSESSABLE, reason=reason or blank) for reason in reasons]
+    there = np.flatnonzero(np.isfinite(vectors).all(axis=1))
+    for i, verdict in zip(there, judge.verdicts(vectors[there])):
         verdicts[i] = verdict
     return verdicts, vectors

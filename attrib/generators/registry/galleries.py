@@ -4,9 +4,9 @@ The degradation of a query is unknown. Each generator keeps its references under
 gallery per degradation), and a query is scored against all of them: the highest score gives gallery and generator.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 
 import numpy as np
 from scipy import stats
@@ -36,115 +36,82 @@ class Galleries:
 
     @cached_property
     def _scorers(self) -> list[tuple[list[int], Scorer | None]]:
-        return [self._fitted(gallery) for gallery in range(self.num_degradations)]
+        return self._fitted()
 
-    def _fitted(self, gallery: int, without: int | None = None) -> tuple[list[int], Scorer | None]:
-        """Generators with references in a gallery, and their scorer. without: index of the reference to leave out of
-        each
-        generator.
-        """
-        rows = [_present(group[gallery], without) for group in self.references]
-        there = [g for g, group in enumerate(rows) if len(group)]
-        return there, self.method.fit([rows[g] for g in there]) if there else None
+    def _fitted(self, without: int = -1) -> list[tuple[list[int], Scorer | None]]:
+        """For each gallery the generators with references and their scorer. without: reference of each to leave out."""
+        fitted = []
+        for gallery in range(self.num_degradations):
+            rows = {}
+            for g, group in enumerate(self.references):
+                kept = np.isfinite(group[gallery]).all(axis=1) & (np.arange(group.shape[1]) != without)
+                if kept.any():
+                    rows[g] = group[gallery][kept]
+            fitted.append((list(rows), self.method.fit(list(rows.values())) if rows else None))
+        return fitted
 
     def leave_one_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """Leave-one-out scores of the references, float32 [degradations, R, galleries, G], and their generators, int64
-        [R].
+        """Leave-one-out scores float32 [degradations, R, galleries, G] of the references; their generators int64 [R].
 
-        A reference under every degradation is scored without it in any gallery; nan where it is too small once
-        degraded. The i-th references of all generators are left out together.
+        A reference is left out of all galleries; the i-th ones of all generators together. nan where it is too small.
         """
-        owner, place, rows = self._flat()
-        found = np.full((*rows.shape[:2], self.num_degradations, len(self.references)), np.nan, np.float32)
+        owner, rows, found = self._flat()
+        place = np.concatenate([np.arange(group.shape[1]) for group in self.references])
         for left_out in range(place.max() + 1):
-            at = np.flatnonzero(place == left_out)
-            for gallery in range(self.num_degradations):
-                there, scorer = self._fitted(gallery, left_out)
-                if there:
-                    _fill(found[:, :, gallery], rows, at, there, scorer)
+            _fill(found, rows, np.flatnonzero(place == left_out), self._fitted(left_out))
         return found, owner
 
     def as_unregistered(self, family: np.ndarray) -> np.ndarray:
-        """float32 [degradations, R, galleries, G]: scores of each reference without its family, whose columns are nan.
+        """float32 [degradations, R, galleries, G]: scores of each reference as if its family were not registered.
 
-        This is what an image of an unregistered generator gets. family: int64 [G].
+        Columns of its family are nan. family: int64 [G].
         """
-        owner, _, rows = self._flat()
-        found = np.full((*rows.shape[:2], self.num_degradations, len(self.references)), np.nan, np.float32)
+        owner, rows, found = self._flat()
         for label in np.unique(family):
             others = np.flatnonzero(family != label)
-            if not len(others):
-                continue
             without = Galleries(self.method, [self.references[g] for g in others])
-            at = np.flatnonzero(family[owner] == label)
-            for gallery, (there, scorer) in enumerate(without._scorers):
-                if there:
-                    _fill(found[:, :, gallery], rows, at, others[there], scorer)
+            if len(others):
+                fitted = [(others[there].tolist(), scorer) for there, scorer in without._scorers]
+                _fill(found, rows, np.flatnonzero(family[owner] == label), fitted)
         return found
 
     def _flat(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """int64 [R] generator of each reference; int64 [R] its index there; float32 [degradations, R, d] all
-        references.
-        """
-        sizes = [group.shape[1] for group in self.references]
-        place = np.concatenate([np.arange(size) for size in sizes])
-        return np.repeat(np.arange(len(sizes)), sizes), place, np.concatenate(self.references, axis=1)
+        """Generators int64 [R] of all references, their rows float32 [degradations, R, d], and scores of nan."""
+        owner = np.repeat(np.arange(len(self.references)), [group.shape[1] for group in self.references])
+        rows = np.concatenate(self.references, axis=1)
+        shape = (*rows.shape[:2], self.num_degradations, len(self.references))
+        return owner, rows, np.full(shape, np.nan, np.float32)
 
 
-def _fill(
-    found: np.ndarray, rows: np.ndarray, at: np.ndarray, columns: Sequence[int] | np.ndarray, scorer: Scorer
-) -> None:
-    """Scores of rows float32 [degradations, R, d] at these places, written into found [degradations, R, G]; nan rows
-    are
-    skipped.
+def _fill(found: np.ndarray, rows: np.ndarray, at: np.ndarray, fitted: list[tuple[list[int], Scorer | None]]) -> None:
+    """Writes the scores of the rows `at` these places into found [degradations, R, galleries, G]; skips rows of nan."""
+    for gallery, (columns, scorer) in enumerate(fitted):
+        for of_degradation, scores in zip(rows, found[:, :, gallery]):
+            mine = at[np.isfinite(of_degradation[at]).all(axis=1)]
+            if scorer and len(mine):
+                scores[np.ix_(mine, columns)] = scorer(of_degradation[mine])
+
+
+def compare(left_out: np.ndarray, owner: np.ndarray, a: int, b: int, accuracy: float) -> tuple[float, float]:
+    """Share of the references of generators a and b that score higher for their own, and its p-value.
+
+    left_out: float [R, G], scores of one gallery; ties count as wrong. The p-value is the probability of a share as
+    high if each reference is right with the given accuracy.
     """
-    for of_degradation, scores in zip(rows, found):
-        mine = at[np.isfinite(of_degradation[at]).all(axis=1)]
-        if len(mine):
-            scores[np.ix_(mine, columns)] = scorer(of_degradation[mine])
-
-
-def _present(rows: np.ndarray, without: int | None) -> np.ndarray:
-    kept = np.isfinite(rows).all(axis=1)
-    if without is not None and without < len(rows):
-        kept[without] = False
-    return rows[kept]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Leave-one-out comparison of two generators.
-
-    num_right: of num_images references, those that score higher for their own generator. p_value: probability of at
-    least that many if each is right with the given accuracy.
-    """
-
-    num_right: int
-    num_images: int
-    p_value: float
-
-
-def compare(left_out: np.ndarray, owner: np.ndarray, a: int, b: int, accuracy: float) -> Pair:
-    """Comparison of generators a and b. left_out: float [R, G], `Galleries.leave_one_out` in one gallery. Ties count as
-    wrong.
-    """
-    right = np.concatenate(
-        [left_out[owner == own, own] > left_out[owner == own, other] for own, other in ((a, b), (b, a))]
-    )
-    num_right = int(np.count_nonzero(right))
-    return Pair(num_right, len(right), float(stats.binom.sf(num_right - 1, len(right), accuracy)))
+    of_a, of_b = left_out[owner == a], left_out[owner == b]
+    num_right = int(np.count_nonzero(of_a[:, a] > of_a[:, b]) + np.count_nonzero(of_b[:, b] > of_b[:, a]))
+    num_images = len(of_a) + len(of_b)
+    return num_right / num_images, float(stats.binom.sf(num_right - 1, num_images, accuracy))
 
 
 def families(left_out: np.ndarray, owner: np.ndarray, accuracy: float, level: float) -> np.ndarray:
-    """int64 [G]: family label of each generator, the index of the family's first generator.
+    """int64 [G]: family of each generator, the index of its first one.
 
-    Generators that `compare` does not tell apart at `level` are one family, also through a chain of others.
+    Generators that `compare` does not tell apart at `level`, directly or through others, are one family.
     """
-    num_generators = left_out.shape[1]
-    label = np.arange(num_generators)
-    for a in range(num_generators):
-        for b in range(a + 1, num_generators):
-            if compare(left_out, owner, a, b, accuracy).p_value > level:
-                joined = (label == label[a]) | (label == label[b])
-                label[joined] = label[joined].min()
+    label = np.arange(left_out.shape[1])
+    for a, b in combinations(range(len(label)), 2):
+        if compare(left_out, owner, a, b, accuracy)[1] > level:
+            joined = (label == label[a]) | (label == label[b])
+            label[joined] = label[joined].min()
     return label

@@ -6,8 +6,6 @@ blank references would be the nearest of every blank query.
 
 from collections import Counter
 
-import torch
-
 from attrib.common.errors import ImageError
 from attrib.common.storage import bytes_sha256
 from attrib.generators.fingerprints.base import Method
@@ -31,11 +29,8 @@ class ReferenceFilter:
 
     def takes(self, sample: Sample) -> bool:
         pixels = f"{tuple(sample.image.shape)} {bytes_sha256(sample.image.numpy().tobytes())}"
-        if pixels in self._seen:
-            self.left_out[COPIES] += 1
-            return False
+        reason = COPIES if pixels in self._seen else refusal(sample, self._method, self._settings)
         self._seen.add(pixels)
-        reason = refusal(sample, self._method, self._settings)
         if reason is not None:
             self.left_out[reason.partition(":")[0]] += 1
         return reason is None
@@ -54,17 +49,16 @@ def refusal(sample: Sample, method: Method, settings: VerdictSettings) -> str | 
     height, width = sample.image.shape[1:]
     needed = max(method.min_side_px, settings.min_side_px)
     if sample.side_px < needed:
-        return f"too small: {width}x{height} pixels, and {needed} are needed on the shorter side"
-    pixels = sample.image.to(torch.int16)
-    across, down = pixels[:, :, 1:] - pixels[:, :, :-1], pixels[:, 1:] - pixels[:, :-1]
-    detail = sum(float(change.abs().double().sum()) for change in (across, down)) / max(
-        1, across.numel() + down.numel()
-    )
+        return f"too small: {width}x{height} pixels, and the shorter side needs {needed}"
+    pixels = sample.image.short()
+    changes = pixels.diff(dim=2), pixels.diff(dim=1)
+    total = sum(float(change.abs().double().sum()) for change in changes)
+    detail = total / max(1, sum(change.numel() for change in changes))
     if detail < settings.min_detail_levels:
         return (
-            f"blank: neighbouring pixels differ by {detail:.2g} of 255 on average, and a trace needs "
-            f"{settings.min_detail_levels:g}"
+            f"blank: neighbouring pixels differ by {detail:.2g} of 255 on average, and at least "
+            f"{settings.min_detail_levels:g} is needed"
         )
     if method.needs_colour and bool((pixels == pixels[:1]).all()):
-        return "greyscale: no colour trace"
+        return "greyscale: the fingerprint needs colours"
     return None

@@ -1,6 +1,4 @@
-"""Registration of generators and negatives: images on disk to a registry entry, and the three actions of
-jobs.registry.
-"""
+"""The actions of jobs.registry: register images on disk as a generator or as negatives, list entries, remove them."""
 
 import logging
 from collections.abc import Sequence
@@ -10,14 +8,14 @@ import numpy as np
 from attrib.common.errors import AttribError, ImageError, first_line
 from attrib.common.storage import Storage, join
 from attrib.data.collections import list_images, list_units
-from attrib.data.reading import read_image_or_error, read_parquet_images
+from attrib.data.reading import read_image, read_parquet_images
 from attrib.data.settings import CollectionSettings
 from attrib.generators.fingerprints.base import Method
 from attrib.generators.registry.comparability import registry_warnings
 from attrib.generators.registry.galleries import Galleries, compare, families
 from attrib.generators.registry.method_loading import load_method
 from attrib.generators.registry.quality import ReferenceFilter, format_counts
-from attrib.generators.registry.registry import RECORD, Entry, Registry, new_registry, open_registry, register, remove
+from attrib.generators.registry.registry import RECORD, Registry, new_registry, open_registry, register, remove
 from attrib.generators.registry.settings import RegistrySettings, VerdictSettings
 from attrib.generators.signals.samples import Sample, drawn_sample, read_sample
 from attrib.generators.synthesis.pool import open_pool
@@ -28,18 +26,14 @@ logger = logging.getLogger(__name__)
 def read_collection(
     collection: CollectionSettings, max_images: int, max_megapixels: float, method: Method, storage: Storage
 ) -> tuple[list[Sample], dict[str, int], list[str]]:
-    """At most max_images usable images of a collection, evenly spaced by key; counts of unusable ones; failures, one
-    line
-    each.
+    """At most max_images usable images of a collection, evenly spaced by key; counts of unusable ones; their errors.
 
     Unusable images are replaced by others of the collection.
     """
-    rows = [
-        row for unit in list_units(collection, storage) for row in list_images(unit, collection, storage).to_pylist()
-    ]
+    tables = [list_images(unit, collection, storage) for unit in list_units(collection, storage)]
+    rows = sorted((row for table in tables for row in table.to_pylist()), key=lambda row: row["key"])
     if not rows:
-        raise AttribError(f"no image is in {collection.uri}; correct the path, or extensions")
-    rows.sort(key=lambda row: row["key"])
+        raise AttribError(f"{collection.uri} contains no image; correct the path or the option extensions")
     spaced = np.linspace(0, len(rows) - 1, min(max_images, len(rows))).round().astype(int)
     wanted = ReferenceFilter(method, VerdictSettings())
     samples: list[Sample] = []
@@ -48,13 +42,13 @@ def read_collection(
         if len(samples) == max_images:
             break
         row = rows[i]
-        if collection.bytes_column:
-            data = read_parquet_images([row], collection.bytes_column, storage)[0]
-        else:
-            data = read_image_or_error(row, storage)
         try:
-            if isinstance(data, ImageError):
-                raise data
+            if collection.bytes_column:
+                (data,) = read_parquet_images([row], collection.bytes_column, storage)
+                if isinstance(data, ImageError):
+                    raise data
+            else:
+                data = read_image(row, storage)
             sample = read_sample(data, max_megapixels)
         except ImageError as error:
             wanted.failed(error)
@@ -66,15 +60,15 @@ def read_collection(
 
 
 def read_pool_samples(uri: str, images_per_model: int, storage: Storage) -> list[list[Sample]]:
-    """Of each model of a pool images_per_model images; models take different photographs in turn, so they share little
-    content.
-    """
+    """images_per_model images of each model of a pool, in turn of different photographs, so models share no content."""
     pool = open_pool(uri, storage)
     sources = []
     for position, model in enumerate(pool.models):
         images = pool.samples(model.model_id, storage)
         if len(images) < images_per_model:
-            raise AttribError(f"a model of {uri} has {len(images)} images; lower images_per_model ({images_per_model})")
+            raise AttribError(
+                f"a model of {uri} has {len(images)} images, and images_per_model is {images_per_model}; lower it"
+            )
         at = (position * images_per_model + np.arange(images_per_model)) % len(images)
         sources.append([drawn_sample(images[i]) for i in at])
     return sources
@@ -86,70 +80,54 @@ def as_sources(samples: Sequence[Sample], role: str) -> list[list[Sample]]:
 
 
 def describe(registry: Registry, method: Method, settings: VerdictSettings, storage: Storage) -> list[dict]:
-    """One row per active entry as in `facts`, generators first. A generator's row has in addition:
+    """One row per active entry as of `facts`, generators first. A generator's row has in addition:
 
     self_similarity: mean leave-one-out score of its references. nearest, nearest_score: the other generator with the
     highest mean score on them. pair_accuracy: share of both generators' references that score higher for their own.
     family: names.
     """
     registry.check_method(method)
-    rows = []
-    generators = registry.generators
-    if generators:
-        galleries = Galleries(method, [registry.read(entry, storage) for entry in generators])
-        own, owner = galleries.leave_one_out()
-        own = own[0, :, 0]
-        label = families(own, owner, settings.family_accuracy, settings.family_level)
-    for g, entry in enumerate(generators):
+    rows, generators = facts(registry), registry.generators
+    if not generators:
+        return rows
+    own, owner = Galleries(method, [registry.read(entry, storage) for entry in generators]).leave_one_out()
+    own = own[0, :, 0]
+    label = families(own, owner, settings.family_accuracy, settings.family_level)
+    for g, row in enumerate(rows[: len(generators)]):
         means = own[owner == g].mean(axis=0, dtype=np.float64)
-        row = {
-            "self_similarity": round(float(means[g]), 4),
-            "family": [generators[i].name for i in np.flatnonzero(label == label[g])],
-        }
+        row["self_similarity"] = round(float(means[g]), 4)
+        row["family"] = [generators[i].name for i in np.flatnonzero(label == label[g])]
         if len(generators) > 1:
             nearest = int(np.where(np.arange(len(means)) == g, -np.inf, means).argmax())
-            pair = compare(own, owner, g, nearest, settings.family_accuracy)
-            row |= {
-                "nearest": generators[nearest].name,
-                "nearest_score": round(float(means[nearest]), 4),
-                "pair_accuracy": round(pair.num_right / pair.num_images, 4),
-            }
-        rows.append(_facts(entry) | row)
-    return rows + [_facts(entry) for entry in registry.negatives]
+            accuracy, _ = compare(own, owner, g, nearest, settings.family_accuracy)
+            row["nearest"], row["nearest_score"] = generators[nearest].name, round(float(means[nearest]), 4)
+            row["pair_accuracy"] = round(accuracy, 4)
+    return rows
 
 
 def facts(registry: Registry) -> list[dict]:
-    """{name, version, role, num_images, num_sources, codecs, sides_px, left_out} per active entry, without reading
-    references.
-    """
-    return [_facts(entry) for entry in [*registry.generators, *registry.negatives]]
-
-
-def _facts(entry: Entry) -> dict:
-    return {
-        "name": entry.name,
-        "version": entry.version,
-        "role": entry.role,
-        "num_images": entry.num_images,
-        "num_sources": len(entry.source_sizes),
-        "codecs": entry.codecs,
-        "sides_px": entry.sides_px,
-        "left_out": entry.left_out,
-    }
+    """One row per active entry, generators first, without reading references."""
+    names = ("name", "version", "role", "num_images", "codecs", "sides_px", "left_out")
+    return [
+        {name: getattr(entry, name) for name in names} | {"num_sources": len(entry.source_sizes)}
+        for entry in (*registry.generators, *registry.negatives)
+    ]
 
 
 def run(settings: RegistrySettings) -> list[str]:
     """Executes settings.action and returns lines that describe the registry afterwards."""
-    storage = Storage(settings.storage)
+    storage, done = Storage(settings.storage), []
     if settings.action == "register":
-        return _register(settings, storage)
-    registry = open_registry(settings.registry, storage)
-    if settings.action == "remove":
-        registry = remove(registry, settings.name, storage, settings.version)
-    return lines(registry, storage, settings.device)
+        registry, registered = _register(settings, storage)
+        done.append(registered)
+    else:
+        registry = open_registry(settings.registry, storage)
+        if settings.action == "remove":
+            registry = remove(registry, settings.name, storage, settings.version)
+    return [*done, *lines(registry, storage, settings.device)]
 
 
-def _register(settings: RegistrySettings, storage: Storage) -> list[str]:
+def _register(settings: RegistrySettings, storage: Storage) -> tuple[Registry, str]:
     registry, method = _opened(settings, storage)
     left_out: dict[str, int] = {}
     if settings.pool:
@@ -166,29 +144,25 @@ def _register(settings: RegistrySettings, storage: Storage) -> list[str]:
     )
     given = f"{entry.num_images:,} images, {', '.join(f'{n} {codec}' for codec, n in entry.codecs.items())}"
     without = f"; left out: {format_counts(entry.left_out)}" if entry.left_out else ""
-    return [
-        f"{entry.name} version {entry.version} as {entry.role}: {given}{without}",
-        *lines(registry, storage, settings.device),
-    ]
+    return registry, f"{entry.name} version {entry.version} as {entry.role}: {given}{without}"
 
 
 def _opened(settings: RegistrySettings, storage: Storage) -> tuple[Registry, Method]:
     """The registry and its method. Raises AttribError if the settings contradict an existing registry."""
     if not storage.exists(join(settings.registry, RECORD)):
         if settings.method is None:
-            raise AttribError(f"{settings.registry} is a new registry, so method must say what makes its fingerprints")
+            raise AttribError(f"{settings.registry} is a new registry; set method, which makes its fingerprints")
         method = load_method(settings.method, storage, settings.device)
         return new_registry(settings.registry, settings.method, method, settings.degradations, storage), method
     registry = open_registry(settings.registry, storage)
     if settings.method is not None and settings.method != registry.method:
         given, made = settings.method.model_dump(), registry.method.model_dump()
         other = ", ".join(f"method.{key} {made[key]!r}, not {given[key]!r}" for key in made if made[key] != given[key])
-        raise AttribError(f"{settings.registry} was made with {other}; ask for what it has, or start a new registry")
+        raise AttribError(f"{settings.registry} was made with {other}; leave method out, or choose a new registry")
     if "degradations" in settings.model_fields_set and settings.degradations != registry.degradations:
         raise AttribError(
             f"{settings.registry} was made with degradations {list(registry.degradations)}, not "
-            f"{list(settings.degradations)}; ask "
-            "for these, or start a new registry"
+            f"{list(settings.degradations)}; leave degradations out, or choose a new registry"
         )
     return registry, load_method(registry.method, storage, settings.device)
 
@@ -203,13 +177,12 @@ def lines(registry: Registry, storage: Storage, device: str) -> list[str]:
         rows = describe(registry, load_method(registry.method, storage, device), settings, storage)
         if len(registry.generators) > 1:
             notes.append(
-                f"families by family_accuracy {settings.family_accuracy:g} and family_level "
-                f"{settings.family_level:g}, the defaults of "
-                "jobs.identify; other settings there can make other families"
+                f"families by family_accuracy {settings.family_accuracy:g} and family_level {settings.family_level:g}, "
+                "the defaults of jobs.identify; other values there can give other families"
             )
     except (AttribError, OSError) as error:
         rows = facts(registry)
-        notes.append(f"WARNING: self-similarity and families cannot be told: {first_line(error)}")
+        notes.append(f"WARNING: self-similarity and families are not known: {first_line(error)}")
     notes += [f"WARNING: {warning}" for warning in registry_warnings(registry.active)]
     made_by = f"fingerprints by {registry.method.name} ({registry.method_digest[:12]})"
     return [f"{registry.uri}: {len(rows)} entries, {made_by}", *map(_line, rows), *notes]
@@ -220,7 +193,8 @@ def _line(row: dict) -> str:
     if "self_similarity" in row:
         text += f", self-similarity {row['self_similarity']:.3f}"
     if "nearest" in row:
-        text += f", nearest {row['nearest']} {row['nearest_score']:.3f} (told apart {row['pair_accuracy']:.0%})"
+        accuracy = f"{row['pair_accuracy']:.0%} assigned correctly"
+        text += f", nearest {row['nearest']} {row['nearest_score']:.3f} ({accuracy})"
     if len(row.get("family", [])) > 1:
         text += f", one family with {', '.join(name for name in row['family'] if name != row['name'])}"
     return text

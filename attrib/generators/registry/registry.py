@@ -3,7 +3,7 @@
 <registry>/registry.json                       method, degradations and all entries; replaced as a whole
 <registry>/references/<name>-v<version>.npy    float32 [degradations, images, d], unit rows; nan for too small images
 
-Registration trains nothing. The fingerprints of 10 to 100 images are all that is stored of a generator, no image is.
+Registration trains nothing. Only the fingerprints of 10 to 100 images of a generator are stored, and no image.
 
 There is no lock, because object stores have none that all clients respect. A writer reads the record again and is
 refused if another run has changed it; two runs that write at the same moment can still lose one of the two entries.
@@ -35,9 +35,8 @@ EMBED_IMAGES = 64  # embedded together
 class Entry:
     """One version of a generator or of a set of negatives.
 
-    source_sizes: numbers of consecutive images from one source; a generator is one source, each photograph and each
-    model of a pool is one. codecs: images by format. sides_px: smallest and largest shorter side. left_out: refused
-    images by reason.
+    source_sizes: images of each source (a generator, a photograph, a model of a pool), in order. codecs: images by
+    format. sides_px: smallest and largest shorter side. left_out: refused images by reason.
     """
 
     name: str
@@ -90,23 +89,20 @@ class Registry:
         return digest([self.method_digest, self.method.scoring, self.degradations, entries])
 
     def read(self, entry: Entry, storage: Storage) -> np.ndarray:
-        """References of an entry, float32 [degradations, images, d]. Raises AttribError if the file is missing or
-        changed.
-        """
+        """References of an entry, float32 [degradations, images, d]. Raises AttribError if the file was changed."""
         uri = join(self.uri, entry.file)
-        if not storage.exists(uri):
-            raise AttribError(f"{uri} is gone, though {RECORD} names it; restore it or remove {entry.name!r}")
-        array = storage.read_array(uri)
-        if _sha256(array) != entry.sha256:
-            raise AttribError(f"{uri} is not the file that {RECORD} describes; restore it or remove {entry.name!r}")
+        array = storage.read_array(uri) if storage.exists(uri) else None
+        if array is None or _sha256(array) != entry.sha256:
+            what = "is missing" if array is None else "is not the file that was registered"
+            raise AttribError(f"{uri} {what}; restore it, or remove {entry.name!r} and register it again")
         return array
 
     def check_method(self, method: Method) -> None:
         """Raises MismatchError if another method made the references: their vectors cannot be compared."""
         if method.digest != self.method_digest:
             raise MismatchError(
-                f"{self.uri} holds fingerprints of another {self.method.name} than the one that is there now; "
-                "restore that one, or register all generators again in a new registry"
+                f"{self.uri} holds fingerprints of another {self.method.name} than the present one; restore the other "
+                "one, or register all generators again in a new registry"
             )
 
 
@@ -118,10 +114,10 @@ def new_registry(
     Raises AttribError if one exists, a degradation is unknown, or the method is a leak control.
     """
     if storage.exists(join(uri, RECORD)):
-        raise AttribError(f"{uri} is a registry already; open it, or choose another folder")
+        raise AttribError(f"{uri} is a registry already; choose another folder")
     if not method.looks_at_trace:
         raise AttribError(
-            f"{method.name} measures leaks and does not look at a generator's trace; choose another method"
+            f"{method.name} is a leak control and measures no trace of a generator; choose another method"
         )
     for name in degradations:
         parse(name)
@@ -133,17 +129,11 @@ def open_registry(uri: str, storage: Storage) -> Registry:
     place = join(uri, RECORD)
     try:
         record = storage.require(place, "jobs.registry with action: register")
-        return Registry(
-            uri=uri,
-            method=RegistryMethodSettings.model_validate(record["method"]),
-            method_digest=TypeAdapter(str).validate_python(record["method_digest"]),
-            degradations=TypeAdapter(tuple[str, ...]).validate_python(record["degradations"]),
-            entries=TypeAdapter(tuple[Entry, ...]).validate_python(record["entries"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
+        return TypeAdapter(Registry).validate_python(record | {"uri": uri})
+    except (ValueError, TypeError) as error:
         raise AttribError(
-            f"{place} is damaged ({type(error).__name__}: {first_line(error)}); restore it from a copy, or "
-            f"delete {uri} and register again"
+            f"{place} is damaged ({type(error).__name__}: {first_line(error)}); restore it from a copy, or delete "
+            f"{uri} and register again"
         ) from error
 
 
@@ -159,18 +149,16 @@ def register(
 ) -> tuple[Registry, Entry]:
     """The registry with one more entry, and the entry. sources: images of each source; a generator is one.
 
-    Copies and images that would get no verdict as queries (default VerdictSettings) are left out. left_out: images that
-    the caller left out before, by reason. Raises AttribError if the name is taken and new_version is false, the role
-    differs from the earlier version's, fewer than MIN_REFERENCES images are left, or another run changed the registry;
-    MismatchError for another method.
+    Copies and images that cannot be assessed are left out. left_out: images that the caller left out, by reason. Raises
+    AttribError if the name is taken and new_version is false, the role differs from the earlier one, fewer than
+    MIN_REFERENCES images remain, or another run changed the registry; MismatchError for another method.
     """
     registry.check_method(method)
     earlier = [entry for entry in registry.entries if entry.name == name]
     if earlier and not new_version:
         raise AttribError(
-            f"{name!r} is in {registry.uri} already (version {earlier[-1].version}); set new_version to replace "
-            "its references, or choose "
-            "another name"
+            f"{name!r} is in {registry.uri} already (version {earlier[-1].version}); set new_version to replace its "
+            "references, or choose another name"
         )
     if earlier and earlier[-1].role != role:
         raise AttribError(f"{name!r} was registered with role {earlier[-1].role!r}, not {role!r}; choose another name")
@@ -187,42 +175,32 @@ def register(
     if len(kept) < MIN_REFERENCES:
         without = f" (left out: {format_counts(wanted.left_out)})" if wanted.left_out else ""
         raise AttribError(
-            f"{name!r} has {len(kept)} distinct images that can be assessed{without} and needs {MIN_REFERENCES}; "
-            "add images of "
-            f"{method.min_side_px} px or more"
+            f"{name!r} has {len(kept)} distinct images that can be assessed{without} and needs {MIN_REFERENCES}; add "
+            f"images of {method.min_side_px} px or more"
         )
-    sides = [sample.side_px for _, sample in kept]
+    sides = sorted(sample.side_px for _, sample in kept)
+    version = max((entry.version for entry in earlier), default=0) + 1
+    sizes = tuple(Counter(i for i, _ in kept).values())
+    codecs = dict(sorted(Counter(sample.codec for _, sample in kept).items()))
     entry = Entry(
-        name=name,
-        version=max((entry.version for entry in earlier), default=0) + 1,
-        role=role,
-        source_sizes=tuple(Counter(i for i, _ in kept).values()),
-        codecs=dict(sorted(Counter(sample.codec for _, sample in kept).items())),
-        sides_px=(min(sides), max(sides)),
-        sha256=_sha256(references),
+        *(name, version, role, sizes, codecs, (sides[0], sides[-1]), _sha256(references)),
         registered_at=datetime.now(UTC).isoformat(timespec="seconds"),
         left_out=dict(sorted(wanted.left_out.items())),
     )
-    _check_unchanged(registry, storage)
-    storage.write_array(join(registry.uri, entry.file), references)
-    # The record is written last, so every entry in it has its file.
-    registry = replace(registry, entries=(*registry.entries, entry))
-    _write(registry, storage)
-    return registry, entry
+    return _replaced(registry, (*registry.entries, entry), storage, {entry.file: references}), entry
 
 
 def remove(registry: Registry, name: str, storage: Storage, version: int | None = None) -> Registry:
-    """The registry without an entry, or one of its versions. Raises AttribError if it does not exist or another run
-    changed the record.
+    """The registry without an entry, or one of its versions.
+
+    Raises AttribError if it does not exist or another run changed the record.
     """
     gone = [entry for entry in registry.entries if entry.name == name and version in (None, entry.version)]
     if not gone:
         known = ", ".join(entry.name for entry in registry.active) or "nothing"
         which = name if version is None else f"{name} version {version}"
-        raise AttribError(f"{registry.uri} has no {which!r}; it has {known}")
-    _check_unchanged(registry, storage)
-    registry = replace(registry, entries=tuple(entry for entry in registry.entries if entry not in gone))
-    _write(registry, storage)
+        raise AttribError(f"{registry.uri} has no entry {which!r}; it has {known}")
+    registry = _replaced(registry, tuple(entry for entry in registry.entries if entry not in gone), storage)
     for entry in gone:
         storage.delete_file(join(registry.uri, entry.file))
     return registry
@@ -235,46 +213,42 @@ def embed_degraded(
 
     nan where the degraded image is too small or has no residual.
     """
-    found: list[np.ndarray] = []
-    for name in degradations:
-        rows: dict[int, np.ndarray] = {}
+    rows: dict[tuple[int, int], np.ndarray] = {}
+    for place, name in enumerate(degradations):
         for start in range(0, len(samples), EMBED_IMAGES):
-            made = [
-                (i, recoded(samples[i], parse(name))) for i in range(start, min(start + EMBED_IMAGES, len(samples)))
-            ]
-            large = [(i, sample) for i, sample in made if sample.side_px >= method.min_side_px]
+            made = [recoded(sample, parse(name)) for sample in samples[start : start + EMBED_IMAGES]]
+            large = [i for i, sample in enumerate(made) if sample.side_px >= method.min_side_px]
             if large:
-                rows |= dict(zip((i for i, _ in large), method.embed([sample for _, sample in large])))
+                rows |= {(place, start + i): row for i, row in zip(large, method.embed([made[i] for i in large]))}
             if progress:
                 progress.update(len(made))
-        dimension = len(next(iter(rows.values()))) if rows else found[0].shape[1]
-        found.append(np.full((len(samples), dimension), np.nan, np.float32))
-        for i, row in rows.items():
-            # An image without any residual has no direction, so it has no fingerprint.
-            found[-1][i] = row if np.isfinite(row).all() and row.any() else np.nan
-    return np.stack(found)
+    found = np.full((len(degradations), len(samples), len(next(iter(rows.values())))), np.nan, np.float32)
+    for at, row in rows.items():
+        found[at] = fingerprint_or_nan(row)
+    return found
 
 
-def _check_unchanged(registry: Registry, storage: Storage) -> None:
-    """Raises AttribError if the record on disk is not that of `registry`; a new registry has none."""
-    if not registry.entries and not storage.exists(join(registry.uri, RECORD)):
-        return
-    if open_registry(registry.uri, storage) != registry:
-        raise AttribError(
-            f"{registry.uri} was changed by another run meanwhile, so nothing was written; run this again"
-        )
+def fingerprint_or_nan(row: np.ndarray) -> np.ndarray:
+    """The row, or nan: an image without any residual has no direction, so it has no fingerprint."""
+    return row if np.isfinite(row).all() and row.any() else np.full_like(row, np.nan)
+
+
+def _replaced(
+    registry: Registry, entries: tuple[Entry, ...], storage: Storage, files: dict[str, np.ndarray] | None = None
+) -> Registry:
+    """The registry with these entries, on disk. Raises AttribError if another run changed its record."""
+    place = join(registry.uri, RECORD)
+    if (registry.entries or storage.exists(place)) and open_registry(registry.uri, storage) != registry:
+        raise AttribError(f"{registry.uri} was changed by another run, so nothing was written; run this again")
+    for name, array in (files or {}).items():
+        storage.write_array(join(registry.uri, name), array)
+    # The record is written last, so every entry in it has its file.
+    registry = replace(registry, entries=entries)
+    record = {"method": registry.method.model_dump(mode="json"), "method_digest": registry.method_digest}
+    record |= {"degradations": registry.degradations, "entries": [asdict(entry) for entry in entries]}
+    storage.write_json(place, record | {"digest": registry.digest})
+    return registry
 
 
 def _sha256(array: np.ndarray) -> str:
     return bytes_sha256(np.ascontiguousarray(array).tobytes())
-
-
-def _write(registry: Registry, storage: Storage) -> None:
-    record = {
-        "method": registry.method.model_dump(mode="json"),
-        "method_digest": registry.method_digest,
-        "degradations": registry.degradations,
-        "entries": [asdict(entry) for entry in registry.entries],
-        "digest": registry.digest,
-    }
-    storage.write_json(join(registry.uri, RECORD), record)

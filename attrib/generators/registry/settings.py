@@ -13,8 +13,8 @@ SpectrumName = Literal["log-spectrum", "spectrum-lda", "spectrum-whitened"]
 SpectrumName |= Literal["colour-spectrum", "colour-spectrum-lda"]
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9._-]+$")]
 Rate = Annotated[float, Field(gt=0, lt=1)]
-# "generator": to be recognised. All others are negatives, which nothing is ever attributed to: photographs, generators
-# that are known not to have made the dump, and the synthetic models of a pool.
+# "generator": to be recognised. All others are negatives, to which nothing is attributed: photographs, generators that
+# did not make the images to identify, and the synthetic models of a pool.
 Role = Literal["generator", "photographs", "other-generator", "synthetic"]
 
 
@@ -23,9 +23,7 @@ class RegistryMethodSettings(Settings):
 
     name: Literal["extractor", "extractor-untrained", "backbone"] | SpectrumName = "extractor"
     scoring: ScoringName | None = None  # of a query by the references; None: the method's own
-    # Output of jobs.fingerprint; for the spectrum methods the folder with lda.safetensors that
-    # jobs.evaluate_generators leaves
-    uri: Uri | None = None
+    uri: Uri | None = None  # output of jobs.fingerprint; for the spectrum methods the folder with lda.safetensors
     backbone: BackboneFeatureSettings | None = None  # for name: backbone
 
     @model_validator(mode="after")
@@ -43,22 +41,13 @@ class RegistrySettings(JobSettings):
 
     action: Literal["register", "list", "remove"]
     registry: Uri
-    # Of a new registry; one that exists has to be asked for as it was made, or not at all.
-    method: RegistryMethodSettings | None = None
-    # Of a new registry: references are kept under each, so that a degraded query meets references that were
-    # degraded alike. Under the last four a trace is hardly left: images like that come to those galleries, where
-    # references are not recognised either, and get "unassessable" in place of "unknown". Where galleries are much
-    # alike, each degradation more asks for more negatives.
+    method: RegistryMethodSettings | None = None  # of a new registry; of an existing one the same, or None
+    # Of a new registry: references are kept under each, so that a query meets references that were degraded in the same
+    # way. The last four leave hardly any trace: images that resemble those references are unassessable and not unknown.
+    # More degradations need more negatives.
     degradations: tuple[str, ...] = (
-        "none",
-        "jpeg-85",
-        "jpeg-70",
-        "webp-85",
-        "resize-0.75",
-        "jpeg-20",
-        "webp-50",
-        "resize-0.5",
-        "blur-1",
+        *("none", "jpeg-85", "jpeg-70", "webp-85", "resize-0.75"),
+        *("jpeg-20", "webp-50", "resize-0.5", "blur-1"),
     )
     name: Name | None = None  # of the entry
     role: Role = "generator"
@@ -66,7 +55,7 @@ class RegistrySettings(JobSettings):
     pool: Uri | None = None  # for role: synthetic, in place of images; output of jobs.synthesize
     images_per_model: Positive = 4  # of the pool
     max_images: Annotated[int, Field(ge=MIN_REFERENCES)] = 100  # more are thinned out evenly
-    new_version: bool = False  # true: the name is there and gets newer references; the old ones are kept, unused
+    new_version: bool = False  # true: the name exists and gets newer references; the old ones are kept, unused
     version: Positive | None = None  # to remove; None: all versions
     max_megapixels: float = Field(default=100.0, gt=0)
     device: Literal["cpu", "cuda"] = "cpu"
@@ -75,7 +64,7 @@ class RegistrySettings(JobSettings):
     @classmethod
     def _untouched_first(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if not names or names[0] != "none" or len(set(names)) < len(names):
-            raise ValueError(f"degradations must start with 'none' and name none twice, got {list(names)}")
+            raise ValueError(f"degradations must start with 'none' and have no duplicates, got {list(names)}")
         return names
 
     @model_validator(mode="after")
@@ -86,31 +75,30 @@ class RegistrySettings(JobSettings):
             if (self.images is None) == (self.pool is None):
                 raise ValueError("action 'register' needs exactly one of images and pool; set the other to null")
             if (self.pool is None) == (self.role == "synthetic"):
-                raise ValueError("role 'synthetic' and pool belong together")
+                raise ValueError("role 'synthetic' needs pool, and pool needs role 'synthetic'")
         return self
 
 
 class VerdictSettings(Settings):
     """When an image is attributed to a generator, and when it is unassessable."""
 
-    # At most this share of photographs, and of generated images of unregistered generators, is attributed, if they
-    # are drawn like the negatives of their origin (see unit). Below the smallest possible p-value, and without
-    # generated negatives, nothing is attributed. Nothing is promised for a generator unlike all negatives; the
-    # report has the rate of each registered generator when left out.
+    # At most this share of photographs, and of images of unregistered generators, is attributed, if they are drawn like
+    # the negatives of their origin (see unit). Below the smallest possible p-value, and without generated negatives,
+    # nothing is attributed. The rate is not valid for a generator unlike all negatives; the report has the rate of each
+    # registered generator in leave-one-out.
     false_attribution_rate: Rate = 0.05
     # At most about this share of a generator's own images is rejected; with fewer than 1 / rate - 1 references none is.
     false_rejection_rate: Rate = 0.05
-    # An image that is not attributed is unknown if at least this share of the references in its gallery is
-    # recognised, else (as under heavy compression) unassessable.
+    # An image that is not attributed is unknown if at least this share of the references in its gallery is recognised,
+    # else (as under heavy compression) unassessable.
     least_recognised: Share = 0.5
     # What the rate is valid for. image: an image drawn like the negatives of each origin; images of one source are
-    # dependent, so a new source may have a higher rate. source: the first image of a new source drawn like the
-    # generated negatives' sources, which must number 1 / rate or more; most are then synthetic models, and the
-    # rate is valid for sources like them. Photographs always count singly.
+    # dependent, so a new source may have a higher rate. source: the first image of a new source, drawn like the sources
+    # of the generated negatives (mostly synthetic models), of which 1 / rate or more are needed. Each photograph is a
+    # source.
     unit: Literal["image", "source"] = "image"
-    # Two generators are told apart if more than this share of their references has the higher leave-one-out score
-    # for its own, by a binomial test at family_level. Generators that are not told apart, directly or through
-    # others, are one family.
+    # Two generators are distinct if more than this share of their references has the higher leave-one-out score for its
+    # own, by a binomial test at family_level. Generators that are not distinct, also through others, are one family.
     family_accuracy: float = Field(default=0.6, ge=0.5, lt=1)
     family_level: Rate = 0.05
     min_side_px: Positive = 1  # the fingerprint method's own limit holds in any case

@@ -29,7 +29,7 @@ def test_permutation_p_values_are_uniform_for_exchangeable_rows_and_small_for_hi
 
 
 def test_a_set_from_a_new_source_is_attributed_at_most_at_the_rate_only_by_source():
-    """19 sources of 10 images; each source has a level of its own, which the mean of five images shows almost surely."""
+    """19 sources of 10 images; each source has its own level, which the mean of five images shows almost surely."""
     generator = np.random.default_rng(7)
     by_source, by_image = [], []
     for _ in range(300):

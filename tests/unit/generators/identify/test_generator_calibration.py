@@ -1,4 +1,4 @@
-"""P-values of single images against their definition, the least they can be, and their rates in simulations with a known truth."""
+"""P-values of single images against their definition, their smallest values, and their rates in simulations."""
 
 import math
 
@@ -84,7 +84,6 @@ def test_p_values_equal_their_definition(unit_of, origins):
     assert calibration.units() == {"photographs": 25, "generators": 15 if unit_of == "image" else 3} | {
         "synthetic": 20 if unit_of == "image" else 5
     }
-    assert calibration.num_sources == {"photographs": 25, "generators": 3, "synthetic": 5}
     high = calibration.p_values(np.full((2, 3), 99, np.float32), np.arange(2))
     units = calibration.units()
     of_kind = [units["photographs"], units["generators"], units["synthetic"]]
@@ -123,7 +122,7 @@ def test_many_synthetic_images_do_not_outweigh_few_generated_ones():
 
 
 def test_references_as_negatives_are_weighted_for_missing_generators():
-    """All images alike in everything, of two generators' 20 references each and of none: an image of none meets one generator more."""
+    """Images of two generators and of none are alike, but an image of none is scored by one generator more."""
     generator = np.random.default_rng(11)
     found, owner = [], np.repeat([0, 1], 20)
     for _ in range(400):
@@ -136,7 +135,7 @@ def test_references_as_negatives_are_weighted_for_missing_generators():
 
 
 def test_the_rate_holds_for_negatives_assigned_to_one_gallery_repeatedly():
-    """19 negatives under five degradations that change little: the image itself would come to its gallery as often as one of them."""
+    """19 negatives under five degradations that change little: the image is assigned as often as one of them."""
     generator = np.random.default_rng(12)
     rates, own = [], np.full((5, 1, 5, 1), 20.0)
     for _ in range(500):
@@ -167,7 +166,7 @@ def test_out_of_distribution_images_are_attributed_at_the_stated_rate():
 
 @pytest.mark.parametrize("shift", [0.0, 1.0, 6.0])
 def test_the_rate_holds_for_every_origin_and_degradation(shift):
-    """Two kinds, one scoring higher; galleries that say nothing of the degradation (shift 0), something, or everything."""
+    """Two kinds, one scoring higher; the gallery depends on the degradation not at all (shift 0), partly or fully."""
     generator = np.random.default_rng(3)
     kinds = np.repeat([0, 1], 24)
     level = np.array([0.0, 1.0])

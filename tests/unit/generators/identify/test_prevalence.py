@@ -1,4 +1,6 @@
-"""Shares of a dump: the estimator against algebra, its intervals in simulations with a known truth; clusters against brute force."""
+"""Prevalence in an image set: the estimator against algebra, its intervals in simulations; clusters by brute force."""
+
+from itertools import product
 
 import numpy as np
 import pytest
@@ -34,7 +36,7 @@ def test_shares_solve_the_equations_where_they_have_a_solution():
 
 
 def test_shares_are_the_likeliest_where_the_equations_have_none():
-    """Fewer verdicts than even the errors of the others explain: the solution by algebra is negative, the estimate is at the border."""
+    """Fewer verdicts than the errors of the others explain: algebra gives a negative share, the estimate is 0."""
     rates = np.array([[0.0, 0.01, 0.02, 0.97]])
     assert (rates @ np.linalg.inv(CONFUSION)).min() < 0
     found = solve_shares(rates, CONFUSION[None])[0]
@@ -43,15 +45,13 @@ def test_shares_are_the_likeliest_where_the_equations_have_none():
         expected = shares @ CONFUSION
         return (rates[0, 1:] * np.log(expected[1:])).sum()
 
-    best = max(
-        (likelihood(np.array([a, b, c, 1 - a - b - c])) for a in np.linspace(0, 0.1, 21) for b in np.linspace(0, 0.1, 21)
-         for c in np.linspace(0, 0.1, 21)),
-    )  # fmt: skip
+    grid = product(np.linspace(0, 0.1, 21), repeat=3)
+    best = max(likelihood(np.array([*three, 1 - sum(three)])) for three in grid)
     assert likelihood(found) >= best - 1e-6 and found.sum() == pytest.approx(1) and found.min() >= 0
 
 
 def test_border_ratios_equal_a_grid_search():
-    """Twice the log likelihood ratio of share j at 0 and at 1, over shares of a grid and rates by their own EM from many starts."""
+    """Twice the log likelihood ratio of share j at 0 and at 1, over a grid of shares and rates by their own EM."""
     counts, confusion = np.array([30.0, 2.0]), np.array([[18.0, 4.0], [3.0, 40.0]])
 
     def likelihood(shares, steps=400):
@@ -69,7 +69,7 @@ def test_border_ratios_equal_a_grid_search():
 
 
 def test_shares_are_right_where_origins_go_to_different_galleries():
-    """Of 1,000 images 100 are a generator's and untouched, 900 of nobody and in a gallery in which that generator is seldom recognised."""
+    """100 untouched images of a generator, 900 of unknown ones in a gallery that seldom recognises that generator."""
     confusion = np.array([[[73.0, 27], [2, 98]], [[25.0, 75], [2, 98]]])
     counts = np.array([[73.0, 27], [18, 882]])
     found, _ = estimate_shares(["a"], counts, confusion, 0, 400, 0)
@@ -77,17 +77,17 @@ def test_shares_are_right_where_origins_go_to_different_galleries():
 
 
 def test_generators_without_attributed_images_get_share_zero_where_few_are_recognised():
-    """The likelihood is highest where all are the second generator's, whose references are never recognised there; the interval says so."""
+    """The likelihood is highest if all are of the second generator, whose references are never recognised there."""
     confusion = np.array([[[20.0, 0, 20], [0, 0, 40], [2, 2, 100]]])
     found, _ = estimate_shares(["a", "b"], np.array([[0.0, 0, 50]]), confusion, 0, 200, 0)
     assert [share.share for share in found] == [0, 0, pytest.approx(1)] and found[1].high > 0.5 and found[2].low < 0.5
-    # But where it would have been named, the data speak.
+    # A generator that would have been attributed keeps its estimate.
     found, _ = estimate_shares(["a", "b"], np.array([[20.0, 0, 30]]), confusion, 0, 200, 0)
     assert found[0].share > 0.4 and found[1].share == 0
 
 
 def test_a_set_without_assessed_images_has_no_shares():
-    with pytest.raises(ValueError, match="no image of the dump was assessed"):
+    with pytest.raises(ValueError, match="no image of the set was assessed"):
         estimate_shares(["a"], np.zeros((1, 2)), np.eye(2)[None], 5, 100, 0)
 
 
@@ -207,7 +207,7 @@ def test_unknown_images_become_candidates_whatever_their_order(max_clustered):
 
 @pytest.mark.parametrize("max_clustered", [500, 20])
 def test_copies_of_one_image_are_no_candidate_and_count_once_in_one(max_clustered):
-    """Two clusters: 12 distinct images of which one is there 30 times, and 9 distinct ones of which one is there 40 times."""
+    """Two clusters: 12 distinct images, one of them 30 times, and 9 distinct images, one of them 40 times."""
     generator = np.random.default_rng(6)
     centres = unit(generator.standard_normal((2, 32)))
     groups = [around(centre, count, 0.08, generator) for centre, count in zip(centres, (12, 9))]

@@ -1,4 +1,4 @@
-"""Sets of images: told apart where single images are not, whatever their size, and each picture counted once."""
+"""Sets of images are identified where single images are not, whatever their size; copies count once."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import pytest
 from support.generators import around, unit
 from support.verdicts import groups_and_strangers, judge_from
 
-from attrib.generators.identify.sets import judge_set, standing_out
+from attrib.generators.identify.sets import centred, judge_set
 from attrib.generators.identify.settings import PrevalenceSettings
 
 
@@ -55,12 +55,12 @@ def test_centred_scores_depend_on_one_image_only():
     scores = np.random.default_rng(13).standard_normal((9, 4))
     scores[2, 1:3] = np.nan
     family = np.array([0, 1, 1, 3])
-    found = standing_out(scores, family)
+    found = centred(scores, family)
     for row, got in zip(scores, found):
         means = [row[0], np.nan if np.isnan(row[1]) else (row[1] + row[2]) / 2, row[3]]
         assert got == pytest.approx(row - np.nanmean(means), nan_ok=True)
-    assert standing_out(scores[4:5], family) == pytest.approx(found[4:5])
-    assert np.array_equal(standing_out(scores, np.zeros(4, int)), scores, equal_nan=True)
+    assert centred(scores[4:5], family) == pytest.approx(found[4:5])
+    assert np.array_equal(centred(scores, np.zeros(4, int)), scores, equal_nan=True)
 
 
 def test_a_larger_set_of_one_generator_gets_no_larger_p_value(vectors):

@@ -35,7 +35,7 @@ def job(tmp_path):
 
 
 def test_the_job_registers_lists_and_removes(job):
-    with pytest.raises(AttribError, match="is a new registry, so method must say"):
+    with pytest.raises(AttribError, match="is a new registry; set method"):
         job.ask("register")
     said = job.ask("register", method=job.made_by)
     assert said[0] == "a version 1 as generator: 12 images, 12 PNG; left out: 1 not decodable"
@@ -80,7 +80,7 @@ def test_entries_are_listed_and_removed_without_the_method(job):
     STORAGE.delete_folder(job.made_by["uri"])
     said = job.ask("list")
     assert said[1:3] == ["  a v1 (generator): 12 images", "  b v1 (generator): 12 images"]
-    assert said[3].startswith("WARNING: self-similarity and families cannot be told: ")
+    assert said[3].startswith("WARNING: self-similarity and families are not known: ")
     assert job.ask("remove")[1] == "  b v1 (generator): 12 images"
     assert [entry.name for entry in open_registry(job.registry, STORAGE).entries] == ["b"]
 
@@ -102,8 +102,8 @@ def test_entries_of_another_format_are_named_at_registration(job):
     [
         ({"action": "register", "name": "a"}, "exactly one of images and pool"),
         ({"action": "remove"}, "needs the name of an entry"),
-        ({"action": "register", "name": "a", "pool": "p"}, "belong together"),
-        ({"action": "list", "degradations": ["jpeg-85"]}, "must start with 'none'"),
+        ({"action": "register", "name": "a", "pool": "p"}, "needs role 'synthetic'"),
+        ({"action": "list", "degradations": ["jpeg-85"]}, "must start with 'none' and have no duplicates"),
         ({"action": "list", "method": {"name": "extractor"}}, "needs uri"),
         ({"action": "remove", "name": "a|b"}, "pattern"),
     ],

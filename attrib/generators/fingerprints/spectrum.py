@@ -28,15 +28,24 @@ CHUNK_IMAGES = 32  # whose patches' spectra are held at a time
 DISCRIMINANT, WHITENING = "lda.safetensors", "whitening.safetensors"
 
 
-class LogSpectrum(Method):
+class _SpectrumMethod(Method):
+    def __init__(self, name: str, settings: SpectrumSettings, *arrays: np.ndarray):
+        """arrays: all numbers that decide a vector beside the settings."""
+        self.name, self.settings = name, settings
+        self.min_side_px, self.needs_colour = settings.min_side_px, settings.window_px is not None
+        hashes = [bytes_sha256(np.ascontiguousarray(array).tobytes()) for array in arrays]
+        self.digest = digest([FINGERPRINT_VERSION, name, settings.model_dump(mode="json"), *hashes])
+
+
+class LogSpectrum(_SpectrumMethod):
     """Cosine of log spectra, centred on the mean over the synthetic models (float64 [d]), each without its own level.
 
     Without centring all cosines are near 1. The level is the contrast of the image, which depends on content.
     """
 
     def __init__(self, mean: np.ndarray, settings: SpectrumSettings):
+        super().__init__("colour-spectrum" if settings.window_px else "log-spectrum", settings, mean)
         self.mean = mean
-        _prepare(self, "colour-spectrum" if settings.window_px else "log-spectrum", settings, mean)
 
     def embed(self, samples: Sequence[Sample]) -> np.ndarray:
         check_sides(samples, self)
@@ -44,15 +53,15 @@ class LogSpectrum(Method):
         return unit_or_zero(rows - rows.mean(axis=1, keepdims=True)).astype(np.float32)
 
 
-class SpectrumDiscriminant(Method):
+class SpectrumDiscriminant(_SpectrumMethod):
     """Cosine of spectra after the discriminant's projection."""
 
     map_name = "lda"
 
     def __init__(self, discriminant: Discriminant, settings: SpectrumSettings):
-        self.discriminant = discriminant
         name = f"{'colour-' if settings.window_px else ''}spectrum-{self.map_name}"
-        _prepare(self, name, settings, discriminant.mean, discriminant.projection)
+        super().__init__(name, settings, discriminant.mean, discriminant.projection)
+        self.discriminant = discriminant
 
     def embed(self, samples: Sequence[Sample]) -> np.ndarray:
         check_sides(samples, self)
@@ -63,13 +72,6 @@ class SpectrumWhitened(SpectrumDiscriminant):
     """Cosine of whitened spectra without their level."""
 
     map_name = "whitened"
-
-
-def _prepare(method: Method, name: str, settings: SpectrumSettings, *arrays: np.ndarray) -> None:
-    method.name, method.settings = name, settings
-    method.min_side_px, method.needs_colour = settings.min_side_px, settings.window_px is not None
-    hashes = [bytes_sha256(np.ascontiguousarray(array).tobytes()) for array in arrays]
-    method.digest = digest([FINGERPRINT_VERSION, name, settings.model_dump(mode="json"), *hashes])
 
 
 def spectra(samples: Sequence[Sample], settings: SpectrumSettings) -> np.ndarray:

@@ -60,7 +60,7 @@ def read_collection(
 
 
 def read_pool_samples(uri: str, images_per_model: int, storage: Storage) -> list[list[Sample]]:
-    """images_per_model images of each model of a pool, in turn of different photographs, so models share no content."""
+    """Images of each model of a pool; models take different photographs in turn, so they share little content."""
     pool = open_pool(uri, storage)
     sources = []
     for position, model in enumerate(pool.models):

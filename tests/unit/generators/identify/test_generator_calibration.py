@@ -23,14 +23,14 @@ def p_value_by_definition(
     same = calibration.source if by_source else np.arange(len(calibration.kind))
     left = [i for i in range(len(same)) if exclude is None or same[i] != same[exclude]]
     weight = {i: 1 / sum(same[j] == same[i] for j in left) if by_source else 1.0 for i in left}
-    coming = []  # every negative under every degradation that leads it to this gallery
+    assigned = []  # every negative under every degradation that leads it to this gallery
     for i in range(len(same)):
         for every in calibration.negatives[:, i].astype(float):
             if not np.isnan(every).all() and np.nanargmax(every) // len(scores) == gallery:
-                coming.append((i, every[gallery]))
-    itself = np.mean([sum(i == j for j, _ in coming) for i, _ in coming])
-    rows = [(i, row) for i, row in coming if i in weight]
-    num_columns = sum(any(not np.isnan(row[g]) for _, row in coming) for g in range(len(scores)))
+                assigned.append((i, every[gallery]))
+    itself = np.mean([sum(i == j for j, _ in assigned) for i, _ in assigned])
+    rows = [(i, row) for i, row in assigned if i in weight]
+    num_columns = sum(any(not np.isnan(row[g]) for _, row in assigned) for g in range(len(scores)))
     means, spreads, owns = [], [], []
     own_squares = [own_values(calibration, gallery, g) for g in range(len(scores))]
     of_all = sum(((v - v.mean()) ** 2).sum() for v in own_squares) / max(1, sum(len(v) - 1 for v in own_squares))
@@ -96,7 +96,7 @@ def test_p_values_equal_their_definition(unit_of, origins):
 
 @pytest.mark.parametrize("unit_of", ["image", "source"])
 def test_photographs_never_replace_generated_negatives(unit_of):
-    """Generated negatives stand higher than photographs, and are too few to show the rate by themselves."""
+    """Generated negatives score higher than photographs and are too few for the rate by themselves."""
     generator = np.random.default_rng(1)
     kind = np.repeat([0, 1, 2], [50, 12, 8])
     source = np.concatenate([10 + np.arange(50), np.arange(12) // 3, 60 + np.arange(8) // 2])
@@ -112,7 +112,7 @@ def test_photographs_never_replace_generated_negatives(unit_of):
 
 
 def test_many_synthetic_images_do_not_outweigh_few_generated_ones():
-    """Those of other generators stand higher than those of a pool, and are as many as the rate asks for."""
+    """Those of other generators score higher than those of a pool and are as many as the rate needs."""
     generator = np.random.default_rng(16)
     kind = np.repeat([1, 2], [30, 600])
     scores = np.where(kind[:, None] == 1, 3.0, 0.0) + generator.standard_normal((630, 2))
@@ -229,7 +229,7 @@ def test_no_image_is_attributed_to_a_generator_without_leave_one_out_scores():
     calibration = calibration_of(scores, own=own)
     queries = np.array([[99.0, 0.0], [0.0, 99.0], [np.nan, np.nan]], np.float32)
     assert calibration.p_values(queries, np.zeros(3, int)) == pytest.approx([1.0, 1 / 41, 1.0])
-    # Nor where hardly any negative comes to the gallery.
+    # Nor where hardly any negative is assigned to the gallery.
     elsewhere = np.stack([scores + 5, scores], axis=1)[None].repeat(2, axis=0)
     elsewhere[:, 0, 1] += 20
     own = np.full((2, 2, 2, 2), 6.0)

@@ -189,7 +189,7 @@ def test_leave_one_out_equals_galleries_built_without_the_reference(scoring):
             np.testing.assert_allclose(found[degradation, row], expected, atol=1e-5)
             expected = raw_scores(references, scoring, degradation, own, i, others[own])
             np.testing.assert_allclose(unregistered[degradation, row], expected, atol=1e-5)
-    assert np.isnan(galleries.as_unregistered(np.zeros(3, int))).all()  # nobody is left to be taken for
+    assert np.isnan(galleries.as_unregistered(np.zeros(3, int))).all()  # no other family is registered
 
 
 def test_a_query_scores_highest_in_the_gallery_of_its_degradation(method):

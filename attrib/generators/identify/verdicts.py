@@ -193,8 +193,9 @@ class Judge:
         elif label < len(self.heads):
             kind, generator = (KNOWN if self.family_sizes[label] == 1 else FAMILY), self.families[label]
             reason = None if kind == KNOWN else "the references of these generators cannot be told apart"
-        elif share < self.settings.least_recognised:
-            kind, reason = UNASSESSABLE, f"{lost}, only {share:.0%} of the generators' own references are recognised"
+        elif share < (least := self.settings.least_recognised):
+            recognised = f"only {share:.0%} of the generators' own references are recognised"
+            kind, reason = UNASSESSABLE, f"{lost}, {recognised} (least_recognised: {least:.0%})"
         else:
             kind = UNKNOWN
             cause = f"its own references score higher (p {own_p_value:.3g} <= {own_rate:g})"

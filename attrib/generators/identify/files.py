@@ -24,9 +24,9 @@ SETS = "sets.parquet"
 CANDIDATES = "candidates.parquet"
 SHARE_DRAWS = "share_draws.npy"
 SUMMARY = (
-    "digest verdicts shares changes candidates families recognised negatives floor abstains warnings "
-    "unassessable_reasons sets"
-).split()
+    *("digest", "verdicts", "shares", "changes", "candidates", "families", "recognised", "negatives", "floor"),
+    *("abstains", "warnings", "unassessable_reasons", "sets"),
+)
 
 VERDICT_FIELDS = [
     pa.field("id", pa.int64(), nullable=False),

@@ -71,7 +71,8 @@ def faiss_search(job: dict, clock: Clock) -> dict:
 def faiss_big_batch(job: dict, clock: Clock) -> dict:
     """big_batch_search of faiss.contrib: it also groups the queries by list, with one faiss.knn per list."""
     index = _faiss_index(job)
-    return _time_search(job, clock, lambda some: big_batch_search(index, some, job["top_k"])[1])
+    # verbose=1, because its default prints a line per list, which costs more than a small list.
+    return _time_search(job, clock, lambda some: big_batch_search(index, some, job["top_k"], verbose=1)[1])
 
 
 def argsort_loop(job: dict, clock: Clock) -> dict:

@@ -10,7 +10,7 @@ from attrib.benchmark.harness import Clock
 from attrib.benchmark.job import Bench
 from attrib.benchmark.settings import BenchmarkSettings
 
-pytestmark = pytest.mark.timeout(900)  # every contender is a process that loads its libraries
+pytestmark = pytest.mark.timeout(1800)  # every contender is a process that loads its libraries
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,7 @@ def settings(tmp_path_factory) -> BenchmarkSettings:
                 "gaussian_size": None,
                 "batches": [8, 80],
                 "threads": [1],
+                "more_nprobes": [],
                 "slow_peer_queries": 40,
                 "argsort_queries": 4,
             },

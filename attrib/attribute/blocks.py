@@ -25,43 +25,28 @@ def plan_blocks(num_rows: list[int], query_block_rows: int) -> list[list[Slice]]
 
     The number of blocks depends on the batch only, so a restart on another cluster finds finished blocks.
     """
-    total = sum(num_rows)
-    rows = min(query_block_rows, max(MIN_BLOCK_ROWS, -(-total // USUAL_BLOCKS)))
-    num_blocks = max(1, -(-total // rows))
-    return plan_partitions(num_rows, max(1, -(-total // num_blocks)))
+    total = max(1, sum(num_rows))
+    num_blocks = -(-total // min(query_block_rows, max(MIN_BLOCK_ROWS, -(-total // USUAL_BLOCKS))))
+    return plan_partitions(num_rows, -(-total // num_blocks))
 
 
 def block_rows(block: list[Slice]) -> int:
     return sum(part.stop - part.start for part in block)
 
 
+def partials(output: str, block: int) -> str:
+    """Return the folder of the partial files of a block."""
+    return join(output, "_partials", f"block-{block:05d}")
+
+
 def lists_uri(output: str, block: int) -> str:
-    """URI of the lists that each query probes in every shard: int32 [n, nprobe]."""
-    return join(_partials(output, block), "lists.npy")
+    """Return the URI of the lists that each query probes in every shard: int32 [n, nprobe]."""
+    return join(partials(output, block), "lists.npy")
 
 
 def partial_uri(output: str, block: int, shard: int) -> str:
-    """URI of the candidates of one shard."""
-    return join(_partials(output, block), f"shard-{shard:05d}.parquet")
-
-
-def merged_uri(output: str, block: int) -> str:
-    """URI of the best candidates of all shards."""
-    return join(_partials(output, block), "merged.parquet")
-
-
-def wanted_uri(output: str, block: int) -> str:
-    """URI of the sources of the best candidates, by shard and id."""
-    return join(_partials(output, block), "wanted.parquet")
-
-
-def described_uri(output: str, block: int, shard: int, part: int) -> str:
-    """URI of the metadata of (a part of) the sources of one shard."""
-    return join(_partials(output, block), f"sources-{shard:05d}-{part:03d}.parquet")
-
-
-def _partials(output: str, block: int) -> str:
-    return join(output, "_partials", f"block-{block:05d}")
+    """Return the URI of the candidates of one shard."""
+    return join(partials(output, block), f"shard-{shard:05d}.parquet")
 
 
 def partial_table(candidates: Candidates, query_ids: np.ndarray) -> pa.Table:

@@ -1,16 +1,15 @@
 """The attribute job: search every shard for every block of queries, then merge exactly per block.
 
 1. Probe: find the inverted lists of each query once for all shards, and sample the queries that recall is measured on.
-2. Search: a task opens one shard and searches all blocks of its group at once, so that each list is read once for as
-   many queries as memory holds. It writes one file per (block, shard), and searches the sampled queries exactly.
-3. Merge: the best candidates of all shards, per block.
-4. Describe: the metadata of the sources, per shard.
-5. Write: the final rows, per block.
+2. Search: a task opens one shard and searches as many blocks at once as memory holds. It writes one file per (block,
+   shard), and searches the sampled queries exactly.
+3. Merge the candidates per block, read the metadata of sources per shard, write the final rows per block.
 
 Neither the index nor the batch nor the metadata has to fit one machine, and each is read a fixed number of times.
 """
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,17 +19,9 @@ from attrib.attribute.blocks import block_name, block_rows, lists_uri, partial_t
 from attrib.attribute.estimate import AttributeTask, AttributionWork, estimate_attribute
 from attrib.attribute.merge import describe_sources, merge_blocks, write_blocks
 from attrib.attribute.rows import ATTRIBUTIONS_RECORD, RunStamp
-from attrib.attribute.run import (
-    AttributionJob,
-    exact_uri,
-    num_checked,
-    parts_of_shards,
-    pending_blocks,
-    use_threads,
-)
+from attrib.attribute.run import AttributionJob, exact_uri
 from attrib.attribute.settings import AttributeSettings
 from attrib.common.errors import FailedShareError
-from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish, run_identity
 from attrib.common.storage import Storage, is_remote, join, scratch_folder
 from attrib.data.estimate import RowBytes, row_bytes
@@ -39,16 +30,16 @@ from attrib.data.manifest import open_manifest
 from attrib.embed.embeddings import open_embeddings
 from attrib.generators.identify.files import check_same_images, open_identified
 from attrib.index.cost_model import plan_search
-from attrib.index.estimate import probe_groups, shard_sizes
+from attrib.index.estimate import probe_groups, shard_parts, shard_sizes
 from attrib.index.index import check_same_encoder, open_index
 from attrib.index.recall import recall
 from attrib.index.sampling import lowest_ranked, sample_threshold
-from attrib.index.search import Candidates, merge, probed_lists, ranks, search_shard
+from attrib.index.search import merge, probed_lists, ranks, search_shard
 from attrib.runtime.admission import admit
 from attrib.runtime.estimate import Estimate
 from attrib.runtime.machine import baseline_bytes, measure_answers
 from attrib.runtime.session import connect, device_of, num_cluster_cpus
-from attrib.runtime.tasks import run_units
+from attrib.runtime.tasks import run_all
 
 logger = logging.getLogger(__name__)
 
@@ -89,28 +80,27 @@ def run(settings: AttributeSettings) -> dict[str, Any]:
     connect(settings.ray)
     job.device = device_of(settings.device, "attribute")
     job.num_workers = max(1, num_cluster_cpus() // settings.threads_per_task)
-    stamp = RunStamp(
-        settings.run_id or run_identity(settings, inputs)[:16], index.encoder["model_digest"], index.digest
-    )
+    run_id = settings.run_id or run_identity(settings, inputs)[:16]
+    stamp = RunStamp(run_id, index.encoder["model_digest"], index.digest)
     logger.info(job.describe())
     admitted = admit(_estimate(job, storage), settings)
-    checked = _probe(job, storage)
-    _search(job, checked, storage)
+    checked_ids, checked_vectors = _probe(job, storage)
+    _search(job, checked_ids, checked_vectors, storage)
     merge_blocks(job, storage)
     describe_sources(job, storage)
     counts = write_blocks(job, stamp, storage)
-    num_queries, num_failed = sum(c["num_queries"] for c in counts), sum(c["num_failed"] for c in counts)
+    num_queries, num_failed = counts["num_queries"], counts["num_failed"]
     if num_failed > settings.max_failed_share * num_queries:
         raise FailedShareError(
             f"{num_failed:,} of {num_queries:,} queries could not be embedded, more than max_failed_share = "
             f"{settings.max_failed_share:g}; see {join(queries.uri, 'failures.parquet')}"
         )
     results = {
-        "run_id": stamp.run_id,
+        "run_id": run_id,
         "num_queries": num_queries,
         "num_attributed": num_queries - num_failed,
         "num_failed": num_failed,
-        "num_rows": sum(c["num_rows"] for c in counts),
+        "num_rows": counts["num_rows"],
         "num_blocks": len(job.blocks),
         "engine": plan.engine,
         "engine_reason": plan.reason,
@@ -119,7 +109,7 @@ def run(settings: AttributeSettings) -> dict[str, Any]:
         "model": index.encoder,
         "index_digest": index.digest,
         "index_recall": index.recall,
-        "batch_recall": _check_recall(job, checked[0], storage),
+        "batch_recall": _check_recall(job, checked_ids, storage),
         "estimate": admitted.to_dict(),
         "num_tasks": job.num_tasks,
         "num_files": 2 * len(job.blocks),
@@ -143,7 +133,7 @@ def _estimate(job: AttributionJob, storage: Storage) -> Estimate:
         nprobe=job.plan.nprobe,
         query=row_bytes(job.manifest, storage),
         search_seconds=job.plan.seconds,
-        check_seconds=plan_search(index, num_checked(job), "exact").seconds if num_checked(job) else 0.0,
+        check_seconds=plan_search(index, job.num_checked, "exact").seconds if job.num_checked else 0.0,
     )
     return estimate_attribute(
         shard_sizes(dimension, index.plan, sizes, num_rows, RowBytes.of(sources)),
@@ -161,28 +151,19 @@ def _probe(job: AttributionJob, storage: Storage) -> tuple[np.ndarray, np.ndarra
 
     Returns ids int64 [n] ascending and unit vectors float32 [n, d] of the sample; n is 0 if recall is not measured.
     """
-    wanted = num_checked(job)
+    wanted = job.num_checked
     # The sample covers finished blocks too, so that a restart draws the same one.
-    blocks = range(len(job.blocks)) if wanted else pending_blocks(job, storage) if job.shares_lists else []
-    num_rows = sum(block_rows(job.blocks[block]) for block in blocks)
-    num_groups = probe_groups(len(blocks), num_rows, job.num_workers)
+    blocks = range(len(job.blocks)) if wanted else job.pending_blocks(storage) if job.shares_lists else []
+    num_groups = probe_groups(len(blocks), sum(block_rows(job.blocks[block]) for block in blocks), job.num_workers)
     groups = [group.tolist() for group in np.array_split(blocks, num_groups)] if num_groups else []
     job.num_tasks[AttributeTask.PROBE] = len(groups)
-    nothing = np.empty(0, np.int64), np.empty((0, job.queries.dimension), np.float32)
     if not groups:
-        return nothing
+        return np.empty(0, np.int64), np.empty((0, job.queries.dimension), np.float32)
     threshold = sample_threshold(wanted, sum(job.queries.num_embedded)) if wanted else None
-    progress = Progress("probe", num_rows, "queries")
-    sampled = {}
     units = [(job, group, threshold, storage) for group in groups]
-    for i, found in run_units(_probe_task, units, num_cpus=job.settings.threads_per_task):
-        sampled[i] = found
-        progress.update(sum(block_rows(job.blocks[block]) for block in groups[i]))
-    progress.close()
-    if not wanted:
-        return nothing
-    ids, vectors = (np.concatenate([found[column] for found in sampled.values()]) for column in (0, 1))
-    ids, vectors = lowest_ranked(ids, vectors, wanted)
+    counts = [sum(block_rows(job.blocks[block]) for block in group) for group in groups]
+    found = run_all(_probe_task, units, "probe", "queries", counts, num_cpus=job.settings.threads_per_task)
+    ids, vectors = lowest_ranked(*(np.concatenate(column) for column in zip(*found)), wanted)
     order = np.argsort(ids)
     return ids[order], vectors[order]
 
@@ -191,41 +172,37 @@ def _probe_task(
     job: AttributionJob, blocks: list[int], threshold: np.uint64 | None, storage: Storage
 ) -> tuple[np.ndarray, np.ndarray]:
     """Write the lists of the blocks; return ids and unit vectors of queries with a sampling_rank up to `threshold`."""
-    use_threads(job)
+    job.use_threads()
     read = job.read_blocks(blocks, storage)
     if job.shares_lists and (quantizer := job.index.read_quantizer(storage)) is not None:
         for block, (_, vectors) in zip(blocks, read):
             uri = lists_uri(job.settings.output, block)
             if not storage.exists(uri):
                 storage.write_array(uri, probed_lists(quantizer, vectors, job.plan.nprobe))
-    ids, vectors = (np.concatenate([columns[i] for columns in read]) for i in (0, 1))
+    ids, vectors = (np.concatenate(column) for column in zip(*read))
     chosen = np.zeros(len(ids), bool) if threshold is None else sampling_rank(ids) <= threshold
     return ids[chosen], vectors[chosen]
 
 
-def _search(job: AttributionJob, checked: tuple[np.ndarray, np.ndarray], storage: Storage) -> None:
+def _search(job: AttributionJob, checked_ids: np.ndarray, checked_vectors: np.ndarray, storage: Storage) -> None:
     """Write the candidates of every pending block in every shard.
 
-    checked: ids and unit vectors of the queries that are also searched exactly, by the first task of each shard.
+    The first task of each shard also searches the checked queries exactly.
     """
-    output, pending = job.settings.output, pending_blocks(job, storage)
-    units = []
-    for shard, num_parts in enumerate(parts_of_shards(job)):
-        is_checked = not len(checked[0]) or storage.exists(exact_uri(output, shard))
-        for i, part in enumerate(np.array_split(pending, min(max(1, len(pending)), num_parts))):
-            mine = checked if i == 0 and not is_checked else None
-            if len(part) or mine:
-                units.append((job, shard, part.tolist(), mine, storage))
+    pending, units, counts = job.pending_blocks(storage), [], []
+    for shard, num_parts in enumerate(shard_parts(len(job.index.shards), job.num_workers)):
+        checked = None
+        if len(checked_ids) and not storage.exists(exact_uri(job.settings.output, shard)):
+            checked = checked_ids, checked_vectors
+        for part in np.array_split(pending, min(max(1, len(pending)), num_parts)):
+            if len(part) or checked:
+                units.append((job, shard, part.tolist(), checked, storage))
+                counts.append(sum(block_rows(job.blocks[block]) for block in part))
+            checked = None
     job.num_tasks[AttributeTask.SEARCH] = len(units)
-    if not units:
-        return
-    counts = [sum(block_rows(job.blocks[b]) for b in group) for _, _, group, _, _ in units]
-    progress = Progress("search", sum(counts), "query-shard pairs")
-    for i, _ in run_units(
-        _search_task, units, num_cpus=job.settings.threads_per_task, num_gpus=int(job.device == "cuda")
-    ):
-        progress.update(counts[i])
-    progress.close()
+    if units:
+        resources = {"num_cpus": job.settings.threads_per_task, "num_gpus": int(job.device == "cuda")}
+        run_all(_search_task, units, "search", "query-shard pairs", counts, **resources)
 
 
 def _search_task(
@@ -238,33 +215,25 @@ def _search_task(
         checked = None
     if not pending and not checked:
         return
-    use_threads(job)
+    widths = job.settings.top_k, job.num_candidates
+    job.use_threads()
     with scratch_folder() as folder:
         opened = job.open_shard(shard, storage, folder)
         for together in job.together(pending, SEARCH_ROWS):
-            read = job.read_blocks(together, storage)
-            lists = None
+            ids_by_block, vectors = zip(*job.read_blocks(together, storage))
+            queries, nprobe, lists = np.concatenate(vectors), job.plan.nprobe, None
             if job.shares_lists:
                 lists = np.concatenate([storage.read_array(lists_uri(output, b)) for b in together])
-            found = search_shard(
-                opened,
-                np.concatenate([vectors for _, vectors in read]),
-                job.settings.top_k,
-                job.num_candidates,
-                job.plan.nprobe,
-                job.scans_codes,
-                job.kernel(),
-                lists,
-            )
-            starts = np.cumsum([0, *(len(ids) for ids, _ in read)])
+            found = search_shard(opened, queries, *widths, nprobe, job.scans_codes, job.kernel(), lists)
+            starts = np.cumsum([0, *map(len, ids_by_block)])
             cuts = np.searchsorted(found.query, starts)
-            for i, block in enumerate(together):
-                part = found.at(np.arange(cuts[i], cuts[i + 1]))
-                part = Candidates(part.query - starts[i], part.id, part.scan_score, part.score)
-                storage.write_table(partial_uri(output, block, shard), partial_table(part, read[i][0]))
+            for i, (block, ids) in enumerate(zip(together, ids_by_block)):
+                part = found.at(slice(cuts[i], cuts[i + 1]))
+                part = replace(part, query=part.query - starts[i])
+                storage.write_table(partial_uri(output, block, shard), partial_table(part, ids))
         if checked:
-            ids, vectors = checked
-            exact = search_shard(opened, vectors, job.settings.top_k, job.num_candidates, 0, False, job.kernel())
+            ids, queries = checked
+            exact = search_shard(opened, queries, *widths, 0, False, job.kernel())
             storage.write_table(exact_uri(output, shard), partial_table(exact, ids))
 
 
@@ -275,16 +244,15 @@ def _check_recall(job: AttributionJob, ids: np.ndarray, storage: Storage) -> dic
     """
     if not len(ids):
         return None
-    k, num_shards = job.settings.top_k, len(job.index.shards)
-    exact_uris = [exact_uri(job.settings.output, shard) for shard in range(num_shards)]
+    k, output = job.settings.top_k, job.settings.output
+    exact_uris = [exact_uri(output, shard) for shard in range(len(job.index.shards))]
     truth = merge([read_partial(storage.read_table(uri), ids) for uri in exact_uris], k)
-    uris = [join(job.settings.output, "attributions", block_name(block)) for block in range(len(job.blocks))]
+    uris = [join(output, "attributions", block_name(block)) for block in range(len(job.blocks))]
     rows = storage.dataset(uris, format="parquet").to_table(
         columns=["query_id", "rank", "source_id"], filter=pc.field("query_id").isin(ids)
     )
-    found = np.full((len(ids), k), -1, np.int64)
+    found, exact = np.full((2, len(ids), k), -1, np.int64)
     found[np.searchsorted(ids, rows["query_id"].to_numpy()), rows["rank"].to_numpy() - 1] = rows["source_id"].to_numpy()
-    exact = np.full((len(ids), k), -1, np.int64)
     exact[truth.query, ranks(truth.query)] = truth.id
     measured = recall(found, exact)
     logger.info(f"recall@{k} {measured:.4f} of exact search on {len(ids)} queries of this batch")

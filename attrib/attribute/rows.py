@@ -8,7 +8,8 @@ During the run, <output>/_partials/block-00000/ holds the candidates of each sha
 metadata of their sources.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 
 from attrib.common.errors import MismatchError
 from attrib.common.storage import Storage, join
+from attrib.data.collections import RESERVED_COLUMNS
 from attrib.data.manifest import Manifest, Slice
 from attrib.embed.embeddings import Embeddings
 from attrib.index.index import Index
@@ -74,20 +76,15 @@ class RunStamp:
     index_digest: str
 
 
-def read_shard_sources(index: Index, shard: int, ids: np.ndarray, storage: Storage) -> pa.Table:
-    """Return id, key, uri and metadata of sources of one shard, by ascending id. ids: int64 [m], ascending, m >= 1."""
-    field = pc.field("id")
-    # Ids ascend in the file, so the range allows Arrow to skip row groups.
-    chosen = (field >= int(ids[0])) & (field <= int(ids[-1])) & field.isin(pa.array(ids))
-    uri = join(index.shard_uri(shard), "sources.parquet")
-    return storage.dataset([uri], format="parquet").to_table(filter=chosen).sort_by("id").combine_chunks()
-
-
-def read_sources(index: Index, ids: np.ndarray, storage: Storage) -> pa.Table:
-    """Return id, key, uri and metadata of sources of any shard, by ascending id. ids: int64 [m]."""
-    uris = [join(index.shard_uri(shard), "sources.parquet") for shard in range(len(index.shards))]
-    found = storage.dataset(uris, format="parquet").to_table(filter=pc.field("id").isin(pa.array(np.unique(ids))))
-    return found.sort_by("id").combine_chunks()
+def read_sources(index: Index, ids: np.ndarray, storage: Storage, shards: Sequence[int] | None = None) -> pa.Table:
+    """Return id, key, uri and metadata of sources, by ascending id. ids: int64 [m]. shards: None for all shards."""
+    shards = range(len(index.shards)) if shards is None else shards
+    uris = [join(index.shard_uri(shard), "sources.parquet") for shard in shards]
+    ids, field = np.unique(ids), pc.field("id")
+    chosen = field.isin(pa.array(ids))
+    if len(ids):  # ids ascend in a file, so the range allows Arrow to skip row groups
+        chosen &= (field >= int(ids[0])) & (field <= int(ids[-1]))
+    return storage.dataset(uris, format="parquet").to_table(filter=chosen).sort_by("id").combine_chunks()
 
 
 def block_queries(queries: Embeddings, manifest: Manifest, block: list[Slice], storage: Storage) -> pa.Table:
@@ -95,16 +92,13 @@ def block_queries(queries: Embeddings, manifest: Manifest, block: list[Slice], s
 
     Raises MismatchError if embeddings and manifest list different images.
     """
-    parts = []
+    parts, keep = [], ["key", "uri", *manifest.metadata_columns]
     for piece in block:
-        part = storage.read_table(queries.part_uri(piece.table), columns=["id", "stage", "reason"])
-        rows = storage.read_table(manifest.partition_uri(piece.table)).sort_by("id")
+        part_uri, rows_uri = queries.part_uri(piece.table), manifest.partition_uri(piece.table)
+        part = storage.read_table(part_uri, columns=["id", "stage", "reason"])
+        rows = storage.read_table(rows_uri).sort_by("id")
         if not rows["id"].equals(part["id"]):
-            raise MismatchError(
-                f"{queries.part_uri(piece.table)} and {manifest.partition_uri(piece.table)} list different images; "
-                "embed the manifest again"
-            )
-        keep = ["key", "uri", *manifest.metadata_columns]
+            raise MismatchError(f"{part_uri} and {rows_uri} list different images; embed the manifest again")
         table = pa.table([*part.columns, *(rows[name] for name in keep)], names=["id", "stage", "reason", *keep])
         parts.append(table.slice(piece.start, piece.stop - piece.start))
     return pa.concat_tables(parts).sort_by("id").combine_chunks()
@@ -121,9 +115,8 @@ def attribution_rows(
 ) -> tuple[pa.Table, pa.Table]:
     """Return the attribution rows and the query result rows of one block.
 
-    best: merged candidates; `query` is a position in queries. queries: result of `block_queries`. sources: result of
-    `read_sources`, with at least every candidate. verdicts: `block_verdicts` of the same images, or None. Raises
-    MismatchError if the verdicts belong to other images.
+    best: merged candidates; `query` is a position in queries. queries: of `block_queries`. sources: of `read_sources`,
+    with at least every candidate. verdicts: `block_verdicts` of the same images. Raises MismatchError for other ones.
     """
     similarity = np.full((len(queries), top_k), -np.inf, np.float32)
     rank = ranks(best.query)
@@ -133,10 +126,7 @@ def attribution_rows(
     shares[found] = soft_shares(similarity[found], settings)
 
     at = pa.array(np.searchsorted(sources["id"].to_numpy(), best.id))
-    names = [name for name in sources.schema.names if name not in ("id", "key", "uri")]
-    stamps = [
-        pa.array([value] * len(rank), pa.string()) for value in (stamp.run_id, stamp.model_digest, stamp.index_digest)
-    ]
+    names, extra = _extra_fields(sources, "source")
     attributions = pa.table(
         [
             queries["id"].take(pa.array(best.query)),
@@ -148,41 +138,25 @@ def attribution_rows(
             queries["uri"].take(pa.array(best.query)),
             sources["key"].take(at),
             sources["uri"].take(at),
-            *stamps,
+            *(pa.repeat(value, len(rank)) for value in astuple(stamp)),
             *(sources[name].take(at) for name in names),
         ],
-        schema=pa.schema(
-            ATTRIBUTION_FIELDS + [sources.schema.field(name).with_name(f"source_{name}") for name in names]
-        ),
+        schema=pa.schema(ATTRIBUTION_FIELDS + extra),
     )
-    return attributions, _query_result_rows(best, rank, similarity, shares, found, queries, stamp, verdicts)
 
-
-def _query_result_rows(
-    best: Candidates,
-    rank: np.ndarray,
-    similarity: np.ndarray,
-    shares: np.ndarray,
-    found: np.ndarray,
-    queries: pa.Table,
-    stamp: RunStamp,
-    verdicts: pa.Table | None,
-) -> pa.Table:
-    absent = pa.array(~found)
     # A query with a vector has no source if all the lists that it probed are empty.
-    unmatched = pc.and_(absent, queries["stage"].is_null())
+    unmatched = pc.and_(pa.array(~found), queries["stage"].is_null())
     top_source = np.zeros(len(queries), np.int64)
     top_source[best.query[rank == 0]] = best.id[rank == 0]
-    names = [name for name in queries.schema.names if name not in ("id", "key", "uri", "stage", "reason")]
-    kinds = [field.type for field in QUERY_RESULT_FIELDS[-len(GENERATOR_COLUMNS) :]]
-    generators = [pa.nulls(len(queries), kind) for kind in kinds]
+    names, extra = _extra_fields(queries, "query")
+    generators = [pa.nulls(len(queries), field.type) for field in QUERY_RESULT_FIELDS[-len(GENERATOR_COLUMNS) :]]
     if verdicts is not None:
         if not verdicts["id"].combine_chunks().equals(queries["id"].combine_chunks()):
             raise MismatchError(
                 "the verdicts belong to other images than the queries; run jobs.identify on this manifest"
             )
         generators = [verdicts[name] for name in GENERATOR_COLUMNS]
-    return pa.table(
+    results = pa.table(
         [
             queries["id"],
             queries["key"],
@@ -192,14 +166,19 @@ def _query_result_rows(
             pc.if_else(unmatched, "no source in the lists that were probed; raise nprobe", queries["reason"]),
             pa.array((shares > 0).sum(axis=1).astype(np.int32)),
             pa.array(shares[:, -1] > 0),
-            pc.if_else(absent, None, pa.array(top_source)),
-            pc.if_else(absent, None, pa.array(np.where(found, similarity[:, 0], 0).astype(np.float32))),
-            pc.if_else(absent, None, pa.array(shares[:, 0])),
-            pa.array([stamp.run_id] * len(queries)),
+            pa.array(top_source, mask=~found),
+            pa.array(similarity[:, 0], mask=~found),
+            pa.array(shares[:, 0], mask=~found),
+            pa.repeat(stamp.run_id, len(queries)),
             *generators,
             *(queries[name] for name in names),
         ],
-        schema=pa.schema(
-            QUERY_RESULT_FIELDS + [queries.schema.field(name).with_name(f"query_{name}") for name in names]
-        ),
+        schema=pa.schema(QUERY_RESULT_FIELDS + extra),
     )
+    return attributions, results
+
+
+def _extra_fields(table: pa.Table, prefix: str) -> tuple[list[str], list[pa.Field]]:
+    """Return the names of the metadata columns, and their prefixed fields."""
+    names = [name for name in table.schema.names if name not in RESERVED_COLUMNS]
+    return names, [table.schema.field(name).with_name(f"{prefix}_{name}") for name in names]

@@ -14,8 +14,9 @@ from attrib.embed.embeddings import Embeddings
 from attrib.generators.identify.files import Identified
 from attrib.index.cost_model import SearchPlan
 from attrib.index.cpu_kernel import CpuKernel, Kernel
-from attrib.index.estimate import READ_ROWS, shard_parts
+from attrib.index.estimate import READ_ROWS
 from attrib.index.index import Index
+from attrib.index.planning import group_partitions
 from attrib.index.shard import Shard, open_shard
 
 
@@ -49,16 +50,25 @@ class AttributionJob:
         """Whether the probed lists of the queries are computed before the search, once for all shards."""
         return self.plan.engine != "exact" and len(self.index.shards) > 1
 
+    @property
+    def num_checked(self) -> int:
+        """Number of queries that are also searched exactly, to measure recall."""
+        wanted = min(self.settings.recall_check_queries, sum(self.queries.num_embedded))
+        return 0 if self.plan.engine == "exact" else wanted
+
     def describe(self) -> str:
-        engine = (
-            "exact search" if self.plan.engine == "exact" else f"nprobe {self.plan.nprobe} of {self.index.num_lists:,}"
-        )
+        plan, index = self.plan, self.index
+        engine = "exact search" if plan.engine == "exact" else f"nprobe {plan.nprobe} of {index.num_lists:,}"
         return (
             f"attribute: {sum(self.queries.num_rows):,} queries in {len(self.blocks)} block(s) against "
-            f"{self.index.num_vectors:,} vectors in {len(self.index.shards)} shard(s) of kind {self.index.kind}, "
-            f"{engine} ({self.plan.reason}), "
-            f"on {'GPUs' if self.device == 'cuda' else 'CPUs'}"
+            f"{index.num_vectors:,} vectors in {len(index.shards)} shard(s) of kind {index.kind}, {engine} "
+            f"({plan.reason}), on {'GPUs' if self.device == 'cuda' else 'CPUs'}"
         )
+
+    def pending_blocks(self, storage: Storage) -> list[int]:
+        """Return the blocks without final rows."""
+        finished = set(storage.names(join(self.settings.output, "outcomes"), suffix=".parquet"))
+        return [block for block in range(len(self.blocks)) if block_name(block) not in finished]
 
     def open_shard(self, shard: int, storage: Storage, folder: str) -> Shard:
         quantizer = None if self.plan.engine == "exact" else self.index.read_quantizer(storage)
@@ -66,24 +76,15 @@ class AttributionJob:
 
     def together(self, blocks: list[int], max_rows: int) -> list[list[int]]:
         """Group consecutive blocks so that a group holds at most `max_rows` queries, or one larger block."""
-        batches: list[list[int]] = []
-        filled = 0
-        for block in blocks:
-            rows = block_rows(self.blocks[block])
-            if not batches or filled + rows > max_rows:
-                batches.append([])
-                filled = 0
-            batches[-1].append(block)
-            filled += rows
-        return batches
+        groups = group_partitions([block_rows(self.blocks[block]) for block in blocks], max_rows)
+        return [[blocks[i] for i in group] for group in groups]
 
     def block_ids(self, block: int, storage: Storage) -> np.ndarray:
-        """Ids of all queries of a block, int64 [n] ascending, including those without a vector."""
+        """Return the ids of all queries of a block, int64 [n] ascending, including those without a vector."""
         return np.sort(self._ids(_joined(self.blocks[block]), storage))
 
     def _ids(self, slices: list[Slice], storage: Storage) -> np.ndarray:
-        uris = [self.queries.part_uri(part.table) for part in slices]
-        rows = [storage.read_rows(uri, part.start, part.stop, ["id"]) for uri, part in zip(uris, slices)]
+        rows = [storage.read_rows(self.queries.part_uri(part.table), part.start, part.stop, ["id"]) for part in slices]
         return np.concatenate([part["id"].to_numpy() for part in rows])
 
     def read_blocks(self, blocks: list[int], storage: Storage) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -100,7 +101,7 @@ class AttributionJob:
                 continue
             ends = np.cumsum([block_rows(self.blocks[block]) for block in group])
             for everyone in np.split(self._ids(spans, storage), ends[:-1]):
-                mine = np.flatnonzero(np.isin(ids, everyone))
+                mine = np.isin(ids, everyone)
                 read.append((ids[mine], vectors[mine]))
         return read
 
@@ -110,6 +111,10 @@ class AttributionJob:
         from attrib.index.gpu_kernel import TorchKernel  # here, because torch costs CPU workers half a gigabyte
 
         return TorchKernel
+
+    def use_threads(self) -> None:
+        faiss.omp_set_num_threads(self.settings.threads_per_task)
+        pa.set_cpu_count(self.settings.threads_per_task)
 
 
 def _joined(slices: list[Slice]) -> list[Slice]:
@@ -124,25 +129,5 @@ def _joined(slices: list[Slice]) -> list[Slice]:
 
 
 def exact_uri(output: str, shard: int) -> str:
-    """Candidates that exact search finds in one shard for the queries that recall is measured on."""
+    """Return the URI of what exact search finds in one shard for the queries that recall is measured on."""
     return join(output, "_partials", "exact", f"shard-{shard:05d}.parquet")
-
-
-def pending_blocks(job: AttributionJob, storage: Storage) -> list[int]:
-    """Blocks without final rows."""
-    finished = set(storage.names(join(job.settings.output, "outcomes"), suffix=".parquet"))
-    return [b for b in range(len(job.blocks)) if block_name(b) not in finished]
-
-
-def parts_of_shards(job: AttributionJob) -> list[int]:
-    return shard_parts(len(job.index.shards), job.num_workers)
-
-
-def num_checked(job: AttributionJob) -> int:
-    """Number of queries that are also searched exactly, to measure recall."""
-    return 0 if job.plan.engine == "exact" else min(job.settings.recall_check_queries, sum(job.queries.num_embedded))
-
-
-def use_threads(job: AttributionJob) -> None:
-    faiss.omp_set_num_threads(job.settings.threads_per_task)
-    pa.set_cpu_count(job.settings.threads_per_task)

@@ -1,9 +1,7 @@
 """The manifest job: list the collection in parallel, resolve colliding ids, write partitions in parallel."""
 
-import hashlib
 import logging
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,10 +10,9 @@ import pyarrow.compute as pc
 
 from attrib.common.config import digest
 from attrib.common.errors import AttribError
-from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish
 from attrib.common.settings import JobSettings
-from attrib.common.storage import Storage, join
+from attrib.common.storage import Storage, bytes_sha256, join
 from attrib.data.collections import RESERVED_COLUMNS, ListingUnit, list_images, list_units, open_sidecar
 from attrib.data.estimate import ManifestTask, RowBytes, estimate_manifest
 from attrib.data.ids import duplicated_ids, resolve_collisions
@@ -34,7 +31,7 @@ from attrib.runtime.admission import admit
 from attrib.runtime.estimate import Estimate
 from attrib.runtime.machine import baseline_bytes
 from attrib.runtime.session import connect, num_cluster_cpus
-from attrib.runtime.tasks import run_units
+from attrib.runtime.tasks import run_all
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +62,10 @@ def run(settings: ManifestSettings) -> dict[str, Any]:
     units = list_units(collection, storage)
     listings = [join(settings.output, LISTINGS, f"unit-{i:06d}.parquet") for i in range(len(units))]
     started = time.monotonic()
-    ids_by_unit = _list_units(units, listings, collection, storage)
+    work = [(unit, collection, listing, storage) for unit, listing in zip(units, listings)]
+    listed = run_all(_list_unit, work, f"list {collection.name}", "units", [1] * len(work))
+    _check_same_columns(units, [schema for _, schema in listed])
+    ids_by_unit = [ids for ids, _ in listed]
     sorted_ids = np.sort(np.concatenate(ids_by_unit))
     if not len(sorted_ids):
         wanted = f"files ending in {', '.join(collection.extensions)}" if collection.format != "parquet" else "rows"
@@ -74,17 +74,24 @@ def run(settings: ManifestSettings) -> dict[str, Any]:
     moved = _resolve_collisions(sorted_ids, listings, ids_by_unit, storage)
     sorted_ids = np.union1d(sorted_ids, np.array(list(moved.values()), np.int64))
     partitions = plan_partitions([len(ids) for ids in ids_by_unit], settings.partition_rows)
-    written = _write_partitions(settings, partitions, listings, moved, storage)
-    _check_described(collection, sum(partition.num_described for partition in written), listings, storage)
+    num_rows = [sum(s.stop - s.start for s in slices) for slices in partitions]
+    partition_work = [
+        # Only the listings of its own slices: all arguments together must not grow as the collection squared.
+        ([listings[s.table] for s in slices], slices, moved, collection, join(settings.output, part_name(i)), storage)
+        for i, slices in enumerate(partitions)
+    ]
+    written = run_all(_write_partition, partition_work, f"manifest {collection.name}", "images", num_rows)
+    metadata_columns, num_described, order_digests, rows_digests = zip(*written)
+    _check_described(collection, sum(num_described), listings, storage)
     results = {
         "collection": collection.name,
         "digest": ids_digest(collection, sorted_ids),
-        "order_digest": digest([partition.order_digest for partition in written]),
-        "rows_digest": digest([partition.rows_digest for partition in written]),
+        "order_digest": digest(order_digests),
+        "rows_digest": digest(rows_digests),
         "num_images": len(sorted_ids),
         "num_moved_ids": len(moved),
-        "num_rows": [sum(s.stop - s.start for s in slices) for slices in partitions],
-        "metadata_columns": written[-1].metadata_columns,
+        "num_rows": num_rows,
+        "metadata_columns": metadata_columns[-1],
         "num_tasks": {ManifestTask.LIST: len(units), ManifestTask.PARTITION: len(partitions)},
         "num_files": len(partitions),
     }
@@ -99,13 +106,9 @@ def list_collection(collection: CollectionSettings, output: str, job: JobSetting
 
 
 def _estimate(
-    settings: ManifestSettings,
-    listings: list[str],
-    ids_by_unit: list[np.ndarray],
-    listed_seconds: float,
-    storage: Storage,
+    settings: ManifestSettings, listings: list[str], ids_by_unit: list[np.ndarray], seconds: float, storage: Storage
 ) -> Estimate:
-    """Estimate from the largest listing; the time per image is that of listing."""
+    """Estimate from the largest listing; the time per image is that of listing, which took `seconds`."""
     largest = max(range(len(listings)), key=lambda unit: len(ids_by_unit[unit]))
     sample = storage.read_rows(listings[largest], 0, min(SAMPLE_ROWS, len(ids_by_unit[largest])))
     num_images, num_workers = sum(map(len, ids_by_unit)), num_cluster_cpus()
@@ -115,29 +118,14 @@ def _estimate(
         row=RowBytes.of(sample),
         baseline_bytes=baseline_bytes(),
         num_workers=num_workers,
-        seconds_per_image=listed_seconds * num_workers / num_images,
+        seconds_per_image=seconds * num_workers / num_images,
     )
-
-
-def _list_units(
-    units: list[ListingUnit], listings: list[str], collection: CollectionSettings, storage: Storage
-) -> list[np.ndarray]:
-    """Write the listing of each unit, and return its ids."""
-    ids_by_unit: list[np.ndarray] = [np.empty(0, np.int64)] * len(units)
-    schemas: list[pa.Schema] = [pa.schema([])] * len(units)
-    progress = Progress(f"list {collection.name}", len(units), "units")
-    work = ((unit, collection, uri, storage) for unit, uri in zip(units, listings))
-    for i, (ids, schema) in run_units(_list_unit, work):
-        ids_by_unit[i], schemas[i] = ids, schema
-        progress.update(1)
-    progress.close()
-    _check_same_columns(units, schemas)
-    return ids_by_unit
 
 
 def _list_unit(
     unit: ListingUnit, collection: CollectionSettings, uri: str, storage: Storage
 ) -> tuple[np.ndarray, pa.Schema]:
+    """Write the listing of a work unit; return its ids and columns."""
     images = list_images(unit, collection, storage)
     storage.write_table(uri, images)
     return images["id"].to_numpy(), images.schema
@@ -168,44 +156,6 @@ def _resolve_collisions(
     return resolve_collisions(colliding, sorted_ids)
 
 
-@dataclass(frozen=True)
-class WrittenPartition:
-    """num_described: images with metadata. order_digest: of ids and places in order; rows_digest: of the whole file."""
-
-    metadata_columns: list[str]
-    num_described: int
-    order_digest: str
-    rows_digest: str
-
-
-def _write_partitions(
-    settings: ManifestSettings,
-    partitions: list[list[Slice]],
-    listings: list[str],
-    moved: dict[str, int],
-    storage: Storage,
-) -> list[WrittenPartition]:
-    num_rows = [sum(s.stop - s.start for s in slices) for slices in partitions]
-    written: dict[int, WrittenPartition] = {}
-    progress = Progress(f"manifest {settings.collection.name}", sum(num_rows), "images")
-    work = (
-        (
-            # Only the listings of its own slices: all arguments together must not grow as the collection squared.
-            [listings[s.table] for s in slices],
-            slices,
-            moved,
-            settings.collection,
-            join(settings.output, part_name(i)),
-            storage,
-        )
-        for i, slices in enumerate(partitions)
-    )
-    for i, written[i] in run_units(_write_partition, work):
-        progress.update(num_rows[i])
-    progress.close()
-    return [written[i] for i in range(len(partitions))]
-
-
 def _write_partition(
     listings: list[str],
     slices: list[Slice],
@@ -213,9 +163,13 @@ def _write_partition(
     collection: CollectionSettings,
     uri: str,
     storage: Storage,
-) -> WrittenPartition:
-    """listings: one per slice."""
-    tables = [storage.read_rows(uri, s.start, s.stop) for uri, s in zip(listings, slices)]
+) -> tuple[list[str], int, str, str]:
+    """Write the rows of slices of listings, one each.
+
+    Returns the metadata columns, the number of images with metadata, a digest of ids and places in order, and one of
+    the whole file.
+    """
+    tables = [storage.read_rows(listing, s.start, s.stop) for listing, s in zip(listings, slices)]
     images = build_partition(tables, moved, collection, storage)
     storage.write_table(uri, images)
     columns = [name for name in images.schema.names if name not in RESERVED_COLUMNS]
@@ -224,8 +178,7 @@ def _write_partition(
         described |= images[name].is_valid().to_numpy()
     places = images.select(["id", "offset", "num_bytes", "row_group", "row"]).to_pylist()
     order = digest([list(place.values()) for place in places])
-    rows = hashlib.sha256(storage.read_bytes(uri)).hexdigest()
-    return WrittenPartition(columns, int(described.sum()), order, rows)
+    return columns, int(described.sum()), order, bytes_sha256(storage.read_bytes(uri))
 
 
 def _check_described(collection: CollectionSettings, num_described: int, listings: list[str], storage: Storage) -> None:

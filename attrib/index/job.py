@@ -1,6 +1,7 @@
 """The index job: sample vectors, train the quantizer, build shards in parallel, measure recall on held-out vectors."""
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import faiss
@@ -9,7 +10,6 @@ import pyarrow as pa
 
 from attrib.common.config import digest
 from attrib.common.errors import AttribError
-from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish
 from attrib.common.storage import Storage, bytes_sha256, join, scratch_folder
 from attrib.data.estimate import row_bytes
@@ -29,11 +29,35 @@ from attrib.index.shard import SHARD_RECORD, build_shard, open_shard, shard_name
 from attrib.runtime.admission import admit
 from attrib.runtime.machine import baseline_bytes, measure_machine
 from attrib.runtime.session import connect, device_of, num_cluster_cpus, num_node_cpus
-from attrib.runtime.tasks import run_units
+from attrib.runtime.tasks import run_all
 
 logger = logging.getLogger(__name__)
 
 MAX_HELD_OUT_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class IndexBuild:
+    """What all tasks of one build share. device: "cpu" or "cuda"."""
+
+    settings: IndexSettings
+    plan: IndexPlan
+    embeddings: Embeddings
+    manifest: Manifest
+    device: str
+    storage: Storage
+
+    @property
+    def quantizer_uri(self) -> str:
+        return join(self.settings.output, QUANTIZER_FILE)
+
+    @property
+    def num_candidates(self) -> int:
+        return (self.settings.recall_k + 1) * self.settings.rerank_factor
+
+    def read_quantizer(self) -> faiss.IndexIVF | None:
+        """None for kind flat."""
+        return read_quantizer(self.quantizer_uri, self.storage) if self.plan.num_lists else None
 
 
 def run(settings: IndexSettings) -> dict[str, Any]:
@@ -49,33 +73,41 @@ def run(settings: IndexSettings) -> dict[str, Any]:
     groups = group_partitions(embeddings.num_embedded, settings.shard_rows)
     if not groups:
         raise AttribError(f"{embeddings.uri} holds no vector; every image failed (see its failures.parquet)")
-    num_vectors = sum(embeddings.num_embedded)
+    num_vectors, dimension = sum(embeddings.num_embedded), embeddings.dimension
     sizes = [sum(embeddings.num_embedded[p] for p in group) for group in groups]
-    plan = plan_index(settings, num_vectors, sizes, embeddings.dimension)
+    plan = plan_index(settings, num_vectors, sizes, dimension)
     record = begin(settings, INDEX_RECORD, inputs, storage)
     if record:
         return record
-    logger.info(describe(plan, num_vectors, embeddings.dimension))
+    lists = f", {plan.num_lists:,} lists" if plan.num_lists else ""
+    logger.info(
+        f"index: {num_vectors:,} vectors of {dimension} dimensions as {plan.kind}{lists} in {plan.num_shards} shard(s) "
+        f"({plan.reason}); at most {plan.shard_disk_bytes / 2**20:,.1f} MiB of disk per shard, "
+        f"{plan.shard_scan_bytes / 2**20:,.1f} MiB of it scanned"
+    )
     connect(settings.ray)
 
-    device = device_of(settings.device, "index")
-    held_out_rows = min(settings.held_out_rows, max(1, int(MAX_HELD_OUT_SHARE * num_vectors)))
-    sizes_of = shard_sizes(embeddings.dimension, plan, sizes, max(embeddings.num_rows), row_bytes(manifest, storage))
-    rates = measure_machine(embeddings.dimension, settings.threads_per_task)
+    build = IndexBuild(settings, plan, embeddings, manifest, device_of(settings.device, "index"), storage)
+    num_held_out = min(settings.held_out_rows, max(1, int(MAX_HELD_OUT_SHARE * num_vectors)))
+    sizes_of = shard_sizes(dimension, plan, sizes, max(embeddings.num_rows), row_bytes(manifest, storage))
+    rates = measure_machine(dimension, settings.threads_per_task)
     num_workers = max(1, num_cluster_cpus() // settings.threads_per_task)
-    has_quantizer = storage.exists(join(settings.output, QUANTIZER_FILE))
-    num_training = 0 if has_quantizer else training_rows(settings, plan)
+    is_trained = not plan.num_lists or storage.exists(build.quantizer_uri)
+    num_training = 0 if is_trained else training_rows(settings, plan)
     admitted = admit(
-        estimate_index(sizes_of, num_training, held_out_rows, baseline_bytes(), rates, num_workers, num_node_cpus()),
+        estimate_index(sizes_of, num_training, num_held_out, baseline_bytes(), rates, num_workers, num_node_cpus()),
         settings,
     )
-    sample_ids, sample = sample_vectors(embeddings, held_out_rows + num_training, storage)
-    held_out_ids, held_out = sample_ids[:held_out_rows], unit_rows(sample[:held_out_rows])
-    quantizer_uri = _train(settings, sample[held_out_rows:], plan, device, storage)
-    shards = _build_shards(settings, plan, embeddings, manifest, groups, quantizer_uri, device, storage)
-    measured = _measure(settings, plan, shards, quantizer_uri, held_out_ids, held_out, storage)
-    search_rates = run_units(_rates_task, [(settings, embeddings.dimension)], num_cpus=settings.threads_per_task)
-    quantizer_sha256 = bytes_sha256(storage.read_bytes(quantizer_uri)) if quantizer_uri else None
+    sample_ids, sample = sample_vectors(embeddings, num_held_out + num_training, storage)
+    if not is_trained:
+        _train(build, sample[num_held_out:])
+    names = [join(settings.output, shard_name(shard)) for shard in range(len(groups))]
+    resources: dict[str, Any] = {"num_cpus": settings.threads_per_task, "num_gpus": int(build.device == "cuda")}
+    shards = run_all(
+        _build_task, ((build, *work) for work in zip(names, groups)), "build", "vectors", sizes, **resources
+    )
+    measured = _measure(build, shards, sample_ids[:num_held_out], unit_rows(sample[:num_held_out]))
+    quantizer_sha256 = bytes_sha256(storage.read_bytes(build.quantizer_uri)) if plan.num_lists else None
     results = {
         "encoder": embeddings.encoder,
         "metric": "cosine",
@@ -87,19 +119,18 @@ def run(settings: IndexSettings) -> dict[str, Any]:
         "recall": measured,
         "template_sha256": quantizer_sha256,
         "shards": shards,
-        "vectors_fit": plan.template_bytes + 2 * embeddings.dimension * max(sizes)
-        <= settings.worker_memory_gib * 2**30,
-        "rates": next(iter(search_rates))[1],
+        "vectors_fit": plan.template_bytes + 2 * dimension * max(sizes) <= settings.worker_memory_gib * 2**30,
+        "rates": run_all(_rates_task, [(settings, dimension)], num_cpus=settings.threads_per_task)[0],
         "estimate": admitted.to_dict(),
         "num_tasks": {
             IndexTask.SAMPLE: sum(rows > 0 for rows in embeddings.num_embedded),
-            IndexTask.TRAIN: int(bool(quantizer_uri) and not has_quantizer),
+            IndexTask.TRAIN: int(not is_trained),
             IndexTask.BUILD: len(shards),
             IndexTask.RECALL: measured["num_searches"] * len(shards),
             IndexTask.RATES: 1,
         },
         # Shards record checksums of their arrays; sources.parquet is one more file of each.
-        "num_files": sum(len(shard["files"]) + 1 for shard in shards) + bool(quantizer_uri),
+        "num_files": sum(len(shard["files"]) + 1 for shard in shards) + bool(plan.num_lists),
         "digest": digest(
             [embeddings.encoder, plan.kind, inputs, quantizer_sha256, [shard["files"] for shard in shards]]
         ),
@@ -107,142 +138,69 @@ def run(settings: IndexSettings) -> dict[str, Any]:
     return finish(settings, INDEX_RECORD, inputs, results, storage)
 
 
-def describe(plan: IndexPlan, num_vectors: int, dimension: int) -> str:
-    lists = f", {plan.num_lists:,} lists" if plan.num_lists else ""
-    return (
-        f"index: {num_vectors:,} vectors of {dimension} dimensions as {plan.kind}{lists} in {plan.num_shards} shard(s) "
-        f"({plan.reason}); at most {plan.shard_disk_bytes / 2**20:,.1f} MiB of disk per shard, "
-        f"{plan.shard_scan_bytes / 2**20:,.1f} MiB of it scanned"
-    )
-
-
 def _rates_task(settings: IndexSettings, dimension: int) -> dict[str, Any]:
     faiss.omp_set_num_threads(settings.threads_per_task)
     return measure_rates(dimension).to_dict()
 
 
-def _train(settings: IndexSettings, training: np.ndarray, plan: IndexPlan, device: str, storage: Storage) -> str | None:
-    if plan.kind == "flat":
-        return None
-    uri = join(settings.output, QUANTIZER_FILE)
-    if not storage.exists(uri):
-        logger.info(f"train: {plan.num_lists:,} centroids on {len(training):,} vectors")
-        # Nothing else runs at that time, so the task takes all CPUs of a node.
-        threads = num_node_cpus()
-        work = [(settings, training, plan, device, threads, uri, storage)]
-        for _ in run_units(_train_task, work, num_cpus=threads, num_gpus=int(device == "cuda")):
-            pass
-    return uri
+def _train(build: IndexBuild, training: np.ndarray) -> None:
+    logger.info(f"train: {build.plan.num_lists:,} centroids on {len(training):,} vectors")
+    # Nothing else runs at that time, so the task takes all CPUs of a node.
+    threads = num_node_cpus()
+    run_all(_train_task, [(build, training, threads)], num_cpus=threads, num_gpus=int(build.device == "cuda"))
 
 
-def _train_task(
-    settings: IndexSettings,
-    training: np.ndarray,
-    plan: IndexPlan,
-    device: str,
-    threads: int,
-    uri: str,
-    storage: Storage,
-) -> None:
+def _train_task(build: IndexBuild, training: np.ndarray, threads: int) -> None:
     faiss.omp_set_num_threads(threads)
-    write_quantizer(train_quantizer(unit_rows(training), plan, settings.seed, device), uri, storage)
+    quantizer = train_quantizer(unit_rows(training), build.plan, build.settings.seed, build.device)
+    write_quantizer(quantizer, build.quantizer_uri, build.storage)
 
 
-def _build_shards(
-    settings: IndexSettings,
-    plan: IndexPlan,
-    embeddings: Embeddings,
-    manifest: Manifest,
-    groups: list[list[int]],
-    quantizer_uri: str | None,
-    device: str,
-    storage: Storage,
-) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = [{}] * len(groups)
-    sizes = [sum(embeddings.num_embedded[p] for p in group) for group in groups]
-    progress = Progress("build", sum(sizes), "vectors")
-    work = (
-        (
-            join(settings.output, shard_name(i)),
-            embeddings,
-            manifest,
-            group,
-            quantizer_uri,
-            device,
-            settings.threads_per_task,
-            storage,
-        )
-        for i, group in enumerate(groups)
-    )
-    for i, record in run_units(_build_task, work, num_cpus=settings.threads_per_task, num_gpus=int(device == "cuda")):
-        records[i] = record
-        progress.update(sizes[i])
-    progress.close()
-    return records
-
-
-def _build_task(
-    uri: str,
-    embeddings: Embeddings,
-    manifest: Manifest,
-    partitions: list[int],
-    quantizer_uri: str | None,
-    device: str,
-    threads: int,
-    storage: Storage,
-) -> dict[str, Any]:
+def _build_task(build: IndexBuild, uri: str, partitions: list[int]) -> dict[str, Any]:
+    manifest, storage = build.manifest, build.storage
     if storage.exists(join(uri, SHARD_RECORD)):
-        record: dict[str, Any] = storage.read_json(join(uri, SHARD_RECORD))
-        return record
-    faiss.omp_set_num_threads(threads)
+        return dict(storage.read_json(join(uri, SHARD_RECORD)))
+    faiss.omp_set_num_threads(build.settings.threads_per_task)
     columns = ["id", "key", "uri", *manifest.metadata_columns]
-    sources = pa.concat_tables([storage.read_table(manifest.partition_uri(p), columns=columns) for p in partitions])
-    quantizer = read_quantizer(quantizer_uri, storage) if quantizer_uri else None
-    return build_shard(uri, embeddings, partitions, quantizer, sources.sort_by("id").combine_chunks(), storage, device)
+    rows = pa.concat_tables([storage.read_table(manifest.partition_uri(p), columns=columns) for p in partitions])
+    sources = rows.sort_by("id").combine_chunks()
+    return build_shard(uri, build.embeddings, partitions, build.read_quantizer(), sources, storage, build.device)
 
 
-def _measure(
-    settings: IndexSettings,
-    plan: IndexPlan,
-    shards: list[dict[str, Any]],
-    quantizer_uri: str | None,
-    held_out_ids: np.ndarray,
-    held_out: np.ndarray,
-    storage: Storage,
-) -> dict[str, Any]:
+def _measure(build: IndexBuild, shards: list[dict[str, Any]], ids: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
     """Measure recall at `recall_k` of held-out images, without their own vector; find the nprobe that meets the target.
 
     The first nprobe is the one that probes the lists of the true neighbours, which needs no search. The whole search,
     with quantisation and re-ranking, is then measured at this nprobe, which is raised until it meets the target or
     recall stops rising.
     """
-    k = settings.recall_k
-    truth, lists, _ = _search_held_out(settings, plan, shards, held_out_ids, held_out, 0, quantizer_uri, storage)
-    nprobe, curve = 0, {}
-    if quantizer_uri:
-        by_nprobe = recall_by_nprobe(read_quantizer(quantizer_uri, storage), held_out, lists)
-        nprobe = min(int(np.searchsorted(by_nprobe, settings.recall_target)) + 1, plan.num_lists)
-        curve = {
-            str(n): round(float(by_nprobe[n - 1]), 6)
-            for n in (1 << i for i in range(plan.num_lists.bit_length()))
-            if n <= plan.num_lists
-        }
-
-    probed_share = {0: 1.0}
+    settings, num_lists = build.settings, build.plan.num_lists
+    truth, lists, _ = _search_held_out(build, shards, ids, held_out, 0)
+    nprobe, measured, probed_share, curve = 0, 1.0, {0: 1.0}, {}
 
     def measure(nprobe: int) -> float:
-        found, _, num_probed = _search_held_out(
-            settings, plan, shards, held_out_ids, held_out, nprobe, quantizer_uri, storage
-        )
+        found, _, num_probed = _search_held_out(build, shards, ids, held_out, nprobe)
         probed_share[nprobe] = num_probed / (len(held_out) * sum(record["num_vectors"] for record in shards))
         return recall(found, truth)
 
-    measured = 1.0
-    if quantizer_uri:
-        nprobe, measured = smallest_nprobe(measure, nprobe, plan.num_lists, settings.recall_target)
-    result = {
+    quantizer = build.read_quantizer()
+    if quantizer is not None:
+        by_nprobe = recall_by_nprobe(quantizer, held_out, lists)
+        curve = {str(1 << i): round(float(by_nprobe[(1 << i) - 1]), 6) for i in range(num_lists.bit_length())}
+        first = min(int(np.searchsorted(by_nprobe, settings.recall_target)) + 1, num_lists)
+        nprobe, measured = smallest_nprobe(measure, first, num_lists, settings.recall_target)
+    where = f"nprobe {nprobe} of {num_lists:,}" if num_lists else "exact search"
+    logger.info(
+        f"recall@{settings.recall_k} {measured:.4f} of exact search at {where}, {len(held_out):,} held-out images "
+        f"(target {settings.recall_target:g})"
+    )
+    if measured < settings.recall_target:
+        logger.warning(
+            f"the recall target is out of reach with rerank_factor = {settings.rerank_factor}: raise it, or pq_bytes"
+        )
+    return {
         "nprobe": nprobe,
-        "k": k,
+        "k": settings.recall_k,
         "recall": round(measured, 6),
         "target": settings.recall_target,
         "met": measured >= settings.recall_target,
@@ -252,70 +210,43 @@ def _measure(
         "rerank_factor": settings.rerank_factor,
         "list_recall_by_nprobe": curve,
     }
-    where = f"nprobe {nprobe} of {plan.num_lists:,}" if plan.num_lists else "exact search"
-    logger.info(
-        f"recall@{k} {measured:.4f} of exact search at {where}, {len(held_out):,} held-out images "
-        f"(target {settings.recall_target:g})"
-    )
-    if not result["met"]:
-        logger.warning(
-            f"the recall target is out of reach with rerank_factor = {settings.rerank_factor}: raise it, or pq_bytes"
-        )
-    return result
 
 
 def _search_held_out(
-    settings: IndexSettings,
-    plan: IndexPlan,
-    shards: list[dict[str, Any]],
-    ids: np.ndarray,
-    vectors: np.ndarray,
-    nprobe: int,
-    quantizer_uri: str | None,
-    storage: Storage,
+    build: IndexBuild, shards: list[dict[str, Any]], ids: np.ndarray, vectors: np.ndarray, nprobe: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Search all shards for the held-out images. nprobe: 0 for exact search.
 
     Returns their neighbours int64 [n, k], -1 where there are fewer, the lists of these, and the number of probed
     vectors.
     """
-    work = ((settings, plan, i, record, vectors, nprobe, quantizer_uri, storage) for i, record in enumerate(shards))
-    found = [result for _, result in run_units(_search_held_out_task, work, num_cpus=settings.threads_per_task)]
-    compressed = bool(nprobe) and plan.is_compressed
-    best = merge(
-        [result[0] for result in found], settings.recall_k + 1, _num_candidates(settings) if compressed else None
-    )
-    neighbours = without_self(ids, best.query, best.id, settings.recall_k)
-    pairs = np.concatenate([result[1] for result in found])
+    k, scans_codes = build.settings.recall_k, bool(nprobe) and build.plan.is_compressed
+    work = ((build, shard, record, vectors, nprobe) for shard, record in enumerate(shards))
+    found = run_all(_search_held_out_task, work, num_cpus=build.settings.threads_per_task)
+    candidates, pairs_by_shard, num_probed = zip(*found)
+    best = merge(list(candidates), k + 1, build.num_candidates if scans_codes else None)
+    neighbours = without_self(ids, best.query, best.id, k)
+    pairs = np.concatenate(pairs_by_shard)
     pairs = pairs[np.argsort(pairs[:, 0])]
     at = np.minimum(np.searchsorted(pairs[:, 0], neighbours), len(pairs) - 1)
-    return neighbours, np.where(neighbours >= 0, pairs[at, 1], -1), sum(result[2] for result in found)
+    return neighbours, np.where(neighbours >= 0, pairs[at, 1], -1), sum(num_probed)
 
 
 def _search_held_out_task(
-    settings: IndexSettings,
-    plan: IndexPlan,
-    shard: int,
-    record: dict[str, Any],
-    queries: np.ndarray,
-    nprobe: int,
-    quantizer_uri: str | None,
-    storage: Storage,
+    build: IndexBuild, shard: int, record: dict[str, Any], queries: np.ndarray, nprobe: int
 ) -> tuple[Candidates, np.ndarray, int]:
     """Return candidates, int64 [m, 2] (id, list) of each candidate, and how many vectors were probed."""
-    faiss.omp_set_num_threads(settings.threads_per_task)
-    quantizer = read_quantizer(quantizer_uri, storage) if quantizer_uri else None
+    faiss.omp_set_num_threads(build.settings.threads_per_task)
+    quantizer, scans_codes = build.read_quantizer(), bool(nprobe) and build.plan.is_compressed
+    uri = join(build.settings.output, shard_name(shard))
     with scratch_folder() as folder:
-        opened = open_shard(join(settings.output, shard_name(shard)), record, storage, folder, quantizer)
-        compressed = bool(nprobe) and plan.is_compressed
-        candidates = search_shard(opened, queries, settings.recall_k + 1, _num_candidates(settings), nprobe, compressed)
+        opened = open_shard(uri, record, build.storage, folder, quantizer)
+        candidates = search_shard(
+            opened, queries, build.settings.recall_k + 1, build.num_candidates, nprobe, scans_codes
+        )
         ids = np.unique(candidates.id)
         if quantizer is None or opened.offsets is None:
             return candidates, np.stack([ids, np.zeros_like(ids)], axis=1), len(queries) * len(opened.ids)
         lists = np.searchsorted(opened.offsets, opened.positions_of(ids), side="right") - 1
         num_probed = np.diff(opened.offsets)[nearest_lists(quantizer, queries, max(nprobe, 1))].sum()
     return candidates, np.stack([ids, lists], axis=1), int(num_probed)
-
-
-def _num_candidates(settings: IndexSettings) -> int:
-    return (settings.recall_k + 1) * settings.rerank_factor

@@ -2,11 +2,10 @@
 
 import numpy as np
 
-from attrib.common.progress import Progress
 from attrib.common.storage import Storage
 from attrib.data.ids import sampling_rank
 from attrib.embed.embeddings import Embeddings, read_vectors
-from attrib.runtime.tasks import run_units
+from attrib.runtime.tasks import run_all
 
 
 def sample_threshold(wanted: int, num_vectors: int) -> np.uint64:
@@ -22,19 +21,11 @@ def lowest_ranked(ids: np.ndarray, vectors: np.ndarray, count: int) -> tuple[np.
 
 
 def sample_vectors(embeddings: Embeddings, num_wanted: int, storage: Storage) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids int64 [n] and vectors float16 [n, d] of the images with the lowest sampling_rank.
-
-    n is num_wanted, or the number of all vectors if that is smaller.
-    """
+    """Return ids int64 [n] and vectors float16 [n, d] of the (at most num_wanted) images of lowest sampling_rank."""
     threshold = sample_threshold(num_wanted, sum(embeddings.num_embedded))
-    parts = [p for p, rows in enumerate(embeddings.num_embedded) if rows]
-    progress = Progress("sample", len(parts), "partitions")
-    found = {}
-    for i, sampled in run_units(_sample_partition, ((embeddings, p, threshold, storage) for p in parts)):
-        found[i] = sampled
-        progress.update(1)
-    progress.close()
-    ids, vectors = (np.concatenate([found[i][column] for i in sorted(found)]) for column in (0, 1))
+    units = [(embeddings, p, threshold, storage) for p, rows in enumerate(embeddings.num_embedded) if rows]
+    found = run_all(_sample_partition, units, "sample", "partitions", [1] * len(units))
+    ids, vectors = (np.concatenate(column) for column in zip(*found))
     return lowest_ranked(ids, vectors, num_wanted)
 
 

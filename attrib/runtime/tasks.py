@@ -1,13 +1,14 @@
 """Independent work units as Ray tasks: a bounded number in flight, retried when a worker or its node is lost."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 
 from attrib.common.errors import AttribError, FailedShareError, MismatchError
+from attrib.common.progress import Progress
 from attrib.runtime.session import num_cluster_cpus
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,29 @@ def run_units(
         with plain_errors():
             result = ray.get(finished)
         yield position, result
+
+
+def run_all(
+    function: Callable,
+    units: Iterable[tuple],
+    label: str = "",
+    counted: str = "",
+    counts: Sequence[int] = (),
+    already_done: int = 0,
+    **resources: float,
+) -> list[Any]:
+    """Return function(*unit) of every work unit, in their order. resources: as `run_units`.
+
+    label: of a progress bar; none if empty. counts: number of items of each work unit; counted: what they are.
+    """
+    progress = Progress(label, sum(counts) + already_done, counted, already_done) if label else None
+    results: dict[int, Any] = {}
+    for i, results[i] in run_units(function, units, **resources):
+        if progress:
+            progress.update(counts[i])
+    if progress:
+        progress.close()
+    return [results[i] for i in sorted(results)]
 
 
 @contextmanager

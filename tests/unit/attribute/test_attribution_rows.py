@@ -6,7 +6,7 @@ import pytest
 from support.shards import STORAGE, make_index, make_plan, make_sources, write_embeddings
 
 from attrib.attribute.blocks import PARTIAL_SCHEMA, block_rows, partial_table, plan_blocks, read_partial, wanted_table
-from attrib.attribute.rows import RunStamp, attribution_rows, block_queries, read_shard_sources, read_sources
+from attrib.attribute.rows import RunStamp, attribution_rows, block_queries, read_sources
 from attrib.common.errors import MismatchError
 from attrib.data.collections import RESERVED_COLUMNS
 from attrib.data.manifest import Manifest, Slice
@@ -257,7 +257,7 @@ def test_sources_of_one_shard_are_sorted_by_id(tmp_path):
     vectors = np.random.default_rng(18).standard_normal((60, 4)).astype(np.float16)
     shards = make_index(tmp_path, ids, vectors, make_plan("flat"), np.arange(60) % 3)
     index = Index(str(tmp_path), "d", {}, make_plan("flat"), None, shards, 0, 8, {}, ["owner"], True, {})
-    found = read_shard_sources(index, 1, np.array([101, 102, 131, 158]), STORAGE)
+    found = read_sources(index, np.array([101, 102, 131, 158]), STORAGE, [1])
     assert found.equals(make_sources(np.array([101, 131, 158])))
 
 

@@ -8,7 +8,7 @@ from support.shards import STORAGE, make_index, make_plan, write_embeddings
 
 from attrib.attribute import job as attribute_job
 from attrib.attribute.blocks import block_rows, lists_uri, partial_uri, read_block, read_partial
-from attrib.attribute.run import AttributionJob, exact_uri, num_checked
+from attrib.attribute.run import AttributionJob, exact_uri
 from attrib.attribute.settings import AttributeSettings
 from attrib.common.storage import scratch_folder
 from attrib.data.ids import sampling_rank
@@ -64,7 +64,7 @@ def test_joint_reads_respect_the_row_limit(job):
 
 
 def test_recall_sample_is_taken_from_the_whole_batch(job):
-    wanted = num_checked(job)
+    wanted = job.num_checked
     threshold = sample_threshold(wanted, sum(job.queries.num_embedded))
     parts = [attribute_job._probe_task(job, blocks, threshold, STORAGE) for blocks in ([0, 1, 2], [3, 4, 5, 6, 7])]
     ids, _ = lowest_ranked(*(np.concatenate(columns) for columns in zip(*parts)), wanted)

@@ -163,7 +163,8 @@ def _probe(job: AttributionJob, storage: Storage) -> tuple[np.ndarray, np.ndarra
     units = [(job, group, threshold, storage) for group in groups]
     counts = [sum(block_rows(job.blocks[block]) for block in group) for group in groups]
     found = run_all(_probe_task, units, "probe", "queries", counts, num_cpus=job.settings.threads_per_task)
-    ids, vectors = lowest_ranked(*(np.concatenate(column) for column in zip(*found)), wanted)
+    ids, vectors = (np.concatenate(column) for column in zip(*found))
+    ids, vectors = lowest_ranked(ids, vectors, wanted)
     order = np.argsort(ids)
     return ids[order], vectors[order]
 

@@ -1,10 +1,10 @@
 """The page of an attribution run: similarities, sources, shares by metadata, generators and failures.
 
-A run may hold 100 million rows. Arrow's streaming engine aggregates them over the run's files; they never become Python
-objects. Memory grows with the number of distinct sources and metadata values (one row of sums each) and with the number
-of queries (12 bytes each).
+A run may hold 100 million rows, so Arrow's streaming engine aggregates them. Memory grows with the number of distinct
+sources and metadata values (one row of sums each) and of queries (12 bytes each).
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ HAS_SHARE = pc.field("share") > 0
 
 @dataclass(frozen=True)
 class Run:
-    """A finished attribution run: its record, its index, and scans of its rows and outcomes."""
+    """A finished attribution run."""
 
     record: dict[str, Any]
     index: Index
@@ -50,19 +50,19 @@ class Run:
 
 
 def open_run(uri: str, storage: Storage) -> Run:
-    """A finished run. Raises AttribError if the run or its index is missing, or the index is another one now."""
+    """Read a finished run. Raises AttribError if the run or its index is missing, or the index was rebuilt."""
     record = storage.require(join(uri, ATTRIBUTIONS_RECORD), "jobs.attribute")
     blocks = [block_name(block) for block in range(record["num_blocks"])]
-
-    def scan(folder: str) -> Dataset:
-        return storage.dataset([join(uri, folder, block) for block in blocks], format="parquet")
-
+    rows, outcomes = (
+        storage.dataset([join(uri, folder, block) for block in blocks], format="parquet")
+        for folder in ("attributions", "outcomes")
+    )
     index = open_index(record["settings"]["index"], storage)
     if index.digest != record["index_digest"]:
         raise AttribError(
             f"{index.uri} was rebuilt after {uri} was made with it; run jobs.attribute again with another output folder"
         )
-    return Run(record, index, scan("attributions"), scan("outcomes"))
+    return Run(record, index, rows, outcomes)
 
 
 def write_report(settings: ReportSettings) -> dict[str, Any]:
@@ -73,10 +73,12 @@ def write_report(settings: ReportSettings) -> dict[str, Any]:
     storage = Storage(settings.storage)
     run = open_run(settings.attributions, storage)
     roll_up_columns = _roll_up_columns(settings, run)
-    ids, similarity, num_sources = _top_similarities(run.outcomes)
+    columns = ["query_id", "top_similarity", "num_sources"]
+    found = run.outcomes.to_table(columns=columns, filter=pc.field("status") == "attributed")
+    ids, similarity, num_sources = (found[name].to_numpy() for name in columns)
     sums = source_sums(run.rows, settings.clear_similarity)
     sources = _top_sources(sums, run.index, settings.num_sources, storage)
-    gallery = _gallery(run, ids, settings.num_gallery)
+    gallery = _gallery(run, ids[np.lexsort((ids, -similarity))], settings.num_gallery)
 
     generators = _generator_section(run.record, storage)
     shown_queries = [q["id"] for q in gallery] + (generators["exemplar_ids"] if generators else [])
@@ -85,17 +87,11 @@ def write_report(settings: ReportSettings) -> dict[str, Any]:
     shown_sources = {s["id"] for s in sources} | {s["source_id"] for q in gallery for s in q["sources"]}
     source_images = read_thumbnails(index_settings["embeddings"], shown_sources, settings.thumbnail_px, storage)
 
-    summary = {
-        "run_id": run.record["run_id"],
-        "num_queries": run.record["num_queries"],
-        "num_attributed": run.record["num_attributed"],
-        "num_failed": run.record["num_failed"],
+    summary = {name: run.record[name] for name in ("run_id", "num_queries", "num_attributed", "num_failed")} | {
         "num_clear": int(np.count_nonzero(similarity >= settings.clear_similarity)),
         "median_top_similarity": float(np.median(similarity)) if len(similarity) else None,
         "num_sources_named": len(sums),
-        "num_missing_images": sum(
-            image.data_uri is None for image in (*query_images.values(), *source_images.values())
-        ),
+        "num_missing_images": sum(i.data_uri is None for i in (*query_images.values(), *source_images.values())),
     }
     page = render(
         "attribute/report.html.jinja",
@@ -120,43 +116,48 @@ def write_report(settings: ReportSettings) -> dict[str, Any]:
 
 
 def source_sums(rows: Dataset, clear_similarity: float) -> pa.Table:
-    """One row per source with a share: its id as `key`, and sums over the queries in which it has a share.
+    """Return one row per source with a share: its id as `key`, and sums over the queries in which it has a share.
 
-    share: float64, in queries; clear_share: the part from queries with a similarity of at least clear_similarity;
-    num_queries, num_first, num_clear: int64, number of queries with a share, with rank 1, with a clear similarity;
-    best_similarity: cosine.
+    share and clear_share (of at least clear_similarity): float64, in queries; num_queries, num_first (rank 1) and
+    num_clear: int64; best_similarity: cosine.
     """
     is_clear = pc.field("similarity") >= clear_similarity
     columns = {
-        "key": pc.field("source_id"),
-        "share": pc.field("share"),
-        "clear_share": pc.if_else(is_clear, pc.field("share"), 0.0),
         "num_first": (pc.field("rank") == 1).cast(pa.int64()),
         "num_clear": is_clear.cast(pa.int64()),
         "best_similarity": pc.field("similarity"),
     }
-    sums = [(name, "hash_max" if name == "best_similarity" else "hash_sum", None, name) for name in list(columns)[1:]]
-    return _rounded(_aggregate(rows, HAS_SHARE, columns, ["key"], [*sums, ([], "hash_count_all", None, "num_queries")]))
+    sums = [(name, "hash_max" if name == "best_similarity" else "hash_sum", None, name) for name in columns]
+    count: tuple[Any, ...] = ([], "hash_count_all", None, "num_queries")
+    return _shares_by(pc.field("source_id"), rows, clear_similarity, columns, [*sums, count])
 
 
 def roll_up(rows: Dataset, name: str, clear_similarity: float) -> dict[str, Any]:
-    """Shares summed by the values of a metadata column of the sources, largest first; null counts as a value.
+    """Return the shares summed by the values of a metadata column of the sources, largest first; null is a value.
 
-    Returns {name, num_values, values: [{key, share, clear_share}]}; a long list is cut to TOP_ROLL_UP_VALUES.
+    {name, num_values, values: [{key, share, clear_share}]}; a long list is cut to TOP_ROLL_UP_VALUES.
     """
-    columns = {
-        "key": pc.field(f"source_{name}").cast(pa.string()),
-        "share": pc.field("share"),
-        "clear_share": pc.if_else(pc.field("similarity") >= clear_similarity, pc.field("share"), 0.0),
-    }
-    sums = [("share", "hash_sum", None, "share"), ("clear_share", "hash_sum", None, "clear_share")]
-    table = _rounded(_aggregate(rows, HAS_SHARE, columns, ["key"], sums))
+    table = _shares_by(pc.field(f"source_{name}").cast(pa.string()), rows, clear_similarity, {}, [])
     num_shown = len(table) if len(table) <= MAX_ROLL_UP_VALUES else TOP_ROLL_UP_VALUES
     return {"name": name, "num_values": len(table), "values": _largest(table, num_shown).to_pylist()}
 
 
+def _shares_by(
+    key: pc.Expression, rows: Dataset, clear_similarity: float, columns: dict[str, Any], aggregates: list[Any]
+) -> pa.Table:
+    """Return share and clear_share, and further aggregates of columns, summed by `key` over the rows with a share."""
+    share = pc.field("share")
+    clear_share = pc.if_else(pc.field("similarity") >= clear_similarity, share, 0.0)
+    shares = {"share": share, "clear_share": clear_share}
+    sums = [(name, "hash_sum", None, name) for name in shares]
+    table = _aggregate(rows, HAS_SHARE, {"key": key, **shares, **columns}, ["key"], [*sums, *aggregates])
+    for name in shares:
+        table = table.set_column(table.schema.get_field_index(name), name, pc.round(table[name], SHARE_DECIMALS))
+    return table
+
+
 def gallery_positions(num_queries: int, num_gallery: int) -> np.ndarray:
-    """int64 [min(num_gallery, num_queries)]: evenly spaced positions in 0 .. num_queries - 1, both ends included."""
+    """Return int64 [min(num_gallery, num_queries)]: evenly spaced positions from 0 to num_queries - 1."""
     return np.unique(np.rint(np.linspace(0, num_queries - 1, min(num_gallery, num_queries))).astype(np.int64))
 
 
@@ -179,12 +180,6 @@ def _largest(table: pa.Table, count: int) -> pa.Table:
     return table.take(pc.select_k_unstable(table, min(count, len(table)), order)) if len(table) else table
 
 
-def _rounded(table: pa.Table) -> pa.Table:
-    for name in ("share", "clear_share"):
-        table = table.set_column(table.schema.get_field_index(name), name, pc.round(table[name], SHARE_DECIMALS))
-    return table
-
-
 def _roll_up_columns(settings: ReportSettings, run: Run) -> list[str]:
     kinds = {name: run.rows.schema.field(f"source_{name}").type for name in run.index.metadata_columns}
     available = [name for name, kind in kinds.items() if not pa.types.is_nested(kind) and kind != pa.binary()]
@@ -197,25 +192,12 @@ def _roll_up_columns(settings: ReportSettings, run: Run) -> list[str]:
     return list(dict.fromkeys(settings.roll_up)) or available
 
 
-def _top_similarities(outcomes: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids int64 [n], top similarity float32 [n] and number of sources int32 [n] of the attributed queries.
-
-    The highest similarity comes first.
-    """
-    columns = ["query_id", "top_similarity", "num_sources"]
-    found = outcomes.to_table(columns=columns, filter=pc.field("status") == "attributed")
-    ids, similarity, num_sources = (found[name].to_numpy() for name in columns)
-    order = np.lexsort((ids, -similarity))
-    return ids[order], similarity[order], num_sources[order]
-
-
 def _top_sources(sums: pa.Table, index: Index, num_sources: int, storage: Storage) -> list[dict[str, Any]]:
     top = _largest(sums, num_sources)
     known = {row["id"]: row for row in read_sources(index, top["key"].to_numpy(), storage).to_pylist()}
-    shown = {
-        i: {"id": i, "key": row["key"], "metadata": _metadata(row, {"id", "key", "uri"})} for i, row in known.items()
-    }
-    return [sums | shown[sums["key"]] for sums in top.to_pylist()]
+    shown = [(sums, known[sums["key"]]) for sums in top.to_pylist()]
+    fixed = {"id", "key", "uri"}
+    return [sums | {"id": row["id"], "key": row["key"], "metadata": _metadata(row, fixed)} for sums, row in shown]
 
 
 def _metadata(row: dict[str, Any], fixed: set[str], prefix: str = "") -> dict[str, Any]:
@@ -242,8 +224,8 @@ def _histograms(similarity: np.ndarray, num_sources: np.ndarray, clear_similarit
     """Title and SVG of each; empty without attributed queries."""
     if not len(similarity):
         return []
-    similarity_bars = similarity_histogram(similarity, clear_similarity)
-    top = histogram_figure(similarity_bars, "cosine similarity", "queries", marker=clear_similarity)
+    bars = similarity_histogram(similarity, clear_similarity)
+    top = histogram_figure(bars, "cosine similarity", "queries", marker=clear_similarity)
     count = histogram_figure(count_histogram(num_sources), "sources with a share", "queries")
     return [
         ("Similarity of each query’s most similar source", svg(top, "Histogram of top similarity")),
@@ -252,10 +234,7 @@ def _histograms(similarity: np.ndarray, num_sources: np.ndarray, clear_similarit
 
 
 def similarity_histogram(similarity: np.ndarray, clear_similarity: float) -> list[dict[str, Any]]:
-    """Bars {low, high, count, is_clear} of float [n > 0], each for values in [low, high).
-
-    Steps are counted from clear_similarity, so that every bar lies on one side of it.
-    """
+    """Return bars {low, high, count, is_clear} of float [n > 0], for [low, high). None spans clear_similarity."""
     distance = similarity.astype(np.float64) - clear_similarity
     extent = max(distance.max(), 0.0) - min(distance.min(), 0.0)
     step = next((s for s in SIMILARITY_STEPS if extent / s <= MAX_BARS), SIMILARITY_STEPS[-1])
@@ -266,7 +245,7 @@ def similarity_histogram(similarity: np.ndarray, clear_similarity: float) -> lis
 
 
 def count_histogram(values: np.ndarray) -> list[dict[str, Any]]:
-    """Bars of positive integers [n > 0], as `similarity_histogram`; none is clear."""
+    """Return bars of positive integers [n > 0], as `similarity_histogram`; none is clear."""
     step = -(-int(values.max()) // MAX_BARS)
     counts = np.bincount((values - 1) // step)
     return _bars(0.5 + step * np.arange(len(counts) + 1), counts, np.zeros(len(counts), bool))
@@ -288,22 +267,22 @@ def _failures(outcomes: Dataset) -> dict[str, Any]:
 
 
 def _generator_section(record: dict[str, Any], storage: Storage) -> dict[str, Any] | None:
-    """What the page shows of the summary of jobs.identify in the run's record; None without one.
+    """Return what the page shows of the summary of jobs.identify in the run's record; None without one.
 
-    Added are the settings and leave-one-out rates of the identify run (None and {} if it is gone), the chart of shares
-    and the ids of the exemplars. Sets and candidates are cut to those shown. Records of earlier versions have no
-    recognised rates, no list of sets, no notes of changes and no count of distinct images.
+    Records of earlier versions have no recognised rates, no list of sets, no notes of changes and no count of distinct
+    images. The settings and leave-one-out rates are those of the identify run, and absent if it is gone.
     """
     found: dict[str, Any] | None = record.get("generators")
     if found is None:
         return None
     candidates = [
-        {"num_distinct": None} | candidate | {"exemplars": candidate["exemplars"][:SHOWN_EXEMPLARS]}
-        for candidate in found["candidates"]
+        {"num_distinct": None} | c | {"exemplars": c["exemplars"][:SHOWN_EXEMPLARS]} for c in found["candidates"]
     ]
     sets = found["sets"] and found["sets"] | {"listed": found["sets"].get("listed", [])[:SHOWN_SETS]}
     changes = found.get("changes") or []
-    own = _identify_record(record["settings"].get("generators"), storage)
+    own, uri = None, record["settings"].get("generators")
+    with suppress(AttribError, OSError):
+        own = open_identified(uri, storage).record if uri else None
     return found | {
         "rates": own["settings"]["verdicts"] if own else None,
         "left_out_rates": own.get("left_out_rates", {}) if own else {},
@@ -321,10 +300,3 @@ def _share_chart(shares: list[dict[str, Any]]) -> str:
     rows = {row["name"]: (100 * row["share"], 100 * row["low"], 100 * row["high"]) for row in shares}
     drawn = forest_figure(rows, "corrected share of images in %, with 95 % interval", form="{:.1f}")
     return svg(drawn, "Estimated share of each generator with its 95 % interval")
-
-
-def _identify_record(uri: str | None, storage: Storage) -> dict[str, Any] | None:
-    try:
-        return open_identified(uri, storage).record if uri else None
-    except (AttribError, OSError):
-        return None

@@ -1,8 +1,7 @@
 """Chunks: consecutive rows of a manifest partition that are computed and committed together.
 
-A chunk is committed by publishing one small file. The file name depends on the rows alone, so computing a chunk twice
-changes nothing. Finished partitions are assembled from the chunk files in `<output>/_chunks/`, which is deleted at
-the end. This module does not import torch, because torch takes a worker seconds to load.
+A chunk is committed by publishing one small file, whose name depends on the rows alone. Finished partitions are
+assembled from the chunk files in `<output>/_chunks/`, which is deleted at the end.
 """
 
 from dataclasses import dataclass
@@ -60,16 +59,8 @@ def assemble_partition(output: str, partition: int, chunks: list[Chunk], storage
 
 def failures_of(part: pa.Table, manifest_rows: pa.Table) -> pa.Table:
     """Return id, key, uri, stage and reason of the images of a partition that have no result."""
-    failed = part.filter(pc.is_valid(part["stage"])).select(["id", "stage", "reason"])
-    places = manifest_rows.select(["id", "key", "uri"]).combine_chunks()
-    at = pc.index_in(failed["id"].combine_chunks(), value_set=places["id"].combine_chunks())
-    places = places.take(at)
-    return pa.table(
-        {
-            "id": failed["id"],
-            "key": places["key"],
-            "uri": places["uri"],
-            "stage": failed["stage"],
-            "reason": failed["reason"],
-        }
-    )
+    failed = part.filter(pc.is_valid(part["stage"]))
+    at = pc.index_in(failed["id"].combine_chunks(), value_set=manifest_rows["id"].combine_chunks())
+    places = manifest_rows.select(["key", "uri"]).combine_chunks().take(at)
+    columns = [failed["id"], places["key"], places["uri"], failed["stage"], failed["reason"]]
+    return pa.table(columns, names=["id", "key", "uri", "stage", "reason"])

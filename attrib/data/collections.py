@@ -1,13 +1,12 @@
 """List the images of a collection (folder tree, tar shards or Parquet files) and join their metadata.
 
-A collection is listed in work units that run in parallel: a top-level folder, a tar shard or a Parquet file. Each
-image becomes one row with the location of its bytes: a whole file (`uri`), a byte range of a tar shard, or a row of a
-Parquet file.
+Each image becomes one row with the location of its bytes: a whole file (`uri`), a byte range of a tar shard, or a row
+of a Parquet file.
 """
 
 import os
 import tarfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -59,10 +58,9 @@ def list_units(collection: CollectionSettings, storage: Storage) -> list[Listing
             raise AttribError(
                 f"collection {collection.name!r}: {collection.uri} is a file; format 'folder' needs a folder"
             )
-        folders = [
-            info.path for info in storage.list_folder(collection.uri) if info.type == pyarrow.fs.FileType.Directory
-        ]
-        units = [ListingUnit(scheme + folder) for folder in folders if not os.path.basename(folder).startswith(".")]
+        found = storage.list_folder(collection.uri)
+        folders = [info for info in found if info.type == pyarrow.fs.FileType.Directory]
+        units = [ListingUnit(scheme + info.path) for info in folders if not info.base_name.startswith(".")]
         return [ListingUnit(collection.uri, recursive=False), *units]
     if kind == pyarrow.fs.FileType.File:
         return [ListingUnit(collection.uri)]
@@ -74,51 +72,43 @@ def list_units(collection: CollectionSettings, storage: Storage) -> list[Listing
 
 def list_images(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> pa.Table:
     """Return LOCATION_FIELDS, and metadata_columns of a Parquet collection, of all images of a work unit."""
-    extra: dict[str, pa.ChunkedArray] = {}
-    if collection.format == "folder":
-        columns = _list_folder(unit, collection, storage)
-    elif collection.format == "webdataset":
-        columns = _list_tar(unit, collection, storage)
-    else:
-        columns, extra = _list_parquet(unit, collection, storage)
+    listers = {"folder": _list_folder, "webdataset": _list_tar, "parquet": _list_parquet}
+    columns = listers[collection.format](unit, collection, storage)
     columns["id"] = image_ids(collection.name, columns["key"])
-    num_rows = len(columns["key"])
+    num_rows, extra = len(columns["key"]), {name: columns[name] for name in collection.metadata_columns}
     arrays = [pa.array(columns.get(field.name, [None] * num_rows), type=field.type) for field in LOCATION_FIELDS]
-    return pa.table(
-        [*arrays, *extra.values()], schema=pa.schema(LOCATION_FIELDS + [pa.field(n, a.type) for n, a in extra.items()])
-    )
+    fields = [pa.field(name, column.type) for name, column in extra.items()]
+    return pa.table([*arrays, *extra.values()], schema=pa.schema(LOCATION_FIELDS + fields))
 
 
 def _list_folder(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> dict[str, Any]:
     scheme = "s3://" if is_remote(collection.uri) else ""
     root = storage.resolve(collection.uri)[1].rstrip("/") + "/"
-    extensions = _extensions(collection)
-    keys, uris, sizes = [], [], []
-    for info in storage.list_folder(unit.uri, recursive=unit.recursive):
-        key = info.path.removeprefix(root)
-        if info.type == pyarrow.fs.FileType.File and _is_image(key, extensions):
-            keys.append(key)
-            uris.append(scheme + info.path)
-            sizes.append(info.size)
-    return {"key": keys, "uri": uris, "num_bytes": sizes}
+    is_image = _name_filter(collection)
+    listed = storage.list_folder(unit.uri, recursive=unit.recursive)
+    files = [
+        info for info in listed if info.type == pyarrow.fs.FileType.File and is_image(info.path.removeprefix(root))
+    ]
+    return {
+        "key": [info.path.removeprefix(root) for info in files],
+        "uri": [scheme + info.path for info in files],
+        "num_bytes": [info.size for info in files],
+    }
 
 
-def _extensions(collection: CollectionSettings) -> set[str]:
-    return {f".{extension.lower().removeprefix('.')}" for extension in collection.extensions}
+def _name_filter(collection: CollectionSettings) -> Callable[[str], bool]:
+    """Return whether a key names an image. Hidden files, e.g. thumbnails and the ._NAME files of macOS, do not."""
+    extensions = {f".{extension.lower().removeprefix('.')}" for extension in collection.extensions}
 
+    def is_image(key: str) -> bool:
+        hidden = any(part.startswith(".") for part in key.split("/"))
+        return not hidden and os.path.splitext(key)[1].lower() in extensions
 
-def _is_image(key: str, extensions: set[str]) -> bool:
-    """Decide by name. Hidden files are skipped, e.g. thumbnails and the ._NAME files that macOS puts into archives."""
-    hidden = any(part.startswith(".") for part in key.split("/"))
-    return not hidden and os.path.splitext(key)[1].lower() in extensions
+    return is_image
 
 
 class _CheckedHeader(tarfile.TarInfo):
-    """A tar header that raises ReadError if it is damaged or missing.
-
-    tarfile treats a damaged header, or a file that stops between members, as the end of the archive. Images would
-    then be missing without an error.
-    """
+    """A tar header that raises ReadError if it is damaged or missing; tarfile would see the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
@@ -136,27 +126,24 @@ def _list_tar(unit: ListingUnit, collection: CollectionSettings, storage: Storag
     # A remote tar is streamed: one request per member header would cost more than reading past the images.
     source = filesystem.open_input_stream(path) if is_remote(unit.uri) else filesystem.open_input_file(path)
     mode: Literal["r|", "r:"] = "r|" if is_remote(unit.uri) else "r:"
-    extensions = _extensions(collection)
-    keys, offsets, sizes = [], [], []
+    is_image = _name_filter(collection)
     try:
         with source, tarfile.open(fileobj=source, mode=mode, tarinfo=_CheckedHeader, errors="backslashreplace") as tar:
-            for member in tar:
-                key = member.name.removeprefix("./")
-                if member.isfile() and _is_image(key, extensions):
-                    keys.append(key)
-                    offsets.append(member.offset_data)
-                    sizes.append(member.size)
+            members = [m for m in tar if m.isfile() and is_image(m.name.removeprefix("./"))]
     except tarfile.TarError as error:
         raise AttribError(
             f"{unit.uri} is not a readable plain tar file ({error}); fetch it again if it is damaged, "
             "unpack it to .tar if it is compressed"
         ) from error
-    return {"key": keys, "uri": [unit.uri] * len(keys), "offset": offsets, "num_bytes": sizes}
+    return {
+        "key": [member.name.removeprefix("./") for member in members],
+        "uri": [unit.uri] * len(members),
+        "offset": [member.offset_data for member in members],
+        "num_bytes": [member.size for member in members],
+    }
 
 
-def _list_parquet(
-    unit: ListingUnit, collection: CollectionSettings, storage: Storage
-) -> tuple[dict[str, Any], dict[str, pa.ChunkedArray]]:
+def _list_parquet(unit: ListingUnit, collection: CollectionSettings, storage: Storage) -> dict[str, Any]:
     key_column = collection.key_column or collection.uri_column
     wanted = list(dict.fromkeys(c for c in (key_column, collection.uri_column, *collection.metadata_columns) if c))
     try:
@@ -171,11 +158,12 @@ def _list_parquet(
     except pa.ArrowException as error:
         raise AttribError(f"{unit.uri} is not a readable Parquet file ({first_line(error)}); fetch it again") from error
     check_metadata_columns(collection.metadata_columns, unit.uri)
-    if collection.bytes_column and not _holds_bytes(schema.field(collection.bytes_column).type):
+    if collection.bytes_column:
         kind = schema.field(collection.bytes_column).type
-        raise AttribError(
-            f"{unit.uri}: column {collection.bytes_column!r} is {kind}; bytes_column needs encoded images as binary"
-        )
+        if kind not in (pa.binary(), pa.large_binary(), pa.binary_view()):
+            raise AttribError(
+                f"{unit.uri}: column {collection.bytes_column!r} is {kind}; bytes_column needs encoded images as binary"
+            )
     if table[key_column].null_count:
         raise AttribError(f"{unit.uri}: column {key_column!r} holds nulls; every image needs a key")
     columns = {"key": table[key_column].cast(pa.string()).to_pylist()}
@@ -186,17 +174,13 @@ def _list_parquet(
         columns["uri"] = [unit.uri] * table.num_rows
         columns["row_group"] = np.repeat(np.arange(len(group_rows)), group_rows)
         columns["row"] = np.concatenate([np.arange(n) for n in group_rows]) if group_rows else []
-    return columns, {name: table[name] for name in collection.metadata_columns}
+    return columns | {name: table[name] for name in collection.metadata_columns}
 
 
 def _absolute(base: str, uri: str | None) -> str:
     """Return an absolute URI. Relative paths start at the folder of the Parquet file; a null becomes that folder."""
     uri = (uri or "").removeprefix("file://")
     return uri if "://" in uri or uri.startswith("/") else join(base, uri)
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    return any(is_kind(kind) for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view))
 
 
 def check_metadata_columns(names: Collection[str], origin: str) -> None:
@@ -243,9 +227,7 @@ def join_metadata(images: pa.Table, collection: CollectionSettings, storage: Sto
 
 
 def open_sidecar(settings: MetadataSettings, storage: Storage) -> pyarrow.dataset.Dataset:
-    """Return the sidecar table as a data set.
-
-    CSV columns are text: a type guessed from one block can be wrong for the next.
+    """Return the sidecar table as a data set; CSV columns are text: a type guessed from one block can be wrong later.
 
     Raises AttribError if the table does not exist, cannot be read or lacks the key column.
     """

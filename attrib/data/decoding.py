@@ -1,9 +1,8 @@
 """Decode the bytes of one image to canonical RGB pixels.
 
-Files come from untrusted sources. The header is checked before any pixel is decoded, and every defect raises an
-ImageError with a reason that fits into one row of a failures table. Pillow reads the header and decodes the rare
-cases. TorchCodec decodes plain JPEGs, the most common format on the web, to the same values in less time. Only Pillow
-can decode a large JPEG at a fraction of its size.
+Files come from untrusted sources, so the header is checked before any pixel is decoded. Pillow reads the header and
+decodes the rare cases. TorchCodec decodes plain JPEGs, the most common format, to the same values in less time. Only
+Pillow can decode a large JPEG at a fraction of its size.
 """
 
 import io
@@ -24,14 +23,12 @@ try:
 except Exception:  # an incompatible shared library raises RuntimeError or OSError, not only ImportError
     decode_jpeg = None  # type: ignore[assignment]
 
-# Pillow warns about defects that decode_image reports itself, and about metadata that it ignores, without the file
-# name.
+# Pillow warns about defects that decode_image reports itself, and about metadata, without the file name.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # MPO (several JPEGs in one file) is opened as JPEG. Other formats of Pillow are excluded because they run other
 # programs (EPS), have no signature, or do not hold photographs.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
 SIGNATURES = {
     "AVIF": rb".{4}ftypavi[fs]",
     "BMP": rb"BM",
@@ -42,6 +39,7 @@ SIGNATURES = {
     "TIFF": rb"II[\x2a\x2b]\x00|MM\x00[\x2a\x2b]",
     "WEBP": rb"RIFF.{4}WEBP",
 }
+FORMATS = tuple(SIGNATURES)
 EXIF_ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,17 +58,12 @@ MAX_REASON_CHARS = 200
 
 @dataclass(frozen=True, eq=False)
 class DecodedImage:
-    """An upright RGB image.
+    """An upright RGB image. If a size is not divisible by shrink, the image covers the last row or column in part."""
 
-    pixels: uint8 [3, ceil(height / shrink), ceil(width / shrink)]; if a size is not divisible by shrink, the image
-    covers the last row or column only in part. width, height: of the original, in pixels. format: Pillow's name, e.g.
-    "JPEG".
-    """
-
-    pixels: torch.Tensor
-    width: int
+    pixels: torch.Tensor  # uint8 [3, ceil(height / shrink), ceil(width / shrink)]
+    width: int  # of the original, in pixels
     height: int
-    format: str
+    format: str  # Pillow's name, e.g. "JPEG"
     shrink: int = 1
 
 
@@ -82,15 +75,12 @@ def decoder_name() -> Literal["torchcodec", "pillow"]:
 def decode_image(data: bytes, *, max_megapixels: float, min_side_px: float = math.inf) -> DecodedImage:
     """Return the first frame of an encoded image as 8-bit RGB with its EXIF orientation applied.
 
-    The content decides the format, not a file name. A JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8 of its
-    size at which its shorter side has at least min_side_px pixels. This scaling happens in the frequency domain and
-    is cheaper than decoding at full size. Other formats are always decoded at full size.
+    The content decides the format, not a file name. A JPEG is decoded, in the frequency domain, at the smallest of 1,
+    1/2, 1/4 and 1/8 of its size at which its shorter side has at least min_side_px pixels.
 
-    Transparent parts are composited on white, as most viewers show them; the colours stored under alpha 0 are
-    arbitrary. 16-bit samples keep their high byte. 32-bit integer and float samples are scaled from the smallest of
-    1, 255 and 65535 that is not exceeded. Colour profiles are not applied (nor are they in training pipelines), so
-    CMYK is converted by formula. A damaged JPEG that ends with an end-of-image marker is decoded as libjpeg repairs
-    it: the decoders do not report its warnings.
+    Transparent parts are composited on white. 16-bit samples keep their high byte. 32-bit integer and float samples are
+    scaled from the smallest of 1, 255 and 65535 that is not exceeded. Colour profiles are not applied (nor are they in
+    training pipelines). A damaged JPEG that ends with an end-of-image marker is decoded as libjpeg repairs it.
 
     Raises ImageError("decode", reason) unless the data are a complete image of FORMATS with at most max_megapixels *
     1e6 pixels.
@@ -126,8 +116,7 @@ def decode_image(data: bytes, *, max_megapixels: float, min_side_px: float = mat
 
 def _read_header(data: bytes, max_megapixels: float) -> ImageFile.ImageFile:
     max_pixels = max_megapixels * 1e6
-    # Pillow's limit must not be lower than ours, but stays active: it also bounds allocations that the image size
-    # does not show (TIFF tiles, WebP canvases).
+    # Pillow's limit must not be lower than ours, but stays: it bounds TIFF tiles and WebP canvases too.
     if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < max_pixels:
         Image.MAX_IMAGE_PIXELS = math.ceil(max_pixels)
     # Another library may have set it; missing parts of an image would then be filled with grey.
@@ -155,8 +144,8 @@ def _read_header(data: bytes, max_megapixels: float) -> ImageFile.ImageFile:
 
 def _brief(error: Exception) -> str:
     """Return the first line of an error without addresses and buffer sizes, which differ from run to run."""
-    lines = str(error).splitlines() or [""]
-    text = re.sub(r" ?\(\d+ bytes not processed\)|( object)? at 0x[0-9a-fA-F]+", "", lines[0])
+    line = next(iter(str(error).splitlines()), "")
+    text = re.sub(r" ?\(\d+ bytes not processed\)|( object)? at 0x[0-9a-fA-F]+", "", line)
     return (text.strip() or type(error).__name__)[: MAX_REASON_CHARS - 60]
 
 
@@ -173,8 +162,7 @@ def _has_end_of_image(data: bytes) -> bool:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        orientation: int = image.getexif().get(EXIF_ORIENTATION, 1)
-        return orientation
+        return int(image.getexif().get(EXIF_ORIENTATION, 1))
     except Exception:  # the pixels are usable even if the metadata are damaged
         return 1
 
@@ -182,8 +170,7 @@ def _orientation(image: Image.Image) -> int:
 def _shrink(header: ImageFile.ImageFile, min_side_px: float) -> int:
     width, height = header.size
     for shrink in JPEG_SHRINKS:
-        # A rotation could move the partly covered last row or column to the start, which DecodedImage does not
-        # describe.
+        # A rotation could move the partly covered last row or column to the start.
         divides = width % shrink == 0 and height % shrink == 0
         if min(width, height) >= shrink * min_side_px and (divides or _orientation(header) not in TURNS):
             return shrink
@@ -196,10 +183,7 @@ def _is_plain(header: ImageFile.ImageFile) -> bool:
 
 
 def _decode_plain_jpeg(data: bytes, width: int, height: int) -> torch.Tensor | None:
-    """Return uint8 [3, height, width], or None if TorchCodec cannot decode the data.
-
-    Pillow then decides, so errors and their reasons do not depend on whether TorchCodec is installed.
-    """
+    """Return uint8 [3, height, width]; None leaves it to Pillow, whose errors do not depend on TorchCodec."""
     if decode_jpeg is None:
         return None
     try:

@@ -26,12 +26,11 @@ def duplicated_ids(sorted_ids: np.ndarray) -> np.ndarray:
 
 
 def resolve_collisions(colliding: list[tuple[int, str]], sorted_ids: np.ndarray) -> dict[str, int]:
-    """Return new ids for keys with the same hash: {key: id}, only for the keys whose id changes.
+    """Return {key: new id} of the keys whose id changes because another key has the same hash.
 
     colliding: (id, key) of every image whose id is duplicated. sorted_ids: int64 [n], all ids of the collection,
-    ascending. Of the images with one id, the first by key keeps it; each of the others takes the next free id above.
-    The result depends only on the set of images. Raises AttribError if a key occurs twice, because the two images
-    could not be told apart.
+    ascending. Of the images with one id, the first by key keeps it; each other one takes the next free id above.
+    Raises AttribError if a key occurs twice.
     """
     moved: dict[str, int] = {}
     given: set[int] = set()
@@ -60,7 +59,7 @@ def _contains(sorted_ids: np.ndarray, image_id: int) -> bool:
 def sampling_rank(ids: np.ndarray) -> np.ndarray:
     """Return a pseudo-random sort key uint64 [n] that depends on the ids only (the finaliser of SplitMix64).
 
-    Samples in this order are the same for every sharding of the collection, and independent of the order of the ids.
+    Samples in this order are the same for every sharding of the collection.
     """
     x = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

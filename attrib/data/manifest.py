@@ -30,18 +30,14 @@ class Slice:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished manifest.
-
-    num_rows: per partition. digest: identifies the set of images. order_digest: identifies their order and their
-    position within shards. rows_digest: identifies all manifest rows, with locations and metadata.
-    """
+    """A finished manifest."""
 
     uri: str
     collection: CollectionSettings
-    digest: str
-    order_digest: str
-    rows_digest: str
-    num_rows: list[int]
+    digest: str  # of the set of images
+    order_digest: str  # of their order and their positions within shards
+    rows_digest: str  # of all rows, with locations and metadata
+    num_rows: list[int]  # per partition
     metadata_columns: list[str]
 
     def partition_uri(self, partition: int) -> str:
@@ -93,15 +89,9 @@ def build_partition(
 def open_manifest(uri: str, storage: Storage) -> Manifest:
     """Read a finished manifest. Raises AttribError if there is none."""
     record = storage.require(join(uri, MANIFEST_RECORD), "jobs.manifest")
-    return Manifest(
-        uri=uri,
-        collection=CollectionSettings.model_validate(record["settings"]["collection"]),
-        digest=record["digest"],
-        order_digest=record["order_digest"],
-        rows_digest=record["rows_digest"],
-        num_rows=record["num_rows"],
-        metadata_columns=record["metadata_columns"],
-    )
+    same = ("digest", "order_digest", "rows_digest", "num_rows", "metadata_columns")
+    collection = CollectionSettings.model_validate(record["settings"]["collection"])
+    return Manifest(uri, collection, **{name: record[name] for name in same})
 
 
 def sample_threshold(manifest: Manifest, max_images: int, storage: Storage) -> np.uint64 | None:
@@ -117,9 +107,7 @@ def sample_threshold(manifest: Manifest, max_images: int, storage: Storage) -> n
 def sampled_rows(manifest: Manifest, partition: int, threshold: np.uint64 | None, storage: Storage) -> pa.Table:
     """Rows of a partition whose sampling_rank is at most `threshold`, by ascending id. threshold: None for all rows."""
     rows = storage.read_table(manifest.partition_uri(partition)).sort_by("id")
-    if threshold is None:
-        return rows
-    return rows.filter(pa.array(sampling_rank(rows["id"].to_numpy()) <= threshold))
+    return rows if threshold is None else rows.filter(pa.array(sampling_rank(rows["id"].to_numpy()) <= threshold))
 
 
 def sampled_images(manifest: Manifest, max_images: int, storage: Storage) -> pa.Table:

@@ -23,9 +23,8 @@ def read_image(row: dict[str, Any], storage: Storage) -> bytes:
     try:
         with storage.open(row["uri"]) as file:
             if row["offset"] is None:
-                whole: bytes = file.read()
-                return whole
-            data: bytes = file.read_at(row["num_bytes"], row["offset"])
+                return bytes(file.read())
+            data = bytes(file.read_at(row["num_bytes"], row["offset"]))
     except FileNotFoundError:
         raise ImageError("read", "the file is gone since it was listed") from None
     except Exception as error:  # clients of object stores raise many exception types
@@ -36,7 +35,7 @@ def read_image(row: dict[str, Any], storage: Storage) -> bytes:
 
 
 def read_image_or_error(row: dict[str, Any], storage: Storage) -> bytes | ImageError:
-    """Return what `read_image` returns, or its ImageError as a value, for callers that collect errors per image."""
+    """Return what `read_image` returns, or its ImageError as a value."""
     try:
         return read_image(row, storage)
     except ImageError as error:
@@ -49,14 +48,12 @@ def read_parquet_images(rows: list[dict[str, Any]], bytes_column: str, storage: 
     for row in rows:
         try:
             column = _read_row_group(storage.settings, row["uri"], row["row_group"], bytes_column)
+            value = column[row["row"]].as_py() if row["row"] < len(column) else None
+            found.append(ImageError("read", "the row holds no bytes") if value is None else value)
         except FileNotFoundError:
             found.append(ImageError("read", "the file is gone since it was listed"))
-            continue
         except Exception as error:  # damaged files and object stores raise many exception types
             found.append(ImageError("read", first_line(error)))
-            continue
-        value = column[row["row"]].as_py() if row["row"] < len(column) else None
-        found.append(ImageError("read", "the row holds no bytes") if value is None else value)
     return found
 
 

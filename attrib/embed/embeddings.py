@@ -55,14 +55,8 @@ class Embeddings:
 def open_embeddings(uri: str, storage: Storage) -> Embeddings:
     """Read a finished embed run. Raises AttribError if there is none."""
     record = storage.require(join(uri, EMBEDDINGS_RECORD), "jobs.embed")
-    return Embeddings(
-        uri=uri,
-        manifest_uri=record["settings"]["manifest"],
-        encoder=record["encoder"],
-        digest=record["digest"],
-        num_rows=record["num_rows"],
-        num_embedded=record["num_embedded"],
-    )
+    same = ("encoder", "digest", "num_rows", "num_embedded")
+    return Embeddings(uri, record["settings"]["manifest"], **{name: record[name] for name in same})
 
 
 def read_vectors(
@@ -72,11 +66,8 @@ def read_vectors(
 
     stop: None reads the whole partition; otherwise rows [start, stop). Failed images are skipped.
     """
-    columns = ["id", "embedding"]
-    if stop is None:
-        part = storage.read_table(embeddings.part_uri(partition), columns=columns)
-    else:
-        part = storage.read_rows(embeddings.part_uri(partition), start, stop, columns)
+    uri, columns = embeddings.part_uri(partition), ["id", "embedding"]
+    part = storage.read_table(uri, columns) if stop is None else storage.read_rows(uri, start, stop, columns)
     part = part.filter(pc.is_valid(part["embedding"])).combine_chunks()
     values = part["embedding"].combine_chunks().flatten() if len(part) else pa.array([], pa.float16())
     return part["id"].to_numpy(), values.to_numpy(zero_copy_only=False).reshape(len(part), embeddings.dimension)

@@ -29,11 +29,8 @@ class PreparedChunk:
         sink = pa.BufferOutputStream()
         with ipc.new_stream(sink, self.results.schema) as writer:
             writer.write_table(self.results)
-        return {
-            "results": sink.getvalue().to_pybytes(),
-            "pixels": self.pixels.tobytes(),
-            "shape": list(self.pixels.shape),
-        }
+        results = sink.getvalue().to_pybytes()
+        return {"results": results, "pixels": self.pixels.tobytes(), "shape": list(self.pixels.shape)}
 
     @classmethod
     def from_row(cls, row: dict) -> "PreparedChunk":
@@ -72,7 +69,7 @@ def encode_chunk(prepared: PreparedChunk, encoder: ImageEncoder) -> pa.Table:
         halves = vectors.astype(np.float16)
     finite = np.isfinite(halves).all(axis=1)
     usable = finite & (halves != 0).any(axis=1)
-    results = prepared.results
+    results, fields = prepared.results, schema(encoder.identity.dimension)
     decoded = np.flatnonzero(results["stage"].is_null().to_numpy())
     stage, reason = results["stage"].to_pylist(), results["reason"].to_pylist()
     for position, ok in zip(decoded[~usable], finite[~usable]):
@@ -82,9 +79,7 @@ def encode_chunk(prepared: PreparedChunk, encoder: ImageEncoder) -> pa.Table:
     table[decoded[usable]] = halves[usable]
     absent = np.ones(len(results), bool)
     absent[decoded[usable]] = False
-    results = results.set_column(5, RESULT_FIELDS[5], pa.array(stage, pa.string()))
-    results = results.set_column(6, RESULT_FIELDS[6], pa.array(reason, pa.string()))
-    embedding = pa.FixedSizeListArray.from_arrays(
-        pa.array(table.ravel()), type=pa.list_(pa.float16(), encoder.identity.dimension), mask=pa.array(absent)
-    )
-    return pa.table([*results.columns, embedding], schema=schema(encoder.identity.dimension))
+    values, kind = pa.array(table.ravel()), fields.field("embedding").type
+    embedding = pa.FixedSizeListArray.from_arrays(values, type=kind, mask=pa.array(absent))
+    failures = [pa.array(stage, pa.string()), pa.array(reason, pa.string())]
+    return pa.table([*results.columns[:5], *failures, embedding], schema=fields)

@@ -1,8 +1,7 @@
 """Cost model of a search: choose exact search or IVF search, over vectors or over codes.
 
-The model counts the operations of `attrib/index/search.py`: converted values, products, visited lists. The seconds
-per operation are SearchRates, which the index job measures on a worker and stores with the index. The same batch and
-the same index therefore give the same plan on every machine.
+The model counts the operations of `attrib/index/search.py`. Their seconds are SearchRates, which the index job measures
+on a worker and stores with the index. The same batch and index therefore give the same plan on every machine.
 """
 
 from dataclasses import asdict, dataclass
@@ -20,9 +19,11 @@ from attrib.runtime.machine import fastest
 
 Engine = Literal["exact", "lists", "codes"]
 
-MEASURED_LIST_ROWS, MEASURED_BLOCK_ROWS = 256, 4096  # vectors of a typical list, and of a block of an exact search
-MEASURED_QUERIES, MEASURED_MANY_QUERIES = 64, 1024  # queries that probe the same list, and queries of an exact search
-MEASURED_SHORT_ROWS, MEASURED_SHORT_QUERIES = 16, 4  # of a list so short that the visit takes longer than its products
+# Queries and vectors of the measured products: of a typical list, of a block of an exact search, and of a list so short
+# that the visit takes longer than its products.
+LIST_QUERIES, LIST_ROWS = 64, 256
+BLOCK_QUERIES, BLOCK_ROWS = 1024, 4096
+SHORT_QUERIES, SHORT_ROWS = 4, 16
 WIDTH = 10
 MIN_SECONDS = 0.1  # of each measurement; all later batches are planned with these rates
 
@@ -33,9 +34,7 @@ class SearchRates:
 
     per_list: float  # visit of a list, without the work on its vectors
     per_value: float  # conversion of a stored value to float32
-    per_list_product: (
-        float  # multiplication of two values in the matrix product of a list, with the comparison of scores
-    )
+    per_list_product: float  # two values in the matrix product of a list, with the comparison of scores
     per_block_product: float  # the same in an exact search
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,38 +54,34 @@ class SearchPlan:
 def measure_rates(dimension: int) -> SearchRates:
     """Measure the rates of this process with its current number of threads; takes about a second."""
     generator = np.random.default_rng(0)
-    vectors = generator.standard_normal((MEASURED_BLOCK_ROWS, dimension)).astype(np.float16)
-    queries = generator.standard_normal((MEASURED_MANY_QUERIES, dimension)).astype(np.float32)
+    vectors = generator.standard_normal((BLOCK_ROWS, dimension)).astype(np.float16)
+    queries = generator.standard_normal((BLOCK_QUERIES, dimension)).astype(np.float32)
     block = to_float32(vectors)
 
     def product_seconds(num_queries: int, num_vectors: int) -> float:
-        kernel = CpuKernel(queries, WIDTH, 0.0)
-        rows = np.arange(num_queries)
-        return fastest(lambda: kernel.reaching(rows, block[:num_vectors]), MIN_SECONDS) / (
-            num_queries * num_vectors * dimension
-        )
+        kernel, rows = CpuKernel(queries, WIDTH, 0.0), np.arange(num_queries)
+        seconds = fastest(lambda: kernel.reaching(rows, block[:num_vectors]), MIN_SECONDS)
+        return seconds / (num_queries * num_vectors * dimension)
 
     return SearchRates(
         per_list=_list_seconds(vectors, queries),
-        per_value=fastest(lambda: to_float32(vectors[:MEASURED_LIST_ROWS]), MIN_SECONDS)
-        / (MEASURED_LIST_ROWS * dimension),
-        per_list_product=product_seconds(MEASURED_QUERIES, MEASURED_LIST_ROWS),
-        per_block_product=product_seconds(MEASURED_MANY_QUERIES, MEASURED_BLOCK_ROWS),
+        per_value=fastest(lambda: to_float32(vectors[:LIST_ROWS]), MIN_SECONDS) / (LIST_ROWS * dimension),
+        per_list_product=product_seconds(LIST_QUERIES, LIST_ROWS),
+        per_block_product=product_seconds(BLOCK_QUERIES, BLOCK_ROWS),
     )
 
 
 def _list_seconds(vectors: np.ndarray, queries: np.ndarray) -> float:
     """Return the seconds per visit of a short list by a few queries, measured with a complete search."""
     num_vectors, dimension = vectors.shape
-    starts = np.arange(0, num_vectors + 1, MEASURED_SHORT_ROWS)
-    quantizer = faiss.IndexIVFFlat(faiss.IndexFlatL2(dimension), dimension, len(starts) - 1, faiss.METRIC_L2)
+    starts = np.arange(0, num_vectors + 1, SHORT_ROWS)
+    num_lists = len(starts) - 1
+    quantizer = faiss.IndexIVFFlat(faiss.IndexFlatL2(dimension), dimension, num_lists, faiss.METRIC_L2)
     ids, norms = np.arange(num_vectors), np.ones(num_vectors, np.float32)
     shard = Shard(ids=ids, vectors=vectors, inverse_norms=norms, offsets=starts, quantizer=quantizer)
-    few = queries[: MEASURED_SHORT_QUERIES * (len(starts) - 1)]
-    lists = np.arange(len(few))[:, None] % (len(starts) - 1)
-    return fastest(lambda: search_shard(shard, few, WIDTH, WIDTH, 1, False, lists=lists), MIN_SECONDS) / (
-        len(starts) - 1
-    )
+    few = queries[: SHORT_QUERIES * num_lists]
+    lists = np.arange(len(few))[:, None] % num_lists
+    return fastest(lambda: search_shard(shard, few, WIDTH, WIDTH, 1, False, lists=lists), MIN_SECONDS) / num_lists
 
 
 def exact_seconds(rates: SearchRates, num_vectors: int, num_queries: int, dimension: int) -> float:
@@ -116,18 +111,16 @@ def plan_search(
     if index.kind == "flat":
         return SearchPlan("exact", 0, exact, "the index has no lists")
     probes = min(nprobe or index.nprobe, index.num_lists)
-    share = probes / index.num_lists
-    if probes == index.nprobe:
-        share = index.recall["probed_share"]
+    share = index.recall["probed_share"] if probes == index.nprobe else probes / index.num_lists
     lists = lists_seconds(rates, index, num_queries, probes, share, dimension)
-    approximate: Engine = "codes" if index.is_compressed else "lists"
     if wanted == "exact":
         return SearchPlan("exact", 0, exact, "chosen in the config")
     if wanted != "auto":
         return SearchPlan(wanted, probes, lists, "chosen in the config")
     if nprobe is None and exact <= lists:
         return SearchPlan("exact", 0, exact, f"expected {exact:.1f} s of work, list by list {lists:.1f} s")
-    if index.is_compressed and index.vectors_fit:
-        approximate = "lists"
-    of = "vectors" if approximate == "lists" else "codes, because the vectors exceed the memory of a worker"
-    return SearchPlan(approximate, probes, lists, f"expected {lists:.1f} s of work over {of}; exact {exact:.1f} s")
+    engine: Engine = "lists"
+    of = "vectors"
+    if index.is_compressed and not index.vectors_fit:
+        engine, of = "codes", "codes, because the vectors exceed the memory of a worker"
+    return SearchPlan(engine, probes, lists, f"expected {lists:.1f} s of work over {of}; exact {exact:.1f} s")

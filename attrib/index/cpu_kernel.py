@@ -1,8 +1,7 @@
 """The arithmetic of a scan on a CPU: convert vectors, multiply them with queries, keep scores above a threshold.
 
 `attrib/index/gpu_kernel.py` does the same on GPUs. This module uses NumPy, because torch would take half a gigabyte
-of every search worker. The products of a list fit the cache, so most of the time is spent in one matrix product per
-list.
+of every search worker.
 """
 
 from typing import Any, Protocol
@@ -13,8 +12,7 @@ from attrib.index.normalize import to_float32
 from attrib.index.quantizer import decode
 from attrib.index.shard import Shard
 
-# Four times the largest rounding error of float32 products of unit vectors that tests/unit/index/test_search.py
-# accepts.
+# Four times the largest rounding error of float32 products that tests/unit/index/test_search.py accepts.
 SCAN_TOLERANCE = 1e-5
 GROUPS_PER_WIDTH = 4
 
@@ -27,15 +25,10 @@ class Kernel(Protocol):
     margin: Any
 
     def __init__(self, queries: np.ndarray, width: int, margin: float) -> None: ...
-
     def vectors(self, shard: Shard, start: int, stop: int) -> Any: ...
-
     def decoded(self, shard: Shard, list_number: int, start: int, stop: int) -> Any: ...
-
     def reaching(self, rows: np.ndarray, block: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
-
     def floors_of(self, queries: np.ndarray) -> np.ndarray: ...
-
     def raise_floors(self, floors: np.ndarray) -> None: ...
 
 
@@ -66,14 +59,13 @@ class CpuKernel:
         return to_float32(shard.vectors[start:stop], shard.inverse_norms[start:stop])
 
     def decoded(self, shard: Shard, list_number: int, start: int, stop: int) -> np.ndarray:
-        """Return unit vectors float32 [b, d] decoded from the codes of rows [start, stop), all of one list."""
+        """Call `decoded_rows`."""
         return decoded_rows(shard, list_number, start, stop)
 
     def reaching(self, rows: np.ndarray, block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Multiply the queries `rows` with a block float32 [b, d]; return the scores that reach their query's floor.
 
-        Returns position in rows int64 [h], position in the block int64 [h] and score float32 [h]. Raises the floors
-        to the width-th best score of the block.
+        As position in rows int64 [h], position in the block int64 [h] and score float32 [h]. Raises the floors first.
         """
         # In this order of the factors BLAS is up to twice as fast if few queries probe the list.
         scores = block @ self.queries[rows].T
@@ -86,8 +78,7 @@ class CpuKernel:
     def _reached(self, scores: np.ndarray) -> np.ndarray | np.float32:
         """Return float32 [m]: a score that at least `width` values of each column of float32 [b, m] reach.
 
-        It is the width-th best of the maxima of GROUPS_PER_WIDTH * width or more groups of rows: close to the
-        width-th best of all, and faster to compute.
+        It is the width-th best maximum of groups of rows: close to the width-th best of all, and faster to compute.
         """
         maxima = scores
         while len(maxima) >= 2 * GROUPS_PER_WIDTH * self.width:

@@ -1,9 +1,7 @@
 """The arithmetic of a scan on a GPU with torch: the same as `attrib/index/cpu_kernel.py`, with float16 products.
 
 The GPU indexes of FAISS are not used. They limit k and nprobe to 2,048, ignore the selectors that opt-outs need, and
-load a CUDA runtime of another version than torch's. A plain matrix product has no such limits: a GPU holds a hundred
-million vectors of 256 float16 values and multiplies them with thousands of queries at once. The code also runs on a
-CPU, where tests compare it.
+load a CUDA runtime of another version than torch's. The code also runs on a CPU, where tests compare it.
 """
 
 import numpy as np
@@ -13,8 +11,7 @@ from attrib.common.errors import AttribError
 from attrib.index.cpu_kernel import decoded_rows
 from attrib.index.shard import Shard
 
-# Queries, vectors and products are each rounded to float16: an error of at most 2^-11 per rounding for scores up to
-# one.
+# Queries, vectors and products are each rounded to float16: an error of at most 2^-11 each for scores up to one.
 HALF_TOLERANCE = 2.0**-9
 FREE_SHARE = 0.8  # share of the free GPU memory for resident vectors; the rest is for products
 UPLOAD_ROWS = 1 << 18  # vectors per copy to the GPU, to bound host memory
@@ -42,19 +39,15 @@ class TorchKernel:
 
     def vectors(self, shard: Shard, start: int, stop: int) -> torch.Tensor:
         """Return rows [start, stop) as unit vectors float16 [b, d]; float32 until normalised, to avoid overflow."""
-        stored = resident_vectors(shard, self.device)
-        if stored is None:
-            stored = torch.from_numpy(np.array(shard.vectors[start:stop])).to(self.device)
-        else:
-            stored = stored[start:stop]
-        norms = torch.from_numpy(np.array(shard.inverse_norms[start:stop])).to(self.device)
-        return (stored.float() * norms[:, None]).half()
+        resident, rows = resident_vectors(shard, self.device), slice(start, stop)
+        stored = self._copy(shard.vectors[rows]) if resident is None else resident[rows]
+        return (stored.float() * self._copy(shard.inverse_norms[rows])[:, None]).half()
+
+    def _copy(self, rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.array(rows)).to(self.device)
 
     def decoded(self, shard: Shard, list_number: int, start: int, stop: int) -> torch.Tensor:
-        """Return decoded unit vectors float32 [b, d].
-
-        They stay float32, because candidates of all shards are selected by their scan scores.
-        """
+        """Call `decoded_rows`. The vectors stay float32: candidates of all shards are selected by scan scores."""
         return torch.from_numpy(decoded_rows(shard, list_number, start, stop)).to(self.device)
 
     def reaching(self, rows: np.ndarray, block: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -80,10 +73,7 @@ class TorchKernel:
 
 
 def resident_vectors(shard: Shard, device: str) -> torch.Tensor | None:
-    """Return the vectors of the shard, float16 [n, d], on the GPU; None if they do not fit.
-
-    They stay there until this process searches another shard.
-    """
+    """Return the vectors of the shard, float16 [n, d], kept on the GPU until the next shard; None if too large."""
     if _resident and _resident[0][0] is shard.vectors:
         return _resident[0][1]
     _resident.clear()

@@ -10,8 +10,7 @@
     <output>/shard-00000/shard.json    counts and checksums; written last, it publishes the shard
     <output>/index.json                encoder, metric, shards, nprobe and measured recall; written last of all
 
-Files are memory-mapped and a search reads them sequentially, so a shard may be many times larger than the memory of a
-worker. The similarity of vectors is their cosine.
+Files are memory-mapped and a search reads them sequentially, so a shard may be larger than the memory of a worker.
 """
 
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ QUANTIZER_FILE = "template.faiss"
 
 @dataclass(frozen=True)
 class Index:
-    """A finished index."""
+    """A finished index; `open_index` reads it."""
 
     uri: str
     digest: str
@@ -57,7 +56,6 @@ class Index:
 
     @property
     def num_lists(self) -> int:
-        """0 for kind flat."""
         return self.plan.num_lists
 
     def shard_uri(self, shard: int) -> str:
@@ -65,9 +63,8 @@ class Index:
 
     def read_quantizer(self, storage: Storage) -> faiss.IndexIVF | None:
         """Read the coarse quantizer; None for kind flat. Raises AttribError if its checksum differs from the record."""
-        return (
-            read_quantizer(join(self.uri, QUANTIZER_FILE), storage, self.quantizer_sha256) if self.num_lists else None
-        )
+        uri = join(self.uri, QUANTIZER_FILE)
+        return read_quantizer(uri, storage, self.quantizer_sha256) if self.num_lists else None
 
     @property
     def num_vectors(self) -> int:
@@ -79,19 +76,13 @@ def open_index(uri: str, storage: Storage) -> Index:
     record = storage.require(join(uri, INDEX_RECORD), "jobs.index")
     if "rates" not in record:
         raise AttribError(f"{uri} was built by an earlier version of attrib; build it again with jobs.index")
+    same = ("digest", "encoder", "shards", "nprobe", "recall", "metadata_columns", "vectors_fit", "rates")
     return Index(
         uri=uri,
-        digest=record["digest"],
-        encoder=record["encoder"],
         plan=IndexPlan(**record["plan"]),
         quantizer_sha256=record["template_sha256"],
-        shards=record["shards"],
-        nprobe=record["nprobe"],
         rerank_factor=record["settings"]["rerank_factor"],
-        recall=record["recall"],
-        metadata_columns=record["metadata_columns"],
-        vectors_fit=record["vectors_fit"],
-        rates=record["rates"],
+        **{name: record[name] for name in same},
     )
 
 

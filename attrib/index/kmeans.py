@@ -1,8 +1,7 @@
 """Spherical k-means with torch on a GPU, and the nearest centroid of each vector.
 
-The algorithm is `faiss.contrib.torch.clustering.kmeans` with normalised centroids; the tests compare the two. That
-implementation needs the GPU functions of FAISS, which attrib does not use (see attrib/index/gpu_kernel.py). On a CPU
-attrib uses `faiss.Kmeans` (attrib/index/quantizer.py).
+The algorithm is `faiss.contrib.torch.clustering.kmeans`, which needs the GPU functions of FAISS (see
+attrib/index/gpu_kernel.py), with normalised centroids; the tests compare the two. On a CPU attrib uses `faiss.Kmeans`.
 """
 
 from collections.abc import Callable

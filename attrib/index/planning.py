@@ -1,7 +1,7 @@
 """Choose the kind of index and its number of lists, and predict the memory of a search worker."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from attrib.common.errors import AttribError
 from attrib.index.settings import IndexSettings
@@ -11,29 +11,20 @@ MIN_TRAINING_VECTORS_PER_LIST = 39  # FAISS warns below it
 TRAINING_VECTORS_PER_LIST = 64
 MIN_TRAINING_ROWS = 65_536  # the codec needs training vectors even if there are few lists
 MAX_LISTS = 65_536
-IVF_KINDS: tuple[Literal["ivf_flat", "ivf_sq8", "ivf_pq"], ...] = (
-    "ivf_flat",
-    "ivf_sq8",
-    "ivf_pq",
-)  # most precise first
+IVF_KINDS = ("ivf_flat", "ivf_sq8", "ivf_pq")  # most precise first
 
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """The plan of an index. num_lists and pq_bytes are 0 if they do not apply to the kind.
-
-    template_bytes: the coarse quantizer and codec, in the memory of every worker. shard_scan_bytes: read from
-    memory-mapped files by a scan of the largest shard. shard_disk_bytes: all files of the largest shard without the
-    metadata of its sources.
-    """
+    """The plan of an index. num_lists and pq_bytes are 0 if they do not apply to the kind."""
 
     kind: str  # flat, ivf_flat, ivf_sq8 or ivf_pq
     num_lists: int
     pq_bytes: int
     num_shards: int
-    template_bytes: int
-    shard_scan_bytes: int
-    shard_disk_bytes: int
+    template_bytes: int  # coarse quantizer and codec, in the memory of every worker
+    shard_scan_bytes: int  # read from memory-mapped files by a scan of the largest shard
+    shard_disk_bytes: int  # all files of the largest shard but the metadata of its sources
     reason: str
 
     @property
@@ -51,10 +42,13 @@ def plan_index(settings: IndexSettings, num_vectors: int, shard_sizes: list[int]
     """
     largest = max(shard_sizes)
     budget = settings.worker_memory_gib * 2**30
-    pq_bytes = settings.pq_bytes or _default_pq_bytes(dimension)
+    divisors = [m for m in range(1, dimension + 1) if dimension % m == 0]
+    # One byte per 8 dimensions, or the next lower number that divides the dimension.
+    pq_bytes = settings.pq_bytes or max(m for m in divisors if m <= max(1, dimension // 8))
     num_lists = min(settings.num_lists or _default_num_lists(num_vectors, settings.training_rows), max(1, num_vectors))
     scanned = {"flat": 2 * dimension, "ivf_flat": 2 * dimension, "ivf_sq8": dimension, "ivf_pq": pq_bytes}
     scan_bytes = {kind: row_bytes * largest for kind, row_bytes in scanned.items()}
+    kind: str
     if settings.kind != "auto":
         kind, reason = settings.kind, "chosen in the config"
     elif num_vectors <= FLAT_UP_TO_VECTORS:
@@ -63,8 +57,9 @@ def plan_index(settings: IndexSettings, num_vectors: int, shard_sizes: list[int]
         fits = [k for k in IVF_KINDS if scan_bytes[k] + _quantizer_bytes(k, dimension, num_lists) <= budget]
         kind = fits[0] if fits else "ivf_pq"
         reason = f"the most precise kind whose shard of {largest:,} vectors stays in memory"
-    if kind == "ivf_pq":
-        _check_pq_bytes(pq_bytes, dimension)
+    if kind == "ivf_pq" and dimension % pq_bytes:
+        near = sorted(sorted(divisors, key=lambda m: abs(m - pq_bytes))[:3])
+        raise AttribError(f"pq_bytes = {pq_bytes} does not divide the dimension {dimension}; near: {near}")
     template_bytes = _quantizer_bytes(kind, dimension, num_lists)
     if template_bytes > budget:
         raise AttribError(
@@ -77,20 +72,11 @@ def plan_index(settings: IndexSettings, num_vectors: int, shard_sizes: list[int]
             "are read from disk once per block of queries: if that is too slow, lower shard_rows (now "
             f"{settings.shard_rows:,}) or choose a smaller kind"
         )
-    is_ivf = kind != "flat"
-    # Vectors, norms and ids; for IVF kinds also offsets and codes.
-    disk = (2 * dimension + 12) * largest + (8 * num_lists if is_ivf else 0)
+    num_lists, pq_bytes = num_lists if kind != "flat" else 0, pq_bytes if kind == "ivf_pq" else 0
+    # Vectors, norms and ids, offsets, and the codes of compressed kinds.
+    disk = (2 * dimension + 12) * largest + 8 * num_lists
     disk += scan_bytes[kind] if kind in ("ivf_sq8", "ivf_pq") else 0
-    return IndexPlan(
-        kind,
-        num_lists if is_ivf else 0,
-        pq_bytes if kind == "ivf_pq" else 0,
-        len(shard_sizes),
-        template_bytes,
-        scan_bytes[kind],
-        disk,
-        reason,
-    )
+    return IndexPlan(kind, num_lists, pq_bytes, len(shard_sizes), template_bytes, scan_bytes[kind], disk, reason)
 
 
 def group_partitions(num_rows: list[int], rows_per_group: int) -> list[list[int]]:
@@ -111,9 +97,8 @@ def group_partitions(num_rows: list[int], rows_per_group: int) -> list[list[int]
 def _default_num_lists(num_vectors: int, training_rows: int | None) -> int:
     """Return 2 sqrt(n), rounded up to a power of two, at most 65,536 and at most what the training sample supports.
 
-    A query then sees a small share of the vectors, and a list is long enough for an efficient matrix product. With a
-    million vectors, twice as many lists do not speed up a batch of 10,000 queries, but training takes four times as
-    long and building twice as long. A centroid of only a few training vectors would fit their noise.
+    With a million vectors, twice as many lists do not speed up a batch of 10,000 queries, but training takes four times
+    as long. A centroid of only a few training vectors would fit their noise.
     """
     most = max(1, min(num_vectors, training_rows or num_vectors) // MIN_TRAINING_VECTORS_PER_LIST)
     rule = 1 << (max(1, int(2 * num_vectors**0.5)) - 1).bit_length()
@@ -122,21 +107,8 @@ def _default_num_lists(num_vectors: int, training_rows: int | None) -> int:
 
 def training_rows(settings: IndexSettings, plan: IndexPlan) -> int:
     """Return the number of training vectors of the coarse quantizer and codec; 0 for kind flat."""
-    if plan.kind == "flat":
-        return 0
-    return settings.training_rows or max(MIN_TRAINING_ROWS, TRAINING_VECTORS_PER_LIST * plan.num_lists)
-
-
-def _default_pq_bytes(dimension: int) -> int:
-    """Return one byte per 8 dimensions, or the next lower number that divides the dimension."""
-    return max(m for m in range(1, max(1, dimension // 8) + 1) if dimension % m == 0)
-
-
-def _check_pq_bytes(pq_bytes: int, dimension: int) -> None:
-    if dimension % pq_bytes:
-        divisors = [m for m in range(1, dimension + 1) if dimension % m == 0]
-        near = sorted(divisors, key=lambda m: abs(m - pq_bytes))[:3]
-        raise AttribError(f"pq_bytes = {pq_bytes} does not divide the dimension {dimension}; near: {sorted(near)}")
+    default = max(MIN_TRAINING_ROWS, TRAINING_VECTORS_PER_LIST * plan.num_lists)
+    return 0 if plan.kind == "flat" else settings.training_rows or default
 
 
 def _quantizer_bytes(kind: str, dimension: int, num_lists: int) -> int:

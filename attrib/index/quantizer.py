@@ -1,7 +1,6 @@
 """The trained coarse quantizer of an index and, for compressed kinds, its codec. All shards share them.
 
-They are stored as one empty FAISS IVF index. FAISS trains it and computes the codes. This module assigns vectors and
-queries to lists, so all shards and all blocks of queries use the same assignment. Vectors and centroids have unit
+They are stored as one empty FAISS IVF index. FAISS trains it and computes the codes. Vectors and centroids have unit
 length, so the order by squared distance is the order by cosine.
 """
 
@@ -14,19 +13,17 @@ from attrib.index.planning import IndexPlan
 
 KMEANS_ITERATIONS = 20
 MAX_POINTS_PER_CENTROID = 256  # FAISS's default; more training vectors gain nothing
-MIN_PQ_TRAINING_VECTORS = 2  # minimum for codes of one bit
-# Search decodes whole lists and never uses FAISS's precomputed tables for PQ, which can take 2 GiB that no estimate
-# includes.
+# Search decodes whole lists and never uses FAISS's precomputed tables for PQ, which can take 2 GiB.
 READ_FLAGS = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
 
 
 def train_quantizer(training: np.ndarray, plan: IndexPlan, seed: int, device: str = "cpu") -> faiss.IndexIVF:
-    """Train coarse quantizer and codec; return them as an empty FAISS IVF index.
+    """Return trained coarse quantizer and codec as an empty FAISS IVF index.
 
-    training: unit vectors float32 [n, d]. device: where k-means runs. Raises AttribError if there are too few vectors.
+    training: unit vectors float32 [n, d]. device: of k-means. Raises AttribError if there are too few vectors.
     """
     num_training, dimension = training.shape
-    needed = max(plan.num_lists, MIN_PQ_TRAINING_VECTORS if plan.kind == "ivf_pq" else 1)
+    needed = max(plan.num_lists, 2 if plan.kind == "ivf_pq" else 1)  # codes of one bit need two
     if num_training < needed:
         raise AttribError(
             f"{plan.kind} with {plan.num_lists:,} lists needs at least {needed:,} training vectors and there are "
@@ -35,16 +32,15 @@ def train_quantizer(training: np.ndarray, plan: IndexPlan, seed: int, device: st
     coarse = faiss.IndexFlatL2(dimension)
     coarse.add(_centroids(training, plan.num_lists, seed, device))
     index: faiss.IndexIVF
+    shape = coarse, dimension, plan.num_lists
     if plan.kind == "ivf_flat":
-        index = faiss.IndexIVFFlat(coarse, dimension, plan.num_lists, faiss.METRIC_L2)
+        index = faiss.IndexIVFFlat(*shape, faiss.METRIC_L2)
     elif plan.kind == "ivf_sq8":
-        index = faiss.IndexIVFScalarQuantizer(
-            coarse, dimension, plan.num_lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2
-        )
+        index = faiss.IndexIVFScalarQuantizer(*shape, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2)
     else:
         # Fewer bits per sub-quantizer if the sample is too small for 256 centroids.
         bits = min(8, num_training.bit_length() - 1)
-        index = pq_index = faiss.IndexIVFPQ(coarse, dimension, plan.num_lists, plan.pq_bytes, bits, faiss.METRIC_L2)
+        index = pq_index = faiss.IndexIVFPQ(*shape, plan.pq_bytes, bits, faiss.METRIC_L2)
         pq_index.pq.cp.seed = seed + 1
         pq_index.pq.cp.min_points_per_centroid = 1
     # The index owns the coarse quantizer; without disown(), Python would free it a second time.
@@ -56,8 +52,7 @@ def train_quantizer(training: np.ndarray, plan: IndexPlan, seed: int, device: st
 
 def _centroids(training: np.ndarray, num_lists: int, seed: int, device: str) -> np.ndarray:
     if device == "cuda":
-        # Local: index.quantizer is imported by search workers, and torch would take half a gigabyte of each.
-        from attrib.index.kmeans import spherical_kmeans
+        from attrib.index.kmeans import spherical_kmeans  # local: torch would take half a gigabyte of search workers
 
         most = MAX_POINTS_PER_CENTROID * num_lists
         return spherical_kmeans(training[:most], num_lists, KMEANS_ITERATIONS, seed, device)

@@ -1,18 +1,17 @@
 """Search one shard for a block of queries, score its candidates exactly, and merge the results of all shards.
 
 A scan reads the shard once, list by list (exact search: block by block), and multiplies each list with all queries
-that probe it in one matrix product. `faiss.contrib.big_batch_search` processes a batch in the same order. This module
-differs from it in three points: vectors are memory-mapped float16 arrays, so a shard may exceed the memory;
-candidates get exact scores; and the result is deterministic.
+that probe it in one matrix product, in the order of `faiss.contrib.big_batch_search`. Unlike there, vectors are
+memory-mapped float16 arrays, candidates get exact scores, and the result is deterministic.
 
 The scan selects candidates by approximate scores: float32 products with the stored or the decoded vectors. Candidates
-are then scored again, one pair at a time, in float64 from the stored vectors. These scores depend only on the query
-and the vector, so results do not depend on the sharding of the index. Ties go to the lower id.
+are then scored again, one pair at a time, in float64 from the stored vectors. These scores do not depend on the
+sharding of the index. Ties go to the lower id.
 """
 
 import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import faiss
 import numpy as np
@@ -30,6 +29,9 @@ MAX_KEPT = 1 << 20  # candidates beyond the width of all queries: a tie can be a
 RESCORE_BYTES = 1 << 23  # float64 candidates in memory at a time
 
 
+COLUMNS = {"query": np.int64, "id": np.int64, "scan_score": np.float32, "score": np.float32}
+
+
 @dataclass(frozen=True)
 class Candidates:
     """Candidates as columns of m rows, grouped by query."""
@@ -39,8 +41,8 @@ class Candidates:
     scan_score: np.ndarray  # float32 [m], approximate cosine
     score: np.ndarray  # float32 [m], exact cosine
 
-    def at(self, rows: np.ndarray) -> "Candidates":
-        return Candidates(self.query[rows], self.id[rows], self.scan_score[rows], self.score[rows])
+    def at(self, rows: np.ndarray | slice) -> "Candidates":
+        return Candidates(*(getattr(self, column)[rows] for column in COLUMNS))
 
 
 def search_shard(
@@ -56,26 +58,24 @@ def search_shard(
     """Return candidates of one shard, grouped by query. queries: unit vectors float32 [n, d].
 
     nprobe: number of lists that each query probes; 0: all vectors. compressed: scan the codes and return, with exact
-    scores, the `num_candidates` best by scan score and all that tie with the last of them; `merge` makes the final
-    selection over all shards. Otherwise scan the vectors and return the k nearest. kernel: CpuKernel or TorchKernel.
-    lists: int [n, nprobe], the probed lists if they are known.
+    scores, the `num_candidates` best by scan score and ties with the last, for `merge`; otherwise scan the vectors and
+    return the k nearest. kernel: CpuKernel or TorchKernel. lists: int [n, nprobe], the probed lists if known.
     """
     width = max(num_candidates, k) if compressed else k
     rows = min(QUERY_ROWS, max(1, SCAN_CELLS // max(nprobe, 1)))
     found = []
     for start in range(0, len(queries), rows):
         block = queries[start : start + rows]
-        # The scan score of a vector among the `width` best may be two rounding errors below the width-th best scan
-        # score.
+        # The scan score of one of the `width` best may be two rounding errors below the width-th best scan score.
         margin = SCAN_TOLERANCE if compressed else 2 * kernel.tolerance
         best = _Best(shard, kernel(block, width, margin), block, k, compressed)
         if nprobe and shard.quantizer is not None:
             probed = probed_lists(shard.quantizer, block, nprobe) if lists is None else lists[start : start + rows]
-            _scan(shard, best, _visits(shard, probed), compressed)
+            _scan(best, _visits(shard, probed))
         else:
-            _scan(shard, best, _everything(shard, len(block)), compressed)
+            _scan(best, _everything(shard, len(block)))
         part = best.finish()
-        found.append(Candidates(part.query + start, part.id, part.scan_score, part.score))
+        found.append(replace(part, query=part.query + start))
     return _concatenate(found)
 
 
@@ -84,9 +84,9 @@ def probed_lists(quantizer: faiss.IndexIVF, queries: np.ndarray, nprobe: int) ->
     return nearest_lists(quantizer, queries, min(nprobe, quantizer.nlist)).astype(np.int32)
 
 
-def _scan(shard: Shard, best: "_Best", visits: Iterator[tuple[int, int, int, np.ndarray]], compressed: bool) -> None:
+def _scan(best: "_Best", visits: Iterator[tuple[int, int, int, np.ndarray]]) -> None:
     """Scan all visits: list number, its rows [start, stop), and the queries that probe it, int64 [m]."""
-    kernel = best.kernel
+    shard, kernel, compressed = best.shard, best.kernel, best.compressed
     stored = shard.codes if compressed and shard.codes is not None else shard.vectors
     upcoming = next(visits, None)
     while upcoming is not None:
@@ -139,8 +139,7 @@ class _Best:
 
     def __init__(self, shard: Shard, kernel: Kernel, queries: np.ndarray, k: int, compressed: bool):
         self.shard, self.kernel, self.queries, self.k, self.compressed = shard, kernel, queries, k, compressed
-        self.query, self.position = np.empty(0, np.int64), np.empty(0, np.int64)
-        self.scan_score = np.empty(0, np.float32)
+        self.kept = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)  # query, position, scan score
         self.pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.num_pending = 0
 
@@ -153,21 +152,19 @@ class _Best:
 
     def _compact(self) -> None:
         """Drop candidates below the floors, and raise the floors to the width-th best so far."""
-        columns = zip((self.query, self.position, self.scan_score), *self.pending)
-        query, position, score = (np.concatenate(parts) for parts in columns)
+        query, position, score = (np.concatenate(parts) for parts in zip(self.kept, *self.pending))
         self.pending, self.num_pending = [], 0
         # The floors have risen since, so few candidates are left to sort.
-        kept = score >= self.kernel.floors_of(query)
-        query, position, score = query[kept], position[kept], score[kept]
-        order = np.lexsort((-score, query))
-        query, position, score = query[order], position[order], score[order]
+        rows = np.flatnonzero(score >= self.kernel.floors_of(query))
+        rows = rows[np.lexsort((-score[rows], query[rows]))]
+        query, position, score = query[rows], position[rows], score[rows]
         last = np.flatnonzero(ranks(query) == self.kernel.width - 1)
         floors = np.full(len(self.queries), -np.inf, np.float32)
         floors[query[last]] = score[last] - self.kernel.margin
         self.kernel.raise_floors(floors)
-        kept = score >= floors[query]
-        self.query, self.position, self.scan_score = query[kept], position[kept], score[kept]
-        if len(self.query) > MAX_KEPT + 4 * len(self.queries) * self.kernel.width:
+        rows = score >= floors[query]
+        self.kept = query[rows], position[rows], score[rows]
+        if len(self.kept[0]) > MAX_KEPT + 4 * len(self.queries) * self.kernel.width:
             self._cut_ties()
 
     def _cut_ties(self) -> None:
@@ -177,11 +174,13 @@ class _Best:
         if self.compressed:
             order = np.lexsort((found.id, -found.scan_score, found.query))
             rows = np.union1d(rows, order[ranks(found.query[order]) < self.kernel.width])
-        self.query, self.position, self.scan_score = self.query[rows], self.position[rows], self.scan_score[rows]
+        query, position, scan_score = self.kept
+        self.kept = query[rows], position[rows], scan_score[rows]
 
     def _scored(self) -> Candidates:
-        scores = _exact_scores(self.shard, self.queries, self.query, self.position)
-        return Candidates(self.query, self.shard.ids[self.position], self.scan_score, scores)
+        query, position, scan_score = self.kept
+        scores = _exact_scores(self.shard, self.queries, query, position)
+        return Candidates(query, self.shard.ids[position], scan_score, scores)
 
     def finish(self) -> Candidates:
         self._compact()
@@ -205,8 +204,7 @@ def _exact_scores(shard: Shard, queries: np.ndarray, query: np.ndarray, position
 def merge(parts: list[Candidates], k: int, num_candidates: int | None = None) -> Candidates:
     """Return the k best of all parts per query by exact score, sorted by query and rank; ties go to the lower id.
 
-    num_candidates: first keep this many per query by scan score (and ties with the last one). The re-ranked
-    candidates of a compressed index then do not depend on its sharding.
+    num_candidates: first keep this many per query by scan score, and ties, as one shard with all vectors would.
     """
     found = _concatenate(parts) if num_candidates is None else keep_candidates(parts, num_candidates)
     return found.at(_nearest(found, k))
@@ -231,9 +229,8 @@ def ranks(query: np.ndarray) -> np.ndarray:
 
 
 def _concatenate(parts: list[Candidates]) -> Candidates:
-    none = Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32))
     return Candidates(
-        *(np.concatenate([getattr(p, name) for p in (none, *parts)]) for name in ("query", "id", "scan_score", "score"))
+        *(np.concatenate([np.empty(0, kind), *(getattr(p, name) for p in parts)]) for name, kind in COLUMNS.items())
     )
 
 

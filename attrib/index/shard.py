@@ -38,14 +38,13 @@ def build_shard(
     """Build and publish one shard of the given embedding partitions; return its record.
 
     quantizer: None for kind flat. sources: id, key, uri and metadata of (at least) the images of the shard, by
-    ascending id. device: where vectors are assigned to lists. Vectors are written to local files of twice their size,
-    so memory holds only the ids and a block of vectors. Raises MismatchError if an image is not among the sources.
+    ascending id. device: where vectors are assigned to lists. Vectors pass through local files of twice their size, so
+    memory holds a block of them. Raises MismatchError if an image is not among the sources.
     """
+    assign = _assigner(quantizer, device)
     with scratch_folder() as folder:
         unsorted = os.path.join(folder, "unsorted.npy")
-        ids, lists, norms = _copy_vectors(
-            unsorted, embeddings, partitions, _assigner(quantizer, device), sources, storage
-        )
+        ids, lists, norms = _copy_vectors(unsorted, embeddings, partitions, assign, sources, storage)
         order = np.lexsort((ids, lists))
         ids, lists, norms = ids[order], lists[order], norms[order]
         arrays = {"ids.npy": ids, "inverse_norms.npy": norms}
@@ -60,10 +59,8 @@ def build_shard(
             path = os.path.join(folder, name)
             files[name] = {"sha256": file_sha256(path), "num_bytes": os.path.getsize(path)}
             storage.publish(path, join(uri, name))
-    ids.sort()
-    storage.write_table(
-        join(uri, "sources.parquet"), sources.take(pa.array(np.searchsorted(sources["id"].to_numpy(), ids)))
-    )
+    rows = pa.array(np.searchsorted(sources["id"].to_numpy(), np.sort(ids)))
+    storage.write_table(join(uri, "sources.parquet"), sources.take(rows))
     record = {"num_vectors": len(ids), "partitions": partitions, "files": files}
     storage.write_json(join(uri, SHARD_RECORD), record)
     return record
@@ -88,10 +85,7 @@ def _copy_vectors(
     sources: pa.Table,
     storage: Storage,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Copy vectors to a new .npy file; return ids int64 [n], list numbers int64 [n] and inverse norms float32 [n].
-
-    Rows are in the order of the partitions, each of which is read once.
-    """
+    """Copy vectors to a new .npy file; return ids int64 [n], list numbers int64 [n] and inverse norms float32 [n]."""
     num_vectors = sum(embeddings.num_embedded[p] for p in partitions)
     ids, lists = np.empty(num_vectors, np.int64), np.empty(num_vectors, np.int64)
     norms = np.empty(num_vectors, np.float32)
@@ -109,7 +103,7 @@ def _copy_vectors(
                 )
             part.tofile(file)
             ids[start : start + len(part)] = part_ids
-            for rows in _blocks(0, *part.shape):
+            for rows in _blocks(*part.shape):
                 unit_vectors = to_float32(part[rows])
                 target = slice(start + rows.start, start + rows.stop)
                 norms[target] = inverse_norms(unit_vectors)
@@ -134,7 +128,7 @@ def _write_sorted(
         if codec is not None:
             codes_shape = len(unsorted), codec.code_size
             codes_file = files.enter_context(_array_file(os.path.join(folder, "codes.npy"), np.uint8, codes_shape))
-        for rows in _blocks(0, *unsorted.shape):
+        for rows in _blocks(*unsorted.shape):
             vectors = unsorted[order[rows]]
             vectors.tofile(vectors_file)
             if codec is not None:
@@ -151,10 +145,10 @@ def _array_file(path: str, dtype: type, shape: tuple[int, ...]) -> Iterator[Bina
         yield file
 
 
-def _blocks(start: int, stop: int, dimension: int) -> Iterator[slice]:
+def _blocks(num_rows: int, dimension: int) -> Iterator[slice]:
     rows = max(1, BLOCK_BYTES // (4 * dimension))
-    for first in range(start, stop, rows):
-        yield slice(first, min(first + rows, stop))
+    for start in range(0, num_rows, rows):
+        yield slice(start, min(start + rows, num_rows))
 
 
 @dataclass

@@ -1,10 +1,9 @@
 """A small generator for each exemplar, fitted to it alone, so that the true source of every generated image is known.
 
-A generator is a function from a place to a colour: random Fourier features (Tancik et al., NeurIPS 2020, arXiv
-2006.10739) and linear weights, which least squares fits to the exemplar's pixels. Its samples differ from the exemplar
-by a random latent: the places are moved and bent, the weight of every frequency changes, two such readings are blended
-across a soft seam, and the colours are mixed anew. As in AbC (Wang et al., ICCV 2023, arXiv 2306.09345), one image
-decides what a generator shows.
+A generator maps a place to a colour: random Fourier features (Tancik et al., NeurIPS 2020, arXiv 2006.10739) with
+weights that least squares fits to the exemplar's pixels. A sample moves and bends the places, changes the weights,
+blends two such images across a soft seam, and changes the colours. As in AbC (Wang et al., ICCV 2023, arXiv
+2306.09345), one image decides what a generator shows.
 """
 
 import csv
@@ -97,16 +96,15 @@ def _recoloured(image: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
 def fit_and_sample(
     exemplar_files: list[Path], out_folder: Path, samples_per_exemplar: int, seed: int, corpus_folder: Path
 ) -> list[tuple[str, str]]:
-    """Writes <out_folder>/<generator>/<sample>.png and truth.csv (TRUTH_COLUMNS); returns its rows.
+    """Write <out_folder>/<generator>/<sample>.png and truth.csv (TRUTH_COLUMNS); return its rows.
 
-    A generated image's key is a path below `out_folder`, an exemplar's key one below `corpus_folder`. Raises AttribError
-    if there is no exemplar, or an exemplar is given twice or lies outside the corpus.
+    Keys are paths below `out_folder` and `corpus_folder`. Raises AttribError if there is no exemplar, or an exemplar is
+    given twice or lies outside the corpus.
     """
-    keys = []
-    for file in exemplar_files:
-        if not file.is_relative_to(corpus_folder):
-            raise AttribError(f"the exemplar {file} is not below the corpus {corpus_folder}")
-        keys.append(file.relative_to(corpus_folder).as_posix())
+    outside = [file for file in exemplar_files if not file.is_relative_to(corpus_folder)]
+    if outside:
+        raise AttribError(f"the exemplar {outside[0]} is not below the corpus {corpus_folder}")
+    keys = [file.relative_to(corpus_folder).as_posix() for file in exemplar_files]
     if not keys or len(set(keys)) < len(keys):
         raise AttribError("give at least one exemplar, and each only once: a sample has one source")
     generator = Generator(torch.stack([read_image(file) for file in exemplar_files]), seed)

@@ -10,14 +10,15 @@
 import json
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from safetensors.torch import save_file
 
-from attrib.common.storage import Storage, fresh_folder
+from attrib.common.storage import Storage, fresh_folder, join
 from attrib.data import job as manifest_job
 from attrib.data.decoding import decode_image
 from attrib.demo.generator import fit_and_sample
@@ -36,21 +37,15 @@ logger = logging.getLogger(__name__)
 
 BACKBONE = "test_resnet"
 INPUT_PX = 64
+PART = {"blocks": ["layout_2", "layout_3", "moments", "pooled"], "dimension": 128}
 TRAINING: dict = {  # a head on statistics of the random network takes seconds; end to end would take many minutes
     "features": {"moment_levels": [0, 1, 2, 3, 4], "layout_levels": [2, 3], "layout_grid": 6, "whole_image": True},
-    "head": {
-        "num_directions": 256,
-        "parts": {"all": {"blocks": ["layout_2", "layout_3", "moments", "pooled"], "dimension": 128}},
-    },
+    "head": {"num_directions": 256, "parts": {"all": PART}},
+    "views": {"mix": {"texture": 0, "bands": 0}, "hue_probability": 0.8, "flip_probability": 0.1},
     "views_per_image": 6,
-    "views": {
-        "mix": {"texture": 0, "colour": 1, "bands": 0, "solo": 2},
-        "hue_probability": 0.8,
-        "flip_probability": 0.1,
-    },
     "alignment": {"temperature": 0.05, "style_weight": 0.0},  # the samples copy no style from another source
     "disentanglement": {"kind": "none"},
-    "optimiser": {"batch_size": 256, "learning_rate": 1e-3, "patience_epochs": 6},
+    "optimiser": {"learning_rate": 1e-3, "patience_epochs": 6},
 }
 RECALL_AT = (1, 10)
 NUM_RESAMPLES = 2000  # of the exemplars, for the intervals
@@ -66,13 +61,10 @@ def run(settings: DemoSettings) -> str:
     folder = Path(fresh_folder(settings.output, "jobs.demo"))
     sources, generated = folder / "sources", folder / "generated"
     weights, model = folder / "weights" / "untrained.safetensors", folder / "model"
+    owners, truths = str(sources / "metadata.csv"), str(generated / "truth.csv")
     flow = PipelineSettings(
-        sources={"name": "drawn", "uri": str(sources), "metadata": {"uri": str(sources / "metadata.csv")}},
-        generated={
-            "name": "generated",
-            "uri": str(generated),
-            "metadata": {"uri": str(generated / "truth.csv"), "key_column": "query_key"},
-        },
+        sources={"name": "drawn", "uri": str(sources), "metadata": {"uri": owners}},
+        generated={"name": "generated", "uri": str(generated), "metadata": {"uri": truths, "key_column": "query_key"}},
         output=str(folder / "run"),
         backbone={"name": BACKBONE, "weights": str(model / train_job.MODEL)},
         storage=settings.storage,
@@ -89,29 +81,25 @@ def run(settings: DemoSettings) -> str:
         storage=settings.storage,
         ray=settings.ray,
     )
-    with _Step(f"draw {settings.num_sources:,} sources"):
+    storage = Storage(settings.storage)
+    with _step(f"draw {settings.num_sources:,} sources"):
         draw_corpus(sources, settings.num_sources, settings.seed)
     files = sorted(path for path in sources.rglob("*") if path.suffix in (".png", ".jpg"))
     chosen = np.random.default_rng(settings.seed).choice(len(files), settings.num_exemplars, replace=False)
-    with _Step(f"fit a generator to each of {settings.num_exemplars} exemplars and sample it"):
+    with _step(f"fit a generator to each of {settings.num_exemplars} exemplars and sample it"):
         truth = fit_and_sample(
             [files[i] for i in sorted(chosen)], generated, settings.samples_per_exemplar, settings.seed, sources
         )
-    with _Step(f"train {BACKBONE} with jobs.train on the sources alone"):
-        save_untrained(weights, settings.seed, Storage(settings.storage))
+    with _step(f"train {BACKBONE} with jobs.train on the sources alone"):
+        save_untrained(weights, settings.seed, storage)
         manifest_job.run(manifest)
         train_job.run(training)
-    with _Step("run the flow"):
+    with _step("run the flow"):
         summary = pipeline_job.run(flow)
-    with _Step("score the controls"):
-        ranks = {"this run (Parquet)": _ranks_of_run(flow, truth)} | _ranks_of_controls(
-            files,
-            sources,
-            generated,
-            {"the same network, untrained": weights, "the same, whitened, no training": model / train_job.START},
-            truth,
-            Storage(settings.storage),
-        )
+    controls = {"the same network, untrained": weights, "the same, whitened, no training": model / train_job.START}
+    with _step("score the controls"):
+        ranks = {"this run (Parquet)": _ranks_of_run(flow, truth, storage)}
+        ranks |= _ranks_of_controls(files, sources, generated, controls, truth, storage)
     lines = [
         f"\nrecall of the true source of {len(truth)} generated images among {len(files):,}, with 95 % intervals "
         "over the exemplars:",
@@ -123,54 +111,42 @@ def run(settings: DemoSettings) -> str:
     return "\n".join([*lines, "", *(f"{name + ':':26}{value}" for name, value in summary.items())])
 
 
-class _Step:
-    """Says what begins and how long it took."""
-
-    def __init__(self, what: str):
-        self.what = what
-
-    def __enter__(self):
-        logger.info(f"demo: {self.what} ...")
-        self.started = time.monotonic()
-
-    def __exit__(self, *_):
-        logger.info(f"demo: {self.what}: {time.monotonic() - self.started:.0f} s")
+@contextmanager
+def _step(what: str) -> Iterator[None]:
+    """Log what begins and how long it took."""
+    logger.info(f"demo: {what} ...")
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        logger.info(f"demo: {what}: {time.monotonic() - started:.0f} s")
 
 
 def save_untrained(path: Path, seed: int, storage: Storage) -> None:
-    """BACKBONE with random weights, for images of INPUT_PX: the start of the training, and a control."""
+    """Write BACKBONE with random weights, for images of INPUT_PX: the start of the training, and a control."""
     model = load_network(BackboneSettings(name=BACKBONE, weights="random", seed=seed), storage).model
-    data_config = {
-        "input_size": [3, INPUT_PX, INPUT_PX],
-        "interpolation": "bicubic",
-        "mean": [0.5] * 3,
-        "std": [0.25] * 3,
-        "crop_pct": 1.0,
-        "crop_mode": "center",
-    }
+    data_config = {"input_size": [3, INPUT_PX, INPUT_PX], "interpolation": "bicubic", "mean": [0.5] * 3}
+    data_config |= {"std": [0.25] * 3, "crop_pct": 1.0, "crop_mode": "center"}
     path.parent.mkdir(exist_ok=True)
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     save_file(state, path, metadata={CHECKPOINT_KEY: json.dumps({"name": BACKBONE, "data_config": data_config})})
 
 
 def colour_histogram(image: np.ndarray, bins: int = 4) -> np.ndarray:
-    """uint8 [h, w, 3] RGB -> float32 [bins ** 3]: square roots of the joint histogram of the three channels.
+    """Return the square roots float32 [bins ** 3] of the joint histogram of the channels of uint8 [h, w, 3] RGB.
 
     A dot product of two is their Bhattacharyya coefficient.
     """
     level = image.reshape(-1, 3).astype(np.int64) * bins // 256
-    counts = np.bincount((level[:, 0] * bins + level[:, 1]) * bins + level[:, 2], minlength=bins**3)
+    counts = np.bincount(level @ [bins**2, bins, 1], minlength=bins**3)
     return np.sqrt(counts / counts.sum()).astype(np.float32)
 
 
-def _ranks_of_run(flow: PipelineSettings, truth: list[tuple[str, str]]) -> np.ndarray:
-    """float [m]: rank of the true source in the run's own Parquet; infinite where it is not among the rows."""
-    storage = Storage(flow.storage)
-    folder = Path(flow.output) / "attributions" / "attributions"
-    columns = ["query_key", "source_key", "rank"]
-    rows = pa.concat_tables(
-        [storage.read_table(str(folder / name), columns=columns) for name in storage.names(str(folder), ".parquet")]
-    )
+def _ranks_of_run(flow: PipelineSettings, truth: list[tuple[str, str]], storage: Storage) -> np.ndarray:
+    """Return float [m]: rank of the true source in the rows of the run; infinite where it is not among them."""
+    folder = join(flow.output, "attributions", "attributions")
+    files = [join(folder, name) for name in storage.names(folder, ".parquet")]
+    rows = storage.dataset(files, format="parquet").to_table(columns=["query_key", "source_key", "rank"])
     found = {(row["query_key"], row["source_key"]): row["rank"] for row in rows.to_pylist()}
     return np.array([found.get(pair, np.inf) for pair in truth])
 
@@ -183,7 +159,7 @@ def _ranks_of_controls(
     truth: list[tuple[str, str]],
     storage: Storage,
 ) -> dict[str, np.ndarray]:
-    """int [m] by control: rank of the true source by brute force. networks: weights by name."""
+    """Return by control int [m]: rank of the true source in exact search. networks: weights by name."""
     keys = [path.relative_to(sources).as_posix() for path in files]
     true = np.array([keys.index(source) for _, source in truth])
 
@@ -199,9 +175,8 @@ def _ranks_of_controls(
         for paths in (files, [generated / key for key, _ in truth])
     ]
     ranks = {}
-    describers = {"colour histogram": histograms}
-    describers |= {name: partial(embed, weights=weights) for name, weights in networks.items()}
-    for name, describe in describers.items():
+    describers = {name: partial(embed, weights=weights) for name, weights in networks.items()}
+    for name, describe in ({"colour histogram": histograms} | describers).items():
         known, queries = (unit_rows(describe(pixels)) for pixels in decoded)
         similarity = queries @ known.T
         ranks[name] = 1 + (similarity > similarity[np.arange(len(true)), true][:, None]).sum(axis=1)
@@ -209,7 +184,7 @@ def _ranks_of_controls(
 
 
 def recall(is_found: np.ndarray, settings: DemoSettings) -> str:
-    """Share with a 95 % interval of the bootstrap over exemplars; is_found: bool [m], by exemplar."""
+    """Return the share with its 95 % bootstrap interval over exemplars. is_found: bool [m], by exemplar."""
     by_exemplar = is_found.reshape(settings.num_exemplars, -1).mean(axis=1)
     drawn = np.random.default_rng(0).integers(len(by_exemplar), size=(NUM_RESAMPLES, len(by_exemplar)))
     low, high = np.percentile(by_exemplar[drawn].mean(axis=1), [2.5, 97.5])

@@ -1,4 +1,4 @@
-"""Drawn source images with owners and licences: no download, no real artist, and the same files again from the same seed.
+"""Drawn source images with owners and licences: no download, no real artist, and the same files from the same seed.
 
 Each image depends on (seed, its number) alone, so the first n images of a larger corpus are those of a smaller one.
 """
@@ -29,7 +29,6 @@ Colour = tuple[int, int, int]
 
 
 def mix(first: Colour, second: Colour, share: float) -> Colour:
-    """`share` of the second colour, the rest of the first."""
     return tuple(round(a + (b - a) * share) for a, b in zip(first, second))
 
 
@@ -43,6 +42,11 @@ def draw_palette(rng: np.random.Generator) -> np.ndarray:
     colours += [(hue + 0.5, 0.4, rng.uniform(0.1, 0.25)), (hue + 0.1, 0.08, 0.97)]
     colours += [(hue + step + rng.normal(0, 0.015), rng.uniform(0.45, 0.9), rng.uniform(0.5, 0.95)) for step in steps]
     return np.array([[255 * v for v in colorsys.hsv_to_rgb(h % 1, s, v)] for h, s, v in colours], dtype=np.uint8)
+
+
+def rotation(turns: float) -> np.ndarray:
+    cos, sin = math.cos(TAU * turns), math.sin(TAU * turns)
+    return np.array([[cos, sin], [-sin, cos]])
 
 
 class Canvas:
@@ -68,7 +72,6 @@ class Canvas:
         return float(self.rng.uniform(low, high))
 
     def count(self, low: int, high: int) -> int:
-        """Between the two, both included."""
         return int(self.rng.integers(low, high + 1))
 
     def polygon(self, points: list | np.ndarray, fill: Colour) -> None:
@@ -79,22 +82,21 @@ class Canvas:
         pixels = [(x * self.side_px, y * self.side_px) for x, y in points]
         self.draw.line(pixels, fill=fill, width=max(1, round(width * self.side_px)), joint="curve")
         for x, y in (points[0], points[-1]):
-            self.oval(x, y, width / 2, width / 2, fill)
+            self.disc(x, y, width / 2, fill)
 
     def oval(self, x: float, y: float, half_width: float, half_height: float, fill: Colour) -> None:
         box = [x - half_width, y - half_height, x + half_width, y + half_height]
         self.draw.ellipse([value * self.side_px for value in box], fill=fill)
 
-    def box(self, left: float, top: float, right: float, bottom: float, fill: Colour) -> None:
-        self.draw.rectangle([value * self.side_px for value in (left, top, right, bottom)], fill=fill)
+    def disc(self, x: float, y: float, radius: float, fill: Colour) -> None:
+        self.oval(x, y, radius, radius, fill)
 
     def petal(self, x: float, y: float, turns: float, length: float, width: float, fill: Colour) -> None:
         """A leaf shape from (x, y) in the direction of the angle."""
         along = np.linspace(0, 1, 12)
         half = width / 2 * np.sin(np.pi * along**0.8)
         outline = np.concatenate([np.stack([along * length, half], 1), np.stack([along * length, -half], 1)[::-1]])
-        cos, sin = math.cos(TAU * turns), math.sin(TAU * turns)
-        self.polygon(outline @ np.array([[cos, sin], [-sin, cos]]) + (x, y), fill)
+        self.polygon(outline @ rotation(turns) + (x, y), fill)
 
     def finish(self) -> Image.Image:
         """The drawing at its final size, with a little grain."""
@@ -105,7 +107,7 @@ class Canvas:
 
 def hills(c: Canvas) -> None:
     radius = c.between(0.06, 0.16)
-    c.oval(c.between(0.15, 0.85), c.between(0.15, 0.4), radius, radius, c.accent(c.light, 0.4))
+    c.disc(c.between(0.15, 0.85), c.between(0.15, 0.4), radius, c.accent(c.light, 0.4))
     near, far, num_ridges, roughness = c.accent(c.ink, 0.4), c.accent(c.far, 0.5), c.count(3, 5), c.count(2, 7)
     x = np.linspace(0, 1, 60)
     for depth in np.linspace(0, 1, num_ridges):
@@ -129,8 +131,7 @@ def flowers(c: Canvas) -> None:
         for reach, tone in ((1.0, mix(colour, c.ink, 0.15)), (c.between(0.55, 0.75), mix(colour, c.light, 0.4))):
             for k in range(num_petals):
                 c.petal(x, y, turn + k / num_petals, radius * reach, radius * reach * width / num_petals, tone)
-        middle = radius * c.between(0.16, 0.32)
-        c.oval(x, y, middle, middle, c.accent())
+        c.disc(x, y, radius * c.between(0.16, 0.32), c.accent())
 
 
 def masks(c: Canvas) -> None:
@@ -143,9 +144,9 @@ def masks(c: Canvas) -> None:
     eye_y, brow = y - tall * c.between(0.1, 0.35), c.between(-0.05, 0.05)
     for side in (-apart, apart):
         c.oval(x + side, eye_y, 1.3 * eye, eye * flat, c.light)
-        c.oval(x + side, eye_y, eye / 2, eye / 2, c.ink)
+        c.disc(x + side, eye_y, eye / 2, c.ink)
         c.line([(x + 0.4 * side, eye_y - 0.09 + brow), (x + 1.6 * side, eye_y - 0.09 - brow)], hair, 0.025)
-        c.oval(x + side, y + 0.3 * tall, 0.8 * eye, 0.8 * eye, mark)
+        c.disc(x + side, y + 0.3 * tall, 0.8 * eye, mark)
     nose, mouth, smile = c.between(0.02, 0.07), wide * c.between(0.25, 0.55), c.between(-0.06, 0.1)
     c.polygon([(x, eye_y), (x + nose, y + 0.25 * tall), (x - nose, y + 0.25 * tall)], mix(skin, c.ink, 0.4))
     lip = y + 0.55 * tall
@@ -169,16 +170,16 @@ def fish(c: Canvas) -> None:
         for place in np.linspace(-0.5, 0.35, c.count(0, 4)):
             half, along = 0.9 * high * math.sqrt(1 - place**2), x + ahead * place
             c.line([(along, y - half), (along, y + half)], mix(fin, c.ink, 0.25), 0.12 * length)
-        c.oval(x + 0.65 * ahead, y - 0.2 * high, 0.14 * length, 0.14 * length, c.light)
-        c.oval(x + 0.68 * ahead, y - 0.2 * high, 0.07 * length, 0.07 * length, c.ink)
+        c.disc(x + 0.65 * ahead, y - 0.2 * high, 0.14 * length, c.light)
+        c.disc(x + 0.68 * ahead, y - 0.2 * high, 0.07 * length, c.ink)
 
 
 def planets(c: Canvas) -> None:
-    c.box(0, 0, 1, 1, mix(c.ink, c.accent(), 0.15))
-    for x, y, radius in c.rng.uniform(0, (1, 1, 0.012), (c.count(20, 70), 3)):
-        c.oval(x, y, radius, radius, c.light)
+    c.polygon([(0, 0), (1, 0), (1, 1), (0, 1)], mix(c.ink, c.accent(), 0.15))
+    for star in c.rng.uniform(0, (1, 1, 0.012), (c.count(20, 70), 3)):
+        c.disc(*star, c.light)
     x, y, radius, tilt = c.between(0.35, 0.65), c.between(0.4, 0.6), c.between(0.15, 0.33), c.between(-0.4, 0.4)
-    c.oval(x, y, radius, radius, c.accent())
+    c.disc(x, y, radius, c.accent())
     for place in np.linspace(-0.8, 0.8, c.count(0, 7)):
         half = 0.93 * radius * math.sqrt(1 - place**2)
         middle = y + place * radius
@@ -188,31 +189,30 @@ def planets(c: Canvas) -> None:
     c.line(ring, c.accent(c.light, 0.3), c.between(0.05, 0.25) * radius)
     for _ in range(c.count(0, 3)):
         moon = c.between(0.025, 0.08)
-        c.oval(c.between(0.08, 0.92), c.between(0.08, 0.25), moon, moon, c.accent())
+        c.disc(c.between(0.08, 0.92), c.between(0.08, 0.25), moon, c.accent())
 
 
 def stripes(c: Canvas) -> None:
     turns, wave, height = c.between(0, 1), c.between(0.8, 3.0), c.between(0, 0.1)
-    cos, sin, along = math.cos(TAU * turns), math.sin(TAU * turns), np.linspace(-0.8, 0.8, 60)
-    swing, start = height * np.sin(TAU * along * wave), -0.9
+    along, start = np.linspace(-0.8, 0.8, 60), -0.9
+    swing = height * np.sin(TAU * along * wave)
     while start < 0.85:
         width = c.between(0.02, 0.14)
         edges = [np.stack([along, swing + start], 1), np.stack([along, swing + start + width], 1)[::-1]]
-        c.polygon(np.concatenate(edges) @ np.array([[cos, sin], [-sin, cos]]) + 0.5, c.accent())
+        c.polygon(np.concatenate(edges) @ rotation(turns) + 0.5, c.accent())
         start += width + c.between(0, 0.09)
 
 
 def dots(c: Canvas) -> None:
     num_rows, jitter, hole, first, second = c.count(4, 10), c.between(0, 0.3), c.between(0, 0.7), c.accent(), c.accent()
     wave, phase, stagger = c.rng.uniform(-1.2, 1.2, 2), c.between(0, 1), c.count(0, 1)
-    for row in range(num_rows):
-        for column in range(-1, num_rows + 1):
-            x = (column + 0.5 + 0.5 * stagger * (row % 2) + c.between(-jitter, jitter)) / num_rows
-            y = (row + 0.5 + c.between(-jitter, jitter)) / num_rows
-            swell = 0.5 + 0.5 * math.sin(TAU * (wave[0] * x + wave[1] * y + phase))
-            radius = (0.15 + 0.33 * swell) / num_rows
-            c.oval(x, y, radius, radius, mix(first, second, swell))
-            c.oval(x, y, radius * hole, radius * hole, c.ground)
+    for row, column in np.ndindex(num_rows, num_rows + 2):
+        x = (column - 0.5 + 0.5 * stagger * (row % 2) + c.between(-jitter, jitter)) / num_rows
+        y = (row + 0.5 + c.between(-jitter, jitter)) / num_rows
+        swell = 0.5 + 0.5 * math.sin(TAU * (wave[0] * x + wave[1] * y + phase))
+        radius = (0.15 + 0.33 * swell) / num_rows
+        c.disc(x, y, radius, mix(first, second, swell))
+        c.disc(x, y, radius * hole, c.ground)
 
 
 def flows(c: Canvas) -> None:
@@ -236,16 +236,14 @@ def glyphs(c: Canvas) -> None:
             c.line(0.07 + size * points, ink if c.between(0, 1) < 0.8 else c.accent(), width)
 
 
-COLLECTIONS: dict[str, Callable[[Canvas], None]] = {
-    draw.__name__: draw for draw in (hills, flowers, masks, fish, planets, stripes, dots, flows, glyphs)
-}
+MOTIFS: tuple[Callable[[Canvas], None], ...] = (hills, flowers, masks, fish, planets, stripes, dots, flows, glyphs)
+COLLECTIONS = {draw.__name__: draw for draw in MOTIFS}
 
 
 def draw_corpus(folder: Path, num_images: int, seed: int, image_px: int = 96) -> None:
-    """Writes <folder>/<collection>/<number>.png or .jpg, square RGB, and <folder>/metadata.csv (METADATA_COLUMNS).
+    """Write <folder>/<collection>/<number>.png or .jpg, square RGB, and <folder>/metadata.csv (METADATA_COLUMNS).
 
-    Every studio has a few palettes, so that colour alone identifies a studio rather than an image. Raises AttribError
-    if the folder already holds a corpus.
+    Every studio has a few palettes: colour identifies a studio, not an image. Raises AttribError if a corpus is there.
     """
     if (folder / "metadata.csv").exists():
         raise AttribError(f"{folder} already holds a corpus; give an empty folder, or delete it first")

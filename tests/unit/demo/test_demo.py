@@ -1,4 +1,4 @@
-"""The demo's corpus, generators and controls: the same bytes from the same seed, and a truth that the images support."""
+"""Corpus, generators and controls of the demo: same bytes from the same seed, and a truth that the images support."""
 
 import csv
 

@@ -16,9 +16,7 @@ class AttributeSettings(JobSettings):
     queries: Uri  # embeddings of the generated images
     index: Uri
     output: Uri
-    generators: Uri | None = (
-        None  # output of jobs.identify on the same images, whose verdicts are joined to the outcomes
-    )
+    generators: Uri | None = None  # output of jobs.identify on the same images; its verdicts are joined to the outcomes
     max_failed_share: Share = 0.05
     top_k: Positive = 10
     nprobe: Positive | None = None  # None: that of the index, which met the recall target

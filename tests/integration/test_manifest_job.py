@@ -151,7 +151,7 @@ def test_colliding_hashes_get_distinct_ids_that_depend_on_the_images_only(seed, 
         "attrib.data.collections.image_ids", lambda name, keys: full(name, keys) >> (identity.ID_BITS - 4)
     )
     monkeypatch.setattr("attrib.data.job.connect", lambda settings: None)
-    monkeypatch.setattr("attrib.data.job.run_units", lambda unit, work: ((i, unit(*w)) for i, w in enumerate(work)))
+    monkeypatch.setattr("attrib.data.job.run_all", lambda unit, work, *progress: [unit(*w) for w in work])
     items = list(IMAGES.items())
     random.Random(seed).shuffle(items)
     write_tars(dict(items), str(tmp_path / "tars"), local, num_shards=1 + seed)

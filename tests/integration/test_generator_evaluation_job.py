@@ -144,7 +144,7 @@ def test_a_folder_set_reads_images_unchanged(tmp_path, local):
     assert folder_set("folders", given, 1.0, local).digest() == before
     write_folder({"0.png": pictures(["x.png", "y.png"])["y.png"]}, str(tmp_path / "a"), local)
     assert folder_set("folders", given, 1.0, local).digest() != before
-    (tmp_path / "b" / "1.png").write_bytes(b"no picture")
+    (tmp_path / "b" / "1.png").write_bytes(b"no image")
     with pytest.raises(AttribError, match=r"b/1\.png cannot be evaluated on .* remove it"):
         folder_set("folders", given, 1.0, local)
     shutil.rmtree(tmp_path / "a")
@@ -202,8 +202,8 @@ def test_the_job_measures_every_method_on_every_set(evaluated, job_settings):
     assert list(evaluated["tiers"]) == [TRAINED_SET, "published", "unseen"]
     methods = list(evaluated["looks_at_trace"])
     assert {"content-only", "codec-and-size"} <= set(methods) and len(methods) >= 4
-    for tier in evaluated["tiers"].values():
-        assert list(tier["methods"]) == methods
+    for found in evaluated["tiers"].values():
+        assert list(found["methods"]) == methods
     assert evaluated["shipped"]["method"] in [m for m in methods if evaluated["looks_at_trace"][m]]
     assert evaluated["tiers"][TRAINED_SET]["families"] == ["dcgan", "dcgan", "vae", "vae", "diffusion", "diffusion"]
     assert "Shipped: " in Path(job_settings.output, "evaluation.html").read_text(encoding="utf-8")

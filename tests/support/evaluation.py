@@ -70,5 +70,5 @@ def coloured_set(families=None, judged=True, num_images=NUM_IMAGES, real=True, *
         pixels = (np.array(colour)[None, :] * light[:, None]).astype(np.uint8)
         images[name] = as_samples(torch.from_numpy(pixels)[:, :, None, None].expand(-1, -1, PX, PX).contiguous())
     white = as_samples(torch.full((8, 3, PX, PX), 230, dtype=torch.uint8)) if real else ()
-    tier = SetSettings(judged=judged, num_splits=3)
-    return make_set("colours", tier, images, white, families, **options)
+    given = SetSettings(judged=judged, num_splits=3)
+    return make_set("colours", given, images, white, families, **options)

@@ -148,8 +148,8 @@ def test_degraded_queries_against_clean_and_matched_galleries_equal_loops(noise)
     for kind, rows in galleries.items():
         assert held[kind]["identification"] == near(expected[kind])
         assert held[kind]["rejection_auroc"] == near(loop_rejection(generators, rows, vectors["jpeg-85"])[0])
-    untouched = found["values"]["identification"]
-    assert len({tuple(values) for values in (*expected.values(), untouched)}) == 3, "the test can tell them apart"
+    original = found["values"]["identification"]
+    assert len({tuple(values) for values in (*expected.values(), original)}) == 3, "all three differ"
     assert found["degradations"]["none"]["clean"] == found["degradations"]["none"]["matched"]
 
 
@@ -289,7 +289,7 @@ def test_vectors_are_computed_once_for_methods_that_embed_alike():
     embedded = Embedded(Counted(), coloured_set())
     for _ in range(2):
         evaluate_set(embedded.method, embedded, 0.9, settings())
-    assert sum(calls) == 2 * 3 * NUM_IMAGES + 8, "untouched and JPEG once each, the real images once"
+    assert sum(calls) == 2 * 3 * NUM_IMAGES + 8, "original and JPEG once each, the real images once"
 
 
 def test_the_cut_separates_generators():

@@ -20,10 +20,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def sets_of(values: dict[str, dict[str, tuple[float, float]]], judged=("first", "second")) -> dict:
     """{set: {method: (identification, rejection)}} in the form of the job, equal for three generators."""
     return {
-        tier: {
+        name: {
             "generators": ["a", "b", "c"],
             "families": ["a", "b", "c"],
-            "judged": tier in judged,
+            "judged": name in judged,
             "note": "<i>what to know</i>",
             "same_content": False,
             "num_images": 48,
@@ -56,7 +56,7 @@ def sets_of(values: dict[str, dict[str, tuple[float, float]]], judged=("first", 
                 for method, (identification, rejection) in methods.items()
             },
         }
-        for tier, methods in values.items()
+        for name, methods in values.items()
     }
 
 
@@ -105,9 +105,9 @@ def test_variants_of_the_extractor_are_not_controls():
     assert lost["method"] == "lda" and lost["variants"] == []
 
 
-def with_verdicts(tiers: dict, **right: float) -> dict:
+def with_verdicts(sets: dict, **right: float) -> dict:
     """Adds verdicts: the given share of right ones for registered generators, all unknown for left-out ones."""
-    for tier in tiers.values():
+    for own in sets.values():
         for method, share in right.items():
             sides = {
                 "registered": {
@@ -118,8 +118,8 @@ def with_verdicts(tiers: dict, **right: float) -> dict:
                 },
                 "left_out": {"right": [0.0] * 3, "wrong": [0.0] * 3, "unknown": [1.0] * 3, "unassessable": [0.0] * 3},
             }
-            tier["methods"][method.replace("_", "-")]["verdicts"] = {"none": sides, "jpeg-85": sides}
-    return tiers
+            own["methods"][method.replace("_", "-")]["verdicts"] = {"none": sides, "jpeg-85": sides}
+    return sets
 
 
 def test_the_scoring_with_better_verdicts_is_shipped():
@@ -148,8 +148,8 @@ def test_the_scoring_with_better_verdicts_is_shipped():
 
 def test_verdicts_are_in_the_table_and_on_the_page():
     values = {"extractor": (0.9, 0.7), "lda": (0.8, 0.6)}
-    tiers = with_verdicts(sets_of({"colours": values}, judged=("colours",)), extractor=0.625)
-    summary = summarise(tiers, {"extractor": True, "lda": True}, {"extractor": "extractor", "lda": "lda"})
+    sets = with_verdicts(sets_of({"colours": values}, judged=("colours",)), extractor=0.625)
+    summary = summarise(sets, {"extractor": True, "lda": True}, {"extractor": "extractor", "lda": "lda"})
     lines = [line for line in format_table(summary).splitlines() if "verdicts by" in line]
     assert len(lines) == 2 and lines[0].startswith(
         "  verdicts by extractor, images as none: registered: 0.625 right, 0.000 wrong"
@@ -161,14 +161,14 @@ def test_verdicts_are_in_the_table_and_on_the_page():
 
 
 def test_intervals_of_the_summary_are_over_families():
-    tiers = sets_of({"first": {"extractor": (0.5, 0.5), "lda": (0.3, 0.3)}}, judged=("first",))
-    tiers["first"] |= {"families": ["twins", "twins", "alone"]}
+    sets = sets_of({"first": {"extractor": (0.5, 0.5), "lda": (0.3, 0.3)}}, judged=("first",))
+    sets["first"] |= {"families": ["twins", "twins", "alone"]}
     families = np.array([1, 1, 0])
-    own = tiers["first"]["methods"]["extractor"]
+    own = sets["first"]["methods"]["extractor"]
     own["values"]["identification"] = [0.5, 0.5, 0.6]
     own["clusters"] = [[80, 70, 75], [1, 2, 1]]  # an interval over generators would be narrow
     own["degradations"]["jpeg-85"]["matched"]["identification"] = [0.5, 0.5, 0.58]
-    summary = summarise(tiers, {"extractor": True, "lda": True}, {"extractor": "extractor", "lda": "lda"})
+    summary = summarise(sets, {"extractor": True, "lda": True}, {"extractor": "extractor", "lda": "lda"})
     found = summary["tiers"]["first"]["methods"]["extractor"]
     table = np.array(own["clusters"])
     against = next(row for row in summary["shipped"]["comparisons"] if row["value"] == "identification")
@@ -244,11 +244,9 @@ def test_curves_of_original_and_degraded_images_are_shown_side_by_side(monkeypat
     record = {"settings": settings(reference_counts=[1, 10, 50]).model_dump(mode="json"), "versions": {}}
     page = render_page(summary, [coloured_set()], "curves", record)
     assert "Identified, by references<" in page and "The same, both sides jpeg-85<" in page
-    untouched, degraded = drawn[0]
-    assert untouched.labels == degraded.labels == ["1", "10"] and untouched.chance == 1 / 3
-    assert untouched.lines == {"lda": pytest.approx([0.4, 0.8])} and degraded.lines == {
-        "lda": pytest.approx([0.2, 0.4])
-    }
+    original, degraded = drawn[0]
+    assert original.labels == degraded.labels == ["1", "10"] and original.chance == 1 / 3
+    assert original.lines == {"lda": pytest.approx([0.4, 0.8])} and degraded.lines == {"lda": pytest.approx([0.2, 0.4])}
     clean, matched = drawn[1]
     assert clean.labels == ["jpeg-85", "resize-0.5"] and clean.lines == {"lda": [pytest.approx(0.5), None]}
     assert matched.lines == {"lda": [pytest.approx(0.75), None]}
@@ -257,31 +255,31 @@ def test_curves_of_original_and_degraded_images_are_shown_side_by_side(monkeypat
 
 
 def test_losses_are_shown_with_and_without_families():
-    tiers = sets_of({"colours": {"extractor": (0.5, 0.5)}}, judged=("colours",))
-    tiers["colours"]["families"] = ["twins", "twins", "alone"]
-    own = tiers["colours"]["methods"]["extractor"]
+    sets = sets_of({"colours": {"extractor": (0.5, 0.5)}}, judged=("colours",))
+    sets["colours"]["families"] = ["twins", "twins", "alone"]
+    own = sets["colours"]["methods"]["extractor"]
     own["values"]["family_identification"] = [1.0, 1.0, 0.9]
     for held in own["degradations"]["jpeg-85"].values():
         held["family_identification"] = [0.99, 0.98, 0.9]
     own["degradations"]["jpeg-85"]["matched"]["identification"] = [0.3, 0.3, 0.3]
-    summary = summarise(tiers, {"extractor": True}, {"extractor": "extractor"})
+    summary = summarise(sets, {"extractor": True}, {"extractor": "extractor"})
     found = summary["tiers"]["colours"]["methods"]["extractor"]
     assert (found["loss"]["mean"], found["family_loss"]["mean"]) == pytest.approx((0.2, 0.01))
     table = format_table(summary)
     assert "family loss" in table and re.search(r"\+0\.200 +\+0\.010", table)
     assert "loses 0.200 at jpeg-85, NOT less than 0.10; 0.010 of family identification" in table
-    tier = dataclasses.replace(coloured_set(), families=("twins", "twins", "alone"))
-    page = render_page(summary, [tier], "twins", {"settings": settings().model_dump(mode="json"), "versions": {}})
+    twins = dataclasses.replace(coloured_set(), families=("twins", "twins", "alone"))
+    page = render_page(summary, [twins], "twins", {"settings": settings().model_dump(mode="json"), "versions": {}})
     assert (
         "differ only by a seed count as one, it loses 0.010" in page and '<th class="number">family loss</th>' in page
     )
 
 
 def test_a_value_that_cannot_be_measured_is_marked():
-    tiers = sets_of({"colours": {"lda": (0.8, 0.7), "other": (0.8, 0.7)}})
-    tiers["colours"]["methods"]["lda"]["values"]["real_auroc"] = [0.9] * 3
-    tiers["colours"]["methods"]["other"]["degradations"]["jpeg-85"] = None
-    summary = summarise(tiers, {"lda": True, "other": True}, {"lda": "lda", "other": "other"})
+    sets = sets_of({"colours": {"lda": (0.8, 0.7), "other": (0.8, 0.7)}})
+    sets["colours"]["methods"]["lda"]["values"]["real_auroc"] = [0.9] * 3
+    sets["colours"]["methods"]["other"]["degradations"]["jpeg-85"] = None
+    summary = summarise(sets, {"lda": True, "other": True}, {"lda": "lda", "other": "other"})
     other = next(line for line in format_table(summary).splitlines() if line.startswith("  other"))
     assert other.count("too small") == 2, "real AUROC and loss"
     record = {"settings": settings().model_dump(mode="json"), "versions": {}}

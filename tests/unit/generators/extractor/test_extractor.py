@@ -102,7 +102,7 @@ def test_all_parameters_have_gradients_and_a_flat_patch_has_finite_ones():
 
 
 def test_the_learned_part_depends_on_the_position_on_the_lattice():
-    """A pattern of period 8 px: a shift by 8 px changes nothing, a shift by 4 px does, and mostly not at the borders."""
+    """A pattern of period 8 px: a shift by 8 px changes nothing, one by 4 px does, mostly not at the borders."""
     network = random_network()
     board = torch.full((3, 96, 96), 100, dtype=torch.uint8)
     board[:, ::8, ::8] = 120

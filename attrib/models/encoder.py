@@ -115,7 +115,9 @@ def preprocessing_of(network: Network, name: str) -> Preprocessing:
     try:
         return Preprocessing.from_timm(network.data_config)
     except (ValueError, KeyError, TypeError, ArithmeticError) as error:
-        raise AttribError(f"the preprocessing of {name!r} is not supported: {error}") from error
+        raise AttribError(
+            f"network {name!r} needs a preprocessing that attrib lacks ({error}); choose another backbone.name"
+        ) from error
 
 
 def load_network(settings: BackboneSettings, storage: Storage) -> Network:
@@ -124,12 +126,15 @@ def load_network(settings: BackboneSettings, storage: Storage) -> Network:
         state, declared = _read_safetensors(settings.weights, storage)
         name = declared.get("name", settings.name)
         if name != settings.name:
-            raise AttribError(f"{settings.weights} is a checkpoint of {name!r}, but backbone.name is {settings.name!r}")
+            raise AttribError(
+                f"{settings.weights} is a checkpoint of {name!r}, but backbone.name is {settings.name!r}; set it to "
+                f"{name!r}"
+            )
         model = _create(name, pretrained=False)
         if "head" in declared:
             model = model_from_checkpoint(model.eval(), declared, state, settings.weights, settings.domain)
             return Network(model, declared["data_config"], has_head=True)
-        _load_strictly(model, state, settings.weights)
+        _load_strictly(model, name, state, settings.weights)
         return Network(model, declared.get("data_config") or timm.data.resolve_data_config(model=model))
     if settings.weights == "random":
         with torch.random.fork_rng(devices=[]):
@@ -157,22 +162,25 @@ def _create(name: str, pretrained: bool) -> torch.nn.Module:
 
 def _read_safetensors(uri: str, storage: Storage) -> tuple[dict[str, torch.Tensor], dict]:
     if not storage.exists(uri):
-        raise AttribError(f"the weights {uri} do not exist")
+        raise AttribError(f"the file {uri} does not exist; correct backbone.weights")
     with scratch_folder() as folder:
         try:
             with safe_open(storage.localise(uri, folder), framework="pt") as file:
                 state = {key: file.get_tensor(key) for key in file.keys()}
                 declared = json.loads((file.metadata() or {}).get(CHECKPOINT_KEY, "{}"))
         except (SafetensorError, ValueError, RecursionError) as error:
-            raise AttribError(f"{uri} is not a readable .safetensors file: {error}") from error
+            raise AttribError(
+                f"{uri} is not a readable .safetensors file ({error}); download it again, or train it again"
+            ) from error
     if not isinstance(declared, dict):
         raise AttribError(
-            f"{uri} is not a checkpoint that this version can read: {CHECKPOINT_KEY} is not a JSON object"
+            f"{uri} is not a checkpoint that this version can read ({CHECKPOINT_KEY} is not a JSON object); download "
+            "it again, or train it again with this version"
         )
     return state, declared
 
 
-def _load_strictly(model: torch.nn.Module, state: dict[str, torch.Tensor], origin: str) -> None:
+def _load_strictly(model: torch.nn.Module, name: str, state: dict[str, torch.Tensor], origin: str) -> None:
     """Load all weights of the network; the classifier of a full checkpoint is ignored."""
     heads = model.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
@@ -180,7 +188,10 @@ def _load_strictly(model: torch.nn.Module, state: dict[str, torch.Tensor], origi
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise AttribError(f"{origin} does not fit the network: {' '.join(str(error).split())[:400]}") from error
+        raise AttribError(
+            f"{origin} holds weights of another network than backbone.name = {name!r}; set backbone.name to the "
+            f"network of the file ({' '.join(str(error).split())[:200]})"
+        ) from error
 
 
 def model_digest(name: str, model: torch.nn.Module) -> str:

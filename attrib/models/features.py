@@ -30,12 +30,15 @@ class FeatureExtractor(nn.Module):
         self.backbone, self.settings = backbone, settings
         if settings.levels and not hasattr(backbone, "forward_intermediates"):
             raise AttribError(
-                "this network does not return its levels (no forward_intermediates in timm); use pooled only"
+                "timm cannot return intermediate feature maps of this network; empty features.moment_levels, "
+                "covariance_levels and layout_levels and set features.pooled, or choose another backbone.name"
             )
         num_levels = len(backbone.feature_info) if settings.levels else 0
         missing = [level for level in settings.levels if level >= num_levels]
         if missing:
-            raise AttribError(f"features name level {missing[0]}, but the network has levels 0 to {num_levels - 1}")
+            raise AttribError(
+                f"features name level {missing[0]}, but the network has levels 0 to {num_levels - 1}; use these"
+            )
         was_training = backbone.training
         backbone.eval()  # the probe must not change the statistics of batch norm
         with torch.inference_mode():

@@ -1,4 +1,6 @@
-"""The whole model: backbone, feature blocks and one head per domain; and its checkpoint, one safetensors file.
+"""The whole model: backbone, feature blocks and heads; and its checkpoint, one safetensors file.
+
+There is one head for all images, or one for each domain: real and synthetic (generated) images.
 
 The metadata of a checkpoint contain JSON under CHECKPOINT_KEY: name (of timm), data_config (timm's preprocessing), and
 with a head also features, head and projected_sizes. Loading a checkpoint does not execute code from it.
@@ -91,6 +93,7 @@ def model_from_checkpoint(
         model.load_state_dict(state, strict=True)
     except (AttributeError, LookupError, TypeError, ValidationError, ValueError, RuntimeError) as error:
         raise AttribError(
-            f"{origin} is not a checkpoint that this version can read: {' '.join(str(error).split())[:400]}"
+            f"{origin} is not a checkpoint that this version can read ({' '.join(str(error).split())[:400]}); download "
+            "it again, or train it again with this version"
         ) from error
     return model

@@ -1,4 +1,4 @@
-"""Preprocess canonical pixels for a backbone: resize, crop and normalise, as timm does."""
+"""Preprocess decoded 8-bit RGB pixels for a backbone: resize, crop and normalise, as timm does."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -38,7 +38,7 @@ class Preprocessing:
     def __post_init__(self) -> None:
         for name, allowed in (("crop_mode", get_args(CropMode)), ("interpolation", get_args(Interpolation))):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} {getattr(self, name)!r} is not supported; use one of {allowed}")
+                raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {allowed}")
         if not 1 <= self.crop_px <= self.resize_px:
             raise ValueError(f"crop_px {self.crop_px} must lie between 1 and resize_px {self.resize_px}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -54,9 +54,7 @@ class Preprocessing:
         """
         channels, height, width = data_config["input_size"]
         if channels != 3 or height != width:
-            raise ValueError(
-                f"input_size {data_config['input_size']} is not supported; choose a backbone with a square RGB input"
-            )
+            raise ValueError(f"input_size is {data_config['input_size']}, not a square RGB image")
         return cls(
             resize_px=math.floor(height / data_config["crop_pct"]),
             crop_px=height,

@@ -1,4 +1,4 @@
-"""Estimate of a job before it starts: memory of each process, disk, requests, time and cost.
+"""Prediction, made before a job starts, of what it will need: memory of each process, disk, requests, time and cost.
 
 Each stage computes its estimate in its own estimate.py from known sizes and from measurements of the machine
 (attrib/runtime/machine.py). Memory includes the imported libraries. Memory-mapped files are counted separately, because

@@ -88,6 +88,6 @@ def device_of(wanted: str, job: str) -> str:
     """
     if wanted == "cuda" and not num_cluster_gpus():
         raise AttribError(
-            f"{job}.device is 'cuda' but the cluster has no GPU; use 'auto' or 'cpu', or start GPU workers"
+            f"device is 'cuda' (job {job}), but the cluster has no GPU; set it to 'auto' or 'cpu', or start GPU workers"
         )
     return "cuda" if wanted != "cpu" and num_cluster_gpus() else "cpu"

@@ -1,4 +1,4 @@
-"""One training function on the workers of Ray Train, which continues after the loss of a worker or of the driver.
+"""Run a training function on the workers of Ray Train. It continues after the loss of a worker or of the driver.
 
 <output>/_ray_train/run/   Ray Train's folder: the last checkpoints, each one state.pt
 """

@@ -1,4 +1,7 @@
-"""Batches of precomputed inputs for a head: the same global batch for any number of workers."""
+"""Batches of precomputed inputs: the views of a step and its anchors, the source images that views are compared with.
+
+The global batch is the same for any number of workers.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,25 +44,23 @@ def is_validation(image_ids: np.ndarray, share: float) -> np.ndarray:
 class InputBatches:
     """Batches shuffled by seed and epoch. Views with a validation image as content or donor are not trained on.
 
-    Raises AttribError if there are too few views for a batch, or if the workers do not divide the batch size.
+    Raises AttribError if there are too few views for a batch, or none to validate with.
     """
 
     def __init__(self, inputs: Inputs, settings: OptimiserSettings, seed: int, rank: int, num_workers: int):
         self.inputs, self.settings, self.seed, self.rank, self.num_workers = inputs, settings, seed, rank, num_workers
-        if settings.batch_size % num_workers:
-            raise AttribError(
-                f"optimiser.batch_size {settings.batch_size} does not divide among {num_workers} workers; choose a "
-                "multiple"
-            )
         sources = inputs.view_sources.numpy()
         held_out = is_validation(sources, settings.validation_share) & (sources >= 0)
         self.training_rows = torch.from_numpy(np.flatnonzero(~held_out.any(axis=1)))
         self.validation_rows = torch.from_numpy(np.flatnonzero(held_out[:, 0]))
-        if len(self.training_rows) < settings.batch_size or not len(self.validation_rows):
+        if not len(self.validation_rows):
             raise AttribError(
-                f"{len(self.training_rows):,} views to train on and {len(self.validation_rows):,} to validate are "
-                f"too few for batches of {settings.batch_size}; lower optimiser.batch_size, raise views_per_image, or "
-                "give more images"
+                "no image is held out for validation; raise optimiser.validation_share or give more images"
+            )
+        if len(self.training_rows) < settings.batch_size:
+            raise AttribError(
+                f"{len(self.training_rows):,} views to train on are too few for optimiser.batch_size "
+                f"{settings.batch_size}; lower it, raise views_per_image, or give more images"
             )
 
     @property

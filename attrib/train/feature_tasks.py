@@ -1,4 +1,4 @@
-"""Features of a sample of a manifest's images, and of views of them, as Ray tasks that each commit one chunk."""
+"""Compute the features of sampled images and of their views, in Ray tasks. Each task commits one chunk."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -43,9 +43,11 @@ def view_features(
     progress.close()
     found = read_chunks([_chunk_uri(folder, chunk) for chunk in chunks], storage)
     if len(found.failures) > settings.max_failed_share * num_images:
+        examples = [f"image {failure['id']}: {failure['reason']}" for failure in found.failures[:3]]
         raise FailedShareError(
             f"{len(found.failures):,} of {num_images:,} images have no features, more than max_failed_share = "
-            f"{settings.max_failed_share:g} allows; e.g. {'; '.join(f['reason'] for f in found.failures[:3])}"
+            f"{settings.max_failed_share:g} allows (e.g. {', '.join(examples)}); fix these images, delete {folder} and "
+            "run again, or raise max_failed_share"
         )
     return found
 

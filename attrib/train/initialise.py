@@ -1,4 +1,4 @@
-"""The model that training starts from: controls, fitted projections, and the inputs of the nets."""
+"""Build the model that training starts from: fitted projections, controls (baselines), and the inputs of the heads."""
 
 import numpy as np
 import torch
@@ -54,7 +54,10 @@ def fitted_model(
         fits["synthetic"] = fits["real"]
         if head.net == "none":
             if synthetic is None:
-                raise AttribError("heads by domain without a net need unpaired synthetic images; give `synthetic`")
+                raise AttribError(
+                    "head.separate_domains with head.net 'none' needs generated images; set `synthetic` to their "
+                    "manifest"
+                )
             fits["synthetic"] = (synthetic, np.flatnonzero(synthetic.is_original))
     data_config = features_data_config(network.data_config, settings.features)
     num_images = min(len(rows) for _, rows in fits.values())
@@ -97,7 +100,8 @@ def paired_inputs(
             sources.append([*found[start : start + 2], NO_DONOR][:2])
     if not rows:
         raise AttribError(
-            "no pair has features of both of its images; look at pairs.key_column and pairs_source_column"
+            "no row of pairs.uri names a generated image and a source that both have features; check pairs.uri, "
+            "pairs.key_column, pairs.key_prefix and pairs_source_column"
         )
     return _inputs(model, real, synthetic, np.array(rows), np.array(sources))
 

@@ -8,6 +8,7 @@
 <output>/_ray_train/         Ray Train's checkpoints, one per epoch
 """
 
+import logging
 import time
 
 import pyarrow as pa
@@ -34,6 +35,8 @@ from attrib.train.pixel_batches import PixelBatches
 from attrib.train.settings import TrainSettings
 from attrib.train.student import parallel, student_of, trained_groups
 from attrib.train.view_features import sheet_of_views
+
+logger = logging.getLogger(__name__)
 
 RECORD = "train.json"
 MODEL = "model.safetensors"
@@ -85,8 +88,8 @@ def _train(
         else:
             images = sampled_images(manifest, SHEET_IMAGES, storage)
             preprocessing = preprocessing_of(Network(model, model.data_config), settings.backbone.name)
-            sheet = sheet_of_views(images, manifest, preprocessing, settings, storage)
-            storage.write_bytes(join(settings.output, "views.png"), sheet)
+            if sheet := sheet_of_views(images, manifest, preprocessing, settings, storage):
+                storage.write_bytes(join(settings.output, "views.png"), sheet)
             inputs = training_inputs(model, real) if num_views else None
         if inputs:
             storage.write_bytes(join(settings.output, INPUTS), save(vars(inputs)))
@@ -103,7 +106,10 @@ def _train(
         student = student_of(model, settings)
         student.load_state_dict(state["best"], strict=False)
         if num_views:
-            shares = shares_of_views(student, InputBatches(inputs, settings.optimiser, settings.seed, 0, 1))
+            try:
+                shares = shares_of_views(student, InputBatches(inputs, settings.optimiser, settings.seed, 0, 1))
+            except AttribError as error:  # the trained model is complete without them
+                logger.warning(f"no shares in {RECORD}: {error}")
     save_model(model, settings.backbone.name, join(settings.output, MODEL), storage)
     failures = real.failures + (generated.failures if generated else [])
     schema = pa.schema([("id", pa.int64()), ("stage", pa.string()), ("reason", pa.string())])

@@ -1,4 +1,7 @@
-"""The training objective: alignment loss plus weighted decorrelation loss, over the global batch, with its state."""
+"""The training loss over the global batch: alignment loss plus weight times disentanglement (decorrelation) loss.
+
+It keeps between steps: the slow network and the queue of MoCo, and running covariances.
+"""
 
 import copy
 from dataclasses import dataclass

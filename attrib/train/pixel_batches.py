@@ -1,4 +1,6 @@
-"""Batches for end-to-end training: pixels, with views rendered on demand.
+"""Batches for end-to-end training: views are rendered from pixels in every epoch.
+
+The last blocks of the backbone are trained together with the head.
 
 The backbone stays in evaluation mode, so batch norm keeps the statistics of the pretrained network. Workers then agree
 exactly, and small batches do no harm.
@@ -35,7 +37,7 @@ ENCODE_BATCH = 16
 class PixelBatches:
     """Batches shuffled by seed and epoch, with new views in every epoch. A view's donor is the next image of the batch.
 
-    images: the manifest rows to train on. Raises AttribError if they are too few for one batch.
+    images: the manifest rows to train on. Raises AttribError if they are too few for a batch and for validation.
     """
 
     def __init__(
@@ -56,10 +58,11 @@ class PixelBatches:
         held_out = is_validation(self.ids, settings.optimiser.validation_share)
         self.training, self.held_out = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         size = settings.optimiser.batch_size
-        if size % num_workers or len(self.training) < size or not len(self.held_out):
+        if len(self.training) < size or not len(self.held_out):
             raise AttribError(
-                f"{len(self.training):,} images to train on and {len(self.held_out):,} to validate do not make "
-                f"batches of {size} over {num_workers} workers; choose a smaller optimiser.batch_size that divides"
+                f"optimiser.batch_size {size} must be at most {len(self.training):,} (images to train on), and one "
+                f"image must be held out (now {len(self.held_out):,}); change optimiser.batch_size or "
+                "optimiser.validation_share, or give more images"
             )
 
     @property

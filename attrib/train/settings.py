@@ -91,8 +91,21 @@ class TrainSettings(JobSettings):
         if self.head.separate_domains and self.alignment.kind != "info_nce" and not disentangles:
             # Only the slow network encodes the sources, so nothing would train the real head of the fast one.
             raise ValueError(
-                f"alignment.kind {self.alignment.kind!r} trains no head of real images by itself; with "
-                "head.separate_domains use info_nce, or a disentanglement"
+                f"with head.separate_domains, alignment.kind {self.alignment.kind!r} leaves the head for real images "
+                "untrained; set alignment.kind to info_nce, or disentanglement.kind to one other than none, with a "
+                "weight above 0"
+            )
+        size, queue_rows = self.optimiser.batch_size, self.alignment.queue_rows
+        num_keys = size if self.fine_tune else 2 * size  # see attrib/train/batches.py: contents and donors
+        if self.alignment.kind == "moco" and queue_rows < num_keys:
+            raise ValueError(
+                f"alignment.queue_rows {queue_rows} is smaller than the {num_keys} keys of one step; set it to "
+                f"{num_keys} or more"
+            )
+        if self.head.net != "none" and self.control in (None, "supervised") and size % self.num_workers:
+            raise ValueError(
+                f"optimiser.batch_size {size} cannot be split evenly among {self.num_workers} workers; choose a "
+                f"multiple of {self.num_workers}"
             )
         return self
 

@@ -1,4 +1,7 @@
-"""The trained part of a model: the nets on precomputed inputs, or the whole network on pixels."""
+"""The part of a model that is trained, called student (there is no teacher).
+
+Either the nets of the heads, on precomputed inputs, or the whole network, on pixels.
+"""
 
 import torch
 from timm.models import group_parameters

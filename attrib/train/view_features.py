@@ -138,8 +138,16 @@ def extract_chunk(
         with torch.inference_mode():
             normalised = preprocessing.normalise(torch.stack([pixels for pixels, _ in batch]), device, torch.float32)
             found = extractor(normalised.contiguous(memory_format=torch.channels_last)).half().cpu().numpy()
-        if not np.isfinite(found).all():
-            raise AttribError("features are not finite in float16; use other feature levels")
+        finite = np.isfinite(found)
+        if not finite.all():
+            row, column = np.argwhere(~finite)[0]
+            block = list(extractor.sizes)[
+                np.searchsorted(np.cumsum(list(extractor.sizes.values())), column, side="right")
+            ]
+            raise AttribError(
+                f"feature block {block!r} of image {batch[row][1][0]} holds NaN or values above 65,504, the limit of "
+                "float16; take the block out of `features`"
+            )
         features.append(found)
     columns = np.ascontiguousarray(np.array(rows, np.int64).reshape(-1, 4).T)
     return ViewFeatures(np.concatenate(features), *columns, decoded.failures)
@@ -160,9 +168,11 @@ def _prepared_views(
 
 def sheet_of_views(
     images: pa.Table, manifest: Manifest, preprocessing: Preprocessing, settings: TrainSettings, storage: Storage
-) -> bytes:
-    """Return a PNG with the views of the images of some manifest rows."""
+) -> bytes | None:
+    """Return a PNG with views of the images of some manifest rows, None if no image can be decoded."""
     decoded = decode_images(images, manifest, preprocessing, storage)
+    if not decoded.ids:
+        return None
     donors = decoded.pixels[1:] + decoded.pixels[:1]
     return view_sheet(decoded.pixels, donors, settings.views, SHEET_PX, seed=settings.seed)
 

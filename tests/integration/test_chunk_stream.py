@@ -92,7 +92,7 @@ def test_a_killed_worker_is_replaced_and_its_chunk_is_repeated(local_ray, tmp_pa
 
 
 def test_a_missing_gpu_is_an_error(local_ray):
-    with pytest.raises(AttribError, match=r"embed\.device is 'cuda' but the cluster has no GPU"):
+    with pytest.raises(AttribError, match=r"device is 'cuda' \(job embed\), but the cluster has no GPU"):
         WorkerPool.plan("cuda", "embed")
     assert WorkerPool.plan("auto", "embed") == WorkerPool("cpu", 2)
     assert WorkerPool.plan("cpu", "embed", 5) == WorkerPool("cpu", 5)

@@ -254,6 +254,17 @@ def test_two_workers_train_end_to_end(site):
     assert all("backbone.layer4" in name or ".net." in name for name in state)
 
 
+def test_failure_to_fit_shares_keeps_the_trained_model(site, monkeypatch, caplog):
+    def fail(*_):
+        raise AttribError("every query has only one candidate")
+
+    monkeypatch.setattr(train_job, "shares_of_views", fail)
+    record = train_job.run(site.settings("no-shares", optimiser={"num_epochs": 1, "batch_size": 32}))
+    assert record["shares"] is None and site.record("no-shares") == json.loads(json.dumps(record))
+    assert len(record["history"]) == 2 and site.weights("no-shares")
+    assert "no shares in train.json: every query has only one candidate" in caplog.text
+
+
 @pytest.mark.parametrize(("control", "dimension"), [("raw", 96), ("centred", 96), ("whitened", 32)])
 def test_controls_need_no_views(control, dimension, site):
     record = train_job.run(site.settings(control, control=control))

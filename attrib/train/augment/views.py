@@ -1,7 +1,7 @@
-"""Views: augmented images that imitate generated ones, for training without pairs of generated images and sources.
+"""Make training views: altered copies of source images that stand in for generated images.
 
-A view keeps the content of an image, may take colours or texture from a second image, the style donor, and is cropped,
-mirrored, recoloured and degraded.
+So training needs no (source, generated image) pairs. A view keeps the content of an image. It may take colours or
+texture from a second image, the style donor, and is cropped, mirrored, recoloured and degraded.
 
 torchvision's functionals do the standard parts. Its transform classes draw from the global generator, whose state
 depends on workers and batches; here every draw uses the generator of the view. Render views in processes with one

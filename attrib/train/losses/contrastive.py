@@ -87,8 +87,8 @@ class MomentumQueue(nn.Module):
         """
         if len(keys) != len(ids) or len(keys) > len(self.ids):
             raise AttribError(
-                f"{len(keys)} keys with {len(ids)} ids do not fit a queue of {len(self.ids)} slots; "
-                "give an id for each key and raise the capacity to at least one global batch"
+                f"alignment.queue_rows {len(self.ids)} must be at least {len(keys)}, the keys of one step, each with "
+                f"an id ({len(ids)} given); set it to {len(keys)} or more"
             )
         slots = (self.position + torch.arange(len(ids), device=self.ids.device)) % len(self.ids)
         self.keys[slots] = keys.to(self.keys.dtype)

@@ -115,7 +115,7 @@ def _log_det(matrix: Tensor, eps: float) -> Tensor:
     log_det = 2 * factor.diagonal().log().sum()
     if failure or not log_det.isfinite():
         raise AttribError(
-            "a covariance of the outputs is not positive definite, because they are not finite or have collapsed; "
-            f"lower the learning rate, or raise eps ({eps:g})"
+            "training diverged: the outputs are NaN or infinite, or all nearly equal; lower optimiser.learning_rate, "
+            f"or raise disentanglement.eps ({eps:g})"
         )
     return log_det

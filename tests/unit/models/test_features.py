@@ -207,11 +207,11 @@ def test_features_without_blocks_are_an_error():
 
 
 def test_missing_level_is_named():
-    with pytest.raises(AttribError, match="features name level 5, but the network has levels 0 to 4"):
+    with pytest.raises(AttribError, match="features name level 5, but the network has levels 0 to 4; use these"):
         FeatureExtractor(network("test_resnet"), FeatureSettings(moment_levels=(1, 5)), 64)
     plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     assert FeatureExtractor(plain, FeatureSettings(), 64).sizes == {"pooled": 4}
-    with pytest.raises(AttribError, match="does not return its levels"):
+    with pytest.raises(AttribError, match="timm cannot return intermediate feature maps of this network"):
         FeatureExtractor(plain, FeatureSettings(moment_levels=(0,)), 64)
 
 

@@ -170,10 +170,10 @@ def test_preprocessing_survives_json():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"crop_mode": "border"}, "crop_mode 'border'"),
+        ({"crop_mode": "border"}, "crop_mode is 'border'"),
         ({"input_size": (3, 224, 192)}, "input_size"),
         ({"input_size": (1, 224, 224)}, "input_size"),
-        ({"interpolation": "lanczos"}, "interpolation 'lanczos'"),
+        ({"interpolation": "lanczos"}, "interpolation is 'lanczos'"),
         ({"crop_pct": 1.5}, "crop_px 224"),
         ({"std": (0.2, 0.2, 0.0)}, "std"),
     ],

@@ -155,11 +155,9 @@ def test_validation_images_are_a_share_chosen_by_id():
 
 
 def test_invalid_batch_sizes_are_an_error(inputs):
-    with pytest.raises(AttribError, match=r"batch_size 8 does not divide among 3 workers"):
-        batches_of(inputs, num_workers=3)
     num = len(batches_of(inputs).training_rows)
     assert batches_of(inputs, batch_size=num).num_steps == 1
-    with pytest.raises(AttribError, match=rf"{num} views to train on .* too few for batches of {num + 1}"):
+    with pytest.raises(AttribError, match=rf"{num} views to train on are too few for optimiser\.batch_size {num + 1}"):
         batches_of(inputs, batch_size=num + 1)
-    with pytest.raises(AttribError, match="and 0 to validate are too few"):
+    with pytest.raises(AttribError, match="no image is held out for validation"):
         batches_of(inputs, validation_share=1e-9)

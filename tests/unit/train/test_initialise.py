@@ -193,7 +193,7 @@ def test_few_synthetic_images_keep_all_directions_of_real_ones(network):
 
 
 def test_domain_whitening_needs_images_of_both_domains(network):
-    with pytest.raises(AttribError, match="need unpaired synthetic images; give `synthetic`"):
+    with pytest.raises(AttribError, match="needs generated images; set `synthetic` to their manifest"):
         fit(settings_of("domain_whitened"), network, drawn(3, sum(SIZES.values()), 0))
 
 
@@ -319,7 +319,9 @@ def test_supervised_baseline_starts_as_the_raw_network(network):
 def test_pairs_without_any_features_are_an_error(network):
     model, real, synthetic = supervised(network)
     for pairs in ({}, {1: [2]}, {int(synthetic.content[0]): [2]}, {1: [int(real.content[0])]}):
-        with pytest.raises(AttribError, match=r"no pair has features of both of its images"):
+        with pytest.raises(
+            AttribError, match=r"no row of pairs\.uri names a generated image and a source that both have features"
+        ):
             paired_inputs(model, real, synthetic, pairs)
 
 

@@ -214,7 +214,19 @@ def test_outputs_are_the_parts_side_by_side():
         ),
         (
             {"disentanglement": {"kind": "none"}, "alignment": {"kind": "moco"}, "head": {"separate_domains": True}},
-            "'moco' trains no head of real images",
+            "'moco' leaves the head for real images untrained",
+        ),
+        (
+            {"alignment": {"kind": "moco", "queue_rows": 511}, "optimiser": {"batch_size": 256}},
+            "queue_rows 511 is smaller than the 512 keys of one step; set it to 512 or more",
+        ),
+        (
+            {"alignment": {"kind": "moco", "queue_rows": 255}, "optimiser": {"batch_size": 256}, "fine_tune": {}},
+            "queue_rows 255 is smaller than the 256 keys of one step",
+        ),
+        (
+            {"optimiser": {"batch_size": 250}, "num_workers": 4},
+            "batch_size 250 cannot be split evenly among 4 workers; choose a multiple of 4",
         ),
         ({"control": "raw", "fine_tune": {}}, "a control has nothing to fine-tune"),
         ({"control": "domain_whitened"}, "'domain_whitened' needs `synthetic`"),

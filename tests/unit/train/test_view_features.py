@@ -37,6 +37,7 @@ from attrib.train.view_features import (
     draw_view,
     extract_chunk,
     read_chunks,
+    sheet_of_views,
     write_chunk,
 )
 
@@ -279,12 +280,13 @@ def test_real_images_have_features_and_views(real_images, network, tmp_path):
 
 def test_features_beyond_float16_are_an_error(six, network):
     class Large(torch.nn.Module):
-        dimension = 1
+        dimension, sizes = 3, {"pooled": 1, "moments": 2}
 
         def forward(self, images):
-            return torch.full((len(images), 1), 1e6)
+            return torch.tensor([0, 0, 1e6]).expand(len(images), 3)
 
-    with pytest.raises(AttribError, match="not finite in float16"):
+    first = six[0]["id"][0].as_py()
+    with pytest.raises(AttribError, match=f"feature block 'moments' of image {first} holds NaN or values above"):
         extract(*six, (Large(), network[1]))
 
 
@@ -319,6 +321,7 @@ def test_chunks_are_joined_in_the_given_order(six, chunk, network, tmp_path):
 def test_a_chunk_without_a_decodable_image_round_trips(chunk, network, tmp_path):
     rows, manifest = collection({"a.jpg": b"", "b.png": b"no image"}, tmp_path / "c")
     empty = extract(rows, manifest, network)
+    assert sheet_of_views(rows, manifest, network[1], settings_of(), LOCAL) is None
     assert empty.features.shape == (0, network[0].dimension) and len(empty.failures) == 2
     assert empty.content.shape == empty.donor.shape == empty.view.shape == empty.kind.shape == (0,)
     uris = [str(tmp_path / f"{name}.safetensors") for name in "ab"]

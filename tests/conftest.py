@@ -13,6 +13,9 @@ from attrib.common.settings import RaySettings, StorageSettings
 from attrib.common.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[1]
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One thread of torch and OpenMP in each of the parallel workers: more would wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before any Ray worker starts: workers inherit the environment of the process that started Ray.
 os.environ |= {
     "AWS_ACCESS_KEY_ID": "test",

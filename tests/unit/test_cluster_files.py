@@ -1,15 +1,16 @@
 """The files of cluster/ agree with Ray's own schema, with each other, and with the configs and pins that they name."""
 
 import re
-import tomllib
 from pathlib import Path
 
 import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+import attrib
+
 ROOT = Path(__file__).resolve().parents[2]
-IMAGE = "attrib:" + tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+IMAGE = f"attrib:{attrib.__version__}"
 
 
 def load(name: str) -> dict:

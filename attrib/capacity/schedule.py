@@ -5,6 +5,7 @@ listed, embedded and attributed every night. The stages of a phase run one after
 machines. That number is the smallest that meets the deadline.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from math import ceil
 
@@ -15,6 +16,7 @@ from attrib.common.errors import AttribError
 from attrib.common.formats import GIB
 
 MAX_MACHINES = 1 << 17
+DEADLINES = {"sources": "build_hours", "queries": "night_hours"}
 
 
 @dataclass(frozen=True)
@@ -54,23 +56,22 @@ class Plan:
 
 def plan(settings: ScaleSettings) -> Plan:
     """The plan with the fewest machines. Raises AttribError if none meets a deadline or a task fits no machine."""
-    layout, target = lay_out(settings.target), settings.target
-    deadlines = {"sources": target.build_hours, "queries": target.night_hours}
-    return plan_on(settings, {phase: _fewest(settings, layout, phase, hours) for phase, hours in deadlines.items()})
+    layout = lay_out(settings.target)
+    return plan_on(settings, {phase: _fewest(settings, layout, phase) for phase in DEADLINES})
 
 
 def plan_on(settings: ScaleSettings, num_machines: dict[str, int]) -> Plan:
     """The plan on a given number of machines per phase, whatever the deadlines."""
     layout = lay_out(settings.target)
     files = file_counts(layout, settings.target, settings.constants)
-    kept = sum(found.num_bytes for found in files.values() if found.kept)
+    kept, passing = (sum(f.num_bytes for f in files.values() if f.kept is stays) for stays in (True, False))
     return Plan(
         layout,
         files,
         [stage for phase, count in num_machines.items() for stage in _stages(settings, layout, phase, count)],
         num_machines,
         kept,
-        sum(found.num_bytes for found in files.values() if not found.kept),
+        passing,
         kept / GIB * settings.prices.storage_per_gib_month,
     )
 
@@ -80,7 +81,9 @@ def _stages(settings: ScaleSettings, layout: Layout, phase: str, num_machines: i
     return [schedule(work, num_machines, settings) for work in works if work.phase == phase]
 
 
-def _fewest(settings: ScaleSettings, layout: Layout, phase: str, deadline: float) -> int:
+def _fewest(settings: ScaleSettings, layout: Layout, phase: str) -> int:
+    deadline = getattr(settings.target, DEADLINES[phase])
+
     def hours(num_machines: int) -> float:
         return sum(stage.hours for stage in _stages(settings, layout, phase, num_machines))
 
@@ -90,15 +93,11 @@ def _fewest(settings: ScaleSettings, layout: Layout, phase: str, deadline: float
         if most > MAX_MACHINES:
             raise AttribError(
                 f"the {phase} take {hours(MAX_MACHINES):,.1f} h with any number of machines and may take "
-                f"{deadline:g} h: "
-                "the driver and the request limits of the object store bound them; plan for fewer images or raise "
-                f"target.{'build_hours' if phase == 'sources' else 'night_hours'}"
+                f"{deadline:g} h: the driver and the request limits of the object store bound them; plan for fewer "
+                f"images or raise target.{DEADLINES[phase]}"
             )
-    fewest = most // 2 + 1
-    while fewest < most:
-        middle = (fewest + most) // 2
-        fewest, most = (middle + 1, most) if hours(middle) > deadline else (fewest, middle)
-    return most
+    candidates = range(most // 2 + 1, most)
+    return candidates.start + bisect_left(candidates, True, key=lambda count: hours(count) <= deadline)
 
 
 def schedule(work: Work, num_machines: int, settings: ScaleSettings) -> Stage:

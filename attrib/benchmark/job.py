@@ -15,7 +15,7 @@ from attrib.benchmark import autofaiss_build, images, index_build, search
 from attrib.benchmark.harness import Contender, compare, format_table, run_contender
 from attrib.benchmark.machine import describe, machine
 from attrib.benchmark.settings import STAGES, BenchmarkSettings
-from attrib.benchmark.vectors import VectorPlan, make_gaussian, make_vectors
+from attrib.benchmark.vectors import make_gaussian, make_vectors
 from attrib.common.config import versions
 from attrib.common.errors import AttribError
 from attrib.common.storage import Storage, fresh_folder, join
@@ -69,23 +69,10 @@ class Bench:
     @cached_property
     def vector_sets(self) -> list[VectorSet]:
         wanted = self.settings.vectors
-        plan = VectorPlan(
-            images=self.images,
-            backbone=self.backbone,
-            dimension=wanted.dimension,
-            map_px=wanted.map_px,
-            versions_per_image=wanted.versions_per_image,
-            num_vectors=wanted.sizes[-1],
-            num_queries=wanted.batches[-1],
-        )
-        source = os.path.join(self.inputs, f"vectors-{plan.digest}")
-        make_vectors(plan, source, self.num_cpus)
+        source = make_vectors(self.images, self.backbone, wanted, self.inputs, self.num_cpus)
         sets = [self._vector_set("images", size, source) for size in wanted.sizes]
         if wanted.gaussian_size:
-            shape = (wanted.gaussian_size, wanted.batches[-1], wanted.dimension)
-            source = os.path.join(self.inputs, "gaussian-{}-{}-{}".format(*shape))
-            make_gaussian(source, *shape)
-            sets.append(self._vector_set("Gaussian", wanted.gaussian_size, source))
+            sets.append(self._vector_set("Gaussian", wanted.gaussian_size, make_gaussian(wanted, self.inputs)))
         return sets
 
     def _vector_set(self, kind: str, size: int, source: str) -> VectorSet:
@@ -143,15 +130,11 @@ class Bench:
         """Train and fill on all cores, then fill alone on one thread with a trained quantizer."""
         for vectors in self.vector_sets:
             self._train_and_build(vectors)
+            job, same, in_memory = vectors.job, "same centroids", "same centroids; vectors in memory, no files"
             contenders = [
-                Contender(OURS_BUILD, index_build.build, vectors.job),
-                Contender("faiss, Parquet to index file", index_build.faiss_build, vectors.job, note="same centroids"),
-                Contender(
-                    "faiss index.add",
-                    index_build.faiss_add,
-                    vectors.job,
-                    note="same centroids; vectors in memory, no files",
-                ),
+                Contender(OURS_BUILD, index_build.build, job),
+                Contender("faiss, Parquet to index file", index_build.faiss_build, job, note=same),
+                Contender("faiss index.add", index_build.faiss_add, job, note=in_memory),
             ]
             self.compare("build", {"build": f"one shard, one thread: {vectors.label}"}, contenders)
 

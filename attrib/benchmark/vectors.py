@@ -13,7 +13,6 @@ search finds. Queries are mosaics of one further, more strongly distorted versio
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional
 
+from attrib.benchmark.settings import VectorBenchmarkSettings
 from attrib.common.config import digest
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
@@ -38,58 +38,56 @@ BLOCK_ROWS = 65_536  # float32 at a time
 RECORD = "made.json"
 
 
-@dataclass(frozen=True)
-class VectorPlan:
-    """How the vectors are made; the digest names their folder."""
+def make_vectors(
+    images: list[str], backbone: dict, wanted: VectorBenchmarkSettings, inputs: str, num_processes: int
+) -> str:
+    """Return the folder of the vectors, below `inputs`. One-thread processes make them unless they exist.
 
-    images: list[str]
-    backbone: dict
-    dimension: int
-    map_px: int
-    versions_per_image: int
-    num_vectors: int
-    num_queries: int
-
-    @property
-    def digest(self) -> str:
-        recipe = {"crops_per_image": CROPS_PER_IMAGE, "crops_per_mosaic": CROPS_PER_MOSAIC}
-        return digest(vars(self) | recipe | {"images": [os.path.basename(path) for path in self.images]})[:16]
-
-
-def make_vectors(plan: VectorPlan, folder: str, num_processes: int) -> None:
-    """Write the vectors to `folder` unless they exist, with one-thread processes."""
+    images: paths; backbone: the fields of BackboneSettings.
+    """
+    names = [os.path.basename(path) for path in images]
+    recipe = wanted.model_dump(include={"dimension", "map_px", "versions_per_image"})
+    recipe |= {
+        "images": names,
+        "backbone": backbone,
+        "num_vectors": wanted.sizes[-1],
+        "num_queries": wanted.batches[-1],
+    }
+    recipe |= {"crops_per_image": CROPS_PER_IMAGE, "crops_per_mosaic": CROPS_PER_MOSAIC}
+    folder = os.path.join(inputs, f"vectors-{digest(recipe)[:16]}")
     if os.path.exists(os.path.join(folder, RECORD)):
-        return
-    fitted = plan.images[:: max(1, len(plan.images) // PCA_IMAGES)][:PCA_IMAGES]
-    with ProcessPoolExecutor(num_processes, get_context("spawn"), _start, (plan.backbone, plan.map_px)) as pool:
+        return folder
+    fitted = images[:: max(1, len(images) // PCA_IMAGES)][:PCA_IMAGES]
+    with ProcessPoolExecutor(num_processes, get_context("spawn"), _start, (backbone, wanted.map_px)) as pool:
         sample = np.concatenate(list(pool.map(_sample, fitted, range(len(fitted)))))
-        mean, projection = _principal(sample, plan.dimension)
-        work = [(path, i, plan.versions_per_image, mean, projection) for i, path in enumerate(plan.images)]
+        mean, projection = _principal(sample, wanted.dimension)
+        work = [(path, i, wanted.versions_per_image, mean, projection) for i, path in enumerate(images)]
         crops, held_out_crops = (np.concatenate(found) for found in zip(*pool.map(_image_crops, work, chunksize=4)))
-    vectors = np.empty((plan.num_vectors, plan.dimension), np.float16)
-    queries = np.empty((plan.num_queries, plan.dimension), np.float16)
+    vectors = np.empty((wanted.sizes[-1], wanted.dimension), np.float16)
+    queries = np.empty((wanted.batches[-1], wanted.dimension), np.float16)
     fill_with_mosaics(vectors, crops, seed=0)
     fill_with_mosaics(queries, held_out_crops, seed=1)
     whiten(vectors, queries)
-    _save(folder, vectors, queries)
+    return _save(folder, vectors, queries)
 
 
-def make_gaussian(folder: str, num_vectors: int, num_queries: int, dimension: int) -> None:
-    """Write Gaussian noise to `folder` unless it exists: the worst case for a search by lists."""
+def make_gaussian(wanted: VectorBenchmarkSettings, inputs: str) -> str:
+    """Return the folder of Gaussian noise, made unless it exists: the worst case for a search by lists."""
+    shapes = (wanted.gaussian_size, wanted.dimension), (wanted.batches[-1], wanted.dimension)
+    folder = os.path.join(inputs, f"gaussian-{wanted.gaussian_size}-{wanted.batches[-1]}-{wanted.dimension}")
     if os.path.exists(os.path.join(folder, RECORD)):
-        return
+        return folder
     generator = np.random.default_rng(0)
-    shapes = (num_vectors, dimension), (num_queries, dimension)
-    vectors, queries = (_unit(generator.standard_normal(shape, np.float32)).astype(np.float16) for shape in shapes)
-    _save(folder, vectors, queries)
+    return _save(folder, *(_unit(generator.standard_normal(s, np.float32)).astype(np.float16) for s in shapes))
 
 
-def _save(folder: str, vectors: np.ndarray, queries: np.ndarray) -> None:
+def _save(folder: str, vectors: np.ndarray, queries: np.ndarray) -> str:
     os.makedirs(folder, exist_ok=True)
     np.save(os.path.join(folder, "vectors.npy"), vectors)
     np.save(os.path.join(folder, "queries.npy"), queries)
     with open(os.path.join(folder, RECORD), "w", encoding="utf-8") as file:
         json.dump({"num_vectors": len(vectors), "num_queries": len(queries)}, file)
+    return folder
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -88,9 +88,8 @@ def constants_of_run(settings: ScaleSettings, storage: Storage) -> dict[str, Con
         found = storage.list_folder(join(settings.run, folder), suffix=".parquet")
         # failures.parquet is small and not of these rows.
         sizes = [file.size for file in found if not file.path.endswith("failures.parquet")]
-        num_bytes = sum(sizes) - len(sizes) * getattr(settings.constants, f"{kind}_file_bytes").value
-        if kind == "embedding":
-            num_bytes -= 2 * embedded["encoder"]["dimension"] * num_rows
+        vectors = 2 * embedded["encoder"]["dimension"] * num_rows if kind == "embedding" else 0
+        num_bytes = sum(sizes) - len(sizes) * getattr(settings.constants, f"{kind}_file_bytes").value - vectors
         values[f"{kind}_row_bytes"] = num_bytes / max(num_rows, 1)
     source = f"records of {settings.run}"
     return {name: Constant(value=value, source=source) for name, value in values.items() if value > 0}

@@ -1,7 +1,6 @@
 """How the jobs divide a number of images (partitions, chunks, shards, blocks), and the tasks and files that follow.
 
-Nothing here depends on the speed of a machine. tests/integration/test_capacity_counts.py compares these counts
-with a real run.
+tests/integration/test_capacity_counts.py compares these counts with a real run.
 """
 
 from dataclasses import dataclass

@@ -64,15 +64,18 @@ def growths(settings: ScaleSettings) -> list[Growth]:
     image_seconds = 1 / c.decode_images_per_second
     if not embed.num_gpus:
         image_seconds += 1 / c.forward_images_per_core_second
-    network_bytes = search.network_gbit_per_second * 1e9 / 8 * 8 * night / 10
     # Limits: unit, value, and the resource.
     memory = "bytes", target.driver_memory_gib * GIB, "memory of the driver"
     build_pickling = "bytes", c.pickle_bytes_per_second * build / 10, "a tenth of build_hours, in the driver"
     night_pickling = "bytes", c.pickle_bytes_per_second * night / 10, "a tenth of night_hours, in the driver"
-    scan = "core seconds", embed.num_cpus * build, "one machine for build_hours"
     listing = "seconds", build / 10, "a tenth of build_hours"
     reads = "requests", c.reads_per_prefix_second * build, "reads per second of one prefix of the object store"
     writes = "requests", c.writes_per_prefix_second * build, "writes per second of one prefix of the object store"
+    network_bytes = search.network_gbit_per_second * 1e9 / 8 * 8 * night / 10
+    network = "bytes", network_bytes, "network of 8 machines for a tenth of night_hours"
+    night_writes = c.writes_per_prefix_second * night / 10
+    partial_writes = "requests", night_writes, "writes per second of one prefix, for a tenth of night_hours"
+    merging = "seconds", night / 4, "a quarter of night_hours for one task"
     per_write = 1 + c.requests_per_write
     found = [
         Growth(
@@ -141,47 +144,37 @@ def growths(settings: ScaleSettings) -> list[Growth]:
         ),
         Growth(
             "candidates of every query and shard, in partial files",
-            "bytes",
-            network_bytes,
-            "network of 8 machines for a tenth of night_hours",
+            *network,
             lambda layout: file_counts(layout, target, settings.constants)[PARTIALS].num_bytes,
             "merge in several steps (tree); raise shard_rows",
         ),
         Growth(
             "query vectors, read once per shard",
-            "bytes",
-            network_bytes,
-            "network of 8 machines for a tenth of night_hours",
+            *network,
             lambda layout: layout.num_shards * target.num_queries * 2.0 * target.dimension,
             "search several shards in one task",
         ),
         Growth(
             "partial files, one per shard and query block",
-            "requests",
-            c.writes_per_prefix_second * night / 10,
-            "writes per second of one prefix, for a tenth of night_hours",
+            *partial_writes,
             lambda layout: per_write * layout.num_shards * layout.num_blocks,
             "raise shard_rows or query_block_rows",
         ),
         Growth(
             "candidates of one block, merged in one task",
-            "seconds",
-            night / 4,
-            "a quarter of night_hours for one task",
+            *merging,
             lambda layout: found_rows(layout) / layout.num_blocks / c.merge_rows_per_second,
             "lower query_block_rows",
         ),
     ]
     if target.sidecar_row_bytes:
+        row_seconds = target.sidecar_row_bytes / c.scan_bytes_per_second
         sidecar = Growth(
             "metadata table, read whole for every manifest partition",
-            *scan,
-            lambda layout: (
-                layout.sources.num_partitions
-                * layout.sources.num_images
-                * target.sidecar_row_bytes
-                / c.scan_bytes_per_second
-            ),
+            "core seconds",
+            embed.num_cpus * build,
+            "one machine for build_hours",
+            lambda layout: layout.sources.num_partitions * layout.sources.num_images * row_seconds,
             "divide the table by the hash of its key once, then join each partition with its own part",
             "quadratic",
         )

@@ -3,10 +3,9 @@
 A ratio is the seconds of a contender divided by those of the first contender in the same round, so that a slow
 phase of the machine affects both sides; above one, the first contender is faster.
 
-A contender is a function `f(job: dict, clock: Clock) -> dict`. It loads its inputs, warms up and times its
-laps; the dict that it returns becomes `found` of its row. It runs as `python -m attrib.benchmark.harness`. The
-environment of autofaiss has neither this project's dependencies nor psutil, so this module imports only the
-standard library at its top.
+A contender is a function `f(job: dict, clock: Clock) -> dict`. It times its laps; what it returns becomes `found` of
+its row. It runs as `python -m attrib.benchmark.harness`. The environment of autofaiss has none of this project's
+dependencies, so this module imports only the standard library at its top.
 """
 
 import importlib
@@ -21,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -35,6 +34,8 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 MAX_NOTE_CHARS = 160
 # Keys of `found` that the table shows.
 SHOWN = ("recall", "nprobe", "num_lists", "images_per_second", "identical")
+MEASURED = ("seconds", "lowest", "highest", "cpu_seconds", "peak_mib", "anonymous_mib", "start_mib", "ratio")
+MEASURED += ("ratio_lowest", "ratio_highest")
 
 
 class Clock:
@@ -46,14 +47,14 @@ class Clock:
 
     @contextmanager
     def lap(self, name: str, scale: float = 1.0):
-        """Time the block. scale: factor for the seconds if only a part of the work is done; the result names it."""
+        """Time the block. scale: factor for the seconds if only a part of the work is done."""
         cpu, wall = cpu_seconds(), time.perf_counter()
         yield
         self.note(name, time.perf_counter() - wall, cpu_seconds() - cpu, scale)
 
     def note(self, name: str, seconds: float, cpu: float, scale: float = 1.0) -> None:
-        peak = peak_mib()  # of the process so far
-        self.laps[name] = {"seconds": seconds * scale, "cpu_seconds": cpu * scale, "scale": scale, "peak_mib": peak}
+        self.laps[name] = {"seconds": seconds * scale, "cpu_seconds": cpu * scale, "scale": scale}
+        self.laps[name]["peak_mib"] = peak_mib()  # of the process so far
 
 
 def cpu_seconds() -> float:
@@ -81,28 +82,23 @@ def set_threads(threads: int) -> None:
         pyarrow.set_io_thread_count(threads)
 
 
-def _threads_seen() -> dict[str, int]:
-    """Threads of the loaded libraries at the end, to detect a contender that changed them."""
-    asked = {"torch": "get_num_threads", "faiss": "omp_get_max_threads", "pyarrow": "cpu_count"}
-    return {name: getattr(sys.modules[name], function)() for name, function in asked.items() if name in sys.modules}
-
-
 def main(module: str, name: str, job_path: str, result_path: str, threads: str) -> None:
     """Run one contender in this process and write its result."""
     function = getattr(importlib.import_module(module), name)
     set_threads(int(threads))
     clock = Clock()
     found = function(json.loads(Path(job_path).read_text(encoding="utf-8")), clock) or {}
-    result = {"laps": clock.laps, "found": found, "threads_seen": _threads_seen()}
-    result |= {"start_mib": clock.start_mib, "peak_mib": peak_mib()}
-    Path(result_path).write_text(json.dumps(result), encoding="utf-8")
+    asked = {"torch": "get_num_threads", "faiss": "omp_get_max_threads", "pyarrow": "cpu_count"}
+    seen = {name: getattr(sys.modules[name], get)() for name, get in asked.items() if name in sys.modules}
+    result = {"laps": clock.laps, "found": found, "threads_seen": seen, "start_mib": clock.start_mib}
+    Path(result_path).write_text(json.dumps(result | {"peak_mib": peak_mib()}), encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class Contender:
     """threads: per process; workers: number of processes that work at once.
 
-    may_fail: the row then holds the reason. unavailable: why the contender cannot run here; it is then not started.
+    unavailable: why the contender cannot run here; its row then holds this reason.
     """
 
     name: str
@@ -112,40 +108,8 @@ class Contender:
     workers: int = 1
     note: str = ""
     python: str = sys.executable
-    may_fail: bool = False
+    may_fail: bool = False  # the row then holds the reason
     unavailable: str = ""
-    max_rounds: int | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """Seconds, CPU seconds and ratios are medians over rounds. None: not measured.
-
-    peak_mib: resident memory of the largest process. anonymous_mib: of all processes, without memory-mapped files.
-    start_mib: resident memory after the libraries were loaded.
-    """
-
-    stage: str
-    size: str
-    contender: str
-    threads: int
-    workers: int
-    seconds: float | None
-    lowest: float | None
-    highest: float | None
-    cpu_seconds: float | None
-    peak_mib: float | None
-    anonymous_mib: float | None
-    start_mib: float | None
-    ratio: float | None
-    ratio_lowest: float | None
-    ratio_highest: float | None
-    num_rounds: int
-    note: str
-    found: dict
-
-    def to_dict(self) -> dict:
-        return asdict(self)
 
 
 def run_contender(contender: Contender) -> dict:
@@ -153,7 +117,7 @@ def run_contender(contender: Contender) -> dict:
 
     Raises AttribError with the last line of its output if the contender fails or changes its number of threads.
     """
-    environment = os.environ | {name: str(contender.threads) for name in THREAD_VARIABLES}
+    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(contender.threads))
     # Another environment has this project not installed, and must not see the libraries of this one.
     paths = [path for path in sys.path if path] if contender.python == sys.executable else [PACKAGE_FOLDER]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
@@ -161,11 +125,10 @@ def run_contender(contender: Contender) -> dict:
     with tempfile.TemporaryDirectory(prefix="attrib-benchmark-") as folder:
         job, result_path, output = (Path(folder, name) for name in ("job.json", "result.json", "output"))
         job.write_text(json.dumps(contender.job), encoding="utf-8")
-        command = [contender.python, "-m", "attrib.benchmark.harness", *target, str(job), str(result_path)]
+        arguments = [*target, str(job), str(result_path), str(contender.threads)]
+        command = [contender.python, "-m", "attrib.benchmark.harness", *arguments]
         with open(output, "w", encoding="utf-8") as file:
-            process = subprocess.Popen(
-                [*command, str(contender.threads)], env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL
-            )
+            process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
             child_mib, anonymous_mib = _watch(process)
         if process.returncode:
             lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
@@ -197,98 +160,86 @@ def _watch(process: subprocess.Popen) -> tuple[float, float]:
     return child_mib, anonymous_mib
 
 
-def interleave(contenders: list[Contender], num_rounds: int) -> list[list[dict | str]]:
-    """For each contender the result of every round that it ran in, or the reason why it has none."""
-    results: list[list[dict | str]] = [[] for _ in contenders]
+def compare(stage: str, sizes: dict[str, str], contenders: list[Contender], num_rounds: int) -> list[dict]:
+    """One row per lap and contender. sizes: {lap: description of the work}; the first contender must have all laps.
+
+    Seconds, CPU seconds and ratios of a row are medians over rounds; None: not measured. peak_mib: resident memory of
+    the largest process. anonymous_mib: of all processes, without memory-mapped files. start_mib: resident memory
+    after the libraries were loaded. Raises AttribError if a contender fails that may not.
+    """
+    results: list[list[dict]] = [[] for _ in contenders]
+    failed: dict[str, str] = {one.name: one.unavailable for one in contenders if one.unavailable}
     for turn in range(num_rounds):
         for contender, mine in zip(contenders, results):
-            if turn >= (contender.max_rounds or num_rounds) or (mine and isinstance(mine[-1], str)):
+            if contender.name in failed:
                 continue
             logger.info(f"benchmark: round {turn + 1} of {num_rounds}: {contender.name}")
             try:
-                mine.append(contender.unavailable or run_contender(contender))
+                mine.append(run_contender(contender))
             except AttribError as error:
                 if not contender.may_fail:
                     raise
-                mine.append(str(error))
-    return results
-
-
-def compare(stage: str, sizes: dict[str, str], contenders: list[Contender], num_rounds: int) -> list[Row]:
-    """One row per lap and contender. sizes: {lap: description of the work}; the first contender must have all laps."""
-    results = interleave(contenders, num_rounds)
+                failed[contender.name] = str(error)
     rows = []
     for lap, size in sizes.items():
         first = [result["laps"][lap]["seconds"] for result in results[0]]
         for contender, mine in zip(contenders, results):
-            failed = [result for result in mine if isinstance(result, str)]
-            if failed:
-                rows.append(_absent(stage, size, contender, failed[0]))
+            row = {"stage": stage, "size": size, "contender": contender.name}
+            row |= {"threads": contender.threads, "workers": contender.workers}
+            if contender.name in failed:
+                reason = f"not measured: {failed[contender.name]}"
+                rows.append(row | dict.fromkeys(MEASURED) | {"num_rounds": 0, "note": reason, "found": {}})
             elif lap in mine[0]["laps"]:
-                rows.append(_row(stage, size, contender, [(r["laps"][lap], r) for r in mine], first))
+                rows.append(row | _measured(contender, lap, mine, first))
     return rows
 
 
-def _row(stage: str, size: str, contender: Contender, measured: list[tuple[dict, dict]], first: list[float]) -> Row:
-    seconds = [lap["seconds"] for lap, _ in measured]
+def _measured(contender: Contender, lap: str, results: list[dict], first: list[float]) -> dict:
+    """MEASURED, num_rounds, note and found of a row. first: seconds of the first contender."""
+    laps = [result["laps"][lap] for result in results]
+    seconds = [lap["seconds"] for lap in laps]
     ratios = [mine / other for mine, other in zip(seconds, first)]
     notes = [contender.note] if contender.note else []
-    if measured[0][0]["scale"] > 1:  # a scale below one gives seconds per image
-        notes.append(f"timed on 1/{measured[0][0]['scale']:g} of it and scaled")
-    if len(seconds) < len(first):
-        notes.append(f"{len(seconds)} round(s)")
-    found = dict(measured[-1][1]["found"])
-    if "answers" in found and len(measured) > 1:
-        found["identical"] = len({whole["found"]["answers"] for _, whole in measured}) == 1
-    return Row(
-        stage=stage,
-        size=size,
-        contender=contender.name,
-        threads=contender.threads,
-        workers=contender.workers,
-        seconds=statistics.median(seconds),
-        lowest=min(seconds),
-        highest=max(seconds),
-        cpu_seconds=statistics.median(lap["cpu_seconds"] for lap, _ in measured),
-        # A lap holds the peak of its process so far. Child processes are measured for the whole run only.
-        peak_mib=max(lap["peak_mib"] if len(whole["laps"]) > 1 else whole["peak_mib"] for lap, whole in measured),
-        anonymous_mib=max(whole["anonymous_mib"] for _, whole in measured),
-        start_mib=max(whole["start_mib"] for _, whole in measured),
-        ratio=statistics.median(ratios),
-        ratio_lowest=min(ratios),
-        ratio_highest=max(ratios),
-        num_rounds=len(seconds),
-        note="; ".join(notes),
-        found=found,
+    if laps[0]["scale"] > 1:  # a scale below one gives seconds per image
+        notes.append(f"timed on 1/{laps[0]['scale']:g} of it and scaled")
+    found = dict(results[-1]["found"])
+    if "answers" in found and len(results) > 1:
+        found["identical"] = len({result["found"]["answers"] for result in results}) == 1
+    # A lap holds the peak of its process so far. Child processes are measured for the whole run only.
+    peaks = [result if len(result["laps"]) == 1 else lap for lap, result in zip(laps, results)]
+    values = (
+        *(
+            statistics.median(seconds),
+            min(seconds),
+            max(seconds),
+            statistics.median(lap["cpu_seconds"] for lap in laps),
+        ),
+        max(peak["peak_mib"] for peak in peaks),
+        *(max(result[name] for result in results) for name in ("anonymous_mib", "start_mib")),
+        *(statistics.median(ratios), min(ratios), max(ratios)),
     )
+    return dict(zip(MEASURED, values)) | {"num_rounds": len(seconds), "note": "; ".join(notes), "found": found}
 
 
-def _absent(stage: str, size: str, contender: Contender, reason: str) -> Row:
-    kept = ("stage", "size", "contender", "threads", "workers", "num_rounds", "note", "found")
-    nothing = {name: None for name in Row.__dataclass_fields__ if name not in kept}
-    who = {"contender": contender.name, "threads": contender.threads, "workers": contender.workers}
-    return Row(stage=stage, size=size, num_rounds=0, note=f"not measured: {reason}", found={}, **who, **nothing)
-
-
-def format_table(rows: list[Row]) -> str:
+def format_table(rows: list[dict]) -> str:
     """One table per stage and size."""
     from attrib.common.tables import text_table  # not at the top: see the docstring of this module
 
     columns = {"contender": "left"} | dict.fromkeys(("threads", "seconds", "CPU s", "peak MiB"), "right")
     columns |= {"time / first": "left", "note": "left"}
     blocks = []
-    for (stage, size), block in groupby(rows, key=lambda row: (row.stage, row.size)):
+    for (stage, size), block in groupby(rows, key=lambda row: (row["stage"], row["size"])):
         blocks.append(f"{stage}: {size}\n{text_table(columns, map(_cells, block), '  ')}")
     return "\n\n".join(blocks)
 
 
-def _cells(row: Row) -> list[str]:
-    threads = f"{row.workers} x {row.threads}" if row.workers > 1 else str(row.threads)
-    ratio = "" if row.ratio is None else f"{row.ratio:.2f} ({row.ratio_lowest:.2f} to {row.ratio_highest:.2f})"
-    found = {name: value for name, value in row.found.items() if name in SHOWN}
+def _cells(row: dict) -> list[str]:
+    threads = f"{row['workers']} x {row['threads']}" if row["workers"] > 1 else str(row["threads"])
+    ratio = "{ratio:.2f} ({ratio_lowest:.2f} to {ratio_highest:.2f})".format(**row) if row["ratio"] else ""
+    found = {name: value for name, value in row["found"].items() if name in SHOWN}
     texts = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in found.items()]
-    numbers = [_number(value) for value in (row.seconds, row.cpu_seconds, row.peak_mib)]
-    return [row.contender, threads, *numbers, ratio, "; ".join([*([row.note] if row.note else []), *texts])]
+    numbers = [_number(row[name]) for name in ("seconds", "cpu_seconds", "peak_mib")]
+    return [row["contender"], threads, *numbers, ratio, "; ".join([*([row["note"]] if row["note"] else []), *texts])]
 
 
 def _number(value: float | None) -> str:

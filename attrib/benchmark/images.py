@@ -33,19 +33,13 @@ READY_IMAGES = 64  # images that the timed loops repeat
 WARM_UP_IMAGES = 8
 LAP = "image"
 MAX_MEGAPIXELS = 100.0
-READY = "ready"  # start of the name of a marker file
+BARRIER_SECONDS = 600.0  # until all processes must be ready; ends the others if one fails
+
+_barrier = None
 
 
 def image_paths(job: dict) -> list[str]:
     return [os.path.join(job["folder"], name) for name in sorted(os.listdir(job["folder"]))[: job["num_images"]]]
-
-
-def _read(job: dict) -> list[bytes]:
-    found = []
-    for path in image_paths(job):
-        with open(path, "rb") as file:
-            found.append(file.read())
-    return found
 
 
 def _preprocessing(job: dict) -> Preprocessing:
@@ -56,7 +50,8 @@ def _preprocessing(job: dict) -> Preprocessing:
     return replace(found, jpeg_margin=margin)
 
 
-def _time_images(images: list, clock: Clock, work) -> dict:
+def _time_images(job: dict, clock: Clock, work) -> dict:
+    images = [Path(path).read_bytes() for path in image_paths(job)]
     for image in images[:WARM_UP_IMAGES]:
         work(image)
     with clock.lap(LAP, scale=1 / len(images)):
@@ -72,7 +67,7 @@ def decode_and_resize(job: dict, clock: Clock) -> dict:
     def work(data: bytes) -> None:
         preprocessing.resize_and_crop(preprocessing.decode(data, max_megapixels=MAX_MEGAPIXELS))
 
-    return _time_images(_read(job), clock, work)
+    return _time_images(job, clock, work)
 
 
 def pillow(job: dict, clock: Clock) -> dict:
@@ -87,7 +82,7 @@ def pillow(job: dict, clock: Clock) -> dict:
         left, top = (image.width - crop_px) // 2, (image.height - crop_px) // 2
         np.array(image.crop((left, top, left + crop_px, top + crop_px)))
 
-    return _time_images(_read(job), clock, work)
+    return _time_images(job, clock, work)
 
 
 def encode_files(job: dict, clock: Clock) -> dict:
@@ -103,26 +98,20 @@ def bare_encoder(job: dict, clock: Clock) -> dict:
 def _at_once(work, job: dict, clock: Clock) -> dict:
     """Seconds per image of `work` in `workers` one-thread processes at the same time."""
     context = get_context("spawn")
-    barrier, rates = context.Barrier(job["workers"]), context.Queue()
-    processes = [context.Process(target=work, args=(job, barrier, rates)) for _ in range(job["workers"])]
-    for process in processes:
-        process.start()
-    found = []
-    while len(found) < len(processes):
-        if any(process.exitcode for process in processes):
-            raise RuntimeError(f"a process of {work.__name__} ended early")
-        while not rates.empty():
-            found.append(rates.get())
-        time.sleep(0.05)
-    for process in processes:
-        process.join()
-    rate, cpu_rate = sum(rate for rate, _ in found), sum(cpu for _, cpu in found)
-    clock.note(LAP, 1 / rate, cpu_rate / rate)
-    return {"images_per_second": rate}
+    barrier = context.Barrier(job["workers"], timeout=BARRIER_SECONDS)
+    with ProcessPoolExecutor(job["workers"], context, _set_barrier, (barrier,)) as pool:
+        rates, cpu_rates = zip(*pool.map(work, [job] * job["workers"]))
+    clock.note(LAP, 1 / sum(rates), sum(cpu_rates) / sum(rates))
+    return {"images_per_second": sum(rates)}
 
 
-def _encode_files(job: dict, barrier, rates) -> None:
+def _set_barrier(barrier) -> None:
+    global _barrier
+    _barrier = barrier
     set_threads(1)
+
+
+def _encode_files(job: dict) -> tuple[float, float]:
     margin = EmbedSettings.model_fields["jpeg_margin"].default
     settings = BackboneSettings.model_validate(job["backbone"])
     encoder = load_encoder(settings, Storage(StorageSettings()), jpeg_margin=margin)
@@ -136,27 +125,26 @@ def _encode_files(job: dict, barrier, rates) -> None:
             )
             encoder.encode(np.stack([preprocessing.resize_and_crop(image).numpy() for image in images]))
 
-    work()
-    _repeat(work, len(paths), job["seconds"], barrier, rates)
+    return _rates(work, len(paths), job["seconds"])
 
 
-def _encode_ready(job: dict, barrier, rates) -> None:
-    set_threads(1)
+def _encode_ready(job: dict) -> tuple[float, float]:
     encoder = load_encoder(BackboneSettings.model_validate(job["backbone"]), Storage(StorageSettings()))
     crop_px = encoder.preprocessing.crop_px
     pixels = np.random.default_rng(0).integers(0, 256, (READY_IMAGES, 3, crop_px, crop_px), dtype=np.uint8)
-    encoder.encode(pixels[: encoder.batch_size])
-    _repeat(lambda: encoder.encode(pixels), len(pixels), job["seconds"], barrier, rates)
+    return _rates(lambda: encoder.encode(pixels), len(pixels), job["seconds"])
 
 
-def _repeat(work, count: int, seconds: float, barrier, rates) -> None:
-    barrier.wait()
+def _rates(work, count: int, seconds: float) -> tuple[float, float]:
+    """Images per second and CPU seconds per second of `work` on `count` images, once all processes are ready."""
+    work()
+    _barrier.wait()
     turns, started, cpu = 0, time.perf_counter(), cpu_seconds()
     while time.perf_counter() - started < seconds:
         work()
         turns += 1
     elapsed = time.perf_counter() - started
-    rates.put((turns * count / elapsed, (cpu_seconds() - cpu) / elapsed))
+    return turns * count / elapsed, (cpu_seconds() - cpu) / elapsed
 
 
 class Files(torch.utils.data.Dataset):
@@ -186,11 +174,9 @@ def data_loader(job: dict, clock: Clock) -> dict:
         ]
     )
     paths, model, vectors = image_paths(job), network.model.eval(), []
-    # The first batches are a warm-up.
-    skipped = job["loader_batch_size"] * max(1, job["loaders"]) * 2
-    loader = torch.utils.data.DataLoader(
-        Files(paths, transform), batch_size=job["loader_batch_size"], num_workers=job["loaders"]
-    )
+    size, loaders = job["loader_batch_size"], job["loaders"]
+    skipped = size * max(1, loaders) * 2  # images of the warm-up
+    loader = torch.utils.data.DataLoader(Files(paths, transform), batch_size=size, num_workers=loaders)
     done, started, cpu = 0, None, 0.0
     for batch in loader:
         vectors.append(model(batch).numpy())
@@ -211,8 +197,8 @@ def source_images(settings: BenchmarkSettings, folder: str) -> list[str]:
         return sorted(str(path) for path in drawn.rglob("*") if path.suffix in (".jpg", ".png"))
     found = []
     for collection in settings.collections:
-        suffixes = tuple(collection.extensions)
-        mine = sorted(str(path) for path in Path(collection.uri).rglob("*") if path.name.lower().endswith(suffixes))
+        paths, suffixes = Path(collection.uri).rglob("*"), tuple(collection.extensions)
+        mine = sorted(str(path) for path in paths if path.name.lower().endswith(suffixes))
         if not mine:
             raise AttribError(f"collection {collection.name!r}: no image below {collection.uri}")
         found += mine
@@ -222,16 +208,14 @@ def source_images(settings: BenchmarkSettings, folder: str) -> list[str]:
 def web_jpegs(images: list[str], settings: ImageBenchmarkSettings, folder: str, num_processes: int) -> str:
     """A folder of distinct JPEGs of min_megapixels to max_megapixels; each is a resized random crop of an image."""
     key = digest([[os.path.basename(path) for path in images], settings.model_dump(mode="json")])[:16]
-    made = os.path.join(folder, f"jpegs-{key}")
-    if os.path.exists(os.path.join(folder, f"{READY}-{key}")):
-        return made
-    os.makedirs(made, exist_ok=True)
-    work = [(images[i % len(images)], i, settings.model_dump(), made) for i in range(settings.num_images)]
-    with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:
-        for _ in pool.map(_write_jpeg, work, chunksize=16):
-            pass
-    Path(folder, f"{READY}-{key}").touch()
-    return made
+    made, ready = Path(folder, f"jpegs-{key}"), Path(folder, f"ready-{key}")
+    if not ready.exists():
+        made.mkdir(parents=True, exist_ok=True)
+        work = [(images[i % len(images)], i, settings.model_dump(), str(made)) for i in range(settings.num_images)]
+        with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:
+            list(pool.map(_write_jpeg, work, chunksize=16))
+        ready.touch()
+    return str(made)
 
 
 def _write_jpeg(work: tuple) -> None:

@@ -6,6 +6,7 @@ faiss_index.
 
 import os
 import shutil
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -59,9 +60,9 @@ def train_and_build(job: dict, clock: Clock) -> dict:
             write_quantizer(quantizer, job["template"], STORAGE)
         with clock.lap("build"):
             _build(job)
-    bytes_of = {"bytes_per_vector": job["output"], "embedding_bytes_per_vector": job["embeddings"]}
-    found = {name: _bytes_below(folder) / job["num_vectors"] for name, folder in bytes_of.items()}
-    return found | {"num_lists": plan.num_lists}
+    folders = {"bytes_per_vector": job["output"], "embedding_bytes_per_vector": job["embeddings"]}
+    sizes = {name: sum(p.stat().st_size for p in Path(d).rglob("*") if p.is_file()) for name, d in folders.items()}
+    return {name: size / job["num_vectors"] for name, size in sizes.items()} | {"num_lists": plan.num_lists}
 
 
 def build(job: dict, clock: Clock) -> dict:
@@ -118,7 +119,3 @@ def _fill(index: faiss.Index, job: dict) -> None:
         ids, vectors = read_vectors(embeddings, partition, STORAGE)
         index.add_with_ids(unit_rows(vectors), ids)
     faiss.write_index(index, job["faiss_index"])
-
-
-def _bytes_below(folder: str) -> int:
-    return sum(os.path.getsize(os.path.join(root, name)) for root, _, names in os.walk(folder) for name in names)

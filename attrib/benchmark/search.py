@@ -5,7 +5,6 @@ nprobe, batches; for slow contenders timed_queries. Laps are named by the batch 
 """
 
 import hashlib
-import json
 import os
 
 import faiss
@@ -43,9 +42,8 @@ def load_queries(job: dict) -> np.ndarray:
 
 
 def batch_search(job: dict, clock: Clock) -> dict:
-    """This library: every list is read once for all queries of the batch."""
-    with open(os.path.join(job["shard"], "shard.json"), encoding="utf-8") as file:
-        record = json.load(file)
+    """This library."""
+    record = STORAGE.read_json(os.path.join(job["shard"], "shard.json"))
     shard = open_shard(job["shard"], record, STORAGE, job["shard"], read_quantizer(job["template"], STORAGE))
     queries, k = load_queries(job), job["top_k"]
 
@@ -64,15 +62,19 @@ def batch_search(job: dict, clock: Clock) -> dict:
 
 def faiss_search(job: dict, clock: Clock) -> dict:
     """index.search of FAISS with the same lists and nprobe."""
-    index = _faiss_index(job)
-    return _time_search(job, clock, lambda some: index.search(some, job["top_k"])[1])
+    return _time_faiss(job, clock, lambda index, some: index.search(some, job["top_k"]))
 
 
 def faiss_big_batch(job: dict, clock: Clock) -> dict:
     """big_batch_search of faiss.contrib: it also groups the queries by list, with one faiss.knn per list."""
-    index = _faiss_index(job)
     # verbose=1, because its default prints a line per list, which costs more than a small list.
-    return _time_search(job, clock, lambda some: big_batch_search(index, some, job["top_k"], verbose=1)[1])
+    return _time_faiss(job, clock, lambda index, some: big_batch_search(index, some, job["top_k"], verbose=1))
+
+
+def _time_faiss(job: dict, clock: Clock, search) -> dict:
+    index = faiss.read_index(job["faiss_index"])
+    index.nprobe = job["nprobe"]
+    return _time_search(job, clock, lambda some: search(index, some)[1])
 
 
 def argsort_loop(job: dict, clock: Clock) -> dict:
@@ -85,26 +87,21 @@ def argsort_loop(job: dict, clock: Clock) -> dict:
     return _time_search(job, clock, search)
 
 
-def _faiss_index(job: dict) -> faiss.IndexIVF:
-    index = faiss.read_index(job["faiss_index"])
-    index.nprobe = job["nprobe"]
-    return index
-
-
 def _time_search(job: dict, clock: Clock, search) -> dict:
     """Time every batch. Batches above timed_queries are timed on that many queries, once, and scaled."""
     queries = load_queries(job)
-    search(queries[: min(WARM_UP_QUERIES, job.get("timed_queries", WARM_UP_QUERIES))])
-    limit, found, timed = job.get("timed_queries", len(queries)), np.empty((0, job["top_k"]), np.int64), ""
+    limit = job.get("timed_queries", len(queries))
+    search(queries[: min(WARM_UP_QUERIES, limit)])
+    found, lap = None, {}
     for batch in job["batches"]:
         size = min(batch, limit)
-        if len(found) == size:
-            lap = clock.laps[timed]
-            clock.note(str(batch), lap["seconds"] / lap["scale"], lap["cpu_seconds"] / lap["scale"], scale=batch / size)
+        if found is not None and len(found) == size:
+            seconds, cpu = lap["seconds"] / lap["scale"], lap["cpu_seconds"] / lap["scale"]
+            clock.note(str(batch), seconds, cpu, scale=batch / size)
             continue
         with clock.lap(str(batch), scale=batch / size):
             found = search(queries[:size])
-        timed = str(batch)
+        lap = clock.laps[str(batch)]
     return {"recall": _recall(job, found)}
 
 

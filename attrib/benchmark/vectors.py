@@ -1,10 +1,9 @@
 """Benchmark vectors: embeddings of mosaics of crops of real images.
 
-The network runs over a few augmented versions (crop, flip, colour) of each image at `map_px`. The vector of a
-crop is the mean of the last feature map under a window, projected by PCA and L2-normalised. A benchmark vector
-is the mean of the vectors of four crops, weighted by area (a mosaic). A million such vectors vary continuously,
-as in a real collection; a million crops of a few thousand images would form tight clusters, which any search
-finds. Queries are mosaics of one further, more strongly distorted version.
+The vector of a crop is the mean of the last feature map of an augmented image under a window, projected by PCA. A
+benchmark vector is the mean of the vectors of four crops, weighted by area (a mosaic). A million such vectors vary
+continuously, as in a real collection; a million crops of a few thousand images would form tight clusters, which any
+search finds. Queries are mosaics of one further, more strongly distorted version of each image.
 
 <folder>/vectors.npy  float16 [n, d]; the first rows are a sample of all
 <folder>/queries.npy  float16 [m, d]
@@ -14,7 +13,6 @@ finds. Queries are mosaics of one further, more strongly distorted version.
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 
 import numpy as np
@@ -22,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional
 
+from attrib.benchmark.settings import VectorBenchmarkSettings
 from attrib.common.config import digest
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
@@ -39,45 +38,60 @@ BLOCK_ROWS = 65_536  # float32 at a time
 RECORD = "made.json"
 
 
-@dataclass(frozen=True)
-class VectorPlan:
-    """How the vectors are made; the digest names their folder."""
+def make_vectors(
+    images: list[str], backbone: dict, wanted: VectorBenchmarkSettings, inputs: str, num_processes: int
+) -> str:
+    """Return the folder of the vectors, below `inputs`. One-thread processes make them unless they exist.
 
-    images: list[str]
-    backbone: dict
-    dimension: int
-    map_px: int
-    versions_per_image: int
-    num_vectors: int
-    num_queries: int
-
-    @property
-    def digest(self) -> str:
-        recipe = {"crops_per_image": CROPS_PER_IMAGE, "crops_per_mosaic": CROPS_PER_MOSAIC}
-        return digest(vars(self) | recipe | {"images": [os.path.basename(path) for path in self.images]})[:16]
-
-
-def make_vectors(plan: VectorPlan, folder: str, num_processes: int) -> None:
-    """Write the vectors to `folder` unless they exist, with one-thread processes."""
+    images: paths; backbone: the fields of BackboneSettings.
+    """
+    names = [os.path.basename(path) for path in images]
+    recipe = wanted.model_dump(include={"dimension", "map_px", "versions_per_image"})
+    recipe |= {
+        "images": names,
+        "backbone": backbone,
+        "num_vectors": wanted.sizes[-1],
+        "num_queries": wanted.batches[-1],
+    }
+    recipe |= {"crops_per_image": CROPS_PER_IMAGE, "crops_per_mosaic": CROPS_PER_MOSAIC}
+    folder = os.path.join(inputs, f"vectors-{digest(recipe)[:16]}")
     if os.path.exists(os.path.join(folder, RECORD)):
-        return
-    os.makedirs(folder, exist_ok=True)
-    fitted = plan.images[:: max(1, len(plan.images) // PCA_IMAGES)][:PCA_IMAGES]
-    with ProcessPoolExecutor(num_processes, get_context("spawn"), _start, (plan.backbone, plan.map_px)) as pool:
+        return folder
+    fitted = images[:: max(1, len(images) // PCA_IMAGES)][:PCA_IMAGES]
+    with ProcessPoolExecutor(num_processes, get_context("spawn"), _start, (backbone, wanted.map_px)) as pool:
         sample = np.concatenate(list(pool.map(_sample, fitted, range(len(fitted)))))
-        mean, projection = _principal(sample, plan.dimension)
-        work = [(path, i, plan.versions_per_image, mean, projection) for i, path in enumerate(plan.images)]
+        mean, projection = _principal(sample, wanted.dimension)
+        work = [(path, i, wanted.versions_per_image, mean, projection) for i, path in enumerate(images)]
         crops, held_out_crops = (np.concatenate(found) for found in zip(*pool.map(_image_crops, work, chunksize=4)))
-    vectors, queries = (
-        np.lib.format.open_memmap(os.path.join(folder, f"{name}.npy"), "w+", np.float16, (count, plan.dimension))
-        for name, count in (("vectors", plan.num_vectors), ("queries", plan.num_queries))
-    )
+    vectors = np.empty((wanted.sizes[-1], wanted.dimension), np.float16)
+    queries = np.empty((wanted.batches[-1], wanted.dimension), np.float16)
     fill_with_mosaics(vectors, crops, seed=0)
     fill_with_mosaics(queries, held_out_crops, seed=1)
     whiten(vectors, queries)
-    vectors.flush()
-    queries.flush()
-    _record(folder, plan.num_vectors, plan.num_queries)
+    return _save(folder, vectors, queries)
+
+
+def make_gaussian(wanted: VectorBenchmarkSettings, inputs: str) -> str:
+    """Return the folder of Gaussian noise, made unless it exists: the worst case for a search by lists."""
+    shapes = (wanted.gaussian_size, wanted.dimension), (wanted.batches[-1], wanted.dimension)
+    folder = os.path.join(inputs, f"gaussian-{wanted.gaussian_size}-{wanted.batches[-1]}-{wanted.dimension}")
+    if os.path.exists(os.path.join(folder, RECORD)):
+        return folder
+    generator = np.random.default_rng(0)
+    return _save(folder, *(_unit(generator.standard_normal(s, np.float32)).astype(np.float16) for s in shapes))
+
+
+def _save(folder: str, vectors: np.ndarray, queries: np.ndarray) -> str:
+    os.makedirs(folder, exist_ok=True)
+    np.save(os.path.join(folder, "vectors.npy"), vectors)
+    np.save(os.path.join(folder, "queries.npy"), queries)
+    with open(os.path.join(folder, RECORD), "w", encoding="utf-8") as file:
+        json.dump({"num_vectors": len(vectors), "num_queries": len(queries)}, file)
+    return folder
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def fill_with_mosaics(vectors: np.ndarray, crops: np.ndarray, seed: int) -> None:
@@ -88,7 +102,7 @@ def fill_with_mosaics(vectors: np.ndarray, crops: np.ndarray, seed: int) -> None
         areas = generator.dirichlet(np.ones(CROPS_PER_MOSAIC), count).astype(np.float32)
         chosen = generator.integers(0, len(crops), (count, CROPS_PER_MOSAIC))
         mosaics = sum(areas[:, i, None] * crops[chosen[:, i]] for i in range(CROPS_PER_MOSAIC))
-        vectors[start : start + count] = mosaics / np.linalg.norm(mosaics, axis=1, keepdims=True)
+        vectors[start : start + count] = _unit(mosaics)
 
 
 def whiten(vectors: np.ndarray, queries: np.ndarray) -> None:
@@ -103,27 +117,7 @@ def whiten(vectors: np.ndarray, queries: np.ndarray) -> None:
     for rows in (vectors, queries):
         for start in range(0, len(rows), BLOCK_ROWS):
             block = (rows[start : start + BLOCK_ROWS].astype(np.float32) - mean) @ projection
-            rows[start : start + len(block)] = block / np.linalg.norm(block, axis=1, keepdims=True)
-
-
-def make_gaussian(folder: str, num_vectors: int, num_queries: int, dimension: int) -> None:
-    """Gaussian noise: the worst case for a search by lists."""
-    if os.path.exists(os.path.join(folder, RECORD)):
-        return
-    os.makedirs(folder, exist_ok=True)
-    generator = np.random.default_rng(0)
-    for name, count in (("vectors", num_vectors), ("queries", num_queries)):
-        rows = np.lib.format.open_memmap(os.path.join(folder, f"{name}.npy"), "w+", np.float16, (count, dimension))
-        for start in range(0, count, BLOCK_ROWS):
-            block = generator.standard_normal((min(BLOCK_ROWS, count - start), dimension), np.float32)
-            rows[start : start + len(block)] = block / np.linalg.norm(block, axis=1, keepdims=True)
-        rows.flush()
-    _record(folder, num_vectors, num_queries)
-
-
-def _record(folder: str, num_vectors: int, num_queries: int) -> None:
-    with open(os.path.join(folder, RECORD), "w", encoding="utf-8") as file:
-        json.dump({"num_vectors": num_vectors, "num_queries": num_queries}, file)
+            rows[start : start + len(block)] = _unit(block)
 
 
 def _principal(sample: np.ndarray, dimension: int) -> tuple[np.ndarray, np.ndarray]:
@@ -155,32 +149,25 @@ def _start(backbone: dict, map_px: int) -> None:
 def _sample(path: str, seed: int) -> np.ndarray:
     generator = np.random.default_rng([seed, 0])
     feature_map = _map(_read(path), generator, distorted=False)
-    windows = _windows(PCA_WINDOWS, feature_map.shape[0], generator, off_grid=False)
-    rows = _means(feature_map, windows)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return _unit(_means(feature_map, _windows(PCA_WINDOWS, len(feature_map), generator, off_grid=False)))
 
 
 def _image_crops(work: tuple) -> tuple[np.ndarray, np.ndarray]:
     """Crops of the versions of an image, and held-out crops for queries: float32 [CROPS_PER_IMAGE, d] each."""
     path, seed, num_versions, mean, projection = work
     pixels = _read(path)
-    counts = np.diff(np.arange(num_versions + 1) * CROPS_PER_IMAGE // num_versions)
-    versions = [
-        _version(pixels, [seed, 1, version], int(count), False, mean, projection)
-        for version, count in enumerate(counts)
-    ]
-    return np.concatenate(versions), _version(pixels, [seed, 2], CROPS_PER_IMAGE, True, mean, projection)
 
+    def version(key: list[int], count: int, held_out: bool) -> np.ndarray:
+        generator = np.random.default_rng([seed, *key])
+        feature_map = _map(pixels, generator, distorted=held_out)
+        windows = _windows(count, len(feature_map), generator, off_grid=held_out)
+        # Rows are L2-normalised before the mean is subtracted, as in the sample on which PCA was fitted.
+        lengths = np.linalg.norm(_means(feature_map, windows), axis=1, keepdims=True)
+        return _unit(_means(feature_map @ projection, windows) / lengths - mean @ projection)
 
-def _version(pixels, seed: list[int], count: int, held_out: bool, mean, projection) -> np.ndarray:
-    """float32 [count, d], L2-normalised."""
-    generator = np.random.default_rng(seed)
-    feature_map = _map(pixels, generator, distorted=held_out)
-    windows = _windows(count, feature_map.shape[0], generator, off_grid=held_out)
-    # Rows are L2-normalised before the mean is subtracted, as in the sample on which PCA was fitted.
-    lengths = np.linalg.norm(_means(feature_map, windows), axis=1, keepdims=True)
-    rows = _means(feature_map @ projection, windows) / lengths - mean @ projection
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    counts = np.diff(np.arange(num_versions + 1) * CROPS_PER_IMAGE // num_versions).tolist()
+    crops = [version([1, i], count, False) for i, count in enumerate(counts)]
+    return np.concatenate(crops), version([2], CROPS_PER_IMAGE, True)
 
 
 def _read(path: str) -> torch.Tensor:

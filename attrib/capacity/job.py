@@ -1,13 +1,14 @@
 """jobs.scale: compute the plan and its limits from constants, print both as tables, write <output>/scale.json."""
 
-import dataclasses
+from dataclasses import asdict
 
 from attrib.attribute.rows import ATTRIBUTIONS_RECORD
 from attrib.capacity.limits import Break, breaks
 from attrib.capacity.schedule import Plan, Stage, plan
-from attrib.capacity.settings import Constant, Constants, ScaleSettings, unit_of
+from attrib.capacity.settings import Constant, Constants, ScaleSettings
 from attrib.common.config import versions
 from attrib.common.errors import AttribError
+from attrib.common.formats import duration
 from attrib.common.storage import Storage, join
 from attrib.common.tables import text_table
 from attrib.data.manifest import MANIFEST_RECORD
@@ -29,9 +30,24 @@ def run(settings: ScaleSettings) -> str:
     storage = Storage(settings.storage)
     settings = with_constants(settings, storage)
     planned, broken = plan(settings), breaks(settings)
-    record = {"settings": settings.model_dump(mode="json"), "versions": versions()}
+    record = {
+        "settings": settings.model_dump(mode="json"),
+        "versions": versions(),
+        "num_machines": planned.num_machines,
+        "hours": {phase: planned.hours(phase) for phase in PHASES},
+        "cost": {phase: planned.cost(phase) for phase in PHASES},
+        "kept_bytes": planned.kept_bytes,
+        "passing_bytes": planned.passing_bytes,
+        "layout": asdict(planned.layout),
+        "stages": [asdict(stage) | {"bound_by": stage.bound_by} for stage in planned.stages],
+        "breaks": [
+            {"what": b.growth.name, "num_sources": b.num_sources, "at_target": b.at_target}
+            | {name: getattr(b.growth, name) for name in ("limit", "unit", "limited_by", "remedy")}
+            for b in broken
+        ],
+    }
     uri = join(settings.output, RECORD)
-    storage.write_json(uri, record | _numbers(planned, broken))
+    storage.write_json(uri, record)
     return f"{tables(settings, planned, broken)}\n\nwritten: {uri}"
 
 
@@ -40,20 +56,16 @@ def with_constants(settings: ScaleSettings, storage: Storage) -> ScaleSettings:
 
     Raises AttribError if a record is missing or a constant of the benchmark has another unit.
     """
-    found: dict[str, Constant] = {}
-    if settings.run:
-        found |= constants_of_run(settings, storage)
-    if settings.benchmark:
-        record = storage.require(settings.benchmark, "jobs.benchmark")
-        for name, given in record.get("constants", {}).items():
-            if name not in Constants.model_fields:
-                continue
-            if given["unit"] != unit_of(name):
-                raise AttribError(
-                    f"{settings.benchmark} gives {name} in {given['unit']!r}, not {unit_of(name)!r}; "
-                    "run jobs.benchmark of this version"
-                )
-            found[name] = Constant(value=given["value"], source=given["command"])
+    found = constants_of_run(settings, storage) if settings.run else {}
+    measured = storage.require(settings.benchmark, "jobs.benchmark").get("constants", {}) if settings.benchmark else {}
+    for name in measured.keys() & Constants.model_fields.keys():
+        given, unit = measured[name], Constants.model_fields[name].title
+        if given["unit"] != unit:
+            raise AttribError(
+                f"{settings.benchmark} gives {name} in {given['unit']!r}, not {unit!r}; "
+                "run jobs.benchmark of this version"
+            )
+        found[name] = Constant(value=given["value"], source=given["command"])
     return settings.model_copy(update={"constants": settings.constants.model_copy(update=found)})
 
 
@@ -76,29 +88,11 @@ def constants_of_run(settings: ScaleSettings, storage: Storage) -> dict[str, Con
         found = storage.list_folder(join(settings.run, folder), suffix=".parquet")
         # failures.parquet is small and not of these rows.
         sizes = [file.size for file in found if not file.path.endswith("failures.parquet")]
-        num_bytes = sum(sizes) - len(sizes) * getattr(settings.constants, f"{kind}_file_bytes").value
-        if kind == "embedding":
-            num_bytes -= 2 * embedded["encoder"]["dimension"] * num_rows
+        vectors = 2 * embedded["encoder"]["dimension"] * num_rows if kind == "embedding" else 0
+        num_bytes = sum(sizes) - len(sizes) * getattr(settings.constants, f"{kind}_file_bytes").value - vectors
         values[f"{kind}_row_bytes"] = num_bytes / max(num_rows, 1)
     source = f"records of {settings.run}"
     return {name: Constant(value=value, source=source) for name, value in values.items() if value > 0}
-
-
-def _numbers(planned: Plan, broken: list[Break]) -> dict:
-    return {
-        "num_machines": planned.num_machines,
-        "hours": {phase: planned.hours(phase) for phase in planned.num_machines},
-        "cost": {phase: planned.cost(phase) for phase in planned.num_machines},
-        "kept_bytes": planned.kept_bytes,
-        "passing_bytes": planned.passing_bytes,
-        "layout": dataclasses.asdict(planned.layout),
-        "stages": [dataclasses.asdict(stage) | {"bound_by": stage.bound_by} for stage in planned.stages],
-        "breaks": [
-            {"what": b.growth.name, "num_sources": b.num_sources, "at_target": b.at_target, "limit": b.growth.limit}
-            | {"unit": b.growth.unit, "limited_by": b.growth.limited_by, "remedy": b.growth.remedy}
-            for b in broken
-        ],
-    }
 
 
 def tables(settings: ScaleSettings, planned: Plan, broken: list[Break]) -> str:
@@ -109,45 +103,35 @@ def tables(settings: ScaleSettings, planned: Plan, broken: list[Break]) -> str:
         "Computed from constants, not run.",
         f"Constants: {settings.hardware}. Prices: of the config.",
     ]
-    columns = dict.fromkeys(("stage", "machine"), "left") | dict.fromkeys(("tasks", "hours"), "right")
-    columns |= {"bound by": "left"}
+    columns = {"stage": "left", "machine": "left", "tasks": "right", "hours": "right", "bound by": "left"}
     columns |= dict.fromkeys(("core hours", "read", "written", "via Ray", "reads", "writes", currency), "right")
     for phase, title in PHASES.items():
         num = planned.num_machines[phase]
-        machines = f"{num:,} machine{'s' if num > 1 else ''}"
-        lines += ["", f"{title}: {machines}, {hours(planned.hours(phase))}, {count(planned.cost(phase))} {currency}"]
+        took, cost = duration(3600 * planned.hours(phase)), count(planned.cost(phase))
+        lines += ["", f"{title}: {num:,} machine{'s' if num > 1 else ''}, {took}, {cost} {currency}"]
         lines += [text_table(columns, [_row(s) for s in planned.stages if s.work.phase == phase], "  ")]
     kept, passing = amount(planned.kept_bytes, "bytes"), amount(planned.passing_bytes, "bytes")
     month = f"{count(planned.storage_per_month)} {currency} per month"
     lines += ["", f"Storage: {kept} kept ({month}, without the images), {passing} of temporary files"]
     lines += ["", "What breaks first (number of sources at which a limit is exceeded; * = exceeded at the target)"]
-    columns = {
-        "sources": "right",
-        "what grows, its limit and the remedy": "left",
-        "at target": "right",
-        "limit": "right",
-    }
+    columns = {"sources": "right", "what grows, its limit and the remedy": "left", "at target": "right"}
+    columns |= {"limit": "right"}
     return "\n".join([*lines, text_table(columns, [_limit(b, target.num_sources) for b in broken], "  ")])
 
 
 def _row(stage: Stage) -> list[str]:
     work = stage.work
-    num_bytes = (amount(n, "bytes") for n in (work.read_bytes, work.written_bytes, work.moved_bytes))
-    requests = (count(work.reads), count(work.writes), count(stage.machine_cost + stage.request_cost))
-    core_hours = count(work.core_seconds / 3600)
-    return [
-        *(work.name, work.machine, count(work.num_tasks), hours(stage.hours), stage.bound_by, core_hours),
-        *num_bytes,
-        *requests,
-    ]
+    names = [work.name, work.machine, count(work.num_tasks), duration(3600 * stage.hours), stage.bound_by]
+    num_bytes = [amount(n, "bytes") for n in (work.read_bytes, work.written_bytes, work.moved_bytes)]
+    requests = [count(n) for n in (work.reads, work.writes, stage.machine_cost + stage.request_cost)]
+    return [*names, count(work.core_seconds / 3600), *num_bytes, *requests]
 
 
 def _limit(b: Break, num_sources: int) -> list[str]:
     growth, mark = b.growth, "*" if b.num_sources and b.num_sources <= num_sources else ""
-    at, limit = amount(b.at_target, growth.unit), amount(growth.limit, growth.unit)
     first = f"{mark}{count(b.num_sources)}" if b.num_sources else "never"
     what = f"{growth.name} ({growth.order})\n  limit: {growth.limited_by}\n  remedy: {growth.remedy}"
-    return [first, what, at, limit]
+    return [first, what, amount(b.at_target, growth.unit), amount(growth.limit, growth.unit)]
 
 
 def count(value: float) -> str:
@@ -161,18 +145,8 @@ def count(value: float) -> str:
 def amount(value: float, unit: str) -> str:
     """A value with its unit: bytes up to PiB, seconds as hours from one hour."""
     if unit == "bytes":
-        for power, name in ((5, "PiB"), (4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
-            if value >= 1024**power:
-                scaled = value / 1024**power
-                return f"{scaled:,.3g} {name}" if scaled < 1000 else f"{scaled:,.0f} {name}"
-        return f"{value:,.0f} bytes"
+        power = min(5, (int(value).bit_length() - 1) // 10) if value >= 1 else 0
+        return f"{count(value / 1024**power)} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[power]}"
     if unit in ("seconds", "core seconds") and value >= 3600:
         return f"{count(value / 3600)} {unit.replace('seconds', 'hours')}"
     return f"{count(value)} {unit}"
-
-
-def hours(value: float) -> str:
-    """Hours as seconds, minutes or hours."""
-    if value < 1 / 60:
-        return f"{value * 3600:.1f} s"
-    return f"{value * 60:.1f} min" if value < 1 else f"{value:,.1f} h"

@@ -1,10 +1,9 @@
 """How the jobs divide a number of images (partitions, chunks, shards, blocks), and the tasks and files that follow.
 
-Nothing here depends on the speed of a machine. tests/integration/test_capacity_counts.py compares these counts
-with a real run.
+tests/integration/test_capacity_counts.py compares these counts with a real run.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from math import lcm
 
@@ -21,6 +20,7 @@ from attrib.index.planning import plan_index, training_rows
 from attrib.index.settings import IndexSettings
 
 NUMPY_HEADER_BYTES = 128
+PARTIALS = "attributions/_partials/block-#/shard-#.parquet"
 EMBED_BLOCKS = 10_000  # largest number of blocks that the embed job gives to Ray Data
 
 
@@ -61,13 +61,8 @@ class Layout:
 def cut_collection(num_images: int, target: TargetSettings) -> Cut:
     partitions, rest = divmod(num_images, target.partition_rows)
     chunks = partitions * _ceil(target.partition_rows, target.chunk_rows) + _ceil(rest, target.chunk_rows)
-    return Cut(
-        num_images,
-        _ceil(num_images, target.unit_rows),
-        _ceil(num_images, target.partition_rows),
-        chunks,
-        _slices(num_images, target.unit_rows, target.partition_rows),
-    )
+    units, slices = _ceil(num_images, target.unit_rows), _slices(num_images, target.unit_rows, target.partition_rows)
+    return Cut(num_images, units, partitions + bool(rest), chunks, slices)
 
 
 def group_count(num_images: int, partition_rows: int, rows_per_group: int) -> tuple[int, int]:
@@ -85,71 +80,56 @@ def group_count(num_images: int, partition_rows: int, rows_per_group: int) -> tu
 def lay_out(target: TargetSettings) -> Layout:
     """The division of `target`. Raises AttribError if no kind of index fits the memory of a worker."""
     num_shards, largest = group_count(target.num_sources, target.partition_rows, target.shard_rows)
-    settings = IndexSettings(
-        embeddings="/",
-        output="/",
-        kind=target.kind,
-        shard_rows=target.shard_rows,
-        worker_memory_gib=target.worker_memory_gib,
-        num_lists=target.num_lists,
-        pq_bytes=target.pq_bytes,
-        training_rows=target.training_rows,
-    )
-    block_rows = rows_per_block(target.num_queries, target.query_block_rows)
+    shared = ("kind", "shard_rows", "worker_memory_gib", "num_lists", "pq_bytes", "training_rows")
+    settings = IndexSettings(embeddings="/", output="/", **{name: getattr(target, name) for name in shared})
+    # As attrib.attribute.blocks.plan_blocks divides the queries.
+    wanted_rows = min(target.query_block_rows, max(MIN_BLOCK_ROWS, _ceil(target.num_queries, USUAL_BLOCKS)))
+    block_rows = _ceil(target.num_queries, _ceil(target.num_queries, wanted_rows))
+    block_bytes = 4 * target.dimension * min(target.query_block_rows, target.num_queries)
     plan = plan_index(settings, target.num_sources, [largest], target.dimension)
-    code_bytes = {"ivf_sq8": target.dimension, "ivf_pq": plan.pq_bytes}.get(plan.kind, 0)
     return Layout(
         sources=cut_collection(target.num_sources, target),
         queries=cut_collection(target.num_queries, target),
         num_shards=num_shards,
         shard_vectors=largest,
-        worker_memory_bytes=plan.template_bytes
-        + 4 * target.dimension * min(target.query_block_rows, target.num_queries),
+        worker_memory_bytes=plan.template_bytes + block_bytes,
         num_blocks=_ceil(target.num_queries, block_rows),
         num_query_slices=_slices(target.num_queries, target.partition_rows, block_rows),
         training_rows=training_rows(settings, plan),
         kind=plan.kind,
         num_lists=plan.num_lists,
-        code_bytes=code_bytes,
+        code_bytes={"ivf_sq8": target.dimension, "ivf_pq": plan.pq_bytes}.get(plan.kind, 0),
         num_candidates=target.top_k * (target.rerank_factor if plan.is_compressed else 1),
     )
-
-
-def rows_per_block(num_queries: int, query_block_rows: int) -> int:
-    """Queries per block, as `attrib.attribute.blocks.plan_blocks` divides them."""
-    rows = min(query_block_rows, max(MIN_BLOCK_ROWS, _ceil(num_queries, USUAL_BLOCKS)))
-    return _ceil(num_queries, _ceil(num_queries, rows))
 
 
 def task_counts(layout: Layout, target: TargetSettings, num_cpus: int) -> dict[str, dict[StrEnum, int]]:
     """Tasks of every job, by the folder of the job's output and by the kinds that `num_tasks` of its record counts."""
     shards, blocks = layout.num_shards, layout.num_blocks
-    counts: dict[str, dict[StrEnum, int]] = {}
+    passes = target.num_recall_passes if layout.num_lists else 0
+    probes = layout.shares_lists or num_checked(layout, target)
+    # Shards of an unfilled last round are searched in parts (attrib.index.estimate.shard_parts).
+    rest = shards % num_cpus
+    counts: dict[str, dict[StrEnum, int]] = {
+        "index": {
+            IndexTask.SAMPLE: layout.sources.num_partitions,
+            IndexTask.TRAIN: int(layout.num_lists > 0),
+            IndexTask.BUILD: shards,
+            IndexTask.RECALL: shards * (1 + passes),
+            IndexTask.RATES: 1,
+        },
+        "attributions": {
+            AttributeTask.PROBE: probe_groups(blocks, layout.queries.num_images, num_cpus) if probes else 0,
+            AttributeTask.SEARCH: shards - rest + sum(min(parts, blocks) for parts in shard_parts(rest, num_cpus)),
+            AttributeTask.MERGE: blocks,
+            AttributeTask.DESCRIBE: shards * describe_parts(shards),
+            AttributeTask.WRITE: blocks,
+        },
+    }
     for role, cut in (("sources", layout.sources), ("generated", layout.queries)):
         counts[f"{role}/manifest"] = {ManifestTask.LIST: cut.num_units, ManifestTask.PARTITION: cut.num_partitions}
         counts[f"{role}/embeddings"] = {EmbedTask.CHUNK: cut.num_chunks, EmbedTask.PARTITION: cut.num_partitions}
-    counts["index"] = {
-        IndexTask.SAMPLE: layout.sources.num_partitions,
-        IndexTask.TRAIN: int(layout.num_lists > 0),
-        IndexTask.BUILD: shards,
-        IndexTask.RECALL: shards * (1 + (target.num_recall_passes if layout.num_lists else 0)),
-        IndexTask.RATES: 1,
-    }
-    probes = layout.shares_lists or num_checked(layout, target)
-    counts["attributions"] = {
-        AttributeTask.PROBE: probe_groups(blocks, layout.queries.num_images, num_cpus) if probes else 0,
-        AttributeTask.SEARCH: num_parts(layout, num_cpus, blocks),
-        AttributeTask.MERGE: blocks,
-        AttributeTask.DESCRIBE: shards * describe_parts(shards),
-        AttributeTask.WRITE: blocks,
-    }
     return counts
-
-
-def num_parts(layout: Layout, num_cpus: int, most: int) -> int:
-    """Search tasks. Shards of an unfilled last round are searched in parts (attrib.index.estimate.shard_parts)."""
-    rest = layout.num_shards % num_cpus
-    return layout.num_shards - rest + sum(min(parts, most) for parts in shard_parts(rest, num_cpus))
 
 
 def num_checked(layout: Layout, target: TargetSettings) -> int:
@@ -170,53 +150,44 @@ def file_counts(layout: Layout, target: TargetSettings, constants: Constants) ->
     """Data files by path pattern, with # for every number. Without JSON records and failures.parquet (small)."""
     found: dict[str, Files] = {}
 
-    def table(pattern: str, kind: str, num_files: int, num_rows: int, kept: bool = True) -> None:
+    def table(pattern: str, kind: str, num_files: int, num_rows: int, kept=True, num_ids=0.0, more=0.0) -> None:
+        """num_ids: ids that the rows are drawn from, if the id column is not part of the constant."""
         row_bytes, file_bytes = (getattr(constants, f"{kind}_{of}_bytes").value for of in ("row", "file"))
-        found[pattern] = Files(num_files, num_rows * row_bytes + num_files * file_bytes, kept)
+        ids = num_files * id_bytes(num_rows / num_files, num_ids) if num_ids else 0.0
+        found[pattern] = Files(num_files, num_rows * row_bytes + num_files * file_bytes + ids + more, kept)
 
     for role, cut in (("sources", layout.sources), ("generated", layout.queries)):
-        images, parts = cut.num_images, f"{role}/embeddings/part-#.parquet"
-        chunks = f"{role}/embeddings/_chunks/part-#/rows-#-#.parquet"
+        images, embeddings = cut.num_images, f"{role}/embeddings"
+        vectors = 2.0 * target.dimension * images  # not compressed (attrib.common.storage)
         table(f"{role}/manifest/_listings/unit-#.parquet", "manifest", cut.num_units, images, kept=False)
         table(f"{role}/manifest/part-#.parquet", "manifest", cut.num_partitions, images)
-        for pattern, num_files, kept in ((chunks, cut.num_chunks, False), (parts, cut.num_partitions, True)):
-            table(pattern, "embedding", num_files, images, kept)
-            vectors = 2.0 * target.dimension * images  # not compressed (attrib.common.storage)
-            found[pattern] = replace(found[pattern], num_bytes=found[pattern].num_bytes + vectors)
-    shards, vectors = layout.num_shards, layout.sources.num_images
-    header = NUMPY_HEADER_BYTES
+        chunks = f"{embeddings}/_chunks/part-#/rows-#-#.parquet"
+        table(chunks, "embedding", cut.num_chunks, images, kept=False, more=vectors)
+        table(f"{embeddings}/part-#.parquet", "embedding", cut.num_partitions, images, more=vectors)
+    shards, images = layout.num_shards, layout.sources.num_images
+    arrays = {"vectors": 2 * target.dimension * images, "ids": 8 * images, "inverse_norms": 4 * images}
     if layout.num_lists:
         found["index/template.faiss"] = Files(1, 4 * target.dimension * layout.num_lists)
-        found["index/shard-#/offsets.npy"] = Files(shards, shards * (header + 8 * (layout.num_lists + 1)))
-    found["index/shard-#/vectors.npy"] = Files(shards, vectors * 2 * target.dimension + shards * header)
-    found["index/shard-#/ids.npy"] = Files(shards, vectors * 8 + shards * header)
-    found["index/shard-#/inverse_norms.npy"] = Files(shards, vectors * 4 + shards * header)
+        arrays["offsets"] = shards * 8 * (layout.num_lists + 1)
     if layout.code_bytes:
-        found["index/shard-#/codes.npy"] = Files(shards, vectors * layout.code_bytes + shards * header)
-    table("index/shard-#/sources.parquet", "source", shards, vectors)
-    blocks, queries = layout.num_blocks, layout.queries.num_images
+        arrays["codes"] = layout.code_bytes * images
+    for name, num_bytes in arrays.items():
+        found[f"index/shard-#/{name}.npy"] = Files(shards, num_bytes + shards * NUMPY_HEADER_BYTES)
+    table("index/shard-#/sources.parquet", "source", shards, images)
+    blocks, queries, temporary = layout.num_blocks, layout.queries.num_images, "attributions/_partials"
     found_rows = queries * shards * min(layout.num_candidates, layout.shard_vectors)
-    partials = "attributions/_partials/block-#/shard-#.parquet"
-    table(partials, "partial", blocks * shards, found_rows, kept=False)
-    ids = blocks * shards * id_bytes(found_rows / (blocks * shards), vectors / shards)
-    found[partials] = replace(found[partials], num_bytes=found[partials].num_bytes + ids)
-    checked = num_checked(layout, target)
-    if checked:
-        exact, each = "attributions/_partials/exact/shard-#.parquet", checked * min(target.top_k, layout.shard_vectors)
-        table(exact, "partial", shards, shards * each, kept=False)
-        ids = shards * id_bytes(each, vectors / shards)
-        found[exact] = replace(found[exact], num_bytes=found[exact].num_bytes + ids)
+    table(PARTIALS, "partial", blocks * shards, found_rows, kept=False, num_ids=images / shards)
+    if checked := num_checked(layout, target):
+        num_rows = shards * checked * min(target.top_k, layout.shard_vectors)
+        table(f"{temporary}/exact/shard-#.parquet", "partial", shards, num_rows, kept=False, num_ids=images / shards)
     if layout.shares_lists:
-        lists = 4.0 * min(target.nprobe, layout.num_lists) * queries + blocks * header
-        found["attributions/_partials/block-#/lists.npy"] = Files(blocks, lists, kept=False)
-    rows, described = queries * min(target.top_k, vectors), described_sources(layout, target)
-    merged = "attributions/_partials/block-#/merged.parquet"
-    table(merged, "partial", blocks, rows, kept=False)
-    ids = blocks * id_bytes(rows / blocks, vectors)
-    found[merged] = replace(found[merged], num_bytes=found[merged].num_bytes + ids)
-    table("attributions/_partials/block-#/wanted.parquet", "wanted", blocks, described, kept=False)
-    pieces = blocks * shards * describe_parts(shards)
-    table("attributions/_partials/block-#/sources-#-#.parquet", "source", min(pieces, described), described, kept=False)
+        lists = 4.0 * min(target.nprobe, layout.num_lists) * queries + blocks * NUMPY_HEADER_BYTES
+        found[f"{temporary}/block-#/lists.npy"] = Files(blocks, lists, kept=False)
+    rows, described = queries * min(target.top_k, images), described_sources(layout, target)
+    table(f"{temporary}/block-#/merged.parquet", "partial", blocks, rows, kept=False, num_ids=images)
+    table(f"{temporary}/block-#/wanted.parquet", "wanted", blocks, described, kept=False)
+    pieces = min(blocks * shards * describe_parts(shards), described)
+    table(f"{temporary}/block-#/sources-#-#.parquet", "source", pieces, described, kept=False)
     table("attributions/attributions/block-#.parquet", "attribution", blocks, rows)
     table("attributions/outcomes/block-#.parquet", "outcome", blocks, queries)
     return found

@@ -1,10 +1,10 @@
 """Machines, hours and cost of every stage.
 
-There are two phases, each with its own deadline: sources are listed, embedded and indexed once; queries are
-listed, embedded and attributed every night. The stages of a phase run one after another on the same number of
-machines. That number is the smallest that meets the deadline.
+Sources are listed, embedded and indexed once; queries are listed, embedded and attributed every night. The stages of a
+phase run one after another on the smallest number of machines that meets the deadline of the phase.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from math import ceil
 
@@ -15,6 +15,7 @@ from attrib.common.errors import AttribError
 from attrib.common.formats import GIB
 
 MAX_MACHINES = 1 << 17
+DEADLINES = {"sources": "build_hours", "queries": "night_hours"}
 
 
 @dataclass(frozen=True)
@@ -54,25 +55,17 @@ class Plan:
 
 def plan(settings: ScaleSettings) -> Plan:
     """The plan with the fewest machines. Raises AttribError if none meets a deadline or a task fits no machine."""
-    layout, target = lay_out(settings.target), settings.target
-    deadlines = {"sources": target.build_hours, "queries": target.night_hours}
-    return plan_on(settings, {phase: _fewest(settings, layout, phase, hours) for phase, hours in deadlines.items()})
+    return plan_on(settings, {phase: _fewest(settings, phase) for phase in DEADLINES})
 
 
 def plan_on(settings: ScaleSettings, num_machines: dict[str, int]) -> Plan:
     """The plan on a given number of machines per phase, whatever the deadlines."""
     layout = lay_out(settings.target)
     files = file_counts(layout, settings.target, settings.constants)
-    kept = sum(found.num_bytes for found in files.values() if found.kept)
-    return Plan(
-        layout,
-        files,
-        [stage for phase, count in num_machines.items() for stage in _stages(settings, layout, phase, count)],
-        num_machines,
-        kept,
-        sum(found.num_bytes for found in files.values() if not found.kept),
-        kept / GIB * settings.prices.storage_per_gib_month,
-    )
+    kept, passing = (sum(f.num_bytes for f in files.values() if f.kept is stays) for stays in (True, False))
+    stages = [stage for phase, count in num_machines.items() for stage in _stages(settings, layout, phase, count)]
+    per_month = kept / GIB * settings.prices.storage_per_gib_month
+    return Plan(layout, files, stages, num_machines, kept, passing, per_month)
 
 
 def _stages(settings: ScaleSettings, layout: Layout, phase: str, num_machines: int) -> list[Stage]:
@@ -80,25 +73,22 @@ def _stages(settings: ScaleSettings, layout: Layout, phase: str, num_machines: i
     return [schedule(work, num_machines, settings) for work in works if work.phase == phase]
 
 
-def _fewest(settings: ScaleSettings, layout: Layout, phase: str, deadline: float) -> int:
+def _fewest(settings: ScaleSettings, phase: str) -> int:
+    layout, deadline = lay_out(settings.target), getattr(settings.target, DEADLINES[phase])
+
     def hours(num_machines: int) -> float:
         return sum(stage.hours for stage in _stages(settings, layout, phase, num_machines))
 
     most = 1
-    while hours(most) > deadline:
-        most *= 2
-        if most > MAX_MACHINES:
+    while hours(most) > deadline:  # more machines take more tasks, so the search does not start at MAX_MACHINES
+        if most == MAX_MACHINES:
             raise AttribError(
-                f"the {phase} take {hours(MAX_MACHINES):,.1f} h with any number of machines and may take "
-                f"{deadline:g} h: "
-                "the driver and the request limits of the object store bound them; plan for fewer images or raise "
-                f"target.{'build_hours' if phase == 'sources' else 'night_hours'}"
+                f"the {phase} take {hours(most):,.1f} h with any number of machines and may take {deadline:g} h: the "
+                "driver and the request limits of the object store bound them; plan for fewer images or raise "
+                f"target.{DEADLINES[phase]}"
             )
-    fewest = most // 2 + 1
-    while fewest < most:
-        middle = (fewest + most) // 2
-        fewest, most = (middle + 1, most) if hours(middle) > deadline else (fewest, middle)
-    return most
+        most *= 2
+    return bisect_left(range(most), True, lo=most // 2 + 1, key=lambda count: hours(count) <= deadline)
 
 
 def schedule(work: Work, num_machines: int, settings: ScaleSettings) -> Stage:

@@ -1,6 +1,7 @@
 """Options of jobs.scale: measured constants, the user's machines and prices, and the target to plan for."""
 
 import logging
+from types import SimpleNamespace
 
 from pydantic import Field, model_validator
 
@@ -25,8 +26,8 @@ class Constant(Settings):
     source: str = Field(min_length=1)
 
 
-def _constant(unit: str, meaning: str):
-    return Field(title=unit, description=meaning)
+def _constant(unit: str, meaning: str, default=...):
+    return Field(default, title=unit, description=meaning)
 
 
 class Constants(Settings):
@@ -36,14 +37,10 @@ class Constants(Settings):
     manifest_rows_per_second: Constant = _constant("rows/s", "write and hash manifest rows, one core")
     decode_images_per_second: Constant = _constant("images/s", "read, decode and resize, one core")
     forward_images_per_core_second: Constant = _constant("images/s", "forward pass of the network, one core")
-    forward_images_per_gpu_second: Constant | None = Field(
-        default=None, title="images/s", description="forward pass of the network, one GPU"
-    )
+    forward_images_per_gpu_second: Constant | None = _constant("images/s", "forward pass of the network, one GPU", None)
     embed_efficiency: Constant = _constant("share", "rate of the embed job divided by 1 / (decode + forward)")
     assemble_rows_per_second: Constant = _constant("rows/s", "read chunks, sort and hash, one core")
-    build_vectors_per_second: Constant = _constant(
-        "vectors/s", "write a shard, without the assignment to lists, one core"
-    )
+    build_vectors_per_second: Constant = _constant("vectors/s", "write a shard, lists already assigned, one core")
     gemm_gflops: Constant = _constant("GFLOP/s", "float32 matrix products, one core")
     list_visit_seconds: Constant = _constant("seconds", "search time per list that any query of a batch probes")
     value_seconds: Constant = _constant("seconds", "search time per float16 value converted to float32")
@@ -87,9 +84,9 @@ class Constants(Settings):
     reads_per_prefix_second: Constant = _constant("requests/s", "GET and HEAD limit of one prefix of the object store")
     writes_per_prefix_second: Constant = _constant("requests/s", "PUT, LIST and DELETE limit of one prefix")
 
-
-def unit_of(name: str) -> str:
-    return Constants.model_fields[name].title
+    def values(self) -> SimpleNamespace:
+        """The values without their sources."""
+        return SimpleNamespace(**{name: given.value for name, given in self if given})
 
 
 class MachineSettings(Settings):
@@ -163,20 +160,18 @@ class ScaleSettings(JobSettings):
     @model_validator(mode="before")
     @classmethod
     def _drop_retired(cls, values):
-        """Keys of earlier versions are accepted with a warning, so that an old config still gives a plan."""
-        retired = [key for key in RETIRED if isinstance(values, dict) and key in values]
-        for key in retired:
+        """Keys of earlier versions are accepted with a warning."""
+        for key in RETIRED.keys() & values.keys():
             logger.warning(f"{key} is no longer used: {RETIRED[key]}; delete it from the config")
-        return {key: value for key, value in values.items() if key not in retired} if retired else values
+        return {key: value for key, value in values.items() if key not in RETIRED}
 
     @model_validator(mode="after")
     def _machines_known(self):
         for key in ("embed_on", "search_on"):
             name = getattr(self.target, key)
             if name not in self.machines:
-                raise ValueError(
-                    f"target.{key} = {name!r} is no machine of the config; it has {', '.join(self.machines)}"
-                )
+                known = ", ".join(self.machines)
+                raise ValueError(f"target.{key} = {name!r} is no machine of the config; it has {known}")
         if self.machines[self.target.embed_on].num_gpus and not self.constants.forward_images_per_gpu_second:
             raise ValueError("target.embed_on has GPUs, which need constants.forward_images_per_gpu_second")
         return self

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 from attrib.attribute.estimate import AttributeTask
 from attrib.capacity.layout import (
     EMBED_BLOCKS,
-    Cut,
+    PARTIALS,
     Files,
     Layout,
     described_sources,
@@ -16,20 +17,14 @@ from attrib.capacity.layout import (
     shard_files,
     task_counts,
 )
-from attrib.capacity.limits import (
-    FOUND_BYTES,
-    found_rows,
-    partition_argument_bytes,
-    search_seconds,
-    shard_argument_bytes,
-    sidecar_bytes,
-    unit_argument_bytes,
-)
+from attrib.capacity.limits import FOUND_BYTES, found_rows, search_seconds
 from attrib.capacity.settings import ScaleSettings
 from attrib.data.estimate import ManifestTask
 from attrib.embed.estimate import EmbedTask
 from attrib.index.estimate import READ_ROWS, IndexTask, describe_parts
 from attrib.index.quantizer import KMEANS_ITERATIONS, MAX_POINTS_PER_CENTROID
+
+Counts = dict[str, dict[StrEnum, int]]
 
 
 @dataclass(frozen=True)
@@ -43,8 +38,8 @@ class Work:
     """
 
     phase: str
-    name: str
     machine: str
+    name: str
     num_tasks: int
     core_seconds: float
     gpu_seconds: float = 0.0
@@ -59,261 +54,224 @@ class Work:
 
 def describe_work(settings: ScaleSettings, layout: Layout, num_cpus: int) -> list[Work]:
     """All stages of both phases. num_cpus: CPUs of all search machines; the number of search tasks depends on it."""
+    given = settings, layout, file_counts(layout, settings.target, settings.constants)
     tasks = task_counts(layout, settings.target, num_cpus)
-    files = file_counts(layout, settings.target, settings.constants)
     return [
-        *_collection_work(settings, "sources", "sources", layout.sources, files, tasks),
-        *_index_work(settings, layout, files, tasks),
-        *_collection_work(settings, "queries", "generated", layout.queries, files, tasks),
-        *_attribution_work(settings, layout, files, tasks, num_cpus),
+        *_collection_work(*given, tasks, "sources", "sources"),
+        *_index_work(*given, tasks["index"]),
+        *_collection_work(*given, tasks, "queries", "generated"),
+        *_attribution_work(*given, tasks["attributions"]),
     ]
 
 
 def _collection_work(
-    settings: ScaleSettings,
-    phase: str,
-    role: str,
-    cut: Cut,
-    files: dict[str, Files],
-    tasks: dict[str, dict[StrEnum, int]],
+    settings: ScaleSettings, layout: Layout, files: dict[str, Files], tasks: Counts, phase: str, role: str
 ) -> Iterator[Work]:
-    target, constants, on = settings.target, settings.constants, settings.target.embed_on
-    images, has_gpus = cut.num_images, settings.machines[on].num_gpus > 0
-    per_file, per_image = constants.requests_per_file.value, constants.requests_per_image.value
-    per_write = constants.requests_per_write.value
-    pickle_rate, start = constants.pickle_bytes_per_second.value, constants.start_seconds.value
-    image_bytes = images * constants.image_bytes.value
-    listings = files[f"{role}/manifest/_listings/unit-#.parquet"].num_bytes
-    rows = files[f"{role}/manifest/part-#.parquet"].num_bytes
-    chunks = files[f"{role}/embeddings/_chunks/part-#/rows-#-#.parquet"].num_bytes
-    vectors = files[f"{role}/embeddings/part-#.parquet"].num_bytes
-    yield Work(
-        phase,
+    target, c = settings.target, settings.constants.values()
+    work = partial(Work, phase, target.embed_on)
+    has_gpus = settings.machines[target.embed_on].num_gpus > 0
+    cut = layout.sources if phase == "sources" else layout.queries
+    images, partitions = cut.num_images, cut.num_partitions
+    per_file, per_write, image_bytes = c.requests_per_file, c.requests_per_write, images * c.image_bytes
+    patterns = (
+        "manifest/_listings/unit-#",
+        "manifest/part-#",
+        "embeddings/_chunks/part-#/rows-#-#",
+        "embeddings/part-#",
+    )
+    listings, rows, chunks, vectors = (files[f"{role}/{pattern}.parquet"].num_bytes for pattern in patterns)
+    yield work(
         f"list {phase}",
-        on,
         tasks[f"{role}/manifest"][ManifestTask.LIST],
-        images / constants.list_images_per_second.value,
+        images / c.list_images_per_second,
         read_bytes=image_bytes if target.listing_reads_images else 0.0,
         written_bytes=listings,
         moved_bytes=8.0 * images,
         reads=cut.num_units,
         writes=cut.num_units * per_write + 2,
-        serial_seconds=start,
+        serial_seconds=c.start_seconds,
     )
-    sidecar, arguments = sidecar_bytes(settings, cut), unit_argument_bytes(settings, cut)
-    yield Work(
-        phase,
+    sidecar = partitions * images * target.sidecar_row_bytes  # every task reads the whole metadata table
+    arguments = cut.num_slices * c.argument_bytes_per_unit
+    yield work(
         f"manifest of {phase}",
-        on,
         tasks[f"{role}/manifest"][ManifestTask.PARTITION],
-        images / constants.manifest_rows_per_second.value + sidecar / constants.scan_bytes_per_second.value,
+        images / c.manifest_rows_per_second + sidecar / c.scan_bytes_per_second,
         read_bytes=listings + rows + sidecar,
         written_bytes=rows,
         moved_bytes=arguments,
-        reads=(cut.num_slices + cut.num_partitions) * per_file,
-        writes=cut.num_partitions * per_write + cut.num_units + 2,
-        serial_seconds=arguments / pickle_rate,
+        reads=(cut.num_slices + partitions) * per_file,
+        writes=partitions * per_write + cut.num_units + 2,
+        serial_seconds=arguments / c.pickle_bytes_per_second,
     )
-    core_seconds = images / constants.decode_images_per_second.value
-    if not has_gpus:
-        core_seconds += images / constants.forward_images_per_core_second.value
-    efficiency = constants.embed_efficiency.value
-    yield Work(
-        phase,
+    forward_seconds = 0.0 if has_gpus else images / c.forward_images_per_core_second
+    yield work(
         f"embed {phase}",
-        on,
         min(tasks[f"{role}/embeddings"][EmbedTask.CHUNK], EMBED_BLOCKS),
-        core_seconds / efficiency,
-        images / constants.forward_images_per_gpu_second.value / efficiency if has_gpus else 0.0,
+        (images / c.decode_images_per_second + forward_seconds) / c.embed_efficiency,
+        images / c.forward_images_per_gpu_second / c.embed_efficiency if has_gpus else 0.0,
         read_bytes=image_bytes + rows,
         written_bytes=chunks,
         moved_bytes=3.0 * target.image_px**2 * images if has_gpus else 0.0,
-        reads=images * per_image + cut.num_chunks * per_file,
-        writes=cut.num_chunks * per_write + cut.num_partitions + 2,
+        reads=images * c.requests_per_image + cut.num_chunks * per_file,
+        writes=cut.num_chunks * per_write + partitions + 2,
         # The driver lists the folders of committed chunks one after another before the first image.
-        serial_seconds=start + cut.num_partitions * constants.request_seconds.value,
+        serial_seconds=c.start_seconds + partitions * c.request_seconds,
     )
-    num_finish = tasks[f"{role}/embeddings"][EmbedTask.PARTITION]
-    arguments = partition_argument_bytes(settings, cut, num_finish)
-    yield Work(
-        phase,
+    num_assemble = tasks[f"{role}/embeddings"][EmbedTask.PARTITION]
+    arguments = num_assemble * partitions * c.argument_bytes_per_partition
+    yield work(
         f"assemble {phase}",
-        on,
-        num_finish,
-        images / constants.assemble_rows_per_second.value,
+        num_assemble,
+        images / c.assemble_rows_per_second,
         read_bytes=chunks + vectors + rows,
         written_bytes=vectors,
         moved_bytes=arguments,
-        reads=cut.num_chunks * (per_file + 1) + cut.num_partitions * (2 * per_file + 1),
-        writes=cut.num_chunks + cut.num_partitions * per_write + 2,
-        serial_seconds=arguments / pickle_rate,
+        reads=cut.num_chunks * (per_file + 1) + partitions * (2 * per_file + 1),
+        writes=cut.num_chunks + partitions * per_write + 2,
+        serial_seconds=arguments / c.pickle_bytes_per_second,
     )
 
 
 def _index_work(
-    settings: ScaleSettings, layout: Layout, files: dict[str, Files], tasks: dict[str, dict[StrEnum, int]]
+    settings: ScaleSettings, layout: Layout, files: dict[str, Files], tasks: dict[StrEnum, int]
 ) -> Iterator[Work]:
-    target, constants, on = settings.target, settings.constants, settings.target.search_on
-    cut, shards, dimension = layout.sources, layout.num_shards, target.dimension
-    per_file, per_write = constants.requests_per_file.value, constants.requests_per_write.value
-    pickle_rate = constants.pickle_bytes_per_second.value
-    gemm = constants.gemm_gflops.value * 1e9
+    target, c = settings.target, settings.constants.values()
+    work = partial(Work, "sources", target.search_on)
+    shards, dimension, lists = layout.num_shards, target.dimension, layout.num_lists
+    images, partitions = layout.sources.num_images, layout.sources.num_partitions
+    per_file, gemm = c.requests_per_file, c.gemm_gflops * 1e9
     vectors = files["sources/embeddings/part-#.parquet"].num_bytes
     index = {pattern: found.num_bytes for pattern, found in files.items() if pattern.startswith("index/")}
-    arrays = sum(num_bytes for pattern, num_bytes in index.items() if pattern.endswith(".npy"))
-    num_sample = tasks["index"][IndexTask.SAMPLE]
-    sampled = target.held_out_rows + layout.training_rows
-    arguments = 2 * partition_argument_bytes(settings, cut, num_sample)
-    yield Work(
-        "sources",
+    arguments = partitions * c.argument_bytes_per_partition  # of one task that receives the embeddings
+    sampled = 2 * tasks[IndexTask.SAMPLE] * arguments
+    yield work(
         "sample sources",
-        on,
-        num_sample,
-        cut.num_images / constants.assemble_rows_per_second.value,
+        tasks[IndexTask.SAMPLE],
+        images / c.assemble_rows_per_second,
         read_bytes=vectors,
-        moved_bytes=arguments + sampled * (8.0 + 2 * dimension),
-        reads=cut.num_partitions * per_file,
-        serial_seconds=constants.start_seconds.value + arguments / pickle_rate,
+        moved_bytes=sampled + (target.held_out_rows + layout.training_rows) * (8.0 + 2 * dimension),
+        reads=partitions * per_file,
+        serial_seconds=c.start_seconds + sampled / c.pickle_bytes_per_second,
     )
-    if layout.num_lists:
-        training = min(layout.training_rows, MAX_POINTS_PER_CENTROID * layout.num_lists)
-        yield Work(
-            "sources",
+    if lists:
+        training = min(layout.training_rows, MAX_POINTS_PER_CENTROID * lists)
+        yield work(
             "train lists",
-            on,
             1,
-            # One task uses all CPUs of a machine, so its elapsed time stands in place of core seconds.
-            KMEANS_ITERATIONS * 2.0 * training * layout.num_lists * dimension / gemm / settings.machines[on].num_cpus,
+            # One task uses all CPUs of a machine, so these are elapsed seconds.
+            KMEANS_ITERATIONS
+            * 2.0
+            * training
+            * lists
+            * dimension
+            / gemm
+            / settings.machines[target.search_on].num_cpus,
             moved_bytes=2.0 * dimension * layout.training_rows,
             writes=1,
         )
-    num_build = tasks["index"][IndexTask.BUILD]
-    arguments = 3 * partition_argument_bytes(settings, cut, num_build)
-    assignment = 2.0 * cut.num_images * layout.num_lists * dimension / gemm
-    sources = files["sources/manifest/part-#.parquet"].num_bytes
-    yield Work(
-        "sources",
+    built = 3 * tasks[IndexTask.BUILD] * arguments
+    manifest = files["sources/manifest/part-#.parquet"].num_bytes
+    yield work(
         "build shards",
-        on,
-        num_build,
-        cut.num_images / constants.build_vectors_per_second.value + assignment,
+        tasks[IndexTask.BUILD],
+        images / c.build_vectors_per_second + 2.0 * images * lists * dimension / gemm,
         memory_bytes=layout.worker_memory_bytes,
-        read_bytes=sources + vectors + shards * index.get("index/template.faiss", 0),
+        read_bytes=manifest + vectors + shards * index.get("index/template.faiss", 0),
         written_bytes=sum(index.values()),
-        moved_bytes=arguments,
-        reads=(2 * cut.num_partitions + shards) * per_file + shards,
-        writes=shards * (shard_files(layout) + 2) * per_write + 2,
-        serial_seconds=arguments / pickle_rate,
+        moved_bytes=built,
+        reads=(2 * partitions + shards) * per_file + shards,
+        writes=shards * (shard_files(layout) + 2) * c.requests_per_write + 2,
+        serial_seconds=built / c.pickle_bytes_per_second,
     )
-    passes, held_out = (target.num_recall_passes if layout.num_lists else 0), target.held_out_rows
-    exact = 2.0 * dimension * held_out * cut.num_images / gemm
-    finds = shards * held_out * (layout.num_candidates + 1.0) * FOUND_BYTES
-    yield Work(
-        "sources",
+    held_out, passes = target.held_out_rows, target.num_recall_passes if lists else 0
+    candidates = (1 + passes) * shards * held_out * (layout.num_candidates + 1.0)
+    yield work(
         "measure recall",
-        on,
-        tasks["index"][IndexTask.RECALL],
-        exact + passes * search_seconds(settings, layout, held_out),
-        read_bytes=(1 + passes) * arrays,
-        moved_bytes=(1 + passes) * (finds + shards * held_out * 4.0 * dimension),
+        tasks[IndexTask.RECALL],
+        2.0 * dimension * held_out * images / gemm + passes * search_seconds(settings, layout, held_out),
+        read_bytes=(1 + passes) * _array_bytes(files),
+        moved_bytes=candidates * FOUND_BYTES + (1 + passes) * shards * held_out * 4.0 * dimension,
         reads=shards * ((1 + passes) * shard_files(layout) + 1) * per_file,
         writes=1,
-        serial_seconds=(1 + passes) * finds / FOUND_BYTES / constants.merge_rows_per_second.value,
+        serial_seconds=candidates / c.merge_rows_per_second,
     )
 
 
 def _attribution_work(
-    settings: ScaleSettings,
-    layout: Layout,
-    files: dict[str, Files],
-    tasks: dict[str, dict[StrEnum, int]],
-    num_cpus: int,
+    settings: ScaleSettings, layout: Layout, files: dict[str, Files], tasks: dict[StrEnum, int]
 ) -> Iterator[Work]:
-    target, constants, on = settings.target, settings.constants, settings.target.search_on
-    cut, shards, blocks = layout.queries, layout.num_shards, layout.num_blocks
-    per_file, per_write = constants.requests_per_file.value, constants.requests_per_write.value
-    pickle_rate = constants.pickle_bytes_per_second.value
-    describing = describe_parts(shards)  # number of times that the metadata of all sources is read
-    arrays = sum(
-        f.num_bytes for pattern, f in files.items() if pattern.startswith("index/") and pattern.endswith(".npy")
-    )
-    partials = files["attributions/_partials/block-#/shard-#.parquet"].num_bytes
-    lists = files["attributions/_partials/block-#/lists.npy"].num_bytes if layout.shares_lists else 0.0
+    target, c = settings.target, settings.constants.values()
+    work = partial(Work, "queries", target.search_on)
+    images, shards, blocks = layout.queries.num_images, layout.num_shards, layout.num_blocks
+    slices, per_file, per_write = layout.num_query_slices, c.requests_per_file, c.requests_per_write
+    temporary = "attributions/_partials"
+    partials, query_vectors = (files[name].num_bytes for name in (PARTIALS, "generated/embeddings/part-#.parquet"))
+    lists = files[f"{temporary}/block-#/lists.npy"].num_bytes if layout.shares_lists else 0.0
+    small = sum(files[f"{temporary}/block-#/{name}.parquet"].num_bytes for name in ("merged", "wanted"))
+    pieces = files[f"{temporary}/block-#/sources-#-#.parquet"]
     results = sum(files[f"attributions/{name}/block-#.parquet"].num_bytes for name in ("attributions", "outcomes"))
-    sources = files["index/shard-#/sources.parquet"].num_bytes
-    query_vectors = files["generated/embeddings/part-#.parquet"].num_bytes
-    num_search, num_probe = (tasks["attributions"][kind] for kind in (AttributeTask.SEARCH, AttributeTask.PROBE))
-    checked = num_checked(layout, target)
-    exact = sum(f.num_bytes for pattern, f in files.items() if pattern.startswith("attributions/_partials/exact/"))
-    arguments = shard_argument_bytes(settings, layout, num_search + num_probe)
+    exact = sum(found.num_bytes for name, found in files.items() if name.startswith(f"{temporary}/exact/"))
+    arguments = shards * c.argument_bytes_per_shard  # of one task: the records of all shards
+    pickle_seconds = arguments / c.pickle_bytes_per_second
+    num_search, probes = tasks[AttributeTask.SEARCH], tasks[AttributeTask.PROBE] > 0
+    num_tasks, checked = num_search + tasks[AttributeTask.PROBE], num_checked(layout, target)
     # Small blocks share row groups, which are read together; the ids are read again to separate the blocks.
-    block_rows = -(-cut.num_images // blocks)
-    spans = min(layout.num_query_slices, 2 * (-(-cut.num_images // READ_ROWS) + cut.num_partitions))
-    per_pass = (layout.num_query_slices if block_rows >= READ_ROWS else spans) * per_file
-    yield Work(
-        "queries",
+    spans = min(slices, 2 * (-(-images // READ_ROWS) + layout.queries.num_partitions))
+    per_pass = (slices if -(-images // blocks) >= READ_ROWS else spans) * per_file
+    exact_products = target.dimension * checked * layout.sources.num_images
+    yield work(
         "search",
-        on,
-        num_search + num_probe,
-        search_seconds(settings, layout, cut.num_images)
-        + 2.0 * target.dimension * checked * layout.sources.num_images / (constants.gemm_gflops.value * 1e9),
+        num_tasks,
+        search_seconds(settings, layout, images) + 2.0 * exact_products / (c.gemm_gflops * 1e9),
         memory_bytes=layout.worker_memory_bytes,
         # Every shard is compared with every query. A task opens its shard once.
-        read_bytes=num_search / shards * arrays + shards * (query_vectors + lists) + bool(num_probe) * query_vectors,
+        read_bytes=num_search / shards * _array_bytes(files) + shards * lists + (shards + probes) * query_vectors,
         written_bytes=partials + lists + exact,
-        moved_bytes=arguments + shards * checked * 4.0 * target.dimension,
-        reads=((shards + bool(num_probe)) * per_pass + num_search * (shard_files(layout) + 1) * per_file)
+        moved_bytes=num_tasks * arguments + shards * checked * 4.0 * target.dimension,
+        reads=((shards + probes) * per_pass + num_search * (shard_files(layout) + 1) * per_file)
         + blocks * shards * (1 + layout.shares_lists * per_file),
         writes=(blocks * (shards + layout.shares_lists) + bool(checked) * shards) * per_write + 3,
-        serial_seconds=constants.start_seconds.value + arguments / pickle_rate,
+        serial_seconds=c.start_seconds + num_tasks * pickle_seconds,
     )
-    arguments = shard_argument_bytes(settings, layout, blocks)
-    small = sum(files[f"attributions/_partials/block-#/{name}.parquet"].num_bytes for name in ("merged", "wanted"))
-    yield Work(
-        "queries",
+    yield work(
         "merge",
-        on,
-        tasks["attributions"][AttributeTask.MERGE],
-        found_rows(layout) / constants.merge_rows_per_second.value,
+        tasks[AttributeTask.MERGE],
+        found_rows(layout) / c.merge_rows_per_second,
         # The id column is read twice, to find the shard of each candidate.
-        read_bytes=partials * 1.5 + 8.0 * cut.num_images,
+        read_bytes=partials * 1.5 + 8.0 * images,
         written_bytes=small,
-        moved_bytes=arguments,
-        reads=(2 * blocks * shards + layout.num_query_slices) * per_file + blocks,
+        moved_bytes=blocks * arguments,
+        reads=(2 * blocks * shards + slices) * per_file + blocks,
         writes=2 * blocks * per_write + 1,
-        serial_seconds=arguments / pickle_rate,
+        serial_seconds=blocks * pickle_seconds,
     )
-    num_describe = tasks["attributions"][AttributeTask.DESCRIBE]
-    arguments = shard_argument_bytes(settings, layout, num_describe)
-    pieces = files["attributions/_partials/block-#/sources-#-#.parquet"]
-    yield Work(
-        "queries",
+    num_describe, passes = tasks[AttributeTask.DESCRIBE], describe_parts(shards)
+    yield work(
         "describe sources",
-        on,
         num_describe,
-        describing * layout.sources.num_images / constants.sources_rows_per_second.value,
-        read_bytes=describing * sources + small,
+        passes * layout.sources.num_images / c.sources_rows_per_second,
+        read_bytes=passes * files["index/shard-#/sources.parquet"].num_bytes + small,
         written_bytes=pieces.num_bytes,
-        moved_bytes=arguments,
+        moved_bytes=num_describe * arguments,
         reads=num_describe * (blocks + 1) * per_file,
         writes=pieces.num_files * per_write + 1,
-        serial_seconds=arguments / pickle_rate,
+        serial_seconds=num_describe * pickle_seconds,
     )
-    arguments = shard_argument_bytes(settings, layout, blocks)
-    yield Work(
-        "queries",
+    yield work(
         "write rows",
-        on,
-        tasks["attributions"][AttributeTask.WRITE],
-        (cut.num_images * target.top_k + described_sources(layout, target))
-        / constants.attribution_rows_per_second.value,
+        tasks[AttributeTask.WRITE],
+        (images * target.top_k + described_sources(layout, target)) / c.attribution_rows_per_second,
         read_bytes=small + pieces.num_bytes,
         written_bytes=results,
-        moved_bytes=arguments,
+        moved_bytes=blocks * arguments,
         # The rows of the recall check are read again. Temporary files are deleted at the end.
-        reads=(pieces.num_files + 2 * layout.num_query_slices + 2 * blocks + bool(checked) * (blocks + shards))
-        * per_file
-        + blocks,
+        reads=(pieces.num_files + 2 * slices + 2 * blocks + bool(checked) * (blocks + shards)) * per_file + blocks,
         writes=blocks * (2 * per_write + 1) + blocks * (shards + 2) + pieces.num_files + bool(checked) * shards,
-        serial_seconds=arguments / pickle_rate,
+        serial_seconds=blocks * pickle_seconds,
     )
+
+
+def _array_bytes(files: dict[str, Files]) -> float:
+    """Bytes of the arrays that a search of all shards reads."""
+    return sum(found.num_bytes for name, found in files.items() if name.startswith("index/") and name.endswith(".npy"))

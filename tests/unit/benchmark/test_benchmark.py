@@ -15,46 +15,46 @@ from attrib.benchmark.settings import BenchmarkSettings
 from attrib.common.errors import AttribError
 
 
-def test_contenders_take_turns_and_are_told_as_ratios(tmp_path):
+def test_rounds_are_interleaved_and_rows_hold_ratios_to_the_first_contender(tmp_path):
     log = tmp_path / "log"
 
-    def sleeper(name: str, seconds: float, **more) -> Contender:
-        job = {"name": name, "seconds": seconds, "log": str(log), "answers": more.pop("answers", "same")}
+    def sleeper(name: str, seconds: float, answers: str = "", **more) -> Contender:
+        job = {"name": name, "seconds": seconds, "log": str(log), "answers": answers}
         return Contender(name, contenders_of_tests.sleeper, job, **more)
 
     contenders = [
-        sleeper("A", 0.1, threads=3),
-        sleeper("B", 0.3, max_rounds=1, answers=""),
+        sleeper("A", 0.1, "same", threads=3),
+        sleeper("B", 0.3),
         Contender("C", contenders_of_tests.refuser, {}, may_fail=True),
-        Contender("D", contenders_of_tests.sleeper, {}, unavailable="pip could not reach anything", may_fail=True),
-        sleeper("E", 0.1, answers=""),
+        Contender("D", contenders_of_tests.sleeper, {}, unavailable="no environment"),
     ]
     rows = compare("stage", {"nap": "a nap", "part": "a part"}, contenders, num_rounds=2)
-    assert log.read_text() == "ABEAE"
-    assert [(row.size, row.contender) for row in rows] == [(s, c) for s in ("a nap", "a part") for c in "ABCDE"]
-    nap, part = ({row.contender: row for row in rows if row.size == size} for size in ("a nap", "a part"))
-    assert nap["A"].ratio == nap["A"].ratio_lowest == nap["A"].ratio_highest == 1
-    assert 0.1 <= nap["A"].lowest <= nap["A"].seconds <= nap["A"].highest
-    assert nap["B"].seconds >= 0.3 and nap["B"].ratio > 1 and nap["B"].num_rounds == 1 and "1 round(s)" in nap["B"].note
-    assert part["A"].seconds >= 0.1 and "timed on 1/10 of it and scaled" in part["A"].note
-    assert nap["C"].seconds is None and "no such library here" in nap["C"].note
-    assert nap["D"].note == "not measured: pip could not reach anything"
-    assert set(nap["A"].found["environment"].values()) == {"3"}
-    assert nap["A"].found["identical"] and not nap["E"].found["identical"]
+    assert log.read_text() == "ABAB"
+    assert [(row["size"], row["contender"]) for row in rows] == [(s, c) for s in ("a nap", "a part") for c in "ABCD"]
+    nap, part = ({row["contender"]: row for row in rows if row["size"] == size} for size in ("a nap", "a part"))
+    first = nap["A"]
+    assert first["ratio"] == first["ratio_lowest"] == first["ratio_highest"] == 1 and first["num_rounds"] == 2
+    assert 0.1 <= first["lowest"] <= first["seconds"] <= first["highest"]
+    assert nap["B"]["seconds"] >= 0.3 and nap["B"]["ratio_lowest"] > 1
+    assert part["A"]["seconds"] >= 0.1 and "timed on 1/10 of it and scaled" in part["A"]["note"]
+    assert nap["C"]["seconds"] is None and "no such library here" in nap["C"]["note"]
+    assert nap["D"]["note"] == "not measured: no environment" and nap["D"].keys() == first.keys()
+    assert set(first["found"]["environment"].values()) == {"3"}
+    assert first["found"]["identical"] and not nap["B"]["found"]["identical"]
     shown = format_table(rows)
     assert sum("time / first" in line for line in shown.splitlines()) == 2  # one table per size
     assert "not measured: C ended with code 1" in shown
 
 
-def test_a_contender_of_ours_that_fails_or_changes_its_threads_ends_the_run():
+def test_a_failure_or_a_change_of_threads_ends_the_run():
     with pytest.raises(AttribError, match="no such library here"):
         compare("stage", {"nap": ""}, [Contender("A", contenders_of_tests.refuser, {})], num_rounds=1)
     with pytest.raises(AttribError, match="faiss runs 2 threads in place of 1"):
         run_contender(Contender("A", contenders_of_tests.thread_changer, {}))
 
 
-def test_peaks_are_those_of_the_contender_alone():
-    here = np.ones(300 << 20, np.uint8)  # in this process, whose memory is none of the contender's
+def test_memory_peaks_exclude_the_parent_process():
+    here = np.ones(300 << 20, np.uint8)  # must not count
     ended = run_contender(Contender("A", contenders_of_tests.filler, {"mib": 128}))
     del here
     # The kernel counts pages in batches, so up to half a MiB may be missing.
@@ -63,16 +63,16 @@ def test_peaks_are_those_of_the_contender_alone():
     assert ended["peak_mib"] < 300 and 120 <= ended["anonymous_mib"] <= ended["peak_mib"]
 
 
-def test_means_under_windows_are_those_of_the_cells_they_cover():
+def test_means_under_windows_weight_cells_by_overlap():
     generator = np.random.default_rng(0)
     feature_map = generator.standard_normal((5, 5, 4)).astype(np.float32)
     on_grid = vectors._windows(30, 5, generator, off_grid=False)
-    assert len(np.unique(on_grid, axis=0)) == 30  # of 36 there are
+    assert len(np.unique(on_grid, axis=0)) == 30  # of 36 windows
     off_grid = vectors._windows(50, 5, generator, off_grid=True)
     for windows in (on_grid, off_grid):
         assert (windows[:, 2:] - windows[:, :2] >= 3).all() and windows.min() >= 0 and windows.max() <= 5
         for window, found in zip(windows, vectors._means(feature_map, windows)):
-            # What each cell has under the window, as a share of its area.
+            # Overlap of each cell with the window.
             edges = np.arange(5)
             rows, columns = (
                 np.clip(np.minimum(edges + 1, window[i + 2]) - np.maximum(edges, window[i]), 0, 1) for i in (0, 1)
@@ -89,15 +89,15 @@ def test_mosaics_are_means_of_crops_by_area():
     again = np.empty_like(made)
     vectors.fill_with_mosaics(again, crops, seed=0)
     assert np.array_equal(made, again)
-    # Of orthogonal crops, each leaves its area's share of the length.
+    # The crops are orthogonal, so a coordinate is the relative area of a crop.
     assert (made >= 0).all() and np.allclose(np.linalg.norm(made.astype(np.float32), axis=1), 1, atol=2e-3)
     num_shown = (made > 1e-3).sum(axis=1)
     assert num_shown.max() == vectors.CROPS_PER_MOSAIC and num_shown.mean() > 3.5
     areas = made.astype(np.float32) / made.astype(np.float32).sum(axis=1, keepdims=True)
-    assert areas.sum(axis=0) == pytest.approx(500 / 40, rel=0.5)  # no crop is preferred
+    assert areas.sum(axis=0) == pytest.approx(500 / 40, rel=0.5)  # crops are drawn uniformly
 
 
-def test_folders_of_others_are_left_alone(tmp_path):
+def test_an_output_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(AttribError, match=r"holds files that jobs\.benchmark did not make"):
         Bench(BenchmarkSettings(output=str(tmp_path)))
@@ -105,7 +105,7 @@ def test_folders_of_others_are_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"output": "s3://bucket/x"}, "needs a local path"),
         ({"vectors": {"sizes": [10, 5]}}, "sizes must ascend"),
@@ -114,8 +114,8 @@ def test_folders_of_others_are_left_alone(tmp_path):
         ({"only": ["ray", "resume"]}, "no longer measured, see attrib/benchmark/RESULTS.md"),
     ],
 )
-def test_settings_that_cannot_be_measured_are_refused(changes, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         BenchmarkSettings.model_validate({"output": "out"} | changes)
 
 
@@ -124,16 +124,11 @@ def test_keys_and_stages_of_earlier_versions_are_accepted_with_a_warning(caplog)
     old |= {"images": {"chunk_rows": 128}, "only": ["build", "attribute"]}
     settings = BenchmarkSettings.model_validate({"output": "out"} | old)
     assert settings.only == ("build",) and settings.vectors.top_k == 5
-    assert [record.getMessage().split()[0] for record in caplog.records] == [
-        "train",
-        "num_ray_tasks",
-        "vectors.num_shards",
-        "images.chunk_rows",
-        "stage",
-    ]
+    warned = [record.getMessage().split()[0] for record in caplog.records]
+    assert warned == ["train", "num_ray_tasks", "vectors.num_shards", "images.chunk_rows", "stage"]
 
 
-def test_without_its_environment_autofaiss_is_not_measured_and_the_row_says_how_to_create_it(tmp_path):
+def test_a_missing_environment_of_autofaiss_names_the_remedy(tmp_path):
     folder = str(tmp_path / "autofaiss")
     assert autofaiss_build.missing(folder).startswith(f"no environment in {folder}; create it as attrib/benchmark/")
     (tmp_path / "autofaiss" / "bin").mkdir(parents=True)

@@ -49,7 +49,7 @@ def cut(total: int, size: int) -> list[int]:
     return [min(size, total - start) for start in range(0, total, size)]
 
 
-def test_counts_are_those_of_the_jobs_own_functions():
+def test_counts_agree_with_the_functions_of_the_jobs():
     draw = random.Random(0)
     for _ in range(60):
         sizes = {name: draw.randint(1, 40) for name in ("unit_rows", "partition_rows", "chunk_rows")}
@@ -72,7 +72,7 @@ def test_counts_are_those_of_the_jobs_own_functions():
 
 
 @pytest.mark.parametrize("num_rows, num_ids", [(400, 160), (5_000, 100_000), (40_000, 2_000)])
-def test_bytes_of_ids_are_those_of_a_file(num_rows, num_ids, local, tmp_path):
+def test_bytes_of_ids_agree_with_a_parquet_file(num_rows, num_ids, local, tmp_path):
     def size(ids: np.ndarray) -> int:
         local.write_table(str(tmp_path / "ids.parquet"), pa.table({"id": ids}))
         return (tmp_path / "ids.parquet").stat().st_size
@@ -82,7 +82,7 @@ def test_bytes_of_ids_are_those_of_a_file(num_rows, num_ids, local, tmp_path):
     assert size(ids) - size(ids[:0]) == pytest.approx(id_bytes(num_rows, num_ids), rel=0.1, abs=200)
 
 
-def test_a_plan_takes_the_fewest_machines_that_meet_each_deadline():
+def test_a_plan_uses_the_fewest_machines_that_meet_each_deadline():
     settings = settings_of()
     # Deadlines at which one machine is too slow for either phase.
     target = settings.target.model_copy(update={"build_hours": 90.0, "night_hours": 1.9})
@@ -99,12 +99,12 @@ def test_a_plan_takes_the_fewest_machines_that_meet_each_deadline():
         assert stage.hours == pytest.approx(stage.bounds["driver"] + rest)
 
 
-def test_a_deadline_that_no_number_of_machines_meets_is_refused():
+def test_an_impossible_deadline_is_refused():
     with pytest.raises(AttribError, match=r"with any number of machines and may take 0.01 h"):
         plan(settings_of(night_hours=0.01))
 
 
-def test_equal_tasks_run_in_waves_and_memory_limits_them():
+def test_tasks_run_in_rounds_limited_by_cores_and_memory():
     settings = settings_of()
     work = next(w for w in describe_work(settings, lay_out(settings.target), 512) if w.name == "search")
     machine = settings.machines[work.machine]
@@ -117,14 +117,14 @@ def test_equal_tasks_run_in_waves_and_memory_limits_them():
         schedule(replace(work, memory_bytes=machine.memory_gib * 2**30 * 2), 2, settings)
 
 
-def test_cost_is_linear_in_the_sources_where_images_dominate():
+def test_cost_is_linear_in_the_number_of_sources():
     num_machines = plan(settings_of()).num_machines
     small, large = (plan_on(settings_of(num_sources=size), num_machines) for size in (10**8, 10**9))
     assert large.cost("sources") / small.cost("sources") == pytest.approx(10, rel=0.1)
     assert large.cost("queries") / small.cost("queries") < 10
 
 
-def test_what_breaks_does_so_at_the_size_that_is_told():
+def test_each_limit_is_exceeded_at_the_reported_number_of_sources():
     settings = settings_of(sidecar_row_bytes=30)
     found = breaks(settings)
     assert {b.growth.name for b in found} == {growth.name for growth in growths(settings)}
@@ -160,13 +160,13 @@ def test_kinds_of_index_differ_in_their_files():
     assert exact not in file_counts(layout, flat.target, flat.constants)
 
 
-def test_numbers_are_told_with_their_units():
+def test_numbers_are_printed_with_units():
     assert amount(3 * 2**40, "bytes") == "3 TiB" and amount(512, "bytes") == "512 bytes"
     assert amount(7200, "core seconds") == "2 core hours" and amount(12, "requests") == "12 requests"
     assert count(1_230_000) == "1.23 million" and count(999) == "999" and count(0.25) == "0.25"
 
 
-def test_a_benchmark_stands_in_for_the_config_where_its_units_agree(local, tmp_path):
+def test_constants_of_a_benchmark_replace_those_of_the_config_if_units_agree(local, tmp_path):
     uri = join(str(tmp_path), "benchmark.json")
     given = {"value": 900.0, "unit": "images/s", "command": "python -m jobs.benchmark"}
     local.write_json(uri, {"constants": {"decode_images_per_second": given, "something_else": given}})
@@ -195,7 +195,7 @@ def test_a_wrong_config_is_refused(override, message):
         load_settings(ScaleSettings, CONFIG, [override])
 
 
-def test_gpus_move_the_network_off_the_cores():
+def test_gpus_take_the_forward_pass_from_the_cores():
     on_cpus = settings_of()
     constants = on_cpus.constants.model_copy(
         update={"forward_images_per_gpu_second": on_cpus.constants.decode_images_per_second}
@@ -210,7 +210,7 @@ def test_gpus_move_the_network_off_the_cores():
     assert embed[1].moved_bytes == 3 * 224**2 * 10**9  # pixels between decoders and encoders
 
 
-def test_the_tables_show_every_stage_and_limit_and_the_record_holds_their_numbers(local, tmp_path):
+def test_tables_and_record_hold_every_stage_and_limit(local, tmp_path):
     settings = settings_of().model_copy(update={"output": str(tmp_path)})
     shown = run(settings)
     for text in ("1 billion sources", "embed sources", "write rows", "remedy: lower query_block_rows", "USD per month"):
@@ -223,7 +223,7 @@ def test_the_tables_show_every_stage_and_limit_and_the_record_holds_their_number
     assert len(record["breaks"]) == len(breaks(settings)) and record["settings"]["hardware"] == settings.hardware
 
 
-def test_keys_of_the_simulation_are_accepted_with_a_warning(caplog):
+def test_retired_keys_are_accepted_with_a_warning(caplog):
     overrides = ["measure=true", "simulation.num_raylets=[2]"]
     assert load_settings(ScaleSettings, CONFIG, overrides) == shipped()
     assert "simulation is no longer used" in caplog.text and "measure is no longer used" in caplog.text

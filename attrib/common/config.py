@@ -83,7 +83,7 @@ def validate(settings: type[T], values: dict[str, Any], origin: str) -> T:
         return settings.model_validate(values)
     except ValidationError as error:
         lines = "\n".join(f"  {line}" for line in _explain(error, settings))
-        raise AttribError(f"{origin} is not a valid {settings.__name__}:\n{lines}") from error
+        raise AttribError(f"{origin}: these settings are not valid:\n{lines}") from error
 
 
 def _rename_old_keys(settings: type[BaseModel], values: dict[str, Any], origin: str) -> None:
@@ -102,14 +102,15 @@ def _rename_old_keys(settings: type[BaseModel], values: dict[str, Any], origin: 
 def _explain(error: ValidationError, settings: type[BaseModel]) -> Iterator[str]:
     """One line per error: key, rule and value; for an unknown key the known ones."""
     for found in error.errors():
-        path, message = found["loc"], found["msg"]
+        path, message = found["loc"], found["msg"].removeprefix("Value error, ")
         if found["type"] == "extra_forbidden":
             known = _known_keys(settings, path[:-1])
             near = difflib.get_close_matches(str(path[-1]), known, n=1)
             message = "unknown key; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}")
         value = repr(found["input"])
         value = value if len(value) <= 80 else value[:77] + "..."
-        yield f"{'.'.join(map(str, path)) or '(top)'}: {message} (got {value})"
+        given = "" if isinstance(found["input"], dict) else f" (got {value})"
+        yield (f"{'.'.join(map(str, path))}: " if path else "") + message + given
 
 
 def _known_keys(settings: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
@@ -154,7 +155,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             values[parent] = {}
         values = values[parent]
         if not isinstance(values, dict):
-            raise AttribError(f"--set {override!r}: {parent!r} holds a value, not a section")
+            raise AttribError(f"--set {override!r}: {parent!r} holds a value, not a section; correct the key")
     try:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -5,6 +5,7 @@ hold the identity of the run, a digest of settings and inputs. A run with anothe
 never holds results of two runs.
 """
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,7 +35,10 @@ def begin(
         found = storage.read_json(uri)
         if found["identity"] != identity:
             other = _difference(found, settings, inputs)
-            raise AttribError(f"{settings.output} holds results of other {other}; choose another output or delete it")
+            raise AttribError(
+                f"{settings.output} belongs to a run with other settings or inputs ({other}); choose another output "
+                "folder, set these keys back, or delete the folder to compute again"
+            )
         return dict(found) if name == record_name else None
     storage.write_json(join(settings.output, STARTED), _record(settings, inputs))
     return None
@@ -63,7 +67,15 @@ def _record(settings: JobSettings, inputs: Record) -> Record:
 
 
 def _difference(found: Record, settings: JobSettings, inputs: Record) -> str:
-    current = result_settings(settings)
-    keys = [f"{key} = {found['settings'].get(key)!r}" for key in current if found["settings"].get(key) != current[key]]
+    """E.g. "top_k: there 10, now 20; input manifest"."""
+    keys = _differing(found["settings"], result_settings(settings), "")
     changed = [f"input {key}" for key in inputs if found["inputs"].get(key) != inputs[key]]
-    return "settings or inputs (" + "; ".join(keys + changed)[:400] + ")"
+    return "; ".join([*keys, *changed])[:400]
+
+
+def _differing(there: Any, now: Any, key: str) -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(now, dict):
+        for name in now:
+            yield from _differing(there.get(name), now[name], f"{key}.{name}".lstrip("."))
+    elif there != now:
+        yield f"{key}: there {there!r}, now {now!r}"

@@ -1,7 +1,8 @@
-"""Fit AbC's calibrator of shares on known pairs, and measure how well shares are calibrated.
+"""Fit the calibrator of AbC on known pairs, make such pairs from sources alone, and measure how well it works.
 
-The calibrator is two scalars (attrib.shares.shares; Wang et al., ICCV 2023, arXiv 2306.09345). The target of a query is
-uniform: 1 / (number of its true candidates) for each true candidate and 0 for the others.
+The calibrator is two numbers that turn similarities into shares (attrib/shares/shares.py; Wang et al., ICCV 2023, arXiv
+2306.09345). "Calibrated" means that a share equals the rate at which the candidate is a true source. The target of a
+query is uniform: 1 / (number of its true candidates) for each true candidate and 0 for the others.
 """
 
 import math
@@ -69,7 +70,10 @@ def fit_shares(similarity: np.ndarray, is_true: np.ndarray) -> SharesSettings:
     """
     similarity, target = _usable(similarity, is_true)
     if not (np.isfinite(similarity).sum(axis=1) > 1).any():
-        raise AttribError("every query has a single candidate, so all calibrators give the same shares; raise top_k")
+        raise AttribError(
+            "shares cannot be fitted: every query has only one candidate, so its share is always 1; give more source "
+            "images"
+        )
     sample = slice(None, None, -(-len(similarity) // START_QUERIES))
     bounds = [tuple(np.log(INVERSE_TEMPERATURE_RANGE)), (0.0, 1.0)]
     low, high = bounds[0]
@@ -128,12 +132,13 @@ def pairs_from_corpus(
     """
     if views.ndim != 2 or anchors.ndim != 2 or views.shape[1] != anchors.shape[1] or not len(views) or not len(anchors):
         raise AttribError(
-            f"views {views.shape} and anchors {anchors.shape} must be [m, d] and [n, d] of one model, neither empty"
+            "views and anchors must be non-empty arrays [m, d] and [n, d] of one model; got "
+            f"{views.shape} and {anchors.shape}"
         )
     if view_sources.ndim != 2 or len(view_sources) != len(views) or anchor_ids.shape != (len(anchors),) or top_k < 1:
         raise AttribError(
-            f"view_sources {view_sources.shape}, anchor_ids {anchor_ids.shape} and top_k {top_k} must be "
-            f"[{len(views)}, r], [{len(anchors)}] and positive"
+            f"view_sources must be [{len(views)}, r], anchor_ids [{len(anchors)}] and top_k 1 or more; got "
+            f"{view_sources.shape}, {anchor_ids.shape} and {top_k}"
         )
     missing = np.setdiff1d(view_sources, np.append(anchor_ids, -1))
     if len(missing) or (view_sources == -1).all(axis=1).any():
@@ -159,7 +164,10 @@ def reliability(shares: np.ndarray, is_true: np.ndarray, num_bins: int = 10) -> 
     """
     _check(shares, is_true)
     if num_bins < 1 or not (np.isfinite(shares).all() and shares.min() >= 0 and np.allclose(shares.sum(axis=1), 1)):
-        raise AttribError(f"num_bins {num_bins} must be positive, shares 0 or more, and the sum of each row one")
+        raise AttribError(
+            f"shares must be 0 or more with rows of sum 1, and num_bins 1 or more; got {shares.min():g} to "
+            f"{shares.max():g}, sums {shares.sum(axis=1).min():g} to {shares.sum(axis=1).max():g}, num_bins {num_bins}"
+        )
     target = is_true / np.maximum(is_true.sum(axis=1, keepdims=True), 1)
     place = np.minimum(np.ceil(shares * num_bins).astype(np.int64), num_bins).ravel()
     counts, given, observed = (
@@ -183,7 +191,8 @@ def reliability(shares: np.ndarray, is_true: np.ndarray, num_bins: int = 10) -> 
 def _check(values: np.ndarray, is_true: np.ndarray) -> None:
     if values.ndim != 2 or values.shape != is_true.shape or is_true.dtype != np.bool_ or not values.size:
         raise AttribError(
-            f"candidates {values.shape} and truth {is_true.shape} of {is_true.dtype} must be [n, k], filled, truth bool"
+            "candidates and truth must both be non-empty [n, k] arrays, truth of type bool; got "
+            f"{values.shape}, {is_true.shape}, {is_true.dtype}"
         )
 
 
@@ -198,8 +207,8 @@ def _usable(similarity: np.ndarray, is_true: np.ndarray) -> tuple[np.ndarray, np
     keep = is_true.any(axis=1)
     if not keep.any():
         raise AttribError(
-            f"none of {len(similarity)} queries has a true source among its {similarity.shape[1]} candidates; raise "
-            "top_k or check the ids of the truth"
+            "shares cannot be fitted: no query has a true source among its "
+            f"{similarity.shape[1]} best candidates; check the ids of the true sources, or take more candidates"
         )
     kept = is_true[keep]
     return similarity[keep].astype(np.float64), kept / kept.sum(axis=1, keepdims=True)

@@ -1,4 +1,7 @@
-"""Soft shares of the sources, in the form of AbC's calibrator (Wang et al., ICCV 2023, arXiv 2306.09345)."""
+"""Turn the similarities of a query into shares that sum to one, as the calibrator of AbC does.
+
+A softmax with temperature and cut-off (Wang et al., ICCV 2023, arXiv 2306.09345).
+"""
 
 import numpy as np
 

@@ -110,7 +110,8 @@ def test_finished_run_is_kept_and_other_settings_are_an_error(hostile_run):
         {"chunk_rows": 9},
     ):
         with pytest.raises(
-            AttribError, match=f"holds results of other settings.*{next(iter(changed))}.*choose another output"
+            AttribError,
+            match=rf"belongs to a run with other settings or inputs \({next(iter(changed))}.*choose another output",
         ):
             embed_job.run(settings.model_copy(update=changed))
 

@@ -197,7 +197,7 @@ def test_a_restart_continues_and_gives_the_same_verdicts(finished, dump, registr
         [bytes_sha256(STORAGE.read_bytes(join(folder, name))) for name in STORAGE.names(folder)]
     )
     assert not STORAGE.exists(join(settings.output, "_chunks"))
-    with pytest.raises(AttribError, match="holds results of other settings"):
+    with pytest.raises(AttribError, match="belongs to a run with other settings"):
         identify_job.run(settings_of(dump, registry, settings.output, verdicts={"false_attribution_rate": 0.1}))
 
 

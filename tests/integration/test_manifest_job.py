@@ -138,7 +138,8 @@ def test_finished_manifest_is_kept_and_other_settings_are_an_error(local_ray, tm
     again, _ = run(collection, str(tmp_path / "out"))
     assert again == first  # including written_at: nothing was done
     with pytest.raises(
-        AttribError, match=r"holds results of other settings.*partition_rows = 16384.*choose another output"
+        AttribError,
+        match=r"other settings or inputs \(partition_rows: there 16384, now 3\); choose another output folder",
     ):
         run(collection, str(tmp_path / "out"), partition_rows=3)
 

@@ -179,7 +179,7 @@ def test_same_settings_return_the_record_without_work(site):
     # The number of workers does not change the results.
     assert train_job.run(site.settings("undisturbed", num_workers=1)) == site.undisturbed
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    with pytest.raises(AttribError, match=r"holds results of other settings or inputs .*seed"):
+    with pytest.raises(AttribError, match=r"belongs to a run with other settings or inputs \(seed: there 0, now 1\)"):
         train_job.run(site.settings("undisturbed", seed=1))
 
 

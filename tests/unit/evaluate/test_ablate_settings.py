@@ -76,7 +76,7 @@ def test_wrong_settings_are_named_before_any_work(changes, expected):
     with pytest.raises(AttribError) as caught:
         validate(AblateSettings, values_of(RAW) | changes, "ablate.yaml")
     message = str(caught.value)
-    assert message.startswith("ablate.yaml is not a valid AblateSettings")
+    assert message.startswith("ablate.yaml: these settings are not valid:")
     assert all(part in message for part in expected), message
 
 

@@ -235,16 +235,16 @@ def test_unusable_input_is_named(corpus):
     views, anchors, sources, ids = corpus
     similarity, is_true = np.array([[0.5, 0.4]]), np.array([[True, False]])
     for call, said in [
-        (lambda: fit_shares(similarity, is_true.astype(int)), "truth bool"),
-        (lambda: fit_shares(similarity, is_true[:, :1]), r"\(1, 2\) and truth \(1, 1\)"),
-        (lambda: fit_shares(similarity, ~is_true & is_true), "raise top_k"),
-        (lambda: fit_shares(similarity[:, :1], is_true[:, :1]), "single candidate"),
+        (lambda: fit_shares(similarity, is_true.astype(int)), "truth of type bool"),
+        (lambda: fit_shares(similarity, is_true[:, :1]), r"got \(1, 2\), \(1, 1\), bool"),
+        (lambda: fit_shares(similarity, ~is_true & is_true), "no query has a true source among its 2 best candidates"),
+        (lambda: fit_shares(similarity[:, :1], is_true[:, :1]), "only one candidate"),
         (lambda: fit_shares(np.array([[np.nan, 0.4]]), is_true), "NaN"),
         (lambda: fit_shares(np.array([[-np.inf, 0.4]]), is_true), "-inf"),
-        (lambda: reliability(np.array([[0.5, 0.4]]), is_true), "sum of each row one"),
-        (lambda: reliability(np.array([[0.5, 0.5]]), is_true, 0), "num_bins 0"),
+        (lambda: reliability(np.array([[0.5, 0.4]]), is_true), r"sums 0\.9 to 0\.9"),
+        (lambda: reliability(np.array([[0.5, 0.5]]), is_true, 0), r"rows of sum 1, .*num_bins 0"),
         (lambda: pairs_from_corpus(views, anchors[:, :8], sources, ids, 5), "one model"),
-        (lambda: pairs_from_corpus(views, anchors, sources, ids, 0), "top_k 0"),
+        (lambda: pairs_from_corpus(views, anchors, sources, ids, 0), "top_k 1 or more; got"),
         (lambda: pairs_from_corpus(views, anchors, sources + 7000, ids, 5), "source 6999 of a view"),
         (lambda: pairs_from_corpus(views, anchors, np.full((40, 2), -1), ids, 5), "names no source"),
         (lambda: pairs_from_corpus(views * 0, anchors, sources, ids, 5), "view 0 is zero"),

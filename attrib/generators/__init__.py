@@ -1,1 +1,4 @@
-"""Which generator made an image: synthetic models, fingerprints trained on them, and what is said of generators never trained on."""
+"""Which generator made an image: fingerprints trained on synthetic models, then used to identify real generators.
+
+An image of a generator that is not registered gets the verdict unknown.
+"""

@@ -66,14 +66,17 @@ def test_a_finished_run_is_found_and_another_is_refused(folder, record):
     ("changes", "message"),
     [
         ({"network": {"patch_px": 32}}, "patch_px is 32 and the pool's images have 24 px"),
-        ({"pool": "few"}, "the pool has 20 images of each model, half of which may validate; validation takes 10"),
+        (
+            {"pool": "few"},
+            "the pool has 20 images of each model, and validation can use half of them; it needs 10 references",
+        ),
         (
             {"validation_upsampler": "transposed"},
-            "of the pool's 8 models 0 have validation_upsampler 'transposed' and validate, and 8",
+            "the pool has 0 models with validation_upsampler 'transposed', for validation, and 8 others, for training",
         ),
         (
             {"contrast": {"models_per_batch": 16}},
-            "a batch takes 16 models and 4 images of each, but the pool has 7 and 12",
+            "a batch takes 16 models and 4 images of each, but the pool has 7 models and 12 images of each",
         ),
         ({"pool": "/nowhere/pool"}, r"run jobs\.synthesize to its end first"),
     ],

@@ -1,4 +1,4 @@
-"""Generator sets: generators that are told apart from each other, with the same images for every method."""
+"""Generator sets: groups of generators that a method must tell apart. Every method gets the same images."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -175,8 +175,8 @@ def unseen(photographs: torch.Tensor, training: Pool, name: str, remedy: str, st
     num_shared = int((~is_new).sum())
     if num_shared > MAX_SHARED * len(mine):
         raise AttribError(
-            f"generator set {name!r}: {num_shared} of its {len(mine)} photographs are among those that the training "
-            f"pool {training.uri} shows, and methods have learned those; {remedy}"
+            f"generator set {name!r}: {num_shared} of its {len(mine)} photographs are also in the training pool "
+            f"{training.uri}, so methods have seen them in training; {remedy}"
         )
     return is_new
 

@@ -1,8 +1,8 @@
 """How well generators are told apart: pure functions of scores, and intervals over generators.
 
-Ties never help: an image whose own generator shares the highest score is not identified, an area under a curve counts
-equal scores half, and a threshold accepts only higher scores. A method that gives every image one score has accuracy 0
-and an area of one half.
+Ties count against a method: an image whose own generator shares the highest score is not identified, an area under a
+curve counts equal scores half, and a threshold accepts only higher scores. A method that gives every image one score
+has accuracy 0 and an area of one half.
 """
 
 from collections.abc import Callable

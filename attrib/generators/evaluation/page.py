@@ -1,4 +1,4 @@
-"""The page of an evaluation: the shipped method and why, and a table, charts and first images per generator set."""
+"""The page of an evaluation: the selected method and why; per generator set a table, charts and the first images."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""The method that an evaluation ships, and why: one that uses the trace and that a registry can hold."""
+"""Select the method that users should take, and state why. It must use the trace, and a registry must support it."""
 
 import numpy as np
 

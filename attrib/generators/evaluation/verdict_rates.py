@@ -1,4 +1,4 @@
-"""How often verdicts are right: registries that each lack one family of a set, on images of all its generators.
+"""Measure how often verdicts are right. Each registry lacks one family of a set; queries come from all generators.
 
 Half of each generator's images are its references, with the degradations of a new registry; the others are queries. The
 background cohort consists of the other generators' references, the real images of the set, and synthetic models.

@@ -53,17 +53,17 @@ def check_pool(pool: Pool, settings: FingerprintSettings) -> None:
     num_training = len(pool.models) - num_held_out
     if min(num_held_out, num_training) < 2:
         raise AttribError(
-            f"of the pool's {len(pool.models)} models {num_held_out} have validation_upsampler "
-            f"{settings.validation_upsampler!r} and validate, and {num_training} others train; both must be 2 or more: "
-            "choose another upsampler, or synthesize more models"
+            f"the pool has {num_held_out} models with validation_upsampler {settings.validation_upsampler!r}, for "
+            f"validation, and {num_training} others, for training; each must be 2 or more: choose another "
+            "validation_upsampler, or synthesize more models"
         )
     contrast, num_validation = settings.contrast, _num_validation(pool)
     num_classes, num_images = num_training + settings.photographs_as_class, pool.num_photographs - num_validation
     if num_classes < contrast.models_per_batch or num_images < contrast.images_per_model:
         raise AttribError(
             f"a batch takes {contrast.models_per_batch} models and {contrast.images_per_model} images of each, but the "
-            f"pool has {num_classes} and {num_images}; lower contrast.models_per_batch or contrast.images_per_model, "
-            "or make a larger pool"
+            f"pool has {num_classes} models and {num_images} images of each; lower "
+            "contrast.models_per_batch or contrast.images_per_model, or make a larger pool"
         )
     if pool.px < settings.network.patch_px:
         raise AttribError(
@@ -72,8 +72,8 @@ def check_pool(pool: Pool, settings: FingerprintSettings) -> None:
         )
     if num_validation <= NUM_REFERENCES:
         raise AttribError(
-            f"the pool has {pool.num_photographs} images of each model, half of which may validate; validation takes "
-            f"{NUM_REFERENCES} references and at least one query; make a pool with more photographs"
+            f"the pool has {pool.num_photographs} images of each model, and validation can use half of them; it needs "
+            f"{NUM_REFERENCES} references and at least one query: make a pool with more photographs"
         )
 
 

@@ -3,7 +3,7 @@
 The vector has three parts, each whitened. Two are statistics: the power spectrum of a patch's colours, and its means at
 fixed places of the pixel grid (attrib/generators/signals/spectrum.py). Whitening keeps all directions, so they also
 tell generators apart that differ in other ways than the pool's models. The third is a small CNN of pixels and residual,
-trained to tell the pool's models apart under degradation. It survives recompression better, but says little of
+trained to tell the pool's models apart under degradation. It survives recompression better, but is less informative for
 generators unlike the pool's, so it has half the length. Adapted scoring weights parts by their reliability.
 """
 
@@ -211,7 +211,8 @@ def load_extractor(uri: str, storage: Storage, device: str = "cpu") -> Extractor
                 network.load_state_dict(state, strict=True)
         except (KeyError, RuntimeError, SafetensorError, TypeError, ValidationError) as error:
             raise AttribError(
-                f"this version cannot read the extractor {weights}: {' '.join(str(error).split())[:300]}"
+                f"this version cannot read the extractor {weights} ({' '.join(str(error).split())[:300]}); train "
+                "it again with jobs.fingerprint"
             ) from error
     extractor = Extractor(network, device)
     if extractor.digest != record["digest"]:

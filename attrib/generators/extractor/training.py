@@ -1,7 +1,8 @@
 """The extractor's training loop: whitened statistics at its start, steps, validation, and a state to resume from.
 
-The criterion is identification from ten references among held-out models of an unseen upsampler, on photographs that
-are not trained on, as they are and at JPEG 85. No image of a real generator takes part.
+The criterion is the accuracy of identification with ten references per model. The models have an upsampler that is not
+used in training, the photographs are not used in training either, and images are original and at JPEG 85. No image of a
+real generator is used.
 """
 
 import math
@@ -187,8 +188,8 @@ def whiten(network: FingerprintNetwork, name: PartName, shown: WhiteningPatches)
             # A step that is too long shows here before it shows in a loss. NaN fails the comparison; max passes it on.
             if not np.max([np.ptp(of_class, axis=0).max() for of_class in rows]) > MIN_RANGE:
                 raise AttribError(
-                    "the learned part is no longer finite, or the same for all images of each model; lower "
-                    "optimiser.learning_rate"
+                    "training diverged: the learned part is NaN or infinite, or equal for all images of each model; "
+                    "lower optimiser.learning_rate"
                 )
         found.append(model_statistics(rows))
     mean = sum(statistics.means.mean(axis=0) for statistics in found) / 2

@@ -1,4 +1,8 @@
-"""One verdict per image: a registered generator, a family of generators, unknown, or not assessable, with the reason.
+"""One verdict per image, with the reason: known, family, unknown or unassessable.
+
+unassessable: the image is unreadable (rows.py), refused (registry/quality.py) or without fingerprint (`assess`); or
+there are too few negatives; or references under its degradation are not recognised. unknown: one of the two tests
+rejects. Order: `assess`, then `Judge._verdict`.
 
 An image is attributed to a generator if two conditions hold: the conformal p-value against the negatives is at most
 `false_attribution_rate`, and the p-value among the generator's own references is above `false_rejection_rate`. The rate
@@ -199,7 +203,9 @@ class Judge:
         else:
             kind = UNKNOWN
             cause = f"its own references score higher (p {own_p_value:.3g} <= {own_rate:g})"
-            if p_value > rate:
+            if not len(self.calibration.own_scores(gallery, decisions.best[i])):
+                cause = f"it has too few references under {degradation} to compare the score with"
+            elif p_value > rate:
                 cause = f"images of other origin score as high (p {p_value:.3g} > {rate:g})"
             reason = f"the nearest generator is {nearest}, but {cause}"
         score, gap = float(decisions.score[i]), margin if np.isfinite(margin) else None

@@ -139,6 +139,17 @@ def test_a_gallery_with_too_few_negatives_gives_its_reason():
     assert second.reason.startswith("too few negatives under jpeg-85: ") and "register 49 or more" in second.reason
 
 
+def test_a_score_without_references_to_compare_with_has_its_own_reason():
+    scores = np.random.default_rng(15).standard_normal((1, 40, 1, 1))
+    calibration = calibration_of(scores, own=np.full((1, 1, 1, 1), np.nan), false_attribution_rate=0.05)
+    judge = Judge(Galleries(Vectors(), [np.ones((1, 1, 1), np.float32)]), calibration)
+    judge.assessable[:], judge.recognised[:] = True, 1.0
+    decisions = decide(calibration, np.array([[[30.0]]], np.float32))
+    verdict = judge._verdict(0, decisions, judge.label(decisions)[0])
+    assert verdict.kind == "unknown" and verdict.p_value == 1.0
+    assert "has too few references under none to compare the score with" in verdict.reason
+
+
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory) -> Judge:
     method = spectrum_method()

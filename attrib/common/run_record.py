@@ -67,10 +67,8 @@ def _record(settings: JobSettings, inputs: Record) -> Record:
 
 
 def _difference(found: Record, settings: JobSettings, inputs: Record) -> str:
-    """E.g. "top_k: there 10, now 20; input manifest"."""
-    keys = _differing(found["settings"], result_settings(settings), "")
     changed = [f"input {key}" for key in inputs if found["inputs"].get(key) != inputs[key]]
-    return "; ".join([*keys, *changed])[:400]
+    return "; ".join([*_differing(found["settings"], result_settings(settings), ""), *changed])[:400]
 
 
 def _differing(there: Any, now: Any, key: str) -> Iterator[str]:

@@ -126,10 +126,7 @@ def load_network(settings: BackboneSettings, storage: Storage) -> Network:
         state, declared = _read_safetensors(settings.weights, storage)
         name = declared.get("name", settings.name)
         if name != settings.name:
-            raise AttribError(
-                f"{settings.weights} is a checkpoint of {name!r}, but backbone.name is {settings.name!r}; set it to "
-                f"{name!r}"
-            )
+            raise AttribError(f"{settings.weights} is a checkpoint of {name!r}, but backbone.name is {settings.name!r}")
         model = _create(name, pretrained=False)
         if "head" in declared:
             model = model_from_checkpoint(model.eval(), declared, state, settings.weights, settings.domain)
@@ -169,9 +166,7 @@ def _read_safetensors(uri: str, storage: Storage) -> tuple[dict[str, torch.Tenso
                 state = {key: file.get_tensor(key) for key in file.keys()}
                 declared = json.loads((file.metadata() or {}).get(CHECKPOINT_KEY, "{}"))
         except (SafetensorError, ValueError, RecursionError) as error:
-            raise AttribError(
-                f"{uri} is not a readable .safetensors file ({error}); download it again, or train it again"
-            ) from error
+            raise AttribError(f"{uri} is not a readable .safetensors file ({error}); download it again") from error
     if not isinstance(declared, dict):
         raise AttribError(
             f"{uri} is not a checkpoint that this version can read ({CHECKPOINT_KEY} is not a JSON object); download "

@@ -1,6 +1,4 @@
-"""The whole model: backbone, feature blocks and heads; and its checkpoint, one safetensors file.
-
-There is one head for all images, or one for each domain: real and synthetic (generated) images.
+"""The whole model: backbone, feature blocks, one head or a head each for real and synthetic images; its checkpoint.
 
 The metadata of a checkpoint contain JSON under CHECKPOINT_KEY: name (of timm), data_config (timm's preprocessing), and
 with a head also features, head and projected_sizes. Loading a checkpoint does not execute code from it.

@@ -41,9 +41,7 @@ class FeatureSettings(Settings):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"features.{name} contains a level twice: {list(getattr(self, name))}")
         if not self.block_names:
-            raise ValueError(
-                "features are empty; set features.pooled, or give moment_levels, covariance_levels or layout_levels"
-            )
+            raise ValueError("features are empty; set pooled, moment_levels, covariance_levels or layout_levels")
         return self
 
 

@@ -70,10 +70,7 @@ def fit_shares(similarity: np.ndarray, is_true: np.ndarray) -> SharesSettings:
     """
     similarity, target = _usable(similarity, is_true)
     if not (np.isfinite(similarity).sum(axis=1) > 1).any():
-        raise AttribError(
-            "shares cannot be fitted: every query has only one candidate, so its share is always 1; give more source "
-            "images"
-        )
+        raise AttribError("every query has only one candidate, so its share is always 1; give more source images")
     sample = slice(None, None, -(-len(similarity) // START_QUERIES))
     bounds = [tuple(np.log(INVERSE_TEMPERATURE_RANGE)), (0.0, 1.0)]
     low, high = bounds[0]

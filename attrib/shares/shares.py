@@ -1,7 +1,4 @@
-"""Turn the similarities of a query into shares that sum to one, as the calibrator of AbC does.
-
-A softmax with temperature and cut-off (Wang et al., ICCV 2023, arXiv 2306.09345).
-"""
+"""Turn a query's similarities into shares of sum one: a softmax with cut-off, as in AbC (arXiv 2306.09345)."""
 
 import numpy as np
 

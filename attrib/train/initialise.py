@@ -54,10 +54,7 @@ def fitted_model(
         fits["synthetic"] = fits["real"]
         if head.net == "none":
             if synthetic is None:
-                raise AttribError(
-                    "head.separate_domains with head.net 'none' needs generated images; set `synthetic` to their "
-                    "manifest"
-                )
+                raise AttribError("head.separate_domains with head.net 'none' needs generated images: set `synthetic`")
             fits["synthetic"] = (synthetic, np.flatnonzero(synthetic.is_original))
     data_config = features_data_config(network.data_config, settings.features)
     num_images = min(len(rows) for _, rows in fits.values())

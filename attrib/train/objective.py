@@ -1,7 +1,4 @@
-"""The training loss over the global batch: alignment loss plus weight times disentanglement (decorrelation) loss.
-
-It keeps between steps: the slow network and the queue of MoCo, and running covariances.
-"""
+"""The training loss of the global batch, alignment plus weighted decorrelation, with its state between steps."""
 
 import copy
 from dataclasses import dataclass

@@ -1,9 +1,7 @@
 """Batches for end-to-end training: views are rendered from pixels in every epoch.
 
-The last blocks of the backbone are trained together with the head.
-
-The backbone stays in evaluation mode, so batch norm keeps the statistics of the pretrained network. Workers then agree
-exactly, and small batches do no harm.
+The last blocks of the backbone are trained with the head. It stays in evaluation mode: batch norm keeps the statistics
+of the pretrained network, so workers agree exactly, and small batches do no harm.
 """
 
 from collections.abc import Iterator

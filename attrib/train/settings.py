@@ -98,15 +98,9 @@ class TrainSettings(JobSettings):
         size, queue_rows = self.optimiser.batch_size, self.alignment.queue_rows
         num_keys = size if self.fine_tune else 2 * size  # see attrib/train/batches.py: contents and donors
         if self.alignment.kind == "moco" and queue_rows < num_keys:
-            raise ValueError(
-                f"alignment.queue_rows {queue_rows} is smaller than the {num_keys} keys of one step; set it to "
-                f"{num_keys} or more"
-            )
+            raise ValueError(f"alignment.queue_rows {queue_rows} must be at least {num_keys}, the keys of one step")
         if self.head.net != "none" and self.control in (None, "supervised") and size % self.num_workers:
-            raise ValueError(
-                f"optimiser.batch_size {size} cannot be split evenly among {self.num_workers} workers; choose a "
-                f"multiple of {self.num_workers}"
-            )
+            raise ValueError(f"optimiser.batch_size {size} must be a multiple of num_workers ({self.num_workers})")
         return self
 
     @property

@@ -1,7 +1,4 @@
-"""The part of a model that is trained, called student (there is no teacher).
-
-Either the nets of the heads, on precomputed inputs, or the whole network, on pixels.
-"""
+"""The part of a model that is trained, called student (there is no teacher): the nets of the heads or the network."""
 
 import torch
 from timm.models import group_parameters

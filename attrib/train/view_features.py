@@ -138,9 +138,8 @@ def extract_chunk(
         with torch.inference_mode():
             normalised = preprocessing.normalise(torch.stack([pixels for pixels, _ in batch]), device, torch.float32)
             found = extractor(normalised.contiguous(memory_format=torch.channels_last)).half().cpu().numpy()
-        finite = np.isfinite(found)
-        if not finite.all():
-            row, column = np.argwhere(~finite)[0]
+        if not np.isfinite(found).all():
+            row, column = np.argwhere(~np.isfinite(found))[0]
             block = list(extractor.sizes)[
                 np.searchsorted(np.cumsum(list(extractor.sizes.values())), column, side="right")
             ]

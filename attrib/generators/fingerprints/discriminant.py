@@ -57,10 +57,7 @@ def model_statistics(groups: Iterable[np.ndarray]) -> ModelStatistics:
     for rows in groups:
         rows = rows.astype(np.float64)
         if len(rows) < 2:
-            raise AttribError(
-                f"model {len(means)} of the pool has {len(rows)} images and needs 2 or more; synthesize more"
-            )
-        means.append(rows.mean(axis=0))
+            raise AttribError(f"model {len(means)} of the pool has {len(rows)} images; synthesize 2 or more")
         num_rows += len(rows)
         rows -= means[-1]
         scatter = scatter + rows.T @ rows
@@ -148,7 +145,4 @@ def load_discriminant(uri: str, storage: Storage) -> tuple[Discriminant, dict]:
                 raise ValueError(f"mean {found.mean.shape} does not fit projection {found.projection.shape}")
             return found, held["declared"]
         except (SafetensorError, LookupError, TypeError, ValueError) as error:
-            raise AttribError(
-                f"{uri} is not a discriminant that this version can read ({first_line(error)}); run "
-                "jobs.fingerprint again"
-            ) from error
+            raise AttribError(f"{uri} is not readable ({first_line(error)}); run jobs.fingerprint again") from error

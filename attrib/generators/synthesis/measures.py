@@ -42,8 +42,7 @@ def diversity(samples: np.ndarray) -> dict:
     num_models, num_photographs = samples.shape[:2]
     if min(num_models, num_photographs) < 2:
         raise AttribError(
-            f"diversity needs two models and two photographs, but the pool has {num_models} and {num_photographs}; raise "
-            "num_models or num_photographs"
+            f"diversity needs two models and photographs, the pool has {num_models} and {num_photographs}; enlarge it"
         )
     spectra = torch.stack([log_spectrum(residual(torch.from_numpy(own).float() / 255)) for own in samples]).flatten(2)
     traces = spectra.sub_(spectra.mean(dim=0))
@@ -81,9 +80,7 @@ def real_profiles(
         by_name.setdefault(row["key"].partition("/")[0], []).append(row)
     for name in left_out:
         if name not in by_name:
-            raise AttribError(
-                f"left_out names {name!r}, but the generators are {', '.join(sorted(by_name))}; correct it"
-            )
+            raise AttribError(f"left_out names {name!r}, but the generators are {', '.join(sorted(by_name))}")
     profiles = {}
     for name in sorted(by_name.keys() - set(left_out)):
         images = list(decoded(by_name[name][:IMAGES_PER_GENERATOR], manifest, PATCH_PX, max_megapixels, storage))

@@ -207,7 +207,7 @@ def test_features_without_blocks_are_an_error():
 
 
 def test_missing_level_is_named():
-    with pytest.raises(AttribError, match="features name level 5, but the network has levels 0 to 4; use these"):
+    with pytest.raises(AttribError, match="features name level 5, but the network has levels 0 to 4"):
         FeatureExtractor(network("test_resnet"), FeatureSettings(moment_levels=(1, 5)), 64)
     plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     assert FeatureExtractor(plain, FeatureSettings(), 64).sizes == {"pooled": 4}

@@ -193,7 +193,7 @@ def test_few_synthetic_images_keep_all_directions_of_real_ones(network):
 
 
 def test_domain_whitening_needs_images_of_both_domains(network):
-    with pytest.raises(AttribError, match="needs generated images; set `synthetic` to their manifest"):
+    with pytest.raises(AttribError, match="needs generated images: set `synthetic`"):
         fit(settings_of("domain_whitened"), network, drawn(3, sum(SIZES.values()), 0))
 
 

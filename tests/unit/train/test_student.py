@@ -218,15 +218,15 @@ def test_outputs_are_the_parts_side_by_side():
         ),
         (
             {"alignment": {"kind": "moco", "queue_rows": 511}, "optimiser": {"batch_size": 256}},
-            "queue_rows 511 is smaller than the 512 keys of one step; set it to 512 or more",
+            "queue_rows 511 must be at least 512, the keys of one step",
         ),
         (
             {"alignment": {"kind": "moco", "queue_rows": 255}, "optimiser": {"batch_size": 256}, "fine_tune": {}},
-            "queue_rows 255 is smaller than the 256 keys of one step",
+            "queue_rows 255 must be at least 256",
         ),
         (
             {"optimiser": {"batch_size": 250}, "num_workers": 4},
-            "batch_size 250 cannot be split evenly among 4 workers; choose a multiple of 4",
+            r"batch_size 250 must be a multiple of num_workers \(4\)",
         ),
         ({"control": "raw", "fine_tune": {}}, "a control has nothing to fine-tune"),
         ({"control": "domain_whitened"}, "'domain_whitened' needs `synthetic`"),

@@ -139,7 +139,7 @@ def test_a_discriminant_is_the_same_after_its_file(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no safetensors", b"\x02\0\0\0\0\0\0\0{}"])
 def test_another_file_is_refused(tmp_path, content):
     (tmp_path / "lda.safetensors").write_bytes(content)
-    with pytest.raises(AttribError, match="is not a discriminant that this version can read"):
+    with pytest.raises(AttribError, match=r"is not readable .*; run jobs.fingerprint again"):
         load_discriminant(str(tmp_path / "lda.safetensors"), STORAGE)
     with pytest.raises(AttribError, match="absent does not exist; run jobs"):
         load_discriminant(str(tmp_path / "absent"), STORAGE)

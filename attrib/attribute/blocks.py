@@ -1,4 +1,4 @@
-"""Blocks of queries, and the partial files of a block: names and tables."""
+"""How queries are cut into blocks, and the intermediate files of a block: their names and columns."""
 
 import numpy as np
 import pyarrow as pa

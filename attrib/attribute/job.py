@@ -93,7 +93,8 @@ def run(settings: AttributeSettings) -> dict[str, Any]:
     if num_failed > settings.max_failed_share * num_queries:
         raise FailedShareError(
             f"{num_failed:,} of {num_queries:,} queries could not be embedded, more than max_failed_share = "
-            f"{settings.max_failed_share:g}; see {join(queries.uri, 'failures.parquet')}"
+            f"{settings.max_failed_share:g} (see {join(queries.uri, 'failures.parquet')}); run jobs.embed again with "
+            "retry_failed=true, or raise max_failed_share"
         )
     results = {
         "run_id": run_id,

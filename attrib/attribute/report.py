@@ -186,8 +186,8 @@ def _roll_up_columns(settings: ReportSettings, run: Run) -> list[str]:
     unknown = [name for name in settings.roll_up if name not in available]
     if unknown:
         raise AttribError(
-            f"report.roll_up: the sources have no column {unknown[0]!r} of single values; "
-            f"they have {', '.join(available) or 'no metadata'}"
+            f"roll_up: the sources have no column {unknown[0]!r} of single values; choose from "
+            f" {', '.join(available) or 'no metadata'}"
         )
     return list(dict.fromkeys(settings.roll_up)) or available
 

@@ -153,7 +153,8 @@ def attribution_rows(
     if verdicts is not None:
         if not verdicts["id"].combine_chunks().equals(queries["id"].combine_chunks()):
             raise MismatchError(
-                "the verdicts belong to other images than the queries; run jobs.identify on this manifest"
+                "the verdicts in `generators` belong to other images than the queries; run jobs.identify on "
+                "their manifest"
             )
         generators = [verdicts[name] for name in GENERATOR_COLUMNS]
     results = pa.table(

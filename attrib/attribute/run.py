@@ -32,7 +32,7 @@ class AttributionJob:
     ):
         if plan.engine == "codes" and not index.is_compressed:
             raise AttribError(
-                f"attribute.engine is 'codes', but {index.uri} is of kind {index.kind}, which has none; use lists"
+                f"engine is 'codes', but {index.uri} is of kind {index.kind}, which has no codes; set engine to lists"
             )
         self.settings, self.index, self.queries, self.manifest, self.plan = settings, index, queries, manifest, plan
         self.blocks = plan_blocks(queries.num_rows, settings.query_block_rows)

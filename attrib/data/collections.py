@@ -52,12 +52,10 @@ def list_units(collection: CollectionSettings, storage: Storage) -> list[Listing
     filesystem, path = storage.resolve(collection.uri)
     kind = filesystem.get_file_info(path).type
     if kind == pyarrow.fs.FileType.NotFound:
-        raise AttribError(f"collection {collection.name!r}: {collection.uri} does not exist")
+        raise AttribError(f"collection {collection.name!r}: {collection.uri} does not exist; correct uri")
     if suffix is None:
         if kind != pyarrow.fs.FileType.Directory:
-            raise AttribError(
-                f"collection {collection.name!r}: {collection.uri} is a file; format 'folder' needs a folder"
-            )
+            raise AttribError(f"{collection.uri} is a file; set format to webdataset or parquet")
         found = storage.list_folder(collection.uri)
         folders = [info for info in found if info.type == pyarrow.fs.FileType.Directory]
         units = [ListingUnit(scheme + info.path) for info in folders if not info.base_name.startswith(".")]
@@ -66,7 +64,7 @@ def list_units(collection: CollectionSettings, storage: Storage) -> list[Listing
         return [ListingUnit(collection.uri)]
     files = [scheme + info.path for info in storage.list_folder(collection.uri, recursive=True, suffix=suffix)]
     if not files:
-        raise AttribError(f"collection {collection.name!r}: no {suffix} file below {collection.uri}")
+        raise AttribError(f"no {suffix} file below {collection.uri}; correct uri or format")
     return [ListingUnit(uri) for uri in files]
 
 
@@ -162,7 +160,8 @@ def _list_parquet(unit: ListingUnit, collection: CollectionSettings, storage: St
         kind = schema.field(collection.bytes_column).type
         if kind not in (pa.binary(), pa.large_binary(), pa.binary_view()):
             raise AttribError(
-                f"{unit.uri}: column {collection.bytes_column!r} is {kind}; bytes_column needs encoded images as binary"
+                f"{unit.uri}: column {collection.bytes_column!r} holds {kind} values, but bytes_column must hold image "
+                "files as binary; for paths use uri_column"
             )
     if table[key_column].null_count:
         raise AttribError(f"{unit.uri}: column {key_column!r} holds nulls; every image needs a key")

@@ -69,7 +69,7 @@ def run(settings: ManifestSettings) -> dict[str, Any]:
     sorted_ids = np.sort(np.concatenate(ids_by_unit))
     if not len(sorted_ids):
         wanted = f"files ending in {', '.join(collection.extensions)}" if collection.format != "parquet" else "rows"
-        raise AttribError(f"collection {collection.name!r}: no {wanted} below {collection.uri}")
+        raise AttribError(f"no {wanted} below {collection.uri}; correct uri, format or extensions")
     admit(_estimate(settings, listings, ids_by_unit, time.monotonic() - started, storage), settings)
     moved = _resolve_collisions(sorted_ids, listings, ids_by_unit, storage)
     sorted_ids = np.union1d(sorted_ids, np.array(list(moved.values()), np.int64))

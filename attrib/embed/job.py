@@ -34,6 +34,8 @@ from attrib.runtime.tasks import run_all, run_units
 
 logger = logging.getLogger(__name__)
 
+MAX_LISTED_CHUNKS = 100  # whose failed images are listed when a run is stopped early; reading all would take hours
+
 
 @dataclass(frozen=True)
 class EmbedRun:
@@ -69,15 +71,21 @@ class EmbedRun:
         partition = _read_partition(self.storage.settings, self.manifest.partition_uri(chunk.partition))
         return partition.slice(chunk.start, chunk.stop - chunk.start)
 
-    def check_failed(self, num_failed: int, reasons: list[str]) -> None:
-        """Raise FailedShareError if more images failed than `max_failed_share` allows."""
-        num_images, share = self.manifest.num_images, self.settings.max_failed_share
-        if num_failed > share * num_images:
-            raise FailedShareError(
-                f"{num_failed:,} of {num_images:,} images failed, more than max_failed_share = {share:g} allows; e.g. "
-                f"{'; '.join(reasons[:3])}. Fix or remove these images, then rerun with retry_failed, or raise "
-                "max_failed_share; the vectors of the other images are kept"
-            )
+    def check_failed(self, num_failed: int, chunks: list[Chunk] | None = None) -> None:
+        """Raise FailedShareError if more images failed than allowed; before, list those of `chunks` in FAILURES."""
+        num_images, share, output = self.manifest.num_images, self.settings.max_failed_share, self.settings.output
+        uri = join(output, FAILURES)
+        if num_failed <= share * num_images:
+            return
+        if chunks:
+            failures = [failures_of(self.storage.read_table(c.uri(output)), self.rows(c)) for c in chunks]
+            self.storage.write_table(uri, pa.concat_tables(failures))
+        examples = [f"{r['key']}: {r['reason']}" for r in self.storage.read_table(uri).slice(0, 3).to_pylist()]
+        raise FailedShareError(
+            f"{num_failed:,} of {num_images:,} images failed, more than max_failed_share = {share:g} allows; e.g. "
+            f"{'; '.join(examples)}. {uri} lists failed images. Fix or remove them, then run again with "
+            "retry_failed=true, or raise max_failed_share; the vectors of the other images are kept"
+        )
 
 
 @lru_cache(maxsize=1)  # a worker's next chunk is often of the same partition
@@ -130,7 +138,7 @@ def run(settings: EmbedSettings) -> dict:
         "num_tasks": {EmbedTask.CHUNK: num_chunks, EmbedTask.PARTITION: num_parts},
         "num_files": num_parts,
     }
-    work.check_failed(results["num_failed"], results["failure_reasons"])
+    work.check_failed(results["num_failed"])
     return finish(settings, EMBEDDINGS_RECORD, inputs, results, storage)
 
 
@@ -161,10 +169,13 @@ def _embed_pending(run: EmbedRun, pool: WorkerPool) -> int:
         return 0
     # An encoder on a CPU decodes its own images: it gains nothing from another process on the same cores.
     decoder = ChunkDecoder(run) if run.device == "cuda" else None
+    failed_chunks: list[Chunk] = []
     # Ray Data calls the encoder in a thread that is not the first of its process.
     for row in map_chunks(ChunkEncoder, (run,), pending, pool, prepare=decoder, environment=KEEP_FREED_MEMORY):
         progress.update(row["num_images"], row["num_failed"])
-        run.check_failed(progress.failed, [row["example"]])
+        if row["num_failed"] and len(failed_chunks) < MAX_LISTED_CHUNKS:
+            failed_chunks.append(Chunk(row["partition"], row["start"], row["stop"]))
+        run.check_failed(progress.failed, failed_chunks)
     progress.close()
     return len(pending)
 
@@ -194,8 +205,7 @@ class ChunkEncoder:
             prepared = self.run.prepare(self.run.rows(chunk), self.encoder.preprocessing)
         table = encode_chunk(prepared, self.encoder)
         self.run.storage.write_table(chunk.uri(self.run.settings.output), table)
-        reasons = table["reason"].drop_null().to_pylist()
-        return {"num_images": len(table), "num_failed": len(reasons), "example": next(iter(reasons), "")}
+        return vars(chunk) | {"num_images": len(table), "num_failed": len(table) - table["reason"].null_count}
 
 
 def _assemble(run: EmbedRun) -> dict:

@@ -261,11 +261,8 @@ def measure_pairs(settings: EvaluateSettings, storage: Storage) -> PairMeasures:
     for method in settings.methods if truth else ():
         sources, queries, mappers = read_method(method, storage)
         pairs = sources, queries, truth
-        options = {
-            "mappers": mappers,
-            "source_group_column": table.source_group_column,
-            "num_folds": asked.num_folds,
-        }
+        grouped = table.source_group_column
+        options = {"mappers": mappers, "source_group_column": grouped, "num_folds": asked.num_folds}
         for name, refused in found.not_measured.items():
             try:
                 if name == "theory":

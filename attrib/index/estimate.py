@@ -1,4 +1,4 @@
-"""Estimate of the index job, and the memory of a search. Peaks follow the order in which the code holds its arrays.
+"""Estimate of the index job, and the memory of a search. A peak is the sum of the arrays held at one moment.
 
 n: vectors of the largest shard; d: dimension. Bytes per row match attrib/index/{shard,search}.py.
 """

@@ -75,7 +75,7 @@ def open_index(uri: str, storage: Storage) -> Index:
     """Read a finished index. Raises AttribError if there is none, or if an earlier version built it."""
     record = storage.require(join(uri, INDEX_RECORD), "jobs.index")
     if "rates" not in record:
-        raise AttribError(f"{uri} was built by an earlier version of attrib; build it again with jobs.index")
+        raise AttribError(f"{uri} was built by an earlier version of attrib; delete it and run jobs.index again")
     same = ("digest", "encoder", "shards", "nprobe", "recall", "metadata_columns", "vectors_fit", "rates")
     return Index(
         uri=uri,

@@ -77,10 +77,10 @@ def read_quantizer(uri: str, storage: Storage, sha256: str | None = None) -> fai
     """Read coarse quantizer and codec. Raises AttribError if the file does not have the given sha256."""
     data = storage.read_bytes(uri)
     if sha256 and bytes_sha256(data) != sha256:
-        raise AttribError(f"{uri} is damaged: its checksum is not that of the index's record; build the index again")
+        raise AttribError(f"{uri} is damaged: its checksum differs; delete the index folder and run jobs.index again")
     index = faiss.deserialize_index(np.frombuffer(data, np.uint8).copy(), READ_FLAGS)
     if not isinstance(index, faiss.IndexIVF):
-        raise AttribError(f"{uri} is not an IVF index; build the index again")
+        raise AttribError(f"{uri} is not an IVF index; delete the index folder and run jobs.index again")
     return index
 
 

@@ -183,8 +183,8 @@ def open_shard(
         if seen not in _verified:
             if status.st_size != expected["num_bytes"] or file_sha256(path) != expected["sha256"]:
                 raise AttribError(
-                    f"{join(uri, name)} is damaged: its checksum is not that of the index record; delete the shard and "
-                    "build it again"
+                    f"{join(uri, name)} is damaged: its checksum differs from the record; delete its shard folder and "
+                    "index.json, then run jobs.index again (intact shards are kept)"
                 )
             _verified.add(seen)
         # As plain arrays: slicing a memmap takes longer than the product of a short list.

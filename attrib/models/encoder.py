@@ -115,9 +115,7 @@ def preprocessing_of(network: Network, name: str) -> Preprocessing:
     try:
         return Preprocessing.from_timm(network.data_config)
     except (ValueError, KeyError, TypeError, ArithmeticError) as error:
-        raise AttribError(
-            f"network {name!r} needs a preprocessing that attrib lacks ({error}); choose another backbone.name"
-        ) from error
+        raise AttribError(f"attrib lacks the preprocessing of {name!r} ({error}); choose another network") from error
 
 
 def load_network(settings: BackboneSettings, storage: Storage) -> Network:
@@ -168,10 +166,7 @@ def _read_safetensors(uri: str, storage: Storage) -> tuple[dict[str, torch.Tenso
         except (SafetensorError, ValueError, RecursionError) as error:
             raise AttribError(f"{uri} is not a readable .safetensors file ({error}); download it again") from error
     if not isinstance(declared, dict):
-        raise AttribError(
-            f"{uri} is not a checkpoint that this version can read ({CHECKPOINT_KEY} is not a JSON object); download "
-            "it again, or train it again with this version"
-        )
+        raise AttribError(f"{uri} is not a checkpoint ({CHECKPOINT_KEY} is not a JSON object); download or retrain it")
     return state, declared
 
 

@@ -18,9 +18,7 @@ class FeatureSettings(Settings):
 
     pooled: bool = True  # the output of the network
     moment_levels: tuple[Level, ...] = ()  # channel means and deviations: style
-    covariance_levels: tuple[
-        Level, ...
-    ] = ()  # channel covariances: finer style, c (c + 1) / 2 values, so shallow levels
+    covariance_levels: tuple[Level, ...] = ()  # finer style, c (c + 1) / 2 values per level, so use shallow levels
     layout_levels: tuple[Level, ...] = ()  # instance-normalised maps on a grid: content and its position
     layout_grid: Positive = 7
     whole_image: bool = False  # squash the image to the square input, instead of a centre crop

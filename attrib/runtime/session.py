@@ -87,7 +87,5 @@ def device_of(wanted: str, job: str) -> str:
     Raises AttribError if `wanted` is "cuda" and the cluster has no GPU: a job never replaces an explicit setting.
     """
     if wanted == "cuda" and not num_cluster_gpus():
-        raise AttribError(
-            f"device is 'cuda' (job {job}), but the cluster has no GPU; set it to 'auto' or 'cpu', or start GPU workers"
-        )
+        raise AttribError(f"device is 'cuda' (job {job}), but the cluster has no GPU; set it to 'auto' or 'cpu'")
     return "cuda" if wanted != "cpu" and num_cluster_gpus() else "cpu"

@@ -66,9 +66,7 @@ class TrainSettings(JobSettings):
     disentanglement: DisentanglementSettings = DisentanglementSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
     fine_tune: FineTuneSettings | None = None  # None: only the head, on features computed once
-    synthetic: Uri | None = (
-        None  # manifest of unpaired generated images: statistics of their domain, for separate heads
-    )
+    synthetic: Uri | None = None  # manifest of unpaired generated images: statistics of their domain, for its head
     pairs: MetadataSettings | None = None  # for control supervised: key_column names the synthetic image
     pairs_source_column: str = "source"
     control: Literal["raw", "centred", "whitened", "domain_whitened", "supervised"] | None = None
@@ -92,8 +90,7 @@ class TrainSettings(JobSettings):
             # Only the slow network encodes the sources, so nothing would train the real head of the fast one.
             raise ValueError(
                 f"with head.separate_domains, alignment.kind {self.alignment.kind!r} leaves the head for real images "
-                "untrained; set alignment.kind to info_nce, or disentanglement.kind to one other than none, with a "
-                "weight above 0"
+                "untrained; use info_nce, or a disentanglement.kind with a weight above 0"
             )
         size, queue_rows = self.optimiser.batch_size, self.alignment.queue_rows
         num_keys = size if self.fine_tune else 2 * size  # see attrib/train/batches.py: contents and donors

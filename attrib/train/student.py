@@ -83,8 +83,7 @@ def unfreeze_last_blocks(backbone: nn.Module, num_blocks: int | str) -> None:
     num = len(groups) if num_blocks == "all" else num_blocks
     if num > len(groups):
         raise AttribError(
-            f"fine_tune.num_blocks is {num}, but the network has {len(groups)} groups of layers; use at most that, "
-            "or 'all'"
+            f"fine_tune.num_blocks is {num}, but the network has {len(groups)} groups of layers; lower it"
         )
     chosen = {name for group in groups[-num:] for name in group}
     for name, parameter in backbone.named_parameters():

@@ -140,11 +140,9 @@ def extract_chunk(
             found = extractor(normalised.contiguous(memory_format=torch.channels_last)).half().cpu().numpy()
         if not np.isfinite(found).all():
             row, column = np.argwhere(~np.isfinite(found))[0]
-            block = list(extractor.sizes)[
-                np.searchsorted(np.cumsum(list(extractor.sizes.values())), column, side="right")
-            ]
+            block = np.repeat(list(extractor.sizes), list(extractor.sizes.values()))[column]
             raise AttribError(
-                f"feature block {block!r} of image {batch[row][1][0]} holds NaN or values above 65,504, the limit of "
+                f"feature block {block} of image {batch[row][1][0]} holds NaN or values above 65,504, the limit of "
                 "float16; take the block out of `features`"
             )
         features.append(found)

@@ -157,11 +157,11 @@ def test_too_many_failures_exit_with_code_3_and_retry_fixes_them(local_ray, star
     job = start_job("embed", values, tmp_path)
     _, said = job.communicate(timeout=120)
     assert job.returncode == 3, said
-    assert (
-        "error: 1 of 9 images failed, more than max_failed_share = 0.05 allows; e.g. " in said
-        and "Traceback" not in said
-    )
-    assert "not an image" in said and not (tmp_path / "embeddings" / "embeddings.json").exists()
+    assert "error: 1 of 9 images failed, more than max_failed_share = 0.05 allows; e.g. bad.jpg: " in said
+    assert "Traceback" not in said and "not an image" in said
+    assert not (tmp_path / "embeddings" / "embeddings.json").exists()  # stopped early, and yet
+    failures = LOCAL.read_table(str(tmp_path / "embeddings" / "failures.parquet")).to_pylist()
+    assert [(row["key"], row["stage"]) for row in failures] == [("bad.jpg", "decode")]
 
     picture(5).save(tmp_path / "images" / "bad.jpg")
     record = embed_job.run(settings.model_copy(update={"max_failed_share": 0.0, "retry_failed": True}))

@@ -97,7 +97,7 @@ def test_metadata_is_joined_in_all_partitions(local_ray, tmp_path, local):
 @pytest.mark.parametrize(
     ("images", "form", "expected"),
     [
-        ({"a.txt": b"x"}, {}, r"no files ending in \.jpg.* below"),
+        ({"a.txt": b"x"}, {}, r"no files ending in \.jpg.* below .*; correct uri, format or extensions"),
         (
             {"same/name.jpg": b"x"},
             {"format": "webdataset"},

@@ -55,15 +55,11 @@ def info_nce(
             return pairs.mean()
     else:
         if len(role_weights) != len(losses):
-            raise AttribError(
-                f"{len(role_weights)} role weights for {len(losses)} roles; give one for each column of view_sources"
-            )
+            raise AttribError(f"{len(role_weights)} role weights for {len(losses)} roles; give one per role")
         present = [(weight, loss.mean()) for weight, loss in zip(role_weights, losses) if len(loss) and weight > 0]
         if present:
             return sum(weight * mean for weight, mean in present) / sum(weight for weight, _ in present)
-    raise AttribError(
-        "no view of the batch has its source among the anchors; look at view_sources, anchor_ids and role_weights"
-    )
+    raise AttribError("no view of the batch has its source among the anchors; check the ids and role_weights")
 
 
 class MomentumQueue(nn.Module):

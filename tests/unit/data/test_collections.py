@@ -113,7 +113,7 @@ def test_missing_collection_is_named(tmp_path, local):
     write_folder(IMAGES, root, storage)
     with pytest.raises(AttribError, match=r"no \.tar file below"):
         list_units(CollectionSettings(name="c", uri=root, format="webdataset"), storage)
-    with pytest.raises(AttribError, match="is a file; format 'folder' needs a folder"):
+    with pytest.raises(AttribError, match="is a file; set format to webdataset or parquet"):
         list_units(CollectionSettings(name="c", uri=join(root, "plain.jpg")), storage)
 
 

@@ -141,7 +141,7 @@ def test_damaged_file_is_named(damage, name, collection, tmp_path):
     else:
         data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(AttribError, match=rf"shard-00000/{name} is damaged.*build it again"):
+    with pytest.raises(AttribError, match=rf"shard-00000/{name} is damaged.*delete its shard folder and index.json"):
         open_index_shards(tmp_path, records)
 
 

@@ -58,6 +58,7 @@ def model_statistics(groups: Iterable[np.ndarray]) -> ModelStatistics:
         rows = rows.astype(np.float64)
         if len(rows) < 2:
             raise AttribError(f"model {len(means)} of the pool has {len(rows)} images; synthesize 2 or more")
+        means.append(rows.mean(axis=0))
         num_rows += len(rows)
         rows -= means[-1]
         scatter = scatter + rows.T @ rows

@@ -1,4 +1,4 @@
-"""The identify job on simulated generators: verdicts for every kind of input, restarts, and results of the image set."""
+"""The identify job on simulated generators: verdicts for every kind of input, restarts, and image sets."""
 
 import os
 import shutil

@@ -39,7 +39,8 @@ from attrib.index.shard import Shard
 from attrib.index.normalize import inverse_norms, unit_rows
 from attrib.index.search import search_shard
 vectors = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float16)
-found = search_shard(Shard(np.arange(100), vectors, inverse_norms(vectors.astype(np.float32))), unit_rows(vectors[7:9]), 1, 5, 1, False)
+shard = Shard(np.arange(100), vectors, inverse_norms(vectors.astype(np.float32)))
+found = search_shard(shard, unit_rows(vectors[7:9]), 1, 5, 1, False)
 print(found.id.tolist())
 """
 

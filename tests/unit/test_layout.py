@@ -18,7 +18,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-# One process for all jobs, because starting Python and pydantic takes longer than the jobs do; each runs as with `python -m`.
+# One process for all jobs: starting Python and pydantic takes longer than the jobs do. Each runs as with `python -m`.
 START_JOBS = """
 import contextlib, io, runpy, sys
 config = sys.argv[1]

@@ -200,7 +200,7 @@ def test_generator_verdicts_are_joined_to_the_query_rows(queries, best):
         assert [row[name] for name in columns] == [
             said[name] for name in ("generator", "verdict", "score", "margin", "p_value", "reason")
         ]
-    with pytest.raises(MismatchError, match="verdicts belong to other images"):
+    with pytest.raises(MismatchError, match="belong to other images than the queries"):
         attribution_rows(*given, verdicts.slice(0, 3))
 
 

@@ -76,7 +76,7 @@ def test_gradient_is_the_sum_over_ranks(seen):
 def test_unequal_numbers_of_rows_are_an_error_on_every_rank(seen):
     for view in seen:
         assert len(view["messages"]) == 2
-        assert all("[2, 3] rows" in message and "last incomplete batch" in message for message in view["messages"])
+        assert all("[2, 3] rows" in message and "the same number" in message for message in view["messages"])
 
 
 def test_one_process_keeps_its_rows(tmp_path):

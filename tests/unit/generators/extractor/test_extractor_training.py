@@ -209,7 +209,7 @@ def test_a_constant_learned_part_is_reported_as_divergence(one_thread, noise):
     whiten(network, "learned", shown)
     with torch.no_grad():
         network.head.weight.mul_(noise)
-    with pytest.raises(AttribError, match=r"the same for all images of each model; lower optimiser\.learning_rate"):
+    with pytest.raises(AttribError, match=r"equal for all images of each model; lower optimiser\.learning_rate"):
         whiten(network, "learned", shown)
     whiten(network, "polyphase", shown)
 

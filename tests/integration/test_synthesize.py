@@ -95,7 +95,7 @@ def test_a_restart_makes_the_missing_models_with_equal_bits(made, collection, tm
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     finished = synthesize_job.run(settings(collection, output))
     assert finished["written_at"] == again["written_at"]
-    with pytest.raises(AttribError, match="seed = 0"):
+    with pytest.raises(AttribError, match="seed: there 0, now 1"):
         synthesize_job.run(settings(collection, output, seed=1))
 
 

@@ -164,7 +164,11 @@ def parquet(folder, table: pa.Table, **settings) -> CollectionSettings:
         ({"k": ["a"]}, {"key_column": "k", "bytes_column": "b"}, r"has no column 'b'; it has k"),
         ({"k": ["a", None], "b": [b"1", b"2"]}, {"key_column": "k", "bytes_column": "b"}, "'k' holds nulls"),
         ({"u": ["a", None]}, {"uri_column": "u"}, "'u' holds nulls"),
-        ({"k": ["a"], "b": ["text"]}, {"key_column": "k", "bytes_column": "b"}, "'b' holds string values, .* as binary"),
+        (
+            {"k": ["a"], "b": ["text"]},
+            {"key_column": "k", "bytes_column": "b"},
+            "'b' holds string values, .* as binary",
+        ),
         ({"u": ["a"], "id": [1]}, {"uri_column": "u", "metadata_columns": ("id",)}, "'id' has a reserved name; rename"),
     ],
 )

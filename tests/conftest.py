@@ -13,6 +13,7 @@ from attrib.common.settings import RaySettings, StorageSettings
 from attrib.common.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[1]
+pytest.register_assert_rewrite("support.prevalence")  # its asserts are tests
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread of torch and OpenMP in each of the parallel workers: more would wait for one another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

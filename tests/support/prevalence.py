@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 
 from attrib.generators.identify.prevalence import OTHER, changes, estimate_shares
 
@@ -99,3 +100,31 @@ def changes_reported(repeats: int) -> tuple[int, int, list[dict], float]:
         seen += changes(names, runs[2], names, runs[0])[0]["changed"]
     moved = changes(["b", "new"], runs[2][:, [1, 0]], names, runs[0])
     return wrong, seen, moved, float(runs[2][:, 1].mean() - runs[0][:, 1].mean())
+
+
+class CoverageTests:
+    """Statistical tests of the intervals, run by a subclass that sets the number of repeats."""
+
+    repeats: int
+
+    @pytest.mark.parametrize(("shares", "num_references"), CASES)
+    def test_intervals_cover_the_true_shares(self, shares, num_references):
+        held, uncorrected = coverage(shares, num_references, self.repeats)
+        assert (held >= least_coverage(self.repeats)).all(), held
+        assert uncorrected.min() < 0.8
+
+    @pytest.mark.parametrize(("shares", "sure"), [([0.0, 0.0, 1.0], 0.9), ([1.0, 0.0, 0.0], 0.8)])
+    def test_intervals_cover_shares_of_zero_and_one(self, shares, sure):
+        """Intervals from bootstrap draws alone never reach 1."""
+        held, low = coverage_at_borders(shares, self.repeats)
+        assert (held >= least_coverage(self.repeats)).all(), held
+        assert low > sure, "the intervals are too wide"
+
+    def test_intervals_cover_shares_estimated_over_galleries(self):
+        held = coverage_over_galleries(self.repeats)
+        assert (held >= least_coverage(self.repeats)).all(), held
+
+    def test_changes_are_reported_at_the_stated_rate(self):
+        wrong, seen, moved, expected = changes_reported(self.repeats)
+        assert wrong / self.repeats <= 1 - least_coverage(self.repeats) and seen / self.repeats >= 0.8
+        assert [row["name"] for row in moved] == ["b"] and moved[0]["change"] == pytest.approx(expected)

@@ -21,6 +21,15 @@ STORAGE = Storage(StorageSettings())
 KINDS = ("flat", "ivf_flat", "ivf_sq8", "ivf_pq")
 
 
+def clustered_vectors() -> tuple[np.ndarray, np.ndarray]:
+    """Ids int64 [900] and vectors float16 [900, 40] in clusters, 30 of them equal."""
+    generator = np.random.default_rng(20)
+    centres = 3 * generator.standard_normal((12, 40))
+    vectors = (centres[generator.integers(0, 12, 900)] + generator.standard_normal((900, 40))).astype(np.float16)
+    vectors[50:80] = vectors[50]
+    return generator.choice(1 << 62, 900, replace=False), vectors
+
+
 def make_plan(kind: str, num_lists: int = 8, pq_bytes: int = 4) -> IndexPlan:
     return IndexPlan(kind, num_lists if kind != "flat" else 0, pq_bytes if kind == "ivf_pq" else 0, 1, 0, 0, 0, "test")
 

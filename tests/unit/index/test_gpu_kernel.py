@@ -4,7 +4,16 @@ import faiss
 import numpy as np
 import pytest
 import torch
-from support.shards import KINDS, exact_scores, flat_shard, make_index, make_plan, nearest, open_index_shards
+from support.shards import (
+    KINDS,
+    clustered_vectors,
+    exact_scores,
+    flat_shard,
+    make_index,
+    make_plan,
+    nearest,
+    open_index_shards,
+)
 
 from attrib.common.errors import AttribError
 from attrib.index.gpu_kernel import HALF_TOLERANCE, TorchKernel
@@ -17,11 +26,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 @pytest.fixture(scope="module")
 def collection():
-    generator = np.random.default_rng(20)
-    centres = 3 * generator.standard_normal((12, 40))
-    vectors = (centres[generator.integers(0, 12, 900)] + generator.standard_normal((900, 40))).astype(np.float16)
-    vectors[50:80] = vectors[50]
-    return generator.choice(1 << 62, 900, replace=False), vectors
+    return clustered_vectors()
 
 
 def kernel_on(device: str) -> type[TorchKernel]:

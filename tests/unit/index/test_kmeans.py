@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from faiss.contrib import clustering
-from support.shards import make_plan
+from support.shards import clustered_vectors, make_plan
 
 from attrib.index.kmeans import nearest_centroids, spherical_kmeans
 from attrib.index.normalize import unit_rows
@@ -15,12 +15,8 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 @pytest.fixture(scope="module")
 def collection():
-    """Vectors float16 [900, 40] in clusters, 30 of them equal."""
-    generator = np.random.default_rng(20)
-    centres = 3 * generator.standard_normal((12, 40))
-    vectors = (centres[generator.integers(0, 12, 900)] + generator.standard_normal((900, 40))).astype(np.float16)
-    vectors[50:80] = vectors[50]
-    return vectors
+    """Vectors float16 [900, 40]."""
+    return clustered_vectors()[1]
 
 
 class SphericalAssign(clustering.DatasetAssign):

@@ -5,15 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 from support.generators import around, unit
-from support.prevalence import (
-    CASES,
-    CONFUSION,
-    changes_reported,
-    coverage,
-    coverage_at_borders,
-    coverage_over_galleries,
-    least_coverage,
-)
+from support.prevalence import CONFUSION, CoverageTests
 
 from attrib.generators.identify.candidates import average_linkage, find_candidates, reference_cut
 from attrib.generators.identify.prevalence import (
@@ -23,7 +15,6 @@ from attrib.generators.identify.prevalence import (
     solve_shares,
 )
 
-REPEATS = 30  # tests/slow has 120
 REJECTED_FROM = 3.8415  # 95 % quantile of chi-square with one degree of freedom
 
 
@@ -91,30 +82,8 @@ def test_a_set_without_assessed_images_has_no_shares():
         estimate_shares(["a"], np.zeros((1, 2)), np.eye(2)[None], 5, 100, 0)
 
 
-@pytest.mark.parametrize(("shares", "num_references"), CASES)
-def test_intervals_cover_the_true_shares(shares, num_references):
-    held, uncorrected = coverage(shares, num_references, REPEATS)
-    assert (held >= least_coverage(REPEATS)).all(), held
-    assert uncorrected.min() < 0.8
-
-
-@pytest.mark.parametrize(("shares", "sure"), [([0.0, 0.0, 1.0], 0.9), ([1.0, 0.0, 0.0], 0.8)])
-def test_intervals_cover_shares_of_zero_and_one(shares, sure):
-    """Intervals from draws alone never reach 1."""
-    held, low = coverage_at_borders(shares, REPEATS)
-    assert (held >= least_coverage(REPEATS)).all(), held
-    assert low > sure, "the intervals still say something"
-
-
-def test_intervals_cover_shares_estimated_over_galleries():
-    held = coverage_over_galleries(REPEATS)
-    assert (held >= least_coverage(REPEATS)).all(), held
-
-
-def test_changes_are_reported_at_the_stated_rate():
-    wrong, seen, moved, expected = changes_reported(REPEATS)
-    assert wrong / REPEATS <= 1 - least_coverage(REPEATS) and seen / REPEATS >= 0.8
-    assert [row["name"] for row in moved] == ["b"] and moved[0]["change"] == pytest.approx(expected)
+class TestCoverage(CoverageTests):
+    repeats = 30  # tests/slow has 120
 
 
 def test_verdict_errors_are_corrected():

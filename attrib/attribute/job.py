@@ -33,7 +33,7 @@ from attrib.index.cost_model import plan_search
 from attrib.index.estimate import probe_groups, shard_parts, shard_sizes
 from attrib.index.index import check_same_encoder, open_index
 from attrib.index.recall import recall
-from attrib.index.sampling import lowest_ranked, sample_threshold
+from attrib.index.sampling import lowest_ranked, sampling_rank_limit
 from attrib.index.search import merge, probed_lists, ranks, search_shard
 from attrib.runtime.admission import admit
 from attrib.runtime.estimate import Estimate
@@ -160,7 +160,7 @@ def _probe(job: AttributionJob, storage: Storage) -> tuple[np.ndarray, np.ndarra
     job.num_tasks[AttributeTask.PROBE] = len(groups)
     if not groups:
         return np.empty(0, np.int64), np.empty((0, job.queries.dimension), np.float32)
-    threshold = sample_threshold(wanted, sum(job.queries.num_embedded)) if wanted else None
+    threshold = sampling_rank_limit(wanted, sum(job.queries.num_embedded)) if wanted else None
     units = [(job, group, threshold, storage) for group in groups]
     counts = [sum(block_rows(job.blocks[block]) for block in group) for group in groups]
     found = run_all(_probe_task, units, "probe", "queries", counts, num_cpus=job.settings.threads_per_task)

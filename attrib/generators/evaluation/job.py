@@ -13,7 +13,6 @@ import logging
 import torch
 
 from attrib.common.config import digest
-from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish
 from attrib.common.storage import Storage, join
 from attrib.data.job import list_collection
@@ -46,7 +45,7 @@ from attrib.generators.synthesis.autoencoder import one_thread
 from attrib.generators.synthesis.photographs import Photographs, read_photographs
 from attrib.generators.synthesis.pool import open_pool
 from attrib.runtime.session import connect, put
-from attrib.runtime.tasks import run_units
+from attrib.runtime.tasks import run_all
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +120,8 @@ def _trained_set(wanted: TrainedSetSettings, photographs: Photographs, folder: s
     pending = [name for name, uri in files.items() if not storage.exists(uri)]
     training = put(photographs.training)
     units = [(*asked[name], training, wanted, join(folder, name), storage) for name in pending]
-    progress = Progress("train generators", len(asked), "generators", already_done=len(asked) - len(pending))
-    for _ in run_units(_train_generator, units):
-        progress.update(1)
-    progress.close()
+    num_done = len(asked) - len(pending)
+    run_all(_train_generator, units, "train generators", "generators", [1] * len(units), num_done)
     images = {name: as_samples(torch.from_numpy(storage.read_array(uri))) for name, uri in files.items()}
     top = (photographs.shown.shape[-1] - wanted.px) // 2
     real = as_samples(photographs.shown[:, :, top : top + wanted.px, top : top + wanted.px])
@@ -159,10 +156,7 @@ def _measure(
     pending = [(place, uri) for place, uri in parts.items() if not storage.exists(uri)]
     shared, shared_tuning = {own.name: put(own) for own in sets}, put(tuning)
     units = [(groups[key], shared[name], shared_tuning, settings, uri, storage) for (name, key), uri in pending]
-    progress = Progress("evaluate", len(parts), "parts", already_done=len(parts) - len(pending))
-    for _ in run_units(_measure_part, units):
-        progress.update(1)
-    progress.close()
+    run_all(_measure_part, units, "evaluate", "parts", [1] * len(units), len(parts) - len(pending))
     found: dict[str, dict[str, dict]] = {own.name: {} for own in sets}
     for (name, _), uri in parts.items():
         found[name] |= storage.read_json(uri)

@@ -31,7 +31,7 @@ from attrib.runtime.chunk_stream import WorkerPool, map_chunks
 from attrib.runtime.estimate import IMAGE_OVERHEAD_BYTES, READER_BYTES, WRITER_BYTES, Estimate
 from attrib.runtime.machine import baseline_bytes, resident_bytes
 from attrib.runtime.session import connect
-from attrib.runtime.tasks import run_units
+from attrib.runtime.tasks import run_all
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def _assemble(settings: IdentifySettings, manifest: Manifest, storage: Storage) 
     assembled = set(storage.names(join(settings.output, VERDICTS), suffix=".parquet"))
     parts = enumerate(manifest.num_rows)
     units = ((settings, part, num_rows, part_name(part) in assembled, storage) for part, num_rows in parts)
-    return [sha256 for _, sha256 in sorted(run_units(_assemble_partition, units))]
+    return run_all(_assemble_partition, units)
 
 
 def _assemble_partition(

@@ -8,7 +8,6 @@ import logging
 import statistics
 import time
 
-from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish
 from attrib.common.storage import Storage, join
 from attrib.data.job import list_collection
@@ -32,7 +31,7 @@ from attrib.runtime.admission import admit
 from attrib.runtime.estimate import Estimate
 from attrib.runtime.machine import baseline_bytes, peak_bytes, reset_peak, resident_bytes
 from attrib.runtime.session import connect, device_of, num_cluster_cpus, num_cluster_gpus, put
-from attrib.runtime.tasks import run_units
+from attrib.runtime.tasks import run_all
 
 logger = logging.getLogger(__name__)
 
@@ -136,11 +135,10 @@ def _train(
         (settings, pending[start : start + settings.models_per_task], shared, device, storage)
         for start in range(0, len(pending), settings.models_per_task)
     ]
-    progress = Progress("synthesize", len(planned), "models", already_done=len(made))
-    for _, models in run_units(_train_models, units, num_gpus=settings.gpu_share if device == "cuda" else 0):
-        made |= {model.model_id: model for model in models}
-        progress.update(len(models))
-    progress.close()
+    num_gpus = settings.gpu_share if device == "cuda" else 0
+    counts = [len(models) for _, models, *_ in units]
+    trained = run_all(_train_models, units, "synthesize", "models", counts, len(made), num_gpus=num_gpus)
+    made |= {model.model_id: model for models in trained for model in models}
     return [made[model.model_id] for model in planned]
 
 

@@ -16,7 +16,7 @@ from attrib.data.manifest import plan_partitions
 from attrib.embed.embeddings import read_vectors
 from attrib.index.cost_model import SearchPlan
 from attrib.index.index import Index
-from attrib.index.sampling import lowest_ranked, sample_threshold
+from attrib.index.sampling import lowest_ranked, sampling_rank_limit
 from attrib.index.search import search_shard
 
 NUM_SOURCES, NUM_QUERIES, DIMENSION, BLOCK_ROWS, TOP_K = 600, 130, 24, 17, 3
@@ -65,7 +65,7 @@ def test_joint_reads_respect_the_row_limit(job):
 
 def test_recall_sample_is_taken_from_the_whole_batch(job):
     wanted = job.num_checked
-    threshold = sample_threshold(wanted, sum(job.queries.num_embedded))
+    threshold = sampling_rank_limit(wanted, sum(job.queries.num_embedded))
     parts = [attribute_job._probe_task(job, blocks, threshold, STORAGE) for blocks in ([0, 1, 2], [3, 4, 5, 6, 7])]
     ids, _ = lowest_ranked(*(np.concatenate(columns) for columns in zip(*parts)), wanted)
     everyone = np.concatenate([read_vectors(job.queries, p, STORAGE)[0] for p in range(3)])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from attrib.data.ids import sampling_rank
-from attrib.index.sampling import lowest_ranked, sample_threshold
+from attrib.index.sampling import lowest_ranked, sampling_rank_limit
 
 
 @pytest.mark.parametrize("wanted", [1, 30, 300, 800, 5000])
@@ -12,7 +12,7 @@ def test_sample_does_not_depend_on_partitions(wanted):
     generator = np.random.default_rng(8)
     vectors = generator.standard_normal((800, 12)).astype(np.float16)
     ids = generator.choice(1 << 62, 800, replace=False)
-    threshold = sample_threshold(wanted, len(ids))
+    threshold = sampling_rank_limit(wanted, len(ids))
     order = sorted(range(len(ids)), key=lambda i: int(sampling_rank(ids[i : i + 1])[0]))[:wanted]
     generator = np.random.default_rng(12)
     for num_partitions in (1, 3, 40):
@@ -26,5 +26,5 @@ def test_sample_does_not_depend_on_partitions(wanted):
 def test_threshold_admits_slightly_more_than_the_requested_images():
     ids = np.random.default_rng(13).choice(1 << 62, 100_000, replace=False)
     for wanted in (10, 1_000, 20_000):
-        num_sampled = (sampling_rank(ids) <= sample_threshold(wanted, len(ids))).sum()
+        num_sampled = (sampling_rank(ids) <= sampling_rank_limit(wanted, len(ids))).sum()
         assert wanted <= num_sampled <= wanted + 12 * wanted**0.5 + 40

@@ -131,7 +131,7 @@ def fit_directions(
 
     Pairs float64 [n, d] are fitted in their first p = min(num_components, d, n - 1) principal components, where their
     centred projections have unit variance. Without PCA, noise correlates perfectly once d is near n. The components are
-    those of both centred domains together: those of each domain alone are arbitrary for a white model and hardly
+    those of both centred domains together: those of each domain alone are arbitrary for a white model and barely
     overlap. The covariance S of a domain is shrunk to (1 - shrinkage) * S + shrinkage * tr(S) / p * I (ridge CCA:
     Vinod, J. Econometrics 4:147, 1976). Raises AttribError for a setting out of range or vectors that vary too little.
     """

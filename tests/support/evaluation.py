@@ -11,7 +11,7 @@ PX, NUM_IMAGES = 32, 16
 
 
 class MeanColour(Method):
-    """The direction of an image's mean colour, which re-encoding and cropping hardly change."""
+    """The direction of an image's mean colour, which re-encoding and cropping change little."""
 
     name = digest = "mean-colour"
     min_side_px = 20

@@ -43,7 +43,7 @@ class RegistrySettings(JobSettings):
     registry: Uri
     method: RegistryMethodSettings | None = None  # of a new registry; of an existing one the same, or None
     # Of a new registry: references are kept under each, so that a query meets references that were degraded in the same
-    # way. The last four leave hardly any trace: images that resemble those references are unassessable and not unknown.
+    # way. The last four leave almost no trace: images that resemble those references are unassessable and not unknown.
     # More degradations need more negatives.
     degradations: tuple[str, ...] = (
         *("none", "jpeg-85", "jpeg-70", "webp-85", "resize-0.75"),

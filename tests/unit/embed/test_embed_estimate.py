@@ -17,7 +17,7 @@ def test_larger_chunk_and_larger_network_need_more_memory():
     assert estimate_embed(100, 256, 100, 16, 100.0, heavy, 1).worker_bytes == (500 << 20) + (8 << 30)
 
 
-def test_float16_vectors_hardly_compress():
+def test_compression_saves_little_on_float16_vectors():
     assert 2 * 256 < embedding_row_bytes(256) < 2 * 256 + 60
 
 

@@ -90,7 +90,7 @@ def test_unrelated_pairs_correlate_in_the_fit_but_not_when_held_out():
 
 
 def test_joint_components_keep_the_correlation_of_a_white_model():
-    """Every direction correlates 0.5. Components of each domain alone are arbitrary and would hardly overlap."""
+    """Every direction correlates 0.5. Components of each domain alone are arbitrary and would overlap little."""
     generator = np.random.default_rng(7)
     shared, *noise = generator.standard_normal((3, 400, 128))
     summary = summarise(shared + noise[0], shared + noise[1], np.arange(400), num_components=16)

@@ -229,7 +229,7 @@ def test_no_image_is_attributed_to_a_generator_without_leave_one_out_scores():
     calibration = calibration_of(scores, own=own)
     queries = np.array([[99.0, 0.0], [0.0, 99.0], [np.nan, np.nan]], np.float32)
     assert calibration.p_values(queries, np.zeros(3, int)) == pytest.approx([1.0, 1 / 41, 1.0])
-    # Nor where hardly any negative is assigned to the gallery.
+    # Nor where almost no negative is assigned to the gallery.
     elsewhere = np.stack([scores + 5, scores], axis=1)[None].repeat(2, axis=0)
     elsewhere[:, 0, 1] += 20
     own = np.full((2, 2, 2, 2), 6.0)

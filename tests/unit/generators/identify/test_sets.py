@@ -64,7 +64,7 @@ def test_centred_scores_depend_on_one_image_only():
 
 
 def test_a_larger_set_of_one_generator_gets_no_larger_p_value(vectors):
-    """More images in the set than there are negatives, and scores that hardly differ."""
+    """More images in the set than there are negatives, and scores that differ little."""
     generator, centres, _, _ = vectors
     groups = [around(centres[c], 20, 0.4, generator)[None] for c in (0, 1)]
     judge = judge_from(groups, around(centres[3], 25, 0.6, generator))

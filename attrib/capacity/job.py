@@ -1,28 +1,23 @@
 """jobs.scale: compute the plan and its limits from constants, print both as tables, write <output>/scale.json."""
 
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 
 from attrib.attribute.rows import ATTRIBUTIONS_RECORD
 from attrib.capacity.limits import Break, breaks
 from attrib.capacity.schedule import Plan, Stage, plan
-from attrib.capacity.settings import Constant, Constants, ScaleSettings
+from attrib.capacity.settings import SEARCH_RATES, Constant, Constants, ScaleSettings
 from attrib.common.config import versions
 from attrib.common.errors import AttribError
-from attrib.common.formats import duration
+from attrib.common.formats import GIB, duration
 from attrib.common.storage import Storage, join
 from attrib.common.tables import text_table
 from attrib.data.manifest import MANIFEST_RECORD
 from attrib.embed.embeddings import EMBEDDINGS_RECORD
+from attrib.index.cost_model import SearchRates
 from attrib.index.index import INDEX_RECORD
 
 RECORD = "scale.json"
 PHASES = {"sources": "Sources, once", "queries": "Queries, every night"}
-SEARCH_RATES = {  # constants by the names of attrib.index.cost_model.SearchRates
-    "per_list": "list_visit_seconds",
-    "per_value": "value_seconds",
-    "per_list_product": "list_product_seconds",
-    "per_block_product": "block_product_seconds",
-}
 
 
 def run(settings: ScaleSettings) -> str:
@@ -30,24 +25,9 @@ def run(settings: ScaleSettings) -> str:
     storage = Storage(settings.storage)
     settings = with_constants(settings, storage)
     planned, broken = plan(settings), breaks(settings)
-    record = {
-        "settings": settings.model_dump(mode="json"),
-        "versions": versions(),
-        "num_machines": planned.num_machines,
-        "hours": {phase: planned.hours(phase) for phase in PHASES},
-        "cost": {phase: planned.cost(phase) for phase in PHASES},
-        "kept_bytes": planned.kept_bytes,
-        "passing_bytes": planned.passing_bytes,
-        "layout": asdict(planned.layout),
-        "stages": [asdict(stage) | {"bound_by": stage.bound_by} for stage in planned.stages],
-        "breaks": [
-            {"what": b.growth.name, "num_sources": b.num_sources, "at_target": b.at_target}
-            | {name: getattr(b.growth, name) for name in ("limit", "unit", "limited_by", "remedy")}
-            for b in broken
-        ],
-    }
+    record = {"settings": settings.model_dump(mode="json"), "versions": versions(), **asdict(planned)}
     uri = join(settings.output, RECORD)
-    storage.write_json(uri, record)
+    storage.write_json(uri, record | {"breaks": [asdict(found) for found in broken]})
     return f"{tables(settings, planned, broken)}\n\nwritten: {uri}"
 
 
@@ -75,12 +55,11 @@ def constants_of_run(settings: ScaleSettings, storage: Storage) -> dict[str, Con
     def record(folder: str, name: str) -> dict:
         return storage.require(join(settings.run, folder, name), "jobs.pipeline")
 
-    embedded, index = record("sources/embeddings", EMBEDDINGS_RECORD), record("index", INDEX_RECORD)
-    attributed, num_sources = record("attributions", ATTRIBUTIONS_RECORD), sum(embedded["num_rows"])
-    values = {constant: index["rates"][name] for name, constant in SEARCH_RATES.items()}
+    embedded, attributed = record("sources/embeddings", EMBEDDINGS_RECORD), record("attributions", ATTRIBUTIONS_RECORD)
+    values = dict(zip(SEARCH_RATES, astuple(SearchRates(**record("index", INDEX_RECORD)["rates"]))))
     parts = {
         "manifest": ("sources/manifest", sum(record("sources/manifest", MANIFEST_RECORD)["num_rows"])),
-        "embedding": ("sources/embeddings", num_sources),
+        "embedding": ("sources/embeddings", sum(embedded["num_rows"])),
         "attribution": ("attributions/attributions", attributed["num_rows"]),
         "outcome": ("attributions/outcomes", attributed["num_queries"]),
     }
@@ -88,9 +67,9 @@ def constants_of_run(settings: ScaleSettings, storage: Storage) -> dict[str, Con
         found = storage.list_folder(join(settings.run, folder), suffix=".parquet")
         # failures.parquet is small and not of these rows.
         sizes = [file.size for file in found if not file.path.endswith("failures.parquet")]
-        vectors = 2 * embedded["encoder"]["dimension"] * num_rows if kind == "embedding" else 0
-        num_bytes = sum(sizes) - len(sizes) * getattr(settings.constants, f"{kind}_file_bytes").value - vectors
-        values[f"{kind}_row_bytes"] = num_bytes / max(num_rows, 1)
+        num_bytes = sum(sizes) - len(sizes) * getattr(settings.constants, f"{kind}_file_bytes").value
+        vector_bytes = 2 * embedded["encoder"]["dimension"] if kind == "embedding" else 0
+        values[f"{kind}_row_bytes"] = num_bytes / max(num_rows, 1) - vector_bytes
     source = f"records of {settings.run}"
     return {name: Constant(value=value, source=source) for name, value in values.items() if value > 0}
 
@@ -106,17 +85,23 @@ def tables(settings: ScaleSettings, planned: Plan, broken: list[Break]) -> str:
     columns = {"stage": "left", "machine": "left", "tasks": "right", "hours": "right", "bound by": "left"}
     columns |= dict.fromkeys(("core hours", "read", "written", "via Ray", "reads", "writes", currency), "right")
     for phase, title in PHASES.items():
-        num = planned.num_machines[phase]
-        took, cost = duration(3600 * planned.hours(phase)), count(planned.cost(phase))
-        lines += ["", f"{title}: {num:,} machine{'s' if num > 1 else ''}, {took}, {cost} {currency}"]
+        num, hours, cost = (of[phase] for of in (planned.num_machines, planned.hours, planned.cost))
+        machines = f"{num:,} machine{'s' if num > 1 else ''}"
+        lines += ["", f"{title}: {machines}, {duration(3600 * hours)}, {count(cost)} {currency}"]
         lines += [text_table(columns, [_row(s) for s in planned.stages if s.work.phase == phase], "  ")]
     kept, passing = amount(planned.kept_bytes, "bytes"), amount(planned.passing_bytes, "bytes")
-    month = f"{count(planned.storage_per_month)} {currency} per month"
+    month = f"{count(planned.kept_bytes / GIB * settings.prices.storage_per_gib_month)} {currency} per month"
     lines += ["", f"Storage: {kept} kept ({month}, without the images), {passing} of temporary files"]
     lines += ["", "What breaks first (number of sources at which a limit is exceeded; * = exceeded at the target)"]
-    columns = {"sources": "right", "what grows, its limit and the remedy": "left", "at target": "right"}
-    columns |= {"limit": "right"}
-    return "\n".join([*lines, text_table(columns, [_limit(b, target.num_sources) for b in broken], "  ")])
+    columns = {"sources": "right", "what grows, its limit and the remedy": "left"}
+    columns |= {"at target": "right", "limit": "right"}
+    rows = []
+    for b in broken:
+        mark = "*" if b.num_sources and b.num_sources <= target.num_sources else ""
+        what = f"{b.what} ({b.order})\n  limit: {b.limited_by}\n  remedy: {b.remedy}"
+        sizes = [amount(value, b.unit) for value in (b.at_target, b.limit)]
+        rows.append([f"{mark}{count(b.num_sources)}" if b.num_sources else "never", what, *sizes])
+    return "\n".join([*lines, text_table(columns, rows, "  ")])
 
 
 def _row(stage: Stage) -> list[str]:
@@ -125,13 +110,6 @@ def _row(stage: Stage) -> list[str]:
     num_bytes = [amount(n, "bytes") for n in (work.read_bytes, work.written_bytes, work.moved_bytes)]
     requests = [count(n) for n in (work.reads, work.writes, stage.machine_cost + stage.request_cost)]
     return [*names, count(work.core_seconds / 3600), *num_bytes, *requests]
-
-
-def _limit(b: Break, num_sources: int) -> list[str]:
-    growth, mark = b.growth, "*" if b.num_sources and b.num_sources <= num_sources else ""
-    first = f"{mark}{count(b.num_sources)}" if b.num_sources else "never"
-    what = f"{growth.name} ({growth.order})\n  limit: {growth.limited_by}\n  remedy: {growth.remedy}"
-    return [first, what, amount(b.at_target, growth.unit), amount(growth.limit, growth.unit)]
 
 
 def count(value: float) -> str:

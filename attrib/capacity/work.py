@@ -1,33 +1,25 @@
 """The work of every stage: core seconds, bytes and requests, independent of the machines."""
 
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
+from fnmatch import fnmatchcase
+from types import SimpleNamespace
 
 from attrib.attribute.estimate import AttributeTask
-from attrib.capacity.layout import (
-    EMBED_BLOCKS,
-    PARTIALS,
-    Files,
-    Layout,
-    described_sources,
-    file_counts,
-    num_checked,
-    shard_files,
-    task_counts,
-)
-from attrib.capacity.limits import FOUND_BYTES, found_rows, search_seconds
-from attrib.capacity.settings import ScaleSettings
+from attrib.capacity.layout import EMBED_BLOCKS, PARTIALS, TEMPORARY, Layout, file_counts, task_counts
+from attrib.capacity.settings import SEARCH_RATES, ScaleSettings
 from attrib.data.estimate import ManifestTask
 from attrib.embed.estimate import EmbedTask
-from attrib.index.estimate import READ_ROWS, IndexTask, describe_parts
+from attrib.index.cost_model import SearchRates, exact_seconds, lists_seconds
+from attrib.index.estimate import CANDIDATE_BYTES, IndexTask, describe_parts
 from attrib.index.quantizer import KMEANS_ITERATIONS, MAX_POINTS_PER_CENTROID
+from attrib.index.search import QUERY_ROWS
 
-Counts = dict[str, dict[StrEnum, int]]
+Tasks = dict[str, dict[StrEnum, int]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Work:
     """The work of one stage.
 
@@ -52,226 +44,159 @@ class Work:
     serial_seconds: float = 0.0
 
 
-def describe_work(settings: ScaleSettings, layout: Layout, num_cpus: int) -> list[Work]:
-    """All stages of both phases. num_cpus: CPUs of all search machines; the number of search tasks depends on it."""
-    given = settings, layout, file_counts(layout, settings.target, settings.constants)
-    tasks = task_counts(layout, settings.target, num_cpus)
-    return [
-        *_collection_work(*given, tasks, "sources", "sources"),
-        *_index_work(*given, tasks["index"]),
-        *_collection_work(*given, tasks, "queries", "generated"),
-        *_attribution_work(*given, tasks["attributions"]),
-    ]
+def describe_work(settings: ScaleSettings, layout: Layout, phase: str, num_cpus: int) -> list[Work]:
+    """The stages of a phase. num_cpus: CPUs of all search machines; the number of search tasks depends on it."""
+    stages, tasks = _Stages(settings, layout, phase), task_counts(layout, settings.target, num_cpus)
+    _collection_work(stages, tasks)
+    (_index_work if phase == "sources" else _attribution_work)(stages, tasks)
+    return stages.works
 
 
-def _collection_work(
-    settings: ScaleSettings, layout: Layout, files: dict[str, Files], tasks: Counts, phase: str, role: str
-) -> Iterator[Work]:
-    target, c = settings.target, settings.constants.values()
-    work = partial(Work, phase, target.embed_on)
-    has_gpus = settings.machines[target.embed_on].num_gpus > 0
-    cut = layout.sources if phase == "sources" else layout.queries
-    images, partitions = cut.num_images, cut.num_partitions
-    per_file, per_write, image_bytes = c.requests_per_file, c.requests_per_write, images * c.image_bytes
-    patterns = (
-        "manifest/_listings/unit-#",
-        "manifest/part-#",
-        "embeddings/_chunks/part-#/rows-#-#",
-        "embeddings/part-#",
-    )
-    listings, rows, chunks, vectors = (files[f"{role}/{pattern}.parquet"].num_bytes for pattern in patterns)
-    yield work(
-        f"list {phase}",
-        tasks[f"{role}/manifest"][ManifestTask.LIST],
-        images / c.list_images_per_second,
-        read_bytes=image_bytes if target.listing_reads_images else 0.0,
-        written_bytes=listings,
-        moved_bytes=8.0 * images,
-        reads=cut.num_units,
-        writes=cut.num_units * per_write + 2,
-        serial_seconds=c.start_seconds,
-    )
+class _Stages:
+    """The stages of one phase. `add` begins a stage, `use` adds the files that it reads, writes and deletes."""
+
+    def __init__(self, settings: ScaleSettings, layout: Layout, phase: str):
+        self.settings, self.layout, self.phase = settings, layout, phase
+        self.target, self.c = settings.target, settings.constants.values()
+        self.files = file_counts(layout, settings.target, settings.constants)
+        self.works: list[Work] = []
+
+    def add(self, machine: str, name: str, num_tasks: int, core_seconds: float, arguments: float = 0.0) -> Work:
+        """arguments: bytes per task, which the driver pickles for one task after another. # in a name: the phase."""
+        pickled, name = num_tasks * arguments, name.replace("#", self.phase)
+        self.works.append(Work(self.phase, machine, name, num_tasks, core_seconds, moved_bytes=pickled))
+        self.works[-1].serial_seconds = pickled / self.c.pickle_bytes_per_second
+        return self.works[-1]
+
+    def use(self, read: dict[str, float], write: Collection[str] = (), delete: Collection[str] = ()) -> None:
+        """Patterns of the paths of `file_counts`. read: how many times the files of a pattern are read."""
+        work, c = self.works[-1], self.c
+        for path, files in self.files.items():
+            times = sum(times for pattern, times in read.items() if fnmatchcase(path, pattern))
+            written, deleted = (any(fnmatchcase(path, pattern) for pattern in of) for of in (write, delete))
+            work.reads += times * files.num_files * c.requests_per_file
+            work.writes += files.num_files * (written * c.requests_per_write + deleted)
+            work.read_bytes += times * files.num_bytes
+            work.written_bytes += written * files.num_bytes
+
+    def search_seconds(self, num_queries: int, exact: bool = False) -> float:
+        """Core seconds to compare `num_queries` with all shards, by attrib.index.cost_model. exact: without lists."""
+        rates = SearchRates(*(getattr(self.c, name) for name in SEARCH_RATES))
+        num_vectors, dimension, lists = self.layout.sources.num_images, self.target.dimension, self.layout.num_lists
+        if exact or not lists:
+            return exact_seconds(rates, num_vectors, num_queries, dimension)
+        passes, probes = -(-num_queries // QUERY_ROWS), min(self.target.nprobe, lists)
+        index = SimpleNamespace(num_lists=lists, num_vectors=num_vectors, shards=range(self.layout.num_shards))
+        return passes * lists_seconds(rates, index, num_queries / passes, probes, probes / lists, dimension)
+
+
+def _collection_work(stages: _Stages, tasks: Tasks) -> None:
+    layout, target, c, machine = stages.layout, stages.target, stages.c, stages.target.embed_on
+    cut, role = (layout.sources, "sources") if stages.phase == "sources" else (layout.queries, "generated")
+    listed, embedded = tasks[f"{role}/manifest"], tasks[f"{role}/embeddings"]
+    images, partitions, image_bytes = cut.num_images, cut.num_partitions, cut.num_images * c.image_bytes
+    listings, rows = f"{role}/manifest/_listings/*", f"{role}/manifest/part-#.parquet"
+    chunks, vectors = f"{role}/embeddings/_chunks/*", f"{role}/embeddings/part-#.parquet"
+
+    work = stages.add(machine, "list #", listed[ManifestTask.LIST], images / c.list_images_per_second)
+    work.reads, work.read_bytes = cut.num_units, image_bytes * target.listing_reads_images
+    work.moved_bytes, work.serial_seconds = 8.0 * images, c.start_seconds
+    stages.use({}, write=[listings])
+
     sidecar = partitions * images * target.sidecar_row_bytes  # every task reads the whole metadata table
-    arguments = cut.num_slices * c.argument_bytes_per_unit
-    yield work(
-        f"manifest of {phase}",
-        tasks[f"{role}/manifest"][ManifestTask.PARTITION],
-        images / c.manifest_rows_per_second + sidecar / c.scan_bytes_per_second,
-        read_bytes=listings + rows + sidecar,
-        written_bytes=rows,
-        moved_bytes=arguments,
-        reads=(cut.num_slices + partitions) * per_file,
-        writes=partitions * per_write + cut.num_units + 2,
-        serial_seconds=arguments / c.pickle_bytes_per_second,
-    )
-    forward_seconds = 0.0 if has_gpus else images / c.forward_images_per_core_second
-    yield work(
-        f"embed {phase}",
-        min(tasks[f"{role}/embeddings"][EmbedTask.CHUNK], EMBED_BLOCKS),
-        (images / c.decode_images_per_second + forward_seconds) / c.embed_efficiency,
-        images / c.forward_images_per_gpu_second / c.embed_efficiency if has_gpus else 0.0,
-        read_bytes=image_bytes + rows,
-        written_bytes=chunks,
-        moved_bytes=3.0 * target.image_px**2 * images if has_gpus else 0.0,
-        reads=images * c.requests_per_image + cut.num_chunks * per_file,
-        writes=cut.num_chunks * per_write + partitions + 2,
-        # The driver lists the folders of committed chunks one after another before the first image.
-        serial_seconds=c.start_seconds + partitions * c.request_seconds,
-    )
-    num_assemble = tasks[f"{role}/embeddings"][EmbedTask.PARTITION]
-    arguments = num_assemble * partitions * c.argument_bytes_per_partition
-    yield work(
-        f"assemble {phase}",
-        num_assemble,
-        images / c.assemble_rows_per_second,
-        read_bytes=chunks + vectors + rows,
-        written_bytes=vectors,
-        moved_bytes=arguments,
-        reads=cut.num_chunks * (per_file + 1) + partitions * (2 * per_file + 1),
-        writes=cut.num_chunks + partitions * per_write + 2,
-        serial_seconds=arguments / c.pickle_bytes_per_second,
-    )
+    seconds = images / c.manifest_rows_per_second + sidecar / c.scan_bytes_per_second
+    arguments = cut.num_slices / partitions * c.argument_bytes_per_unit
+    work = stages.add(machine, "manifest of #", listed[ManifestTask.PARTITION], seconds, arguments)
+    work.reads, work.read_bytes = (cut.num_slices - cut.num_units) * c.requests_per_file, sidecar
+    stages.use({listings: 1, rows: 1}, write=[rows], delete=[listings])
+
+    has_gpus = stages.settings.machines[machine].num_gpus > 0
+    seconds = images * (1 / c.decode_images_per_second + (0.0 if has_gpus else 1 / c.forward_images_per_core_second))
+    num_blocks = min(embedded[EmbedTask.CHUNK], EMBED_BLOCKS)
+    work = stages.add(machine, "embed #", num_blocks, seconds / c.embed_efficiency)
+    if has_gpus:
+        work.gpu_seconds = images / c.forward_images_per_gpu_second / c.embed_efficiency
+        work.moved_bytes = 3.0 * target.image_px**2 * images
+    work.reads = images * c.requests_per_image + cut.num_chunks * c.requests_per_file
+    work.read_bytes = image_bytes + stages.files[rows].num_bytes
+    # The driver lists the folders of committed chunks one after another before the first image.
+    work.writes, work.serial_seconds = partitions, c.start_seconds + partitions * c.request_seconds
+    stages.use({}, write=[chunks])
+
+    seconds, arguments = images / c.assemble_rows_per_second, partitions * c.argument_bytes_per_partition
+    work = stages.add(machine, "assemble #", embedded[EmbedTask.PARTITION], seconds, arguments)
+    work.reads = cut.num_chunks
+    stages.use({chunks: 1, vectors: 1, rows: 1}, write=[vectors], delete=[chunks])
 
 
-def _index_work(
-    settings: ScaleSettings, layout: Layout, files: dict[str, Files], tasks: dict[StrEnum, int]
-) -> Iterator[Work]:
-    target, c = settings.target, settings.constants.values()
-    work = partial(Work, "sources", target.search_on)
-    shards, dimension, lists = layout.num_shards, target.dimension, layout.num_lists
-    images, partitions = layout.sources.num_images, layout.sources.num_partitions
-    per_file, gemm = c.requests_per_file, c.gemm_gflops * 1e9
-    vectors = files["sources/embeddings/part-#.parquet"].num_bytes
-    index = {pattern: found.num_bytes for pattern, found in files.items() if pattern.startswith("index/")}
-    arguments = partitions * c.argument_bytes_per_partition  # of one task that receives the embeddings
-    sampled = 2 * tasks[IndexTask.SAMPLE] * arguments
-    yield work(
-        "sample sources",
-        tasks[IndexTask.SAMPLE],
-        images / c.assemble_rows_per_second,
-        read_bytes=vectors,
-        moved_bytes=sampled + (target.held_out_rows + layout.training_rows) * (8.0 + 2 * dimension),
-        reads=partitions * per_file,
-        serial_seconds=c.start_seconds + sampled / c.pickle_bytes_per_second,
-    )
+def _index_work(stages: _Stages, tasks: Tasks) -> None:
+    layout, target, c, machine = stages.layout, stages.target, stages.c, stages.target.search_on
+    shards, lists, images, gemm = layout.num_shards, layout.num_lists, layout.sources.num_images, c.gemm_gflops * 1e9
+    vectors, template, held_out = "sources/embeddings/part-#.parquet", "index/template.faiss", target.held_out_rows
+    arguments = layout.sources.num_partitions * c.argument_bytes_per_partition
+
+    seconds = images / c.assemble_rows_per_second
+    work = stages.add(machine, "sample sources", tasks["index"][IndexTask.SAMPLE], seconds, 2 * arguments)
+    work.moved_bytes += (held_out + layout.training_rows) * (8.0 + 2 * target.dimension)
+    work.serial_seconds += c.start_seconds
+    stages.use({vectors: 1})
+
     if lists:
-        training = min(layout.training_rows, MAX_POINTS_PER_CENTROID * lists)
-        yield work(
-            "train lists",
-            1,
-            # One task uses all CPUs of a machine, so these are elapsed seconds.
-            KMEANS_ITERATIONS
-            * 2.0
-            * training
-            * lists
-            * dimension
-            / gemm
-            / settings.machines[target.search_on].num_cpus,
-            moved_bytes=2.0 * dimension * layout.training_rows,
-            writes=1,
-        )
-    built = 3 * tasks[IndexTask.BUILD] * arguments
-    manifest = files["sources/manifest/part-#.parquet"].num_bytes
-    yield work(
-        "build shards",
-        tasks[IndexTask.BUILD],
-        images / c.build_vectors_per_second + 2.0 * images * lists * dimension / gemm,
-        memory_bytes=layout.worker_memory_bytes,
-        read_bytes=manifest + vectors + shards * index.get("index/template.faiss", 0),
-        written_bytes=sum(index.values()),
-        moved_bytes=built,
-        reads=(2 * partitions + shards) * per_file + shards,
-        writes=shards * (shard_files(layout) + 2) * c.requests_per_write + 2,
-        serial_seconds=built / c.pickle_bytes_per_second,
-    )
-    held_out, passes = target.held_out_rows, target.num_recall_passes if lists else 0
-    candidates = (1 + passes) * shards * held_out * (layout.num_candidates + 1.0)
-    yield work(
-        "measure recall",
-        tasks[IndexTask.RECALL],
-        2.0 * dimension * held_out * images / gemm + passes * search_seconds(settings, layout, held_out),
-        read_bytes=(1 + passes) * _array_bytes(files),
-        moved_bytes=candidates * FOUND_BYTES + (1 + passes) * shards * held_out * 4.0 * dimension,
-        reads=shards * ((1 + passes) * shard_files(layout) + 1) * per_file,
-        writes=1,
-        serial_seconds=candidates / c.merge_rows_per_second,
-    )
+        points = min(layout.training_rows, MAX_POINTS_PER_CENTROID * lists)
+        # One task uses all CPUs of a machine, so these are elapsed seconds.
+        seconds = KMEANS_ITERATIONS * 2.0 * points * lists * target.dimension / gemm
+        work = stages.add(machine, "train lists", 1, seconds / stages.settings.machines[machine].num_cpus)
+        work.moved_bytes = 2.0 * target.dimension * layout.training_rows
+        stages.use({}, write=[template])
+
+    seconds = images / c.build_vectors_per_second + 2.0 * images * lists * target.dimension / gemm
+    work = stages.add(machine, "build shards", shards, seconds, 3 * arguments)
+    work.memory_bytes, work.writes = layout.worker_memory_bytes, shards  # one record per shard
+    stages.use({"sources/manifest/part-#.parquet": 1, vectors: 1, template: shards}, write=["index/shard-#/*"])
+
+    num_tasks = tasks["index"][IndexTask.RECALL]
+    passes, found = num_tasks // shards, num_tasks * held_out * (layout.num_candidates + 1.0)
+    seconds = stages.search_seconds(held_out, exact=True) + (passes - 1) * stages.search_seconds(held_out)
+    work = stages.add(machine, "measure recall", num_tasks, seconds)
+    work.moved_bytes = found * CANDIDATE_BYTES + num_tasks * held_out * 4.0 * target.dimension
+    work.serial_seconds = found / c.merge_rows_per_second
+    stages.use({"index/shard-#/*.npy": passes, template: shards})
 
 
-def _attribution_work(
-    settings: ScaleSettings, layout: Layout, files: dict[str, Files], tasks: dict[StrEnum, int]
-) -> Iterator[Work]:
-    target, c = settings.target, settings.constants.values()
-    work = partial(Work, "queries", target.search_on)
+def _attribution_work(stages: _Stages, tasks: Tasks) -> None:
+    layout, target, c, machine = stages.layout, stages.target, stages.c, stages.target.search_on
     images, shards, blocks = layout.queries.num_images, layout.num_shards, layout.num_blocks
-    slices, per_file, per_write = layout.num_query_slices, c.requests_per_file, c.requests_per_write
-    temporary = "attributions/_partials"
-    partials, query_vectors = (files[name].num_bytes for name in (PARTIALS, "generated/embeddings/part-#.parquet"))
-    lists = files[f"{temporary}/block-#/lists.npy"].num_bytes if layout.shares_lists else 0.0
-    small = sum(files[f"{temporary}/block-#/{name}.parquet"].num_bytes for name in ("merged", "wanted"))
-    pieces = files[f"{temporary}/block-#/sources-#-#.parquet"]
-    results = sum(files[f"attributions/{name}/block-#.parquet"].num_bytes for name in ("attributions", "outcomes"))
-    exact = sum(found.num_bytes for name, found in files.items() if name.startswith(f"{temporary}/exact/"))
-    arguments = shards * c.argument_bytes_per_shard  # of one task: the records of all shards
-    pickle_seconds = arguments / c.pickle_bytes_per_second
-    num_search, probes = tasks[AttributeTask.SEARCH], tasks[AttributeTask.PROBE] > 0
-    num_tasks, checked = num_search + tasks[AttributeTask.PROBE], num_checked(layout, target)
-    # Small blocks share row groups, which are read together; the ids are read again to separate the blocks.
-    spans = min(slices, 2 * (-(-images // READ_ROWS) + layout.queries.num_partitions))
-    per_pass = (slices if -(-images // blocks) >= READ_ROWS else spans) * per_file
-    exact_products = target.dimension * checked * layout.sources.num_images
-    yield work(
-        "search",
-        num_tasks,
-        search_seconds(settings, layout, images) + 2.0 * exact_products / (c.gemm_gflops * 1e9),
-        memory_bytes=layout.worker_memory_bytes,
-        # Every shard is compared with every query. A task opens its shard once.
-        read_bytes=num_search / shards * _array_bytes(files) + shards * lists + (shards + probes) * query_vectors,
-        written_bytes=partials + lists + exact,
-        moved_bytes=num_tasks * arguments + shards * checked * 4.0 * target.dimension,
-        reads=((shards + probes) * per_pass + num_search * (shard_files(layout) + 1) * per_file)
-        + blocks * shards * (1 + layout.shares_lists * per_file),
-        writes=(blocks * (shards + layout.shares_lists) + bool(checked) * shards) * per_write + 3,
-        serial_seconds=c.start_seconds + num_tasks * pickle_seconds,
-    )
-    yield work(
-        "merge",
-        tasks[AttributeTask.MERGE],
-        found_rows(layout) / c.merge_rows_per_second,
-        # The id column is read twice, to find the shard of each candidate.
-        read_bytes=partials * 1.5 + 8.0 * images,
-        written_bytes=small,
-        moved_bytes=blocks * arguments,
-        reads=(2 * blocks * shards + slices) * per_file + blocks,
-        writes=2 * blocks * per_write + 1,
-        serial_seconds=blocks * pickle_seconds,
-    )
-    num_describe, passes = tasks[AttributeTask.DESCRIBE], describe_parts(shards)
-    yield work(
-        "describe sources",
-        num_describe,
-        passes * layout.sources.num_images / c.sources_rows_per_second,
-        read_bytes=passes * files["index/shard-#/sources.parquet"].num_bytes + small,
-        written_bytes=pieces.num_bytes,
-        moved_bytes=num_describe * arguments,
-        reads=num_describe * (blocks + 1) * per_file,
-        writes=pieces.num_files * per_write + 1,
-        serial_seconds=num_describe * pickle_seconds,
-    )
-    yield work(
-        "write rows",
-        tasks[AttributeTask.WRITE],
-        (images * target.top_k + described_sources(layout, target)) / c.attribution_rows_per_second,
-        read_bytes=small + pieces.num_bytes,
-        written_bytes=results,
-        moved_bytes=blocks * arguments,
-        # The rows of the recall check are read again. Temporary files are deleted at the end.
-        reads=(pieces.num_files + 2 * slices + 2 * blocks + bool(checked) * (blocks + shards)) * per_file + blocks,
-        writes=blocks * (2 * per_write + 1) + blocks * (shards + 2) + pieces.num_files + bool(checked) * shards,
-        serial_seconds=blocks * pickle_seconds,
-    )
+    block, exact = f"{TEMPORARY}/block-#", f"{TEMPORARY}/exact/*"
+    lists, merged, wanted, pieces = (f"{block}/{name}*" for name in ("lists", "merged", "wanted", "sources"))
+    arguments, query_reads = shards * c.argument_bytes_per_shard, layout.num_query_slices * c.requests_per_file
 
+    tasks = tasks["attributions"]
+    num_search, num_probe = tasks[AttributeTask.SEARCH], tasks[AttributeTask.PROBE]
+    passes = shards + (num_probe > 0)  # every shard is compared with every query
+    checked = min(target.recall_check_queries, images) if layout.num_lists else 0
+    seconds = stages.search_seconds(images) + (stages.search_seconds(checked, exact=True) if checked else 0.0)
+    work = stages.add(machine, "search", num_search + num_probe, seconds, arguments)
+    work.memory_bytes = layout.worker_memory_bytes
+    work.moved_bytes += shards * checked * 4.0 * target.dimension
+    work.read_bytes = passes * stages.files["generated/embeddings/part-#.parquet"].num_bytes
+    work.reads = passes * query_reads + blocks * shards
+    work.serial_seconds += c.start_seconds
+    opened = {"index/shard-#/*.npy": num_search / shards, "index/template.faiss": num_search}
+    stages.use(opened | {lists: shards}, write=[PARTIALS, lists, exact])
 
-def _array_bytes(files: dict[str, Files]) -> float:
-    """Bytes of the arrays that a search of all shards reads."""
-    return sum(found.num_bytes for name, found in files.items() if name.startswith("index/") and name.endswith(".npy"))
+    work = stages.add(machine, "merge", blocks, layout.num_found / c.merge_rows_per_second, arguments)
+    # The id column is read twice, to find the shard of each candidate.
+    work.reads = blocks * shards * c.requests_per_file + query_reads
+    work.read_bytes = stages.files[PARTIALS].num_bytes / 2 + 8.0 * images
+    stages.use({PARTIALS: 1}, write=[merged, wanted])
+
+    num_tasks, passes = tasks[AttributeTask.DESCRIBE], describe_parts(shards)
+    seconds = passes * layout.sources.num_images / c.sources_rows_per_second
+    work = stages.add(machine, "describe sources", num_tasks, seconds, arguments)
+    work.reads = num_tasks * blocks * c.requests_per_file
+    stages.use({"index/shard-#/sources.parquet": passes, merged: 1, wanted: 1}, write=[pieces])
+
+    seconds = 2.0 * images * target.top_k / c.attribution_rows_per_second  # every row, and the source that it names
+    work = stages.add(machine, "write rows", blocks, seconds, arguments)
+    work.reads = 2 * query_reads
+    stages.use({merged: 1, wanted: 1, pieces: 1, exact: 1}, ["attributions/[!_]*"], delete=[f"{TEMPORARY}/*"])

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 
 from attrib.attribute.blocks import plan_blocks
 from attrib.capacity.job import amount, count, run, with_constants
-from attrib.capacity.layout import file_counts, id_bytes, lay_out, task_counts
-from attrib.capacity.limits import breaks, growths
-from attrib.capacity.schedule import plan, plan_on, schedule
-from attrib.capacity.settings import Constant, ScaleSettings
+from attrib.capacity.layout import ID_BYTES, file_counts, lay_out, task_counts
+from attrib.capacity.limits import amounts, breaks
+from attrib.capacity.schedule import plan, schedule
+from attrib.capacity.settings import Constant, Constants, ScaleSettings, table
 from attrib.capacity.work import describe_work
 from attrib.common.config import load_settings
 from attrib.common.errors import AttribError
@@ -71,7 +72,7 @@ def test_counts_agree_with_the_functions_of_the_jobs():
         assert (layout.num_blocks, layout.num_query_slices) == (len(blocks), sum(map(len, blocks)))
 
 
-@pytest.mark.parametrize("num_rows, num_ids", [(400, 160), (5_000, 100_000), (40_000, 2_000)])
+@pytest.mark.parametrize("num_rows, num_ids", [(5_000, 100_000), (40_000, 1_000_000)])
 def test_bytes_of_ids_agree_with_a_parquet_file(num_rows, num_ids, local, tmp_path):
     def size(ids: np.ndarray) -> int:
         local.write_table(str(tmp_path / "ids.parquet"), pa.table({"id": ids}))
@@ -79,7 +80,7 @@ def test_bytes_of_ids_agree_with_a_parquet_file(num_rows, num_ids, local, tmp_pa
 
     generator = np.random.default_rng(1)
     ids = generator.choice(generator.integers(0, 2**62, num_ids), num_rows)
-    assert size(ids) - size(ids[:0]) == pytest.approx(id_bytes(num_rows, num_ids), rel=0.1, abs=200)
+    assert size(ids) - size(ids[:0]) == pytest.approx(num_rows * ID_BYTES, rel=0.1)
 
 
 def test_a_plan_uses_the_fewest_machines_that_meet_each_deadline():
@@ -89,14 +90,46 @@ def test_a_plan_uses_the_fewest_machines_that_meet_each_deadline():
     settings = settings.model_copy(update={"target": target, "constants": quick_store(settings)})
     planned = plan(settings)
     for phase, deadline in (("sources", target.build_hours), ("queries", target.night_hours)):
-        assert planned.hours(phase) <= deadline and planned.num_machines[phase] > 1
+        assert planned.hours[phase] <= deadline and planned.num_machines[phase] > 1
         fewer = planned.num_machines | {phase: planned.num_machines[phase] - 1}
-        assert plan_on(settings, fewer).hours(phase) > deadline
-    bytes_kept = sum(files.num_bytes for files in planned.files.values() if files.kept)
+        assert plan(settings, fewer).hours[phase] > deadline
+    files = file_counts(planned.layout, target, settings.constants).values()
+    bytes_kept = sum(kind.num_bytes for kind in files if kind.kept)
     assert planned.kept_bytes == bytes_kept > 1e9 * 2 * 256 * 2  # vectors of the embeddings, and of the index
     for stage in planned.stages:
         rest = max(hours for name, hours in stage.bounds.items() if name != "driver")
         assert stage.hours == pytest.approx(stage.bounds["driver"] + rest)
+
+
+@pytest.mark.parametrize(
+    "target", [{}, {"kind": "ivf_sq8", "num_sources": 2_000_000}, {"kind": "flat", "num_sources": 50_000}]
+)
+def test_every_file_is_written_by_one_stage_and_every_temporary_file_deleted_by_one(target):
+    settings = settings_of(**target)
+    planned = plan(settings)
+    written = sum(stage.work.written_bytes for stage in planned.stages)
+    assert written == pytest.approx(planned.kept_bytes + planned.passing_bytes)
+    files = file_counts(planned.layout, settings.target, settings.constants).values()
+    requests = sum(kind.num_files * (1 if kind.kept else 2) for kind in files)  # a PUT, and a DELETE
+    others = planned.layout.num_shards + planned.layout.sources.num_partitions + planned.layout.queries.num_partitions
+    assert sum(stage.work.writes for stage in planned.stages) == requests + others
+
+
+@pytest.mark.parametrize("target", [{"kind": "flat", "num_sources": 50_000}, {"kind": "ivf_flat", "nprobe": 64}])
+def test_a_search_takes_the_seconds_of_the_formula(target):
+    settings = settings_of(recall_check_queries=0, **target)
+    c, layout, num_queries = settings.constants.values(), lay_out(settings.target), settings.target.num_queries
+    search = next(w for w in describe_work(settings, layout, "queries", 64) if w.name == "search")
+    values, lists = layout.sources.num_images * settings.target.dimension, layout.num_lists
+    if not lists:
+        expected = num_queries * values * c.block_product_seconds + values * c.value_seconds
+    else:
+        batches, probed = -(-num_queries // 131_072), 64 / lists
+        visited = 1 - (1 - probed) ** (num_queries / batches)  # share of the lists that any query of a batch probes
+        opened = visited * (layout.num_shards * lists * c.list_visit_seconds + values * c.value_seconds)
+        coarse = num_queries * lists * settings.target.dimension * c.block_product_seconds
+        expected = coarse + batches * opened + num_queries * probed * values * c.list_product_seconds
+    assert search.core_seconds == pytest.approx(expected)
 
 
 def test_an_impossible_deadline_is_refused():
@@ -106,7 +139,7 @@ def test_an_impossible_deadline_is_refused():
 
 def test_tasks_run_in_rounds_limited_by_cores_and_memory():
     settings = settings_of()
-    work = next(w for w in describe_work(settings, lay_out(settings.target), 512) if w.name == "search")
+    work = next(w for w in describe_work(settings, lay_out(settings.target), "queries", 512) if w.name == "search")
     machine = settings.machines[work.machine]
     task_hours = work.core_seconds / work.num_tasks / 3600
     full = schedule(work, 2, settings).bounds["compute"]
@@ -119,28 +152,33 @@ def test_tasks_run_in_rounds_limited_by_cores_and_memory():
 
 def test_cost_is_linear_in_the_number_of_sources():
     num_machines = plan(settings_of()).num_machines
-    small, large = (plan_on(settings_of(num_sources=size), num_machines) for size in (10**8, 10**9))
-    assert large.cost("sources") / small.cost("sources") == pytest.approx(10, rel=0.1)
-    assert large.cost("queries") / small.cost("queries") < 10
+    small, large = (plan(settings_of(num_sources=size), num_machines) for size in (10**8, 10**9))
+    assert large.cost["sources"] / small.cost["sources"] == pytest.approx(10, rel=0.1)
+    assert large.cost["queries"] / small.cost["queries"] < 10
 
 
 def test_each_limit_is_exceeded_at_the_reported_number_of_sources():
     settings = settings_of(sidecar_row_bytes=30)
     found = breaks(settings)
-    assert {b.growth.name for b in found} == {growth.name for growth in growths(settings)}
+    keys = {text["what"]: key for key, text in table("limits").items()}
+    assert {b.what for b in found} == keys.keys()
     sizes = [b.num_sources for b in found if b.num_sources]
     assert sizes == sorted(sizes) and len(sizes) >= 15
 
-    def at(growth, num_sources: int) -> float:
-        return growth.amount(lay_out(settings.target.model_copy(update={"num_sources": num_sources})))
+    def at(b, num_sources: int) -> float:
+        layout = lay_out(settings.target.model_copy(update={"num_sources": num_sources}))
+        amount, limit = amounts(settings, layout)[keys[b.what]]
+        assert limit == b.limit
+        return amount
 
     for b in found:
+        assert b.at_target == at(b, settings.target.num_sources)
         if b.num_sources:
-            assert at(b.growth, b.num_sources) > b.growth.limit >= at(b.growth, round(b.num_sources / 1.002))
-        order = {"linear": 10, "quadratic": 100}[b.growth.order]
-        if b.growth.unit != "images per block" and "records of all shards" not in b.growth.name:
-            assert at(b.growth, 10**11) / at(b.growth, 10**10) == pytest.approx(order, rel=0.03), b.growth.name
-    sidecar = next(b for b in found if "metadata table" in b.growth.name)
+            assert at(b, b.num_sources) > b.limit >= at(b, b.num_sources - 1)
+        order = {"linear": 10, "quadratic": 100}[b.order]
+        if b.unit != "images per block" and "records of all shards" not in b.what:
+            assert at(b, 10**11) / at(b, 10**10) == pytest.approx(order, rel=0.03), b.what
+    sidecar = next(b for b in found if "metadata table" in b.what)
     machine = settings.machines[settings.target.embed_on]
     core_seconds = machine.num_cpus * settings.target.build_hours * 3600
     scanned = core_seconds * settings.constants.scan_bytes_per_second.value
@@ -203,7 +241,7 @@ def test_gpus_take_the_forward_pass_from_the_cores():
     machines = on_cpus.machines | {"encoder": on_cpus.machines["encoder"].model_copy(update={"num_gpus": 4})}
     on_gpus = on_cpus.model_copy(update={"constants": constants, "machines": machines})
     embed = [
-        next(w for w in describe_work(s, lay_out(s.target), 64) if w.name == "embed sources")
+        next(w for w in describe_work(s, lay_out(s.target), "sources", 64) if w.name == "embed sources")
         for s in (on_cpus, on_gpus)
     ]
     assert embed[0].gpu_seconds == 0 < embed[1].gpu_seconds and embed[1].core_seconds < embed[0].core_seconds
@@ -218,9 +256,18 @@ def test_tables_and_record_hold_every_stage_and_limit(local, tmp_path):
     assert max(map(len, shown.splitlines())) < 180
     record = local.read_json(join(str(tmp_path), "scale.json"))
     planned = plan(settings)
-    assert record["hours"] == {phase: planned.hours(phase) for phase in ("sources", "queries")}
+    assert record["hours"] == planned.hours and record["cost"] == planned.cost
+    assert all(stage["bound_by"] in stage["bounds"] for stage in record["stages"])
     assert [stage["work"]["name"] for stage in record["stages"]] == [s.work.name for s in planned.stages]
     assert len(record["breaks"]) == len(breaks(settings)) and record["settings"]["hardware"] == settings.hardware
+
+
+def test_the_shipped_config_states_every_constant_and_no_other():
+    given = yaml.safe_load(Path(CONFIG).read_text())["constants"]
+    assert given.keys() | {"forward_images_per_gpu_second"} == Constants.model_fields.keys()
+    assert all(field.title for field in Constants.model_fields.values())  # the unit
+    with pytest.raises(AttribError, match="unknown key"):
+        load_settings(ScaleSettings, CONFIG, ["constants.image_byte.value=1"])
 
 
 def test_retired_keys_are_accepted_with_a_warning(caplog):

@@ -6,13 +6,17 @@ limits.yaml describes each quantity; `amounts` computes it.
 from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+
+import yaml
 
 from attrib.capacity.layout import EMBED_BLOCKS, PARTIALS, Layout, file_counts, lay_out
-from attrib.capacity.settings import ScaleSettings, table
+from attrib.capacity.settings import ScaleSettings
 from attrib.common.formats import GIB
 from attrib.index.estimate import CANDIDATE_BYTES
 
 MAX_SOURCES = 10**15
+TEXTS = Path(__file__).with_name("limits.yaml")
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ def breaks(settings: ScaleSettings) -> list[Break]:
     def at(num_sources: int) -> dict[str, tuple[float, float]]:
         return amounts(settings, lay_out(settings.target.model_copy(update={"num_sources": num_sources})))
 
-    texts, found = table("limits"), []
+    texts, found = yaml.safe_load(TEXTS.read_text(encoding="utf-8")), []
     for key, (at_target, limit) in at(settings.target.num_sources).items():
         first = bisect_left(range(MAX_SOURCES), True, lo=1, key=lambda n, key=key, limit=limit: at(n)[key][0] > limit)
         first = None if first == MAX_SOURCES else first

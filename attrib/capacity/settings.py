@@ -1,11 +1,9 @@
 """Options of jobs.scale: measured constants, the user's machines and prices, and the target to plan for."""
 
 import logging
-from pathlib import Path
 from types import SimpleNamespace
 
-import yaml
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, model_validator
 
 from attrib.attribute.settings import AttributeSettings
 from attrib.common.settings import JobSettings, Positive, Settings, Share, Uri
@@ -31,23 +29,67 @@ class Constant(Settings):
     source: str = Field(min_length=1)
 
 
-def table(name: str) -> dict:
-    """A table of this package: constants.yaml or limits.yaml."""
-    return yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text())
+def _constant(unit: str, meaning: str, default=...):
+    return Field(default, title=unit, description=meaning)
 
 
-class _Constants(Settings):
+class Constants(Settings):
     """Measured constants. The title of a field is its unit; `constants` of a benchmark.json must use the same unit."""
 
-    forward_images_per_gpu_second: Constant | None = Field(None, title="images/s")  # forward pass, one GPU
+    list_images_per_second: Constant = _constant("images/s", "list images and compute their ids, one core")
+    manifest_rows_per_second: Constant = _constant("rows/s", "write and hash manifest rows, one core")
+    decode_images_per_second: Constant = _constant("images/s", "read, decode and resize, one core")
+    forward_images_per_core_second: Constant = _constant("images/s", "forward pass of the network, one core")
+    forward_images_per_gpu_second: Constant | None = _constant("images/s", "forward pass of the network, one GPU", None)
+    embed_efficiency: Constant = _constant("share", "rate of the embed job divided by 1 / (decode + forward)")
+    assemble_rows_per_second: Constant = _constant("rows/s", "read chunks, sort and hash, one core")
+    build_vectors_per_second: Constant = _constant("vectors/s", "write a shard, lists already assigned, one core")
+    gemm_gflops: Constant = _constant("GFLOP/s", "float32 matrix products, one core")
+    list_visit_seconds: Constant = _constant("seconds", "search time per list that any query of a batch probes")
+    value_seconds: Constant = _constant("seconds", "search time per float16 value converted to float32")
+    list_product_seconds: Constant = _constant("seconds", "search time per query, vector of a list and dimension")
+    block_product_seconds: Constant = _constant("seconds", "exact search time per query, vector and dimension")
+    merge_rows_per_second: Constant = _constant("rows/s", "merge candidates of shards, one core")
+    attribution_rows_per_second: Constant = _constant("rows/s", "compute and write attribution rows, one core")
+    sources_rows_per_second: Constant = _constant("rows/s", "scan sources.parquet for ids, one core")
+
+    image_bytes: Constant = _constant("bytes", "encoded image (mean)")
+    manifest_row_bytes: Constant = _constant("bytes", "row of the manifest or of a listing")
+    embedding_row_bytes: Constant = _constant("bytes", "row of the embeddings, without the vector")
+    source_row_bytes: Constant = _constant("bytes", "row of sources.parquet")
+    partial_row_bytes: Constant = _constant("bytes", "row of a partial file (a candidate), without the source id")
+    wanted_row_bytes: Constant = _constant("bytes", "row of wanted.parquet")
+    attribution_row_bytes: Constant = _constant("bytes", "row of the attributions")
+    outcome_row_bytes: Constant = _constant("bytes", "row of the outcomes")
+    manifest_file_bytes: Constant = _constant("bytes", "manifest file without rows: schema and footer")
+    embedding_file_bytes: Constant = _constant("bytes", "embeddings file without rows: schema and footer")
+    source_file_bytes: Constant = _constant("bytes", "sources.parquet without rows: schema and footer")
+    partial_file_bytes: Constant = _constant("bytes", "partial file without rows: schema and footer")
+    wanted_file_bytes: Constant = _constant("bytes", "wanted.parquet without rows: schema and footer")
+    attribution_file_bytes: Constant = _constant("bytes", "attributions file without rows: schema and footer")
+    outcome_file_bytes: Constant = _constant("bytes", "outcomes file without rows: schema and footer")
+
+    task_seconds: Constant = _constant("seconds", "driver time per Ray task")
+    pickle_bytes_per_second: Constant = _constant("bytes/s", "pickling of task arguments in the driver")
+    start_seconds: Constant = _constant("seconds", "start of a job to its first row: Ray, workers, network")
+    driver_bytes_per_image: Constant = _constant("bytes", "driver memory per image while id collisions are resolved")
+    driver_bytes_per_chunk: Constant = _constant("bytes", "driver memory per pending chunk")
+    driver_bytes_per_failure: Constant = _constant("bytes", "driver memory per failed image")
+    argument_bytes_per_partition: Constant = _constant("bytes", "task argument per partition of the collection")
+    argument_bytes_per_unit: Constant = _constant("bytes", "argument of a manifest task per listed unit")
+    argument_bytes_per_shard: Constant = _constant("bytes", "argument of an attribution task per shard")
+
+    scan_bytes_per_second: Constant = _constant("bytes/s", "read a metadata table, one core")
+    requests_per_image: Constant = _constant("requests", "per image read: size and bytes")
+    requests_per_file: Constant = _constant("requests", "per Parquet file or array read: size, footer and data")
+    requests_per_write: Constant = _constant("requests", "per small file written")
+    request_seconds: Constant = _constant("seconds", "latency of one request to the object store")
+    reads_per_prefix_second: Constant = _constant("requests/s", "GET and HEAD limit of one prefix of the object store")
+    writes_per_prefix_second: Constant = _constant("requests/s", "PUT, LIST and DELETE limit of one prefix")
 
     def values(self) -> SimpleNamespace:
         """The values without their sources."""
         return SimpleNamespace(**{name: given.value for name, given in self if given})
-
-
-_FIELDS = {name: (Constant, Field(title=unit)) for name, (unit, _) in table("constants").items()}
-Constants = create_model("Constants", __base__=_Constants, **_FIELDS)
 
 
 class MachineSettings(Settings):

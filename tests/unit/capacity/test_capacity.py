@@ -13,9 +13,9 @@ import yaml
 from attrib.attribute.blocks import plan_blocks
 from attrib.capacity.job import amount, count, run, with_constants
 from attrib.capacity.layout import ID_BYTES, file_counts, lay_out, task_counts
-from attrib.capacity.limits import amounts, breaks
+from attrib.capacity.limits import TEXTS, amounts, breaks
 from attrib.capacity.schedule import plan, schedule
-from attrib.capacity.settings import Constant, Constants, ScaleSettings, table
+from attrib.capacity.settings import Constant, Constants, ScaleSettings
 from attrib.capacity.work import describe_work
 from attrib.common.config import load_settings
 from attrib.common.errors import AttribError
@@ -160,7 +160,7 @@ def test_cost_is_linear_in_the_number_of_sources():
 def test_each_limit_is_exceeded_at_the_reported_number_of_sources():
     settings = settings_of(sidecar_row_bytes=30)
     found = breaks(settings)
-    keys = {text["what"]: key for key, text in table("limits").items()}
+    keys = {text["what"]: key for key, text in yaml.safe_load(TEXTS.read_text()).items()}
     assert {b.what for b in found} == keys.keys()
     sizes = [b.num_sources for b in found if b.num_sources]
     assert sizes == sorted(sizes) and len(sizes) >= 15

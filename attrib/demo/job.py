@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import save_file
+from safetensors.torch import save_model
 
 from attrib.common.storage import Storage, fresh_folder, join
 from attrib.data import job as manifest_job
@@ -128,8 +128,8 @@ def save_untrained(path: Path, seed: int, storage: Storage) -> None:
     data_config = {"input_size": [3, INPUT_PX, INPUT_PX], "interpolation": "bicubic", "mean": [0.5] * 3}
     data_config |= {"std": [0.25] * 3, "crop_pct": 1.0, "crop_mode": "center"}
     path.parent.mkdir(exist_ok=True)
-    state = {key: value.contiguous() for key, value in model.state_dict().items()}
-    save_file(state, path, metadata={CHECKPOINT_KEY: json.dumps({"name": BACKBONE, "data_config": data_config})})
+    declared = json.dumps({"name": BACKBONE, "data_config": data_config})
+    save_model(model, str(path), metadata={CHECKPOINT_KEY: declared})
 
 
 def colour_histogram(image: np.ndarray, bins: int = 4) -> np.ndarray:

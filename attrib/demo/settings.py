@@ -1,7 +1,5 @@
 """Options of jobs.demo."""
 
-from typing import Annotated
-
 from pydantic import Field, model_validator
 
 from attrib.common.settings import JobSettings, Positive, Uri
@@ -11,7 +9,7 @@ class DemoSettings(JobSettings):
     """jobs.demo: the whole flow on drawn images, with generators that are fitted to known exemplars among them."""
 
     output: Uri = Field(default="runs/demo", validate_default=True)
-    num_sources: Annotated[int, Field(ge=100)] = 1000
+    num_sources: int = Field(default=1000, ge=100)
     num_exemplars: Positive = 32
     samples_per_exemplar: Positive = 6
     num_epochs: Positive = 30  # of jobs.train, at most

@@ -9,19 +9,16 @@
 
 import json
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import save_model
 
-from attrib.common.storage import Storage, fresh_folder, join
+from attrib.attribute.report import open_run
+from attrib.common.storage import Storage, fresh_folder
 from attrib.data import job as manifest_job
-from attrib.data.decoding import decode_image
-from attrib.demo.generator import fit_and_sample
+from attrib.demo.generator import fit_and_sample, read_image
 from attrib.demo.pictures import draw_corpus
 from attrib.demo.settings import DemoSettings
 from attrib.index.normalize import unit_rows
@@ -49,7 +46,6 @@ TRAINING: dict = {  # a head on statistics of the random network takes seconds; 
 }
 RECALL_AT = (1, 10)
 NUM_RESAMPLES = 2000  # of the exemplars, for the intervals
-MAX_MEGAPIXELS = 10.0
 CLEAR_SIMILARITY = 0.6  # few best matches of the generated images reach it
 
 
@@ -62,64 +58,50 @@ def run(settings: DemoSettings) -> str:
     sources, generated = folder / "sources", folder / "generated"
     weights, model = folder / "weights" / "untrained.safetensors", folder / "model"
     owners, truths = str(sources / "metadata.csv"), str(generated / "truth.csv")
+    common = {"storage": settings.storage, "ray": settings.ray}
     flow = PipelineSettings(
         sources={"name": "drawn", "uri": str(sources), "metadata": {"uri": owners}},
         generated={"name": "generated", "uri": str(generated), "metadata": {"uri": truths, "key_column": "query_key"}},
         output=str(folder / "run"),
         backbone={"name": BACKBONE, "weights": str(model / train_job.MODEL)},
-        storage=settings.storage,
-        ray=settings.ray,
         report={"title": "Demo: drawn sources, generated images", "clear_similarity": CLEAR_SIMILARITY},
+        **common,
     )
     manifest = flow.stages()["sources/manifest"]
     training = TrainSettings(
         manifest=manifest.output,
         output=str(model),
         backbone={"name": BACKBONE, "weights": str(weights)},
-        **TRAINING | {"optimiser": TRAINING["optimiser"] | {"num_epochs": settings.num_epochs}},
         seed=settings.seed,
-        storage=settings.storage,
-        ray=settings.ray,
+        **TRAINING | {"optimiser": TRAINING["optimiser"] | {"num_epochs": settings.num_epochs}},
+        **common,
     )
     storage = Storage(settings.storage)
-    with _step(f"draw {settings.num_sources:,} sources"):
-        draw_corpus(sources, settings.num_sources, settings.seed)
-    files = sorted(path for path in sources.rglob("*") if path.suffix in (".png", ".jpg"))
-    chosen = np.random.default_rng(settings.seed).choice(len(files), settings.num_exemplars, replace=False)
-    with _step(f"fit a generator to each of {settings.num_exemplars} exemplars and sample it"):
-        truth = fit_and_sample(
-            [files[i] for i in sorted(chosen)], generated, settings.samples_per_exemplar, settings.seed, sources
-        )
-    with _step(f"train {BACKBONE} with jobs.train on the sources alone"):
-        save_untrained(weights, settings.seed, storage)
-        manifest_job.run(manifest)
-        train_job.run(training)
-    with _step("run the flow"):
-        summary = pipeline_job.run(flow)
+    logger.info(f"demo: draw {settings.num_sources:,} sources")
+    keys = draw_corpus(sources, settings.num_sources, settings.seed)
+    logger.info(f"demo: fit a generator to each of {settings.num_exemplars} exemplars and sample it")
+    chosen = np.random.default_rng(settings.seed).choice(keys, settings.num_exemplars, replace=False)
+    truth = fit_and_sample(sources, chosen.tolist(), generated, settings.samples_per_exemplar, settings.seed)
+    logger.info(f"demo: train {BACKBONE} with jobs.train on the sources alone")
+    save_untrained(weights, settings.seed, storage)
+    manifest_job.run(manifest)
+    train_job.run(training)
+    logger.info("demo: run the flow")
+    summary = pipeline_job.run(flow)
+    logger.info("demo: score the controls")
+    ranks = {"this run (Parquet)": _ranks_of_run(flow.stages()["attributions"].output, truth, storage)}
     controls = {"the same network, untrained": weights, "the same, whitened, no training": model / train_job.START}
-    with _step("score the controls"):
-        ranks = {"this run (Parquet)": _ranks_of_run(flow, truth, storage)}
-        ranks |= _ranks_of_controls(files, sources, generated, controls, truth, storage)
+    images = [read_image(file) for file in [*(sources / key for key in keys), *(generated / key for key, _ in truth)]]
+    ranks |= _ranks_of_controls(images, [keys.index(source) for _, source in truth], controls, storage)
     lines = [
-        f"\nrecall of the true source of {len(truth)} generated images among {len(files):,}, with 95 % intervals "
+        f"\nrecall of the true source of {len(truth)} generated images among {len(keys):,}, with 95 % intervals "
         "over the exemplars:",
         f"{'':34}" + "".join(f"{f'@{k}':>24}" for k in RECALL_AT),
     ]
     for name, found in ranks.items():
         lines.append(f"{name:34}" + "".join(f"{recall(found <= k, settings):>24}" for k in RECALL_AT))
-    lines.append(f"{'chance':34}" + "".join(f"{k / len(files):24.3f}" for k in RECALL_AT))
+    lines.append(f"{'chance':34}" + "".join(f"{k / len(keys):24.3f}" for k in RECALL_AT))
     return "\n".join([*lines, "", *(f"{name + ':':26}{value}" for name, value in summary.items())])
-
-
-@contextmanager
-def _step(what: str) -> Iterator[None]:
-    """Log what begins and how long it took."""
-    logger.info(f"demo: {what} ...")
-    started = time.monotonic()
-    try:
-        yield
-    finally:
-        logger.info(f"demo: {what}: {time.monotonic() - started:.0f} s")
 
 
 def save_untrained(path: Path, seed: int, storage: Storage) -> None:
@@ -133,52 +115,37 @@ def save_untrained(path: Path, seed: int, storage: Storage) -> None:
 
 
 def colour_histogram(image: np.ndarray, bins: int = 4) -> np.ndarray:
-    """Return the square roots float32 [bins ** 3] of the joint histogram of the channels of uint8 [h, w, 3] RGB.
+    """Return the square roots float32 [bins ** 3] of the joint histogram of the channels of uint8 [3, h, w] RGB.
 
     A dot product of two is their Bhattacharyya coefficient.
     """
-    level = image.reshape(-1, 3).astype(np.int64) * bins // 256
-    counts = np.bincount(level @ [bins**2, bins, 1], minlength=bins**3)
-    return np.sqrt(counts / counts.sum()).astype(np.float32)
+    counts, _ = np.histogramdd(image.reshape(3, -1).T, bins, [(0, 256)] * 3)
+    return np.sqrt(counts.ravel() / counts.sum()).astype(np.float32)
 
 
-def _ranks_of_run(flow: PipelineSettings, truth: list[tuple[str, str]], storage: Storage) -> np.ndarray:
+def _ranks_of_run(attributions: str, truth: list[tuple[str, str]], storage: Storage) -> np.ndarray:
     """Return float [m]: rank of the true source in the rows of the run; infinite where it is not among them."""
-    folder = join(flow.output, "attributions", "attributions")
-    files = [join(folder, name) for name in storage.names(folder, ".parquet")]
-    rows = storage.dataset(files, format="parquet").to_table(columns=["query_key", "source_key", "rank"])
+    rows = open_run(attributions, storage).rows.to_table(columns=["query_key", "source_key", "rank"])
     found = {(row["query_key"], row["source_key"]): row["rank"] for row in rows.to_pylist()}
     return np.array([found.get(pair, np.inf) for pair in truth])
 
 
 def _ranks_of_controls(
-    files: list[Path],
-    sources: Path,
-    generated: Path,
-    networks: dict[str, Path],
-    truth: list[tuple[str, str]],
-    storage: Storage,
+    images: list[torch.Tensor], true: list[int], networks: dict[str, Path], storage: Storage
 ) -> dict[str, np.ndarray]:
-    """Return by control int [m]: rank of the true source in exact search. networks: weights by name."""
-    keys = [path.relative_to(sources).as_posix() for path in files]
-    true = np.array([keys.index(source) for _, source in truth])
+    """Return by control int [m]: rank of the true source in exact search.
 
-    def embed(pixels, weights):
+    images: uint8 [3, h, w], of the sources, then of m queries; true: [m], their sources; networks: weights by name.
+    """
+    vectors = {"colour histogram": np.stack([colour_histogram(image.numpy()) for image in images])}
+    for name, weights in networks.items():
         encoder = load_encoder(BackboneSettings(name=BACKBONE, weights=str(weights)), storage)
-        return encoder.encode(np.stack([encoder.preprocessing.resize_and_crop(image).numpy() for image in pixels]))
-
-    def histograms(pixels):
-        return np.stack([colour_histogram(image.permute(1, 2, 0).numpy()) for image in pixels])
-
-    decoded = [
-        [decode_image(path.read_bytes(), max_megapixels=MAX_MEGAPIXELS).pixels for path in paths]
-        for paths in (files, [generated / key for key, _ in truth])
-    ]
+        pixels = [encoder.preprocessing.resize_and_crop(image).numpy() for image in images]
+        vectors[name] = encoder.encode(np.stack(pixels))
     ranks = {}
-    describers = {name: partial(embed, weights=weights) for name, weights in networks.items()}
-    for name, describe in ({"colour histogram": histograms} | describers).items():
-        known, queries = (unit_rows(describe(pixels)) for pixels in decoded)
-        similarity = queries @ known.T
+    for name, found in vectors.items():
+        sources, queries = np.split(unit_rows(found), [-len(true)])
+        similarity = queries @ sources.T
         ranks[name] = 1 + (similarity > similarity[np.arange(len(true)), true][:, None]).sum(axis=1)
     return ranks
 

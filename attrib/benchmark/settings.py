@@ -1,9 +1,9 @@
 """Options of jobs.benchmark."""
 
 import logging
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from attrib.common.settings import JobSettings, Positive, Settings, Uri
 from attrib.data.settings import CollectionSettings
@@ -14,11 +14,13 @@ logger = logging.getLogger(__name__)
 Stage = Literal["decode", "embed", "build", "search"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 RETIRED_STAGES = ("attribute", "train", "ray", "resume")
+REMOVED = "that comparison was removed, see attrib/benchmark/RESULTS.md"
 
 
 class ImageBenchmarkSettings(Settings):
     """JPEGs made from the images of the collections, for the stages decode and embed."""
 
+    retired_keys: ClassVar = {"chunk_rows": REMOVED}
     num_images: Positive = 2048
     min_megapixels: float = Field(default=0.5, gt=0)
     max_megapixels: float = Field(default=2.0, gt=0)
@@ -36,6 +38,7 @@ class ImageBenchmarkSettings(Settings):
 class VectorBenchmarkSettings(Settings):
     """Vectors for the stages build and search."""
 
+    retired_keys: ClassVar = {"num_shards": REMOVED}
     sizes: tuple[Positive, ...] = Field(default=(10_000, 100_000, 1_000_000), min_length=1)
     dimension: Positive = 256
     map_px: Positive = 320  # side of the network input whose feature maps are averaged under windows
@@ -63,6 +66,7 @@ class VectorBenchmarkSettings(Settings):
 class BenchmarkSettings(JobSettings):
     """jobs.benchmark: times relative to other libraries, measured in turn in one run."""
 
+    retired_keys: ClassVar = dict.fromkeys(("train", "num_ray_tasks"), REMOVED)
     collections: tuple[CollectionSettings, ...] = ()  # folders of images; none: images drawn by the project
     backbone: BackboneSettings = BackboneSettings(name="mobilenetv2_100", weights="random")
     output: Uri
@@ -74,36 +78,26 @@ class BenchmarkSettings(JobSettings):
     images: ImageBenchmarkSettings = ImageBenchmarkSettings()
     vectors: VectorBenchmarkSettings = VectorBenchmarkSettings()
 
-    @model_validator(mode="before")
+    @field_validator("only", mode="before")
     @classmethod
-    def _drop_retired(cls, values):
-        """Keys and stages of earlier versions are accepted with a warning; their results are in RESULTS.md."""
-        values = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
-        dropped = [key for key in ("train", "num_ray_tasks") if values.pop(key, None) is not None]
-        for section, key in (("vectors", "num_shards"), ("images", "chunk_rows")):
-            if isinstance(values.get(section), dict) and values[section].pop(key, None) is not None:
-                dropped.append(f"{section}.{key}")
-        if isinstance(values.get("only"), list):
-            retired = [stage for stage in values["only"] if stage in RETIRED_STAGES]
-            values["only"] = [stage for stage in values["only"] if stage not in RETIRED_STAGES]
-            if retired and not values["only"]:
-                raise ValueError(
-                    f"only = {', '.join(retired)}: no longer measured, see attrib/benchmark/RESULTS.md for the last "
-                    f"results; choose from {', '.join(STAGES)}"
-                )
-            dropped += [f"stage {stage}" for stage in retired]
-        for name in dropped:
-            logger.warning(f"{name} is no longer used: that comparison was removed; delete it")
-        return values
+    def _drop_retired_stages(cls, only):
+        """Stages of earlier versions are ignored with a warning, unless no other is left."""
+        retired = [stage for stage in only if stage in RETIRED_STAGES] if isinstance(only, list) else []
+        if retired and len(retired) == len(only):
+            raise ValueError(
+                f"{', '.join(retired)}: no longer measured, see attrib/benchmark/RESULTS.md for the last results; "
+                f"choose from {', '.join(STAGES)}"
+            )
+        for stage in retired:
+            logger.warning(f"stage {stage} is no longer used: {REMOVED}; delete it from the config")
+        return [stage for stage in only if stage not in retired] if retired else only
 
     @model_validator(mode="after")
     def _local(self):
-        for name, uri in [("output", self.output), *(("collections", c.uri) for c in self.collections)]:
+        for uri in (self.output, *(collection.uri for collection in self.collections)):
             if uri.startswith("s3://"):
-                raise ValueError(f"{name}: the benchmark measures local files; {uri} needs a local path")
+                raise ValueError(f"the benchmark measures local files; {uri} needs a local path")
         for collection in self.collections:
             if collection.format != "folder":
-                raise ValueError(
-                    f"collections: {collection.name} has format {collection.format}; give folders of images"
-                )
+                raise ValueError(f"collections: {collection.name} has format {collection.format}; give image folders")
         return self

@@ -1,7 +1,7 @@
 """Options of jobs.scale: measured constants, the user's machines and prices, and the target to plan for."""
 
-import logging
 from types import SimpleNamespace
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
@@ -10,13 +10,6 @@ from attrib.common.settings import JobSettings, Positive, Settings, Share, Uri
 from attrib.data.settings import ManifestSettings
 from attrib.embed.settings import EmbedSettings
 from attrib.index.settings import IndexKind, IndexSettings
-
-logger = logging.getLogger(__name__)
-
-RETIRED = {
-    "simulation": "a test compares the predicted counts with a real run instead",
-    "measure": "state the constants in the config, or set run to the output of a finished jobs.pipeline",
-}
 
 # Constants in the order of attrib.index.cost_model.SearchRates.
 SEARCH_RATES = ("list_visit_seconds", "value_seconds", "list_product_seconds", "block_product_seconds")
@@ -151,6 +144,10 @@ class TargetSettings(Settings):
 class ScaleSettings(JobSettings):
     """jobs.scale: machines, hours and cost of a given number of images, and what limits it."""
 
+    retired_keys: ClassVar[dict[str, str]] = {
+        "simulation": "a test compares the predicted counts with a real run instead",
+        "measure": "state the constants in the config, or set run to the output of a finished jobs.pipeline",
+    }
     constants: Constants
     run: Uri | None = None  # output of a finished jobs.pipeline; its records replace constants of this config
     benchmark: Uri | None = None  # a benchmark.json; its `constants` replace those of this config
@@ -159,14 +156,6 @@ class ScaleSettings(JobSettings):
     prices: StorePriceSettings
     target: TargetSettings
     output: Uri
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_retired(cls, values):
-        """Keys of earlier versions are accepted with a warning."""
-        for key in RETIRED.keys() & values.keys():
-            logger.warning(f"{key} is no longer used: {RETIRED[key]}; delete it from the config")
-        return {key: value for key, value in values.items() if key not in RETIRED}
 
     @model_validator(mode="after")
     def _machines_known(self):

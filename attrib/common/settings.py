@@ -4,10 +4,13 @@ Settings are frozen, reject unknown keys and are validated before any work. They
 so that `--help` and config errors answer in about a second.
 """
 
+import logging
 import os
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+logger = logging.getLogger(__name__)
 
 
 def absolute_uri(uri: str) -> str:
@@ -31,6 +34,17 @@ Positive = Annotated[int, Field(gt=0)]
 class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), serialize_by_alias=True)
     old_keys: ClassVar[dict[str, str]] = {}  # old key: its new name; the config reader accepts it with a warning
+    retired_keys: ClassVar[dict[str, str]] = {}  # key of an earlier version: why it went; ignored with a warning
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_retired_keys(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        for key, reason in cls.retired_keys.items():
+            if key in values:
+                logger.warning(f"{key} is no longer used: {reason}; delete it from the config")
+        return {key: value for key, value in values.items() if key not in cls.retired_keys}
 
 
 class StorageSettings(Settings):

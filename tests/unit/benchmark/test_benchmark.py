@@ -125,7 +125,7 @@ def test_keys_and_stages_of_earlier_versions_are_accepted_with_a_warning(caplog)
     settings = BenchmarkSettings.model_validate({"output": "out"} | old)
     assert settings.only == ("build",) and settings.vectors.top_k == 5
     warned = [record.getMessage().split()[0] for record in caplog.records]
-    assert warned == ["train", "num_ray_tasks", "vectors.num_shards", "images.chunk_rows", "stage"]
+    assert warned == ["train", "num_ray_tasks", "stage", "chunk_rows", "num_shards"]
 
 
 def test_a_missing_environment_of_autofaiss_names_the_remedy(tmp_path):

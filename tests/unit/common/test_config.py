@@ -7,6 +7,7 @@ import os
 import pkgutil
 from datetime import datetime
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -16,7 +17,7 @@ from attrib.attribute.settings import AttributeSettings
 from attrib.common.config import digest, load_settings, parse_arguments, validate, versions
 from attrib.common.errors import AttribError
 from attrib.common.logs import FORMAT_VARIABLE
-from attrib.common.settings import StorageSettings, result_settings
+from attrib.common.settings import Settings, StorageSettings, result_settings
 from attrib.data.settings import CollectionSettings, ManifestSettings
 from attrib.demo.settings import DemoSettings
 from attrib.embed.settings import EmbedSettings
@@ -234,6 +235,20 @@ def test_an_old_key_is_accepted_with_one_warning_and_means_the_new_one(kind, val
         load(kind, values | nested({"dump": {}, "prevalence": {}}), tmp_path)
     with pytest.raises(AttribError, match=r"prevalence\.num_draw: unknown key; did you mean num_draws\?"):
         load(kind, values | nested({"dump": {"num_draw": 200}}), tmp_path)
+
+
+def test_retired_keys_are_ignored_with_a_warning_in_sections_too(caplog):
+    class Section(Settings):
+        retired_keys: ClassVar = {"old": "its comparison was removed"}
+        value: int = 1
+
+    class Job(Settings):
+        section: Section = Section()
+
+    assert validate(Job, {"section": {"old": 3, "value": 2}}, "x.yaml").section.value == 2
+    assert "old is no longer used: its comparison was removed; delete it from the config" in caplog.text
+    with pytest.raises(AttribError, match="unknown key"):
+        validate(Job, {"old": 3}, "x.yaml")
 
 
 def test_records_keep_the_old_key(tmp_path, caplog):

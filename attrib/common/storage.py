@@ -214,17 +214,21 @@ class Storage:
         return dict(self.read_json(uri))
 
 
-def fresh_folder(path: str, made_by: str) -> str:
-    """An empty local folder that `made_by` may delete later. Raises AttribError if it holds files of anything else."""
+def own_folder(path: str, made_by: str) -> str:
+    """A local folder that `made_by` may change later. Raises AttribError if it holds files of anything else."""
     marker = os.path.join(path, f".{made_by}")
-    if os.path.isdir(path) and os.listdir(path):
-        if not os.path.exists(marker):
-            raise AttribError(f"{path} holds files that {made_by} did not make; choose another output folder")
-        shutil.rmtree(path)
+    if os.path.isdir(path) and os.listdir(path) and not os.path.exists(marker):
+        raise AttribError(f"{path} holds files that {made_by} did not make; choose another output folder")
     os.makedirs(path, exist_ok=True)
     with open(marker, "w", encoding="utf-8") as file:
-        file.write(f"Made by {made_by}, which deletes this folder when it runs again.\n")
+        file.write(f"Made by {made_by}, which deletes files here when it runs again.\n")
     return path
+
+
+def fresh_folder(path: str, made_by: str) -> str:
+    """As own_folder, but empty."""
+    shutil.rmtree(own_folder(path, made_by))
+    return own_folder(path, made_by)
 
 
 def bytes_sha256(data: bytes) -> str:

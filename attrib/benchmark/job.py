@@ -69,7 +69,7 @@ class Bench:
     @cached_property
     def vector_sets(self) -> list[VectorSet]:
         wanted = self.settings.vectors
-        source = make_vectors(self.images, self.backbone, wanted, self.inputs, self.num_cpus)
+        source = make_vectors(self.images, self.settings.backbone, wanted, self.inputs, self.num_cpus)
         sets = [self._vector_set("images", size, source) for size in wanted.sizes]
         if wanted.gaussian_size:
             sets.append(self._vector_set("Gaussian", wanted.gaussian_size, make_gaussian(wanted, self.inputs)))

@@ -66,29 +66,19 @@ def test_memory_peaks_exclude_the_parent_process():
 def test_means_under_windows_weight_cells_by_overlap():
     generator = np.random.default_rng(0)
     feature_map = generator.standard_normal((5, 5, 4)).astype(np.float32)
-    on_grid = vectors._windows(30, 5, generator, off_grid=False)
-    assert len(np.unique(on_grid, axis=0)) == 30  # of 36 windows
-    off_grid = vectors._windows(50, 5, generator, off_grid=True)
-    for windows in (on_grid, off_grid):
-        assert (windows[:, 2:] - windows[:, :2] >= 3).all() and windows.min() >= 0 and windows.max() <= 5
-        for window, found in zip(windows, vectors._means(feature_map, windows)):
-            # Overlap of each cell with the window.
-            edges = np.arange(5)
-            rows, columns = (
-                np.clip(np.minimum(edges + 1, window[i + 2]) - np.maximum(edges, window[i]), 0, 1) for i in (0, 1)
-            )
-            weight = rows[:, None] * columns
-            expected = (feature_map * weight[:, :, None]).sum((0, 1)) / weight.sum()
-            assert np.allclose(found, expected, atol=1e-4)
+    fine = (np.arange(1000) + 0.5) / 200  # 200 points per cell
+    windows = vectors._windows(20, 5, generator)
+    assert (windows[:, 2:] - windows[:, :2] >= 3).all() and windows.min() >= 0 and windows.max() <= 5
+    for window, found in zip(windows, vectors._means(feature_map, windows)):
+        rows, columns = ((fine > start) & (fine < stop) for start, stop in (window[::2], window[1::2]))
+        expected = feature_map[fine[rows].astype(int)][:, fine[columns].astype(int)].mean((0, 1), np.float64)
+        assert np.allclose(found, expected, atol=0.01)
 
 
 def test_mosaics_are_means_of_crops_by_area():
     crops = np.eye(40, dtype=np.float32)
-    made = np.empty((500, 40), np.float16)
-    vectors.fill_with_mosaics(made, crops, seed=0)
-    again = np.empty_like(made)
-    vectors.fill_with_mosaics(again, crops, seed=0)
-    assert np.array_equal(made, again)
+    made = vectors.mosaics(crops, 500, seed=0)
+    assert made.dtype == np.float16 and np.array_equal(made, vectors.mosaics(crops, 500, seed=0))
     # The crops are orthogonal, so a coordinate is the relative area of a crop.
     assert (made >= 0).all() and np.allclose(np.linalg.norm(made.astype(np.float32), axis=1), 1, atol=2e-3)
     num_shown = (made > 1e-3).sum(axis=1)

@@ -47,7 +47,7 @@ def test_decoders_see_the_same_images(settings, one_thread):
         assert decode(job, clock) == {"num_images": 8}
         assert 0 < clock.laps["image"]["seconds"] < 1
     clock = Clock()
-    found = images.data_loader(job | {"loaders": 0, "loader_batch_size": 2}, clock)
+    found = images.data_loader(job | {"loaders": 0}, clock)
     assert found["num_vectors"] == 8 and clock.laps["image"]["seconds"] == pytest.approx(1 / found["images_per_second"])
 
 

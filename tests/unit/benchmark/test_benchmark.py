@@ -1,66 +1,53 @@
-"""Harness, settings and vectors of the benchmark. tests/slow/test_benchmark_job.py runs the job itself."""
+"""Harness, settings and vectors of the benchmark.
 
-import os
-import subprocess
-import sys
+tests/integration/test_benchmark_processes.py runs contenders, tests/slow/test_benchmark_job.py the job itself.
+"""
 
 import numpy as np
 import pytest
-from support import contenders as contenders_of_tests
 
-from attrib.benchmark import autofaiss_build, vectors
-from attrib.benchmark.harness import PACKAGE_FOLDER, Contender, compare, format_table, run_contender
+from attrib.benchmark import harness, vectors
+from attrib.benchmark.harness import Contender
 from attrib.benchmark.job import Bench
 from attrib.benchmark.settings import BenchmarkSettings
 from attrib.common.errors import AttribError
 
 
-def test_rounds_are_interleaved_and_rows_hold_ratios_to_the_first_contender(tmp_path):
-    log = tmp_path / "log"
+def test_rounds_are_interleaved_and_rows_hold_ratios_to_the_first_contender(monkeypatch):
+    seconds = {"A": [1.0, 2.0], "B": [3.0, 4.0]}
+    order = []
 
-    def sleeper(name: str, seconds: float, answers: str = "", **more) -> Contender:
-        job = {"name": name, "seconds": seconds, "log": str(log), "answers": answers}
-        return Contender(name, contenders_of_tests.sleeper, job, **more)
+    def run(contender: Contender) -> dict:
+        order.append(contender.name)
+        if contender.name == "C":
+            raise AttribError("no such library here")
+        turn = order.count(contender.name) - 1
+        lap = {"seconds": seconds[contender.name][turn], "cpu_seconds": 0.5, "scale": 1, "peak_mib": 100.0 + turn}
+        laps = {"nap": lap} if contender.name == "B" else {"nap": lap, "part": lap | {"scale": 10}}
+        found = {"answers": "same" if contender.name == "A" else str(turn)}
+        return {"laps": laps, "found": found, "start_mib": 50.0, "anonymous_mib": 60.0 - turn}
 
-    contenders = [
-        sleeper("A", 0.1, "same", threads=3),
-        sleeper("B", 0.3),
-        Contender("C", contenders_of_tests.refuser, {}, may_fail=True),
-        Contender("D", contenders_of_tests.sleeper, {}, unavailable="no environment"),
+    monkeypatch.setattr(harness, "run_contender", run)
+    contenders = [Contender(name, run, {}, note="n" * (name == "A"), may_fail=name == "C") for name in "ABC"]
+    rows = harness.compare("stage", {"nap": "a nap", "part": "a part"}, contenders, num_rounds=2)
+    assert "".join(order) == "ABCAB"
+    assert [(row["size"], row["contender"]) for row in rows] == [("a nap", name) for name in "ABC"] + [
+        ("a part", name) for name in "AC"
     ]
-    rows = compare("stage", {"nap": "a nap", "part": "a part"}, contenders, num_rounds=2)
-    assert log.read_text() == "ABAB"
-    assert [(row["size"], row["contender"]) for row in rows] == [(s, c) for s in ("a nap", "a part") for c in "ABCD"]
-    nap, part = ({row["contender"]: row for row in rows if row["size"] == size} for size in ("a nap", "a part"))
-    first = nap["A"]
-    assert first["ratio"] == first["ratio_lowest"] == first["ratio_highest"] == 1 and first["num_rounds"] == 2
-    assert 0.1 <= first["lowest"] <= first["seconds"] <= first["highest"]
-    assert nap["B"]["seconds"] >= 0.3 and nap["B"]["ratio_lowest"] > 1
-    assert part["A"]["seconds"] >= 0.1 and "timed on 1/10 of it and scaled" in part["A"]["note"]
-    assert nap["C"]["seconds"] is None and "no such library here" in nap["C"]["note"]
-    assert nap["D"]["note"] == "not measured: no environment" and nap["D"].keys() == first.keys()
-    assert set(first["found"]["environment"].values()) == {"3"}
-    assert first["found"]["identical"] and not nap["B"]["found"]["identical"]
-    shown = format_table(rows)
+    ours, theirs, failed, part = rows[:4]
+    assert (ours["ratio"], ours["ratio_lowest"], ours["ratio_highest"], ours["num_rounds"]) == (1, 1, 1, 2)
+    assert (theirs["seconds"], theirs["lowest"], theirs["highest"], theirs["cpu_seconds"]) == (3.5, 3, 4, 0.5)
+    assert (theirs["ratio"], theirs["ratio_lowest"], theirs["ratio_highest"]) == (2.5, 2, 3)
+    assert (theirs["peak_mib"], theirs["anonymous_mib"], theirs["start_mib"]) == (101, 60, 50)
+    assert failed["seconds"] is None and failed["note"] == "not measured: no such library here"
+    assert failed.keys() == ours.keys()
+    assert part["note"] == "n; timed on 1/10 of it and scaled"
+    assert ours["found"]["identical"] and not theirs["found"]["identical"]
+    shown = harness.format_table(rows)
     assert sum("time / first" in line for line in shown.splitlines()) == 2  # one table per size
-    assert "not measured: C ended with code 1" in shown
-
-
-def test_a_failure_or_a_change_of_threads_ends_the_run():
+    assert "2.50 (2.00 to 3.00)" in shown and "not measured: no such library here" in shown
     with pytest.raises(AttribError, match="no such library here"):
-        compare("stage", {"nap": ""}, [Contender("A", contenders_of_tests.refuser, {})], num_rounds=1)
-    with pytest.raises(AttribError, match="faiss runs 2 threads in place of 1"):
-        run_contender(Contender("A", contenders_of_tests.thread_changer, {}))
-
-
-def test_memory_peaks_exclude_the_parent_process():
-    here = np.ones(300 << 20, np.uint8)  # must not count
-    ended = run_contender(Contender("A", contenders_of_tests.filler, {"mib": 128}))
-    del here
-    # The kernel counts pages in batches, so up to half a MiB may be missing.
-    assert ended["start_mib"] + 15 <= ended["laps"]["small"]["peak_mib"] <= ended["start_mib"] + 64
-    assert ended["start_mib"] + 120 <= ended["peak_mib"] <= ended["start_mib"] + 180
-    assert ended["peak_mib"] < 300 and 120 <= ended["anonymous_mib"] <= ended["peak_mib"]
+        harness.compare("stage", {"nap": ""}, [Contender("C", run, {})], num_rounds=1)
 
 
 def test_means_under_windows_weight_cells_by_overlap():
@@ -116,19 +103,3 @@ def test_keys_and_stages_of_earlier_versions_are_accepted_with_a_warning(caplog)
     assert settings.only == ("build",) and settings.vectors.top_k == 5
     warned = [record.getMessage().split()[0] for record in caplog.records]
     assert warned == ["train", "num_ray_tasks", "stage", "chunk_rows", "num_shards"]
-
-
-def test_a_missing_environment_of_autofaiss_names_the_remedy(tmp_path):
-    folder = str(tmp_path / "autofaiss")
-    assert autofaiss_build.missing(folder).startswith(f"no environment in {folder}; create it as attrib/benchmark/")
-    (tmp_path / "autofaiss" / "bin").mkdir(parents=True)
-    (tmp_path / "autofaiss" / "bin" / "python").touch()
-    assert autofaiss_build.missing(folder) == ""
-
-
-def test_contenders_of_build_and_search_do_not_load_torch():
-    code = "import sys, attrib.benchmark.index_build, attrib.benchmark.search; print('torch' in sys.modules)"
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": PACKAGE_FOLDER}
-    )
-    assert ended.stdout == "False\n", ended.stderr

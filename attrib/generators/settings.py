@@ -27,7 +27,7 @@ class SpectrumSettings(Settings):
     @model_validator(mode="after")
     def _window_fits(self):
         if self.window_px and self.window_px > self.patch_px:
-            raise ValueError(f"window_px {self.window_px} exceeds patch_px {self.patch_px}; windows lie within a patch")
+            raise ValueError(f"window_px {self.window_px} exceeds patch_px {self.patch_px}; lower window_px")
         return self
 
     @property
@@ -64,7 +64,7 @@ class DiscriminantSettings(Settings):
     @classmethod
     def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) < len(names):
-            raise ValueError(f"degradations names one twice: {list(names)}")
+            raise ValueError(f"degradations contains a value twice: {list(names)}; give each value once")
         return names
 
 

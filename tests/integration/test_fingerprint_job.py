@@ -72,7 +72,7 @@ def test_a_finished_run_is_found_and_another_is_refused(folder, record):
         ),
         (
             {"validation_upsampler": "transposed"},
-            "the pool has 0 models with validation_upsampler 'transposed', for validation, and 8 others, for training",
+            "the pool has 0 models with validation_upsampler 'transposed' for validation and 8 other models",
         ),
         (
             {"contrast": {"models_per_batch": 16}},

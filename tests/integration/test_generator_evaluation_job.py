@@ -34,13 +34,13 @@ def test_settings_have_the_grid_and_refuse_contradictions():
     photographs = {"name": "p", "uri": "/p"}
     for changes, message in (
         ({"pools": {}}, "nothing to evaluate on"),
-        ({"pools": {"a/b": {"uri": "/x"}}}, "names files"),
+        ({"pools": {"a/b": {"uri": "/x"}}}, "is used in file names"),
         ({"folders": {"unseen": {"uri": "/x", "generators": ["a", "b", "c"]}}}, "share a name"),
         ({"pools": {TRAINED_SET: {"uri": "/x"}}}, "share a name"),
         ({"trained": {"photographs": photographs, "kinds": ["vae"], "seeds": [0, 1]}}, "fewer than three"),
-        ({"trained": {"photographs": photographs, "seeds": [1, 1]}}, "names a value twice"),
+        ({"trained": {"photographs": photographs, "seeds": [1, 1]}}, "contains a value twice"),
         ({"trained": {"photographs": photographs, "photograph_px": 16}}, "is below px 32"),
-        ({"folders": {"f": {"uri": "/x", "generators": ["a", "b", "c"], "real_history": "jpeg-75"}}}, "under real"),
+        ({"folders": {"f": {"uri": "/x", "generators": ["a", "b", "c"], "real_history": "jpeg-75"}}}, "set real to"),
         ({"budget": {"max_hours": 1}}, "makes no estimate"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -145,7 +145,7 @@ def test_a_folder_set_reads_images_unchanged(tmp_path, local):
     write_folder({"0.png": pictures(["x.png", "y.png"])["y.png"]}, str(tmp_path / "a"), local)
     assert folder_set("folders", given, 1.0, local).digest() != before
     (tmp_path / "b" / "1.png").write_bytes(b"no image")
-    with pytest.raises(AttribError, match=r"b/1\.png cannot be evaluated on .* remove it"):
+    with pytest.raises(AttribError, match=r"b/1\.png cannot be read as an image .* remove the file"):
         folder_set("folders", given, 1.0, local)
     shutil.rmtree(tmp_path / "a")
     with pytest.raises(AttribError, match="holds no image"):

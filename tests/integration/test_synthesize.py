@@ -117,7 +117,7 @@ def test_settings_that_cannot_work_are_refused(collection, tmp_path):
     for changes, message in (
         ({"training": {"crop_px": 64}}, "exceeds px"),
         ({"training": {"crop_px": 18}}, "multiples of 4"),
-        ({"num_models": 5}, "no multiple"),
+        ({"num_models": 5}, "not a multiple of seeds_per_architecture"),
         ({"width": 6}, "multiple of 4"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -126,7 +126,7 @@ def _read_folder(uri: str, max_images: int, max_megapixels: float, storage: Stor
         try:
             samples.append(read_sample(storage.read_bytes(join(uri, name)), max_megapixels))
         except ImageError as error:
-            raise AttribError(f"{join(uri, name)} cannot be evaluated on ({error}); remove it") from error
+            raise AttribError(f"{join(uri, name)} cannot be read as an image ({error}); remove the file") from error
     return samples
 
 
@@ -146,8 +146,8 @@ def pool_set(name: str, settings: PoolSetSettings, training: Pool, storage: Stor
     if len(others) < 3:
         raise AttribError(
             f"{settings.uri} holds {len(others)} models with {settings.unseen} that the training pool does not have, "
-            f"and generator set {name!r} needs 3; synthesize some with another first_architecture, or with a "
-            "grid.upsamplers that the training pool leaves out"
+            f"and generator set {name!r} needs 3; synthesize more with another first_architecture, or with "
+            "grid.upsamplers that the training pool does not use"
         )
     places = np.linspace(0, len(others) - 1, min(settings.max_models, len(others))).round().astype(int)
     kept = [others[i] for i in places]

@@ -79,7 +79,7 @@ def run(settings: EvaluateGeneratorsSettings) -> dict:
     if photographs:
         sets.insert(0, _trained_set(settings.trained, photographs, join(settings.output, "generators"), storage))
     if record:
-        logger.info(f"evaluate_generators: finished at {record['written_at']}")
+        logger.info(f"evaluate_generators: already finished at {record['written_at']}")
     else:
         methods = methods_from(settings.methods, pool, storage, extractor, join(settings.output, "discriminant"))
         measured = _measure(settings, methods, sets, tuning_set(pool, storage), storage)

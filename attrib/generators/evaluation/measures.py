@@ -63,7 +63,7 @@ def threshold_at(negative: np.ndarray, false_positive_rate: float) -> float:
     Raises AttribError without negatives.
     """
     if not len(negative):
-        raise AttribError("a threshold needs scores of negatives, and there are none; give more generators")
+        raise AttribError("a threshold needs scores of negatives, and there are none; add generators to the set")
     num_allowed = int(np.floor(false_positive_rate * len(negative) + 1e-9))
     if num_allowed >= len(negative):
         return -np.inf

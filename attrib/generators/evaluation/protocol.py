@@ -93,7 +93,7 @@ class Embedded:
         if not np.isfinite(vectors).all():
             raise AttribError(
                 f"{self.method.name} gave vectors that are not finite on generator set {self.generators.name!r}; "
-                "train or fit it again"
+                "train the method again"
             )
         return vectors
 
@@ -121,14 +121,14 @@ def evaluate_set(method: Method, embedded: Embedded, cut: float, settings: Evalu
         count = len(generators.rows_of(g))
         if count < settings.num_references + MIN_QUERIES:
             raise AttribError(
-                f"{name} of generator set {generators.name!r} has {count} images, and {settings.num_references} "
-                f"references with {MIN_QUERIES} queries need more; lower num_references or leave it out"
+                f"{name} of generator set {generators.name!r} has {count} images, fewer than {settings.num_references} "
+                f"references and {MIN_QUERIES} queries; lower num_references, or leave the generator out"
             )
     clean = embedded.under(NONE.name)
     if clean is None:
         raise AttribError(
             f"generator set {generators.name!r} has images below the {method.min_side_px} px that {method.name} needs; "
-            "leave the set or the method out"
+            "leave out the set or the method"
         )
     splits = list(divisions(generators, settings.num_references, settings.seed))
     galleries = [Gallery(method, clean, split) for split in splits]
@@ -167,7 +167,7 @@ def cluster_cut(embedded: Embedded) -> float:
     if vectors is None:
         raise AttribError(
             f"the training pool's images are below the {embedded.method.min_side_px} px that {embedded.method.name} "
-            "needs; lower its patch_px"
+            "needs; lower patch_px of the method"
         )
     return reference_cut([vectors[embedded.generators.rows_of(g)] for g in range(embedded.generators.num_generators)])
 

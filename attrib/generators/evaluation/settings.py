@@ -40,7 +40,7 @@ class FolderSetSettings(SetSettings):
     @model_validator(mode="after")
     def _of_real_images(self):
         if self.real_history and not self.real:
-            raise ValueError(f"real_history {self.real_history!r} is of real images; name their folder under real")
+            raise ValueError(f"real_history {self.real_history!r} needs real images; set real to their folder")
         return self
 
 
@@ -81,7 +81,7 @@ class TrainedSetSettings(SetSettings):
     def _enough(self):
         for name, values in (("kinds", self.kinds), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
-                raise ValueError(f"{name} names a value twice: {list(values)}")
+                raise ValueError(f"{name} contains a value twice: {list(values)}; give each value once")
         if len(self.kinds) * len(self.seeds) < 3:
             raise ValueError(
                 f"kinds {list(self.kinds)} with seeds {list(self.seeds)} are fewer than three generators; add kinds or "
@@ -124,7 +124,9 @@ class EvaluateGeneratorsSettings(JobSettings):
             raise ValueError("there is nothing to evaluate on; give trained, folders or pools")
         for name in names:
             if not SET_NAME.fullmatch(name):
-                raise ValueError(f"the generator set {name!r} names files; use letters, digits, blanks and . _ -")
+                raise ValueError(
+                    f"the name {name!r} of a generator set is used in file names; use letters, digits, blanks and . _ -"
+                )
         if len(set(names)) < len(names) or TRAINED_SET in names:
             raise ValueError(f"two generator sets share a name: {', '.join([*names, TRAINED_SET])}; rename one")
         return self

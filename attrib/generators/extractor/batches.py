@@ -53,8 +53,8 @@ def check_pool(pool: Pool, settings: FingerprintSettings) -> None:
     num_training = len(pool.models) - num_held_out
     if min(num_held_out, num_training) < 2:
         raise AttribError(
-            f"the pool has {num_held_out} models with validation_upsampler {settings.validation_upsampler!r}, for "
-            f"validation, and {num_training} others, for training; each must be 2 or more: choose another "
+            f"the pool has {num_held_out} models with validation_upsampler {settings.validation_upsampler!r} for "
+            f"validation and {num_training} other models for training, and needs 2 or more of each; choose another "
             "validation_upsampler, or synthesize more models"
         )
     contrast, num_validation = settings.contrast, _num_validation(pool)
@@ -67,13 +67,13 @@ def check_pool(pool: Pool, settings: FingerprintSettings) -> None:
         )
     if pool.px < settings.network.patch_px:
         raise AttribError(
-            f"network.patch_px is {settings.network.patch_px} and the pool's images have {pool.px} px; lower it, or "
-            "make a pool of larger images"
+            f"network.patch_px is {settings.network.patch_px} and the pool's images have {pool.px} px; lower patch_px "
+            "or make a pool of larger images"
         )
     if num_validation <= NUM_REFERENCES:
         raise AttribError(
             f"the pool has {pool.num_photographs} images of each model, and validation can use half of them; it needs "
-            f"{NUM_REFERENCES} references and at least one query: make a pool with more photographs"
+            f"{NUM_REFERENCES} references and at least one query, so make a pool with more photographs"
         )
 
 

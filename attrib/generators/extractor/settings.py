@@ -30,8 +30,8 @@ class NetworkSettings(Settings):
     def _window_fits(self):
         if not self.window_px <= self.min_side_px <= self.patch_px:
             raise ValueError(
-                f"min_side_px {self.min_side_px} lies outside window_px {self.window_px} to patch_px {self.patch_px}; "
-                "windows lie within a patch"
+                f"min_side_px {self.min_side_px} is not between window_px {self.window_px} and patch_px "
+                f"{self.patch_px}; choose window_px <= min_side_px <= patch_px"
             )
         return self
 
@@ -89,6 +89,6 @@ class FingerprintSettings(JobSettings):
         if models_per_batch % self.num_workers:
             raise ValueError(
                 f"contrast.models_per_batch {models_per_batch} is not a multiple of num_workers {self.num_workers}; "
-                "each worker takes the same number of models"
+                "change one of them, since each worker takes the same number of models"
             )
         return self

@@ -57,16 +57,22 @@ def model_statistics(groups: Iterable[np.ndarray]) -> ModelStatistics:
     for rows in groups:
         rows = rows.astype(np.float64)
         if len(rows) < 2:
-            raise AttribError(f"model {len(means)} of the pool has {len(rows)} images; synthesize 2 or more")
+            raise AttribError(
+                f"model {len(means)} of the pool has {len(rows)} images, and a discriminant needs 2 or more of each; "
+                "synthesize a pool with more photographs"
+            )
         means.append(rows.mean(axis=0))
         num_rows += len(rows)
         rows -= means[-1]
         scatter = scatter + rows.T @ rows
         fourth += np.square(np.square(rows).sum(axis=1)).sum()
     if len(means) < 2:
-        raise AttribError(f"a discriminant needs 2 models or more, and the pool has {len(means)}; synthesize more")
+        raise AttribError(f"a discriminant needs 2 models or more, and the pool has {len(means)}; raise num_models")
     if not scatter.any():
-        raise AttribError("all images of each model are equal, so there is no variation of content; check the pool")
+        raise AttribError(
+            "all images of each model are equal, so no covariance can be estimated; synthesize the pool from different "
+            "photographs"
+        )
     shrinkage = ledoit_wolf(scatter / num_rows, fourth, num_rows)
     return ModelStatistics(np.stack(means), scatter / (num_rows - len(means)), shrinkage)
 

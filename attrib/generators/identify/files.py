@@ -82,7 +82,8 @@ def check_same_images(identified: Identified, manifest: Manifest) -> None:
     record = identified.record
     if (record["manifest_digest"], record["order_digest"]) != (manifest.digest, manifest.order_digest):
         raise MismatchError(
-            f"{identified.uri} holds verdicts on other images than those of {manifest.uri}; run jobs.identify on it"
+            f"{identified.uri} holds verdicts on other images than those of {manifest.uri}; run jobs.identify on this "
+            "manifest"
         )
 
 

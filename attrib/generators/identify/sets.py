@@ -81,7 +81,10 @@ def judge_set(name: str, vectors: np.ndarray, judge: Judge, settings: Prevalence
     nearest, attributed = calibration.names[best], None
     if floor > rate + 1e-12:
         verdict = UNASSESSABLE
-        reason = f"the negatives allow no p-value below {floor:.6g} for this set; false_attribution_rate is {rate:g}"
+        reason = (
+            f"the negatives allow no p-value below {floor:.6g} for this set, and false_attribution_rate is {rate:g}; "
+            "register more negatives"
+        )
     elif p_value > rate + 1e-12:
         verdict = UNKNOWN
         reason = f"the nearest generator is {nearest}, but sets of other origin score as high (p {p_value:.3g})"

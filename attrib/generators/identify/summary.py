@@ -174,7 +174,7 @@ def _changes(
         notes[OTHER] = "another registry"
         warnings.append(
             f"{previous.uri} was made with another registry: the share of unknown generators is not compared, and the "
-            "other shares may differ because of the references (new: "
+            "other shares may have changed because the references changed (new: "
             f"{', '.join(new) or 'none'}; vanished: {', '.join(vanished) or 'none'})"
         )
     unknown = {"change": None, "low": None, "high": None, "changed": False}
@@ -291,5 +291,5 @@ def check_set_column(settings: IdentifySettings, manifest: Manifest) -> None:
     if column is not None and column not in manifest.metadata_columns:
         raise AttribError(
             f"prevalence.set_column: the manifest has no metadata column {column!r}; it has "
-            f"{', '.join(manifest.metadata_columns) or 'none'}"
+            f"{', '.join(manifest.metadata_columns) or 'none'}; choose one of its columns or null"
         )

@@ -204,9 +204,9 @@ class Judge:
             kind = UNKNOWN
             cause = f"its own references score higher (p {own_p_value:.3g} <= {own_rate:g})"
             if not len(self.calibration.own_scores(gallery, decisions.best[i])):
-                cause = f"it has too few references under {degradation} to compare the score with"
+                cause = f"it has too few references under degradation {degradation} to test the score"
             elif p_value > rate:
-                cause = f"images of other origin score as high (p {p_value:.3g} > {rate:g})"
+                cause = f"images of other origins score as high (p {p_value:.3g} > {rate:g})"
             reason = f"the nearest generator is {nearest}, but {cause}"
         score, gap = float(decisions.score[i]), margin if np.isfinite(margin) else None
         return Verdict(kind, generator, nearest, score, gap, p_value, own_p_value, degradation, reason)

@@ -46,7 +46,8 @@ def query_warnings(codecs: dict[str, int], sides_px: tuple[float, float] | None,
     if sum(strange.values()) > MAX_STRANGE_SHARE * total:
         warnings.append(
             f"{sum(strange.values()):,} of {total:,} images are {', '.join(sorted(strange))}, and all references are "
-            f"{', '.join(sorted(known))}: register references of these formats, or read their verdicts with care"
+            f"{', '.join(sorted(known))}: the verdicts on these images are less reliable; register references of these "
+            "formats"
         )
     formats = [entry for entry in entries if _distance(entry.codecs, codecs) > MAX_FORMAT_DISTANCE]
     sizes = [entry for entry in entries if _sizes_differ(entry.sides_px, sides_px)]
@@ -61,7 +62,7 @@ def _differences(formats: list[Entry], sizes: list[Entry], other_formats: str, o
     if formats:
         named = _named([f"{entry.name} ({_mix(entry.codecs)})" for entry in formats])
         warnings.append(
-            f"the formats of {named} differ from {other_formats}: verdicts may follow the format and not the "
+            f"the formats of {named} differ from {other_formats}: verdicts may depend on the format and not on the "
             "generator; register images that were saved in the same way"
         )
     if sizes:

@@ -151,7 +151,7 @@ def _opened(settings: RegistrySettings, storage: Storage) -> tuple[Registry, Met
     """The registry and its method. Raises AttribError if the settings contradict an existing registry."""
     if not storage.exists(join(settings.registry, RECORD)):
         if settings.method is None:
-            raise AttribError(f"{settings.registry} is a new registry; set method, which makes its fingerprints")
+            raise AttribError(f"{settings.registry} is a new registry; set method to choose its fingerprint method")
         method = load_method(settings.method, storage, settings.device)
         return new_registry(settings.registry, settings.method, method, settings.degradations, storage), method
     registry = open_registry(settings.registry, storage)

@@ -101,8 +101,8 @@ class Registry:
         """Raises MismatchError if another method made the references: their vectors cannot be compared."""
         if method.digest != self.method_digest:
             raise MismatchError(
-                f"{self.uri} holds fingerprints of another {self.method.name} than the present one; restore the other "
-                "one, or register all generators again in a new registry"
+                f"{self.uri} holds fingerprints of another {self.method.name} than the one that was loaded, and they "
+                "cannot be compared; restore the one that made them, or register all generators again in a new registry"
             )
 
 

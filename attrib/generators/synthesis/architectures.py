@@ -67,8 +67,8 @@ def sample_specs(
     order = [spec for turn in zip(*shuffled) for spec in turn]
     if first + num > len(order):
         raise AttribError(
-            f"architectures {first} to {first + num} were asked for and the grid has {len(order)}; ask for fewer (with "
-            "more seeds_per_architecture there are as many models) or widen the grid"
+            f"architectures {first} to {first + num} are requested and the grid has {len(order)}; lower num_models or "
+            "first_architecture, raise seeds_per_architecture, or add values to the grid"
         )
     return order[first : first + num]
 

@@ -64,7 +64,7 @@ def run(settings: SynthesizeSettings) -> dict:
     inputs = {"photographs": photographs.digest()}
     finished = begin(settings, RECORD, inputs, storage)
     if finished:
-        logger.info(f"synthesize: finished at {finished['written_at']}")
+        logger.info(f"synthesize: already finished at {finished['written_at']}")
         return finished
     admit(_estimate(settings, planned, photographs, device), settings, REMEDIES)
     real, given = {}, settings.real_generators

@@ -42,7 +42,8 @@ def diversity(samples: np.ndarray) -> dict:
     num_models, num_photographs = samples.shape[:2]
     if min(num_models, num_photographs) < 2:
         raise AttribError(
-            f"diversity needs two models and photographs, the pool has {num_models} and {num_photographs}; enlarge it"
+            f"diversity needs two models and two photographs or more, and this pool has {num_models} and "
+            f"{num_photographs}; raise num_models or num_photographs"
         )
     spectra = torch.stack([log_spectrum(residual(torch.from_numpy(own).float() / 255)) for own in samples]).flatten(2)
     traces = spectra.sub_(spectra.mean(dim=0))
@@ -80,7 +81,9 @@ def real_profiles(
         by_name.setdefault(row["key"].partition("/")[0], []).append(row)
     for name in left_out:
         if name not in by_name:
-            raise AttribError(f"left_out names {name!r}, but the generators are {', '.join(sorted(by_name))}")
+            raise AttribError(
+                f"left_out contains {name!r}, but the generators are {', '.join(sorted(by_name))}; correct left_out"
+            )
     profiles = {}
     for name in sorted(by_name.keys() - set(left_out)):
         images = list(decoded(by_name[name][:IMAGES_PER_GENERATOR], manifest, PATCH_PX, max_megapixels, storage))
@@ -96,7 +99,8 @@ def frechet_frequency_distance(synthetic: np.ndarray, real: np.ndarray) -> float
     """Squared distance of profiles [g, d] and [k, d], two or more each, in log10 power summed over frequencies."""
     if min(len(synthetic), len(real)) < 2:
         raise AttribError(
-            f"a Gaussian is fitted to two generators or more, got {len(synthetic)} synthetic and {len(real)} real"
+            f"the Frechet frequency distance needs two generators or more of each kind, got {len(synthetic)} synthetic "
+            f"and {len(real)} real ones; synthesize more models, or add folders of real generators"
         )
     moments = [(profiles.mean(axis=0), np.cov(profiles, rowvar=False)) for profiles in (synthetic, real)]
     return frechet_distance(*moments[0], *moments[1])

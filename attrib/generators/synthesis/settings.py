@@ -30,7 +30,7 @@ class GridSettings(Settings):
         for name in type(self).model_fields:
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"{name} names a value twice: {list(values)}")
+                raise ValueError(f"{name} contains a value twice: {list(values)}; give each value once")
         return self
 
 
@@ -85,13 +85,15 @@ class SynthesizeSettings(JobSettings):
     def _sizes_fit(self):
         deepest, crop_px = max(self.grid.num_blocks), self.training.crop_px
         if crop_px > self.px:
-            raise ValueError(f"crop_px {crop_px} exceeds px {self.px}; crops are cut from photographs of px pixels")
+            raise ValueError(f"training.crop_px {crop_px} exceeds px {self.px}, the size of photographs; lower crop_px")
         if self.px % 2**deepest or crop_px % 2**deepest:
             raise ValueError(
-                f"px {self.px} and crop_px {crop_px} must be multiples of {2**deepest}: they are halved {deepest} times"
+                f"px {self.px} and crop_px {crop_px} must be multiples of {2**deepest}, because encoders halve them "
+                f"{deepest} times"
             )
         if self.num_models % self.seeds_per_architecture:
             raise ValueError(
-                f"num_models {self.num_models} is no multiple of seeds_per_architecture {self.seeds_per_architecture}"
+                f"num_models {self.num_models} is not a multiple of seeds_per_architecture "
+                f"{self.seeds_per_architecture}; change one of them"
             )
         return self

@@ -114,7 +114,7 @@ def test_verification_by_thresholds_of_the_other_generators(seed):
 
 
 def test_verification_needs_a_third_generator_for_the_threshold():
-    with pytest.raises(AttribError, match="give more generators"):
+    with pytest.raises(AttribError, match="add generators to the set"):
         measures.verification(np.ones((4, 4)), np.array([0, 0, 1, 1]), 0.01)
 
 

@@ -253,7 +253,7 @@ def test_the_digest_depends_on_the_fingerprint_version(monkeypatch):
 def test_sizes_that_do_not_fit_are_refused():
     for min_side_px, window_px in ((16, 18), (20, 8)):
         with pytest.raises(
-            ValueError, match=f"min_side_px {min_side_px} lies outside window_px {window_px} to patch_px 16"
+            ValueError, match=f"min_side_px {min_side_px} is not between window_px {window_px} and patch_px 16"
         ):
             NetworkSettings(patch_px=16, min_side_px=min_side_px, window_px=window_px)
 

@@ -147,7 +147,7 @@ def test_a_score_without_references_to_compare_with_has_its_own_reason():
     decisions = decide(calibration, np.array([[[30.0]]], np.float32))
     verdict = judge._verdict(0, decisions, judge.label(decisions)[0])
     assert verdict.kind == "unknown" and verdict.p_value == 1.0
-    assert "has too few references under none to compare the score with" in verdict.reason
+    assert "has too few references under degradation none to test the score" in verdict.reason
 
 
 @pytest.fixture(scope="module")

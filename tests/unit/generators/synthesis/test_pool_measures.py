@@ -55,7 +55,7 @@ def test_frechet_frequency_distance_is_that_of_fitted_gaussians():
     ]
     expected = frechet_distance(*moments[0], *moments[1])
     assert frechet_frequency_distance(first, second) == pytest.approx(expected)
-    with pytest.raises(AttribError, match="two generators or more"):
+    with pytest.raises(AttribError, match="needs two generators or more of each kind, got 9 synthetic and 1 real"):
         frechet_frequency_distance(first, second[:1])
 
 

@@ -49,14 +49,15 @@ class SpectrumSettings(Settings):
 class DiscriminantSettings(Settings):
     """Linear discriminant of spectra, fitted on the synthetic models (attrib/generators/fingerprints/discriminant.py).
 
-    shrinkage: of the within-model covariance, towards a multiple of the identity. The Ledoit-Wolf estimate (0.003 here)
-    is best for new images of the same models. For unseen upsamplers, and under JPEG, far more shrinkage is better.
+    shrinkage: of the covariance within models, towards a multiple of the identity. The Ledoit-Wolf estimate (0.003 on
+    our pool) is best for new images of the same models. For unseen upsamplers and JPEG images, a much larger value is
+    better.
     """
 
     shrinkage: Shrinkage = 0.5  # of the discriminant
     whitening_shrinkage: float = Field(default=0.8, gt=0, le=1)
-    num_directions: Positive | None = None  # of largest variance between models; None: all, one less than the classes
-    # Of the models' images. Images of one model under one degradation are one class, as for the extractor.
+    num_directions: Positive | None = None  # of largest variance between models; None: all, the number of classes - 1
+    # Applied to the models' images. Images of one model under one degradation are one class.
     degradations: tuple[str, ...] = Field(default=("none", "jpeg-85"), min_length=1)
     images_per_model: Positive | None = 64  # the first of each model; None: all
 

@@ -1,8 +1,8 @@
-"""Batches and validation of the extractor's training: patches of pool images, degraded as they are drawn.
+"""Batches and validation for training the extractor: patches of pool images, with random degradations.
 
-A batch has P models and K images of each: a random batch would hold few images of one model. In a share of the batches
-all models show the same K photographs, so that only traces tell the models apart. Every draw depends on the seed and
-the step alone, not on the number of workers or on a restart.
+A batch has P models and K images of each, because a random batch would hold few images of one model. In a share of the
+batches all models show the same K photographs, so that only their traces differ. Every random draw depends only on the
+seed and the step, so it is the same for any number of workers and after a restart.
 """
 
 import math
@@ -33,9 +33,10 @@ NUM_AHEAD = 2  # batches that each loader may prepare in advance
 
 @dataclass(frozen=True, eq=False)
 class PoolImages:
-    """uint8 [n, 3, px, px] of each class. held_out: of models and photographs that are not trained on.
+    """Images of the pool, uint8 [n, 3, px, px] per class.
 
-    training: the same photographs in the same order for every class; photographs: their originals, [n, 3, px, px].
+    training: for every class the same photographs in the same order. held_out: of models and photographs that are not
+    used in training. photographs: the originals of the training images.
     """
 
     training: list[Tensor]
@@ -78,7 +79,7 @@ def check_pool(pool: Pool, settings: FingerprintSettings) -> None:
 
 
 def read_pool(pool: Pool, settings: FingerprintSettings, storage: Storage) -> PoolImages:
-    """All models of the pool. Those of the validation_upsampler are held out, with photographs of their own."""
+    """The images of all models. Models with the validation_upsampler are held out and show other photographs."""
     num_validation = _num_validation(pool)
     training, held_out = [], []
     for model in pool.models:
@@ -92,7 +93,7 @@ def read_pool(pool: Pool, settings: FingerprintSettings, storage: Storage) -> Po
 
 
 def _num_validation(pool: Pool) -> int:
-    """How many photographs, the last of the pool, are kept for validation."""
+    """Number of photographs that are kept for validation, the last ones of the pool."""
     return min(NUM_REFERENCES + MAX_QUERIES, pool.num_photographs // 2)
 
 
@@ -101,11 +102,11 @@ class Draw(NamedTuple):
 
     models: Tensor
     images: Tensor
-    same_content: bool  # all rows of `images` are equal
+    same_content: bool  # whether all rows of `images` are equal
 
 
 def draw_batch(num_models: int, num_images: int, contrast: ContrastSettings, generator: torch.Generator) -> Draw:
-    """Models and images of one batch, of num_models models that show the same num_images photographs."""
+    """Draw the models and images of one batch, from num_models models with num_images images each."""
     models = torch.randperm(num_models, generator=generator)[: contrast.models_per_batch]
     same_content = bool(torch.rand((), generator=generator) < contrast.same_content_share)
     num_rows = 1 if same_content else contrast.models_per_batch
@@ -114,14 +115,14 @@ def draw_batch(num_models: int, num_images: int, contrast: ContrastSettings, gen
 
 
 class ExtractorBatch(NamedTuple):
-    """One worker's part of a batch. patches: uint8 [p * k, 3, s, s]; labels: int64 [p * k], training classes."""
+    """One worker's part of a batch. patches: uint8 [p * k, 3, s, s]; labels: int64 [p * k], the training class."""
 
     patches: Tensor
     labels: Tensor
 
 
 class ExtractorBatches:
-    """The batches of one worker: its models of every global batch."""
+    """The batches of one worker, which gets an equal part of the models of every global batch."""
 
     def __init__(self, images: PoolImages, settings: FingerprintSettings, rank: int, num_workers: int):
         self.images, self.settings, self.rank, self.num_workers = images, settings, rank, num_workers
@@ -129,7 +130,7 @@ class ExtractorBatches:
     def steps(self, start: int, stop: int) -> Iterator[ExtractorBatch]:
         """Batches of the steps start to stop, in order, made in advance by num_loaders threads."""
         waiting: deque = deque()
-        with ThreadPoolExecutor(self.settings.num_loaders) as loaders:  # codecs release Python's lock
+        with ThreadPoolExecutor(self.settings.num_loaders) as loaders:  # codecs release the GIL
             for step in range(start, stop):
                 waiting.append(loaders.submit(self.make, step))
                 if len(waiting) > NUM_AHEAD * self.settings.num_loaders:
@@ -138,7 +139,10 @@ class ExtractorBatches:
                 yield waiting.popleft().result()
 
     def make(self, step: int) -> ExtractorBatch:
-        """This worker's part of a step's batch. All images are degraded alike; same-content batches are cut alike."""
+        """This worker's part of a batch, with one degradation for all images.
+
+        If all models show the same photographs, they are also cut at the same positions.
+        """
         contrast, patch_px = self.settings.contrast, self.settings.network.patch_px
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)
         draw = draw_batch(len(self.images.training), self.images.num_images, contrast, generator)
@@ -160,8 +164,9 @@ class ExtractorBatches:
 def augmented(image: Tensor, degradation: Degradation, place: Tensor, patch_px: int) -> Tensor:
     """A degraded patch of an image: uint8 [3, h, w] -> uint8 [3, patch_px, patch_px].
 
-    place: float32 [3] in 0..1. place[:2] is the position on the lattice; place[2] < 0.5 cuts before the degradation,
-    else after it. The border of a small image is degraded as a border, that of a patch of a large image is not.
+    place: float32 [3] in 0..1. place[:2] is the position of the patch. If place[2] < 0.5, the patch is cut before the
+    degradation, else after it. So training has patches with a degraded border, as small images have, and without one,
+    as patches of large images.
     """
     if place[2] < 0.5:
         scale = degradation.strength if degradation.kind in ("resize", "crop") else 1.0
@@ -170,13 +175,13 @@ def augmented(image: Tensor, degradation: Degradation, place: Tensor, patch_px: 
 
 
 def _window(image: Tensor, size: int, place: Tensor) -> Tensor:
-    """A square at a position of the lattice, as `patches` cuts."""
+    """A square that starts at a multiple of PERIOD_PX, like the patches of `patches`."""
     top, left = (int(place[axis] * ((image.shape[1 + axis] - size) // PERIOD_PX + 1)) * PERIOD_PX for axis in (0, 1))
     return image[:, top : top + size, left : left + size]
 
 
 class Validation:
-    """Identification of held-out models from references, by one patch of the middle of each image."""
+    """Identification of held-out models from references, with one patch from the middle of each image."""
 
     def __init__(self, held_out: list[Tensor], patch_px: int):
         middle = torch.full((3,), 0.5)
@@ -189,7 +194,7 @@ class Validation:
         }
 
     def __call__(self, extractor: Extractor) -> dict[str, float]:
-        """Accuracy under each degradation of VALIDATION, by its name, ties counted as wrong."""
+        """{name of a degradation of VALIDATION: accuracy}; ties count as wrong."""
         found = {}
         for name, cut in self.cut.items():
             references, queries = np.split(

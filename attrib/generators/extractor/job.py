@@ -1,10 +1,10 @@
 """The fingerprint job: an extractor trained with Ray Train on a pool of synthetic generators.
 
 <output>/extractor.safetensors   the network; see attrib.generators.extractor.network.load_extractor
-<output>/extractor.json          written last: settings, digests, the criterion by step
+<output>/extractor.json          written last: settings, digests, the validation accuracy by step
 <output>/lda.safetensors, whitening.safetensors   of the colour spectrum on the same pool; see
                                  attrib.generators.fingerprints.spectrum.load_spectrum_method
-<output>/_start.safetensors      the network before training, with whitened statistics
+<output>/_start.safetensors      the network before training; the whitening of its two statistics is fitted
 <output>/_ray_train/             Ray Train's checkpoints, one per validation
 """
 
@@ -69,7 +69,7 @@ def run(settings: FingerprintSettings) -> dict:
         "num_held_out_models": len(images.held_out),
         "num_images_per_model": images.num_images,
     }
-    del images  # workers read them again, perhaps on this machine
+    del images  # frees memory for workers on this machine, which read them again
     state = fit(
         _worker,
         (settings,),
@@ -96,7 +96,7 @@ def run(settings: FingerprintSettings) -> dict:
 
 
 def _estimate(settings: FingerprintSettings, images: PoolImages) -> Estimate:
-    """From a few steps of a temporary network. Whitening the statistics takes seconds and is not counted."""
+    """Estimate from a few steps of a temporary network. The first whitening takes seconds and is not counted."""
     network = FingerprintNetwork(settings.network)
     training = ExtractorRun(network, len(images.training), settings, torch.device("cpu"))
     batches = ExtractorBatches(images, settings, 0, 1)
@@ -108,7 +108,7 @@ def _estimate(settings: FingerprintSettings, images: PoolImages) -> Estimate:
         seconds.append(time.perf_counter() - started)
     images_bytes = sum(shown.nbytes for shown in (*images.training, *images.held_out, images.photographs))
     optimiser, contrast = settings.optimiser, settings.contrast
-    # A validation embeds held-out images, and the images that whiten the learned part.
+    # A validation embeds the held-out images, and the images on which the whitening of the learned part is fitted.
     num_embedded = len(VALIDATION) * (
         len(images.held_out) * len(images.held_out[0]) + len(images.training) * min(LEARNED_IMAGES, images.num_images)
     )
@@ -123,7 +123,7 @@ def _estimate(settings: FingerprintSettings, images: PoolImages) -> Estimate:
         driver_bytes=process_bytes,
         output_bytes=(KEPT_CHECKPOINTS * STATES + 2) * state_bytes,
         seconds=min(seconds) * (optimiser.num_steps / settings.num_workers + validation_steps * num_validations),
-        note="at the pace of this machine's CPU",
+        note="at the speed of this machine's CPU",
     )
 
 

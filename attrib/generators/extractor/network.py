@@ -1,10 +1,11 @@
-"""The fingerprint extractor: patches of an image to one vector that is similar for images of one generator.
+"""The fingerprint extractor: it maps an image to a vector that is similar for images of the same generator.
 
-The vector has three parts, each whitened. Two are statistics: the power spectrum of a patch's colours, and its means at
-fixed places of the pixel grid (attrib/generators/signals/spectrum.py). Whitening keeps all directions, so they also
-tell generators apart that differ in other ways than the pool's models. The third is a small CNN of pixels and residual,
-trained to tell the pool's models apart under degradation. It survives recompression better, but is less informative for
-generators unlike the pool's, so it has half the length. Adapted scoring weights parts by their reliability.
+The vector has three parts, each whitened. Two are statistics: the colour spectrum and the polyphase means
+(attrib/generators/signals/spectrum.py). Whitening keeps all their directions, so they can also tell generators apart
+that differ in other ways than the models of the pool. The third part is the output of a small CNN on pixels and
+residual, trained to tell the pool's models apart under degradations. It survives recompression better, but says less
+about generators that are unlike the pool's models, so it has half the length. The scoring "adapted" weights the parts
+by their reliability.
 """
 
 from collections.abc import Sequence
@@ -31,16 +32,16 @@ from attrib.models.encoder import model_digest
 
 WEIGHTS = "extractor.safetensors"
 RECORD = "extractor.json"
-DESCRIPTION_KEY = "attrib.extractor"  # of the weights' metadata: the network's settings as JSON
+DESCRIPTION_KEY = "attrib.extractor"  # metadata key of the weights file: the network's settings as JSON
 PartName = Literal["colour-spectrum", "polyphase", "learned"]  # in the order of NetworkSettings.part_sizes
 PARTS: tuple[PartName, ...] = get_args(PartName)
 STATISTICS = PARTS[:2]  # not trained
 PART_LENGTHS: dict[PartName, float] = {"colour-spectrum": 1.0, "polyphase": 1.0, "learned": 0.5}
-# Scales the inputs of the CNN to order one: pixels in 0..1 deviate by about .25, residuals by a few hundredths.
+# Scale the inputs of the CNN to a deviation of order one: pixels in 0..1 have about 0.25, residuals a few hundredths.
 CONTENT_GAIN, RESIDUAL_GAIN = 2.0, 10.0
-VARIANCE_FLOOR = 1e-5  # of a flat patch: the square root has no gradient at zero
+VARIANCE_FLOOR = 1e-5  # added for flat patches, because the square root has no finite gradient at zero
 MAP_STRIDE_PX = 4  # of the CNN's last maps
-PATCH_BATCH = 32  # of every call of the network, so that a vector does not depend on the other patches
+PATCH_BATCH = 32  # the batch size of every call, so that a vector does not depend on the number of patches
 
 
 class FingerprintNetwork(nn.Module):
@@ -55,7 +56,7 @@ class FingerprintNetwork(nn.Module):
         widths = [6, width, width, 2 * width, 2 * width, 4 * width, 4 * width]
         layers: list[nn.Module] = []
         for num_in, num_out, stride in zip(widths, widths[1:], (1, 1, 2, 1, 2, 1)):
-            # Group norm: batch statistics would reveal the degradation of a batch, and differ between workers.
+            # Not batch norm: batch statistics would reveal the degradation of a batch, and differ between workers.
             norm = nn.GroupNorm(8 if num_out % 8 == 0 else 1, num_out)
             layers += [nn.Conv2d(num_in, num_out, 3, stride, padding=1, bias=False), norm, nn.ReLU()]
         self.maps = nn.Sequential(*layers)
@@ -111,7 +112,7 @@ def balanced(parts: dict[PartName, Tensor]) -> Tensor:
 
 
 class Extractor(Method):
-    """A frozen network on one device as a fingerprint method. parts: those of the vector."""
+    """A frozen network on one device as a fingerprint method. parts: which parts the vector has."""
 
     name = "extractor"
     scoring = "adapted"
@@ -126,7 +127,7 @@ class Extractor(Method):
         self.part_sizes = tuple(sizes[name] for name in parts)
 
     def fit(self, references: References) -> Scorer:
-        """Adapted scoring by part. Polyphase means are one-sided: a crop shifts them, so they only count in favour."""
+        """The scoring "adapted", by part. A negative cosine of polyphase means counts as zero: a crop can cause it."""
         one_sided = [name == "polyphase" and len(self.parts) > 1 for name in self.parts]
         return adapted_by_part(self.part_sizes, one_sided)(references)
 
@@ -164,14 +165,14 @@ class Extractor(Method):
 
 
 def untrained(extractor: Extractor) -> Extractor:
-    """The statistics alone, without the learned part."""
+    """The extractor without its learned part: the two whitened statistics alone."""
     found = Extractor(extractor.network, str(extractor.device), STATISTICS)
     found.name = f"{extractor.name}-untrained"
     return found
 
 
 class ExtractorPart(Extractor):
-    """One part of an extractor alone: a control that the extractor must beat. No registry can hold it."""
+    """One part of an extractor alone: a baseline that the extractor must beat. No registry can hold it."""
 
     registered_as = None
 
@@ -181,7 +182,7 @@ class ExtractorPart(Extractor):
 
 
 def extractor_digest(network: FingerprintNetwork) -> str:
-    """Digest of everything that decides a vector and its scores."""
+    """Digest of everything that determines vectors and scores."""
     settings = network.settings.model_dump(mode="json")
     return digest([FINGERPRINT_VERSION, settings, model_digest("extractor", network)])
 

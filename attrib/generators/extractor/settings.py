@@ -15,10 +15,10 @@ class NetworkSettings(Settings):
     """The extractor (attrib/generators/extractor/network.py)."""
 
     patch_px: Annotated[int, Field(ge=16, multiple_of=8)] = 32
-    min_side_px: Annotated[int, Field(ge=PERIOD_PX)] = 16  # of images; one below patch_px is one smaller patch
+    min_side_px: Annotated[int, Field(ge=PERIOD_PX)] = 16  # of images; one below patch_px gets smaller patches
     max_patches: Positive = 16  # of one image, on an even grid
     window_px: Annotated[int, Field(ge=4, multiple_of=2)] = 8  # of the colour spectrum; windows overlap
-    num_learned: Annotated[int, Field(ge=2)] = 192  # size of the learned part; a single number would be 1 or -1
+    num_learned: Annotated[int, Field(ge=2)] = 192  # size of the learned part; 1 would leave only its sign
     width: Positive = 32  # channels of the first convolutions; the next ones have 2 and 4 times as many
 
     @property
@@ -41,7 +41,7 @@ class ContrastSettings(Settings):
 
     models_per_batch: Annotated[int, Field(ge=2)] = 32  # of the global batch, over all workers
     images_per_model: Annotated[int, Field(ge=2)] = 4
-    same_content_share: Share = 0.5  # of the batches, in which all models show the same photographs
+    same_content_share: Share = 0.5  # share of batches in which all models show the same photographs
     temperature: float = Field(default=0.1, gt=0)
     contrast_weight: Weight = 1.0  # of the supervised contrastive loss
     classification_weight: Weight = 1.0  # of the cross-entropy over the pool's models
@@ -76,7 +76,7 @@ class FingerprintSettings(JobSettings):
     optimiser: ExtractorOptimiserSettings = ExtractorOptimiserSettings()
     photographs_as_class: bool = True  # the pool's photographs are one more class
     degraded_share: Share = 0.75  # of the batches (attrib/generators/signals/degradations.py)
-    # Held out: with models of trained families, validation would favour weights that know these families.
+    # Models with this upsampler are used for validation only: validation should measure unseen generators.
     validation_upsampler: Upsampler = "bicubic"
     num_workers: Positive = 1  # of the training
     num_loaders: Positive = 1  # threads per worker that degrade and cut images

@@ -1,8 +1,8 @@
-"""The extractor's training loop: whitened statistics at its start, steps, validation, and a state to resume from.
+"""The training loop of the extractor: fitting the first whitening, steps, validation, and a state to resume from.
 
-The criterion is the accuracy of identification with ten references per model. The models have an upsampler that is not
-used in training, the photographs are not used in training either, and images are original and at JPEG 85. No image of a
-real generator is used.
+The weights of the best validation are kept. Its criterion is the identification accuracy with ten references per model,
+the mean of original images and JPEG 85. The models have an upsampler that is not used in training, and they show other
+photographs. No image of a real generator is used.
 """
 
 import math
@@ -25,18 +25,18 @@ from attrib.train.all_gather import gather, gather_fixed
 from attrib.train.loop import rate
 from attrib.train.losses.contrastive import supervised_contrastive
 
-START_IMAGES = 64  # of each model, to whiten the statistics
-LEARNED_IMAGES = 16  # of each model, to whiten the learned part, which is smaller, at every validation
-PATCHES_AT_ONCE = 256  # about .4 MB each while their windows are in memory
+START_IMAGES = 64  # of each model, to fit the whitening of the statistics
+LEARNED_IMAGES = 16  # of each model, to fit the whitening of the learned part, which is smaller, at every validation
+PATCHES_AT_ONCE = 256  # each takes about 0.4 MB while its windows are in memory
 SHRINKAGE = 0.15  # of the covariance
-MIN_RANGE = 1e-6  # of the learned part, of length one, within some class: a smaller range is rounding
+MIN_RANGE = 1e-6  # of a value of the learned part (length one) within a class; a smaller range is rounding
 
-# Patches uint8 [n, 3, s, s] of models and of photographs; each class once per degradation of VALIDATION.
+# Patches uint8 [n, 3, s, s] of models and of photographs; a class under one degradation of VALIDATION is one tensor.
 WhiteningPatches = tuple[list[Tensor], list[Tensor]]
 
 
 class ExtractorRun:
-    """A training run and its state. Every worker holds the same network and prototypes and a part of each batch."""
+    """A training run and its state. All workers hold the same network and prototypes, and each a part of a batch."""
 
     def __init__(
         self, network: FingerprintNetwork, num_classes: int, settings: FingerprintSettings, device: torch.device
@@ -145,7 +145,7 @@ def classification(embeddings: Tensor, prototypes: Tensor, labels: Tensor, scale
 
 
 def started_network(images: PoolImages, settings: FingerprintSettings) -> FingerprintNetwork:
-    """A network with whitened statistics and random weights of the learned part, drawn by the seed."""
+    """A new network: the whitening of its statistics is fitted, the learned part has random weights by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = FingerprintNetwork(settings.network)
@@ -156,7 +156,7 @@ def started_network(images: PoolImages, settings: FingerprintSettings) -> Finger
 
 
 def whitening_patches(images: PoolImages, network: NetworkSettings, num_images: int) -> WhiteningPatches:
-    """One patch of each model's first num_images images, and max_patches of each photograph."""
+    """One patch of each of a model's first num_images images, and max_patches patches of each photograph."""
 
     def degraded(classes: list[Tensor], max_patches: int) -> list[Tensor]:
         return [
@@ -171,10 +171,11 @@ def whitening_patches(images: PoolImages, network: NetworkSettings, num_images: 
 
 @torch.no_grad()
 def whiten(network: FingerprintNetwork, name: PartName, shown: WhiteningPatches) -> None:
-    """Whiten one part by the covariance within the pool's models and that between photographs, in equal parts.
+    """Fit the whitening of one part to the mean of two covariances: within the pool's models, and between photographs.
 
-    Models smooth fine detail away, so their covariance alone would leave the content of a real generator's images.
-    Raises AttribError if the learned part is not finite or constant within each class: the training has diverged.
+    The synthetic models smooth fine detail away. With their covariance alone, the content of a real generator's images
+    would keep too large a weight. Raises AttribError if the learned part is not finite, or constant within each class,
+    because the training has then diverged.
     """
     device, found = network.mean.device, []
     for classes in shown:
@@ -185,7 +186,7 @@ def whiten(network: FingerprintNetwork, name: PartName, shown: WhiteningPatches)
         rows = (of_class.cpu().numpy() for of_class in groups)
         if name == "learned":
             rows = list(rows)
-            # A step that is too long shows here before it shows in a loss. NaN fails the comparison; max passes it on.
+            # Too high a learning rate shows here before it shows in the loss. A NaN makes the comparison false.
             if not np.max([np.ptp(of_class, axis=0).max() for of_class in rows]) > MIN_RANGE:
                 raise AttribError(
                     "training diverged: the learned part is NaN or infinite, or equal for all images of each model; "
@@ -199,7 +200,10 @@ def whiten(network: FingerprintNetwork, name: PartName, shown: WhiteningPatches)
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Average over the workers in one message. All compute one loss of gathered rows, so this equals one process."""
+    """Average gradients over the workers in one message.
+
+    All workers compute the loss of the same gathered rows, so the result equals that of a single process.
+    """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -1,4 +1,4 @@
-"""Frozen features of a timm network as fingerprints, the usual baseline (CLIP features)."""
+"""Features of a frozen timm network as fingerprints, a usual baseline (often with CLIP)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,17 +16,17 @@ from attrib.models.encoder import ImageEncoder, load_network, preprocessing_of
 from attrib.models.features import FeatureExtractor
 from attrib.models.model import features_data_config
 
-CHUNK_IMAGES = 64  # whose prepared pixels are held at a time
+CHUNK_IMAGES = 64  # preprocessed images in memory at a time
 
 
 class BackboneFeatures(Method):
-    """Nearest reference by the cosine of chosen levels. The network's resizing costs part of the trace."""
+    """Cosine of backbone features with the nearest reference. The backbone's resizing removes part of the trace."""
 
     name = "backbone"
     scoring = "nearest"
 
     def __init__(self, settings: BackboneFeatureSettings, storage: Storage, device: str = "cpu"):
-        """Raises AttribError if the network or its weights are not there, or it lacks a level."""
+        """Raises AttribError if the network, its weights or one of the levels in the settings does not exist."""
         network = load_network(settings.backbone, storage)
         data_config = features_data_config(network.data_config, settings.features)
         preprocessing = preprocessing_of(replace(network, data_config=data_config), settings.backbone.name)

@@ -1,4 +1,4 @@
-"""Interface of all fingerprint methods: images to vectors, references to scores of a query."""
+"""Interface of all fingerprint methods: embed images as vectors, and score queries against references."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -24,15 +24,16 @@ SCORINGS: dict[ScoringName, Scoring] = {
     "nearest": max_cosine,
     "adapted": adapted_cosine,
     "knn": nearest_neighbours(5),
-    "logistic": logistic_scores(1.0),  # of features of unit variance in the mean
+    "logistic": logistic_scores(1.0),  # for features that are scaled to a mean variance of one
 }
 
 
 class Method(ABC):
-    """A fingerprint method. It is not trained on the generators to identify: their references come with each query.
+    """A fingerprint method. It is not trained on the generators to identify, but gets their references when it scores.
 
-    name: unique in a table. digest: of all that decides a vector; vectors of different digests must not be compared.
-    looks_at_trace: False for leak controls, which are never shipped. needs_colour: whether grey images are refused.
+    name: unique in a results table. digest: of everything that determines a vector; vectors of different digests must
+    not be compared. looks_at_trace: False for leak controls (attrib/generators/signals/samples.py), which cannot be
+    registered. needs_colour: whether grey images are refused.
     """
 
     name: str
@@ -44,15 +45,15 @@ class Method(ABC):
 
     @property
     def registered_as(self) -> str | None:
-        """The registry's `method` that gives these scores, as a config names it; None for controls."""
+        """The registry's option `method` that gives these scores, as text; None if no registry can hold it."""
         return f"name: {self.name}, scoring: {self.scoring}" if self.looks_at_trace else None
 
     @abstractmethod
     def embed(self, samples: Sequence[Sample]) -> np.ndarray:
-        """float32 [n, d], unit rows, each independent of the others. Raises AttribError below min_side_px."""
+        """Unit rows float32 [n, d], independent of each other. Raises AttribError for an image below min_side_px."""
 
     def fit(self, references: References) -> Scorer:
-        """The scorer of these references. Raises AttribError without generators, or for one without references."""
+        """The scorer fitted on references. Raises AttribError without generators, or for one without references."""
         return SCORINGS[self.scoring](references)
 
     def scores(self, references: References, queries: np.ndarray) -> np.ndarray:
@@ -78,7 +79,7 @@ class Rescored(Method):
 
 
 def asked(method: Method, scoring: ScoringName | None) -> Method:
-    """The method with one of the scorings, named after both unless it is the method's own (None)."""
+    """The method with this scoring and "-<scoring>" added to its name; unchanged for its own scoring or None."""
     if scoring in (None, method.scoring):
         return method
     found = Rescored(method, f"{method.name}-{scoring}", SCORINGS[scoring])
@@ -87,7 +88,7 @@ def asked(method: Method, scoring: ScoringName | None) -> Method:
 
 
 def check_sides(samples: Sequence[Sample], method: Method) -> None:
-    """Raises AttribError that names the first image below the method's min_side_px."""
+    """Raises AttribError for the first image below the method's min_side_px."""
     small = next((sample for sample in samples if sample.side_px < method.min_side_px), None)
     if small is not None:
         height, width = small.image.shape[1:]

@@ -1,8 +1,9 @@
-"""Shrunk linear discriminants and whitenings of log spectra, fitted on the synthetic models.
+"""Linear discriminant analysis and whitening of log spectra, fitted on the synthetic models of a pool.
 
-Both use the shrunk covariance within models, the variation of content. A whitening divides by it and keeps all
-directions, so a direction that no synthetic model uses can still identify a real generator. Linear discriminants are
-the principal directions of the whitened model means. The generators to identify take no part: one fit serves a pool.
+Both use the shrunk covariance of the images within a model, which measures the variation of content. Whitening maps it
+to the identity and keeps all directions, so a direction in which no synthetic models differ can still identify a real
+generator. Linear discriminants are the principal directions of the whitened means of the models. The fit does not use
+the generators to identify, so it is done once per pool.
 """
 
 import json
@@ -19,14 +20,14 @@ from attrib.common.storage import Storage, scratch_folder
 from attrib.generators.settings import Shrinkage
 
 FILE_KEY = "attrib.discriminant"
-MIN_VARIANCE_RATIO = 1e-9  # of a direction between the models to the largest: the rest is rounding
+MIN_VARIANCE_RATIO = 1e-9  # variance of a direction to the largest one; directions below it are rounding errors
 
 
 @dataclass(frozen=True, eq=False)
 class Discriminant:
     """x -> (x - mean) @ projection, which maps the shrunk covariance within models to the identity.
 
-    mean: float64 [d], of the models' means. projection: float64 [d, k], by falling variance between models.
+    mean: float64 [d], the mean of the models' means. projection: float64 [d, k], by falling variance between models.
     """
 
     mean: np.ndarray
@@ -40,7 +41,7 @@ class Discriminant:
 
 @dataclass(frozen=True, eq=False)
 class ModelStatistics:
-    """Means float64 [G, d] of the models, covariance float64 [d, d] within them, and its estimated shrinkage."""
+    """Means of the models float64 [G, d], covariance within models float64 [d, d], and its Ledoit-Wolf shrinkage."""
 
     means: np.ndarray
     covariance: np.ndarray
@@ -48,11 +49,12 @@ class ModelStatistics:
 
 
 def model_statistics(groups: Iterable[np.ndarray]) -> ModelStatistics:
-    """Moments of groups [n_g, d], one per model with at least two rows; read once, one model in memory at a time.
+    """Statistics of groups of rows [n_g, d], one group of two or more rows per model.
 
-    The covariance is pooled, with n - G degrees of freedom. Raises AttribError with fewer than two models.
+    Groups are read once, so one model is in memory at a time. The covariance is pooled, with n - G degrees of freedom.
+    Raises AttribError for fewer than two models.
     """
-    # Streamed moments: LedoitWolf and LinearDiscriminantAnalysis of scikit-learn need all rows in memory at once.
+    # LedoitWolf and LinearDiscriminantAnalysis of scikit-learn are not used: they need all rows in memory at once.
     means, num_rows, scatter, fourth = [], 0, 0.0, 0.0
     for rows in groups:
         rows = rows.astype(np.float64)
@@ -80,10 +82,12 @@ def model_statistics(groups: Iterable[np.ndarray]) -> ModelStatistics:
 def fit_discriminant(
     statistics: ModelStatistics, shrinkage: Shrinkage, num_directions: int | None = None
 ) -> Discriminant:
-    """Linear discriminants of the shrunk covariance.
+    """Linear discriminants for the shrunk covariance within models.
 
-    With S the covariance, S' = (1 - a) S + a * trace(S) / d * I, L L' = S' and B the whitened means L^-1 (m_g - mean)
-    as columns, the directions are L'^-1 U of B = U s V'. num_directions: only the first; None: one less than models.
+    S is the covariance within models, a the shrinkage, S_a = (1 - a) S + a * trace(S) / d * I, and L its Cholesky
+    factor (L L^T = S_a). The columns of B are the whitened means L^-1 (m_g - mean). With the singular value
+    decomposition B = U s V^T, the directions are L^-T U. num_directions: how many to keep; None: all, the number of
+    models - 1.
     """
     shrinkage = statistics.ledoit_wolf if shrinkage == "ledoit_wolf" else shrinkage
     lower = torch.linalg.cholesky(torch.from_numpy(_shrunk(statistics.covariance, shrinkage)))
@@ -98,10 +102,10 @@ def fit_discriminant(
 
 
 def fit_whitening(mean: np.ndarray, covariance: np.ndarray, shrinkage: float, without_level: bool) -> Discriminant:
-    """Whitening L'^-1 with L L' = S', shrunk as in `fit_discriminant`. mean: float64 [d]. covariance: float64 [d, d].
+    """Whitening by the shrunk covariance: the projection is L^-T, with L as in `fit_discriminant`.
 
-    without_level: P L'^-1, where P subtracts a row's mean and S = P covariance P. The mean of a log spectrum is the
-    contrast of the image, which varies most.
+    mean: float64 [d]. covariance: float64 [d, d]. without_level: first subtract from each row its mean over dimensions
+    (projection P L^-T, covariance P S P). This mean of a log spectrum is the contrast of the image, which varies most.
     """
     if without_level:
         covariance = covariance - covariance.mean(axis=0)
@@ -115,7 +119,7 @@ def fit_whitening(mean: np.ndarray, covariance: np.ndarray, shrinkage: float, wi
 
 def _shrunk(covariance: np.ndarray, shrinkage: float) -> np.ndarray:
     shrunk = (1 - shrinkage) * covariance
-    # Fewer rows than dimensions leave directions without variance, which rounding may make negative.
+    # With fewer rows than dimensions, some directions have no variance, and rounding may make it negative.
     shrunk[np.diag_indices(len(shrunk))] += max(shrinkage, MIN_VARIANCE_RATIO) * np.trace(covariance) / len(covariance)
     return shrunk
 
@@ -133,7 +137,7 @@ def ledoit_wolf(covariance: np.ndarray, fourth: float, num_rows: int) -> float:
 
 
 def save_discriminant(discriminant: Discriminant, declared: dict, uri: str, storage: Storage) -> None:
-    """Writes a safetensors file. declared: JSON-like metadata that `load_discriminant` returns."""
+    """Write a safetensors file. declared: plain values that `load_discriminant` returns with the discriminant."""
     arrays = {"mean": discriminant.mean, "projection": np.ascontiguousarray(discriminant.projection)}
     metadata = {FILE_KEY: json.dumps({"shrinkage": discriminant.shrinkage, "declared": declared})}
     storage.write_bytes(uri, save(arrays, metadata=metadata))

@@ -1,7 +1,6 @@
-"""Scorings: from the references of some generators to scores of queries.
+"""Scorings: functions that are fitted on the references of all generators and then score queries against each of them.
 
-A scoring is fitted on the references of all generators and scores any number of queries. Nothing else takes part, so
-leaving out a reference or a generator is a fit without it.
+A fit uses nothing but the references. So to leave out a reference or a generator, fit again without it.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +13,8 @@ from attrib.common.errors import AttribError
 References = Sequence[np.ndarray]  # float32 [r_g, d] of each generator, unit rows
 Scorer = Callable[[np.ndarray], np.ndarray]  # unit rows float32 [n, d] -> float32 [n, G]; higher: more like generator g
 Scoring = Callable[[References], Scorer]
-LOGISTIC_TOLERANCE = 1e-10  # of the gradient: scores then agree with the minimum's within 1e-3
-LEAST_RELIABILITY = 0.01  # smallest weight of a part; smaller estimates are noise
+LOGISTIC_TOLERANCE = 1e-10  # of the gradient: scores then differ from those at the minimum by less than 1e-3
+LEAST_RELIABILITY = 0.01  # of a part; smaller estimates are noise
 ADAPTED_SHRINKAGE = 0.8  # of the covariance within generators, which few references estimate badly
 
 
@@ -33,21 +32,23 @@ def max_cosine(references: References) -> Scorer:
 
 
 def adapted_cosine(references: References) -> Scorer:
-    """Cosine with the mean of each generator's references after whitening of the covariance within generators."""
+    """Cosine with the mean of each generator's references, after whitening by the covariance within generators."""
     check_references(references)
     adapted, centres = _own_space(references)
     return lambda queries: (adapted(queries) @ centres.T).astype(np.float32)
 
 
 def adapted_by_part(part_sizes: Sequence[int], one_sided: Sequence[bool]) -> Scoring:
-    """`adapted_cosine` with each part of the vector weighted by the reliability of its reference means.
+    """`adapted_cosine` with each part of the vector weighted by its reliability.
 
-    part_sizes: columns of each part, in order. Reliability: share of the variance between generators that chance does
-    not explain; a part that a degradation destroyed is noise. one_sided: whether negative similarity of a part counts
-    as zero, because a crop moves the pixel grid, and a moved pattern is often the opposite of itself.
+    part_sizes: number of columns of each part, in order. The reliability of a part is the share of its variance between
+    the generators' means that is not explained by the variance within generators. It is low for a part that a
+    degradation has destroyed. one_sided: for each part, whether a negative cosine counts as zero. A crop can shift a
+    periodic pattern by half a period, which often gives a negative cosine for images of the same generator.
 
-    Scores are scaled by the root of the mean reliability. Otherwise out-of-distribution images would be assigned to the
-    most degraded gallery, where similarity of one part counts as that of both.
+    Scores are multiplied by the root of the mean reliability. Otherwise images that resemble no generator would be
+    assigned to the most degraded gallery: there most of the weight is on one part, so similarity of this part alone
+    gives a high score.
     """
     columns = [slice(stop - size, stop) for size, stop in zip(part_sizes, np.cumsum(part_sizes))]
 
@@ -72,21 +73,22 @@ def adapted_by_part(part_sizes: Sequence[int], one_sided: Sequence[bool]) -> Sco
 
 
 def _own_space(references: References) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
-    """The whitening map, rows to unit rows float64 [n, d], and the mapped centres of the generators, float64 [G, d].
+    """A whitening function, rows to unit rows float64 [n, d], and the whitened generator centres float64 [G, d].
 
-    The origin is the mean of the generators' means and of zero, which keeps it stable in leave-one-out with few
-    generators. The scale is the covariance within generators, shrunk by ADAPTED_SHRINKAGE towards a multiple of the
-    identity, and kept without any variance.
+    The origin is the mean of zero and the generators' means, because it then changes little if one of few generators is
+    left out. The whitening uses the covariance within generators, shrunk by ADAPTED_SHRINKAGE towards a multiple of the
+    identity. Without any variance it only subtracts the origin.
     """
     groups = [rows.astype(np.float64) for rows in references]
     means = np.stack([rows.mean(axis=0) for rows in groups])
     origin = means.sum(axis=0) / (len(groups) + 1)
     spread = np.concatenate([rows - mean for rows, mean in zip(groups, means)])
     freedom = len(spread) - len(groups)
-    # Outside the span of the references the shrunk covariance is a multiple of the identity, and so is its root.
+    # The shrunk covariance is a multiple of the identity outside the span of the references, so whitening changes only
+    # the directions inside it, up to a common factor that the cosine ignores.
     directions, shortened = np.zeros((0, means.shape[1])), np.zeros(0)
     if freedom and spread.any():
-        # The smaller Gram matrix takes a fraction of the time of a singular value decomposition.
+        # Eigenvectors of the smaller Gram matrix take a fraction of the time of a singular value decomposition.
         wide = len(spread) <= spread.shape[1]
         squared, vectors = np.linalg.eigh(spread @ spread.T if wide else spread.T @ spread)
         kept = squared > squared.max() * max(spread.shape) * np.finfo(np.float64).eps
@@ -104,7 +106,7 @@ def _own_space(references: References) -> tuple[Callable[[np.ndarray], np.ndarra
 
 
 def _reliabilities(references: References, part_sizes: Sequence[int]) -> np.ndarray:
-    """float64 [parts], from LEAST_RELIABILITY to 1."""
+    """Reliability of each part as in `adapted_by_part`, float64 [parts], from LEAST_RELIABILITY to 1."""
     freedom = sum(len(rows) - 1 for rows in references)
     if len(references) < 2 or not freedom:
         return np.ones(len(part_sizes))
@@ -160,7 +162,7 @@ def unit_or_zero(vectors: np.ndarray) -> np.ndarray:
 
 
 def identified(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """int64 [n]: generator of the highest score; in a tie with the true generator the first other one (an error).
+    """int64 [n]: generator of the highest score; in a tie the true generator loses, so that a tie is an error.
 
     scores: float [n, G]. truth: int [n] in 0..G-1.
     """
@@ -175,8 +177,8 @@ def identified(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def logistic_scores(strength: float) -> Scoring:
     """Log probability of each generator by multinomial logistic regression on all references, with an L2 penalty.
 
-    Minimises sum_i w_i * -log p(label_i | row_i) + strength / 2 * |weights|^2, the bias unpenalised. w_i = n / (G *
-    references of the generator), so that a generator with more references is not preferred.
+    Minimises sum_i w_i * -log p(label_i | row_i) + strength / 2 * |weights|^2; the bias is not penalised. w_i = n / (G
+    * number of references of the generator), so that a generator with more references is not preferred.
     """
 
     def fit(references: References) -> Scorer:
@@ -189,7 +191,7 @@ def logistic_scores(strength: float) -> Scoring:
         mean = rows.mean(axis=0)
         # One scale for all dimensions keeps the geometry, and with it the meaning of the penalty for every method.
         scale = np.sqrt(np.square(rows - mean).mean()) or 1.0
-        # For two classes scikit-learn penalises the difference of their weights: twice the penalty of both.
+        # For two classes scikit-learn penalises the difference of their weights, which is twice the penalty of both.
         inverse = (2 if num_generators == 2 else 1) / strength
         model = LogisticRegression(C=inverse, class_weight="balanced", tol=LOGISTIC_TOLERANCE, max_iter=1000)
         model.fit((rows - mean) / scale, labels)

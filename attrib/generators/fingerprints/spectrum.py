@@ -1,4 +1,4 @@
-"""Fingerprints without a trained network: spectra, and spectra after linear maps fitted on the pool."""
+"""Fingerprints without a trained network: spectra, alone or after a linear map that is fitted on the pool."""
 
 from collections.abc import Iterator, Sequence
 
@@ -24,13 +24,13 @@ from attrib.generators.signals.samples import Sample
 from attrib.generators.signals.spectrum import patch_spectra, patches
 from attrib.generators.synthesis.pool import Pool
 
-CHUNK_IMAGES = 32  # whose patches' spectra are held at a time
+CHUNK_IMAGES = 32  # images whose patch spectra are in memory at a time
 DISCRIMINANT, WHITENING = "lda.safetensors", "whitening.safetensors"
 
 
 class _SpectrumMethod(Method):
     def __init__(self, name: str, settings: SpectrumSettings, *arrays: np.ndarray):
-        """arrays: all numbers that decide a vector beside the settings."""
+        """arrays: everything that determines a vector besides name and settings; part of the digest."""
         self.name, self.settings = name, settings
         self.min_side_px, self.needs_colour = settings.min_side_px, settings.window_px is not None
         hashes = [bytes_sha256(np.ascontiguousarray(array).tobytes()) for array in arrays]
@@ -38,9 +38,10 @@ class _SpectrumMethod(Method):
 
 
 class LogSpectrum(_SpectrumMethod):
-    """Cosine of log spectra, centred on the mean over the synthetic models (float64 [d]), each without its own level.
+    """Cosine of log spectra after two subtractions: the mean spectrum of the synthetic models, and each row's own mean.
 
-    Without centring all cosines are near 1. The level is the contrast of the image, which depends on content.
+    mean: float64 [d]; without this step all cosines are near 1. A row's mean is the contrast of the image, which
+    depends on its content.
     """
 
     def __init__(self, mean: np.ndarray, settings: SpectrumSettings):
@@ -69,13 +70,13 @@ class SpectrumDiscriminant(_SpectrumMethod):
 
 
 class SpectrumWhitened(SpectrumDiscriminant):
-    """Cosine of whitened spectra without their level."""
+    """Cosine of whitened spectra; the whitening also subtracts each row's mean."""
 
     map_name = "whitened"
 
 
 def spectra(samples: Sequence[Sample], settings: SpectrumSettings) -> np.ndarray:
-    """float32 [n, settings.dimension]: the spectra, flat. Raises AttribError for an image below min_side_px."""
+    """Flat spectra, float32 [n, settings.dimension]. Raises AttribError for an image below min_side_px."""
     found = np.empty((len(samples), settings.dimension), np.float32)
     sides = np.array([settings.patch_side(sample.side_px) for sample in samples], np.int64)
     for side in np.unique(sides):
@@ -102,10 +103,10 @@ def pool_spectra(
 def fitted_maps(
     pool: Pool, spectrum: SpectrumSettings, settings: DiscriminantSettings, storage: Storage, folder: str | None = None
 ) -> dict[str, Discriminant]:
-    """{DISCRIMINANT: ..., WHITENING: ...}, fitted on the pool in one pass over its images.
+    """Discriminant and whitening fitted on the pool, {DISCRIMINANT: ..., WHITENING: ...}.
 
-    With a folder they are saved there, and loaded if the same fit was done before. Raises AttribError if the folder
-    holds another fit, or the pool has fewer than two models.
+    With a folder they are saved there, and loaded if an earlier run saved the same fit. Raises AttribError if the
+    folder holds another fit, or the pool has fewer than two models.
     """
     declared = {"pool": pool.digest, "spectrum": spectrum.model_dump(mode="json")}
     declared["discriminant"] = settings.model_dump(mode="json")

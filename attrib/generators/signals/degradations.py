@@ -1,7 +1,7 @@
-"""Degradations between a generator and a query: recompression, resizing, blur, cropping.
+"""Degradations of images after generation: recompression, resizing, blur, cropping.
 
-One grid for the evaluation and the registry's galleries, and random draws of the same kinds for training. Codecs are
-real ones, through Pillow. Draws depend on the given generator only.
+The evaluation uses a fixed grid of them. Training draws random ones of the same kinds. Images are compressed by the
+real JPEG and WebP codecs of Pillow. A random draw depends only on the random number generator that is passed in.
 """
 
 import io
@@ -38,7 +38,7 @@ TRAINING: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True)
 class Degradation:
-    """One degradation: a kind and a strength of RANGES. Raises AttribError for others."""
+    """One degradation: a kind of RANGES and a strength. Raises AttribError for another kind or strength."""
 
     kind: str
     strength: float = 0.0
@@ -61,7 +61,7 @@ class Degradation:
 
 
 def parse(name: str) -> Degradation:
-    """The inverse of `Degradation.name`. Raises AttribError for an unknown name."""
+    """The degradation of this name, the inverse of `Degradation.name`. Raises AttribError for an unknown name."""
     kind, _, strength = name.partition("-")
     try:
         return Degradation(kind, float(strength or 0))
@@ -75,10 +75,10 @@ GRID: tuple[Degradation, ...] = tuple(map(parse, STEPS.split()))
 
 
 def degrade(image: Tensor, degradation: Degradation) -> Tensor:
-    """uint8 [3, h, w] -> uint8 [3, h', w'] on the CPU. Resize and crop change the size; a crop keeps the centre."""
+    """The degraded image, uint8 [3, h, w] -> uint8 [3, h', w'], on the CPU. A crop keeps the centre."""
     kind, strength = degradation.kind, degradation.strength
     height, width = (max(1, round(side * strength)) for side in image.shape[1:])
-    if kind == "jpeg":  # half the resolution of colours, as nearly every program writes it
+    if kind == "jpeg":  # 4:2:0 is what nearly every program writes
         return _coded(image, "JPEG", quality=int(strength), subsampling="4:2:0")
     if kind == "webp":
         return _coded(image, "WEBP", quality=int(strength), method=4)
@@ -93,9 +93,10 @@ def degrade(image: Tensor, degradation: Degradation) -> Tensor:
 
 
 def random_degradation(generator: torch.Generator, smallest_scale: float = 0.0) -> Degradation:
-    """A random degradation for training: its kind by TRAINING, its strength uniform. The generator is on the CPU.
+    """A random degradation for training: kind drawn by the shares in TRAINING, strength uniform.
 
-    smallest_scale: lower limit of a resize or crop factor, so that a patch still fits; 1 excludes both.
+    generator: on the CPU. smallest_scale: lower limit of a resize or crop factor, so that a patch still fits into the
+    image; 1 excludes resize and crop.
     """
     kinds = [kind for kind in TRAINING if smallest_scale < 1 or kind not in ("resize", "crop")]
     shares = torch.tensor([TRAINING[kind][0] for kind in kinds])

@@ -1,4 +1,8 @@
-"""One image as input of all fingerprint methods: its pixels, and file facts that only leak controls use."""
+"""An image as fingerprint methods see it: pixels, file format and file size.
+
+Only the leak controls use format and size. A leak control is a baseline that sees no generator trace, only content or
+file properties. If it identifies generators on an evaluation set, these properties reveal (leak) the generator there.
+"""
 
 import io
 from dataclasses import dataclass
@@ -8,7 +12,7 @@ import torch
 from attrib.data.decoding import decode_image
 from attrib.generators.signals.degradations import Degradation, degrade, to_pillow
 
-# Pillow's default level takes four times as long, 0.2 s for a megapixel, and only one control uses the size.
+# Pillow's default level takes four times as long, 0.2 s for a megapixel, and only one leak control uses the size.
 PNG_LEVEL = 1
 
 
@@ -33,14 +37,14 @@ def read_sample(data: bytes, max_megapixels: float) -> Sample:
 
 
 def drawn_sample(image: torch.Tensor) -> Sample:
-    """Pixels uint8 [3, h, w] that were never a file, with the file facts of a PNG."""
+    """A sample of pixels uint8 [3, h, w] that come from no file; format and size are those of a PNG file."""
     return Sample(image, "PNG", _file_bytes(image, "PNG", compress_level=PNG_LEVEL))
 
 
 def recoded(sample: Sample, degradation: Degradation) -> Sample:
-    """The sample after a degradation, as a platform would store it; references and queries then have the same format.
+    """The sample after a degradation, stored as JPEG or WebP for these degradations and as PNG for all others.
 
-    JPEG and WebP keep their format. Other degradations, and none, are stored as PNG.
+    References and queries are recoded alike, so the file format does not tell them apart.
     """
     pixels = degrade(sample.image, degradation)
     if degradation.kind not in ("jpeg", "webp"):

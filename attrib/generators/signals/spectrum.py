@@ -1,12 +1,14 @@
-"""Traces of a generator's decoder independent of content: the high-pass residual, its spectrum and its polyphase means.
+"""Features of a generator's trace: the high-pass residual of an image, its power spectrum and its polyphase means.
 
-Images are never resized, because resampling destroys an upsampler's trace, a pattern of single pixels. Patches are cut
-at full resolution. The residual is the image minus a small blur, which removes most content without a trained denoiser.
+Images are never resized, because resampling destroys the pixel pattern that an upsampler leaves. Patches are cut at
+full resolution. The residual is the image minus a small blur, which removes most of the content without a trained
+denoiser.
 
-A power spectrum does not show where a pattern lies. A decoder doubles its maps a few times, and each doubling treats
-neighbouring pixels differently: kernels overlap unevenly, biases repeat. So the mean residual at one place of a lattice
-is not zero and is specific to the generator (Marra et al., arXiv 1812.11842). Three doublings have a period of
-PERIOD_PX, as have JPEG blocks; means over blocks survive JPEG best, because rounding errors differ from block to block.
+Polyphase means are the mean residuals at each position of a grid with a period of PERIOD_PX. They show the phase of a
+periodic pattern, which a power spectrum does not. A decoder upsamples its feature maps by two several times, and each
+step treats neighbouring pixels differently, so these means are not zero and are specific to the generator (Marra et
+al., arXiv 1812.11842). Three such steps have a period of 8 px, and so have JPEG blocks. Means over many blocks survive
+JPEG best, because the rounding errors of the blocks average out.
 """
 
 from functools import lru_cache
@@ -18,17 +20,17 @@ from torch import Tensor
 from attrib.common.errors import AttribError
 from attrib.generators.settings import PERIOD_PX
 
-MAGNITUDE_FLOOR = 1.1e-3  # magnitude in a bin of 8-bit rounding alone: 1 / 255 / sqrt(12)
-MEAN_POWER_FLOOR = 1e-7  # lower, because a mean over windows has less noise
-ENERGY_FLOOR = 0.01  # root mean square of a block's residual, of 1: below it rounding to 8 bits counts
+MAGNITUDE_FLOOR = 1.1e-3  # magnitude of a bin that contains only the noise of 8-bit rounding: 1 / 255 / sqrt(12)
+MEAN_POWER_FLOOR = 1e-7  # of a power; lower, because a mean over windows has less noise
+ENERGY_FLOOR = 0.01  # root mean square of a block's residual (pixels in 0..1); below it 8-bit rounding dominates
 
 
 def patches(image: Tensor, patch_px: int, max_patches: int) -> Tensor:
     """uint8 [3, h, w] -> uint8 [p, 3, patch_px, patch_px], 1 <= p <= max_patches: patches on an even grid.
 
-    The largest grid that fits, of equal ones the closest to the image's aspect ratio. Patches start at multiples of
-    PERIOD_PX, so all have the same position on the lattice of the decoder and of JPEG; if patch_px is a multiple of it,
-    none overlap. Raises AttribError if a side is shorter than patch_px.
+    The grid has as many patches as possible; of equally large grids, the one closest to the image's aspect ratio is
+    used. Patches start at multiples of PERIOD_PX, so all have the same phase on the pixel grid of the decoder and of
+    JPEG; if patch_px is such a multiple, none overlap. Raises AttribError if a side is shorter than patch_px.
     """
     height, width = image.shape[1:]
     if min(height, width) < patch_px:
@@ -49,7 +51,7 @@ def _starts(spare: int, count: int) -> list[int]:
 
 
 def residual(pixels: Tensor) -> Tensor:
-    """float32 [n, 3, h, w] in 0..1 -> same shape: image minus a 3x3 binomial blur, reflected at the edges."""
+    """The image minus its 3x3 binomial blur, reflected at the edges: float32 [n, 3, h, w] in 0..1 -> same shape."""
     blurred = F.pad(pixels, (1, 1, 1, 1), mode="reflect")
     blurred = (blurred[..., :-2, :] + 2 * blurred[..., 1:-1, :] + blurred[..., 2:, :]) / 4
     blurred = (blurred[..., :-2] + 2 * blurred[..., 1:-1] + blurred[..., 2:]) / 4
@@ -59,18 +61,19 @@ def residual(pixels: Tensor) -> Tensor:
 def log_spectrum(residuals: Tensor) -> Tensor:
     """float32 [n, 3, s, s] -> float32 [n, 3, s, s // 2 + 1]: log magnitude of rfft2 after a Hann window.
 
-    White noise of standard deviation x has a root mean square magnitude of x in every bin, for any s. MAGNITUDE_FLOOR
-    is added in power.
+    It is normalised so that white noise of standard deviation x has a root mean square magnitude of x in every bin, for
+    any s. The square of MAGNITUDE_FLOOR is added to the power.
     """
     return (_power(residuals) + MAGNITUDE_FLOOR**2).log() / 2
 
 
 def colour_spectrum(residuals: Tensor, window_px: int) -> Tensor:
-    """float32 [n, 3, s, s] -> float32 [n, 2, 6, w, w // 2 + 1], w = window_px <= s: half log power of small windows.
+    """float32 [n, 3, s, s] -> float32 [n, 2, 6, w, w // 2 + 1], w = window_px <= s: log magnitude of small windows.
 
-    Windows overlap by half and are averaged (Welch's method): first the logarithm of the mean, which edges dominate,
-    then the mean of the logarithms, where all windows weigh the same. The channels are red, green, blue and their
-    differences, in which a photograph has little content and a decoder's mixing of features into colours shows.
+    Windows overlap by half and are averaged (Welch's method) in two ways: the logarithm of the mean power, which
+    windows with edges dominate, and the mean of the logarithms, where all windows have the same weight. The six
+    channels are red, green, blue and their differences. The differences contain little content of a photograph, so they
+    show how a decoder mixes its features into colours.
     """
     red, green, blue = residuals.unbind(dim=1)
     channels = torch.stack([red, green, blue, red - green, blue - green, red - blue], dim=1)
@@ -82,7 +85,7 @@ def colour_spectrum(residuals: Tensor, window_px: int) -> Tensor:
 
 
 def patch_spectra(cut: Tensor, window_px: int | None = None) -> Tensor:
-    """uint8 [p, 3, s, s] -> `log_spectrum` of the patches' residuals, or with window_px their `colour_spectrum`."""
+    """`log_spectrum` of the residuals of patches uint8 [p, 3, s, s], or with window_px their `colour_spectrum`."""
     residuals = residual(cut.float() / 255)
     return colour_spectrum(residuals, window_px) if window_px else log_spectrum(residuals)
 
@@ -90,15 +93,15 @@ def patch_spectra(cut: Tensor, window_px: int | None = None) -> Tensor:
 def azimuthal_power(residuals: Tensor) -> Tensor:
     """float32 [n, 3, s, s] -> float32 [n, s // 2]: power at 1, 2, ..., s // 2 cycles per patch.
 
-    Averaged over directions and channels; the spectrum of `log_spectrum` without floor and logarithm. A bin belongs to
-    the nearest whole radius. Corners beyond s // 2 cycles, which lack some directions, are left out.
+    It is the power of `log_spectrum` before floor and logarithm, averaged over directions and channels. Each bin counts
+    for the nearest whole radius. Corners beyond s // 2 cycles, where some directions are missing, are left out.
     """
     power = _power(residuals).mean(dim=1).flatten(1)
     return power @ _ring_weights(residuals.shape[-1]).to(power)
 
 
 def _power(residuals: Tensor) -> Tensor:
-    # Without the zeros at both ends, which would waste pixels.
+    # The zeros at both ends of the Hann window are dropped, because they would discard pixels.
     window = torch.hann_window(residuals.shape[-1] + 2, periodic=False, device=residuals.device)[1:-1]
     window = window[:, None] * window
     spectrum = torch.fft.rfft2(residuals * window, norm="ortho")
@@ -107,7 +110,7 @@ def _power(residuals: Tensor) -> Tensor:
 
 @lru_cache
 def _ring_weights(size: int) -> Tensor:
-    """float32 [size * (size // 2 + 1), size // 2]: columns of sum 1, each the mean over a ring of the full spectrum."""
+    """Weights of the mean over each ring of the full spectrum, float32 [size * (size // 2 + 1), size // 2]."""
     down, across = torch.fft.fftfreq(size) * size, torch.fft.rfftfreq(size) * size
     ring = torch.hypot(down[:, None], across[None]).round().long().flatten()
     # rfft2 keeps one of each pair of conjugate bins; only the columns of frequency 0 and of Nyquist hold both.
@@ -117,10 +120,10 @@ def _ring_weights(size: int) -> Tensor:
 
 
 def polyphase_means(residuals: Tensor) -> Tensor:
-    """float32 [n, 3, h, w] -> float32 [n, 3, PERIOD_PX, PERIOD_PX]: mean residual at each lattice place.
+    """float32 [n, 3, h, w] -> float32 [n, 3, PERIOD_PX, PERIOD_PX]: mean residual at each position in a block.
 
-    Over whole blocks from the upper left corner; h and w >= PERIOD_PX. Each block is divided by its own scale, because
-    residuals at edges are many times larger.
+    The mean is over whole blocks from the upper left corner; h and w >= PERIOD_PX. Each block is divided by its root
+    mean square, because residuals at edges are many times larger.
     """
     blocks = lattice_blocks(residuals, PERIOD_PX)
     energy = blocks.square().mean(dim=(1, 3, 5), keepdim=True)

@@ -1,8 +1,9 @@
 """The grid of synthetic generators: small autoencoders whose decoders differ as those of real generators do.
 
-Model Synthesis (arXiv 2307.15977) varies the number of blocks and convolutions, upsampler, activation, norm and their
-order. This grid adds bicubic and pixel-shuffle upsampling, group norm, SiLU and residual blocks, as in newer decoders.
-Every decoder ends in a 3x3 convolution to RGB: after ReLU, sigmoid or instance norm it could not reach all colours.
+Model Synthesis (arXiv 2307.15977) varies the number of blocks and convolutions, the upsampler, the activation, the norm
+and the order of these layers. This grid adds bicubic and pixel-shuffle upsampling, group norm, SiLU and residual
+blocks, as in newer decoders. Every decoder ends in a 3x3 convolution to RGB, because the output of ReLU, sigmoid or
+instance norm could not reach all colours.
 """
 
 import itertools
@@ -43,7 +44,7 @@ class DecoderSpec(Settings):
 
 
 def grid(settings: GridSettings | None = None, width: int = 16) -> list[DecoderSpec]:
-    """Every combination, in a fixed order: 1,600 architectures by default."""
+    """All architectures of the grid, in a fixed order: 1,600 by default."""
     axes = (settings or GridSettings()).model_dump().values()
     # Both have the same fields in the same order, and DecoderSpec has the width after them.
     return [
@@ -55,9 +56,9 @@ def grid(settings: GridSettings | None = None, width: int = 16) -> list[DecoderS
 def sample_specs(
     num: int, seed: int, *, settings: GridSettings | None = None, width: int = 16, first: int = 0
 ) -> list[DecoderSpec]:
-    """Architectures `first` to `first + num` of a seeded order in which the upsamplers take turns.
+    """Architectures `first` to `first + num` of a random order (by the seed) in which the upsamplers alternate.
 
-    Disjoint ranges share no architecture, and all upsamplers are equally frequent. Raises AttribError if the grid has
+    Disjoint ranges share no architecture, and all upsamplers occur equally often. Raises AttribError if the grid has
     too few architectures.
     """
     settings, rng, shuffled = settings or GridSettings(), np.random.default_rng(seed), []
@@ -99,8 +100,9 @@ def build_autoencoder(spec: DecoderSpec, seed: int) -> Autoencoder:
 class Encoder(nn.Module):
     """float32 [n, 3, h, w] -> codes [n, width * 2 ** (num_blocks - 1), h / 2 ** num_blocks, w / 2 ** num_blocks].
 
-    The same for all specs of one depth, because only decoders leave traces. The linear path lets decoders train in few
-    steps. The other path gives decoders that normalise their codes the brightness, which no linear code can.
+    It is the same for all specs with the same num_blocks and width, because only decoders leave traces. With the linear
+    path, decoders train in few steps. The nonlinear path (`bent`) passes the brightness to decoders that normalise
+    their input; a linear code cannot.
     """
 
     def __init__(self, num_blocks: int, width: int):

@@ -1,4 +1,4 @@
-"""Training one synthetic generator, and reproducing photographs with it."""
+"""Train one synthetic generator, and reproduce photographs with it."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from attrib.common.errors import AttribError
 from attrib.generators.synthesis.architectures import DecoderSpec, build_autoencoder
 from attrib.generators.synthesis.settings import AutoencoderSettings
 
-CHECKED_PHOTOGRAPHS = 16  # held-out photographs of the stopping criterion
+CHECKED_PHOTOGRAPHS = 16  # held-out photographs that the stopping criterion uses
 RENDER_BATCH = 32
 
 
@@ -33,10 +33,10 @@ def train_autoencoder(
     settings: AutoencoderSettings,
     device: str = "cpu",
 ) -> Trained:
-    """One model of the pool. training, held_out: uint8 [m, 3, px, px]; the first CHECKED_PHOTOGRAPHS held out are used.
+    """Train one model of the pool until target_mse is reached on held-out photographs, or for max_steps.
 
-    Training ends at target_mse on them, or after max_steps. On a CPU the same arguments give the same bits.
-    Raises AttribError if the loss is not finite.
+    training, held_out: uint8 [m, 3, px, px]; only the first CHECKED_PHOTOGRAPHS of held_out are used. On a CPU the same
+    arguments give the same bits. Raises AttribError if the loss is not finite.
     """
     with one_thread():
         model = build_autoencoder(spec, seed).to(device, memory_format=torch.channels_last)
@@ -61,7 +61,7 @@ def train_autoencoder(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Use one torch thread: several add gradients in a varying order, and gain little on layers this small."""
+    """Use one torch thread: several threads add gradients in a varying order and are not faster on small layers."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -71,7 +71,7 @@ def one_thread() -> Iterator[None]:
 
 
 def draw_batches(images: Tensor, batch_size: int, crop_px: int, seed: int) -> Iterator[Tensor]:
-    """Endless float32 [batch_size, 3, crop_px, crop_px] in 0..1: random crops, one place and flip per batch."""
+    """Endless random crops, float32 [batch_size, 3, crop_px, crop_px] in 0..1; position and flip drawn per batch."""
     generator = torch.Generator().manual_seed(seed)
     places = images.shape[-1] - crop_px + 1
     while True:
@@ -88,7 +88,7 @@ def as_floats(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _reconstruction_mse(model: nn.Module, images: Tensor) -> float:
-    """MSE in eval mode of a model that is being trained. images: float32 [n, 3, h, w]."""
+    """MSE of the model's reconstructions in eval mode; the model is then in training mode. float32 [n, 3, h, w]."""
     found = float(F.mse_loss(model.eval()(images), images))
     model.train()
     return found

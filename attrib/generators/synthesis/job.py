@@ -1,7 +1,7 @@
 """The synthesis job: a pool of small generators, trained in many small Ray tasks.
 
-Each model is committed on its own, so a killed run continues with the missing ones. Several workers share a GPU,
-because kernel launches limit models of a few thousand weights.
+Each model is committed on its own, so a killed run continues with the missing ones. Several workers share one GPU,
+because models of a few thousand weights cannot use a whole one: the time goes into kernel launches.
 """
 
 import logging
@@ -87,7 +87,7 @@ def run(settings: SynthesizeSettings) -> dict:
 
 def plan(settings: SynthesizeSettings) -> list[PlannedModel]:
     """All models of the pool, in its order."""
-    # Pools of different seeds share no seed of a model.
+    # Models of pools with different seeds have different seeds, too.
     seeds = [1000 * settings.seed + i for i in range(settings.seeds_per_architecture)]
     num_specs = settings.num_models // len(seeds)
     options = {"settings": settings.grid, "width": settings.width, "first": settings.first_architecture}
@@ -98,7 +98,7 @@ def plan(settings: SynthesizeSettings) -> list[PlannedModel]:
 def _estimate(
     settings: SynthesizeSettings, planned: list[PlannedModel], photographs: Photographs, device: str
 ) -> Estimate:
-    """An upper bound from a few steps of some models; few models need all of max_steps."""
+    """Upper bound, measured with a few steps of some models; most models reach target_mse before max_steps."""
     probed = settings.training.model_copy(update={"max_steps": PROBE_STEPS, "check_steps": PROBE_STEPS})
     num_probed = min(PROBED_MODELS, len(planned))
     reset_peak()
@@ -115,7 +115,7 @@ def _estimate(
         driver_bytes=worker_bytes + images_bytes,
         output_bytes=len(planned) * photographs.shown.nbytes,
         seconds=step_seconds * settings.training.max_steps * len(planned) / num_workers,
-        note="at most, at the pace of this machine's CPU",
+        note="upper limit, at the speed of this machine's CPU",
     )
 
 

@@ -1,14 +1,17 @@
-"""How close a pool of synthetic generators is to real ones, and how different its models are.
+"""Measure how close a pool of synthetic generators is to real generators, and how different its models are.
 
-Fidelity: the Frechet Frequency Distance of Model Synthesis (arXiv 2307.15977), between Gaussians that are fitted to one
-vector per real and per synthetic generator, the azimuthal mean of the power spectrum of its images' residuals. Unlike
-the paper, the power is in log10, so that all frequencies count, and the residual is that of
-attrib/generators/signals/spectrum.py: do not compare the values with those of the paper.
+Closeness is the Frechet Frequency Distance of Model Synthesis (arXiv 2307.15977). Each generator, real or synthetic,
+has one vector: the azimuthal mean of the power spectrum of its images' residuals. A Gaussian is fitted to the vectors
+of the real generators, another one to those of the synthetic generators, and the distance is that of the two Gaussians.
+Unlike in the paper, the power is in log10, so that all frequencies count, and the residual is that of
+attrib/generators/signals/spectrum.py. So do not compare the values with those of the paper.
 
-Diversity: the log spectrum of each image minus the mean over all models for its photograph is the model's trace.
-separation: mean distance of two models' mean traces, in root mean square deviations of a single image's trace from its
-model's mean. effective_models: exp(entropy) of the normalised eigenvalues of the covariance of the mean traces, the
-number of directions that the models fill evenly, at most the number of models - 1.
+Diversity uses the trace of a model in an image: the log spectrum of the image minus the mean log spectrum of the same
+photograph over all models.
+separation: mean distance between the mean traces of two models, divided by the root mean square distance of the traces
+    of single images from the mean trace of their model.
+effective_models: exp(entropy) of the normalised eigenvalues of the covariance of the mean traces, at most the number of
+    models - 1. It is the number of directions in which the models differ, if they differ equally in all of them.
 """
 
 from collections.abc import Sequence
@@ -27,7 +30,7 @@ from attrib.generators.signals.spectrum import azimuthal_power, log_spectrum, pa
 from attrib.generators.synthesis.photographs import decoded
 from attrib.generators.synthesis.pool import Pool
 
-PATCH_PX = 32  # for the Frechet distance: the smallest images of real generators have 32 px
+PATCH_PX = 32  # for the Frechet distance: the smallest images of published generators have 32 px
 PATCHES_PER_IMAGE = 4
 IMAGES_PER_GENERATOR = 100
 DIVERSITY_MODELS, DIVERSITY_PHOTOGRAPHS = 200, 32  # their spectra take about 0.2 GiB of memory at 64 px
@@ -96,7 +99,7 @@ def real_profiles(
 
 
 def frechet_frequency_distance(synthetic: np.ndarray, real: np.ndarray) -> float:
-    """Squared distance of profiles [g, d] and [k, d], two or more each, in log10 power summed over frequencies."""
+    """Squared Frechet distance between Gaussians fitted to profiles [g, d] and [k, d]; g and k are 2 or more."""
     if min(len(synthetic), len(real)) < 2:
         raise AttribError(
             f"the Frechet frequency distance needs two generators or more of each kind, got {len(synthetic)} synthetic "
@@ -119,10 +122,10 @@ def frechet_distance(
 
 
 def measure_pool(pool: Pool, real: dict[str, np.ndarray], storage: Storage) -> dict:
-    """JSON-like: diversity of the first DIVERSITY_MODELS, and the distance to real generators if there are profiles.
+    """Diversity of the first DIVERSITY_MODELS, and the distance to real generators if any are given, as plain values.
 
     real: {name: profile [PATCH_PX // 2]}. photographs_alone: the distance of a pool that reproduces its photographs
-    exactly, as a scale.
+    exactly, for comparison.
     """
 
     def samples(model_id: str, num_images: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The photographs that synthetic generators are trained on and that all of them reproduce."""
+"""Choose the photographs that synthetic generators are trained on, and others that all of them reproduce."""
 
 import hashlib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from attrib.data.manifest import Manifest, sampled_images
 from attrib.data.reading import read_all
 
 IO_THREADS = 8
-SPARE = 4  # images listed per photograph: copies, small and damaged images are skipped
+SPARE = 4  # images listed per photograph that is needed, because copies, small and damaged images are skipped
 READ_ROWS = 64  # images read at a time
 
 
@@ -41,11 +41,11 @@ def read_photographs(
     storage: Storage,
     first_shown: int = 0,
 ) -> Photographs:
-    """The first usable images of a manifest by sampling_rank: num_training, then num_shown after first_shown others.
+    """Photographs of a manifest in the random order of sampling_rank: num_training for training, then num_shown others.
 
-    Copies count once, so disjoint ranges of shown photographs share no image. Images that cannot be decoded or have a
-    side below px are skipped: enlarging would add an upsampler's trace to an image that must have none.
-    Raises AttribError if too few remain.
+    first_shown: how many photographs to skip between them. Copies count once, so runs with disjoint ranges of shown
+    photographs share no image. Images that cannot be decoded or have a side below px are skipped, because enlarging
+    would add an upsampler's trace. Raises AttribError if too few remain.
     """
     found: dict[bytes, Tensor] = {}
     wanted = num_training + first_shown + num_shown
@@ -83,5 +83,5 @@ def decoded(
 
 
 def shrink_and_crop(pixels: Tensor, px: int) -> Tensor:
-    """uint8 [3, h, w] -> the centre, uint8 [3, px, px], after shrinking the shorter side to px. Removes JPEG traces."""
+    """Centre crop uint8 [3, px, px] after shrinking the shorter side to px, which also removes JPEG traces."""
     return functional.center_crop(functional.resize(pixels, [px], antialias=True), [px, px]).contiguous()

@@ -1,10 +1,10 @@
-"""A pool of synthetic generators on disk: descriptions, weights, and their reproductions of the same photographs.
+"""The pool of synthetic generators on disk: descriptions, weights, and reproductions of the same photographs.
 
 <pool>/pool.json                       written last: models, px, digest, measures, settings, versions
 <pool>/photographs.npy                 uint8 [n, 3, px, px]
 <pool>/samples/<model_id>.npy          uint8 [n, 3, px, px]: row i reproduces photograph i, for every model
-<pool>/models/<model_id>.safetensors   written after the samples, so a model with weights is complete; metadata
-                                       "attrib.generator" describes it
+<pool>/models/<model_id>.safetensors   weights, written after the samples, so that a model with weights is complete;
+                                       the metadata key "attrib.generator" holds its description
 """
 
 import json
@@ -83,7 +83,7 @@ def model_uri(pool: str, model_id: str) -> str:
 
 
 def write_model(pool: str, planned: PlannedModel, trained: Trained, samples: Tensor, storage: Storage) -> PoolModel:
-    """Commit a trained model; samples: uint8 [n, 3, px, px]. The weights come last, as the mark of completion."""
+    """Write a trained model and its samples, uint8 [n, 3, px, px]. The weights are last and mark it as complete."""
     array = samples.numpy()
     card = PoolModel(
         **dict(planned),

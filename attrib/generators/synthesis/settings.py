@@ -15,7 +15,7 @@ Width = Annotated[int, Field(ge=4, multiple_of=4)]  # channels; group norm has f
 
 
 class GridSettings(Settings):
-    """Every combination is one decoder. Leave an upsampler out to keep its family unseen."""
+    """Every combination is one decoder. Leave out an upsampler to use it only in an evaluation, as an unseen one."""
 
     num_blocks: tuple[Literal[1, 2, 3], ...] = Field(default=(1, 2), min_length=1)
     convs_per_block: tuple[Literal[1, 2], ...] = Field(default=(1, 2), min_length=1)
@@ -35,9 +35,10 @@ class GridSettings(Settings):
 
 
 class AutoencoderSettings(Settings):
-    """Training of each synthetic model to one fidelity, so that models differ by their traces and not by their quality.
+    """Training of each model to the same error, so that models differ by their traces and not by their quality.
 
-    Some decoders, such as two blocks with instance norm, do not reach it in max_steps (share_at_target of the record).
+    Some decoders, such as two blocks with instance norm, do not reach target_mse in max_steps. The record has the share
+    of models that do (share_at_target).
     """
 
     target_mse: float = Field(default=0.004, gt=0)  # on held-out photographs, pixels in 0..1; the paper has 0.005

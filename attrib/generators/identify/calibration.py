@@ -1,26 +1,31 @@
-"""Background cohort and z-norm: p-values for open-set identification.
+"""P-values for open-set identification, from z-norm scores of a background cohort.
 
-The tested hypothesis is "no registered generator made this image". Its p-value is computed against the background
-cohort (the negatives) of each origin, and the largest counts, so it holds for every origin. Photographs resemble a
-generator less than generated images do, and synthetic models would outweigh the fewer other generators. With
-`unit: source` all sources of generated images are one origin. Without generated negatives nothing is attributed.
+The null hypothesis is "no registered generator made this image". The background cohort (the negatives) has three
+origins: photographs, other generators and synthetic models. There is one p-value per origin, and the largest one is
+used, so that the error rate holds for every origin. A common p-value would be too small for images of other generators:
+photographs resemble a generator less than generated images do, and there are many more synthetic models than other
+generators. With `unit: source`, all sources of generated images are one origin. Without generated negatives nothing is
+attributed.
 
-The degradation of the query is unknown. The query is assigned to the gallery of its highest score, and
+The degradation of a query is unknown. The query is assigned to the gallery of its highest score, and
 
     p = (m + #{(negative, degradation): same gallery, z-norm score >= that of the query}) / (n + 1)
 
-(conformal p-value, Vovk et al., Algorithmic Learning in a Random World, 2005). n counts all negatives. m is the mean
-number of degradations under which a negative of the gallery is assigned to it, as the query would be. (The maximum
-would make the rate certain with up to twice as many negatives; in simulations the mean holds the rate.) The rate holds
-for an image whose degradation is drawn from the grid.
+(conformal p-value, Vovk et al., Algorithmic Learning in a Random World, 2005). n is the number of negatives. A negative
+can be assigned to the same gallery under several degradations, and so could the query; m is the mean number of such
+degradations over the negatives in the gallery. With the maximum in place of the mean, the rate would be guaranteed, but
+up to twice as many negatives would be needed; in simulations the rate holds with the mean. It holds for an image whose
+degradation is drawn from the grid.
 
 The z-norm score is (score - mean) / deviation over the negatives in the gallery (Auckenthaler, Carey and Lloyd-Thomas,
-Digital Signal Processing 10, 2000), minus the number of deviations by which the score lies below the mean of the
-generator's own references, so a generator that many images resemble needs a higher score. Mean and deviation of the
-negatives include the query, because exact p-values need the same treatment for it and for them.
+Digital Signal Processing 10, 2000). So a generator that many images resemble needs a higher score. A second term is
+subtracted: the number of deviations by which the score is below the mean score of the generator's own references. Mean
+and deviation over the negatives include the query, because a conformal p-value is exact only if the query and the
+negatives are treated in the same way.
 
-The references of each generator are negatives, too, scored without the generator and its family. Such a reference has
-fewer generators to resemble, so it is weighted by generators in the gallery over those that scored it.
+The references of each generator are negatives, too. They are scored as if the generator and its family were not
+registered. As fewer generators could give them a high score, they get a weight: the number of generators in the gallery
+divided by the number of those that scored the reference.
 """
 
 from collections.abc import Sequence
@@ -35,11 +40,11 @@ from attrib.generators.registry.settings import Role, VerdictSettings
 
 KINDS = ("photographs", "generators", "synthetic")
 KIND_OF = {"generator": 1, "other-generator": 1, "photographs": 0, "synthetic": 2}
-ORIGINS = ("photographs", "generated images", "synthetic images")  # each has a null distribution of its own
+ORIGINS = ("photographs", "generated images", "synthetic images")  # each has its own null distribution
 PHOTOGRAPHS, GENERATED = 0, 1
 CHUNK_ROWS = 64  # queries that are compared with all negatives at a time
-PRIOR_REFERENCES = 5.0  # weight of the deviation over all generators, in references, when pooled with a generator's own
-SMALLEST_DEVIATION = 1e-6  # of scores; below it they differ by rounding only
+PRIOR_REFERENCES = 5.0  # a generator's deviation is pooled with that of all generators, which counts as this many
+SMALLEST_DEVIATION = 1e-6  # of scores; below it they differ only by rounding
 SMALLEST_WEIGHT = 1e-6  # avoids a division by zero where no negative has a score
 
 
@@ -48,7 +53,8 @@ class Stratum:
     """Scores of the negatives assigned to one gallery, one row per (negative, degradation).
 
     scores: float64 [k, G], nan for the negative's own family. image: int64 [k], index of the negative. factor: float64
-    [k], generators in the gallery over those with a score. itself: mean rows of a negative, 1 without any.
+    [k], number of generators in the gallery divided by the number of those with a score. itself: mean number of rows
+    per negative (m in the module docstring), 1 without rows.
     """
 
     scores: np.ndarray
@@ -69,7 +75,9 @@ def gallery_of(scores: np.ndarray) -> np.ndarray:
 
 
 def first_in(chosen: np.ndarray, gallery: int) -> np.ndarray:
-    """int64 [n]: a degradation under which the image is assigned to this gallery, its own if possible; -1 for none.
+    """int64 [n]: a degradation under which the image is assigned to this gallery, -1 for none.
+
+    It is the degradation of the gallery if possible, otherwise the first one.
 
     chosen: int64 [D, n], the gallery of each image under each degradation.
     """
@@ -80,9 +88,9 @@ def first_in(chosen: np.ndarray, gallery: int) -> np.ndarray:
 def z_norm(
     scores: np.ndarray, mean: np.ndarray, deviation: np.ndarray, own: np.ndarray, own_deviation: np.ndarray
 ) -> np.ndarray:
-    """Deviations above the negatives' mean, minus deviations below the mean `own` of the generator's references.
+    """Number of deviations above the negatives' mean, minus the number below the mean of the generator's references.
 
-    nan where `own` is nan, because no reference can be left out.
+    own: that mean. The result is nan where it is nan, because the generator then has no leave-one-out score.
     """
     above = (scores - mean) / np.maximum(deviation, SMALLEST_DEVIATION)
     below = np.maximum(0.0, own - scores) / np.maximum(own_deviation, SMALLEST_DEVIATION)
@@ -93,10 +101,10 @@ def z_norm(
 class Calibration:
     """Scores of the background cohort and leave-one-out scores of the references.
 
-    family: int64 [G]. negatives: float32 [D, n, D, G] by degradation, image, gallery and generator; nan for an image
-    that is too small once degraded and for its own family. kind, source: int64 [n]; the source of a generator's
-    reference is its family, a label that no other kind uses. own: float32 [D, R, D, G], of the references. owner: int64
-    [R].
+    family: int64 [G]. negatives: scores float32 [D, n, D, G] by degradation, image, gallery and generator; nan for an
+    image that is too small once degraded, and for its own family. kind: int64 [n], index into KINDS. source: int64 [n];
+    the source of a generator's reference is its family, a label that no other kind uses. own: leave-one-out scores of
+    the references, float32 [D, R, D, G]. owner: int64 [R], the generators of the references.
     """
 
     names: list[str]
@@ -121,7 +129,7 @@ class Calibration:
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """float64 [n]: weight of each negative; with `unit: source` the weights of one source sum to 1."""
+        """float64 [n]: weight of each negative, 1; with `unit: source` the weights of one source add to 1."""
         return 1.0 / np.bincount(self.unit_ids)[self.unit_ids] if len(self.kind) else np.ones(0)
 
     @cached_property
@@ -141,7 +149,10 @@ class Calibration:
 
     @cached_property
     def floors(self) -> np.ndarray:
-        """float64 [D]: smallest possible p-value in each gallery, by the smallest origin; 1 without generated ones."""
+        """float64 [D]: smallest possible p-value in each gallery; 1 without generated negatives.
+
+        The origin with the fewest negatives decides.
+        """
         units = self.origin_units
         fewest = units[units > 0].min() if self.is_generated else 0.0
         return np.array([min(1.0, stratum.itself / (fewest + 1)) for stratum in self.strata])
@@ -189,9 +200,9 @@ class Calibration:
         return np.array([1 / (1 + len(self.own_scores(*place))) for place in np.ndindex(shape)]).reshape(shape)
 
     def without(self, label: int) -> tuple["Calibration", np.ndarray]:
-        """The calibration without one family, and its references' scores float32 [D, r, D, generators left] there.
+        """The calibration without one family, and its scores of the family's references, float32 [D, r, D, G - members].
 
-        Other negatives keep the scores that they got with the family registered.
+        Other negatives keep the scores that they had with the family registered.
         """
         left, mine = self.family != label, (self.kind == KIND_OF["generator"]) & (self.source == label)
         kept, negatives = left[self.owner], self.negatives[..., left]
@@ -211,7 +222,8 @@ class Calibration:
     def p_values(self, scores: np.ndarray, gallery: np.ndarray, exclude: np.ndarray | None = None) -> np.ndarray:
         """float64 [m]: p-value of the best generator of each row of scores [m, G] in its gallery, int64 [m].
 
-        exclude: int64 [m], index of the negative that the row is; it, or with `unit: source` its source, is left out.
+        exclude: int64 [m], for rows that are negatives their indices. The negative, or with `unit: source` its source,
+        is left out of the cohort.
         """
         found = np.ones(len(scores))
         for one in np.unique(gallery):
@@ -254,10 +266,11 @@ class Calibration:
     def own_p_values(
         self, scores: np.ndarray, gallery: np.ndarray, generator: np.ndarray, exclude: np.ndarray | None = None
     ) -> np.ndarray:
-        """float64 [m]: (1 + references of the generator with a score as low) / (references + 1) for scores [m].
+        """float64 [m]: p-value of each score [m] among the leave-one-out scores of the generator's references.
 
-        The image was assigned to its best gallery and the references were not, so fewer own images get small p-values
-        than stated. exclude: int64 [m], index of the reference that the row is.
+        It is (1 + number of references with a score at least as low) / (number of references + 1). The test is
+        conservative, because the image has the score of its best gallery, and the references have the score of a given
+        one. exclude: int64 [m], for rows that are references their indices, to leave them out.
         """
         found = np.ones(len(scores))
         for one, g in set(zip(gallery.tolist(), generator.tolist())):
@@ -275,9 +288,10 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class Negatives:
-    """Fingerprints of images that are never attributed, float32 [D, n, d], nan where too small once degraded.
+    """Images of the background cohort with one role.
 
-    source_sizes: images of each source, in order.
+    rows: fingerprints float32 [D, n, d], nan where an image is too small once degraded. source_sizes: number of images
+    of each source, in order.
     """
 
     rows: np.ndarray

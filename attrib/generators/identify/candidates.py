@@ -1,10 +1,11 @@
-"""Unknown images clustered into candidate generators by average linkage, with exemplars to look at and to register.
+"""Cluster unknown images into candidate generators by average linkage, with exemplars to view and to register.
 
-The cut is the cosine that best separates reference pairs of one generator from reference pairs of two. Copies of one
-image are no evidence of a generator, so a candidate needs distinct images.
+Clusters are merged down to a cut, the cosine that best separates pairs of references of the same generator from pairs
+of different generators. Copies of one image are no evidence of a generator, so a candidate needs distinct images.
 
-The fingerprints of an image set do not fit into memory. They are read twice in batches: once for the sample that is
-clustered, once to assign all others. The order of the images decides only which of several copies is shown.
+The fingerprints of an image set may not fit into memory. They are read twice in batches: first for a sample, which is
+clustered, then to assign all others. The result does not depend on the order of the images, except for which of several
+copies is shown.
 """
 
 import hashlib
@@ -18,8 +19,8 @@ from scipy.spatial.distance import squareform
 from attrib.data.ids import sampling_rank
 
 MAX_CUT_REFERENCES = 20  # of each generator: pairs grow with the square
-SAME_COSINE = 0.9999  # fingerprints above it are copies; the batch an image is in changes its last bits
-CUT_TOLERANCE = 1e-12  # a mean cosine equal to the cut joins, whatever the rounding of 1 - cosine
+SAME_COSINE = 0.9999  # above it two images are copies; the last bits of a fingerprint depend on its batch
+CUT_TOLERANCE = 1e-12  # so that clusters with a mean cosine equal to the cut are merged in spite of rounding
 
 FingerprintBatches = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
 
@@ -28,8 +29,9 @@ FingerprintBatches = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
 class Candidate:
     """One cluster of unknown images.
 
-    ids: int64, ascending. num_distinct: images without copies. exemplars: int64, ids of distinct images, nearest to the
-    mean first. cohesion: mean cosine of two distinct images. clustered: float32 [m, d], its part of the sample.
+    ids: int64, ascending. num_distinct: number of images, copies counted once. exemplars: int64, ids of distinct
+    images, nearest to the mean first. cohesion: mean cosine of two distinct images. clustered: float32 [m, d],
+    fingerprints of its images in the sample.
     """
 
     ids: np.ndarray
@@ -44,8 +46,9 @@ def find_candidates(
 ) -> list[Candidate]:
     """Clusters of at least min_images distinct images, the largest first. batches(): ids and unit rows float32 [n, d].
 
-    A sample of max_clustered distinct images is clustered. Each other image joins the cluster of highest mean cosine if
-    that is at least the cut; a copy joins its twin. Memory: the sample, one batch, and 16 bytes per image.
+    A sample of max_clustered distinct images is clustered. Each other image joins the cluster with the highest mean
+    cosine if this is at least the cut; a copy joins the cluster of its original. Memory: the sample, one batch, and 16
+    bytes per image.
     """
     ids, vectors = _sample(batches(), max_clustered)
     if not len(ids):
@@ -106,7 +109,7 @@ class _Clusters:
         return found
 
     def _best(self, ids: np.ndarray, label: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The num_exemplars images of highest score in each cluster. Rounded: the order of sums must not matter."""
+        """The num_exemplars images of highest score per cluster. Scores are rounded, so that batches do not matter."""
         order = np.lexsort((ids, -np.round(scores, 6), label))
         _, first = np.unique(label[order], return_index=True)
         place = np.arange(len(order)) - np.repeat(first, np.diff([*first, len(order)]))
@@ -115,7 +118,7 @@ class _Clusters:
 
 
 def _sample(batches: Iterable[tuple[np.ndarray, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """ids and vectors of the first `count` distinct fingerprints by a hash of the ids, without near copies."""
+    """Ids and vectors of the first `count` distinct fingerprints in the order of sampling_rank, without near copies."""
     held = None
     for ids, vectors in batches:
         some = ids, vectors, _keys(vectors)
@@ -142,9 +145,10 @@ def _keys(vectors: np.ndarray) -> np.ndarray:
 
 
 def average_linkage(vectors: np.ndarray, cut: float) -> np.ndarray:
-    """int64 [n]: cluster labels 0, 1, ... by first appearance, by average linkage with a cut.
+    """Cluster labels by average linkage, int64 [n], numbered 0, 1, ... by first appearance.
 
-    Clusters of unit rows float32 [n, d] are merged while their mean cosine is at least the cut. n^2 time and memory.
+    Clusters of unit rows float32 [n, d] are merged while their mean cosine is at least the cut. Time and memory grow
+    with n^2.
     """
     if len(vectors) == 1:
         return np.zeros(1, np.int64)
@@ -157,10 +161,10 @@ def average_linkage(vectors: np.ndarray, cut: float) -> np.ndarray:
 
 
 def reference_cut(references: list[np.ndarray]) -> float:
-    """Cosine that best separates reference pairs of one generator from pairs of two, weighted equally.
+    """Cosine that best separates reference pairs of the same generator from pairs of different ones.
 
-    references: float32 [r_g, d] of each generator or family, unit rows. With one generator, the 5th percentile of its
-    pairs.
+    Both error rates have the same weight. With one generator it is the 5th percentile of its pairs. references: unit
+    rows float32 [r_g, d] of each generator or family.
     """
     references = [rows[:: -(-len(rows) // MAX_CUT_REFERENCES)] for rows in references]
     rows = np.concatenate(references)
@@ -172,7 +176,7 @@ def reference_cut(references: list[np.ndarray]) -> float:
         return float(np.percentile(cosine, 5))
     order = np.argsort(cosine, kind="stable")
     same = same[order]
-    # At a cut above the first i pairs: pairs of one generator lost, pairs of two kept.
+    # For a cut above the i lowest pairs: shares of same-generator pairs below it and of other pairs above it.
     lost = np.concatenate([[0], np.cumsum(same)]) / same.sum()
     kept = 1 - np.concatenate([[0], np.cumsum(~same)]) / (~same).sum()
     best = int((lost + kept).argmin())

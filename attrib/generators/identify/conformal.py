@@ -14,8 +14,8 @@ def conformal_p_values(
 ) -> np.ndarray:
     """float64 [m]: (itself + weight of the values at or above the observed one) / (1 + total), at most 1.
 
-    values: [n] or [m, n]. weights: >= 0, same shape. observed: [m]. total: [m], weight of all values, by default the
-    sum of weights. itself: weight of the observation, where exchangeable items may have several values.
+    values: [n] or [m, n]. weights: >= 0, same shape. observed: [m]. total: [m], weight of all values; None: the sum of
+    weights. itself: weight of the observation; more than 1 if one item can contribute several values.
 
     With weights 1, P(p <= a) <= a if the observation is exchangeable with the values (Vovk et al., Algorithmic Learning
     in a Random World, 2005); with weights 1 / n_k for the n_k values of source k, if its source is exchangeable with
@@ -26,17 +26,17 @@ def conformal_p_values(
 
 
 def column_means(rows: np.ndarray) -> np.ndarray:
-    """float64 [..., G]: column means of rows [..., m, G] without nan; -inf for a column of nan."""
+    """float64 [..., G]: column means of rows [..., m, G], ignoring nan; -inf for a column with only nan."""
     present = ~np.isnan(rows)
     counts = present.sum(axis=-2)
     return np.where(counts > 0, np.where(present, rows, 0.0).sum(axis=-2) / np.maximum(counts, 1), -np.inf)
 
 
 def permutation_p_value(strata: list[tuple[np.ndarray, np.ndarray]], num_permutations: int, generator) -> float:
-    """p-value of "the m rows are higher than the others", by the largest column mean; means ignore nan.
+    """P-value of a permutation test whose statistic is the largest column mean of m rows; means ignore nan.
 
-    strata: (float [m_s, G], float [n_s, G]), the rows and those they are compared with in each stratum. Exact if all
-    rows of every stratum are exchangeable. num_permutations: random choices of the m_s rows.
+    strata: (float [m_s, G], float [n_s, G]), the tested rows and the rows that they are compared with in each stratum.
+    num_permutations: random choices of m_s rows in each stratum. Exact if all rows of a stratum are exchangeable.
     """
     observed = column_means(np.concatenate([own for own, _ in strata])).max()
     pools = [(len(own), np.concatenate([own, others])) for own, others in strata]
@@ -44,12 +44,13 @@ def permutation_p_value(strata: list[tuple[np.ndarray, np.ndarray]], num_permuta
 
 
 def source_p_value(own: list[np.ndarray], sources: list[list[np.ndarray]], num_draws: int, generator) -> float:
-    """p-value of "the m rows are higher than as many rows of any one of K sources", by the largest column mean.
+    """P-value of the largest column mean of m rows, compared with that of m rows of each of K sources.
 
-    own: float [m_s, G] of each stratum. sources: of each source float [n_s, G] of each stratum, not empty where m_s >
-    0; means ignore nan. (1 + sum over sources of the share of num_draws random sets of m_s rows that are as high) / (K
-    + 1). Exact if the m rows come from a new source that is exchangeable with the others and n_s >= m_s. Smaller
-    sources are drawn with replacement: their means vary more, so the test is conservative.
+    own: the tested rows, float [m_s, G] of each stratum. sources: for each source float [n_s, G] of each stratum, not
+    empty where m_s > 0. Means ignore nan. The p-value is (1 + sum of shares) / (K + 1); the share of a source is that
+    of num_draws random sets of m_s rows whose statistic is at least as high. Exact if the m rows come from a new source
+    that is exchangeable with the others and n_s >= m_s. Smaller sources are drawn with replacement; their means vary
+    more, so the test is conservative.
     """
     observed, reached = column_means(np.concatenate(own)).max(), []
     for source in sources:

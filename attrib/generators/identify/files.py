@@ -3,10 +3,10 @@
 <output>/verdicts/part-00000.parquet ...   one per manifest partition, rows by ascending id (`schema`)
 <output>/sets.parquet                      one row per set, where a set_column is given
 <output>/candidates.parquet                one row per image of a candidate generator: its name and the image's id
-<output>/share_draws.npy                   float64 [draws, families + 1], for the change since this run
+<output>/share_draws.npy                   float64 [draws, families + 1], which a later run compares its shares with
 <output>/generators.json                   written last: shares, changes, candidates, settings, versions
 
-This module needs no torch, which takes workers seconds to load.
+This module does not import torch, because loading it takes a worker seconds.
 """
 
 from dataclasses import dataclass
@@ -37,8 +37,8 @@ VERDICT_FIELDS = [
     pa.field("nearest", pa.string()),  # the best generator, whatever the verdict
     pa.field("score", pa.float32()),
     pa.field("margin", pa.float32()),  # above the best generator of another family
-    pa.field("p_value", pa.float64()),  # against the negatives
-    pa.field("own_p_value", pa.float64()),  # among the references of the nearest generator
+    pa.field("p_value", pa.float64()),  # of the score among the negatives
+    pa.field("own_p_value", pa.float64()),  # of the score among the references of the nearest generator
     pa.field("gallery", pa.string()),  # the degradation whose references are nearest
     pa.field("reason", pa.string()),  # null where known
     pa.field("stage", pa.string()),  # read or decode, where the image could not be used
@@ -95,7 +95,7 @@ def block_verdicts(identified: Identified, block: list[Slice], storage: Storage)
 
 
 def read_fingerprints(part: pa.Table) -> np.ndarray:
-    """float32 [n, d], unit rows, of rows that all have one."""
+    """Fingerprints of a verdict part, unit rows float32 [n, d]. All rows must have one."""
     column = part["fingerprint"].combine_chunks()
     values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     vectors = values.reshape(len(part), column.type.list_size)

@@ -1,7 +1,7 @@
-"""The identify job: verdicts of pending chunks, partitions from chunks, then the summary of the image set.
+"""The identify job: verdicts of pending chunks, partitions assembled from chunks, then the summary of the image set.
 
-A worker loads the fingerprint method and calibrates the registry once. A chunk commits by publishing its file, so a
-restart computes only the missing ones.
+A worker loads the fingerprint method and calibrates the registry once. A chunk is committed when its file is published,
+so a restart computes only the missing chunks.
 """
 
 import logging
@@ -36,9 +36,9 @@ from attrib.runtime.tasks import run_all
 logger = logging.getLogger(__name__)
 
 PROBE_IMAGES = 8
-VERDICT_BYTES_ON_DISK = 120  # of an image beside its fingerprint
-COLUMNS_BYTES = 400  # of an image's verdict in memory, beside its fingerprint
-KEPT_BYTES = 32  # of an image's side, id, cluster and hash, until all are summed up
+VERDICT_BYTES_ON_DISK = 120  # per image, without its fingerprint
+COLUMNS_BYTES = 400  # memory of the verdict of one image, without its fingerprint
+KEPT_BYTES = 32  # memory of side, id, cluster and hash of one image, which are kept for the summary
 
 
 def run(settings: IdentifySettings) -> dict:
@@ -92,7 +92,7 @@ def _estimate(
     pool: WorkerPool,
     storage: Storage,
 ) -> Estimate:
-    """Estimate from the first few images, on a CPU."""
+    """Estimate measured on a few images, on a CPU."""
     partition = next(p for p, num_rows in enumerate(manifest.num_rows) if num_rows)
     count = min(PROBE_IMAGES, manifest.num_rows[partition])
     before, started = resident_bytes(), time.monotonic()
@@ -114,9 +114,9 @@ def _estimate(
 
 
 def _summary_bytes(settings: IdentifySettings, manifest: Manifest, dimension: int) -> int:
-    """Memory of the driver for the summary: a part, some bytes of every image, clusters, and fingerprints of sets.
+    """Memory of the driver for the summary: one part, some bytes per image, clustering, and fingerprints of sets.
 
-    Clusters need the sample, its square matrices (twice in float64), and a batch beside it.
+    Clustering needs the sample, two square matrices in float64, and one batch.
     """
     clustered = min(settings.prevalence.max_clustered, manifest.num_images)
     part = max(manifest.num_rows) * (2 * dimension + 4 * dimension + COLUMNS_BYTES)
@@ -140,7 +140,7 @@ def _identify_pending(
 
 
 class ChunkJudge:
-    """Chunk -> committed verdicts. The method is loaded and the registry calibrated once per worker."""
+    """Makes and commits the verdicts of a chunk. Method and calibrated registry are loaded once per worker."""
 
     def __init__(self, settings: IdentifySettings, manifest: Manifest, registry_digest: str, device: str):
         torch.set_num_threads(1)
@@ -170,7 +170,7 @@ def _verdicts(chunk: Chunk, settings: IdentifySettings, manifest: Manifest, judg
 
 
 def _assemble(settings: IdentifySettings, manifest: Manifest, storage: Storage) -> list[str]:
-    """SHA-256 of each part of verdicts, after all are complete."""
+    """Assemble the verdict parts that are missing. Returns the SHA-256 of each part."""
     assembled = set(storage.names(join(settings.output, VERDICTS), suffix=".parquet"))
     parts = enumerate(manifest.num_rows)
     units = ((settings, part, num_rows, part_name(part) in assembled, storage) for part, num_rows in parts)

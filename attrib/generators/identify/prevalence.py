@@ -1,15 +1,18 @@
-"""Prevalence of each generator in an image set under label shift, with intervals, and its change since an earlier run.
+"""Prevalence (share) of each generator in an image set under label shift, with intervals, and its change between runs.
 
-Error rates are known from leave-one-out verdicts of the references and negatives: with C[j, k] the rate at which an
-image of origin j gets verdict k, verdicts are expected at rates pi C. pi is estimated by maximum likelihood (EM).
-Intervals come from draws of the verdict rates and of the rows of C from their Dirichlet posteriors, whose priors weigh
-one image. Draws never reach 0 or 1, where many true shares lie, so an interval is extended to a border that a
-likelihood-ratio test over pi and C together does not reject.
+Counting verdicts would give biased shares, because verdicts have errors. The error rates are known from leave-one-out
+verdicts of references and negatives: C[j, k] is the rate at which an image of origin j gets verdict k. If pi are the
+true shares, the expected rates of the verdicts are pi C. So pi is estimated by maximum likelihood (EM).
 
-Each gallery is estimated by itself and weighted by its number of images, because images of unregistered generators go
-to other galleries than those of registered ones, which a pooled C would explain as errors. Images of unregistered
-generators are assumed to resemble the negatives. Images without a fingerprint, and those in galleries whose references
-are not recognised, are left out; `of_all` bounds the share among all images.
+Intervals come from random draws of the verdict rates and of the rows of C. They are drawn from Dirichlet posteriors
+whose prior has the weight of one image. Many true shares are exactly 0 or 1, and draws never reach these values. So an
+interval is extended to 0 or 1 if a likelihood-ratio test over pi and C together does not reject that value.
+
+Shares are estimated for each gallery and averaged with the numbers of images as weights. With one C for all galleries,
+the estimate would be wrong, because images of unregistered generators are assigned to other galleries than images of
+registered ones. Images of unregistered generators are assumed to resemble the negatives. Images without a fingerprint,
+and images in galleries whose references are not recognised, are left out; `of_all_low` and `of_all_high` are bounds on
+the share among all images.
 """
 
 from dataclasses import dataclass
@@ -17,12 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-PRIOR_IMAGES = 1.0  # weight of the even prior on the verdict rates and on each row of the confusion
+PRIOR_IMAGES = 1.0  # weight of the uniform prior on the verdict rates and on each row of the confusion matrix
 MAX_STEPS = 2_000  # of EM
 TOLERANCE = 1e-7
 LIKELIHOOD_TOLERANCE = 1e-5  # of a step of EM
 INTERVAL_PERCENT = (2.5, 97.5)
-BORDER_LEVEL = 0.05  # of the likelihood-ratio tests whether a share is 0, or 1
+BORDER_LEVEL = 0.05  # significance level of the likelihood-ratio tests whether a share is 0 or 1
 DRAWS_TOGETHER = 100
 OTHER = "(no registered generator)"
 
@@ -31,8 +34,8 @@ OTHER = "(no registered generator)"
 class Share:
     """Corrected share of one generator among the assessed images, with a 95 % interval.
 
-    num_images: uncorrected verdicts. of_all_low, of_all_high: bounds among all images, if none or all of those that
-    could not be assessed are of this generator.
+    num_images: number of verdicts, not corrected. of_all_low, of_all_high: bounds on the share among all images, if
+    none or all of the images that could not be assessed are from this generator.
     """
 
     name: str
@@ -47,11 +50,11 @@ class Share:
 def estimate_shares(
     names: list[str], counts: np.ndarray, confusion: np.ndarray, num_left_out: int, num_draws: int, seed: int
 ) -> tuple[list[Share], np.ndarray]:
-    """Shares of `names` and of OTHER, in this order, and the draws behind their intervals, float64 [num_draws, J].
+    """Shares of `names` and of OTHER, in this order, and the draws for their intervals, float64 [num_draws, J].
 
-    J = len(names) + 1. counts: [D, J], verdicts by gallery. confusion: [D, J, J], leave-one-out images of origin j with
-    verdict k. Where a gallery has no image of an origin, one image at the rates of all galleries stands in. Raises
-    ValueError without verdicts.
+    J = len(names) + 1. counts: [D, J], verdicts by gallery. confusion: [D, J, J], number of leave-one-out images of
+    origin j with verdict k. A gallery without images of an origin gets the rates of all galleries with the weight of
+    one image. Raises ValueError without verdicts.
     """
     total = counts.sum()
     if not total:
@@ -63,12 +66,12 @@ def estimate_shares(
     at_zero, at_one = np.zeros(size), np.zeros(size)
     for gallery in used:
         weight = counts[gallery].sum() / total
-        rates = counts[gallery] + PRIOR_IMAGES * weight / size  # of all galleries together the prior weighs one image
+        rates = counts[gallery] + PRIOR_IMAGES * weight / size  # the prior weighs one image over all galleries together
         rows = confusion[gallery] + PRIOR_IMAGES / size
         found = solve_shares((rates / rates.sum())[None], (rows / rows.sum(axis=1, keepdims=True))[None])[0]
         ratios = border_ratios(counts[gallery], rows)
-        # If a gallery recognises few of its own references, the likelihood is flat. Set the share of every generator to
-        # zero that has no attributed image and whose share the likelihood does not bound away from zero.
+        # In a gallery that recognises few of its references, the likelihood is flat. Set a generator's share to zero if
+        # no image is attributed to it and the likelihood-ratio test does not reject zero.
         unseen = np.append((counts[gallery, :-1] == 0) & (ratios[0][:-1] < stats.chi2.isf(BORDER_LEVEL, 1)), False)
         found[-1] += found[unseen].sum()
         estimate += weight * np.where(unseen, 0.0, found)
@@ -80,7 +83,7 @@ def estimate_shares(
         at_zero, at_one = at_zero + ratios[0], at_one + ratios[1]
     low, high = np.percentile(draws, INTERVAL_PERCENT, axis=0)
     low, high = np.minimum(low, estimate), np.maximum(high, estimate)
-    rejected_from = stats.chi2.isf(BORDER_LEVEL, len(used))  # a share is 0, or 1, if it is so in every gallery
+    rejected_from = stats.chi2.isf(BORDER_LEVEL, len(used))  # one degree of freedom per gallery
     low, high = np.where(at_zero < rejected_from, 0.0, low), np.where(at_one < rejected_from, 1.0, high)
     absent = num_left_out / (num_left_out + total)
     columns = estimate, low, high, low * (1 - absent), high * (1 - absent) + absent
@@ -89,16 +92,16 @@ def estimate_shares(
 
 
 def _filled(confusion: np.ndarray) -> np.ndarray:
-    """confusion [D, J, J]; rows without images get the rates of all galleries, with the weight of one image."""
+    """confusion [D, J, J], where rows without images get the rates of all galleries with the weight of one image."""
     pooled = confusion.sum(axis=0)
     pooled = pooled / np.maximum(pooled.sum(axis=1, keepdims=True), 1e-12)
     return np.where(confusion.sum(axis=2, keepdims=True) > 0, confusion, pooled)
 
 
 def solve_shares(rates: np.ndarray, confusion: np.ndarray) -> np.ndarray:
-    """float64 [b, J]: shares pi >= 0 of sum 1 that maximise sum_k rates_k log(pi C)_k, by EM from equal shares.
+    """float64 [b, J]: shares pi >= 0 with sum 1 that maximise sum_k rates_k log(pi C)_k, by EM from equal shares.
 
-    rates: [b, K], rows of sum 1. confusion: [b, J, K], rows of sum 1.
+    rates: [b, K]; confusion: [b, J, K]; the rows of both sum to 1.
     """
     shares = np.full(confusion.shape[:2], 1.0 / confusion.shape[1])
     for _ in range(MAX_STEPS):
@@ -113,9 +116,10 @@ def solve_shares(rates: np.ndarray, confusion: np.ndarray) -> np.ndarray:
 
 
 def border_ratios(counts: np.ndarray, confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Likelihood-ratio statistics, float64 [J] each, of share j = 0 and of share j = 1 against the best shares.
+    """Likelihood-ratio statistics of share j = 0 and of share j = 1 against the best shares, float64 [J] each.
 
-    counts: [J], verdicts, J >= 2. confusion: [J, J], positive leave-one-out counts. The likelihood is that of both.
+    The likelihood is that of both arguments. counts: [J], verdicts, J >= 2. confusion: [J, J], positive leave-one-out
+    counts.
     """
     size = len(counts)
     free, borders = np.ones((1, size)), np.eye(size)
@@ -138,9 +142,10 @@ def border_ratios(counts: np.ndarray, confusion: np.ndarray) -> tuple[np.ndarray
 
 
 def mixed_confusion(confusion: np.ndarray, gallery_counts: np.ndarray) -> np.ndarray:
-    """float64 [J, J]: rates of confusion [D, J, J], weighted by the set's images in each gallery [D], times counts.
+    """Confusion matrix of the image set, float64 [J, J], from those of the galleries [D, J, J].
 
-    Where a gallery has no image of an origin, the rates of all galleries stand in.
+    Rates are averaged with the number of the set's images in each gallery [D] as weights, then multiplied by the
+    largest count of each origin. A gallery without images of an origin gets the rates of all galleries.
     """
     totals, filled = confusion.sum(axis=2, keepdims=True), _filled(confusion)
     rates = filled / np.maximum(filled.sum(axis=2, keepdims=True), 1e-12)
@@ -149,10 +154,11 @@ def mixed_confusion(confusion: np.ndarray, gallery_counts: np.ndarray) -> np.nda
 
 
 def changes(names: list[str], draws: np.ndarray, earlier_names: list[str], earlier_draws: np.ndarray) -> list[dict]:
-    """For each name in both runs its change of share with a 95 % interval; changed: whether the interval excludes 0.
+    """Change of the share of each name that both runs have, with a 95 % interval.
 
-    draws: float64 [n, J] and [m, J'], columns in the order of the names. The errors of both runs are taken as
-    independent; runs with a common registry share some, so the interval is wider than necessary.
+    changed: whether the interval excludes 0. draws: float64 [n, J] and [m, J'], columns in the order of the names. The
+    errors of the two runs are assumed to be independent. Runs with the same registry have some errors in common, so the
+    interval is then wider than necessary.
     """
     found = []
     count = min(len(draws), len(earlier_draws))

@@ -18,7 +18,7 @@ MAX_WAITING_BYTES = 64 << 20
 def verdict_rows(
     rows: list[dict], encoded: Iterable[bytes | ImageError], judge: Judge, max_megapixels: float
 ) -> pa.Table:
-    """Rows of `schema` for manifest rows and their bytes, in order. Errors of an image become its reason."""
+    """Table with `schema` for manifest rows and their bytes, in order. The error of an image becomes its reason."""
     found: list[dict] = []
     vectors = np.full((len(rows), judge.galleries.references[0].shape[2]), np.nan, np.float32)
     waiting: dict[int, Sample] = {}
@@ -48,7 +48,7 @@ def verdict_rows(
 
 
 def _assess(waiting: dict[int, Sample], found: list[dict], vectors: np.ndarray, judge: Judge) -> None:
-    """Moves the waiting samples (by row) into `found` and `vectors`, as verdicts and fingerprints."""
+    """Write verdicts and fingerprints of the waiting samples (by row) to `found` and `vectors`; clear `waiting`."""
     verdicts, fingerprints = assess(list(waiting.values()), judge)
     for place, verdict, vector in zip(waiting, verdicts, fingerprints):
         columns = asdict(verdict)

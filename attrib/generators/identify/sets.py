@@ -1,12 +1,13 @@
-"""Verdicts on sets of images of one account: a much stronger test than single images.
+"""Verdicts on sets of images, such as all images of one account. They are much more powerful than single-image tests.
 
-The images of a set are assumed to have one origin; copies count once. The statistic is the score of an image minus its
-mean over all families in the gallery, averaged over the set, for the best generator. It is compared with that of as
-many negatives in the same galleries: by permutation for photographs and with `unit: image`, by sets from one source at
-a time with `unit: source`. The largest p-value over the origins of negatives counts, as for single images.
+The images of a set are assumed to have one origin; copies count once. The score of an image is centred: its mean over
+all families in the gallery is subtracted. The test statistic is the mean centred score over the set, for the best
+generator. It is compared with the statistic of equally many negatives in the same galleries. For photographs, and with
+`unit: image`, this is a permutation test; with `unit: source`, the negatives of one comparison come from one source. As
+for single images, the largest p-value over the origins of the negatives is used.
 
-Of a family, a set names the members that a permutation test does not reject: those whose references do not score higher
-than the set.
+If the best generator belongs to a family, the verdict names those members whose references do not score significantly
+higher than the set (permutation test).
 """
 
 import math
@@ -27,7 +28,7 @@ COPY_COSINE = 0.9999  # fingerprints above it are copies of one image; they are 
 class SetVerdict:
     """The verdict on one set, a row of sets.parquet.
 
-    num_distinct: images without copies, which are tested. generator: None unless known or family. floor: smallest
+    num_distinct: number of tested images, copies counted once. generator: None unless known or family. floor: smallest
     possible p-value.
     """
 
@@ -47,7 +48,7 @@ class SetVerdict:
 
 @dataclass(frozen=True, eq=False)
 class SetStratum:
-    """The set's images in one gallery and the negatives there.
+    """The images of the set and the negatives that are assigned to one gallery.
 
     own, others: float64 [m, G] and [n, G], centred scores of both, nan where a negative has no score. scores: float64
     [m, G], of the set, not centred. origin, source: int64 [n], of the negatives.
@@ -62,7 +63,7 @@ class SetStratum:
 
 
 def judge_set(name: str, vectors: np.ndarray, judge: Judge, settings: PrevalenceSettings) -> SetVerdict:
-    """Verdict on the set with fingerprints float32 [m, d], unit rows; independent of all other sets."""
+    """Verdict on one set. vectors: its fingerprints, unit rows float32 [m, d]."""
     calibration = judge.calibration
     generator = np.random.default_rng(settings.seed)
     distinct = vectors[_distinct(vectors)]
@@ -70,7 +71,7 @@ def judge_set(name: str, vectors: np.ndarray, judge: Judge, settings: Prevalence
     best = int(column_means(np.concatenate([stratum.own for stratum in strata])).argmax())
     p_value, floor = _against_negatives(strata, calibration, settings, generator)
     members = np.flatnonzero(calibration.family == calibration.family[best]).tolist()
-    own = {}  # p-value of a set that scores as low as this among the leave-one-out scores of the references
+    own = {}  # p-value of the hypothesis that references of generator g do not score higher than the set
     for g in members:
         pools = [(-stratum.scores[:, [g]], -calibration.own_scores(stratum.gallery, g)[:, None]) for stratum in strata]
         own[g] = permutation_p_value(pools, settings.num_permutations, generator)
@@ -100,7 +101,7 @@ def judge_set(name: str, vectors: np.ndarray, judge: Judge, settings: Prevalence
 
 
 def _distinct(vectors: np.ndarray) -> np.ndarray:
-    """int64: indices without copies, in order."""
+    """Indices of the vectors without copies, int64, in order."""
     kept: list[int] = []
     for i, vector in enumerate(vectors):
         if not kept or (vectors[kept] @ vector).max() <= COPY_COSINE:
@@ -121,7 +122,7 @@ def _strata(scores: np.ndarray, calibration: Calibration) -> list[SetStratum]:
 
 
 def centred(scores: np.ndarray, family: np.ndarray) -> np.ndarray:
-    """float64 [m, G]: scores [m, G] minus each row's mean over family means, ignoring nan; unchanged for one family."""
+    """Scores [m, G] minus the mean of each row's family means, ignoring nan; unchanged if there is one family."""
     heads = np.unique(family)
     if len(heads) == 1:
         return scores
@@ -135,8 +136,9 @@ def centred(scores: np.ndarray, family: np.ndarray) -> np.ndarray:
 def _negatives_in(gallery: int, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
     """Scores float64 [k, G] and indices int64 [k] of the negatives assigned to a gallery, each once.
 
-    If fewer than MIN_COMPARED of an origin are assigned to it, all of that origin are taken under its degradation. They
-    score lower there, but a set of such images would not have been assigned to it either.
+    If fewer than MIN_COMPARED of an origin are assigned to the gallery, all negatives of that origin are taken, under
+    the degradation of the gallery. They have lower scores there than assigned ones, but a set of such images would not
+    have been assigned to the gallery either.
     """
     degradation = first_in(gallery_of(calibration.negatives), gallery)
     there = ~np.isnan(calibration.negatives[gallery, :, gallery]).all(axis=1)
@@ -151,7 +153,7 @@ def _negatives_in(gallery: int, calibration: Calibration) -> tuple[np.ndarray, n
 def _against_negatives(
     strata: list[SetStratum], calibration: Calibration, settings: PrevalenceSettings, generator: np.random.Generator
 ) -> tuple[float, float]:
-    """p-value of the highest mean and its smallest possible value, both 1 where a gallery lacks an origin."""
+    """P-value of the highest mean, and its smallest possible value; both are 1 if a gallery lacks an origin."""
     if not calibration.is_generated:
         return 1.0, 1.0
     largest, floor = 0.0, 0.0
@@ -163,7 +165,8 @@ def _against_negatives(
         if calibration.settings.unit == "image" or origin == PHOTOGRAPHS:
             pools = [(stratum.own, stratum.others[mask]) for stratum, mask in zip(strata, masks)]
             p_value = permutation_p_value(pools, count, generator)
-            # Expected p-value of a set that is higher than every other; drawing the set itself counts against it.
+            # Expected p-value of the highest of all sets: random draws can give the set itself, and these count as
+            # ties.
             again = 1 / math.comb(num_images + sum(int(mask.sum()) for mask in masks), num_images)
             least = (1 + count * again) / (1 + count)
         else:

@@ -11,13 +11,13 @@ from attrib.generators.registry.settings import MIN_REFERENCES, VerdictSettings
 class PrevalenceSettings(Settings):
     """Estimates over the whole image set: prevalence of the generators, sets of one account, candidate generators."""
 
-    num_draws: Annotated[int, Field(ge=100)] = 1_000  # of shares, for their 95 % intervals
-    set_column: str | None = None  # metadata column of the manifest: images of one value (an account) are one set
+    num_draws: Annotated[int, Field(ge=100)] = 1_000  # random draws of the shares, for their 95 % intervals
+    set_column: str | None = None  # metadata column of the manifest; images with the same value (account) are one set
     min_set_images: Annotated[int, Field(ge=2)] = 5
-    max_set_images: Positive = 200  # of one set, the first by a hash of their ids
+    max_set_images: Positive = 200  # per set, chosen by a hash of their ids
     num_permutations: Annotated[int, Field(ge=99)] = 999
     max_clustered: Positive = 2_000  # distinct unknown images that are clustered; the others join the clusters
-    min_candidate_images: Positive = MIN_REFERENCES  # distinct ones of a cluster, to be a candidate generator
+    min_candidate_images: Positive = MIN_REFERENCES  # distinct images that make a cluster a candidate generator
     num_exemplars: Positive = 12
     seed: int = 0
 
@@ -43,7 +43,7 @@ class IdentifySettings(JobSettings):
     prevalence: PrevalenceSettings = Field(
         default=PrevalenceSettings(), validation_alias=AliasChoices("prevalence", "dump"), serialization_alias="dump"
     )
-    chunk_rows: Positive = 256  # images that commit together
+    chunk_rows: Positive = 256  # images that are committed together
     io_threads: Positive = 8
     max_megapixels: float = Field(default=100.0, gt=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"

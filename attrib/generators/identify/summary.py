@@ -1,4 +1,4 @@
-"""Summary of an identify run: counts, prevalence, its change, candidate generators, and sets."""
+"""Summary of an identify run: verdict counts, prevalence and its change, candidate generators, and verdicts on sets."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from attrib.generators.identify.verdicts import FAMILY, KNOWN, UNASSESSABLE, UNK
 from attrib.generators.registry.comparability import query_warnings, registry_warnings
 from attrib.generators.registry.registry import Registry
 
-BATCH_ROWS = 2_048  # of fingerprints that are compared with clusters at a time
+BATCH_ROWS = 2_048  # fingerprints that are compared with clusters at a time
 COLUMNS = ["verdict", "generator", "gallery", "stage", "reason", "codec", "width", "height"]
 KINDS = (KNOWN, FAMILY, UNKNOWN, UNASSESSABLE)
 MAX_REASONS = 20
@@ -36,9 +36,10 @@ SET_SCHEMA = pa.schema([(column.name, _ARROW[column.type]) for column in fields(
 class Tally:
     """Counts over all verdict parts.
 
-    kinds, reasons: images by verdict, and unassessable ones by the reason's text before the colon. examples: a full
-    reason of each. galleries: images with a fingerprint, by gallery. attributed: those by (gallery, generator). codecs,
-    sides_px: of all decoded images.
+    kinds: number of images by verdict. reasons: number of unassessable images by the part of the reason before the
+    colon; examples: a full reason of each. galleries: number of images with a fingerprint by gallery. attributed:
+    number of attributed images by (gallery, generator). codecs, sides_px: formats and shorter sides of all decoded
+    images.
     """
 
     num_images: int = 0
@@ -52,7 +53,7 @@ class Tally:
     sides_px: list[np.ndarray] = field(default_factory=list)
 
     def add(self, part: pa.Table) -> None:
-        """Adds the COLUMNS of a verdict part."""
+        """Add a verdict part; its COLUMNS are needed."""
         self.num_images += len(part)
         self.num_failed += len(part) - part["stage"].null_count
         self.kinds.update(part["verdict"].to_pylist())
@@ -126,10 +127,10 @@ def _shares(
     previous: Identified | None,
     storage: Storage,
 ) -> tuple[dict, list[str]]:
-    """{shares, changes, recognised, num_share_images}, None and 0 without an estimate, and warnings.
+    """{shares, changes, recognised, num_share_images} (None and 0 if nothing can be estimated), and warnings.
 
-    Counts all images in assessable galleries, also those that are unassessable because few references are recognised
-    there: that error rate is known and corrected.
+    Uses all images in assessable galleries. Some of them are unassessable, because few references are recognised there;
+    they are used because this error rate is known and corrected.
     """
     galleries, names = judge.calibration.degradations, judge.families
     in_gallery = np.where(judge.assessable, [counted.galleries[name] for name in galleries], 0.0)
@@ -140,7 +141,7 @@ def _shares(
         return nothing, [] if judge.abstains else [reason]
     attributed = np.array([[counted.attributed[gallery, name] for name in names] for gallery in galleries], float)
     counts = np.column_stack([attributed, in_gallery - attributed.sum(axis=1)])
-    # Two runs must not use the same random numbers: the interval of their difference would become too narrow.
+    # Two runs must not use the same random numbers: the interval of their difference would be too narrow.
     seed = int(digest([settings.prevalence.seed, settings.manifest, settings.output])[:12], 16)
     num_left_out, num_draws = counted.num_images - num_assessed, settings.prevalence.num_draws
     shares, draws = estimate_shares(names, counts, judge.confusion, num_left_out, num_draws, seed)
@@ -159,9 +160,10 @@ def _shares(
 def _changes(
     names: list[str], draws: np.ndarray, registry: Registry, previous: Identified | None, storage: Storage
 ) -> tuple[list[dict] | None, list[str]]:
-    """Rows {name, change, low, high, changed, note} for the names of both runs, and warnings.
+    """Rows {name, change, low, high, changed, note} for the names of either run, and warnings.
 
-    A note explains a missing change. OTHER is not compared between registries, which differ in what it means.
+    note: why there is no change, else None. OTHER is not compared between different registries, because it has another
+    meaning in each.
     """
     if previous is None or previous.record["shares"] is None:
         return None, []
@@ -226,7 +228,7 @@ def _candidates(settings: IdentifySettings, uris: list[str], judge: Judge, stora
 
 
 def _unknown(uris: list[str], storage: Storage) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """ids int64 [n] and fingerprints float32 [n, d] of the unknown images, one batch at a time."""
+    """Yield ids int64 [n] and fingerprints float32 [n, d] of the unknown images in batches."""
     for uri in uris:
         part = storage.read_table(uri, columns=["id", "fingerprint"], filter=pc.field("verdict") == UNKNOWN)
         for start in range(0, len(part), BATCH_ROWS):
@@ -260,8 +262,8 @@ def _vectors_by_set(
 ) -> dict[str, np.ndarray]:
     """{set: fingerprints float32 [m, d]} of the first max_images images of each set, by a hash of their ids.
 
-    All images of assessable galleries, whatever their verdicts: attributed ones alone would be a selection, which the
-    negatives are not.
+    All images of assessable galleries are used, whatever their verdicts. Attributed images alone would be a selection
+    of high scores, but the negatives that they are compared with are not selected.
     """
     counted = pa.array([judge.calibration.degradations[g] for g in np.flatnonzero(judge.assessable)], pa.string())
     kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}

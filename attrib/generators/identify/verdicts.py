@@ -1,13 +1,16 @@
-"""One verdict per image, with the reason: known, family, unknown or unassessable.
+"""The verdict on an image and its reason: known, family, unknown or unassessable.
 
-unassessable: the image is unreadable (rows.py), refused (registry/quality.py) or without fingerprint (`assess`); or
-there are too few negatives; or references under its degradation are not recognised. unknown: one of the two tests
-rejects. Order: `assess`, then `Judge._verdict`.
+An image is attributed to a generator (known) or to a family of generators if it passes two tests: the conformal p-value
+of its score among the negatives is at most `false_attribution_rate`, and the p-value among the generator's own
+references is above `false_rejection_rate`. If one of the tests fails, the image is unknown.
 
-An image is attributed to a generator if two conditions hold: the conformal p-value against the negatives is at most
-`false_attribution_rate`, and the p-value among the generator's own references is above `false_rejection_rate`. The rate
-is valid for images drawn like the negatives. An unknown generator may differ from them: `Judge.left_out_rates` reports
-the rate of each registered generator in leave-one-out. "Consistent with" a generator proves no origin.
+An image is unassessable if it cannot be read (rows.py), is refused (registry/quality.py) or has no fingerprint
+(`assess`); if there are too few negatives; or if it is not attributed and few references under its degradation are
+recognised (`Judge._verdict`).
+
+The rate holds for images drawn from the same distribution as the negatives. An unknown generator may be different from
+them: for each registered generator, `Judge.left_out_rates` reports the rate that it would have if it were unknown. A
+verdict says that an image is consistent with a generator. It does not prove that the generator made it.
 """
 
 from collections.abc import Sequence
@@ -37,7 +40,7 @@ from attrib.generators.registry.settings import VerdictSettings
 from attrib.generators.signals.samples import Sample
 
 KNOWN, FAMILY, UNKNOWN, UNASSESSABLE = "known", "family", "unknown", "unassessable"
-POWER_LEVEL = 0.05  # of the test whether references under a degradation are recognised at all
+POWER_LEVEL = 0.05  # of the test whether references under a degradation are recognised more often than by chance
 FAMILY_SEPARATOR = "|"
 # An out-of-distribution image can still be nearest to heavily degraded references, because heavy degradation makes all
 # images alike.
@@ -55,9 +58,9 @@ REMEDIES = {  # negatives to register, by unit and origin
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on one image: columns of a verdict part (attrib/generators/identify/files.py).
+    """The verdict on one image; fields are columns of a verdict part (attrib/generators/identify/files.py).
 
-    margin: None without another family. Scores and p-values are None where the image has no fingerprint.
+    margin: None if there is no other family. Scores and p-values are None if the image has no fingerprint.
     """
 
     kind: str
@@ -73,10 +76,10 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class Decisions:
-    """Decisions on m rows of scores.
+    """Decisions on m rows of scores, before verdicts.
 
-    best, gallery: int64, generator and gallery of the highest score. attributed: bool, whether both tests accept.
-    margin: float64, above the best generator of another family in the gallery.
+    best, gallery: int64, generator and gallery of the highest score. attributed: bool, whether both tests are passed.
+    margin: float64, score minus that of the best generator of another family in the gallery.
     """
 
     best: np.ndarray
@@ -91,9 +94,10 @@ class Decisions:
 class Judge:
     """A calibrated registry that gives verdicts.
 
-    confusion: float64 [galleries, J, J], leave-one-out verdicts by true family and verdict, in the order of `families`
-    and last all other origins; kinds of negatives weigh the same. floor: smallest possible p-value. assessable: bool
-    [galleries], whether references are recognised above chance. recognised: float64 [galleries], their share.
+    confusion: float64 [galleries, J, J], number of leave-one-out verdicts by true family and verdict, in the order of
+    `families`; the last row and column are all other origins, where each kind of negatives has the same weight. floor:
+    smallest possible p-value. assessable: bool [galleries], whether references are recognised more often than by
+    chance. recognised: float64 [galleries], share of references that are recognised.
     """
 
     def __init__(self, galleries: Galleries, calibration: Calibration):
@@ -136,7 +140,7 @@ class Judge:
 
     @cached_property
     def warnings(self) -> list[str]:
-        """Generators with too few references to reject an image, and kinds of negatives that are missing."""
+        """Warnings about generators with too few references to reject an image, and missing kinds of negatives."""
         calibration, rate = self.calibration, self.settings.false_rejection_rate
         needed = int(np.ceil(1 / rate - 1e-9)) - 1
         found = [
@@ -158,7 +162,8 @@ class Judge:
     def left_out_rates(self) -> dict[str, float]:
         """{family: share of its undegraded references that would be attributed if the family were not registered}.
 
-        It estimates the false attribution rate of an unknown generator, where the other generators can attribute.
+        This estimates the false attribution rate of an unknown generator. A family is missing if nothing could be
+        attributed without it.
         """
         found = {}
         for head, name in zip(self.heads, self.families):
@@ -169,12 +174,12 @@ class Judge:
         return found
 
     def label(self, decisions: Decisions) -> np.ndarray:
-        """int64 [m]: index into `families`, or their number for images that are not attributed."""
+        """int64 [m]: index into `families`; len(families) for images that are not attributed."""
         place = np.searchsorted(self.heads, self.calibration.family[decisions.best])
         return np.where(decisions.attributed, place, len(self.heads))
 
     def verdicts(self, vectors: np.ndarray) -> list[Verdict]:
-        """Verdicts of fingerprints. vectors: float32 [n, d], unit rows."""
+        """Verdicts on images with these fingerprints, unit rows float32 [n, d]."""
         if not len(vectors):
             return []
         decisions = decide(self.calibration, self.galleries.scores(vectors))
@@ -230,9 +235,9 @@ class Judge:
         return confusion, assessable
 
     def _of_negatives(self, degradation: np.ndarray) -> np.ndarray:
-        """float64 [J]: leave-one-out verdicts of the negatives, every kind scaled to the size of the smallest.
+        """float64 [J]: number of leave-one-out verdicts of the negatives, each kind scaled to the size of the smallest.
 
-        degradation: int64 [n], the one under which each negative is taken, -1 for none.
+        degradation: int64 [n], the degradation under which each negative is used, -1: not used.
         """
         kinds = []
         for kind in range(len(KINDS)):
@@ -246,9 +251,9 @@ class Judge:
 
 
 def decide(calibration: Calibration, scores: np.ndarray, negative=None, reference=None) -> Decisions:
-    """Best generator, gallery and both tests for each row of scores, float32 [m, galleries, G].
+    """Best generator, gallery and the results of both tests for each row of scores, float32 [m, galleries, G].
 
-    negative, reference: int64 [m] or None, index of the negative or reference that the row is, which is left out.
+    negative, reference: int64 [m] or None; for rows that are negatives or references their indices, to leave them out.
     """
     at, gallery = np.arange(len(scores)), gallery_of(scores)
     inside = scores[at, gallery]
@@ -275,7 +280,7 @@ def judge_of(registry: Registry, method: Method, settings: VerdictSettings, stor
 
 
 def assess(samples: Sequence[Sample], judge: Judge) -> tuple[list[Verdict], np.ndarray]:
-    """Verdicts of the samples and their fingerprints, float32 [n, d], nan where there is none."""
+    """Verdicts on samples, and their fingerprints float32 [n, d], nan for a sample without one."""
     method = judge.galleries.method
     reasons = [refusal(sample, method, judge.settings) for sample in samples]
     usable = [i for i, reason in enumerate(reasons) if reason is None]

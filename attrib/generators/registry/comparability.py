@@ -1,18 +1,18 @@
-"""Warnings where file formats or image sizes alone tell generators, negatives and queries apart."""
+"""Warnings if file formats or image sizes alone could tell generators, negatives and queries apart."""
 
 from collections import Counter
 from collections.abc import Mapping
 
 from attrib.generators.registry.registry import Entry
 
-MAX_FORMAT_DISTANCE = 0.5  # total variation: the share of images that would need another format
+MAX_FORMAT_DISTANCE = 0.5  # total variation: the share of images that would need another format for equal mixes
 MAX_STRANGE_SHARE = 0.05  # of images in formats that no reference has
 MAX_SIZE_RATIO = 1.5
 MAX_NAMED = 5
 
 
 def registry_warnings(entries: list[Entry]) -> list[str]:
-    """Warnings for generators whose files differ from the other generators' or the negatives'. entries: active ones."""
+    """Warnings for generators whose files differ from those of other generators or of negatives, of active entries."""
     generators = [entry for entry in entries if entry.role == "generator"]
     negatives = [entry for entry in entries if entry.role != "generator"]
     compared = {
@@ -35,8 +35,8 @@ def registry_warnings(entries: list[Entry]) -> list[str]:
 def query_warnings(codecs: dict[str, int], sides_px: tuple[float, float] | None, entries: list[Entry]) -> list[str]:
     """Warnings for entries whose files differ from the images to identify.
 
-    codecs: number of those images by format. sides_px: 5th and 95th percentile of their shorter side, None without
-    images. entries: active ones.
+    codecs: number of images to identify by format. sides_px: 5th and 95th percentile of their shorter sides, None
+    without images. entries: active ones.
     """
     if not codecs or sides_px is None:
         return []

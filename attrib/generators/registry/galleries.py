@@ -1,7 +1,7 @@
-"""Scores against references under each degradation, leave-one-out scores of the references, and generator families.
+"""Scores of queries in each gallery, leave-one-out scores of the references, and families of generators.
 
-The degradation of a query is unknown. Each generator keeps its references under every degradation of a small grid (a
-gallery per degradation), and a query is scored against all of them: the highest score gives gallery and generator.
+A gallery holds the references of all generators under one degradation. The degradation of a query is unknown, so it is
+scored in the galleries of a small grid of degradations, and the highest score decides gallery and generator.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Galleries:
         return self._fitted()
 
     def _fitted(self, without: int = -1) -> list[tuple[list[int], Scorer | None]]:
-        """For each gallery the generators with references and their scorer. without: reference of each to leave out."""
+        """(generators with references, their scorer) per gallery. without: index of the reference to leave out."""
         fitted = []
         for gallery in range(self.num_degradations):
             rows = {}
@@ -53,7 +53,8 @@ class Galleries:
     def leave_one_out(self) -> tuple[np.ndarray, np.ndarray]:
         """Leave-one-out scores float32 [degradations, R, galleries, G] of the references; their generators int64 [R].
 
-        A reference is left out of all galleries; the i-th ones of all generators together. nan where it is too small.
+        A reference is left out of all galleries, and the i-th references of all generators at the same time. nan where
+        the image is too small once degraded.
         """
         owner, rows, found = self._flat()
         place = np.concatenate([np.arange(group.shape[1]) for group in self.references])
@@ -84,7 +85,7 @@ class Galleries:
 
 
 def _fill(found: np.ndarray, rows: np.ndarray, at: np.ndarray, fitted: list[tuple[list[int], Scorer | None]]) -> None:
-    """Writes the scores of the rows `at` these places into found [degradations, R, galleries, G]; skips rows of nan."""
+    """Write the scores of the rows with indices `at` into found [degradations, R, galleries, G]; skip rows of nan."""
     for gallery, (columns, scorer) in enumerate(fitted):
         for of_degradation, scores in zip(rows, found[:, :, gallery]):
             mine = at[np.isfinite(of_degradation[at]).all(axis=1)]
@@ -93,10 +94,10 @@ def _fill(found: np.ndarray, rows: np.ndarray, at: np.ndarray, fitted: list[tupl
 
 
 def compare(left_out: np.ndarray, owner: np.ndarray, a: int, b: int, accuracy: float) -> tuple[float, float]:
-    """Share of the references of generators a and b that score higher for their own, and its p-value.
+    """Share of the references of generators a and b that score higher for their own generator, and its p-value.
 
-    left_out: float [R, G], scores of one gallery; ties count as wrong. The p-value is the probability of a share as
-    high if each reference is right with the given accuracy.
+    left_out: float [R, G], leave-one-out scores in one gallery; ties count as wrong. The p-value is the probability of
+    a share at least as high if each reference is right with the given accuracy.
     """
     of_a, of_b = left_out[owner == a], left_out[owner == b]
     num_right = int(np.count_nonzero(of_a[:, a] > of_a[:, b]) + np.count_nonzero(of_b[:, b] > of_b[:, a]))

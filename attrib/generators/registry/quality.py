@@ -1,7 +1,7 @@
 """Which images can serve as references or be assessed as queries.
 
-An image that is refused as a query is refused as a reference, too: blank images are all alike, and a generator with
-blank references would be the nearest of every blank query.
+References must meet the same conditions as queries. For example, a generator with blank references would be the nearest
+one to every blank query, because blank images are all alike.
 """
 
 from collections import Counter
@@ -13,13 +13,13 @@ from attrib.generators.registry.settings import VerdictSettings
 from attrib.generators.signals.samples import Sample
 
 COPIES, BLANK = "copies", "blank"
-NOT_USABLE = {"read": "not readable", "decode": "not decodable"}  # by stage
+NOT_USABLE = {"read": "not readable", "decode": "not decodable"}  # by the stage of an ImageError
 
 
 class ReferenceFilter:
-    """Accepts images one by one as references; left_out counts the refused ones by reason.
+    """Decides for one image after another whether it can be a reference; left_out counts the others by reason.
 
-    Each distinct image is taken once: in leave-one-out, a copy would find its twin.
+    Each distinct image is taken once, because in leave-one-out a copy would match its identical reference.
     """
 
     def __init__(self, method: Method, settings: VerdictSettings):
@@ -40,12 +40,12 @@ class ReferenceFilter:
 
 
 def format_counts(left_out: dict[str, int]) -> str:
-    """E.g. "45 copies, 3 too small"."""
+    """The counts as text, e.g. "45 copies, 3 too small"."""
     return ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
 
 
 def refusal(sample: Sample, method: Method, settings: VerdictSettings) -> str | None:
-    """Why an image cannot be assessed, or None. Needs no fingerprint."""
+    """Why an image cannot be assessed, or None. The fingerprint is not needed for this."""
     height, width = sample.image.shape[1:]
     needed = max(method.min_side_px, settings.min_side_px)
     if sample.side_px < needed:

@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 def read_collection(
     collection: CollectionSettings, max_images: int, max_megapixels: float, method: Method, storage: Storage
 ) -> tuple[list[Sample], dict[str, int], list[str]]:
-    """At most max_images usable images of a collection, evenly spaced by key; counts of unusable ones; their errors.
+    """At most max_images usable images of a collection, counts of the unusable ones by reason, and their errors.
 
-    Unusable images are replaced by others of the collection.
+    Images are evenly spaced in the order of keys. Unusable ones are replaced by others of the collection.
     """
     tables = [list_images(unit, collection, storage) for unit in list_units(collection, storage)]
     rows = sorted((row for table in tables for row in table.to_pylist()), key=lambda row: row["key"])
@@ -60,7 +60,7 @@ def read_collection(
 
 
 def read_pool_samples(uri: str, images_per_model: int, storage: Storage) -> list[list[Sample]]:
-    """Images of each model of a pool; models take different photographs in turn, so they share little content."""
+    """images_per_model images of each model of a pool; models show different photographs, to share little content."""
     pool = open_pool(uri, storage)
     sources = []
     for position, model in enumerate(pool.models):
@@ -75,16 +75,16 @@ def read_pool_samples(uri: str, images_per_model: int, storage: Storage) -> list
 
 
 def as_sources(samples: Sequence[Sample], role: str) -> list[list[Sample]]:
-    """Samples grouped by source: a generator is one source, each photograph is its own."""
+    """Samples grouped by source: each photograph is a source; all images of a generator are one source."""
     return [[sample] for sample in samples] if role == "photographs" else [list(samples)]
 
 
 def describe(registry: Registry, method: Method, settings: VerdictSettings, storage: Storage) -> list[dict]:
-    """One row per active entry as of `facts`, generators first. A generator's row has in addition:
+    """The rows of `facts`; those of generators have more columns:
 
-    self_similarity: mean leave-one-out score of its references. nearest, nearest_score: the other generator with the
-    highest mean score on them. pair_accuracy: share of both generators' references that score higher for their own.
-    family: names.
+    self_similarity: mean leave-one-out score of the references. nearest, nearest_score: the other generator with the
+    highest mean score for these references. pair_accuracy: share of the references of both generators that score higher
+    for their own generator. family: names of its members.
     """
     registry.check_method(method)
     rows, generators = facts(registry), registry.generators
@@ -106,7 +106,7 @@ def describe(registry: Registry, method: Method, settings: VerdictSettings, stor
 
 
 def facts(registry: Registry) -> list[dict]:
-    """One row per active entry, generators first, without reading references."""
+    """One row per active entry, generators first. Does not read the references."""
     names = ("name", "version", "role", "num_images", "codecs", "sides_px", "left_out")
     return [
         {name: getattr(entry, name) for name in names} | {"num_sources": len(entry.source_sizes)}
@@ -115,7 +115,7 @@ def facts(registry: Registry) -> list[dict]:
 
 
 def run(settings: RegistrySettings) -> list[str]:
-    """Executes settings.action and returns lines that describe the registry afterwards."""
+    """Execute settings.action and return lines that describe the registry afterwards."""
     storage, done = Storage(settings.storage), []
     if settings.action == "register":
         registry, registered = _register(settings, storage)
@@ -168,9 +168,9 @@ def _opened(settings: RegistrySettings, storage: Storage) -> tuple[Registry, Met
 
 
 def lines(registry: Registry, storage: Storage, device: str) -> list[str]:
-    """Text about the registry: one line for it, one per entry, and warnings.
+    """Lines of text about the registry: one for the registry, one per entry, then warnings.
 
-    If the method or references are missing, entries are listed without what needs them.
+    If the method or references are missing, the lines lack self-similarity and families.
     """
     settings, notes = VerdictSettings(), []
     try:

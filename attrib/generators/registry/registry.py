@@ -1,12 +1,13 @@
-"""The registry on disk: generators, and the negatives on which false attributions are calibrated.
+"""The registry on disk: generators, and the negatives against which their scores are calibrated.
 
 <registry>/registry.json                       method, degradations and all entries; replaced as a whole
 <registry>/references/<name>-v<version>.npy    float32 [degradations, images, d], unit rows; nan for too small images
 
-Registration trains nothing. Only the fingerprints of 10 to 100 images of a generator are stored, and no image.
+Registration trains nothing. It stores the fingerprints of 10 to 100 images per generator, but not the images.
 
-There is no lock, because object stores have none that all clients respect. A writer reads the record again and is
-refused if another run has changed it; two runs that write at the same moment can still lose one of the two entries.
+There is no lock, because object stores have none that all clients respect. Before a run writes, it reads the record
+again and stops if another run has changed it. If two runs write at the same moment, one of the two entries can still be
+lost.
 """
 
 from collections import Counter
@@ -60,7 +61,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Registry:
-    """A registry's record. method: made all references. entries: all versions, in order of registration."""
+    """The record of a registry. method: of all references. entries: all versions, in the order of registration."""
 
     uri: str
     method: RegistryMethodSettings
@@ -84,7 +85,7 @@ class Registry:
 
     @property
     def digest(self) -> str:
-        """Digest of everything that decides a verdict."""
+        """Digest of everything in the registry that a verdict depends on."""
         entries = [[entry.name, entry.version, entry.role, entry.source_sizes, entry.sha256] for entry in self.active]
         return digest([self.method_digest, self.method.scoring, self.degradations, entries])
 
@@ -147,11 +148,12 @@ def register(
     new_version: bool = False,
     left_out: dict[str, int] | None = None,
 ) -> tuple[Registry, Entry]:
-    """The registry with one more entry, and the entry. sources: images of each source; a generator is one.
+    """Add an entry. Returns the registry with it, and the entry.
 
-    Copies and images that cannot be assessed are left out. left_out: images that the caller left out, by reason. Raises
-    AttribError if the name is taken and new_version is false, the role differs from the earlier one, fewer than
-    MIN_REFERENCES images remain, or another run changed the registry; MismatchError for another method.
+    sources: images of each source; for a generator all images are one source. Copies and images that cannot be assessed
+    are left out. left_out: images that the caller has left out already, by reason. Raises AttribError if the name is
+    taken and new_version is false, the role differs from that of earlier versions, fewer than MIN_REFERENCES images
+    remain, or another run has changed the registry; MismatchError for another method.
     """
     registry.check_method(method)
     earlier = [entry for entry in registry.entries if entry.name == name]
@@ -191,9 +193,9 @@ def register(
 
 
 def remove(registry: Registry, name: str, storage: Storage, version: int | None = None) -> Registry:
-    """The registry without an entry, or one of its versions.
+    """Remove an entry, or one version of it. Returns the registry without it.
 
-    Raises AttribError if it does not exist or another run changed the record.
+    Raises AttribError if the entry does not exist or another run has changed the record.
     """
     gone = [entry for entry in registry.entries if entry.name == name and version in (None, entry.version)]
     if not gone:
@@ -229,14 +231,14 @@ def embed_degraded(
 
 
 def fingerprint_or_nan(row: np.ndarray) -> np.ndarray:
-    """The row, or nan: an image without any residual has no direction, so it has no fingerprint."""
+    """The row, or nan if it is zero or not finite: an image without any residual has no fingerprint."""
     return row if np.isfinite(row).all() and row.any() else np.full_like(row, np.nan)
 
 
 def _replaced(
     registry: Registry, entries: tuple[Entry, ...], storage: Storage, files: dict[str, np.ndarray] | None = None
 ) -> Registry:
-    """The registry with these entries, on disk. Raises AttribError if another run changed its record."""
+    """Write the registry with these entries and new files. Raises AttribError if another run has changed its record."""
     place = join(registry.uri, RECORD)
     if (registry.entries or storage.exists(place)) and open_registry(registry.uri, storage) != registry:
         raise AttribError(f"{registry.uri} was changed by another run, so nothing was written; run this again")

@@ -1,4 +1,8 @@
-"""All methods of an evaluation: the trained extractor, the controls that it must beat, and the leak controls."""
+"""All methods of an evaluation: the trained extractor, the baselines (controls) that it must beat, and leak controls.
+
+Leak controls see no generator trace (attrib/generators/signals/samples.py). They show how much content or file
+properties reveal about the generator in a set.
+"""
 
 from collections.abc import Sequence
 
@@ -32,7 +36,7 @@ FREQUENCIES = 2.0 ** np.arange(-3, 5)  # cycles per doubling of a size; they res
 
 
 class ContentOnly(Method):
-    """Leak control: an 8 x 8 thumbnail and the colours, averages that keep no pattern of single pixels."""
+    """Leak control: an 8 x 8 thumbnail and colour statistics, in which patterns of single pixels average out."""
 
     name = "content-only"
     looks_at_trace = False
@@ -47,16 +51,16 @@ class ContentOnly(Method):
             pixels = sample.image[None].float() / 255 - 0.5
             thumbnail, larger = (F.adaptive_avg_pool2d(pixels, side) for side in (THUMBNAIL_PX, 2 * THUMBNAIL_PX))
             deviation, mean = torch.std_mean(larger, dim=(2, 3), correction=0)
-            # The constant keeps the length of a row, its contrast, through the normalisation.
+            # With the constant, the normalised row still shows the length of the row, which is the contrast.
             rows.append(torch.cat([thumbnail.flatten(), mean[0], deviation[0], torch.ones(1)]).double().numpy())
         return unit_or_zero(np.stack(rows)).astype(np.float32)
 
 
 class CodecAndSize(Method):
-    """Leak control: the file's format, its bytes and the image's sides, without any pixel.
+    """Leak control: file format, file size and image size, without any pixel.
 
-    Each size becomes cosines and sines of its logarithm, so that L2-normalised rows keep it, and the cosine of two rows
-    falls with the ratio of their sizes.
+    Each size is encoded as cosines and sines of its logarithm. So L2-normalised rows keep it, and the cosine of two
+    rows is smaller the more their sizes differ.
     """
 
     name = "codec-and-size"
@@ -81,9 +85,10 @@ def methods_from(
     folder: str | None = None,
     device: str = "cpu",
 ) -> list[Method]:
-    """The methods in the order of the table, leak controls last. Methods of one digest embed alike: embed once for all.
+    """The methods in the order of the results table, leak controls last.
 
-    extractor: the trained one. folder: for maps fitted on the pool, see `fitted_maps`.
+    Methods with the same digest have the same vectors, which need to be computed only once. extractor: the trained one.
+    folder: for maps fitted on the pool, see `fitted_maps`.
     """
     methods: list[Method] = []
     if extractor:

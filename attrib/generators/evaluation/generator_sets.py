@@ -16,19 +16,21 @@ from attrib.generators.evaluation.settings import FolderSetSettings, PoolSetSett
 from attrib.generators.signals.samples import Sample, drawn_sample, read_sample
 from attrib.generators.synthesis.pool import Pool, PoolModel, open_pool
 
-TUNING_MODELS, TUNING_IMAGES = 40, 10  # images of each
+TUNING_MODELS, TUNING_IMAGES = 40, 10  # number of models, and of images per model
 THUMBNAIL_PX = 8
-SAME_LEVELS = 4.0  # mean difference of 255 levels: less for most images at two sizes, more for different images
-MAX_SHARED = 0.1  # of the photographs of a set; fewer are chance copies and are removed
+SAME_LEVELS = 4.0  # mean difference of thumbnails (0..255): lower for one image at two sizes, higher for two images
+MAX_SHARED = 0.1  # of the photographs of a set; a smaller share is assumed to be accidental copies, which are removed
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True, eq=False)
 class GeneratorSet:
-    """names, families: of each generator; generators of one family differ only in the seed of their training.
+    """Images of generators that a method must tell apart.
 
-    samples, generator: n images and their generators, int64 [n]. real: photographs. same_content: image i of every
-    generator shows the same scene, so all are divided alike and no query shows the scene of a reference.
+    names, families: of each generator; generators of one family differ only in the seed of their training. samples,
+    generator: n images and their generators, int64 [n]. real: photographs. same_content: whether image i of every
+    generator shows the same scene; if so, all generators are divided alike, and no query shows the scene of a
+    reference.
     """
 
     name: str
@@ -49,7 +51,7 @@ class GeneratorSet:
 
     @property
     def family_numbers(self) -> np.ndarray:
-        """int64 [G]."""
+        """Family of each generator as a number, int64 [G]."""
         return np.unique(self.families, return_inverse=True)[1]
 
     @property
@@ -65,7 +67,7 @@ class GeneratorSet:
         return digest([self.name, self.names, self.families, self.generator.tolist(), pixels.hexdigest()])
 
     def description(self) -> dict:
-        """Plain values for the record. formats: of the original files, which alone may reveal the generator."""
+        """Plain values for the record. formats: of the original files; the format alone may reveal the generator."""
         sides = {"generated": self.samples, "real": self.real}
         return {
             "generators": list(self.names),
@@ -83,7 +85,7 @@ class GeneratorSet:
 
 
 class Division(NamedTuple):
-    """Rows of a set: references of each generator; queries, and the generators of the queries."""
+    """Row numbers of a set: references of each generator, queries, and the true generators of the queries."""
 
     references: list[np.ndarray]
     queries: np.ndarray
@@ -131,13 +133,14 @@ def _read_folder(uri: str, max_images: int, max_megapixels: float, storage: Stor
 
 
 def pool_set(name: str, settings: PoolSetSettings, training: Pool, storage: Storage) -> GeneratorSet:
-    """Models of another pool that are unlike those of the training pool, evenly spaced. A family is an architecture.
+    """Models of another pool with architectures (or upsamplers) that the training pool does not have.
 
-    Raises AttribError if they are fewer than three, or as `unseen`.
+    If there are more than max_models, evenly spaced ones are taken. A family is an architecture. Raises AttribError if
+    there are fewer than three models, or as `unseen`.
     """
 
     def trait(model: PoolModel) -> str:
-        spec = model.spec  # of any width: that alone makes no architecture unseen
+        spec = model.spec  # another width alone does not make an architecture unseen
         return spec.upsampler if settings.unseen == "upsamplers" else spec.model_dump_json(exclude={"width"})
 
     pool = open_pool(settings.uri, storage)
@@ -163,9 +166,9 @@ def pool_set(name: str, settings: PoolSetSettings, training: Pool, storage: Stor
 
 
 def unseen(photographs: torch.Tensor, training: Pool, name: str, remedy: str, storage: Storage) -> torch.Tensor:
-    """Bool [n]: which photographs, uint8 [n, 3, h, w], the training pool does not show, at any size.
+    """Bool [n]: which photographs, uint8 [n, 3, h, w], are not in the training pool, whatever their size there.
 
-    Raises AttribError if it shows more than MAX_SHARED of them: methods have learned those.
+    Raises AttribError if more than MAX_SHARED of them are, because methods were trained on those.
     """
     mine, shown = (
         F.adaptive_avg_pool2d(pixels.float(), THUMBNAIL_PX).flatten(1)
@@ -182,7 +185,7 @@ def unseen(photographs: torch.Tensor, training: Pool, name: str, remedy: str, st
 
 
 def tuning_set(training: Pool, storage: Storage) -> GeneratorSet:
-    """Models of the training pool, for thresholds. Each shows other photographs, while there are enough."""
+    """Models of the training pool, to choose thresholds. They show different photographs if there are enough."""
     models = training.models[:: -(-len(training.models) // TUNING_MODELS)]
     images = {}
     for number, model in enumerate(models):

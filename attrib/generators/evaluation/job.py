@@ -1,10 +1,10 @@
-"""The evaluation of fingerprint methods: generators trained as Ray tasks, then each method on each set as a task.
+"""The evaluation job: generators are trained as Ray tasks, then each method is measured on each generator set.
 
 <output>/evaluation.json, table.txt, evaluation.html   results per generator set and method, as table and page
-<output>/generators/NAME.npy, NAME.json                images of the generators trained here, and their training
-<output>/photographs/                                  manifest of the photographs that they were trained on
+<output>/generators/NAME.npy, NAME.json                images of the generators that the job trains; loss and size
+<output>/photographs/                                  manifest of the photographs that they are trained on
 <output>/discriminant/                                 the linear discriminant of log spectra, fitted on the pool
-<output>/_parts/                                       finished measurements: a killed run continues
+<output>/_parts/                                       finished measurements, which a restarted run does not repeat
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ RECORD, TABLE, PAGE = "evaluation.json", "table.txt", "evaluation.html"
 
 
 def run(settings: EvaluateGeneratorsSettings) -> dict:
-    """Evaluate and return the record, with the table under "table". Reuses finished parts; always writes the page.
+    """Evaluate all methods and return the record. Reuses finished parts, and always writes the page.
 
     Raises AttribError for an unknown degradation, missing inputs, or images that do not fit.
     """
@@ -92,15 +92,15 @@ def run(settings: EvaluateGeneratorsSettings) -> dict:
         results = summary | {"measured": measured, "digests": digests, "table": format_table(summary)}
         storage.write_bytes(join(settings.output, TABLE), f"{results['table']}\n".encode())
         record = finish(settings, RECORD, inputs, results, storage)
-    # The page comes after the record, and again in later runs: a run killed in between gets its page, and so does a
-    # changed title.
+    # The page is written after the record, and again in every later run. So it also exists if a run was killed in
+    # between, and it shows a changed title.
     stamp = {name: record[name] for name in ("settings", "inputs", "versions", "digests")}
     storage.write_bytes(join(settings.output, PAGE), render_page(record, sets, settings.title, stamp).encode())
     return record
 
 
 def _photographs(settings: EvaluateGeneratorsSettings, storage: Storage) -> Photographs:
-    """Training photographs, and max_images others that serve as real images."""
+    """Training photographs, and max_images other photographs as real images."""
     wanted = settings.trained
     return read_photographs(
         list_collection(wanted.photographs, join(settings.output, "photographs"), settings),
@@ -114,7 +114,7 @@ def _photographs(settings: EvaluateGeneratorsSettings, storage: Storage) -> Phot
 
 
 def _trained_set(wanted: TrainedSetSettings, photographs: Photographs, folder: str, storage: Storage) -> GeneratorSet:
-    """Train the generators that no earlier run trained, and read the images of all."""
+    """Train the generators that are not trained yet, and return the set of all."""
     asked = {f"{kind}-{seed}": (kind, seed) for kind in wanted.kinds for seed in wanted.seeds}
     files = {name: join(folder, f"{name}.npy") for name in asked}
     pending = [name for name, uri in files.items() if not storage.exists(uri)]
@@ -143,7 +143,7 @@ def _measure(
     tuning: GeneratorSet,
     storage: Storage,
 ) -> dict[str, dict[str, dict]]:
-    """{set: {method: result of evaluate_set}}. Methods of one digest embed alike and share a task."""
+    """{set: {method: result of evaluate_set}}. Methods with the same digest have the same vectors and share a task."""
     groups: dict[str, list[Method]] = {}
     for method in methods:
         groups.setdefault(method.digest, []).append(method)

@@ -1,8 +1,8 @@
-"""How well generators are told apart: pure functions of scores, and intervals over generators.
+"""Measures of how well generators are told apart: functions of scores, and intervals over generators.
 
-Ties count against a method: an image whose own generator shares the highest score is not identified, an area under a
-curve counts equal scores half, and a threshold accepts only higher scores. A method that gives every image one score
-has accuracy 0 and an area of one half.
+Ties count against a method. An image is not identified if another generator has the same highest score. In an area
+under a curve, equal scores count half. A threshold accepts only higher scores. So a method that gives the same score to
+every image has accuracy 0 and an area of one half.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from attrib.common.errors import AttribError
 from attrib.evaluate.scores import BOOTSTRAP_DRAWS, Interval
 from attrib.generators.evaluation.settings import LOSS_DEGRADATION
 
-MIN_RESAMPLED = 10  # families; percentiles of resamples of fewer are too close together
+MIN_RESAMPLED = 10  # families; the bootstrap interval of fewer families is too narrow
 VALUES = {
     "identification": "identified",
     "f1": "macro-F1",
@@ -33,21 +33,25 @@ VALUES = {
 
 
 def recalls(right: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """float64 [G]: share of each generator's images that are right. right: bool [n]; truth: int [n], each of 0..G-1."""
+    """Recall of each generator, float64 [G]. right: bool [n], which images are identified; truth: int [n] in 0..G-1."""
     return np.bincount(truth, weights=right) / np.bincount(truth)
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Share of (positive, negative) pairs in which the positive scores higher, ties counted half; nan without pairs."""
+    """Area under the ROC curve: share of (positive, negative) pairs in which the positive scores higher.
+
+    Ties count half; nan without pairs.
+    """
     return oscr(positive, np.ones(len(positive), bool), negative)
 
 
 def oscr(known: np.ndarray, correct: np.ndarray, unknown: np.ndarray) -> float:
-    """Area under correct identification against false acceptance, over all thresholds (Dhamija et al., NeurIPS 2018).
+    """Area under the open-set classification rate curve (Dhamija et al., NeurIPS 2018).
 
-    known, unknown: float [n] and [m], highest score of each image of a known or unknown generator; correct: bool [n],
-    whether the known one is identified. This is the share of pairs whose known image is correct and scores higher, ties
-    counted half; nan without pairs.
+    The curve is correct identification against false acceptance over all thresholds. Its area is the share of (known,
+    unknown) pairs of images in which the known image is correctly identified and scores higher. Ties count half; nan
+    without pairs. known, unknown: float [n] and [m], highest score of each image of known and of unknown generators;
+    correct: bool [n], whether the known image is identified.
     """
     if not len(known) or not len(unknown):
         return float("nan")
@@ -58,7 +62,7 @@ def oscr(known: np.ndarray, correct: np.ndarray, unknown: np.ndarray) -> float:
 
 
 def threshold_at(negative: np.ndarray, false_positive_rate: float) -> float:
-    """The lowest of the negatives (or -inf) such that at most this share of them is higher.
+    """Lowest score of a negative, or -inf, such that at most this share of the negatives is higher.
 
     Raises AttribError without negatives.
     """
@@ -72,10 +76,11 @@ def threshold_at(negative: np.ndarray, false_positive_rate: float) -> float:
 
 
 def verification(similarity: np.ndarray, generator: np.ndarray, false_positive_rate: float) -> dict[str, list[float]]:
-    """{verification_auc, true_positive_rate, false_positive_rate} of each generator: its own pairs against mixed pairs.
+    """{verification_auc, true_positive_rate, false_positive_rate: one value per generator}.
 
-    The threshold has the false_positive_rate on pairs of two *other* generators. similarity: float [n, n]; generator:
-    int [n], each of 0..G-1. Raises AttribError with fewer than three generators.
+    Positive pairs are two images of the generator; negative pairs are one of its images and one of another generator.
+    The threshold has the given false positive rate on pairs of two *other* generators. similarity: float [n, n].
+    generator: int [n], each of 0..G-1. Raises AttribError for fewer than three generators.
     """
     numbers = generator.astype(np.min_scalar_type(int(generator.max())))  # one byte each, for millions of pairs
     apart = np.triu(numbers[:, None] != numbers, k=1)
@@ -107,11 +112,12 @@ def purity(table: np.ndarray) -> float:
 def mean_interval(
     values: np.ndarray, families: np.ndarray | None = None, bounds: tuple[float, float] = (-np.inf, np.inf)
 ) -> Interval:
-    """Mean over generators and its 95 % interval over families, whose generators are hard for the same reasons.
+    """Mean over generators, and its 95 % interval over families.
 
-    values: float64 [G], nan if not measured. families: int [G]; None: each generator is a family. bounds: of any mean.
-    From MIN_RESAMPLED families on it is a bootstrap, otherwise Student's t of the families' sums (a bootstrap of few
-    would be too narrow). The interval of a single family is the mean.
+    Families and not generators are resampled, because generators of one family are not independent. With MIN_RESAMPLED
+    families or more, the interval is a bootstrap interval, otherwise that of Student's t on the families' sums. For a
+    single family both ends are the mean. values: float64 [G], nan if not measured. families: int [G]; None: each
+    generator is a family. bounds: limits of the interval.
     """
     measured = ~np.isnan(values)
     if not measured.any():
@@ -139,8 +145,8 @@ def table_interval(
 ) -> Interval:
     """A measure of a table [clusters, G] and its 95 % interval by the jackknife over families, with fixed clusters.
 
-    A bootstrap would draw tables of fewer generators, whose clusters are purer. families, bounds: as in
-    `mean_interval`. The interval of a single family is the value.
+    It is not a bootstrap, because bootstrap draws contain fewer generators, and clusters of fewer generators are purer.
+    families, bounds: as in `mean_interval`. For a single family both ends are the value.
     """
     numbers = np.arange(table.shape[1]) if families is None else families
     value, distinct = measure(table), np.unique(numbers)
@@ -178,7 +184,7 @@ def share_interval(values: list | None, families: np.ndarray) -> dict | None:
 
 
 def difference_interval(values: np.ndarray, others: np.ndarray, families: np.ndarray) -> dict | None:
-    """The same of values minus others, paired over generators."""
+    """{mean, low, high} of values minus others, paired over generators; None if nothing was measured."""
     return _interval(values - others, families, (-1.0, 1.0))
 
 
@@ -187,9 +193,9 @@ def _interval(values: np.ndarray, families: np.ndarray, bounds: tuple[float, flo
 
 
 def loss(measured: dict, families: np.ndarray, value: str = "identification") -> dict | None:
-    """Fall of identification, or family_identification, from original images to LOSS_DEGRADATION of both sides.
+    """Decrease of identification, or family_identification, if references and queries have LOSS_DEGRADATION.
 
-    None if images are too small, or there are no families.
+    None if degraded images are too small, or there are no families.
     """
     degraded = measured["degradations"][LOSS_DEGRADATION]
     if degraded is None or value not in measured["values"]:

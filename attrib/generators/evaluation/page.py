@@ -1,4 +1,4 @@
-"""The page of an evaluation: the selected method and why; per generator set a table, charts and the first images."""
+"""The page of an evaluation: the selected method with the reason, and a table, charts and images per generator set."""
 
 import base64
 import io
@@ -25,10 +25,7 @@ STRIP_GAP_PX = 2
 
 
 def render_page(summary: dict, sets: list[GeneratorSet], title: str, record: dict) -> str:
-    """One self-contained HTML page. summary: of `summary.summarise`; sets: with their images.
-
-    record: settings and versions to show.
-    """
+    """One self-contained HTML page. summary: result of `summary.summarise`; record: settings and versions to show."""
     return render(
         "generators/evaluation/evaluation.html.jinja",
         title=title,
@@ -82,8 +79,10 @@ def _embedding(name: str) -> str:
 
 
 def _drawn(methods: dict[str, dict], shipped: str | None) -> dict[str, dict]:
-    """One method per embedding, since more lines could not be told apart: the shipped one, else the one that
-    identifies best."""
+    """One method per embedding: the shipped one, else the one with the highest identification.
+
+    More lines in a chart could not be told apart.
+    """
     rank = {name: (name == shipped, method["values"]["identification"]["mean"]) for name, method in methods.items()}
     best: dict[str, str] = {}
     for name in methods:
@@ -93,7 +92,7 @@ def _drawn(methods: dict[str, dict], shipped: str | None) -> dict[str, dict]:
 
 
 def _curve(drawn: dict[str, dict], key: str, title: str, wanted: list[int], chance: float) -> list[dict]:
-    """[{svg, key, left_out: steps with too few images}], original beside degraded; [] for less than two steps."""
+    """[{svg, key, left_out: steps with too few images}], original and degraded images; [] for less than two steps."""
     curves = {name: method[key] for name, method in drawn.items()}
     steps = {step for of_method in curves.values() for curve in of_method.values() for step in curve or ()}
     labels = [str(step) for step in wanted if str(step) in steps]
@@ -109,7 +108,7 @@ def _curve(drawn: dict[str, dict], key: str, title: str, wanted: list[int], chan
 
 
 def _degradations(drawn: dict[str, dict], chance: float) -> str | None:
-    """SVG; None if only the degradation of the table's loss was measured."""
+    """SVG of identification by degradation; None if only LOSS_DEGRADATION was measured."""
     labels = list(dict.fromkeys(label for method in drawn.values() for label in method["degradations"]))
     if len(labels) < 2:
         return None
@@ -124,7 +123,7 @@ def _degradations(drawn: dict[str, dict], chance: float) -> str | None:
 
 
 def _too_small(methods: dict[str, dict]) -> dict[str, list[str]]:
-    """{degradation: methods that were not measured, with the pixels that they need}."""
+    """{degradation: methods that need larger images, with their min_side_px}."""
     missing: dict[str, dict[str, None]] = {}  # ordered sets
     for name, method in methods.items():
         for degradation, held in method["degradations"].items():
@@ -134,7 +133,7 @@ def _too_small(methods: dict[str, dict]) -> dict[str, list[str]]:
 
 
 def _image_strip(generators: GeneratorSet, generator: int) -> dict[str, object]:
-    """The first images of a generator side by side: {data_uri, width_px}; small images at twice their size."""
+    """The first images of a generator in a row, {data_uri, width_px}; small images are shown at twice their size."""
     samples = [generators.samples[row].image for row in generators.rows_of(generator)[:SHOWN_IMAGES]]
     images = [Image.fromarray(np.ascontiguousarray(sample.permute(1, 2, 0).numpy())) for sample in samples]
     for image in images:

@@ -1,7 +1,7 @@
-"""One method on one generator set: identification, verification, rejection, clusters, and robustness to degradation.
+"""Evaluate a method on a generator set: identification, verification, rejection, clusters, robustness to degradation.
 
-Vectors are made once per condition (original images, then each degradation). Every measure has a value per generator,
-so that intervals can be taken over generators. References and queries are encoded alike.
+Vectors are computed once per condition (original images, each degradation). Every measure has one value per generator,
+from which intervals are computed. References and queries are stored in the same file format.
 """
 
 from typing import Any
@@ -21,12 +21,12 @@ from attrib.generators.signals.degradations import NONE, parse
 from attrib.generators.signals.samples import recoded
 
 EMBEDDED_AT_ONCE = 256  # degraded images in memory
-MIN_QUERIES = 5  # of each generator; a point of a curve with fewer is left out
-CURVE_DEGRADATIONS = (NONE.name, LOSS_DEGRADATION)  # of both sides
+MIN_QUERIES = 5  # of each generator; points of a curve with fewer are left out
+CURVE_DEGRADATIONS = (NONE.name, LOSS_DEGRADATION)  # of references and queries
 
 
 class Gallery:
-    """References of one method in one division, fitted once per set of present generators."""
+    """References of one division, scored by one method. The scorer is fitted once per subset of the generators."""
 
     def __init__(self, method: Method, vectors: np.ndarray, split: Division):
         """vectors: float32 [n, d], of all images of the generator set."""
@@ -34,7 +34,7 @@ class Gallery:
         self._fitted: dict[bytes, Scorer] = {}
 
     def scores(self, queries: np.ndarray, present: np.ndarray | None = None) -> np.ndarray:
-        """float32 [queries, P] for the references of the present generators, int [P]; None: of all."""
+        """Scores of queries for the present generators, float32 [queries, P]. present: int [P]; None: all."""
         present = np.arange(len(self.split.references)) if present is None else present
         key = present.tobytes()
         if key not in self._fitted:
@@ -42,7 +42,10 @@ class Gallery:
         return self._fitted[key](queries)
 
     def rejection(self, vectors: np.ndarray, unknown: int, absent: np.ndarray) -> tuple[float, float]:
-        """AUROC and OSCR of queries of the present generators against those of the unknown one. absent: bool [G]."""
+        """AUROC and OSCR of queries of the registered generators against those of the unknown one.
+
+        absent: bool [G], which generators are not registered.
+        """
         present, split = np.flatnonzero(~absent), self.split
         if not len(present):
             return float("nan"), float("nan")
@@ -56,16 +59,16 @@ class Gallery:
 
 
 def rejections(galleries: list[Gallery], vectors: np.ndarray, absent: np.ndarray) -> np.ndarray:
-    """AUROC and OSCR of each generator as the unknown one, float64 [G, 2], the mean over divisions.
+    """AUROC and OSCR with each generator as the unknown one, float64 [G, 2], mean over divisions.
 
-    absent: bool [G, G]; row g marks the generators without references while g is unknown.
+    absent: bool [G, G]; row g marks the generators that are not registered while g is the unknown one.
     """
     found = [[own.rejection(vectors, g, row) for own in galleries] for g, row in enumerate(absent)]
     return np.mean(found, axis=1)
 
 
 class Embedded:
-    """Vectors of a generator set under each degradation, made once for all methods that embed alike."""
+    """Vectors of a generator set under each degradation, computed once for all methods with the same digest."""
 
     def __init__(self, method: Method, generators: GeneratorSet):
         self.method, self.generators = method, generators
@@ -99,18 +102,18 @@ class Embedded:
 
 
 def evaluate_set(method: Method, embedded: Embedded, cut: float, settings: EvaluateGeneratorsSettings) -> dict:
-    """Plain values for JSON, None if not measured. Lists have one entry per generator of the set, in its order.
+    """All measures of one method as plain values for JSON. Lists have one entry per generator, in the set's order.
 
-    cut: the cosine below which clusters are not merged.
+    cut: clusters are merged while their mean cosine is at least this.
 
     values: {identification, f1, family_identification, verification_auc, true_positive_rate, false_positive_rate,
         rejection_auroc, oscr, family_rejection_auroc, real_auroc: list};
-    confusion: [G, G], shares of each generator's queries by identified generator;
-    clusters: [clusters, G], images by cluster and generator;
-    references: {degradation of both sides: {number of references: identification}};
-    sets: {degradation of both sides: {images per set: identification of sets}};
-    degradations: {name: {clean, matched: {identification, family_identification if there are families,
-        rejection_auroc}}}, by the condition of the references;
+    confusion: [G, G], share of each generator's queries by identified generator;
+    clusters: [clusters, G], number of images by cluster and generator;
+    references: {degradation of references and queries: {number of references: identification}};
+    sets: {degradation of references and queries: {images per set: identification of sets}};
+    degradations: {degradation of the queries: {clean, matched: {identification, rejection_auroc, and with families
+        family_identification}}}; clean: references are original images, matched: they are degraded, too;
     min_side_px: of the method.
 
     A value is None if a degradation makes an image too small for the method. Raises AttribError if a generator has too
@@ -162,7 +165,7 @@ def evaluate_set(method: Method, embedded: Embedded, cut: float, settings: Evalu
 
 
 def cluster_cut(embedded: Embedded) -> float:
-    """The cosine that best separates pairs of one generator from pairs of two, on a set that is not evaluated."""
+    """The cut of `reference_cut`, on a set that is not part of the evaluation."""
     vectors = embedded.under(NONE.name)
     if vectors is None:
         raise AttribError(
@@ -204,7 +207,7 @@ def _robustness(galleries: list[Gallery], degraded: np.ndarray, generators: Gene
 
 
 def _identification(galleries: list[Gallery], vectors: np.ndarray, generators: GeneratorSet) -> dict[str, np.ndarray]:
-    """Identified share of each generator's queries, float64 [G], the mean over divisions; with families, theirs too."""
+    """{identification, and with families family_identification}: float64 [G], mean recall over divisions."""
     kinds = {"identification": np.arange(generators.num_generators)}
     if generators.has_families:
         kinds["family_identification"] = generators.family_numbers
@@ -224,7 +227,8 @@ def _scores(galleries: list[Gallery], vectors: np.ndarray) -> list[np.ndarray]:
 def _real_rejection(embedded: Embedded, galleries: list[Gallery], degradation: str) -> np.ndarray | None:
     """AUROC of each generator's queries against real images, float64 [G]; None if an image becomes too small.
 
-    References, queries and real images are degraded alike, the generated ones first as the real ones were before.
+    References, queries and real images get the same degradation. Before that, generated images get the degradation that
+    the published real images already have (real_history).
     """
     history = getattr(embedded.generators.settings, "real_history", None)
     generated = embedded.under(*([history] if history else []), degradation)
@@ -243,7 +247,7 @@ def _real_rejection(embedded: Embedded, galleries: list[Gallery], degradation: s
 def reference_curve(
     method: Method, generators: GeneratorSet, vectors: np.ndarray, settings: EvaluateGeneratorsSettings
 ) -> dict[str, np.ndarray]:
-    """{number of references: identification, float64 [G]}, while each generator has MIN_QUERIES queries."""
+    """{number of references: identification, float64 [G]}, if it leaves each generator MIN_QUERIES queries."""
     found = {}
     for count in settings.reference_counts:
         if count + MIN_QUERIES <= min(np.bincount(generators.generator)):
@@ -254,9 +258,9 @@ def reference_curve(
 
 
 def set_curve(galleries: list[Gallery], vectors: np.ndarray, sizes: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """{images per set: identification, float64 [G]}, while each generator has a full set.
+    """{images per set: identification of sets, float64 [G]}, if each generator has images for one set or more.
 
-    A set is consecutive queries of one generator, judged by their mean score. vectors: float32 [n, d].
+    A set is consecutive queries of one generator, identified by their mean score. vectors: float32 [n, d].
     """
     found: dict[str, list] = {}
     for scores, own in zip(_scores(galleries, vectors), galleries):
@@ -274,7 +278,7 @@ def set_curve(galleries: list[Gallery], vectors: np.ndarray, sizes: tuple[int, .
 
 
 def _plain(value: Any) -> Any:
-    """Without arrays, and None for numbers that are not finite."""
+    """The value with lists in place of arrays, and None in place of numbers that are not finite."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):

@@ -1,4 +1,4 @@
-"""Select the method that users should take, and state why. It must use the trace, and a registry must support it."""
+"""Select the fingerprint method to ship and give the reason. It must use the trace, and a registry must support it."""
 
 import numpy as np
 
@@ -7,8 +7,8 @@ from attrib.generators.evaluation.settings import LOSS_DEGRADATION
 from attrib.generators.evaluation.verdict_rates import verdict_scores
 
 DECIDING = ("identification", "rejection_auroc")  # on the judged generator sets
-CANDIDATE = "extractor"  # names of its variants, untrained or with another scoring, start so
-MAX_LOSS = 0.10  # of identification at LOSS_DEGRADATION, with a gallery degraded alike
+CANDIDATE = "extractor"  # the names of its variants (untrained, or with another scoring) start with this
+MAX_LOSS = 0.10  # of identification at LOSS_DEGRADATION, with references degraded in the same way
 CRITERION = (
     "the trained extractor is shipped if it beats every control that uses the trace, in identification and in "
     "rejection AUROC, on every judged generator set; otherwise the method with the highest mean of these, among those "
@@ -20,9 +20,10 @@ CRITERION = (
 def choose(
     tiers: dict[str, dict], looks_at_trace: dict[str, bool], registered_as: dict[str, str | None]
 ) -> dict | None:
-    """The shipped method by the CRITERION, the first in the table of equals; None if nothing is judged or can ship.
+    """The shipped method by the CRITERION; None if no set is judged or no method can ship.
 
-    Arguments: as of `summarise`. Variants of the extractor are no controls, but each of its parts alone is one.
+    Of equal methods, the first in the table is shipped. Arguments: as for `summarise`. Variants of the extractor are
+    not controls, but each of its parts alone is one.
 
     Returns {method, registered_as, reason, criterion,
     scores: {method: mean of the deciding values},
@@ -95,7 +96,7 @@ def choose(
 
 
 def loss_line(row: dict) -> str:
-    """One of `losses` as text, compared with MAX_LOSS."""
+    """A row of `losses` as text, with a comparison to MAX_LOSS."""
     if row["loss"] is None:
         return f"{row['tier']}: not measured at {LOSS_DEGRADATION}, which makes its images too small"
     mean, of_family = row["loss"]["mean"], row["family_loss"]
@@ -105,7 +106,7 @@ def loss_line(row: dict) -> str:
 
 
 def _lost(means: dict[str, list[float]], places: list[tuple[str, str]]) -> list[str]:
-    """Where a control is as good as the extractor, or better."""
+    """The values in which a control is as good as the extractor or better, as text."""
     return [
         f"{other} in {VALUES[value]} on {name} ({rivals[i]:.3f} against {means[CANDIDATE][i]:.3f})"
         for i, (name, value) in enumerate(places)

@@ -11,17 +11,17 @@ from attrib.generators.settings import MethodsSettings
 
 GeneratorKind = Literal["dcgan", "vae", "diffusion"]
 TRAINED_SET = "trained on the same photographs"
-# Those of attrib/generators/signals/degradations.py, which imports torch: settings are checked before that.
+# The names of GRID in attrib/generators/signals/degradations.py, which cannot be imported here because it loads torch.
 GRID_NAMES = ("none", "jpeg-95", "jpeg-85", "jpeg-70", "jpeg-50", "webp-85", "webp-60", "resize-0.75", "resize-0.5")
 GRID_NAMES += ("blur-0.5", "blur-1", "crop-0.8")
-LOSS_DEGRADATION = "jpeg-85"  # measured on every generator set; its loss is a column of the table
+LOSS_DEGRADATION = "jpeg-85"  # measured on every generator set; the loss by it is a column of the table
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]*")
 
 
 class SetSettings(Settings):
     """One set of generators that are told apart from each other."""
 
-    judged: bool = False  # decides what ships, and has the whole grid of degradations; others have LOSS_DEGRADATION
+    judged: bool = False  # whether the set decides what ships; only such sets have all degradations of the grid
     max_images: Positive = 100  # of each generator, the first ones
     num_splits: Positive = 10  # random divisions into references and queries, which are averaged
     note: str = ""  # shown on the page
@@ -33,8 +33,8 @@ class FolderSetSettings(SetSettings):
     uri: Uri
     generators: tuple[str, ...] = Field(min_length=3)  # folders below uri
     real: str | None = None  # a folder of real images of the same subjects
-    # How the real images were degraded before publication (jpeg-75). Generated images are degraded alike before both
-    # are told apart, because a trace of compression alone would separate them.
+    # How the real images were degraded before publication (jpeg-75). Generated images get this degradation before they
+    # are compared with real ones; otherwise the compression alone would separate them.
     real_history: str | None = None
 
     @model_validator(mode="after")
@@ -66,7 +66,8 @@ class TrainedSetSettings(SetSettings):
 
     photographs: CollectionSettings
     num_training_photographs: Positive = 500
-    # Of the real images, counted after the training photographs. The training pool must not show the same ones.
+    # The first photograph that is used as a real image, counted after the training photographs. The training pool must
+    # not contain the same photographs.
     first_photograph: int = Field(default=0, ge=0)
     photograph_px: Positive = 64  # photographs are shrunk and cropped to it, then cropped to px at random places
     px: int = Field(default=32, ge=16, multiple_of=8)  # of crops and of generated images
@@ -105,10 +106,10 @@ class EvaluateGeneratorsSettings(JobSettings):
     folders: dict[str, FolderSetSettings] = Field(default_factory=dict)  # by name
     pools: dict[str, PoolSetSettings] = Field(default_factory=dict)  # by name
     num_references: Positive = 10
-    reference_counts: tuple[Positive, ...] = (1, 2, 5, 10, 20, 50)  # those with enough images are measured
-    set_sizes: tuple[Positive, ...] = (1, 2, 5, 10, 20)  # images of one generator that are judged together
+    reference_counts: tuple[Positive, ...] = (1, 2, 5, 10, 20, 50)  # counts with too few images left are skipped
+    set_sizes: tuple[Positive, ...] = (1, 2, 5, 10, 20)  # images of one generator that are identified together
     degradations: tuple[str, ...] = GRID_NAMES  # of judged generator sets; LOSS_DEGRADATION is always measured
-    # Real images are often JPEGs and generated ones are not, so both are compressed alike before they are told apart.
+    # Real images are often JPEG files and generated ones are not, so both get this degradation before the comparison.
     real_degradation: str = "jpeg-85"
     false_positive_rate: float = Field(default=0.01, gt=0, lt=1)
     max_megapixels: float = Field(default=100.0, gt=0)

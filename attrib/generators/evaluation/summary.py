@@ -1,4 +1,4 @@
-"""The summary of an evaluation: means with intervals, the choice of the method, and a table as text.
+"""The summary of an evaluation: means with intervals, the selected method, and a table as text.
 
 <output>/evaluation.json also has the results of protocol.evaluate_set, under "measured".
 """
@@ -11,11 +11,11 @@ from attrib.generators.evaluation.measures import VALUES, family_numbers, loss, 
 from attrib.generators.evaluation.selection import choose, loss_line
 from attrib.generators.evaluation.settings import LOSS_DEGRADATION
 
-TOO_SMALL = "too small"  # in place of a value: the degradation makes an image smaller than min_side_px
+TOO_SMALL = "too small"  # shown if the degradation makes an image smaller than the method's min_side_px
 
 
 def summarise(tiers: dict[str, dict], looks_at_trace: dict[str, bool], registered_as: dict[str, str | None]) -> dict:
-    """Means with 95 % intervals over families of generators, and the choice of the method.
+    """Means with 95 % intervals over families of generators, and the selected method.
 
     tiers: {set name: {generators, families, judged, ..., methods: {method: result of evaluate_set}}}. looks_at_trace:
     {method: whether it may ship}. registered_as: {method: its name in a registry, None if no registry can hold it}.
@@ -79,7 +79,7 @@ def _rates(shares: dict[str, dict]) -> str:
 
 
 def shown_values(tier: dict) -> list[str]:
-    """Values that any method has on this generator set."""
+    """Names of the values that at least one method has on this generator set."""
     return [value for value in VALUES if any(found["values"].get(value) for found in tier["methods"].values())]
 
 

@@ -1,7 +1,8 @@
-"""Generators of three kinds, trained here on photographs, to test methods that were trained on synthetic models alone.
+"""Train generators of three kinds (DCGAN, VAE, diffusion) on photographs, to test methods on unseen generators.
 
-They are small and their images poor, but each leaves the trace of a real kind of generator, and all saw the same
-photographs, so that content reveals little about the generator.
+The methods were trained on synthetic models only. These generators are small and their images are poor, but each has
+the trace of a kind of generator that is really used. All are trained on the same photographs, so that the content
+reveals little about the generator.
 """
 
 import itertools
@@ -23,7 +24,7 @@ Training = tuple[nn.Module, Step, Sampler]
 LATENT_SIZE = 64  # of the DCGAN and the VAE
 NUM_HALVINGS = 3  # from an image to the start of a generator
 SAMPLED_AT_ONCE = 50
-PIXEL_STD = 0.1  # of the VAE's error per pixel; lower values give sharper images that fit the prior less
+PIXEL_STD = 0.1  # of the VAE's pixel likelihood; with lower values, images are sharper and latents fit the prior less
 NUM_SAMPLING_STEPS = 50  # of the diffusion model
 FAST_FORMAT = torch.channels_last  # a quarter less time on a CPU
 EMA_DECAY = 0.995  # of the diffusion model's weights, over a few hundred steps
@@ -55,7 +56,7 @@ def train_generator(
 
 
 def _dcgan(settings: TrainedSetSettings, num_steps: int) -> Training:
-    """Non-saturating loss (arXiv 1406.2661), of the generator, and the optimiser of DCGAN."""
+    """A DCGAN with the non-saturating generator loss (arXiv 1406.2661)."""
     generator = DcganGenerator(settings.px, settings.width).to(memory_format=FAST_FORMAT)
     discriminator = DcganDiscriminator(settings.px, settings.width).to(memory_format=FAST_FORMAT)
     optimisers = [torch.optim.Adam(net.parameters(), 2e-4, betas=(0.5, 0.999)) for net in (generator, discriminator)]
@@ -70,7 +71,7 @@ def _dcgan(settings: TrainedSetSettings, num_steps: int) -> Training:
 
 
 def _vae(settings: TrainedSetSettings, num_steps: int) -> Training:
-    """Samples are the decoder's mean for latents of the prior."""
+    """A variational autoencoder; a sample is the decoder's mean for a latent drawn from the prior."""
     vae = Vae(settings.px, settings.width).to(memory_format=FAST_FORMAT)
     optimiser = torch.optim.Adam(vae.parameters(), 1e-3)
 
@@ -85,10 +86,10 @@ def _vae(settings: TrainedSetSettings, num_steps: int) -> Training:
 
 
 def _diffusion(settings: TrainedSetSettings, num_steps: int) -> Training:
-    """A U-Net with averaged weights.
+    """A diffusion model: a U-Net with an exponential moving average of its weights.
 
-    At time t in 0..1 an image is cos(pi t / 2) image + sin(pi t / 2) noise. The network predicts the velocity,
-    cos noise - sin image (arXiv 2202.00512), and samples by DDIM without noise (arXiv 2010.02502).
+    At time t in 0..1 the noisy image is cos(pi t / 2) image + sin(pi t / 2) noise. The network predicts the velocity,
+    cos(pi t / 2) noise - sin(pi t / 2) image (arXiv 2202.00512). Sampling is deterministic DDIM (arXiv 2010.02502).
     """
     network = UNet(settings.width).to(memory_format=FAST_FORMAT)
     averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=_move_average)
@@ -122,19 +123,19 @@ def denoise(network: nn.Module, noisy: Tensor, num_steps: int = NUM_SAMPLING_STE
 
 
 def _move_average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
-    """Faster at first, to forget the initial weights."""
+    """Exponential moving average with a lower decay at first, to forget the initial weights."""
     decay = min(EMA_DECAY, (1 + int(num_averaged)) / (10 + int(num_averaged)))
     torch._foreach_lerp_(averaged, current, 1 - decay)
 
 
 def _mixture(times: Tensor) -> tuple[Tensor, Tensor]:
-    """Shares of image and of noise; their squares add to one."""
+    """Weights of image and noise at these times; their squares add to one."""
     return torch.cos(times * math.pi / 2), torch.sin(times * math.pi / 2)
 
 
 @torch.no_grad()
 def draw(sampler: Sampler, num_images: int, seed: int) -> Tensor:
-    """uint8 [num_images, 3, px, px]."""
+    """Images of a sampler, uint8 [num_images, 3, px, px]."""
     rng = torch.Generator().manual_seed(seed)
     counts = [min(SAMPLED_AT_ONCE, num_images - start) for start in range(0, num_images, SAMPLED_AT_ONCE)]
     pixels = torch.cat([sampler(count, rng) for count in counts])
@@ -204,7 +205,7 @@ class Vae(nn.Module):
 
 
 class UNet(nn.Module):
-    """The velocity of noisy images: float32 [n, 3, px, px] and times float32 [n] in 0..1 -> [n, 3, px, px]."""
+    """Predicts the velocity of noisy images float32 [n, 3, px, px] at times float32 [n] in 0..1."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -236,7 +237,7 @@ class UNet(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """Two convolutions with a skip, shifted by the time."""
+    """Residual block of two convolutions; the features of the time are added between them."""
 
     def __init__(self, num_in: int, num_out: int, time_size: int):
         super().__init__()
@@ -250,7 +251,7 @@ class UNetBlock(nn.Module):
 
 
 def _waves(times: Tensor, size: int) -> Tensor:
-    """float32 [n] in 0..1 -> [n, size]: sines and cosines of times at rates from 1 to 1,000."""
+    """Sinusoidal embedding of times, float32 [n] in 0..1 -> [n, size], with angular frequencies from 1 to 1,000."""
     rates = torch.exp(torch.linspace(0.0, math.log(1000.0), size // 2, device=times.device))
     angles = times[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,7 +1,8 @@
-"""Measure how often verdicts are right. Each registry lacks one family of a set; queries come from all generators.
+"""Measure how often verdicts are right, with registries that each lack one family of a generator set.
 
-Half of each generator's images are its references, with the degradations of a new registry; the others are queries. The
-background cohort consists of the other generators' references, the real images of the set, and synthetic models.
+Half of each generator's images are its references, with the default degradations of a registry; the other half are
+queries. The background cohort consists of the other generators' references, the real images of the set, and synthetic
+models. Queries come from all generators; those of the missing family should get the verdict unknown.
 """
 
 from collections.abc import Sequence
@@ -20,8 +21,8 @@ from attrib.generators.signals.degradations import NONE
 
 DEGRADATIONS: tuple[str, ...] = RegistrySettings.model_fields["degradations"].default
 ASKED = (NONE.name, LOSS_DEGRADATION)  # of the queries
-METHODS = ("extractor", "extractor-cosine")  # each takes minutes
-MIN_FAMILIES = 3  # of a set: two remain without one
+METHODS = ("extractor", "extractor-cosine")  # only these, because each takes minutes
+MIN_FAMILIES = 3  # of a set, so that two are registered
 OUTCOMES = ("right", "wrong", "unknown", "unassessable")
 
 
@@ -30,8 +31,8 @@ def verdict_rates(
 ) -> dict[str, dict]:
     """{method: {degradation of the query: {"registered", "left_out": {outcome: shares by generator, list}}}}.
 
-    right: the query's generator or its family; wrong: another, as every attribution if the generator is left out.
-    methods: that embed alike. generators: of MIN_FAMILIES or more.
+    right: attributed to the query's generator or its family. wrong: attributed to another one; if the generator is left
+    out, every attribution is wrong. methods: with the same vectors. generators: of MIN_FAMILIES families or more.
     """
 
     def embedded(samples) -> np.ndarray:
@@ -58,7 +59,7 @@ def verdict_rates(
             for name in ASKED:
                 for g, generator in enumerate(generators.names):
                     vectors = queries[g][DEGRADATIONS.index(name)]
-                    fits = np.isfinite(vectors).all(axis=1)  # others are blank or become too small
+                    fits = np.isfinite(vectors).all(axis=1)  # not where the image is blank or becomes too small
                     verdicts = [*judge.verdicts(vectors[fits]), *[Verdict(UNASSESSABLE)] * int((~fits).sum())]
                     side = shares[name]["registered" if g in held else "left_out"]
                     side.setdefault(g, []).append(_shares(verdicts, generator))
@@ -70,7 +71,7 @@ def verdict_rates(
 
 
 def _shares(verdicts: Sequence[Verdict], generator: str) -> list[float]:
-    """Shares in the order of OUTCOMES."""
+    """Share of the verdicts with each outcome, in the order of OUTCOMES."""
     kinds = [verdict.kind for verdict in verdicts]
     named = [verdict.generator.split(FAMILY_SEPARATOR) for verdict in verdicts if verdict.generator is not None]
     num_right = sum(generator in names for names in named)
@@ -79,15 +80,16 @@ def _shares(verdicts: Sequence[Verdict], generator: str) -> list[float]:
 
 
 def _by_outcome(of_generators: dict[int, list[list[float]]]) -> dict[str, list[float]]:
-    """Means over the registries that have, or lack, each generator."""
+    """{outcome: shares by generator}, each the mean over registries."""
     means = [np.mean(of_generators[g], axis=0) for g in sorted(of_generators)]
     return {outcome: list(map(float, shares)) for outcome, shares in zip(OUTCOMES, zip(*means))}
 
 
 def verdict_scores(found: dict) -> np.ndarray:
-    """float64 [G] of one method's verdict rates: mean of right while registered and unknown while left out.
+    """Score of each generator, float64 [G], from the verdict rates of one method.
 
-    The mean is over ASKED too.
+    It is the mean of two shares, right if the generator is registered and unknown if it is left out, over the
+    degradations of ASKED.
     """
     sides = (("registered", "right"), ("left_out", "unknown"))
     return np.mean([found[name][side][outcome] for name in ASKED for side, outcome in sides], axis=0)

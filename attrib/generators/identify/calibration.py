@@ -200,7 +200,7 @@ class Calibration:
         return np.array([1 / (1 + len(self.own_scores(*place))) for place in np.ndindex(shape)]).reshape(shape)
 
     def without(self, label: int) -> tuple["Calibration", np.ndarray]:
-        """The calibration without one family, and its scores of the family's references, float32 [D, r, D, G - members].
+        """The calibration without one family, and its scores of the family's references, float32 [D, r, D, G - size].
 
         Other negatives keep the scores that they had with the family registered.
         """

@@ -1,4 +1,4 @@
-"""The identify job on simulated generators: verdicts for every kind of input, restarts, and image sets."""
+"""The identify job on simulated generators: verdicts on every kind of input, restarts, and the summary."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ def registry(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def dump(tmp_path_factory, local_ray) -> dict:
+def image_set(tmp_path_factory, local_ray) -> dict:
     """A manifest of drawn images, each with an account, and of hostile files."""
     root = str(tmp_path_factory.mktemp("dump"))
     files, accounts = {}, {}
@@ -70,8 +70,8 @@ def dump(tmp_path_factory, local_ray) -> dict:
 
 
 @pytest.fixture(scope="module")
-def finished(dump, registry, tmp_path_factory) -> IdentifySettings:
-    settings = settings_of(dump, registry, str(tmp_path_factory.mktemp("finished") / "out"))
+def finished(image_set, registry, tmp_path_factory) -> IdentifySettings:
+    settings = settings_of(image_set, registry, str(tmp_path_factory.mktemp("finished") / "out"))
     identify_job.run(settings)
     return settings
 
@@ -81,9 +81,9 @@ def verdicts_of(settings: IdentifySettings) -> pa.Table:
     return pa.concat_tables([STORAGE.read_table(join(folder, name)) for name in STORAGE.names(folder)])
 
 
-def test_every_image_has_one_verdict_and_bad_input_a_reason(finished, dump):
+def test_every_image_has_one_verdict_and_bad_input_a_reason(finished, image_set):
     table = verdicts_of(finished)
-    assert len(table) == dump["num_images"] == len(pc.unique(table["id"]))
+    assert len(table) == image_set["num_images"] == len(pc.unique(table["id"]))
     assert table.schema.equals(schema(table.schema.field("fingerprint").type.list_size))
     rows = {row["key"]: row for row in table.to_pylist()}
     expected = {f"bad/{name}": reason for name, (_, reason) in hostile_images().items() if f"bad/{name}" in rows}
@@ -105,7 +105,7 @@ def test_every_image_has_one_verdict_and_bad_input_a_reason(finished, dump):
 
 
 def test_sets_and_shares_count_all_images_of_a_gallery_whatever_their_own_verdicts(finished, tmp_path):
-    """Also images without a verdict because too few like them are recognised: others alone would be a biased sample."""
+    """Images that are unassessable because few references are recognised count, too: the others are a biased sample."""
     strict = finished.model_copy(
         update={
             "output": str(tmp_path / "strict"),
@@ -178,9 +178,9 @@ def test_reasons_that_differ_only_in_sizes_are_grouped(finished):
     ] == 80 + 79 + 78
 
 
-def test_a_restart_continues_and_gives_the_same_verdicts(finished, dump, registry, tmp_path, caplog):
+def test_a_restart_continues_and_gives_the_same_verdicts(finished, image_set, registry, tmp_path, caplog):
     caplog.set_level("INFO")
-    settings = settings_of(dump, registry, str(tmp_path / "out"), chunk_rows=10)
+    settings = settings_of(image_set, registry, str(tmp_path / "out"), chunk_rows=10)
     identify_job.run(settings)
     first = verdicts_of(settings)
     assert first.equals(verdicts_of(finished))  # for every chunk size
@@ -198,19 +198,19 @@ def test_a_restart_continues_and_gives_the_same_verdicts(finished, dump, registr
     )
     assert not STORAGE.exists(join(settings.output, "_chunks"))
     with pytest.raises(AttribError, match="belongs to a run with other settings"):
-        identify_job.run(settings_of(dump, registry, settings.output, verdicts={"false_attribution_rate": 0.1}))
+        identify_job.run(settings_of(image_set, registry, settings.output, verdicts={"false_attribution_rate": 0.1}))
 
 
-def test_the_change_since_an_earlier_run_is_reported(finished, dump, registry, tmp_path):
-    settings = settings_of(dump, registry, str(tmp_path / "out"), previous=finished.output)
+def test_the_change_since_an_earlier_run_is_reported(finished, image_set, registry, tmp_path):
+    settings = settings_of(image_set, registry, str(tmp_path / "out"), previous=finished.output)
     record = identify_job.run(settings)
     assert [row["name"] for row in record["changes"]] == [share["name"] for share in record["shares"]]
     assert not any(row["changed"] or row["note"] for row in record["changes"])
     assert not any("another registry" in warning for warning in record["warnings"])
 
 
-def test_runs_of_two_registries_are_compared_for_common_generators(finished, dump, registry, tmp_path):
-    """diagonal is registered and checker removed between the runs, so "unknown generator" has another meaning."""
+def test_runs_of_two_registries_are_compared_for_common_generators(finished, image_set, registry, tmp_path):
+    """Between the runs diagonal is registered and checker removed, so "unknown generator" has another meaning."""
     method = spectrum_method()
     other = str(tmp_path / "registry")
     shutil.copytree(registry, other)
@@ -218,7 +218,7 @@ def test_runs_of_two_registries_are_compared_for_common_generators(finished, dum
         open_registry(other, STORAGE), "diagonal", "generator", [drawn_samples("diagonal", range(25))], method, STORAGE
     )
     remove(held, "checker", STORAGE)
-    record = identify_job.run(settings_of(dump, other, str(tmp_path / "out"), previous=finished.output))
+    record = identify_job.run(settings_of(image_set, other, str(tmp_path / "out"), previous=finished.output))
     rows = {row["name"]: row for row in record["changes"]}
     assert {name: row["note"] for name, row in rows.items()} == {
         "diagonal": "new", "nearest": None, OTHER: "another registry", "checker": "vanished"
@@ -228,36 +228,36 @@ def test_runs_of_two_registries_are_compared_for_common_generators(finished, dum
     assert "(new: diagonal; vanished: checker)" in warning
 
 
-def test_too_many_broken_files_and_other_mistakes_are_refused(dump, registry, tmp_path):
+def test_too_many_broken_files_and_other_mistakes_are_refused(image_set, registry, tmp_path):
     with pytest.raises(FailedShareError, match=r"could not be read or decoded.*Raise max_failed_share to keep"):
-        identify_job.run(settings_of(dump, registry, str(tmp_path / "out"), max_failed_share=0.01))
+        identify_job.run(settings_of(image_set, registry, str(tmp_path / "out"), max_failed_share=0.01))
     kept = tmp_path / "out" / "verdicts" / "part-00000.parquet"
     inode = os.stat(kept).st_ino
-    identify_job.run(settings_of(dump, registry, str(tmp_path / "out"), max_failed_share=0.5))
+    identify_job.run(settings_of(image_set, registry, str(tmp_path / "out"), max_failed_share=0.5))
     assert os.stat(kept).st_ino == inode  # verdicts are reused, no image is read again
     with pytest.raises(AttribError, match=r"prevalence\.set_column: .* no metadata column 'acount'; it has account"):
-        identify_job.run(settings_of(dump, registry, str(tmp_path / "b"), prevalence={"set_column": "acount"}))
+        identify_job.run(settings_of(image_set, registry, str(tmp_path / "b"), prevalence={"set_column": "acount"}))
     with pytest.raises(AttribError, match=r"registry\.json is not there: run jobs\.registry"):
-        identify_job.run(settings_of(dump, str(tmp_path / "none"), str(tmp_path / "c")))
+        identify_job.run(settings_of(image_set, str(tmp_path / "none"), str(tmp_path / "c")))
 
 
-def test_too_few_negatives_for_the_rate_are_reported_before_the_work(dump, registry, tmp_path, caplog):
+def test_too_few_negatives_for_the_rate_are_reported_before_the_work(image_set, registry, tmp_path, caplog):
     caplog.set_level("INFO")
     rate = {"false_attribution_rate": 0.001}
-    record = identify_job.run(settings_of(dump, registry, str(tmp_path / "out"), verdicts=rate))
+    record = identify_job.run(settings_of(image_set, registry, str(tmp_path / "out"), verdicts=rate))
     assert "nothing will be attributed: false_attribution_rate 0.001 is below" in caplog.text
     assert record["shares"] is None and record["verdicts"]["known"] == 0
     assert record["verdicts"]["unassessable"] == record["num_images"]
 
 
-def test_verdicts_of_a_block_are_those_of_its_images(finished, dump):
-    identified, manifest = open_identified(finished.output, STORAGE), open_manifest(dump["manifest"], STORAGE)
+def test_verdicts_of_a_block_are_those_of_its_images(finished, image_set):
+    identified, manifest = open_identified(finished.output, STORAGE), open_manifest(image_set["manifest"], STORAGE)
     check_same_images(identified, manifest)
     parts = [STORAGE.read_table(identified.part_uri(part)) for part in range(2)]
     found = block_verdicts(identified, [Slice(1, 0, 20), Slice(0, 50, 60)], STORAGE)
     expected = sorted([*parts[1]["id"].to_pylist()[:20], *parts[0]["id"].to_pylist()[50:60]])
     assert found["id"].to_pylist() == expected
-    other = open_manifest(dump["manifest"], STORAGE)
+    other = open_manifest(image_set["manifest"], STORAGE)
     object.__setattr__(other, "digest", "another")
     with pytest.raises(MismatchError, match="verdicts on other images"):
         check_same_images(identified, other)

@@ -37,7 +37,7 @@ def test_an_image_set_without_assessable_images_has_no_shares(registry, tmp_path
 
 
 def test_after_the_verdicts_of_a_failed_run_are_deleted_images_are_read_again(registry, tmp_path, local_ray):
-    """A file cannot be read for a while, as happens with object stores."""
+    """A file is not readable for some time, as can happen with object stores."""
     files = {f"{i}.png": drawn_file("nearest", 700 + i) for i in range(4)}
     write_folder(files, str(tmp_path / "images"), STORAGE)
     collection = {"name": "flaky", "uri": str(tmp_path / "images")}

@@ -1,4 +1,4 @@
-"""Settings of an evaluation, a generator set of three colours, and methods whose answers on it are known."""
+"""Settings of an evaluation, a generator set of three colours, and methods whose results on it are known."""
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class Blind(Method):
 
 
 class Noise(Method):
-    """A random vector by the pixels: neither perfect nor constant, so that every measure varies."""
+    """A random vector by the sum of pixels: neither perfect nor constant, so that every measure varies."""
 
     name = digest = "noise"
 

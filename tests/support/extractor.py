@@ -1,4 +1,4 @@
-"""A small extractor and images whose traces are lattices, for its unit tests and the slow one."""
+"""A small extractor, and images with periodic traces, for its unit tests and the slow test."""
 
 import torch
 

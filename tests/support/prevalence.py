@@ -1,4 +1,4 @@
-"""Coverage of prevalence intervals on simulated image sets, for unit tests and, with more repeats, slow tests."""
+"""Coverage of prevalence intervals on simulated image sets, for unit tests and (with more repeats) slow tests."""
 
 import math
 
@@ -21,7 +21,7 @@ CASES = [([0.4, 0.3, 0.1, 0.2], 50), ([0.0, 0.05, 0.15, 0.8], 50), ([0.25, 0.25,
 
 
 def least_coverage(repeats: int) -> float:
-    """Lower bound on the coverage of a correct 95 % interval: three standard deviations, violated once in about 700."""
+    """Lower limit for the observed coverage of a correct 95 % interval, three standard deviations below 0.95."""
     return 0.95 - 3 * math.sqrt(0.95 * 0.05 / repeats)
 
 

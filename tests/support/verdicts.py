@@ -36,23 +36,23 @@ def calibration_of(negatives, kind=None, source=None, own=None, owner=None, fami
     )
 
 
-def judge_from(groups, strangers, family=None, with_references=False, **settings) -> Judge:
-    """groups: float32 [D, r, d] per generator; strangers: float32 [n, d], negatives of kind synthetic, not degraded.
+def judge_from(groups, negatives, family=None, with_references=False, **settings) -> Judge:
+    """groups: float32 [D, r, d] per generator; negatives: float32 [n, d], negatives of kind synthetic, not degraded.
 
     with_references: use the references of the groups as negatives, too.
     """
     galleries = Galleries(Vectors(), groups)
     own, owner = galleries.leave_one_out()
-    scores = np.stack([galleries.scores(strangers)] * groups[0].shape[0])
-    kind, source = np.full(len(strangers), SYNTHETIC), len(groups) + np.arange(len(strangers))
+    scores = np.stack([galleries.scores(negatives)] * groups[0].shape[0])
+    kind, source = np.full(len(negatives), SYNTHETIC), len(groups) + np.arange(len(negatives))
     if with_references:
         scores = np.concatenate([galleries.as_unregistered(np.arange(len(groups))), scores], axis=1)
         kind, source = np.append(np.ones(len(owner), int), kind), np.append(owner, source)
     return Judge(galleries, calibration_of(scores, kind, source, own=own, owner=owner, family=family, **settings))
 
 
-def groups_and_strangers() -> tuple:
-    """Three generators with 20 references each, the last two identical; 60 strangers; a new generator."""
+def groups_and_negatives() -> tuple:
+    """Random generator, centres of four generators, 20 references each of three (two are equal), and 60 negatives."""
     generator = np.random.default_rng(8)
     centres = unit(generator.standard_normal((4, 24)))
     groups = [around(centres[c], 20, 0.12, generator)[None] for c in (0, 1, 1)]

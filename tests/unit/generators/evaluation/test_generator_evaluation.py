@@ -1,4 +1,4 @@
-"""The evaluation of fingerprint methods, with methods of known answers and against loops over the definitions."""
+"""The evaluation of fingerprint methods, with methods whose results are known and against loops by definition."""
 
 import itertools
 import pickle

@@ -1,4 +1,4 @@
-"""The choice of the shipped method, its reason, the table, and the page."""
+"""Selection of the shipped method and its reason, the table, and the page of an evaluation."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Verdict rates of an evaluation, against registries on disk with the same images."""
+"""Verdict rates of an evaluation, compared with registries on disk that have the same images."""
 
 import numpy as np
 import pytest

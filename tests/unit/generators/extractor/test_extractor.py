@@ -1,4 +1,4 @@
-"""The extractor: its start from whitened statistics, its vectors, its file."""
+"""The extractor: the fit of its whitening, its vectors and its file."""
 
 import itertools
 
@@ -101,8 +101,8 @@ def test_all_parameters_have_gradients_and_a_flat_patch_has_finite_ones():
         assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
 
 
-def test_the_learned_part_depends_on_the_position_on_the_lattice():
-    """A pattern of period 8 px: a shift by 8 px changes nothing, one by 4 px does, mostly not at the borders."""
+def test_the_learned_part_depends_on_the_phase_of_a_pattern():
+    """The pattern has a period of 8 px. A shift by 8 px changes nothing, one by 4 px does, and not only at borders."""
     network = random_network()
     board = torch.full((3, 96, 96), 100, dtype=torch.uint8)
     board[:, ::8, ::8] = 120
@@ -266,7 +266,7 @@ def test_a_learned_part_of_one_number_is_refused():
 def test_the_untrained_network_tells_filters_apart(one_thread):
     """Whitening on some filters identifies others better than the raw vector does with the same scoring.
 
-    A filter leaves nothing at fixed places of the pixel grid and nothing was learned, so most of each vector is noise.
+    A filter leaves no polyphase pattern, and the learned part is not trained, so most of each vector is noise.
     """
     photographs = smooth_images(36, 32, 0)
     settings = FingerprintSettings(pool="p", output="o", network=SETTINGS.model_dump(), seed=3)

@@ -84,7 +84,7 @@ def test_an_image_is_cut_before_or_after_the_degradation(degradation):
     assert torch.equal(before, degrade(image[:, :side, :side], degradation)[:, :16, :16])
 
 
-def test_places_reach_every_window_of_the_lattice():
+def test_patches_start_at_every_multiple_of_the_period():
     image = torch.arange(37, dtype=torch.uint8).expand(3, 37, 37)
     lefts = {int(augmented(image, NONE, torch.tensor([0.0, x / 100, 0.9]), 16)[0, 0, 0]) for x in range(100)}
     assert lefts == {0, 8, 16}

@@ -1,4 +1,4 @@
-"""Discriminants against the generalised eigenproblem, logistic regression against a slow minimiser."""
+"""Discriminants against the generalised eigenproblem, logistic scores against a simple Newton minimiser."""
 
 import numpy as np
 import pytest
@@ -189,7 +189,7 @@ def test_logistic_scores_are_log_probabilities_independent_of_counts():
     # The same rows written twice change nothing but the penalty's weight against the loss.
     doubled = logistic_scores(2.0)([np.concatenate([rows, rows]) for rows in parts])(queries)
     np.testing.assert_allclose(doubled, found, atol=1e-4)
-    # References that say nothing say so, however unequal their counts.
+    # Equal references of two generators give equal probabilities, whatever their counts.
     np.testing.assert_allclose(np.exp(scores([queries[:1], queries[:1].repeat(9, axis=0)])(queries)), 0.5, atol=1e-6)
     with pytest.raises(AttribError, match="has no references"):
         scores([parts[0], parts[1][:0]])

@@ -1,4 +1,4 @@
-"""Controls against their definitions, all methods of a table on models with the same content, and leak controls."""
+"""Controls and leak controls against their definitions; all methods of the results table on a small pool."""
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ def image_spectrum(pixels: torch.Tensor) -> np.ndarray:
 
 
 def with_trace(pixels: torch.Tensor) -> torch.Tensor:
-    """The same picture with a chequerboard of two grey levels, which every even area's mean cancels."""
+    """The same image with a chequerboard of two grey levels, whose mean over every area of even sides is zero."""
     height, width = pixels.shape[1:]
     board = (torch.arange(height)[:, None] + torch.arange(width)) % 2 * 4 - 2
     return (pixels.int().clamp(2, 253) + board).to(torch.uint8)
@@ -163,7 +163,7 @@ def test_a_fit_is_kept_in_its_folder_and_belongs_to_one_pool_and_config(pool, tm
     folder, settings = str(tmp_path), DiscriminantSettings()
     fitted = fitted_maps(pool, SPECTRUM, settings, STORAGE, folder)
     without_models = Pool(pool.uri, [], px=32, num_photographs=8, digest=pool.digest)
-    again = fitted_maps(without_models, SPECTRUM, settings, STORAGE, folder)  # there is nothing to fit on
+    again = fitted_maps(without_models, SPECTRUM, settings, STORAGE, folder)  # loaded: there is nothing to fit on
     assert list(again) == list(fitted) == [DISCRIMINANT, WHITENING]
     for name, found in fitted.items():
         assert np.array_equal(again[name].projection, found.projection)
@@ -207,7 +207,7 @@ def test_all_methods_of_a_table_tell_models_apart_that_share_their_content(pool)
             assert (scores.argmax(axis=1) == np.repeat(range(5), 4)).mean() > 0.8, method.name
 
 
-def test_a_trained_extractor_comes_first_then_its_start_and_without_a_backbone_its_rows_are_left_out(pool):
+def test_the_trained_extractor_comes_first_and_a_backbone_is_optional(pool):
     network = FingerprintNetwork(NetworkSettings(patch_px=16, window_px=8, num_learned=8, width=8))
     extractor = Extractor(network)
     methods = methods_from(MethodsSettings(spectrum=SPECTRUM, colour_spectrum=COLOURS), pool, STORAGE, extractor)

@@ -1,4 +1,4 @@
-"""Samples and scores of fingerprint methods, against files written by Pillow and loops over numbers."""
+"""Samples against files written by Pillow, and scores of fingerprint methods against loops by definition."""
 
 import io
 
@@ -39,7 +39,7 @@ QUERIES = rows(4, 20)
 
 
 @pytest.mark.parametrize("codec", ["PNG", "JPEG", "WEBP"])
-def test_a_sample_holds_the_pixels_and_the_facts_of_its_file(codec):
+def test_a_sample_has_the_pixels_format_and_size_of_its_file(codec):
     file = io.BytesIO()
     picture(0).save(file, codec)
     sample = read_sample(file.getvalue(), max_megapixels=1)
@@ -51,7 +51,7 @@ def test_a_sample_holds_the_pixels_and_the_facts_of_its_file(codec):
 
 
 @pytest.mark.parametrize("degradation", GRID, ids=lambda degradation: degradation.name)
-def test_recoding_leaves_the_facts_of_the_file_that_a_platform_would_serve(degradation):
+def test_a_recoded_sample_has_the_format_and_size_of_the_stored_file(degradation):
     given = Sample(pixels(0), "GIF", 17)
     found = recoded(given, degradation)
     assert torch.equal(found.image, degrade(given.image, degradation))
@@ -130,7 +130,7 @@ def test_adapted_cosine_is_a_cosine_in_the_references_own_space(dimension):
     assert found.dtype == np.float32
 
 
-def test_adapted_cosine_without_anything_to_adapt_to():
+def test_adapted_cosine_without_variance_within_generators():
     for gallery in ([GALLERY[2]], [GALLERY[0][:1].repeat(3, axis=0), GALLERY[1][:1]]):  # no two references differ
         origin = sum(group[0].astype(np.float64) for group in gallery) / (len(gallery) + 1)
         centres = [unit_or_zero(group[:1] - origin) for group in gallery]
@@ -139,7 +139,7 @@ def test_adapted_cosine_without_anything_to_adapt_to():
 
 
 def test_common_components_of_all_generators_do_not_count():
-    """A direction that every reference has tells nothing; without it a query is like one generator or none."""
+    """All references share a direction. Without it, images of neither generator score low for both."""
     shared = np.array([3, 0, 0, 0, 0, 0])
     make = lambda own, seed: unit_or_zero(shared + own + 0.1 * rows(seed, 10)).astype(np.float32)  # noqa: E731
     a, b, other = make(np.eye(6)[1], 5), make(np.eye(6)[2], 6), make(np.eye(6)[3], 7)
@@ -176,7 +176,7 @@ def test_parts_weigh_the_same_without_reliability():
 
 
 def test_a_one_sided_part_never_lowers_a_score():
-    """Generators that both parts tell apart: a query whose second part is turned around is not taken for another."""
+    """Both parts tell the generators apart, and the second part of some queries has the opposite sign."""
     gallery = [(np.eye(6)[[g] * 4] + np.eye(6)[[4 + g] * 4] + 0.1 * rows(g, 4)).astype(np.float32) for g in range(2)]
     turned = gallery[0] * np.array([1, 1, 1, 1, -1, -1], np.float32)
     two_sided, one_sided = (adapted_by_part((4, 2), (False, only_for))(gallery) for only_for in (False, True))

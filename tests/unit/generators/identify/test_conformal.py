@@ -1,4 +1,4 @@
-"""Exact tests against sums by hand, and in simulations with a known truth: conformal and permutation."""
+"""Conformal p-values and permutation tests, against counts by hand and in simulations with a known truth."""
 
 import math
 
@@ -13,7 +13,7 @@ from attrib.generators.identify.conformal import (
 )
 
 
-def test_ties_count_against_the_image_and_the_floor_is_attained():
+def test_ties_count_against_the_image_and_the_smallest_p_value_is_reached():
     values, weights = np.array([1.0, 2, 2, 3]), np.ones(4)
     observed = np.array([0.5, 2.0, 2.5, 3.0, 4.0])
     assert conformal_p_values(values, weights, observed) == pytest.approx([1, 4 / 5, 2 / 5, 2 / 5, 1 / 5])
@@ -28,7 +28,7 @@ def test_permutation_p_values_are_uniform_for_exchangeable_rows_and_small_for_hi
     assert permutation_p_value([(rows[0][:5] + [0, 9, 0], rows[0][5:])], 999, generator) < 0.005
 
 
-def test_a_set_from_a_new_source_is_attributed_at_most_at_the_rate_only_by_source():
+def test_the_rate_of_sets_from_a_new_source_holds_by_source_and_not_by_image():
     """19 sources of 10 images; each source has its own level, which the mean of five images shows almost surely."""
     generator = np.random.default_rng(7)
     by_source, by_image = [], []
@@ -48,6 +48,6 @@ def test_a_set_from_a_new_source_is_attributed_at_most_at_the_rate_only_by_sourc
 def test_missing_scores_are_left_out_of_means():
     rows = np.array([[1.0, np.nan, np.nan], [3.0, 5.0, np.nan]])
     assert column_means(rows).tolist() == [2, 5, -np.inf]
-    # Half of what is drawn has no first column: it must not pull the mean of the rest to zero.
+    # Half of the drawn rows have no first column; they must not move the mean of the others towards zero.
     others = np.array([[2.0, -1.0], [np.nan, -1.0]] * 10)
     assert permutation_p_value([(np.full((2, 2), 1.5), others)], 199, np.random.default_rng(0)) > 0.7

@@ -1,4 +1,4 @@
-"""P-values of single images against their definition, their smallest values, and their rates in simulations."""
+"""P-values of single images: against their definition, their smallest values, and error rates in simulations."""
 
 import math
 
@@ -18,7 +18,7 @@ def own_values(calibration: Calibration, gallery: int, g: int) -> np.ndarray:
 def p_value_by_definition(
     calibration: Calibration, origins: list[list[int]], scores: np.ndarray, gallery: int, exclude: int | None = None
 ) -> float:
-    """Of one row [G] in a gallery: the largest over origins, each some kinds, one negative at a time."""
+    """P-value of one row [G] in a gallery: the largest over origins (lists of kinds), one negative at a time."""
     found, by_source = [], calibration.settings.unit == "source"
     same = calibration.source if by_source else np.arange(len(calibration.kind))
     left = [i for i in range(len(same)) if exclude is None or same[i] != same[exclude]]
@@ -112,7 +112,7 @@ def test_photographs_never_replace_generated_negatives(unit_of):
 
 
 def test_many_synthetic_images_do_not_outweigh_few_generated_ones():
-    """Those of other generators score higher than those of a pool and are as many as the rate needs."""
+    """Images of other generators score higher than those of a pool, and there are as many as the rate needs."""
     generator = np.random.default_rng(16)
     kind = np.repeat([1, 2], [30, 600])
     scores = np.where(kind[:, None] == 1, 3.0, 0.0) + generator.standard_normal((630, 2))
@@ -188,7 +188,7 @@ def test_the_rate_holds_for_every_origin_and_degradation(shift):
             found.setdefault(case, []).append(p_value)
     rates = [np.mean(np.array(values) <= 0.1) for values in found.values()]
     assert max(rates) <= 0.1 + 4 * math.sqrt(0.09 / 700)
-    assert max(rates) > 0.03  # of the kind that scores higher, not far from what is promised
+    assert max(rates) > 0.03  # the rate of the kind that scores higher is not far below the limit
 
 
 def test_by_source_the_rate_holds_for_a_new_source_and_by_image_it_does_not():
@@ -204,7 +204,7 @@ def test_by_source_the_rate_holds_for_a_new_source_and_by_image_it_does_not():
             values.append(calibration.p_values(scores[152:].astype(np.float32), np.zeros(1, int))[0])
     assert np.mean(np.array(found["source"]) <= 0.1) <= 0.1 + 4 * math.sqrt(0.09 / 1500)
     assert np.mean(np.array(found["source"]) <= 0.1) > 0.05
-    assert np.mean(np.array(found["image"]) <= 0.05) > 0.05  # more than promised
+    assert np.mean(np.array(found["image"]) <= 0.05) > 0.05  # above the rate
 
 
 def test_a_generators_own_images_are_rejected_at_most_at_about_the_stated_rate():
@@ -222,14 +222,14 @@ def test_a_generators_own_images_are_rejected_at_most_at_about_the_stated_rate()
 
 
 def test_no_image_is_attributed_to_a_generator_without_leave_one_out_scores():
-    """As of one whose images, but for a single large one, are too small once degraded."""
+    """For example a generator whose images are too small once degraded, except for a single large one."""
     scores = np.random.default_rng(17).standard_normal((40, 2))
     own = np.full((1, 2, 1, 2), 6.0)
     own[0, 0, 0, 0] = np.nan
     calibration = calibration_of(scores, own=own)
     queries = np.array([[99.0, 0.0], [0.0, 99.0], [np.nan, np.nan]], np.float32)
     assert calibration.p_values(queries, np.zeros(3, int)) == pytest.approx([1.0, 1 / 41, 1.0])
-    # Nor where almost no negative is assigned to the gallery.
+    # The same holds where almost no negative is assigned to the gallery.
     elsewhere = np.stack([scores + 5, scores], axis=1)[None].repeat(2, axis=0)
     elsewhere[:, 0, 1] += 20
     own = np.full((2, 2, 2, 2), 6.0)
@@ -246,7 +246,7 @@ def test_references_are_compared_without_themselves():
     assert found == pytest.approx([1 / 4, 3 / 4, 3 / 4, 4 / 4])
 
 
-def test_an_image_goes_to_the_gallery_of_its_highest_score_and_prefers_its_own_degradation():
+def test_an_image_is_assigned_to_the_gallery_of_its_highest_score():
     scores = np.array([[[0.1, np.nan], [0.3, 0.2]], [[0.5, 0.5], [0.5, 0.4]], [[np.nan] * 2] * 2])
     assert gallery_of(scores).tolist() == [1, 0, -1]
     chosen = np.array([[1, 0, 1, 0, -1], [1, 1, 0, 0, 0]])

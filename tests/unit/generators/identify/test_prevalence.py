@@ -1,4 +1,4 @@
-"""Prevalence in an image set: the estimator against algebra, its intervals in simulations; clusters by brute force."""
+"""Prevalence: the estimator against linear algebra, coverage of its intervals; clusters against brute force."""
 
 from itertools import product
 
@@ -26,8 +26,8 @@ def test_shares_solve_the_equations_where_they_have_a_solution():
     assert found == pytest.approx(rates @ np.linalg.inv(CONFUSION), abs=2e-4)
 
 
-def test_shares_are_the_likeliest_where_the_equations_have_none():
-    """Fewer verdicts than the errors of the others explain: algebra gives a negative share, the estimate is 0."""
+def test_shares_maximise_the_likelihood_where_the_equations_have_no_solution():
+    """Fewer verdicts than errors alone would give: linear algebra gives a negative share, the estimate is 0."""
     rates = np.array([[0.0, 0.01, 0.02, 0.97]])
     assert (rates @ np.linalg.inv(CONFUSION)).min() < 0
     found = solve_shares(rates, CONFUSION[None])[0]
@@ -59,7 +59,7 @@ def test_border_ratios_equal_a_grid_search():
     assert at_zero[0] > REJECTED_FROM > at_one[0]
 
 
-def test_shares_are_right_where_origins_go_to_different_galleries():
+def test_shares_are_right_where_origins_are_assigned_to_different_galleries():
     """100 untouched images of a generator, 900 of unknown ones in a gallery that seldom recognises that generator."""
     confusion = np.array([[[73.0, 27], [2, 98]], [[25.0, 75], [2, 98]]])
     counts = np.array([[73.0, 27], [18, 882]])
@@ -109,7 +109,7 @@ def test_confusion_is_weighted_by_the_galleries_of_the_set():
 
 
 def linked_one_by_one(vectors: np.ndarray, cut: float) -> set[frozenset[int]]:
-    """The pair of highest mean cosine is joined, again and again."""
+    """Clusters by definition: merge the pair with the highest mean cosine until it is below the cut."""
     clusters = [[i] for i in range(len(vectors))]
     similarity = (vectors @ vectors.T).astype(np.float64)
     while len(clusters) > 1:
@@ -135,7 +135,7 @@ def test_average_linkage_equals_brute_force(cut):
     assert label[0] == 0 and np.array_equal(np.unique(label), np.arange(label.max() + 1))
 
 
-def test_equal_vectors_and_single_ones_are_clustered():
+def test_equal_vectors_are_one_cluster_and_one_vector_is_a_cluster():
     assert average_linkage(np.eye(3, dtype=np.float32)[[0, 0, 1, 0, 1]], 0.9).tolist() == [0, 0, 1, 0, 1]
     assert average_linkage(np.ones((1, 3), np.float32), 0.5).tolist() == [0]
 

@@ -1,11 +1,11 @@
-"""Sets of images are identified where single images are not, whatever their size; copies count once."""
+"""Sets of images: identified where single images are not, at any size; copies count once."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from support.generators import around, unit
-from support.verdicts import groups_and_strangers, judge_from
+from support.verdicts import groups_and_negatives, judge_from
 
 from attrib.generators.identify.sets import centred, judge_set
 from attrib.generators.identify.settings import PrevalenceSettings
@@ -13,16 +13,16 @@ from attrib.generators.identify.settings import PrevalenceSettings
 
 @pytest.fixture(scope="module")
 def vectors():
-    return groups_and_strangers()
+    return groups_and_negatives()
 
 
 def test_sets_are_identified_where_single_images_are_not(vectors):
-    """Images so noisy that few of them are attributed alone."""
+    """The images are so noisy that few of them are attributed one by one."""
     generator, centres, _, _ = vectors
     noise = 0.4
     groups = [around(centres[c], 40, noise, generator)[None] for c in (0, 1)]
-    strangers = around(centres[3], 120, 0.6, generator)
-    judge = judge_from(groups, strangers)
+    negatives = around(centres[3], 120, 0.6, generator)
+    judge = judge_from(groups, negatives)
     settings = PrevalenceSettings(num_permutations=199)
     images = around(centres[0], 20, noise, generator)
     alone = sum(v.kind == "known" for v in judge.verdicts(images))
@@ -46,7 +46,7 @@ def test_a_set_names_the_member_of_a_family_that_single_images_do_not():
     named = [judge_set("s", around(centres[i % 2], 30, 0.12, generator), judge, settings) for i in range(40)]
     right = sum(v.verdict == "known" and v.generator == f"g{i % 2}" for i, v in enumerate(named))
     lost = sum(v.generator is None or f"g{i % 2}" not in v.generator for i, v in enumerate(named))
-    assert right >= 30 and lost <= 7  # the true one is given up in at most about one of twenty
+    assert right >= 30 and lost <= 7  # the true generator is missing in at most about one of 20 sets
     few = [judge_set("s", around(centres[0], 2, 0.12, generator), judge, settings) for _ in range(20)]
     assert sum(v.generator == "g0|g1" and v.verdict == "family" for v in few) >= 3
 
@@ -75,13 +75,13 @@ def test_a_larger_set_of_one_generator_gets_no_larger_p_value(vectors):
 
 
 def test_copies_count_once_in_a_set(vectors):
-    generator, centres, groups, strangers = vectors
-    judge = judge_from(groups[:2], strangers)
+    generator, centres, groups, negatives = vectors
+    judge = judge_from(groups[:2], negatives)
     settings = PrevalenceSettings(num_permutations=199)
-    pictures = around(centres[3], 3, 0.6, generator)
-    once = judge_set("s", pictures, judge, settings)
-    stored = unit(np.repeat(pictures, 20, axis=0).astype(np.float16).astype(np.float32))
-    assert judge_set("s", np.repeat(pictures, 20, axis=0), judge, settings) == replace(once, num_images=60)
+    images = around(centres[3], 3, 0.6, generator)
+    once = judge_set("s", images, judge, settings)
+    stored = unit(np.repeat(images, 20, axis=0).astype(np.float16).astype(np.float32))
+    assert judge_set("s", np.repeat(images, 20, axis=0), judge, settings) == replace(once, num_images=60)
     copies = judge_set("s", stored, judge, settings)
     assert (copies.num_images, copies.num_distinct, once.num_distinct) == (60, 3, 3)
     assert copies.p_value == pytest.approx(once.p_value, abs=0.05)

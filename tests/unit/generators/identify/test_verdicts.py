@@ -1,10 +1,10 @@
-"""Verdicts on vectors and on images, unusable ones included; when a judge abstains, and the rates it reports."""
+"""Verdicts on vectors and on images, also on unusable ones; abstention, and the reported rates."""
 
 import numpy as np
 import pytest
 import torch
 from support.generators import Vectors, around, drawn_samples, spectrum_method, unit
-from support.verdicts import calibration_of, groups_and_strangers, judge_from
+from support.verdicts import calibration_of, groups_and_negatives, judge_from
 
 from attrib.common.errors import AttribError
 from attrib.common.settings import StorageSettings
@@ -22,12 +22,12 @@ STORAGE = Storage(StorageSettings())
 
 @pytest.fixture(scope="module")
 def vectors():
-    return groups_and_strangers()
+    return groups_and_negatives()
 
 
-def test_verdicts_of_known_generators_families_and_strangers(vectors):
-    generator, centres, groups, strangers = vectors
-    judge = judge_from(groups, strangers, family=np.array([0, 1, 1]))  # as the references say, see test_registry
+def test_verdicts_of_known_generators_families_and_unknown_generators(vectors):
+    generator, centres, groups, negatives = vectors
+    judge = judge_from(groups, negatives, family=np.array([0, 1, 1]))  # as the references say, see test_registry
     assert judge.families == ["g0", "g1|g2"] and judge.abstains is None and judge.floor == pytest.approx(1 / 61)
     known = judge.verdicts(around(centres[0], 40, 0.12, generator))
     assert sum(v.kind == "known" and v.generator == "g0" for v in known) >= 34
@@ -38,13 +38,13 @@ def test_verdicts_of_known_generators_families_and_strangers(vectors):
     first = next(v for v in known if v.kind == "known")
     assert first.p_value == pytest.approx(1 / 61) and first.margin > 0.2 and first.gallery == "none"
     assert all("made by" not in (v.reason or "") for v in known + in_family + unknown)
-    # References, each left out, and strangers in the confusion, which add up.
+    # The rows of the confusion matrix add up to the numbers of references and negatives.
     assert judge.confusion[0].sum(axis=1).tolist() == [20, 40, 60]
     assert judge.confusion[0][0, 0] >= 17 and judge.confusion[0][2, 2] >= 55
 
 
 def test_a_generator_that_resembles_everything_does_not_affect_others(vectors):
-    """Its references resemble each other no more than strangers resemble it. Nothing is attributed to it."""
+    """Its references resemble each other no more than negatives resemble them. Nothing is attributed to it."""
     generator, centres, groups, _ = vectors
     shared = unit(np.ones(24))
     vague = around(shared, 20, 1.5, generator)[None]
@@ -56,9 +56,9 @@ def test_a_generator_that_resembles_everything_does_not_affect_others(vectors):
 
 
 def test_high_scores_unlike_the_references_are_unknown(vectors):
-    """Half way between a generator and nowhere: no stranger scores as high, and no reference as low."""
-    _, centres, groups, strangers = vectors
-    judge = judge_from(groups[:1], strangers)
+    """No negative scores as high as the image, and no reference as low."""
+    _, centres, groups, negatives = vectors
+    judge = judge_from(groups[:1], negatives)
     across = unit(np.roll(centres[0], 1) - np.roll(centres[0], 1) @ centres[0] * centres[0])
     aside = unit(centres[0] + 1.1 * across)
     verdict = judge.verdicts(aside[None])[0]
@@ -66,9 +66,9 @@ def test_high_scores_unlike_the_references_are_unknown(vectors):
     assert verdict.p_value <= 0.05 and verdict.own_p_value == pytest.approx(1 / 21)
 
 
-def test_a_rate_below_the_floor_means_abstention(vectors):
-    _, _, groups, strangers = vectors
-    judge = judge_from(groups[:2], strangers, false_attribution_rate=0.01)
+def test_nothing_is_attributed_at_a_rate_below_the_smallest_p_value(vectors):
+    _, _, groups, negatives = vectors
+    judge = judge_from(groups[:2], negatives, false_attribution_rate=0.01)
     assert judge.floor == pytest.approx(1 / 61)
     verdicts = judge.verdicts(groups[0][0])
     assert all(v.kind == "unassessable" and v.generator is None for v in verdicts)
@@ -76,15 +76,15 @@ def test_a_rate_below_the_floor_means_abstention(vectors):
     assert "register 99 or more images of synthetic models" in verdicts[0].reason
     assert verdicts[0].p_value == pytest.approx(1 / 61)
     assert judge.confusion[0, :, -1].tolist() == [20, 20, 60]
-    alone = judge_from(groups[:2], strangers[:0])
+    alone = judge_from(groups[:2], negatives[:0])
     assert alone.floor == 1 and "no generated negatives are registered:" in alone.verdicts(groups[0][0, :1])[0].reason
 
 
 def test_images_are_unassessable_where_references_are_not_recognised(vectors):
-    """Under the second degradation all references look like strangers."""
-    generator, _, groups, strangers = vectors
+    """Under the second degradation all references look like negatives."""
+    generator, _, groups, negatives = vectors
     lost = [np.concatenate([rows, unit(generator.standard_normal(rows.shape))]) for rows in groups[:2]]
-    judge = judge_from(lost, strangers)
+    judge = judge_from(lost, negatives)
     assert judge.assessable.tolist() == [True, False]
     verdict = judge.verdicts(unit(lost[0][1].mean(axis=0, keepdims=True)))[0]
     assert verdict.gallery == "jpeg-85" and verdict.kind == "unassessable"
@@ -92,12 +92,12 @@ def test_images_are_unassessable_where_references_are_not_recognised(vectors):
 
 
 def test_unattributed_images_are_unassessable_where_few_references_are_recognised(vectors):
-    """Under the second degradation seven of ten references of every generator look like strangers."""
-    generator, centres, groups, strangers = vectors
+    """Under the second degradation seven of ten references of every generator look like negatives."""
+    generator, centres, groups, negatives = vectors
     kept = [unit(generator.standard_normal((20, 24))) for _ in range(2)]
     for rows, centre in zip(kept, (centres[2], centres[3])):
         rows[:6] = around(centre, 6, 0.05, generator)
-    judge = judge_from([np.stack([rows[0], half]) for rows, half in zip(groups, kept)], strangers)
+    judge = judge_from([np.stack([rows[0], half]) for rows, half in zip(groups, kept)], negatives)
     assert judge.assessable.tolist() == [True, True] and 0.1 < judge.recognised[1] < 0.5 < judge.recognised[0]
     like = judge.verdicts(around(centres[2], 20, 0.05, generator))
     assert sum(v.kind == "known" and v.gallery == "jpeg-85" for v in like) >= 15
@@ -105,18 +105,18 @@ def test_unattributed_images_are_unassessable_where_few_references_are_recognise
     assert open_ones and all(v.kind == "unassessable" for v in open_ones)
     assert "degraded or from an unknown generator: under jpeg-85, only" in open_ones[0].reason
     assert "are recognised" in open_ones[0].reason
-    asked = judge_from([np.stack([rows[0], half]) for rows, half in zip(groups, kept)], strangers, least_recognised=0.1)
+    asked = judge_from([np.stack([rows[0], half]) for rows, half in zip(groups, kept)], negatives, least_recognised=0.1)
     assert {v.kind for v in asked.verdicts(unit(kept[0][6:] + kept[1][6:])) if v.gallery == "jpeg-85"} == {"unknown"}
 
 
 def test_too_few_references_to_reject_an_image_are_named(vectors):
-    _, _, groups, strangers = vectors
-    judge = judge_from([groups[0], groups[1][:, :10]], strangers)
+    _, _, groups, negatives = vectors
+    judge = judge_from([groups[0], groups[1][:, :10]], negatives)
     assert judge.calibration.own_floors.tolist() == [[1 / 21, 1 / 11]]
     assert judge.warnings[:1] == [
         "g1 has 10 references, too few to reject an image at false_rejection_rate 0.05; register 19 or more"
     ]
-    first, second = (judge_from(groups, strangers, with_references=given).warnings for given in (False, True))
+    first, second = (judge_from(groups, negatives, with_references=given).warnings for given in (False, True))
     assert [line.partition(":")[0] for line in second] == ["the negatives contain no photographs"]
     assert [line.partition(":")[0] for line in first[1:]] == ["the negatives contain no images of other generators"]
     assert "register some (role: other-generator)" in first[1] and first[:1] == second
@@ -188,7 +188,7 @@ def test_left_out_rates_are_those_of_registries_without_a_generator(judge, tmp_p
     vectors = method.embed(drawn_samples("stripes", range(15)))
     attributed = decide(without.calibration, without.galleries.scores(vectors)).attributed
     assert judge.left_out_rates["stripes"] == pytest.approx(attributed.mean())
-    assert without.left_out_rates == {}  # of two, one is left and nothing generated among its negatives
+    assert without.left_out_rates == {}  # without one of two generators, no negative is generated
 
 
 def test_left_out_rates_exceed_the_rate_by_image_for_similar_generators():
@@ -223,7 +223,7 @@ def test_images_get_verdicts_and_unusable_ones_a_reason(judge):
     assert "too small: 14x14 pixels, and the shorter side needs 16" in verdicts[60].reason
     assert "blank" in verdicts[61].reason and "too small: 500x1" in verdicts[62].reason
     assert np.isnan(vectors[60:]).all() and np.isfinite(vectors[:60]).all()
-    # One at a time, the same comes out.
+    # The verdict on an image does not depend on the others.
     assert assess(samples[:1], judge)[0][0] == verdicts[0]
 
 
@@ -243,6 +243,6 @@ def test_grey_images_are_refused_by_methods_that_need_colour(judge):
     assert "blank" in refusal(drawn_sample(torch.full((3, 48, 48), 77, dtype=torch.uint8)), method, VerdictSettings())
 
 
-def test_calibrating_twice_gives_the_same(judge):
+def test_two_judges_of_one_calibration_are_equal(judge):
     again = Judge(judge.galleries, judge.calibration)
     assert np.array_equal(again.confusion, judge.confusion) and again.floor == judge.floor

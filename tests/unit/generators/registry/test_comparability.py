@@ -1,4 +1,4 @@
-"""Warnings of formats and sizes that generators, negatives and queries do not have in common."""
+"""Warnings about formats and sizes that differ between generators, negatives and queries."""
 
 from attrib.generators.registry.comparability import query_warnings, registry_warnings
 from attrib.generators.registry.registry import Entry
@@ -20,12 +20,12 @@ def test_entries_of_another_format_than_others_are_named():
 
 
 def test_entries_of_another_format_than_the_queries_are_named():
-    """Each format and size of the queries is there in some entry, but not in all."""
+    """Some entries have the format and size of the queries, but not all."""
     png, jpeg = entry_of("a", {"PNG": 10}, (32, 32)), entry_of("b", {"JPEG": 10}, (1024, 1024))
     formats, sizes = query_warnings({"JPEG": 100}, (256.0, 300.0), [png, jpeg])
     assert "a (100% PNG) differ from those of the images to identify (100% JPEG)" in formats
     assert "a (32 to 32 px), b (1024 to 1024 px)" in sizes and "(256 to 300 px)" in sizes
     assert query_warnings({"JPEG": 97, "PNG": 3}, (800.0, 1000.0), [jpeg]) == []
-    (strange,) = query_warnings({"JPEG": 94, "BMP": 6}, (800.0, 1000.0), [jpeg])
-    assert "6 of 100 images are BMP, and all references are JPEG" in strange
+    (warning,) = query_warnings({"JPEG": 94, "BMP": 6}, (800.0, 1000.0), [jpeg])
+    assert "6 of 100 images are BMP, and all references are JPEG" in warning
     assert query_warnings({}, None, [png, jpeg]) == []

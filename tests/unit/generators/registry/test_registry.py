@@ -1,4 +1,4 @@
-"""The registry: what is refused, versions, what is stored under each degradation, self-similarity and families."""
+"""The registry: refused entries, versions, references under each degradation, self-similarity and families."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""jobs.registry: what it registers, lists and removes, what it says, and what it refuses."""
+"""jobs.registry: what it registers, lists and removes, what it prints, and what it refuses."""
 
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ STORAGE = Storage(StorageSettings())
 
 @pytest.fixture
 def job(tmp_path):
-    """What jobs.registry is asked in all tests: 12 images of one generator, one file that is broken, and a method."""
+    """jobs.registry with 12 images of one generator, one broken file, and a fingerprint method."""
     folder = tmp_path / "images"
     folder.mkdir()
     for seed in range(12):
@@ -37,24 +37,24 @@ def job(tmp_path):
 def test_the_job_registers_lists_and_removes(job):
     with pytest.raises(AttribError, match="is a new registry; set method"):
         job.ask("register")
-    said = job.ask("register", method=job.made_by)
-    assert said[0] == "a version 1 as generator: 12 images, 12 PNG; left out: 1 not decodable"
-    assert "self-similarity" in said[2]
+    lines = job.ask("register", method=job.made_by)
+    assert lines[0] == "a version 1 as generator: 12 images, 12 PNG; left out: 1 not decodable"
+    assert "self-similarity" in lines[2]
     with pytest.raises(AttribError, match=r"was made with method\.name 'log-spectrum', not 'spectrum-lda'"):
         job.ask("register", method=job.made_by | {"name": "spectrum-lda"}, new_version=True)
-    said = job.ask("register", new_version=True, max_images=10)
-    assert "a version 2 as generator: 10 images" in said[0]
+    lines = job.ask("register", new_version=True, max_images=10)
+    assert "a version 2 as generator: 10 images" in lines[0]
     assert "a v2" in job.ask("list")[1]
     assert len(job.ask("remove")) == 1
 
 
-def test_copies_do_not_use_up_the_images_that_are_taken(job):
+def test_copies_do_not_count_towards_max_images(job):
     """12 distinct images among 57 files, of which at most 30 are taken."""
     copies = [drawn_file("nearest", 3)] * 40 + [drawn_file("nearest", 1, px=12)] * 4
     for i, data in enumerate(copies):
         (job.folder / f"x{i:02d}.png").write_bytes(data)
-    said = job.ask("register", method=job.made_by, max_images=30)
-    assert said[0] == "a version 1 as generator: 12 images, 12 PNG; left out: 43 copies, 1 not decodable, 1 too small"
+    lines = job.ask("register", method=job.made_by, max_images=30)
+    assert lines[0] == "a version 1 as generator: 12 images, 12 PNG; left out: 43 copies, 1 not decodable, 1 too small"
 
 
 def test_a_failed_first_registration_leaves_no_registry(job):
@@ -78,9 +78,9 @@ def test_entries_are_listed_and_removed_without_the_method(job):
     job.ask("register", name="b", images={"name": "b", "uri": str(job.folder)})
     assert job.ask("list")[-1].startswith("families by family_accuracy 0.6 and family_level 0.05, the defaults")
     STORAGE.delete_folder(job.made_by["uri"])
-    said = job.ask("list")
-    assert said[1:3] == ["  a v1 (generator): 12 images", "  b v1 (generator): 12 images"]
-    assert said[3].startswith("WARNING: self-similarity and families are not known: ")
+    lines = job.ask("list")
+    assert lines[1:3] == ["  a v1 (generator): 12 images", "  b v1 (generator): 12 images"]
+    assert lines[3].startswith("WARNING: self-similarity and families are not known: ")
     assert job.ask("remove")[1] == "  b v1 (generator): 12 images"
     assert [entry.name for entry in open_registry(job.registry, STORAGE).entries] == ["b"]
 
@@ -90,10 +90,10 @@ def test_entries_of_another_format_are_named_at_registration(job):
     for seed in range(12):
         (job.folder / "jpeg").mkdir(exist_ok=True)
         (job.folder / "jpeg" / f"{seed}.jpg").write_bytes(drawn_file("checker", seed, format="JPEG"))
-    said = job.ask("register", name="b", images={"name": "b", "uri": str(job.folder / "jpeg")})
+    lines = job.ask("register", name="b", images={"name": "b", "uri": str(job.folder / "jpeg")})
     assert any(
         text.startswith("WARNING: the formats of a (100% PNG), b (100% JPEG) differ from those of the other")
-        for text in said
+        for text in lines
     )
 
 
@@ -108,6 +108,6 @@ def test_entries_of_another_format_are_named_at_registration(job):
         ({"action": "remove", "name": "a|b"}, "pattern"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(values, message):
+def test_contradictory_settings_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         RegistrySettings(registry="r", **values)

@@ -1,4 +1,4 @@
-"""Degradations against the codecs and formulas that they stand for."""
+"""Degradations against Pillow's codecs and against formulas."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""Polyphase means against their definition in loops, and what they see that no power spectrum does."""
+"""Polyphase means against loops by definition, and on patterns that have the same power spectrum."""
 
 import math
 
@@ -17,7 +17,7 @@ def noise(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 24), (23, 31), (26, 26)])
-def test_the_mean_is_of_whole_blocks_each_by_its_own_scale(height, width):
+def test_the_mean_is_over_whole_blocks_each_divided_by_its_own_scale(height, width):
     residuals = noise(2, height, width)
     expected = np.zeros((2, 3, 8, 8))
     for image in range(2):
@@ -40,19 +40,19 @@ def test_one_edge_does_not_dominate_the_mean():
     assert (blocks[1] - blocks[0]).norm() > 5 * blocks[0].norm(), "it does where each counts by its size"
 
 
-def test_flat_images_have_none():
+def test_flat_images_have_polyphase_means_of_zero():
     assert torch.equal(polyphase_means(torch.zeros(1, 3, 16, 16)), torch.zeros(1, 3, 8, 8))
 
 
 def shifted_lattices() -> tuple[torch.Tensor, torch.Tensor]:
-    """Two patterns of one period, the second the first moved by half of it: they have the same power spectrum."""
+    """A periodic pattern, and the same pattern shifted by half a period: they have the same power spectrum."""
     pattern = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(3))
     return pattern, pattern.roll((4, 4), dims=(1, 2))
 
 
 @pytest.mark.parametrize(("degradation", "levels"), [("none", 2.0), ("jpeg-85", 5.0)])
-def test_a_lattice_is_told_from_the_same_one_moved(degradation, levels):
-    """Only the place of the pattern differs, which no power spectrum shows. It is weaker than the content."""
+def test_a_pattern_is_told_from_the_same_pattern_shifted_by_half_a_period(degradation, levels):
+    """Only the phase of the pattern differs, which no power spectrum shows. The pattern is weaker than the content."""
     shown = smooth_images(40, 64, 0).float().clamp(16, 239)
     vectors = []
     for pattern in shifted_lattices():
@@ -65,7 +65,7 @@ def test_a_lattice_is_told_from_the_same_one_moved(degradation, levels):
     assert torch.cat(right).float().mean() > 0.95
 
 
-def test_patches_of_an_image_lie_alike_on_the_lattice():
+def test_all_patches_of_an_image_have_the_same_phase():
     pattern = shifted_lattices()[0]
     image = (128 + 20 * pattern.tile(1, 13, 17)[:, :100, :131]).round().to(torch.uint8)
     cut = patches(image, 32, 16)

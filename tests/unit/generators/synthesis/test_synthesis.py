@@ -1,4 +1,4 @@
-"""One synthetic generator: batches are crops of photographs, training stops at its target and is deterministic."""
+"""One synthetic generator: batches are crops of photographs; training stops at target_mse and is deterministic."""
 
 from itertools import islice
 

@@ -15,7 +15,7 @@ from attrib.common.storage import Storage, join
 from attrib.data.decoding import FORMATS
 from attrib.generators.extractor.network import PARTS, Extractor, ExtractorPart, untrained
 from attrib.generators.fingerprints.backbone import BackboneFeatures
-from attrib.generators.fingerprints.base import Method, asked
+from attrib.generators.fingerprints.base import Method, with_scoring
 from attrib.generators.fingerprints.discriminant import Discriminant
 from attrib.generators.fingerprints.scoring import unit_or_zero
 from attrib.generators.fingerprints.spectrum import (
@@ -92,8 +92,8 @@ def methods_from(
     """
     methods: list[Method] = []
     if extractor:
-        methods += [asked(extractor, scoring) for scoring in ("adapted", "cosine", "logistic")]
-        methods += [asked(untrained(extractor), scoring) for scoring in ("adapted", "cosine", "logistic")]
+        methods += [with_scoring(extractor, scoring) for scoring in ("adapted", "cosine", "logistic")]
+        methods += [with_scoring(untrained(extractor), scoring) for scoring in ("adapted", "cosine", "logistic")]
         methods += [ExtractorPart(extractor, name) for name in PARTS]
     maps = fitted_maps(
         pool, settings.colour_spectrum, settings.colour_discriminant, storage, folder and join(folder, COLOUR_FOLDER)
@@ -103,12 +103,12 @@ def methods_from(
     methods += [*_spectrum_methods(maps, settings.spectrum), SpectrumWhitened(maps[WHITENING], settings.spectrum)]
     if settings.backbone:
         features = BackboneFeatures(settings.backbone, storage, device)
-        methods += [asked(features, scoring) for scoring in ("nearest", "knn", "logistic")]
+        methods += [with_scoring(features, scoring) for scoring in ("nearest", "knn", "logistic")]
     return [*methods, ContentOnly(), CodecAndSize()]
 
 
 def _spectrum_methods(maps: dict[str, Discriminant], spectrum: SpectrumSettings) -> list[Method]:
     discriminant = SpectrumDiscriminant(maps[DISCRIMINANT], spectrum)
     plain = LogSpectrum(maps[DISCRIMINANT].mean, spectrum)
-    methods = [asked(discriminant, scoring) for scoring in ("cosine", "adapted")]
-    return methods + [asked(plain, scoring) for scoring in ("cosine", "adapted", "logistic")]
+    methods = [with_scoring(discriminant, scoring) for scoring in ("cosine", "adapted")]
+    return methods + [with_scoring(plain, scoring) for scoring in ("cosine", "adapted", "logistic")]

@@ -115,17 +115,17 @@ def _photographs(settings: EvaluateGeneratorsSettings, storage: Storage) -> Phot
 
 def _trained_set(wanted: TrainedSetSettings, photographs: Photographs, folder: str, storage: Storage) -> GeneratorSet:
     """Train the generators that are not trained yet, and return the set of all."""
-    asked = {f"{kind}-{seed}": (kind, seed) for kind in wanted.kinds for seed in wanted.seeds}
-    files = {name: join(folder, f"{name}.npy") for name in asked}
+    kind_and_seed = {f"{kind}-{seed}": (kind, seed) for kind in wanted.kinds for seed in wanted.seeds}
+    files = {name: join(folder, f"{name}.npy") for name in kind_and_seed}
     pending = [name for name, uri in files.items() if not storage.exists(uri)]
     training = put(photographs.training)
-    units = [(*asked[name], training, wanted, join(folder, name), storage) for name in pending]
-    num_done = len(asked) - len(pending)
+    units = [(*kind_and_seed[name], training, wanted, join(folder, name), storage) for name in pending]
+    num_done = len(kind_and_seed) - len(pending)
     run_all(_train_generator, units, "train generators", "generators", [1] * len(units), num_done)
     images = {name: as_samples(torch.from_numpy(storage.read_array(uri))) for name, uri in files.items()}
     top = (photographs.shown.shape[-1] - wanted.px) // 2
     real = as_samples(photographs.shown[:, :, top : top + wanted.px, top : top + wanted.px])
-    return make_set(TRAINED_SET, wanted, images, real, families=[kind for kind, _ in asked.values()])
+    return make_set(TRAINED_SET, wanted, images, real, families=[kind for kind, _ in kind_and_seed.values()])
 
 
 def _train_generator(

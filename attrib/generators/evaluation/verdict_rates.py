@@ -20,7 +20,7 @@ from attrib.generators.registry.settings import RegistrySettings, VerdictSetting
 from attrib.generators.signals.degradations import NONE
 
 DEGRADATIONS: tuple[str, ...] = RegistrySettings.model_fields["degradations"].default
-ASKED = (NONE.name, LOSS_DEGRADATION)  # of the queries
+QUERY_DEGRADATIONS = (NONE.name, LOSS_DEGRADATION)  # of the queries
 METHODS = ("extractor", "extractor-cosine")  # only these, because each takes minutes
 MIN_FAMILIES = 3  # of a set, so that two are registered
 OUTCOMES = ("right", "wrong", "unknown", "unassessable")
@@ -50,13 +50,13 @@ def verdict_rates(
     queries = [rows[:, np.sort(places[len(places) // 2 :])] for places in drawn]
     found: dict[str, dict] = {}
     for method in methods:
-        shares: dict = {name: {"registered": {}, "left_out": {}} for name in ASKED}
+        shares: dict = {name: {"registered": {}, "left_out": {}} for name in QUERY_DEGRADATIONS}
         for family in np.unique(generators.family_numbers):
             held = np.flatnonzero(generators.family_numbers != family)
             galleries = Galleries(method, [references[g] for g in held])
             names = [generators.names[g] for g in held]
             judge = Judge(galleries, calibrated(galleries, names, negatives, DEGRADATIONS, VerdictSettings()))
-            for name in ASKED:
+            for name in QUERY_DEGRADATIONS:
                 for g, generator in enumerate(generators.names):
                     vectors = queries[g][DEGRADATIONS.index(name)]
                     fits = np.isfinite(vectors).all(axis=1)  # not where the image is blank or becomes too small
@@ -89,7 +89,7 @@ def verdict_scores(found: dict) -> np.ndarray:
     """Score of each generator, float64 [G], from the verdict rates of one method.
 
     It is the mean of two shares, right if the generator is registered and unknown if it is left out, over the
-    degradations of ASKED.
+    degradations of QUERY_DEGRADATIONS.
     """
     sides = (("registered", "right"), ("left_out", "unknown"))
-    return np.mean([found[name][side][outcome] for name in ASKED for side, outcome in sides], axis=0)
+    return np.mean([found[name][side][outcome] for name in QUERY_DEGRADATIONS for side, outcome in sides], axis=0)

@@ -26,7 +26,7 @@ from attrib.generators.extractor.batches import (
 )
 from attrib.generators.extractor.network import RECORD, FingerprintNetwork, extractor_digest, save_extractor
 from attrib.generators.extractor.settings import FingerprintSettings
-from attrib.generators.extractor.training import LEARNED_IMAGES, ExtractorRun, started_network
+from attrib.generators.extractor.training import LEARNED_IMAGES, ExtractorRun, initial_network
 from attrib.generators.fingerprints.spectrum import fitted_maps
 from attrib.generators.settings import FINGERPRINT_VERSION, MethodsSettings
 from attrib.generators.synthesis.pool import open_pool
@@ -63,7 +63,7 @@ def run(settings: FingerprintSettings) -> dict:
     admit(_estimate(settings, images), settings, REMEDIES)
     start = join(settings.output, START)
     if not storage.exists(start):
-        storage.write_bytes(start, save(started_network(images, settings).state_dict()))
+        storage.write_bytes(start, save(initial_network(images, settings).state_dict()))
     counts = {
         "num_training_models": len(images.training) - settings.photographs_as_class,
         "num_held_out_models": len(images.held_out),

@@ -144,7 +144,7 @@ def classification(embeddings: Tensor, prototypes: Tensor, labels: Tensor, scale
     return F.cross_entropy(scale * embeddings @ F.normalize(prototypes, dim=1).T, labels)
 
 
-def started_network(images: PoolImages, settings: FingerprintSettings) -> FingerprintNetwork:
+def initial_network(images: PoolImages, settings: FingerprintSettings) -> FingerprintNetwork:
     """A new network: the whitening of its statistics is fitted, the learned part has random weights by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

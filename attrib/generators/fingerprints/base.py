@@ -78,7 +78,7 @@ class Rescored(Method):
         return self._scoring(references)
 
 
-def asked(method: Method, scoring: ScoringName | None) -> Method:
+def with_scoring(method: Method, scoring: ScoringName | None) -> Method:
     """The method with this scoring and "-<scoring>" added to its name; unchanged for its own scoring or None."""
     if scoring in (None, method.scoring):
         return method

@@ -34,7 +34,7 @@ def max_cosine(references: References) -> Scorer:
 def adapted_cosine(references: References) -> Scorer:
     """Cosine with the mean of each generator's references, after whitening by the covariance within generators."""
     check_references(references)
-    adapted, centres = _own_space(references)
+    adapted, centres = _whitened_space(references)
     return lambda queries: (adapted(queries) @ centres.T).astype(np.float32)
 
 
@@ -57,7 +57,7 @@ def adapted_by_part(part_sizes: Sequence[int], one_sided: Sequence[bool]) -> Sco
         reliabilities = _reliabilities(references, part_sizes)
         weights = np.sqrt(np.repeat(reliabilities, part_sizes))
         scale = np.sqrt(reliabilities.mean())
-        adapted, centres = _own_space([unit_or_zero(rows * weights) for rows in references])
+        adapted, centres = _whitened_space([unit_or_zero(rows * weights) for rows in references])
 
         def scores(queries: np.ndarray) -> np.ndarray:
             rows = adapted(unit_or_zero(queries * weights))
@@ -72,7 +72,7 @@ def adapted_by_part(part_sizes: Sequence[int], one_sided: Sequence[bool]) -> Sco
     return fit
 
 
-def _own_space(references: References) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
+def _whitened_space(references: References) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
     """A whitening function, rows to unit rows float64 [n, d], and the whitened generator centres float64 [G, d].
 
     The origin is the mean of zero and the generators' means, because it then changes little if one of few generators is

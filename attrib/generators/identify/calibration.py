@@ -53,14 +53,14 @@ class Stratum:
     """Scores of the negatives assigned to one gallery, one row per (negative, degradation).
 
     scores: float64 [k, G], nan for the negative's own family. image: int64 [k], index of the negative. factor: float64
-    [k], number of generators in the gallery divided by the number of those with a score. itself: mean number of rows
-    per negative (m in the module docstring), 1 without rows.
+    [k], number of generators in the gallery divided by the number of those with a score. rows_per_negative: the mean (m
+    in the module docstring), 1 without rows.
     """
 
     scores: np.ndarray
     image: np.ndarray
     factor: np.ndarray
-    itself: float
+    rows_per_negative: float
 
 
 def best_of(scores: np.ndarray) -> np.ndarray:
@@ -155,7 +155,7 @@ class Calibration:
         """
         units = self.origin_units
         fewest = units[units > 0].min() if self.is_generated else 0.0
-        return np.array([min(1.0, stratum.itself / (fewest + 1)) for stratum in self.strata])
+        return np.array([min(1.0, stratum.rows_per_negative / (fewest + 1)) for stratum in self.strata])
 
     @property
     def floor(self) -> float:
@@ -171,8 +171,8 @@ class Calibration:
             scores = self.negatives[degradation, image, gallery].astype(np.float64)
             present = ~np.isnan(scores)
             factor = present.any(axis=0).sum() / np.maximum(present.sum(axis=1), 1)
-            itself = float(np.bincount(image)[image].mean()) if len(image) else 1.0
-            found.append(Stratum(scores, image, factor, itself))
+            rows_per_negative = float(np.bincount(image)[image].mean()) if len(image) else 1.0
+            found.append(Stratum(scores, image, factor, rows_per_negative))
         return found
 
     @cached_property
@@ -259,7 +259,7 @@ class Calibration:
             mine = self.origins[stratum.image] == one
             total = weights[:, self.origins == one].sum(axis=1)
             reached = kept[:, mine] * stratum.factor[mine]
-            p_value = conformal_p_values(values[:, mine], reached, observed, total, stratum.itself)
+            p_value = conformal_p_values(values[:, mine], reached, observed, total, stratum.rows_per_negative)
             largest = np.maximum(largest, p_value)
         return np.where(np.isfinite(observed), largest, 1.0)  # without a z-norm score nothing is attributed
 

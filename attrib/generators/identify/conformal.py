@@ -10,19 +10,19 @@ def conformal_p_values(
     weights: np.ndarray,
     observed: np.ndarray,
     total: np.ndarray | None = None,
-    itself: float = 1.0,
+    own_weight: float = 1.0,
 ) -> np.ndarray:
-    """float64 [m]: (itself + weight of the values at or above the observed one) / (1 + total), at most 1.
+    """float64 [m]: (own_weight + weight of the values at or above the observed one) / (1 + total), at most 1.
 
     values: [n] or [m, n]. weights: >= 0, same shape. observed: [m]. total: [m], weight of all values; None: the sum of
-    weights. itself: weight of the observation; more than 1 if one item can contribute several values.
+    weights. own_weight: weight of the observation; more than 1 if one item can contribute several values.
 
     With weights 1, P(p <= a) <= a if the observation is exchangeable with the values (Vovk et al., Algorithmic Learning
     in a Random World, 2005); with weights 1 / n_k for the n_k values of source k, if its source is exchangeable with
     the others (Dunn, Wasserman and Ramdas, arXiv 1809.07441).
     """
     reached = np.where(values >= observed[:, None], weights, 0.0).sum(axis=-1)
-    return np.minimum(1.0, (itself + reached) / (1.0 + (weights.sum(axis=-1) if total is None else total)))
+    return np.minimum(1.0, (own_weight + reached) / (1.0 + (weights.sum(axis=-1) if total is None else total)))
 
 
 def column_means(rows: np.ndarray) -> np.ndarray:

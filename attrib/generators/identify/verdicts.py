@@ -44,7 +44,7 @@ POWER_LEVEL = 0.05  # of the test whether references under a degradation are rec
 FAMILY_SEPARATOR = "|"
 # An out-of-distribution image can still be nearest to heavily degraded references, because heavy degradation makes all
 # images alike.
-UNLIKE = "degraded or from an unknown generator"
+OUTLIER = "degraded or from an unknown generator"
 MISSING = (  # kind of negatives, name in the warning, role to register
     ("photographs", "photographs", "photographs"),
     ("generators", "images of other generators", "other-generator"),
@@ -123,7 +123,7 @@ class Judge:
         if calibration.floors[gallery] <= rate + 1e-12:
             return None
         unit, units = self.settings.unit, calibration.origin_units
-        needed = int(np.ceil(calibration.strata[gallery].itself / rate - 1e-9)) - 1
+        needed = int(np.ceil(calibration.strata[gallery].rows_per_negative / rate - 1e-9)) - 1
         if not calibration.is_generated:
             return (
                 "no generated negatives are registered: register synthetic models (role: synthetic) or other "
@@ -192,7 +192,7 @@ class Judge:
         gallery, generator = int(decisions.gallery[i]), None
         degradation, share = self.calibration.degradations[gallery], self.recognised[gallery]
         rate, own_rate = self.settings.false_attribution_rate, self.settings.false_rejection_rate
-        lost = f"{UNLIKE}: under {degradation}" if gallery else "fingerprint too weak: even without degradation"
+        lost = f"{OUTLIER}: under {degradation}" if gallery else "fingerprint too weak: even without degradation"
         if abstains := self.abstains:
             kind, reason = UNASSESSABLE, abstains
         elif too_few := self._too_few(gallery):

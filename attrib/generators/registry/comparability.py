@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from attrib.generators.registry.registry import Entry
 
 MAX_FORMAT_DISTANCE = 0.5  # total variation: the share of images that would need another format for equal mixes
-MAX_STRANGE_SHARE = 0.05  # of images in formats that no reference has
+MAX_UNSEEN_SHARE = 0.05  # of images in formats that no reference has
 MAX_SIZE_RATIO = 1.5
 MAX_NAMED = 5
 
@@ -42,10 +42,10 @@ def query_warnings(codecs: dict[str, int], sides_px: tuple[float, float] | None,
         return []
     warnings, total = [], sum(codecs.values())
     known = {codec for entry in entries for codec in entry.codecs}
-    strange = {codec: count for codec, count in codecs.items() if codec not in known}
-    if sum(strange.values()) > MAX_STRANGE_SHARE * total:
+    unseen = {codec: count for codec, count in codecs.items() if codec not in known}
+    if sum(unseen.values()) > MAX_UNSEEN_SHARE * total:
         warnings.append(
-            f"{sum(strange.values()):,} of {total:,} images are {', '.join(sorted(strange))}, and all references are "
+            f"{sum(unseen.values()):,} of {total:,} images are {', '.join(sorted(unseen))}, and all references are "
             f"{', '.join(sorted(known))}: the verdicts on these images are less reliable; register references of these "
             "formats"
         )

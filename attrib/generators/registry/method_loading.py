@@ -3,7 +3,7 @@
 from attrib.common.storage import Storage
 from attrib.generators.extractor.network import load_extractor, untrained
 from attrib.generators.fingerprints.backbone import BackboneFeatures
-from attrib.generators.fingerprints.base import Method, asked
+from attrib.generators.fingerprints.base import Method, with_scoring
 from attrib.generators.fingerprints.spectrum import load_spectrum_method
 from attrib.generators.registry.settings import RegistryMethodSettings
 
@@ -17,4 +17,4 @@ def load_method(settings: RegistryMethodSettings, storage: Storage, device: str 
         method = extractor if settings.name == "extractor" else untrained(extractor)
     else:
         method = load_spectrum_method(settings.name, settings.uri, storage)
-    return asked(method, settings.scoring)
+    return with_scoring(method, settings.scoring)

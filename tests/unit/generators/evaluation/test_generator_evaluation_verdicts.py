@@ -9,7 +9,13 @@ from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.generators.evaluation.generator_sets import GeneratorSet, make_set
 from attrib.generators.evaluation.settings import SetSettings
-from attrib.generators.evaluation.verdict_rates import ASKED, DEGRADATIONS, OUTCOMES, verdict_rates, verdict_scores
+from attrib.generators.evaluation.verdict_rates import (
+    DEGRADATIONS,
+    OUTCOMES,
+    QUERY_DEGRADATIONS,
+    verdict_rates,
+    verdict_scores,
+)
 from attrib.generators.identify.verdicts import assess, judge_of
 from attrib.generators.registry.registration import as_sources
 from attrib.generators.registry.registry import new_registry, register
@@ -47,10 +53,10 @@ def test_rates_equal_those_of_registries_without_one_generator(sets, tmp_path):
         held, _ = register(held, "pool", "synthetic", models, method, STORAGE)
         held, _ = register(held, "camera", "photographs", as_sources(generators.real, "photographs"), method, STORAGE)
         judge = judge_of(held, method, VerdictSettings(), STORAGE)
-        for name in ASKED:
+        for name in QUERY_DEGRADATIONS:
             for g in range(3):
-                asked = [recoded(generators.samples[i], parse(name)) for i in np.sort(halves[g][12:])]
-                verdicts = assess(asked, judge)[0]
+                queries = [recoded(generators.samples[i], parse(name)) for i in np.sort(halves[g][12:])]
+                verdicts = assess(queries, judge)[0]
                 right = [v.generator == TRACES[g] for v in verdicts]
                 counts = [sum(right), sum(v.generator is not None for v in verdicts) - sum(right)]
                 counts += [sum(v.kind == kind for v in verdicts) for kind in ("unknown", "unassessable")]

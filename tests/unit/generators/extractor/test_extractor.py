@@ -24,8 +24,8 @@ from attrib.generators.extractor.network import (
     untrained,
 )
 from attrib.generators.extractor.settings import FingerprintSettings, NetworkSettings
-from attrib.generators.extractor.training import SHRINKAGE, started_network, whiten, whitening_patches
-from attrib.generators.fingerprints.base import Method, asked
+from attrib.generators.extractor.training import SHRINKAGE, initial_network, whiten, whitening_patches
+from attrib.generators.fingerprints.base import Method, with_scoring
 from attrib.generators.fingerprints.scoring import adapted_by_part
 from attrib.generators.signals.degradations import NONE, Degradation, degrade
 from attrib.generators.signals.samples import Sample
@@ -133,7 +133,7 @@ def test_parts_are_whitened_by_the_mean_of_both_covariances():
     models = [traced(photographs, seed, strength=0.02) for seed in range(4)]
     settings = FingerprintSettings(pool="p", output="o", network=SETTINGS.model_dump())
     images = PoolImages(models, [], photographs)
-    network = started_network(images, settings)
+    network = initial_network(images, settings)
     assert not network.mean[COLUMNS["learned"]].any(), "the learned part is whitened during training"
     whiten(network, "learned", whitening_patches(images, SETTINGS, 30))
     within, centres = {}, {}
@@ -272,9 +272,9 @@ def test_the_untrained_network_tells_filters_apart(one_thread):
     settings = FingerprintSettings(pool="p", output="o", network=SETTINGS.model_dump(), seed=3)
     held_out = [traced(photographs, 90 + seed, strength=0.02) for seed in range(8)]
     images = PoolImages([traced(photographs, seed, strength=0.02) for seed in range(16)], held_out, photographs)
-    whitened, plain = Extractor(started_network(images, settings)), Extractor(random_network())
+    whitened, plain = Extractor(initial_network(images, settings)), Extractor(random_network())
     for scoring, bound, plain_bound in (("adapted", 0.9, 0.8), ("cosine", 0.75, 0.2)):
-        found, of_plain = (identified(asked(method, scoring), held_out) for method in (whitened, plain))
+        found, of_plain = (identified(with_scoring(method, scoring), held_out) for method in (whitened, plain))
         assert found > bound and of_plain < plain_bound, (scoring, found, of_plain)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from support.images import picture
 
 from attrib.common.errors import AttribError, ImageError
-from attrib.generators.fingerprints.base import SCORINGS, Method, Rescored, asked, check_sides
+from attrib.generators.fingerprints.base import SCORINGS, Method, Rescored, check_sides, with_scoring
 from attrib.generators.fingerprints.scoring import (
     ADAPTED_SHRINKAGE,
     LEAST_RELIABILITY,
@@ -232,8 +232,8 @@ def test_a_rescored_method_embeds_as_the_one_it_is_made_of():
 
 def test_a_row_of_the_table_names_the_method_that_a_registry_takes():
     method = Means()
-    assert asked(method, "cosine") is method and method.registered_as is None  # it looks at no trace
+    assert with_scoring(method, "cosine") is method and method.registered_as is None  # it looks at no trace
     method.looks_at_trace = True
     assert method.registered_as == "name: means, scoring: cosine"
-    row = asked(method, "nearest")
+    row = with_scoring(method, "nearest")
     assert (row.name, row.registered_as) == ("means-nearest", "name: means, scoring: nearest")

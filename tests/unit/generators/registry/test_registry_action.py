@@ -26,12 +26,12 @@ def job(tmp_path):
     write_spectrum_method(str(tmp_path / "method"), STORAGE)
     made_by = {"name": "log-spectrum", "uri": str(tmp_path / "method")}
 
-    def asked(action: str, **values) -> list[str]:
+    def ask(action: str, **values) -> list[str]:
         if action == "register":
             values = {"images": {"name": "a", "uri": str(folder)}} | values
         return run(RegistrySettings(**{"registry": str(tmp_path / "registry"), "action": action, "name": "a"} | values))
 
-    return SimpleNamespace(ask=asked, folder=folder, made_by=made_by, registry=str(tmp_path / "registry"))
+    return SimpleNamespace(ask=ask, folder=folder, made_by=made_by, registry=str(tmp_path / "registry"))
 
 
 def test_the_job_registers_lists_and_removes(job):

@@ -14,9 +14,8 @@ from attrib.common.storage import Storage, join
 from attrib.generators.evaluation.controls import ContentOnly
 from attrib.generators.fingerprints.base import Rescored
 from attrib.generators.fingerprints.discriminant import FILE_KEY
-from attrib.generators.fingerprints.scoring import mean_cosine
 from attrib.generators.fingerprints.spectrum import DISCRIMINANT, LogSpectrum
-from attrib.generators.settings import SpectrumSettings
+from attrib.generators.settings import ScoringName, SpectrumSettings
 from attrib.generators.signals.samples import Sample, drawn_sample
 from support.hostile import encode
 
@@ -72,10 +71,10 @@ def _mean() -> np.ndarray:
 
 
 class Vectors(Rescored):
-    """Method for tests that supply vectors: scores them by mean cosine or by nearest reference."""
+    """Method for tests that supply vectors: only its scoring is used."""
 
-    def __init__(self, scoring=mean_cosine):
-        super().__init__(ContentOnly(), "vectors", scoring)
+    def __init__(self, scoring: ScoringName = "cosine"):
+        super().__init__(ContentOnly(), scoring)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -64,27 +64,22 @@ class Method(ABC):
 class Rescored(Method):
     """The vectors of one method with another scoring."""
 
-    registered_as = None
-
-    def __init__(self, method: Method, name: str, scoring: Scoring):
-        self.name, self.method, self._scoring = name, method, scoring
+    def __init__(self, method: Method, scoring: ScoringName):
+        self.method, self.scoring, self.name = method, scoring, f"{method.name}-{scoring}"
         self.digest, self.looks_at_trace, self.min_side_px = method.digest, method.looks_at_trace, method.min_side_px
         self.needs_colour = method.needs_colour
+
+    @property
+    def registered_as(self) -> str | None:
+        return f"name: {self.method.name}, scoring: {self.scoring}" if self.looks_at_trace else None
 
     def embed(self, samples: Sequence[Sample]) -> np.ndarray:
         return self.method.embed(samples)
 
-    def fit(self, references: References) -> Scorer:
-        return self._scoring(references)
-
 
 def with_scoring(method: Method, scoring: ScoringName | None) -> Method:
     """The method with this scoring and "-<scoring>" added to its name; unchanged for its own scoring or None."""
-    if scoring in (None, method.scoring):
-        return method
-    found = Rescored(method, f"{method.name}-{scoring}", SCORINGS[scoring])
-    found.registered_as = f"name: {method.name}, scoring: {scoring}" if method.looks_at_trace else None
-    return found
+    return method if scoring in (None, method.scoring) else Rescored(method, scoring)
 
 
 def check_sides(samples: Sequence[Sample], method: Method) -> None:

@@ -219,11 +219,11 @@ def test_images_that_are_too_small_are_named_with_what_is_needed():
 
 def test_a_rescored_method_embeds_as_the_one_it_is_made_of():
     method = Means()
-    rescored = Rescored(method, "nearest means", max_cosine)
+    rescored = Rescored(method, "nearest")
     samples = [drawn_sample(pixels(seed)) for seed in range(6)]
     vectors = rescored.embed(samples)
     assert np.array_equal(vectors, method.embed(samples))
-    assert (rescored.name, rescored.digest, rescored.min_side_px) == ("nearest means", method.digest, 32)
+    assert (rescored.name, rescored.digest, rescored.min_side_px) == ("means-nearest", method.digest, 32)
     assert not rescored.looks_at_trace
     references = [vectors[:2], vectors[2:4]]
     assert np.array_equal(rescored.scores(references, vectors), max_cosine(references)(vectors))

@@ -1,8 +1,8 @@
 """Options of the fingerprint methods other than the trained extractor."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from attrib.common.settings import Positive, Settings
 from attrib.models.settings import BackboneSettings, FeatureSettings
@@ -11,8 +11,21 @@ ScoringName = Literal["cosine", "nearest", "adapted", "knn", "logistic"]  # attr
 # Part of the digest of every method. Raise it whenever the same settings and weights give other vectors or scores, so
 # that stored references are never compared with incompatible queries.
 FINGERPRINT_VERSION = 3
+# Degradations of the evaluation. They are parsed in attrib/generators/signals/degradations.py, which imports torch.
+GRID_NAMES = ("none", "jpeg-95", "jpeg-85", "jpeg-70", "jpeg-50", "webp-85", "webp-60", "resize-0.75", "resize-0.5")
+GRID_NAMES += ("blur-0.5", "blur-1", "crop-0.8")
 PERIOD_PX = 8  # period of upsampling artefacts and JPEG blocks (attrib/generators/signals/spectrum.py)
 Shrinkage = Literal["ledoit_wolf"] | Annotated[float, Field(gt=0, le=1)]
+Value = TypeVar("Value")
+
+
+def _check_distinct(values: tuple[Value, ...]) -> tuple[Value, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"contains a value twice: {list(values)}; give each value once")
+    return values
+
+
+Distinct = Annotated[tuple[Value, ...], Field(min_length=1), AfterValidator(_check_distinct)]  # one value or more
 
 
 class SpectrumSettings(Settings):
@@ -58,15 +71,8 @@ class DiscriminantSettings(Settings):
     whitening_shrinkage: float = Field(default=0.8, gt=0, le=1)
     num_directions: Positive | None = None  # of largest variance between models; None: all, the number of classes - 1
     # Applied to the models' images. Images of one model under one degradation are one class.
-    degradations: tuple[str, ...] = Field(default=("none", "jpeg-85"), min_length=1)
+    degradations: Distinct[str] = ("none", "jpeg-85")
     images_per_model: Positive | None = 64  # the first of each model; None: all
-
-    @field_validator("degradations")
-    @classmethod
-    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(names)) < len(names):
-            raise ValueError(f"degradations contains a value twice: {list(names)}; give each value once")
-        return names
 
 
 class BackboneFeatureSettings(Settings):

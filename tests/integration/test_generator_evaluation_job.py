@@ -17,20 +17,17 @@ from attrib.common.storage import Storage, join
 from attrib.generators.evaluation import job as evaluate_job
 from attrib.generators.evaluation.generator_sets import folder_set, pool_set, tuning_set
 from attrib.generators.evaluation.settings import (
-    GRID_NAMES,
     TRAINED_SET,
     EvaluateGeneratorsSettings,
     FolderSetSettings,
     PoolSetSettings,
 )
-from attrib.generators.signals import degradations
 from attrib.generators.synthesis.pool import PHOTOGRAPHS, open_pool
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_settings_have_the_grid_and_refuse_contradictions():
-    assert GRID_NAMES == tuple(degradation.name for degradation in degradations.GRID)
+def test_contradictory_settings_are_refused():
     photographs = {"name": "p", "uri": "/p"}
     for changes, message in (
         ({"pools": {}}, "nothing to evaluate on"),

@@ -7,13 +7,10 @@ from pydantic import Field, model_validator
 
 from attrib.common.settings import BudgetSettings, JobSettings, Positive, Settings, Uri
 from attrib.data.settings import CollectionSettings
-from attrib.generators.settings import MethodsSettings
+from attrib.generators.settings import GRID_NAMES, Distinct, MethodsSettings
 
 GeneratorKind = Literal["dcgan", "vae", "diffusion"]
 TRAINED_SET = "trained on the same photographs"
-# The names of GRID in attrib/generators/signals/degradations.py, which cannot be imported here because it loads torch.
-GRID_NAMES = ("none", "jpeg-95", "jpeg-85", "jpeg-70", "jpeg-50", "webp-85", "webp-60", "resize-0.75", "resize-0.5")
-GRID_NAMES += ("blur-0.5", "blur-1", "crop-0.8")
 LOSS_DEGRADATION = "jpeg-85"  # measured on every generator set; the loss by it is a column of the table
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]*")
 
@@ -71,8 +68,8 @@ class TrainedSetSettings(SetSettings):
     first_photograph: int = Field(default=0, ge=0)
     photograph_px: Positive = 64  # photographs are shrunk and cropped to it, then cropped to px at random places
     px: int = Field(default=32, ge=16, multiple_of=8)  # of crops and of generated images
-    kinds: tuple[GeneratorKind, ...] = ("dcgan", "vae", "diffusion")
-    seeds: tuple[int, ...] = (0, 1)  # each kind is trained with each seed
+    kinds: Distinct[GeneratorKind] = ("dcgan", "vae", "diffusion")
+    seeds: Distinct[int] = (0, 1)  # each kind is trained with each seed
     width: int = Field(default=32, ge=8, multiple_of=8)  # channels at full resolution
     batch_size: Positive = 32
     num_steps: NumStepsSettings = NumStepsSettings()
@@ -80,9 +77,6 @@ class TrainedSetSettings(SetSettings):
 
     @model_validator(mode="after")
     def _enough(self):
-        for name, values in (("kinds", self.kinds), ("seeds", self.seeds)):
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} contains a value twice: {list(values)}; give each value once")
         if len(self.kinds) * len(self.seeds) < 3:
             raise ValueError(
                 f"kinds {list(self.kinds)} with seeds {list(self.seeds)} are fewer than three generators; add kinds or "

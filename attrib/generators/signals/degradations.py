@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from attrib.common.errors import AttribError
+from attrib.generators.settings import GRID_NAMES
 
 # By kind: smallest and largest strength, and its meaning.
 RANGES: dict[str, tuple[float, float, str]] = {
@@ -70,8 +71,7 @@ def parse(name: str) -> Degradation:
 
 
 NONE = Degradation("none")
-STEPS = "none jpeg-95 jpeg-85 jpeg-70 jpeg-50 webp-85 webp-60 resize-0.75 resize-0.5 blur-0.5 blur-1 crop-0.8"
-GRID: tuple[Degradation, ...] = tuple(map(parse, STEPS.split()))
+GRID: tuple[Degradation, ...] = tuple(map(parse, GRID_NAMES))
 
 
 def degrade(image: Tensor, degradation: Degradation) -> Tensor:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from attrib.common.settings import JobSettings, Positive, Settings, Share, Uri
 from attrib.data.settings import CollectionSettings
+from attrib.generators.settings import Distinct
 
 Upsampler = Literal["bilinear", "nearest", "transposed", "bicubic", "pixel_shuffle"]
 Activation = Literal["none", "relu", "sigmoid", "tanh", "silu"]
@@ -17,21 +18,13 @@ Width = Annotated[int, Field(ge=4, multiple_of=4)]  # channels; group norm has f
 class GridSettings(Settings):
     """Every combination is one decoder. Leave out an upsampler to use it only in an evaluation, as an unseen one."""
 
-    num_blocks: tuple[Literal[1, 2, 3], ...] = Field(default=(1, 2), min_length=1)
-    convs_per_block: tuple[Literal[1, 2], ...] = Field(default=(1, 2), min_length=1)
-    upsamplers: tuple[Upsampler, ...] = Field(default=get_args(Upsampler), min_length=1)
-    activations: tuple[Activation, ...] = Field(default=get_args(Activation), min_length=1)
-    norms: tuple[Norm, ...] = Field(default=get_args(Norm), min_length=1)
-    orders: tuple[Order, ...] = Field(default=get_args(Order), min_length=1)
-    residual: tuple[bool, ...] = Field(default=(False, True), min_length=1)
-
-    @model_validator(mode="after")
-    def _distinct(self):
-        for name in type(self).model_fields:
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} contains a value twice: {list(values)}; give each value once")
-        return self
+    num_blocks: Distinct[Literal[1, 2, 3]] = (1, 2)
+    convs_per_block: Distinct[Literal[1, 2]] = (1, 2)
+    upsamplers: Distinct[Upsampler] = get_args(Upsampler)
+    activations: Distinct[Activation] = get_args(Activation)
+    norms: Distinct[Norm] = get_args(Norm)
+    orders: Distinct[Order] = get_args(Order)
+    residual: Distinct[bool] = (False, True)
 
 
 class AutoencoderSettings(Settings):

@@ -83,7 +83,6 @@ def methods_from(
     storage: Storage,
     extractor: Extractor | None = None,
     folder: str | None = None,
-    device: str = "cpu",
 ) -> list[Method]:
     """The methods in the order of the results table, leak controls last.
 
@@ -102,7 +101,7 @@ def methods_from(
     maps = fitted_maps(pool, settings.spectrum, settings.discriminant, storage, folder)
     methods += [*_spectrum_methods(maps, settings.spectrum), SpectrumWhitened(maps[WHITENING], settings.spectrum)]
     if settings.backbone:
-        features = BackboneFeatures(settings.backbone, storage, device)
+        features = BackboneFeatures(settings.backbone, storage)
         methods += [with_scoring(features, scoring) for scoring in ("nearest", "knn", "logistic")]
     return [*methods, ContentOnly(), CodecAndSize()]
 

@@ -4,7 +4,6 @@ import base64
 import io
 from typing import get_args
 
-import numpy as np
 from PIL import Image
 
 from attrib.evaluate.scores import BOOTSTRAP_DRAWS
@@ -15,6 +14,7 @@ from attrib.generators.evaluation.selection import DECIDING, MAX_LOSS
 from attrib.generators.evaluation.settings import LOSS_DEGRADATION
 from attrib.generators.evaluation.summary import TOO_SMALL, shown_values
 from attrib.generators.settings import ScoringName
+from attrib.generators.signals.degradations import to_pillow
 from attrib.pages.charts import Steps, steps_figure, svg
 from attrib.pages.render import render
 
@@ -134,8 +134,7 @@ def _too_small(methods: dict[str, dict]) -> dict[str, list[str]]:
 
 def _image_strip(generators: GeneratorSet, generator: int) -> dict[str, object]:
     """The first images of a generator in a row, {data_uri, width_px}; small images are shown at twice their size."""
-    samples = [generators.samples[row].image for row in generators.rows_of(generator)[:SHOWN_IMAGES]]
-    images = [Image.fromarray(np.ascontiguousarray(sample.permute(1, 2, 0).numpy())) for sample in samples]
+    images = [to_pillow(generators.samples[row].image) for row in generators.rows_of(generator)[:SHOWN_IMAGES]]
     for image in images:
         image.thumbnail((SHOWN_PX, SHOWN_PX))
     step = max(image.width for image in images) + STRIP_GAP_PX

@@ -22,14 +22,14 @@ class ReferenceFilter:
     Each distinct image is taken once, because in leave-one-out a copy would match its identical reference.
     """
 
-    def __init__(self, method: Method, settings: VerdictSettings):
+    def __init__(self, method: Method):
         self.left_out: Counter[str] = Counter()
-        self._method, self._settings = method, settings
+        self._method = method
         self._seen: set[str] = set()
 
     def takes(self, sample: Sample) -> bool:
         pixels = f"{tuple(sample.image.shape)} {bytes_sha256(sample.image.numpy().tobytes())}"
-        reason = COPIES if pixels in self._seen else refusal(sample, self._method, self._settings)
+        reason = COPIES if pixels in self._seen else refusal(sample, self._method, VerdictSettings())
         self._seen.add(pixels)
         if reason is not None:
             self.left_out[reason.partition(":")[0]] += 1

@@ -35,7 +35,7 @@ def read_collection(
     if not rows:
         raise AttribError(f"{collection.uri} contains no image; correct the path or the option extensions")
     spaced = np.linspace(0, len(rows) - 1, min(max_images, len(rows))).round().astype(int)
-    wanted = ReferenceFilter(method, VerdictSettings())
+    wanted = ReferenceFilter(method)
     samples: list[Sample] = []
     failures: list[str] = []
     for i in dict.fromkeys([*spaced.tolist(), *range(len(rows))]):

@@ -24,7 +24,7 @@ from attrib.common.progress import Progress
 from attrib.common.storage import Storage, bytes_sha256, join
 from attrib.generators.fingerprints.base import Method
 from attrib.generators.registry.quality import BLANK, ReferenceFilter, format_counts
-from attrib.generators.registry.settings import MIN_REFERENCES, RegistryMethodSettings, Role, VerdictSettings
+from attrib.generators.registry.settings import MIN_REFERENCES, RegistryMethodSettings, Role
 from attrib.generators.signals.degradations import parse
 from attrib.generators.signals.samples import Sample, recoded
 
@@ -164,7 +164,7 @@ def register(
         )
     if earlier and earlier[-1].role != role:
         raise AttribError(f"{name!r} was registered with role {earlier[-1].role!r}, not {role!r}; choose another name")
-    wanted = ReferenceFilter(method, VerdictSettings())
+    wanted = ReferenceFilter(method)
     wanted.left_out.update(left_out or {})
     kept = [(i, sample) for i, source in enumerate(sources) for sample in source if wanted.takes(sample)]
     if kept:

@@ -95,8 +95,8 @@ def _reconstruction_mse(model: nn.Module, images: Tensor) -> float:
 
 
 @torch.no_grad()
-def render(reconstruct: Callable[[Tensor], Tensor], photographs: Tensor, device: str = "cpu") -> Tensor:
-    """Photographs reproduced by a model in eval mode, rounded to 8 bits: uint8 [n, 3, px, px] -> the same shape."""
+def render(reconstruct: Callable[[Tensor], Tensor], photographs: Tensor) -> Tensor:
+    """Photographs reproduced by a model in eval mode on the CPU: uint8 [n, 3, px, px] -> the same shape."""
     with one_thread():
-        made = [reconstruct(as_floats(batch.to(device))).cpu() for batch in photographs.split(RENDER_BATCH)]
+        made = [reconstruct(as_floats(batch)) for batch in photographs.split(RENDER_BATCH)]
     return torch.cat(made).clamp_(0, 1).mul_(255).round_().to(torch.uint8).contiguous()

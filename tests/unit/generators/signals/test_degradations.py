@@ -10,17 +10,22 @@ import torch
 from PIL import Image
 
 from attrib.common.errors import AttribError
-from attrib.generators.signals.degradations import GRID, NONE, TRAINING, Degradation, degrade, parse, random_degradation
+from attrib.generators.signals.degradations import (
+    GRID,
+    NONE,
+    TRAINING,
+    Degradation,
+    degrade,
+    parse,
+    random_degradation,
+    to_pillow,
+)
 
 
 @pytest.fixture(scope="module")
 def image() -> torch.Tensor:
     coarse = torch.randint(0, 256, (3, 9, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return coarse.repeat_interleave(5, dim=1).repeat_interleave(5, dim=2)
-
-
-def picture(image: torch.Tensor) -> Image.Image:
-    return Image.fromarray(image.permute(1, 2, 0).numpy())
 
 
 def test_names_are_read_back():
@@ -49,7 +54,7 @@ def test_bad_names_are_refused(name, message):
 @pytest.mark.parametrize("codec", ["jpeg", "webp"])
 def test_codecs_are_the_real_ones(image, codec):
     file = io.BytesIO()
-    picture(image).save(file, codec, quality=60)
+    to_pillow(image).save(file, codec, quality=60)
     expected = np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1)
     found = degrade(image, Degradation(codec, 60))
     assert found.dtype == torch.uint8 and np.array_equal(found, expected)
@@ -60,7 +65,7 @@ def test_a_crop_keeps_the_middle_and_a_resize_all(image):
     assert torch.equal(degrade(image, Degradation("crop", 0.8)), image[:, 4:40, 6:54])
     assert torch.equal(degrade(image, Degradation("crop", 1.0)), image)
     smaller = degrade(image, Degradation("resize", 0.5))
-    expected = np.asarray(picture(image).resize((30, 22), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    expected = np.asarray(to_pillow(image).resize((30, 22), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     assert np.array_equal(smaller, expected)
     assert torch.equal(degrade(image, NONE), image)
 

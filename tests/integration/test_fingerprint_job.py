@@ -4,17 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from support.generators import STORAGE
 from support.pool import smooth_images, traced, write_tiny_pool
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage
 from attrib.generators.extractor import job as fingerprint_job
 from attrib.generators.extractor.network import load_extractor
 from attrib.generators.extractor.settings import FingerprintSettings
 from attrib.generators.fingerprints.spectrum import load_spectrum_method
-
-LOCAL = Storage(StorageSettings())
 
 
 def values(folder, **changes) -> dict:
@@ -31,7 +28,7 @@ def values(folder, **changes) -> dict:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fingerprint")
-    write_tiny_pool(f"{folder}/pool", LOCAL, num_models=8, num_images=24, px=24, num_bicubic=2)
+    write_tiny_pool(f"{folder}/pool", STORAGE, num_models=8, num_images=24, px=24, num_bicubic=2)
     return folder
 
 
@@ -47,13 +44,13 @@ def test_the_job_writes_an_extractor(folder, record):
     assert record == json.loads((folder / "extractor" / "extractor.json").read_text())
     assert (record["num_training_models"], record["num_held_out_models"], record["num_images_per_model"]) == (6, 2, 12)
     assert [row["step"] for row in record["history"]] == [0, 3, 6]
-    extractor = load_extractor(f"{folder}/extractor", LOCAL)
+    extractor = load_extractor(f"{folder}/extractor", STORAGE)
     assert extractor.digest == record["digest"]
     images = list(traced(smooth_images(3, 40, 5), 70))
     embedded = extractor.embed_images(images)
     assert embedded.shape == (3, 360)
     np.testing.assert_allclose(np.linalg.norm(embedded, axis=1), 1, atol=1e-5)
-    assert load_spectrum_method("colour-spectrum-lda", f"{folder}/extractor", LOCAL).min_side_px == 16
+    assert load_spectrum_method("colour-spectrum-lda", f"{folder}/extractor", STORAGE).min_side_px == 16
 
 
 def test_a_finished_run_is_found_and_another_is_refused(folder, record):
@@ -84,7 +81,7 @@ def test_a_finished_run_is_found_and_another_is_refused(folder, record):
 def test_a_pool_that_does_not_fit_is_an_error_before_any_work(folder, changes, message):
     if changes.get("pool") == "few":
         changes = {"pool": f"{folder}/few"}
-        write_tiny_pool(changes["pool"], LOCAL, num_models=8, num_images=20, px=24, num_bicubic=2)
+        write_tiny_pool(changes["pool"], STORAGE, num_models=8, num_images=20, px=24, num_bicubic=2)
     with pytest.raises(AttribError, match=message):
         fingerprint_job.run(FingerprintSettings(**values(folder, output=f"{folder}/other", **changes)))
     assert not (folder / "other").exists()

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import save
 
+from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join
 from attrib.generators.evaluation.controls import ContentOnly
 from attrib.generators.fingerprints.base import Rescored
@@ -19,6 +20,7 @@ from attrib.generators.settings import ScoringName, SpectrumSettings
 from attrib.generators.signals.samples import Sample, drawn_sample
 from support.hostile import encode
 
+STORAGE = Storage(StorageSettings())
 PATCH_PX = 16
 SPECTRUM = SpectrumSettings(patch_px=PATCH_PX, max_patches=9)
 KERNELS = {

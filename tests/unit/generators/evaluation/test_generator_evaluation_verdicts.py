@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from support.generators import drawn_samples, spectrum_method
+from support.generators import STORAGE, drawn_samples, spectrum_method
 
-from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage
 from attrib.generators.evaluation.generator_sets import GeneratorSet, make_set
 from attrib.generators.evaluation.settings import SetSettings
 from attrib.generators.evaluation.verdict_rates import (
@@ -24,7 +22,6 @@ from attrib.generators.signals.degradations import parse
 from attrib.generators.signals.samples import recoded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-STORAGE = Storage(StorageSettings())
 TRACES = ("nearest", "stripes", "checker")
 
 

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
+from support.generators import STORAGE
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage
 from attrib.generators.fingerprints.discriminant import fit_discriminant as fit_from_statistics
 from attrib.generators.fingerprints.discriminant import (
     fit_whitening,
@@ -17,8 +16,6 @@ from attrib.generators.fingerprints.discriminant import (
 from attrib.generators.fingerprints.scoring import logistic_scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-STORAGE = Storage(StorageSettings())
 
 
 def groups(num_groups: int, num_rows: int, dimension: int, seed: int = 0) -> list[np.ndarray]:

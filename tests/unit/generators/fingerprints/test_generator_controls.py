@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from support.generators import STORAGE
 from support.images import picture
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage
 from attrib.generators.evaluation.controls import CodecAndSize, ContentOnly, methods_from
 from attrib.generators.extractor.network import Extractor, FingerprintNetwork
 from attrib.generators.extractor.settings import NetworkSettings
@@ -42,7 +41,6 @@ from attrib.models.settings import BackboneSettings, FeatureSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-STORAGE = Storage(StorageSettings())
 SPECTRUM = SpectrumSettings(patch_px=16, max_patches=4)
 COLOURS = SpectrumSettings(patch_px=16, max_patches=4, window_px=8)
 PLAIN = ["spectrum-lda", "spectrum-lda-adapted", "log-spectrum", "log-spectrum-adapted", "log-spectrum-logistic"]

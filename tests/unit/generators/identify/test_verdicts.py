@@ -3,21 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from support.generators import Vectors, around, drawn_samples, spectrum_method, unit
+from support.generators import STORAGE, Vectors, around, drawn_samples, spectrum_method, unit
+from support.identify import drawn_registry
 from support.verdicts import calibration_of, groups_and_negatives, judge_from
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage
 from attrib.generators.identify.verdicts import Judge, assess, decide, judge_of
 from attrib.generators.registry.galleries import Galleries
 from attrib.generators.registry.quality import refusal
-from attrib.generators.registry.registration import as_sources
-from attrib.generators.registry.registry import new_registry, register
-from attrib.generators.registry.settings import RegistryMethodSettings, VerdictSettings
+from attrib.generators.registry.settings import VerdictSettings
 from attrib.generators.signals.samples import drawn_sample
-
-STORAGE = Storage(StorageSettings())
 
 
 @pytest.fixture(scope="module")
@@ -153,17 +148,13 @@ def test_a_score_without_references_to_compare_with_has_its_own_reason():
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory) -> Judge:
-    method = spectrum_method()
-    uri = str(tmp_path_factory.mktemp("judge") / "registry")
-    settings = RegistryMethodSettings(name="log-spectrum", uri="method")
-    registry = new_registry(uri, settings, method, ("none", "jpeg-85"), STORAGE)
+    registry = drawn_registry(str(tmp_path_factory.mktemp("judge")), ("nearest", "stripes", "checker"), 15, 40)
+    return judge_of(registry, spectrum_method(), VerdictSettings(), STORAGE)
+
+
+def test_a_registry_without_generators_is_refused(tmp_path):
     with pytest.raises(AttribError, match="has no generator"):
-        judge_of(registry, method, VerdictSettings(), STORAGE)
-    for trace in ("nearest", "stripes", "checker"):
-        registry, _ = register(registry, trace, "generator", [drawn_samples(trace, range(15))], method, STORAGE)
-    photographs = as_sources(drawn_samples(None, range(40)), "photographs")
-    registry, _ = register(registry, "camera", "photographs", photographs, method, STORAGE)
-    return judge_of(registry, method, VerdictSettings(), STORAGE)
+        judge_of(drawn_registry(str(tmp_path), (), 0, 10), spectrum_method(), VerdictSettings(), STORAGE)
 
 
 def test_references_serve_as_negatives_without_their_own_family(judge):
@@ -178,14 +169,7 @@ def test_references_serve_as_negatives_without_their_own_family(judge):
 def test_left_out_rates_are_those_of_registries_without_a_generator(judge, tmp_path):
     method, settings = judge.galleries.method, judge.settings
     assert set(judge.left_out_rates) == {"nearest", "stripes", "checker"}
-    held = new_registry(
-        str(tmp_path / "r"), RegistryMethodSettings(name="log-spectrum", uri="m"), method, ("none", "jpeg-85"), STORAGE
-    )
-    for trace in ("nearest", "checker"):
-        held, _ = register(held, trace, "generator", [drawn_samples(trace, range(15))], method, STORAGE)
-    photographs = as_sources(drawn_samples(None, range(40)), "photographs")
-    held, _ = register(held, "camera", "photographs", photographs, method, STORAGE)
-    without = judge_of(held, method, settings, STORAGE)
+    without = judge_of(drawn_registry(str(tmp_path), ("nearest", "checker"), 15, 40), method, settings, STORAGE)
     vectors = method.embed(drawn_samples("stripes", range(15)))
     attributed = decide(without.calibration, without.galleries.scores(vectors)).attributed
     assert judge.left_out_rates["stripes"] == pytest.approx(attributed.mean())

@@ -5,11 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from support.generators import Vectors, around, drawn_samples, spectrum_method, unit
+from support.generators import STORAGE, Vectors, around, drawn_samples, spectrum_method, unit
 
 from attrib.common.errors import AttribError, MismatchError
-from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage
 from attrib.generators.evaluation.controls import CodecAndSize
 from attrib.generators.fingerprints.base import SCORINGS
 from attrib.generators.fingerprints.scoring import mean_cosine
@@ -20,7 +18,6 @@ from attrib.generators.registry.settings import RegistryMethodSettings, VerdictS
 from attrib.generators.signals.degradations import parse
 from attrib.generators.signals.samples import drawn_sample, recoded
 
-STORAGE = Storage(StorageSettings())
 METHOD = RegistryMethodSettings(name="log-spectrum", uri="method")
 DEGRADATIONS = ("none", "jpeg-85", "resize-0.5")
 

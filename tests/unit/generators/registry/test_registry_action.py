@@ -3,16 +3,12 @@
 from types import SimpleNamespace
 
 import pytest
-from support.generators import drawn_file, write_spectrum_method
+from support.generators import STORAGE, drawn_file, write_spectrum_method
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage
 from attrib.generators.registry.registration import run
 from attrib.generators.registry.registry import open_registry
 from attrib.generators.registry.settings import RegistrySettings
-
-STORAGE = Storage(StorageSettings())
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from attrib.generators.evaluation.settings import (
     FolderSetSettings,
     PoolSetSettings,
 )
-from attrib.generators.synthesis.pool import PHOTOGRAPHS, open_pool
+from attrib.generators.synthesis.pool import PHOTOGRAPHS, Pool, open_pool
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,21 +45,31 @@ def test_contradictory_settings_are_refused():
             settings(**changes)
 
 
-def rewrite_specs(uri: str, storage: Storage, changes: list[dict]) -> None:
+def rewrite_specs(uri: str, storage: Storage, changes: Sequence[dict]) -> None:
     record = storage.read_json(join(uri, "pool.json"))
     for model, change in zip(record["models"], changes):
         model["spec"] = SPEC.model_copy(update=change).model_dump(mode="json")
     storage.write_json(join(uri, "pool.json"), record)
 
 
+def training_and_other_pool(
+    folder: Path, storage: Storage, changes: Sequence[dict], num_images: int = 4, px: int = 16, training_px: int = 16
+) -> tuple[Pool, str]:
+    """A training pool of one architecture, and the URI of a pool whose models differ from it by these changes."""
+    training, other = str(folder / "training"), str(folder / "other")
+    write_tiny_pool(training, storage, num_models=2, num_images=4, px=training_px)
+    write_tiny_pool(other, storage, num_models=len(changes), num_images=num_images, px=px, seed=1)
+    rewrite_specs(other, storage, changes)
+    return open_pool(training, storage), other
+
+
+NORMS = ({}, *({"norm": norm} for norm in ("batch", "group", "instance")))
+
+
 def test_a_pool_set_has_only_models_unlike_the_training_pool(tmp_path, local):
-    training, other = str(tmp_path / "training"), str(tmp_path / "other")
-    write_tiny_pool(training, local, num_models=2, num_images=4, px=16)
-    write_tiny_pool(other, local, num_models=6, num_images=4, px=16, seed=1)
     tanh = {"activation": "tanh"}
     bilinear = [{"upsampler": "bilinear", "norm": norm} for norm in ("none", "batch", "group")]
-    rewrite_specs(other, local, [{}, tanh, tanh, *bilinear])
-    pool = open_pool(training, local)
+    pool, other = training_and_other_pool(tmp_path, local, [{}, tanh, tanh, *bilinear])
     generators = pool_set("unseen", PoolSetSettings(uri=other, max_images=3), pool, local)
     assert generators.names == ("m001", "m002", "m003", "m004", "m005")
     assert generators.has_families and generators.family_numbers[0] == generators.family_numbers[1]
@@ -70,46 +81,34 @@ def test_a_pool_set_has_only_models_unlike_the_training_pool(tmp_path, local):
     few = PoolSetSettings(uri=other, max_models=3)
     assert pool_set("unseen", few, pool, local).names == ("m001", "m003", "m005")
     with pytest.raises(AttribError, match="holds 0 models with architectures"):
-        pool_set("unseen", PoolSetSettings(uri=training), pool, local)
+        pool_set("unseen", PoolSetSettings(uri=pool.uri), pool, local)
 
 
 def test_an_architecture_of_another_width_is_not_unseen(tmp_path, local):
-    training, other = str(tmp_path / "training"), str(tmp_path / "other")
-    write_tiny_pool(training, local, num_models=2, num_images=4, px=16)
-    write_tiny_pool(other, local, num_models=5, num_images=4, px=16, seed=1)
-    rewrite_specs(
-        other, local, [{"width": SPEC.width + 8}, *({"norm": norm} for norm in ("batch", "group", "instance"))]
-    )
-    generators = pool_set("unseen", PoolSetSettings(uri=other), open_pool(training, local), local)
-    assert generators.names == ("m001", "m002", "m003")
+    pool, other = training_and_other_pool(tmp_path, local, [{"width": SPEC.width + 8}, *NORMS[1:], {}])
+    assert pool_set("unseen", PoolSetSettings(uri=other), pool, local).names == ("m001", "m002", "m003")
 
 
 @pytest.mark.parametrize("px", [16, 32])
 def test_photographs_of_the_training_pool_are_refused_at_any_size(tmp_path, local, px):
-    training, other = str(tmp_path / "training"), str(tmp_path / "other")
-    write_tiny_pool(training, local, num_models=2, num_images=4, px=32)
-    write_tiny_pool(other, local, num_models=4, num_images=6, px=px, seed=1)
-    rewrite_specs(other, local, [{}, *({"norm": norm} for norm in ("batch", "group", "instance"))])
-    pool, asked = open_pool(training, local), PoolSetSettings(uri=other)
-    assert len(pool_set("unseen", asked, pool, local).names) == 3
+    pool, other = training_and_other_pool(tmp_path, local, NORMS, num_images=6, px=px, training_px=32)
+    wanted = PoolSetSettings(uri=other)
+    assert len(pool_set("unseen", wanted, pool, local).names) == 3
     shown, own = pool.photographs(local), open_pool(other, local).photographs(local)
     smaller = F.interpolate(shown.float(), size=(px, px), mode="bilinear", antialias=True).round().to(torch.uint8)
     local.write_array(join(other, PHOTOGRAPHS), torch.cat([own[:4], smaller[1:3]]).numpy())
     with pytest.raises(AttribError, match=r"2 of its 6 photographs.*another first_photograph"):
-        pool_set("unseen", asked, pool, local)
-    few = asked.model_copy(update={"max_images": 4})
+        pool_set("unseen", wanted, pool, local)
+    few = wanted.model_copy(update={"max_images": 4})
     assert len(pool_set("unseen", few, pool, local).real) == 4, "only the images of the set count"
 
 
 def test_a_few_photographs_of_the_training_pool_are_left_out(tmp_path, local):
-    training, other = str(tmp_path / "training"), str(tmp_path / "other")
-    write_tiny_pool(training, local, num_models=2, num_images=4, px=16)
-    write_tiny_pool(other, local, num_models=4, num_images=12, px=16, seed=1)
-    rewrite_specs(other, local, [{}, *({"norm": norm} for norm in ("batch", "group", "instance"))])
+    pool, other = training_and_other_pool(tmp_path, local, NORMS, num_images=12)
     own = open_pool(other, local).photographs(local)
-    own[5] = open_pool(training, local).photographs(local)[2]
+    own[5] = pool.photographs(local)[2]
     local.write_array(join(other, PHOTOGRAPHS), own.numpy())
-    generators = pool_set("unseen", PoolSetSettings(uri=other), open_pool(training, local), local)
+    generators = pool_set("unseen", PoolSetSettings(uri=other), pool, local)
     assert len(generators.real) == 11 and [len(generators.rows_of(g)) for g in range(3)] == [11] * 3
     expected = open_pool(other, local).samples("m002", local)
     assert torch.equal(generators.samples[generators.rows_of(1)[5]].image, expected[6]), (

@@ -13,6 +13,7 @@ from attrib.generators.evaluation import page as evaluation_page
 from attrib.generators.evaluation.page import render_page
 from attrib.generators.evaluation.selection import choose
 from attrib.generators.evaluation.summary import format_table, summarise
+from attrib.generators.evaluation.verdict_rates import OUTCOMES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,12 +61,24 @@ def sets_of(values: dict[str, dict[str, tuple[float, float]]], judged=("first", 
     }
 
 
+NOTHING = {outcome: [0.0] * 3 for outcome in OUTCOMES}
 LOOKS = {"extractor": True, "lda": True, "spectrum": True, "content-only": False}
 
 
 def held(looks: dict[str, bool], *not_held: str) -> dict[str, str | None]:
     """The registry name of each method that uses the trace."""
     return {name: f"name: {name}" if looks[name] and name not in not_held else None for name in looks}
+
+
+def summary_of(sets: dict) -> dict:
+    """The summary of sets whose methods can all be registered."""
+    methods = next(iter(sets.values()))["methods"]
+    return summarise(sets, dict.fromkeys(methods, True), {name: name for name in methods})
+
+
+def page_of(summary: dict, generators=None, title: str = "page", **options) -> str:
+    record = {"settings": settings(**options).model_dump(mode="json"), "versions": {}}
+    return render_page(summary, [generators or coloured_set()], title, record)
 
 
 def chosen(values, looks=None, not_held=(), **options):
@@ -110,13 +123,8 @@ def with_verdicts(sets: dict, **right: float) -> dict:
     for own in sets.values():
         for method, share in right.items():
             sides = {
-                "registered": {
-                    "right": [share] * 3,
-                    "wrong": [0.0] * 3,
-                    "unknown": [1 - share] * 3,
-                    "unassessable": [0.0] * 3,
-                },
-                "left_out": {"right": [0.0] * 3, "wrong": [0.0] * 3, "unknown": [1.0] * 3, "unassessable": [0.0] * 3},
+                "registered": NOTHING | {"right": [share] * 3, "unknown": [1 - share] * 3},
+                "left_out": NOTHING | {"unknown": [1.0] * 3},
             }
             own["methods"][method.replace("_", "-")]["verdicts"] = {"none": sides, "jpeg-85": sides}
     return sets
@@ -149,13 +157,12 @@ def test_the_scoring_with_better_verdicts_is_shipped():
 def test_verdicts_are_in_the_table_and_on_the_page():
     values = {"extractor": (0.9, 0.7), "lda": (0.8, 0.6)}
     sets = with_verdicts(sets_of({"colours": values}, judged=("colours",)), extractor=0.625)
-    summary = summarise(sets, {"extractor": True, "lda": True}, {"extractor": "extractor", "lda": "lda"})
+    summary = summary_of(sets)
     lines = [line for line in format_table(summary).splitlines() if "verdicts by" in line]
     assert len(lines) == 2 and lines[0].startswith(
         "  verdicts by extractor, images as none: registered: 0.625 right, 0.000 wrong"
     )
-    record = {"settings": settings().model_dump(mode="json"), "versions": {}}
-    page = render_page(summary, [coloured_set()], "verdicts", record)
+    page = page_of(summary)
     assert page.count("Verdicts of registries that each lack one family") == 1
     assert page.count("<td>left out</td>") == page.count("<td>registered</td>") == 2 and ">0.625<" in page
 
@@ -168,7 +175,7 @@ def test_intervals_of_the_summary_are_over_families():
     own["values"]["identification"] = [0.5, 0.5, 0.6]
     own["clusters"] = [[80, 70, 75], [1, 2, 1]]  # an interval over generators would be narrow
     own["degradations"]["jpeg-85"]["matched"]["identification"] = [0.5, 0.5, 0.58]
-    summary = summarise(sets, {"extractor": True, "lda": True}, {"extractor": "extractor", "lda": "lda"})
+    summary = summary_of(sets)
     found = summary["tiers"]["first"]["methods"]["extractor"]
     table = np.array(own["clusters"])
     against = next(row for row in summary["shipped"]["comparisons"] if row["value"] == "identification")
@@ -222,8 +229,7 @@ def test_table_and_page_show_every_method_and_the_shipped_one():
     assert "extractor-x is ahead of it by 0.010" in table and "minus its variant extractor-x: -0.010" in table
     assert "0.900 (.90-.90)" in table and "leak control" in table and "less than 0.10" in table
     assert "real AUROC" not in table, "no method has it"
-    record = {"settings": settings().model_dump(mode="json"), "versions": {"python": "3"}}
-    page = " ".join(render_page(summary, [coloured_set()], "Which <one>", record).split())
+    page = " ".join(page_of(summary, title="Which <one>").split())
     assert "Shipped: extractor" in page and "Which &lt;one&gt;" in page and "&lt;b&gt;content&lt;/b&gt;" in page
     assert "<b>content</b>" not in page and "<i>what to know" not in page
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "the page loads nothing"
@@ -240,9 +246,7 @@ def test_curves_of_original_and_degraded_images_are_shown_side_by_side(monkeypat
     monkeypatch.setattr(
         evaluation_page, "steps_figure", lambda panels, **size: drawn.append(panels) or steps_figure(panels, **size)
     )
-    summary = summarise(sets_of({"colours": {"lda": (0.8, 0.7)}}), {"lda": True}, {"lda": "lda"})
-    record = {"settings": settings(reference_counts=[1, 10, 50]).model_dump(mode="json"), "versions": {}}
-    page = render_page(summary, [coloured_set()], "curves", record)
+    page = page_of(summary_of(sets_of({"colours": {"lda": (0.8, 0.7)}})), reference_counts=[1, 10, 50])
     assert "Identified, by references<" in page and "The same, both sides jpeg-85<" in page
     original, degraded = drawn[0]
     assert original.labels == degraded.labels == ["1", "10"] and original.chance == 1 / 3
@@ -262,14 +266,14 @@ def test_losses_are_shown_with_and_without_families():
     for held in own["degradations"]["jpeg-85"].values():
         held["family_identification"] = [0.99, 0.98, 0.9]
     own["degradations"]["jpeg-85"]["matched"]["identification"] = [0.3, 0.3, 0.3]
-    summary = summarise(sets, {"extractor": True}, {"extractor": "extractor"})
+    summary = summary_of(sets)
     found = summary["tiers"]["colours"]["methods"]["extractor"]
     assert (found["loss"]["mean"], found["family_loss"]["mean"]) == pytest.approx((0.2, 0.01))
     table = format_table(summary)
     assert "family loss" in table and re.search(r"\+0\.200 +\+0\.010", table)
     assert "loses 0.200 at jpeg-85, NOT less than 0.10; 0.010 of family identification" in table
     twins = dataclasses.replace(coloured_set(), families=("twins", "twins", "alone"))
-    page = render_page(summary, [twins], "twins", {"settings": settings().model_dump(mode="json"), "versions": {}})
+    page = page_of(summary, twins)
     assert (
         "differ only by a seed count as one, it loses 0.010" in page and '<th class="number">family loss</th>' in page
     )
@@ -279,8 +283,7 @@ def test_a_value_that_cannot_be_measured_is_marked():
     sets = sets_of({"colours": {"lda": (0.8, 0.7), "other": (0.8, 0.7)}})
     sets["colours"]["methods"]["lda"]["values"]["real_auroc"] = [0.9] * 3
     sets["colours"]["methods"]["other"]["degradations"]["jpeg-85"] = None
-    summary = summarise(sets, {"lda": True, "other": True}, {"lda": "lda", "other": "other"})
+    summary = summary_of(sets)
     other = next(line for line in format_table(summary).splitlines() if line.startswith("  other"))
     assert other.count("too small") == 2, "real AUROC and loss"
-    record = {"settings": settings().model_dump(mode="json"), "versions": {}}
-    assert render_page(summary, [coloured_set()], "small", record).count(">too small<") == 2
+    assert page_of(summary).count(">too small<") == 2

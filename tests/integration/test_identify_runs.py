@@ -20,13 +20,17 @@ def registry(tmp_path_factory) -> str:
     return registered(str(tmp_path_factory.mktemp("registry")))
 
 
+def listed(files: dict[str, bytes], folder) -> dict:
+    """The manifest of an image set of these files."""
+    write_folder(files, str(folder / "images"), STORAGE)
+    collection = {"name": "drawn", "uri": str(folder / "images")}
+    manifest_job.run(ManifestSettings(collection=collection, output=str(folder / "manifest")))
+    return {"manifest": str(folder / "manifest")}
+
+
 def test_an_image_set_without_assessable_images_has_no_shares(registry, tmp_path, local_ray, caplog):
     caplog.set_level("INFO")
-    files = {f"{i}.png": drawn_file("nearest", 600 + i, px=12) for i in range(4)}
-    write_folder(files, str(tmp_path / "images"), STORAGE)
-    collection = {"name": "small", "uri": str(tmp_path / "images")}
-    manifest_job.run(ManifestSettings(collection=collection, output=str(tmp_path / "manifest")))
-    made = {"manifest": str(tmp_path / "manifest")}
+    made = listed({f"{i}.png": drawn_file("nearest", 600 + i, px=12) for i in range(4)}, tmp_path)
     record = identify_job.run(settings_of(made, registry, str(tmp_path / "out"), prevalence={"num_draws": 100}))
     assert record["shares"] is record["changes"] is record["recognised"] is None and record["abstains"] is None
     assert "no image could be assessed, so the prevalence of generators is not known" in caplog.text
@@ -38,14 +42,9 @@ def test_an_image_set_without_assessable_images_has_no_shares(registry, tmp_path
 
 def test_after_the_verdicts_of_a_failed_run_are_deleted_images_are_read_again(registry, tmp_path, local_ray):
     """A file is not readable for some time, as can happen with object stores."""
-    files = {f"{i}.png": drawn_file("nearest", 700 + i) for i in range(4)}
-    write_folder(files, str(tmp_path / "images"), STORAGE)
-    collection = {"name": "flaky", "uri": str(tmp_path / "images")}
-    manifest_job.run(ManifestSettings(collection=collection, output=str(tmp_path / "manifest")))
+    made = listed({f"{i}.png": drawn_file("nearest", 700 + i) for i in range(4)}, tmp_path)
     aside = (tmp_path / "images" / "2.png").rename(tmp_path / "2.png")
-    settings = settings_of(
-        {"manifest": str(tmp_path / "manifest")}, registry, str(tmp_path / "out"), max_failed_share=0.01, prevalence={}
-    )
+    settings = settings_of(made, registry, str(tmp_path / "out"), max_failed_share=0.01, prevalence={})
     with pytest.raises(FailedShareError, match=r"1 of 4 images .* or delete that folder and run again"):
         identify_job.run(settings)
     aside.rename(tmp_path / "images" / "2.png")

@@ -130,7 +130,8 @@ class Judge:
                 f"generators, {needed} {unit}s or more"
             )
         few = [origin for origin in range(len(ORIGINS)) if 0 < units[origin] < needed]
-        have = " and ".join(f"{round(units[origin])} {ORIGINS[origin]} (by {unit})" for origin in few)
+        counted = "sources of " if unit == "source" else ""
+        have = " and ".join(f"{round(units[origin])} {counted}{ORIGINS[origin]}" for origin in few)
         remedy = " and ".join(f"{needed} or more {REMEDIES[unit][origin]}" for origin in few)
         return (
             f"false_attribution_rate {rate:g} is below {calibration.floors[gallery]:.3g}, the smallest p-value that "

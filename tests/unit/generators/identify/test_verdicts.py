@@ -67,7 +67,7 @@ def test_nothing_is_attributed_at_a_rate_below_the_smallest_p_value(vectors):
     assert judge.floor == pytest.approx(1 / 61)
     verdicts = judge.verdicts(groups[0][0])
     assert all(v.kind == "unassessable" and v.generator is None for v in verdicts)
-    assert "0.01 is below 0.0164, the smallest p-value that 60 synthetic images (by image) allow" in verdicts[0].reason
+    assert "0.01 is below 0.0164, the smallest p-value that 60 synthetic images allow" in verdicts[0].reason
     assert "register 99 or more images of synthetic models" in verdicts[0].reason
     assert verdicts[0].p_value == pytest.approx(1 / 61)
     assert judge.confusion[0, :, -1].tolist() == [20, 20, 60]

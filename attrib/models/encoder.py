@@ -115,7 +115,9 @@ def preprocessing_of(network: Network, name: str) -> Preprocessing:
     try:
         return Preprocessing.from_timm(network.data_config)
     except (ValueError, KeyError, TypeError, ArithmeticError) as error:
-        raise AttribError(f"attrib lacks the preprocessing of {name!r} ({error}); choose another network") from error
+        raise AttribError(
+            f"attrib does not support the preprocessing of {name!r} ({error}); choose another network"
+        ) from error
 
 
 def load_network(settings: BackboneSettings, storage: Storage) -> Network:
@@ -124,7 +126,9 @@ def load_network(settings: BackboneSettings, storage: Storage) -> Network:
         state, declared = _read_safetensors(settings.weights, storage)
         name = declared.get("name", settings.name)
         if name != settings.name:
-            raise AttribError(f"{settings.weights} is a checkpoint of {name!r}, but backbone.name is {settings.name!r}")
+            raise AttribError(
+                f"{settings.weights} is a checkpoint of {name!r}, not of backbone.name = {settings.name!r}; change one"
+            )
         model = _create(name, pretrained=False)
         if "head" in declared:
             model = model_from_checkpoint(model.eval(), declared, state, settings.weights, settings.domain)
@@ -147,8 +151,8 @@ def _create(name: str, pretrained: bool) -> torch.nn.Module:
         base = name.split(".")[0]
         if base not in timm.list_models():
             near = timm.list_models(f"*{base[:8]}*")[:5]
-            suggestion = f"; near: {', '.join(near)}" if near else ""
-            raise AttribError(f"timm has no network {name!r}{suggestion}") from error
+            suggestion = f" (similar names: {', '.join(near)})" if near else ""
+            raise AttribError(f"timm has no network {name!r}{suggestion}; correct backbone.name") from error
         raise AttribError(
             f"timm could not provide {name!r} with its hub weights ({first_line(error)}); if the hub cannot be "
             "reached, give a local file: backbone.weights=/path/to/model.safetensors"
@@ -191,7 +195,7 @@ def model_digest(name: str, model: torch.nn.Module) -> str:
         weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         # Flattened in logical order, for any memory format; as bytes, because NumPy has no bfloat16.
         weights.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
-    # As text: digest() sorts keys, but the order of the parts is that of the dimensions.
+    # As JSON text, because digest() sorts keys, and the order of the parts decides the order of the dimensions.
     described = [json.dumps(model.description())] if isinstance(model, AttributionModel) else []
     return digest([name.split(".")[0], weights.hexdigest(), *described])
 

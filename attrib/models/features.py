@@ -30,13 +30,15 @@ class FeatureExtractor(nn.Module):
         self.backbone, self.settings = backbone, settings
         if settings.levels and not hasattr(backbone, "forward_intermediates"):
             raise AttribError(
-                "timm cannot return intermediate feature maps of this network; empty features.moment_levels, "
-                "covariance_levels and layout_levels and set features.pooled, or choose another backbone.name"
+                "timm cannot return intermediate feature maps of this network; choose another backbone.name, or use "
+                "features.pooled alone, without moment_levels, covariance_levels and layout_levels"
             )
         num_levels = len(backbone.feature_info) if settings.levels else 0
         missing = [level for level in settings.levels if level >= num_levels]
         if missing:
-            raise AttribError(f"features name level {missing[0]}, but the network has levels 0 to {num_levels - 1}")
+            raise AttribError(
+                f"features use level {missing[0]}, but the network has levels 0 to {num_levels - 1}; choose among these"
+            )
         was_training = backbone.training
         backbone.eval()  # the probe must not change the statistics of batch norm
         with torch.inference_mode():
@@ -46,9 +48,8 @@ class FeatureExtractor(nn.Module):
         largest = max(self.sizes, key=self.sizes.get)
         if self.sizes[largest] > MAX_BLOCK:
             raise AttribError(
-                f"features: {largest} has {self.sizes[largest]:,} values per image, more than {MAX_BLOCK:,}; "
-                "covariances grow with the square of the channels of a level, layouts with the square of the grid: "
-                "use shallower levels or a smaller layout_grid"
+                f"feature block {largest} has {self.sizes[largest]:,} values per image, more than {MAX_BLOCK:,}; use "
+                "shallower levels, which have fewer channels, or a smaller layout_grid"
             )
 
     @property

@@ -1,7 +1,10 @@
-"""The whole model: backbone, feature blocks, one head or a head each for real and synthetic images; its checkpoint.
+"""The whole model, which maps images to embeddings, and its checkpoint.
 
-The metadata of a checkpoint contain JSON under CHECKPOINT_KEY: name (of timm), data_config (timm's preprocessing), and
-with a head also features, head and projected_sizes. Loading a checkpoint does not execute code from it.
+A model has a backbone, feature blocks, and either one head or two: one for real and one for synthetic images.
+
+The metadata of a checkpoint contain JSON under CHECKPOINT_KEY: name (of the backbone in timm), data_config (timm's
+preprocessing) and, if the model has a head, features, head and projected_sizes. Loading a checkpoint does not execute
+code from it.
 """
 
 import json

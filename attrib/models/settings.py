@@ -54,9 +54,10 @@ class PartSettings(Settings):
 class HeadSettings(Settings):
     """The head: blocks are projected, each part applies a net to its blocks, and the parts are concatenated.
 
-    projection, fitted, not trained: identity; centre; standardise; whiten (centred, rotated to uncorrelated directions,
-    each divided by sqrt(variance + shrinkage * largest variance)); standardise_whiten. PCA and ZCA whitening differ by
-    a rotation, which does not change cosines. num_directions: keep only the directions of largest variance.
+    projection, which is not trained but fitted: identity; centre; standardise; whiten (centred, rotated to uncorrelated
+    directions, each divided by sqrt(variance + shrinkage * largest variance)); standardise_whiten. PCA and ZCA
+    whitening differ by a rotation, which does not change cosines. num_directions: keep only the directions of largest
+    variance.
     """
 
     projection: Literal["identity", "centre", "standardise", "whiten", "standardise_whiten"] = "standardise_whiten"
@@ -64,15 +65,15 @@ class HeadSettings(Settings):
     num_directions: Positive | None = None
     net: Literal["none", "linear", "mlp"] = "linear"
     hidden: Positive = 512  # of an MLP
-    separate_domains: bool = False  # one head for real and one for synthetic images (AbC's shape)
+    separate_domains: bool = False  # one head for real and one for synthetic images, as in AbC
     parts: dict[PartName, PartSettings] = Field(default={"all": PartSettings(blocks=("pooled",))}, min_length=1)
 
     @model_validator(mode="after")
     def _same_directions(self) -> Self:
         if self.separate_domains and self.net == "none" and self.num_directions:
             raise ValueError(
-                "head.num_directions: with separate_domains and net 'none' each domain is whitened separately and "
-                "all directions are kept; remove num_directions"
+                "remove head.num_directions: with head.separate_domains and head.net 'none', each domain is whitened "
+                "separately and keeps all directions"
             )
         return self
 
@@ -82,7 +83,8 @@ class HeadSettings(Settings):
             for block in part.blocks:
                 if block not in features.block_names:
                     raise ValueError(
-                        f"head.parts.{name} names block {block!r}; the features have {', '.join(features.block_names)}"
+                        f"head.parts.{name} uses block {block!r}, which the features do not have; use one of "
+                        f"{', '.join(features.block_names)}, or add the block to features"
                     )
 
 
@@ -103,8 +105,8 @@ class BackboneSettings(Settings):
         if self.weights not in ("hub", "random"):
             if not self.weights.endswith(".safetensors"):
                 raise ValueError(
-                    f"backbone.weights {self.weights!r} is neither 'hub', 'random' nor a .safetensors file; other "
-                    "formats can execute code when loaded and are refused"
+                    f"backbone.weights {self.weights!r} is neither 'hub', 'random' nor a .safetensors file; convert "
+                    "the weights to .safetensors, because other formats can execute code when loaded"
                 )
             object.__setattr__(self, "weights", absolute_uri(self.weights))
         return self

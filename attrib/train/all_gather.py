@@ -1,7 +1,7 @@
-"""All-gather with gradient, so that a loss over batch statistics is that of the global batch.
+"""All-gather with gradient, so that a loss is computed on the global batch.
 
-The negatives of InfoNCE and a covariance are no means over rows, so the mean of the losses of local batches is another
-loss. Every rank therefore gathers the rows of all ranks and computes the same loss from them.
+InfoNCE and covariances depend on all rows of a batch together, so the mean of the losses of the local batches would be
+another loss. Every rank therefore gathers the rows of all ranks and computes the same loss from them.
 """
 
 import torch
@@ -15,12 +15,13 @@ from attrib.common.errors import AttribError
 def gather(rows: Tensor) -> Tensor:
     """Return the rows [world size * n, ...] of all ranks in rank order, with gradient, from this rank's rows [n, ...].
 
-    The backward pass sums the gradients over the ranks and returns this rank's slice: world size times the gradient of
-    a loss that every rank computes. DistributedDataParallel averages over the ranks, which removes the factor
-    (lightly issue 1977 is about losing it).
+    The backward pass sums the gradients over the ranks and returns this rank's slice. Every rank computes the same
+    loss, so this is the gradient times the world size. DistributedDataParallel averages over the ranks, which removes
+    the factor (see lightly issue 1977).
 
     Forward and backward are collective: all ranks call them in the same order, and the rows need a gradient on all
-    ranks or on none. One rank gets its rows back. Raises AttribError on every rank if the numbers of rows differ.
+    ranks or on none. A single rank gets its rows back unchanged. Raises AttribError on every rank if the numbers of
+    rows differ.
     """
     return rows if _world_size() == 1 else _Gather.apply(rows)
 
@@ -31,7 +32,7 @@ def gather_fixed(rows: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """Own function: torch.distributed.nn.functional.all_gather is deprecated and its successor is private."""
+    """Our own all-gather: torch.distributed.nn.functional.all_gather is deprecated, its successor private."""
 
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
@@ -51,7 +52,9 @@ def _all_gather(rows: Tensor) -> Tensor:
     # Checked first: a collective of unequal sizes hangs or returns garbage, depending on the backend.
     counts = _gather_equal(torch.tensor([len(rows)], device=rows.device)).tolist()
     if len(set(counts)) > 1:
-        raise AttribError(f"the workers hold {counts} rows; give each the same number, e.g. drop the last batch")
+        raise AttribError(
+            f"the workers hold {counts} rows; give each the same number, e.g. drop the last, incomplete batch"
+        )
     return _gather_equal(rows)
 
 

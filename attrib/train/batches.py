@@ -1,6 +1,7 @@
-"""Batches of precomputed inputs: the views of a step and its anchors, the source images that views are compared with.
+"""Batches for training a head on inputs that were computed before.
 
-The global batch is the same for any number of workers.
+A batch consists of views and anchors. Anchors are the source images that the views are compared with. The global batch
+is the same for any number of workers.
 """
 
 from collections.abc import Iterator
@@ -54,7 +55,9 @@ class InputBatches:
         self.training_rows = torch.from_numpy(np.flatnonzero(~held_out.any(axis=1)))
         self.validation_rows = torch.from_numpy(np.flatnonzero(held_out[:, 0]))
         if not len(self.validation_rows):
-            raise AttribError("no image is held out for validation; raise validation_share or give more images")
+            raise AttribError(
+                "no image is held out for validation; raise optimiser.validation_share or give more images"
+            )
         if len(self.training_rows) < settings.batch_size:
             raise AttribError(
                 f"{len(self.training_rows):,} views to train on are too few for optimiser.batch_size "
@@ -73,14 +76,14 @@ class InputBatches:
         for step in range(self.num_steps):
             rows = shuffled[step * size + self.rank * mine :][:mine]
             sources = self.inputs.view_sources[rows]
-            ids = sources.T.flatten()  # contents, then donors: two slots per view, so that all workers gather as many
+            ids = sources.T.flatten()  # contents, then donors: two slots per view, the same number on all workers
             places = torch.searchsorted(anchor_ids, ids.clamp_min(0)).clamp_max(len(anchor_ids) - 1)
             ids = torch.where(anchor_ids[places] == ids, ids, EMPTY_SLOT)
             yield TrainBatch(self.inputs.anchors[places].float(), ids, self.inputs.views[rows].float(), sources)
 
     @torch.no_grad()
     def criterion(self, student: Student) -> float:
-        """Return the mean reciprocal rank of all validation views, on every worker, so that all stop together."""
+        """Return the mean reciprocal rank of all validation views. Every worker gets it, so that all stop together."""
         views, anchors = self.validation_embeddings(student)
         sources, ids = self.inputs.view_sources[self.validation_rows], self.inputs.anchor_ids
         return mean_reciprocal_rank(views, anchors, sources.to(views.device), ids.to(views.device))

@@ -1,4 +1,4 @@
-"""Estimate of the train job: memory, bytes and time."""
+"""Estimate of the memory, output size and time of the train job."""
 
 from attrib.common.storage import Storage
 from attrib.data.manifest import Manifest
@@ -37,7 +37,7 @@ def estimate_train(settings: TrainSettings, manifest: Manifest, num_workers: int
     network = probe.baseline_bytes + probe.network_bytes
     # Whitening holds the features of the originals and square float64 matrices of the largest block.
     whitening = 4 * 8 * max(sizes.values()) ** 2 + 2 * num_images * feature_bytes
-    # Chunks and their concatenation, then whitening, then the inputs twice while they are joined.
+    # The largest of: the chunks with their concatenation, whitening, and the inputs twice, while they are joined.
     driver = network + max(2 * features, features + max(whitening, 2 * inputs)) + 2 * weights
     # A worker reads all inputs, as the bytes of the file and as tensors; AdamW holds two moments and a gradient.
     training = network + 2 * inputs + 6 * weights

@@ -21,7 +21,7 @@ INPUT_ROWS = 1024  # features converted to float32 at a time
 
 
 def with_control(settings: TrainSettings) -> TrainSettings:
-    """Return the settings of a control. `whitened` and `domain_whitened` keep features and parts, and train nothing."""
+    """Return the settings that define the control, if any. Whitened controls keep the features and parts, untrained."""
     if settings.control in ("raw", "centred", "supervised"):
         # supervised: AbC's baseline, two square linear maps with bias, started at the identity, on the frozen backbone.
         trains = settings.control == "supervised"
@@ -92,7 +92,7 @@ def paired_inputs(
     rows, sources = [], []
     for row, image_id in enumerate(synthetic.content.tolist()):
         found = [source for source in pairs.get(image_id, []) if source in known]
-        for start in range(0, len(found), 2):  # two in a row, so that one is not the other's negative
+        for start in range(0, len(found), 2):  # two per row, so that one is not a negative of the other
             rows.append(row)
             sources.append([*found[start : start + 2], NO_DONOR][:2])
     if not rows:

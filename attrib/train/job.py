@@ -46,7 +46,7 @@ SHEET_IMAGES = 6
 
 
 def run(settings: TrainSettings) -> dict:
-    """Train a model, or make a control, and return the record. A killed run continues from its last epoch."""
+    """Train a model, or make a control, and return the record. If a run was killed, the next continues its training."""
     baseline_bytes()
     storage = Storage(settings.storage)
     settings = with_control(settings)
@@ -109,7 +109,7 @@ def _train(
             try:
                 shares = shares_of_views(student, InputBatches(inputs, settings.optimiser, settings.seed, 0, 1))
             except AttribError as error:  # the trained model is complete without them
-                logger.warning(f"no shares in {RECORD}: {error}")
+                logger.warning(f"the model is trained, but {RECORD} has no calibrator of shares: {error}")
     save_model(model, settings.backbone.name, join(settings.output, MODEL), storage)
     failures = real.failures + (generated.failures if generated else [])
     schema = pa.schema([("id", pa.int64()), ("stage", pa.string()), ("reason", pa.string())])

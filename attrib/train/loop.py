@@ -32,7 +32,7 @@ class TrainBatches(Protocol):
 
 
 class TrainRun:
-    """A training run and its state. wrapped: the student within DistributedDataParallel, with several workers."""
+    """A training run and its state. wrapped: the student within DistributedDataParallel, if used."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class TrainRun:
         self.student.load_state_dict(state["student"], strict=False)
         self.objective.load_state_dict(state["objective"])
         self.optimiser.load_state_dict(state["optimiser"])
-        # The optimiser's state has the rates; the schedule's state_dict would need its lambda.
+        # Not the schedule's state_dict, which would need its lambda; the learning rates are in the optimiser's state.
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
         self.history, self.best = list(state["history"]), state["best"]
 
@@ -135,8 +135,8 @@ def _trained_state(student: Student) -> dict[str, Tensor]:
 def mean_reciprocal_rank(views: Tensor, anchors: Tensor, view_sources: Tensor, anchor_ids: Tensor) -> float:
     """Return the mean reciprocal rank, by cosine, of the views' sources among the anchors; 0 if none has a source.
 
-    Averaged over views, then over the roles content and donor. A view's source of the other role is not ranked. Ties
-    count as ranked above.
+    Averaged over views, then over the roles content and donor. A view's source of the other role is not ranked. In a
+    tie the true source ranks last.
 
     views: float [m, d]; anchors: float [n, d]; view_sources: int64 [m, 2], -1 for none; anchor_ids: int64 [n],
     EMPTY_SLOT for an ignored slot.

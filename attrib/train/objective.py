@@ -45,7 +45,7 @@ class Objective(nn.Module):
             self.running = nn.ModuleList(decorrelation.RunningCovariance(size) for size in student.part_sizes)
 
     def forward(self, student: Student, wrapped: nn.Module, batch: TrainBatch) -> Tensor:
-        """Return the loss, the same on every worker. wrapped: the student, or its DistributedDataParallel."""
+        """Return the loss, the same on every worker. wrapped: the student, or DistributedDataParallel around it."""
         anchors, views = (gather(outputs) for outputs in wrapped(batch.anchors, batch.views))
         ids, sources = only_first(gather_fixed(batch.anchor_ids)), gather_fixed(batch.view_sources)
         loss = self._alignment(student, batch, anchors, views, ids, sources)

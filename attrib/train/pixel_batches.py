@@ -1,7 +1,7 @@
 """Batches for end-to-end training: views are rendered from pixels in every epoch.
 
-The last blocks of the backbone are trained with the head. It stays in evaluation mode: batch norm keeps the statistics
-of the pretrained network, so workers agree exactly, and small batches do no harm.
+The last blocks of the backbone are trained with the head. The backbone stays in evaluation mode: its batch norm keeps
+the statistics of the pretrained network, so workers agree exactly, and small batches do no harm.
 """
 
 from collections.abc import Iterator
@@ -58,9 +58,9 @@ class PixelBatches:
         size = settings.optimiser.batch_size
         if len(self.training) < size or not len(self.held_out):
             raise AttribError(
-                f"optimiser.batch_size {size} must be at most {len(self.training):,} (images to train on), and one "
-                f"image must be held out (now {len(self.held_out):,}); change optimiser.batch_size or "
-                "optimiser.validation_share, or give more images"
+                f"too few images: {len(self.training):,} to train on (optimiser.batch_size needs {size}) and "
+                f"{len(self.held_out):,} held out for validation (1 is needed); give more images, lower "
+                "optimiser.batch_size or change optimiser.validation_share"
             )
 
     @property
@@ -79,7 +79,7 @@ class PixelBatches:
             batch_size=None,
             collate_fn=self._make_step,
             num_workers=num_loaders,
-            multiprocessing_context="spawn" if num_loaders else None,  # forked Arrow clients hang
+            multiprocessing_context="spawn" if num_loaders else None,  # Arrow clients hang in forked processes
         )
 
     def _make_step(self, step: tuple[np.ndarray, np.ndarray, int]) -> TrainBatch:

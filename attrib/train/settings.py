@@ -18,7 +18,7 @@ class AlignmentSettings(Settings):
     kind: Literal["info_nce", "moco"] = "info_nce"
     temperature: float = Field(default=0.02, gt=0)
     style_weight: Weight = 1.0  # of the style donor's loss; the content's has weight 1
-    momentum: float = Field(default=0.99, ge=0, lt=1)  # moco: share of the slow network kept in a step
+    momentum: float = Field(default=0.99, ge=0, lt=1)  # moco: share of the momentum encoder kept in a step
     queue_rows: Positive = 4096  # moco
 
 
@@ -66,7 +66,7 @@ class TrainSettings(JobSettings):
     disentanglement: DisentanglementSettings = DisentanglementSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
     fine_tune: FineTuneSettings | None = None  # None: only the head, on features computed once
-    synthetic: Uri | None = None  # manifest of unpaired generated images: statistics of their domain, for its head
+    synthetic: Uri | None = None  # manifest of unpaired generated images, to fit the head of their domain
     pairs: MetadataSettings | None = None  # for control supervised: key_column names the synthetic image
     pairs_source_column: str = "source"
     control: Literal["raw", "centred", "whitened", "domain_whitened", "supervised"] | None = None
@@ -87,7 +87,7 @@ class TrainSettings(JobSettings):
             raise ValueError("control 'supervised' needs `pairs`, a table of synthetic images and their sources")
         disentangles = self.disentanglement.kind != "none" and self.disentanglement.weight > 0
         if self.head.separate_domains and self.alignment.kind != "info_nce" and not disentangles:
-            # Only the slow network encodes the sources, so nothing would train the real head of the fast one.
+            # The momentum encoder alone encodes the sources, so no gradient would reach the head for real images.
             raise ValueError(
                 f"with head.separate_domains, alignment.kind {self.alignment.kind!r} leaves the head for real images "
                 "untrained; use info_nce, or a disentanglement.kind with a weight above 0"
@@ -95,7 +95,9 @@ class TrainSettings(JobSettings):
         size, queue_rows = self.optimiser.batch_size, self.alignment.queue_rows
         num_keys = size if self.fine_tune else 2 * size  # see attrib/train/batches.py: contents and donors
         if self.alignment.kind == "moco" and queue_rows < num_keys:
-            raise ValueError(f"alignment.queue_rows {queue_rows} must be at least {num_keys}, the keys of one step")
+            raise ValueError(
+                f"alignment.queue_rows {queue_rows} must be at least {num_keys}, the number of keys per step"
+            )
         if self.head.net != "none" and self.control in (None, "supervised") and size % self.num_workers:
             raise ValueError(f"optimiser.batch_size {size} must be a multiple of num_workers ({self.num_workers})")
         return self

@@ -1,4 +1,4 @@
-"""The part of a model that is trained, called student (there is no teacher): the nets of the heads or the network."""
+"""The part of a model that is trained, the student (without a teacher): the nets of the heads, or the network."""
 
 import torch
 from timm.models import group_parameters
@@ -14,7 +14,7 @@ from attrib.train.settings import TrainSettings
 
 
 class Student(nn.Module):
-    """The trained network: maps inputs to float32 [n, d], the parts side by side, not normalised.
+    """The trained network: maps inputs to float32 [n, d], the parts concatenated, not normalised.
 
     trunk(inputs, domain) returns the parts. With separate domains, anchors are real and views synthetic images.
     """
@@ -106,7 +106,7 @@ def student_of(model: AttributionModel, settings: TrainSettings) -> Student:
 
 def parallel(student: Student, settings: TrainSettings, device: torch.device) -> nn.Module:
     """Return the student within DistributedDataParallel."""
-    # Without the pooled output, no block may read the last layers, which are trainable.
+    # Without the pooled output, it can happen that no block reads the last layers, which are trainable.
     unused = settings.fine_tune is not None and not settings.features.pooled
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(student, device_ids=devices, find_unused_parameters=unused)

@@ -40,7 +40,7 @@ SHEET_PX = 160
 class ViewFeatures:
     """Features of n images and views, in memory and in the files.
 
-    features: float16 [n, D]. int64 [n]: content; donor (-1: none); view (-1: the image itself); kind, the place in
+    features: float16 [n, D]. int64 [n]: content; donor (-1: none); view (-1: the image itself); kind, the index in
     KINDS (-1: the image itself). failures: id, stage and reason of each image without features.
     """
 
@@ -143,7 +143,7 @@ def extract_chunk(
             block = np.repeat(list(extractor.sizes), list(extractor.sizes.values()))[column]
             raise AttribError(
                 f"feature block {block} of image {batch[row][1][0]} holds NaN or values above 65,504, the limit of "
-                "float16; take the block out of `features`"
+                "float16; remove the block from features"
             )
         features.append(found)
     columns = np.ascontiguousarray(np.array(rows, np.int64).reshape(-1, 4).T)

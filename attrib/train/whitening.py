@@ -1,6 +1,6 @@
-"""Fit the projections of a head, centring, standardising and whitening, to unpaired images of one domain.
+"""Fit the projections of a head (centring, standardising, whitening) to unpaired images of one domain.
 
-Whitening is the closed solution of the log-det Infomax objective for a linear head with outputs of unit variance
+Whitening is the closed-form solution of the log-det Infomax objective for a linear head with outputs of unit variance
 (Hadamard's inequality). These projections are the start of training and the controls that a trained model must beat.
 """
 
@@ -25,7 +25,7 @@ def projected_sizes(block_sizes: dict[str, int], num_images: int, settings: Head
 
 
 def is_symmetric(settings: HeadSettings) -> bool:
-    """Whether whitening rotates back (ZCA): for domains whitened separately, principal directions do not correspond."""
+    """Whether whitening is ZCA, for domains whitened separately: their principal directions do not correspond."""
     return settings.separate_domains and settings.net == "none"
 
 

@@ -262,7 +262,7 @@ def test_failure_to_fit_shares_keeps_the_trained_model(site, monkeypatch, caplog
     record = train_job.run(site.settings("no-shares", optimiser={"num_epochs": 1, "batch_size": 32}))
     assert record["shares"] is None and site.record("no-shares") == json.loads(json.dumps(record))
     assert len(record["history"]) == 2 and site.weights("no-shares")
-    assert "no shares in train.json: every query has only one candidate" in caplog.text
+    assert "train.json has no calibrator of shares: every query has only one candidate" in caplog.text
 
 
 @pytest.mark.parametrize(("control", "dimension"), [("raw", 96), ("centred", 96), ("whitened", 32)])

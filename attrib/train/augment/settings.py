@@ -62,7 +62,7 @@ class ViewSettings(Settings):
 
     mix: KindMix = KindMix()
 
-    # Framing: generators keep parts of a source, seldom in place or in proportion.
+    # Framing: generators keep parts of a source, rarely at the same place or in proportion.
     crop_area_share: PositiveShares = (0.45, 1.0)  # of the content that a view shows: place, size, missing parts
     crop_aspect: PositiveFactors = (0.67, 1.5)  # width / height of that part, squeezed to a square: proportions
     flip_probability: Share = 0.3  # mirrored: left and right

@@ -1,10 +1,10 @@
 """Make training views: altered copies of source images that stand in for generated images.
 
-So training needs no (source, generated image) pairs. A view keeps the content of an image. It may take colours or
-texture from a second image, the style donor, and is cropped, mirrored, recoloured and degraded.
+With views, training needs no (source, generated image) pairs. A view keeps the content of an image. It may take colours
+or texture from a second image, the style donor, and is cropped, mirrored, recoloured and degraded.
 
-torchvision's functionals do the standard parts. Its transform classes draw from the global generator, whose state
-depends on workers and batches; here every draw uses the generator of the view. Render views in processes with one
+The standard augmentations are torchvision's functionals. Its transform classes draw from the global generator, whose
+state depends on workers and batches; here every draw uses the generator of the view. Render views in processes with one
 torch thread each: threads within a view cost more than they save.
 """
 
@@ -32,7 +32,7 @@ GAP_PX = 2
 def view_seed(seed: int, image_id: int, view_index: int) -> int:
     """Return a seed in [0, 2**63) from BLAKE2b, which does not depend on machine, order or number of workers."""
     digest = hashlib.blake2b(f"{seed} {image_id} {view_index}".encode(), digest_size=8).digest()
-    # A torch CPU generator uses the low 32 bits only. Of millions of views a few share draws, for different images.
+    # A torch CPU generator uses the low 32 bits only. So a few of millions of views share draws, for different images.
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -181,7 +181,9 @@ def view_sheet(
     differ.
     """
     if not contents or len(contents) != len(donors):
-        raise AttribError(f"{len(contents)} contents and {len(donors)} donors; a sheet needs one donor per content")
+        raise AttribError(
+            f"a sheet of views needs contents and a donor for each, not {len(contents)} contents, {len(donors)} donors"
+        )
     kinds = [kind for kind in KINDS if getattr(settings.mix, kind) > 0 for _ in range(views_per_kind)]
     labels = ["original", "donor", *kinds]
     pitch = view_px + GAP_PX

@@ -1,4 +1,4 @@
-"""Contrastive losses, the only InfoNCE of the project.
+"""Contrastive losses: InfoNCE, MoCo and supervised contrastive learning.
 
 - `info_nce`: views against anchors, with one or several positives per view (InfoNCE: van den Oord et al., arXiv
   1807.03748; SimCLR: Chen et al., arXiv 2002.05709). The recipe of jobs.train.
@@ -83,8 +83,8 @@ class MomentumQueue(nn.Module):
         """
         if len(keys) != len(ids) or len(keys) > len(self.ids):
             raise AttribError(
-                f"alignment.queue_rows {len(self.ids)} must be at least {len(keys)}, the keys of one step, each with "
-                f"an id ({len(ids)} given); set it to {len(keys)} or more"
+                f"a queue of {len(self.ids)} rows cannot take {len(keys)} keys with {len(ids)} ids; give one id per "
+                f"key, and set alignment.queue_rows to {len(keys)} or more"
             )
         slots = (self.position + torch.arange(len(ids), device=self.ids.device)) % len(self.ids)
         self.keys[slots] = keys.to(self.keys.dtype)

@@ -24,8 +24,8 @@ def gaussian_infomax(real: Tensor, synthetic: Tensor, eps: float = 1e-6) -> Tens
     """Return -1/2 logdet(R + eps I), summed over the domains: the total correlation of a Gaussian.
 
     Linsker, Neural Computation 4:691, 1992. It is zero, up to eps, if every domain is decorrelated: for a linear head
-    with outputs of unit variance, that is whitening. With n <= d only eps bounds it. Raises AttribError if an output is
-    not finite.
+    with outputs of unit variance, that is whitening. With n <= d only eps keeps it finite. Raises AttribError if an
+    output is not finite.
     """
     total = real.new_zeros((), dtype=torch.float64)
     for z in (real, synthetic):

@@ -65,7 +65,7 @@ def load(kind, values, tmp_path, *overrides):
         (EmbedSettings, EMBED | {"output": "gs://bucket/x"}, ["output", "unsupported scheme", "s3://"]),
         (EmbedSettings, EMBED | {"output": ""}, ["output", "an empty path"]),
         (EmbedSettings, EMBED | {"backbone": {"name": "x", "weights": "w.pt"}},
-         ["backbone", "w.pt", ".safetensors", "refused"]),
+         ["backbone", "w.pt", "convert the weights to .safetensors"]),
         (EmbedSettings, EMBED | {"storage": {"endpoint": "minio:9000"}}, ["storage", "minio:9000", "http://"]),
         (EmbedSettings, EMBED | {"ray": {"object_store_gib": 0}}, ["ray.object_store_gib", "greater than 0"]),
         (ManifestSettings, MANIFEST | {"collection": COLLECTION | {"name": "a b"}}, ["collection.name", "'a b'"]),
@@ -97,7 +97,7 @@ def load(kind, values, tmp_path, *overrides):
         (TrainSettings, TRAIN | {"fine_tune": {"num_block": 1}},
          ["fine_tune.num_block: unknown key; did you mean num_blocks?"]),
         (TrainSettings, TRAIN | {"head": {"parts": {"all": {"blocks": ["layout_2"]}}}},
-         ["head.parts.all names block 'layout_2'; the features have pooled"]),
+         ["head.parts.all uses block 'layout_2'", "use one of pooled"]),
     ],
 )  # fmt: skip
 def test_an_invalid_value_is_named_with_its_rule(kind, values, expected, tmp_path):

@@ -207,7 +207,7 @@ def test_features_without_blocks_are_an_error():
 
 
 def test_missing_level_is_named():
-    with pytest.raises(AttribError, match="features name level 5, but the network has levels 0 to 4"):
+    with pytest.raises(AttribError, match="features use level 5, but the network has levels 0 to 4"):
         FeatureExtractor(network("test_resnet"), FeatureSettings(moment_levels=(1, 5)), 64)
     plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     assert FeatureExtractor(plain, FeatureSettings(), 64).sizes == {"pooled": 4}
@@ -218,8 +218,8 @@ def test_missing_level_is_named():
 def test_too_large_block_is_named_with_a_remedy(monkeypatch):
     assert features.MAX_BLOCK == 16_384
     expected = (
-        r"^features: layout_0 has 16,928 values per image, more than 16,384; covariances grow with the square of the "
-        r"channels of a level, layouts with the square of the grid: use shallower levels or a smaller layout_grid$"
+        "^feature block layout_0 has 16,928 values per image, more than 16,384; use shallower levels, which have fewer "
+        "channels, or a smaller layout_grid$"
     )
     with pytest.raises(AttribError, match=expected):  # 32 channels on a grid of 23
         FeatureExtractor(network("test_resnet"), FeatureSettings(layout_levels=(0,), layout_grid=23), 64)
@@ -229,7 +229,7 @@ def test_too_large_block_is_named_with_a_remedy(monkeypatch):
     monkeypatch.setattr(features, "MAX_BLOCK", 528)
     assert FeatureExtractor(network("test_resnet"), covariance, 64).sizes["covariance"] == 528
     monkeypatch.setattr(features, "MAX_BLOCK", 527)
-    with pytest.raises(AttribError, match="features: covariance has 528 values per image, more than 527;"):
+    with pytest.raises(AttribError, match="feature block covariance has 528 values per image, more than 527;"):
         FeatureExtractor(network("test_resnet"), covariance, 64)
 
 

@@ -147,5 +147,5 @@ def test_gradients_reach_the_net_of_every_part():
 def test_missing_block_is_an_error():
     settings = HeadSettings(parts={"all": {"blocks": ["pooled", "layout_1"]}})
     settings.check(FeatureSettings(layout_levels=(1,)))
-    with pytest.raises(ValueError, match=r"head.parts.all names block 'layout_1'; the features have pooled, layout_2"):
+    with pytest.raises(ValueError, match=r"head.parts.all uses block 'layout_1', .* use one of pooled, layout_2"):
         settings.check(FeatureSettings(layout_levels=(2,)))

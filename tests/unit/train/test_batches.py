@@ -159,5 +159,5 @@ def test_invalid_batch_sizes_are_an_error(inputs):
     assert batches_of(inputs, batch_size=num).num_steps == 1
     with pytest.raises(AttribError, match=rf"{num} views to train on are too few for optimiser\.batch_size {num + 1}"):
         batches_of(inputs, batch_size=num + 1)
-    with pytest.raises(AttribError, match="no image is held out for validation"):
+    with pytest.raises(AttribError, match=r"no image is held out for validation; raise optimiser\.validation_share"):
         batches_of(inputs, validation_share=1e-9)

@@ -157,7 +157,7 @@ def test_queue_wraps_around():
 @pytest.mark.parametrize("num_keys, num_ids", [(6, 6), (3, 2)])
 def test_too_many_keys_for_the_queue_are_an_error(num_keys, num_ids):
     queue = MomentumQueue(capacity=5, dim=3)
-    with pytest.raises(AttribError, match="queue_rows 5 must be at least"):
+    with pytest.raises(AttribError, match=f"queue of 5 rows cannot take {num_keys} keys with {num_ids} ids"):
         queue.enqueue(torch.zeros(num_keys, 3), torch.zeros(num_ids, dtype=torch.int64))
     assert (queue.ids == -1).all()
 

@@ -367,7 +367,7 @@ def test_missing_table_of_pairs_is_an_error(tmp_path):
 
 def test_missing_levels_are_an_error(network):
     settings = settings_of(features=TRAINED["features"] | {"moment_levels": [9]})
-    with pytest.raises(AttribError, match="features name level 9"):
+    with pytest.raises(AttribError, match="features use level 9"):
         fit(settings, network, drawn(0, sum(SIZES.values())))
 
 

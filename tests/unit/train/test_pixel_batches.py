@@ -163,9 +163,9 @@ def test_loader_processes_have_no_effect(images):
 
 def test_too_few_images_are_an_error(images):
     rows, manifest = images
-    with pytest.raises(AttribError, match=r"batch_size 8 must be at most [3-6] \(images to train on\)"):
+    with pytest.raises(AttribError, match=r"[3-6] to train on \(optimiser\.batch_size needs 8\)"):
         batches_of(rows.slice(0, 6), manifest)
-    with pytest.raises(AttribError, match=r"must be held out \(now 0\)"):
+    with pytest.raises(AttribError, match=r"0 held out for validation \(1 is needed\)"):
         batches_of(rows, manifest, settings=settings_of(optimiser={"validation_share": 1e-9}))
 
 

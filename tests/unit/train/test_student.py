@@ -210,7 +210,7 @@ def test_outputs_are_the_parts_side_by_side():
     [
         (
             {"head": {"separate_domains": True, "net": "none", "num_directions": 5}},
-            r"head\.num_directions: .* all directions are kept; remove num_directions",
+            r"remove head\.num_directions: .* keeps all directions",
         ),
         (
             {"disentanglement": {"kind": "none"}, "alignment": {"kind": "moco"}, "head": {"separate_domains": True}},
@@ -218,7 +218,7 @@ def test_outputs_are_the_parts_side_by_side():
         ),
         (
             {"alignment": {"kind": "moco", "queue_rows": 511}, "optimiser": {"batch_size": 256}},
-            "queue_rows 511 must be at least 512, the keys of one step",
+            "queue_rows 511 must be at least 512, the number of keys per step",
         ),
         (
             {"alignment": {"kind": "moco", "queue_rows": 255}, "optimiser": {"batch_size": 256}, "fine_tune": {}},
@@ -232,7 +232,7 @@ def test_outputs_are_the_parts_side_by_side():
         ({"control": "domain_whitened"}, "'domain_whitened' needs `synthetic`"),
         ({"control": "supervised"}, "'supervised' needs `synthetic`"),
         ({"control": "supervised", "synthetic": "s"}, "'supervised' needs `pairs`"),
-        ({"head": {"parts": {"all": {"blocks": ["layout_2"]}}}}, "names block 'layout_2'; the features have pooled"),
+        ({"head": {"parts": {"all": {"blocks": ["layout_2"]}}}}, "uses block 'layout_2', which .* use one of pooled"),
     ],
 )
 def test_inconsistent_settings_are_an_error(changes, expected):

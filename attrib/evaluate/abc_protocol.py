@@ -1,13 +1,13 @@
 """AbC's protocol: "Evaluating Data Attribution for Text-to-Image Models", ICCV 2023, arXiv 2306.09345.
 
-A text-to-image model was customised on its exemplars. Each image that it generated is a query, and the exemplars are
-its true sources. A query ranks all distractors and the exemplars of its own model by cosine similarity, after separate
-mappers for real and synthetic images (none for an untuned backbone). AP is the mean over all exemplars of (exemplars so
-far / rank); recall@k is the share of exemplars in the first k. Both are averaged over queries, by test case and prompt
-type.
+Each text-to-image model was customised on a few images, its exemplars. Each image that it generated is a query, and the
+exemplars are its true sources. The distractors and the exemplars of the query's own model are ranked by cosine
+similarity, after separate mappers for real and synthetic images (none for an untuned backbone). AP is the mean over all
+exemplars of (number of exemplars up to this rank / rank); recall@k is the share of exemplars among the first k. Both
+are averaged over queries, by test case and prompt type.
 
-Ties rank distractors first (AbC's code leaves them to argsort). The whole-pool variant adds the exemplars of all other
-models of the test case. They count as wrong, even for a query that two models of the case list.
+In a tie, distractors rank first (AbC's code leaves the order to argsort). The whole-pool variant adds the exemplars of
+all other models of the test case as wrong candidates, even if two models of the test case list the same query.
 """
 
 from itertools import product
@@ -38,7 +38,7 @@ Cases = dict[str, list[CustomisedModel]]
 
 
 class _Batch(NamedTuple):
-    """The queries of one model and prompt type: these rows of all queries."""
+    """The queries of one model and prompt type. rows: their rows among all queries."""
 
     case: str
     prompts: str
@@ -49,9 +49,9 @@ class _Batch(NamedTuple):
 def read_test_case(
     uri: str, storage: Storage, exemplar_prefix: str = "", query_prefix: str = ""
 ) -> list[CustomisedModel]:
-    """Read a test case as AbC released it. Raises AttribError if the file does not exist or has another form."""
+    """Read a test case as AbC released it. Raises AttribError if the file is missing or invalid."""
     if not storage.exists(uri):
-        raise AttribError(f"the test case {uri} does not exist")
+        raise AttribError(f"the test case {uri} does not exist; correct abc.test_cases")
     try:
         entries = storage.read_json(uri)
     except ValueError as error:
@@ -62,7 +62,7 @@ def read_test_case(
 def parse_test_case(entries, origin: str, exemplar_prefix: str = "", query_prefix: str = "") -> list[CustomisedModel]:
     """Models of [{"exemplar": [paths], "synth": {prompt type: [paths]}, "class_id": name (optional)}, ...].
 
-    The prefixes are removed from the paths. Raises AttribError that names the entry of another form.
+    The prefixes are removed from the paths. Raises AttribError that names the first invalid entry.
     """
     if not isinstance(entries, list) or not entries:
         raise AttribError(f"{origin}: a test case is a list with an entry for each customised model")
@@ -118,8 +118,8 @@ def score_abc(
             )
     query_rows = unit_rows(queries.vectors[positions], mappers and mappers.synth, "the queries")
 
-    # Exemplars of each query's model, most similar first, padded to the largest model. order: their places in the
-    # model's list; num_others: how many exemplars of other models are at least as similar.
+    # Exemplars of each query's model, most similar first, padded to the largest model. order: their positions in
+    # the model's list; num_others: how many exemplars of other models are at least as similar.
     shape = len(positions), max(len(model.exemplars) for models in test_cases.values() for model in models)
     similarity, order, num_others = np.full(shape, np.inf), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     for case, _, model, rows in batches:
@@ -154,7 +154,7 @@ def score_abc(
         true_keys=own_keys,
         top_keys=top_keys,
         top_similarity=top_similarity,
-        # k places have room for k exemplars.
+        # At most k exemplars can be among the first k.
         ceilings={
             f"{prefix}recall_at_{k}": np.minimum(k, sizes) / sizes
             for prefix, k in product(["", WHOLE_POOL] if whole_pool else [""], RECALL_KS)
@@ -185,7 +185,7 @@ def _exemplars(
 
 
 def _batches(test_cases: Cases, queries: Collection) -> tuple[list[_Batch], list[int]]:
-    """All queries in batches, and for each row of them the row of its vector."""
+    """All queries in batches, and for each query the row of its vector."""
     row_of = {key: i for i, key in enumerate(queries.keys)}
     batches, positions, absent = [], [], []
     for case, models in test_cases.items():

@@ -1,9 +1,9 @@
 """Canonical correlation analysis (CCA) of known pairs, and the alignment and whiteness of the vectors themselves.
 
 CCA of real features x and synthetic features y (Hotelling, Biometrika 28:321, 1936) maximises tr(U' Sxy V) subject to
-white projections, U' Sxx U = V' Syy V = I. The canonical correlations of held-out pairs are what a linear map fitted on
-pairs can find. `alignment` and `whiteness` measure both halves of the objective without a fit: whether coordinates mean
-the same in both domains, and whether they are uncorrelated.
+white projections, U' Sxx U = V' Syy V = I. The canonical correlations of held-out pairs show how much a linear map,
+fitted on other pairs, predicts. `alignment` and `whiteness` measure the two parts of this objective without a fit: how
+strongly each coordinate correlates across the domains, and how uncorrelated the coordinates of one domain are.
 """
 
 from dataclasses import asdict, dataclass
@@ -91,13 +91,13 @@ def summarise(
     real, synthetic = np.asarray(real), np.asarray(synthetic)
     if real.ndim != 2 or real.shape != synthetic.shape or len(real) < 2:
         raise AttribError(
-            f"real {real.shape} and synthetic {synthetic.shape} are not pairs; give both as [n, d], n of 2 or more"
+            f"real {real.shape} and synthetic {synthetic.shape} are not pairs; give arrays of one shape [n, d], n >= 2"
         )
     real, synthetic = _finite(real, "real"), _finite(synthetic, "synthetic")
     folds = folds_by_group(groups, num_folds, seed)
     if len(folds) != len(real):
         raise AttribError(f"{len(folds)} group labels for {len(real)} pairs; give one label per pair")
-    # No more than the smallest fit can have.
+    # No more than the rank of the smallest training set.
     num_components = min(num_components, len(real) - int(np.bincount(folds).max()) - 1)
     held_out, fitted = [], []
     for out in (folds == fold for fold in range(num_folds)):
@@ -138,8 +138,8 @@ def fit_directions(
     count = min(num_components, real.shape[1], len(real) - 1)
     if not 0 <= shrinkage < 1 or count < 1:
         raise AttribError(
-            f"shrinkage {shrinkage:g} must be in [0, 1), num_components {num_components} positive, "
-            f"and the {len(real)} pairs to fit on 2 or more"
+            f"shrinkage {shrinkage:g} must be in [0, 1), num_components {num_components} at least 1, "
+            f"and the number of pairs to fit on ({len(real)}) at least 2"
         )
     means = real.mean(axis=0), synthetic.mean(axis=0)
     basis = _principal_axes(np.concatenate([real - means[0], synthetic - means[1]]))[1][:, :count]
@@ -168,7 +168,8 @@ def folds_by_group(groups: np.ndarray, num_folds: int = NUM_FOLDS, seed: int = 0
     names, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if not 2 <= num_folds <= len(names):
         raise AttribError(
-            f"{len(names)} groups of pairs cannot be held out in {num_folds} folds; set num_folds from 2 to that number"
+            f"{len(names)} groups of pairs cannot be split into {num_folds} folds; set num_folds to at least 2 and at "
+            "most the number of groups"
         )
     order = np.random.default_rng(seed).permutation(len(names))
     fold_of, filled = np.zeros(len(names), np.int64), np.zeros(num_folds, np.int64)
@@ -208,7 +209,9 @@ def whiteness(vectors: np.ndarray, shrinkage: float = SHRINKAGE) -> Whiteness:
     """
     vectors = _finite(vectors, "given")
     if len(vectors) < 2 or not np.ptp(vectors, axis=0).any():
-        raise AttribError(f"{len(vectors)} distinct vectors have no covariance; give at least two that differ")
+        raise AttribError(
+            f"{len(vectors)} vectors without a difference have no covariance; give at least two that differ"
+        )
     centred = vectors - vectors.mean(axis=0)
     variance, _ = _principal_axes(centred)
     weight = variance / variance.sum()
@@ -217,8 +220,8 @@ def whiteness(vectors: np.ndarray, shrinkage: float = SHRINKAGE) -> Whiteness:
     count, (spectrum, _) = scaled.shape[1], _principal_axes(scaled)
     if not 0 <= shrinkage < 1 or (shrinkage == 0 and len(spectrum) < count):
         raise AttribError(
-            f"shrinkage {shrinkage:g} must be in [0, 1), and above 0 for {len(vectors)} vectors that vary in "
-            f"{len(spectrum)} of {count} directions"
+            f"shrinkage {shrinkage:g} must be in [0, 1), and above 0 if vectors vary in fewer directions (here "
+            f"{len(spectrum)}) than they have coordinates ({count})"
         )
     logdet = np.log((1 - shrinkage) * spectrum + shrinkage).sum()
     # Directions without variance, where there are fewer vectors than coordinates.

@@ -67,15 +67,15 @@ def unit_rows(vectors: np.ndarray, mapper=None, origin: str = "the vectors") -> 
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(lengths).all():
         row = int(np.flatnonzero(~np.isfinite(lengths[:, 0]))[0])
-        raise AttribError(f"{origin}: row {row} holds a value that is not finite; make these vectors again without it")
+        raise AttribError(f"{origin}: row {row} holds a NaN or infinity; remove this row or embed its image again")
     rows /= np.maximum(lengths, MIN_NORM)
     return rows
 
 
 def check_comparable(sources: np.ndarray, queries: np.ndarray) -> None:
-    """Raises MismatchError if vectors [n, d] and [m, d'] differ in dimension."""
+    """Raise MismatchError if vectors [n, d] and [m, d'] differ in dimension."""
     if sources.shape[1] != queries.shape[1]:
         raise MismatchError(
-            f"the sources have vectors of {sources.shape[1]} numbers and the queries of {queries.shape[1]}; embed both "
-            "with the same model, and map both or neither"
+            f"source vectors have {sources.shape[1]} numbers and query vectors {queries.shape[1]}; embed sources and "
+            "queries with the same model, and use a mapper for both or for neither"
         )

@@ -1,10 +1,9 @@
-"""Distractors: the images of AbC's pool that are exemplars of no model, a million in the released benchmark.
+"""Distractors: images in AbC's pool that are not a source of any query, a million in the released benchmark.
 
-They come in blocks from rows of the source collection (a list of paths), from a separate embed run, or from a .npy
-file.
+They are read in blocks: listed rows of the source collection, a separate embed run, or a .npy file.
 
-`scan_distractors` counts exactly, in one pass, how many of them reach each threshold of a query. It never holds a
-matrix of queries x distractors: for a million x 768 and 10,000 queries the products are 15 TFLOP in float32. A float32
+`scan_distractors` counts exactly, in one pass, how many of them reach each threshold of a query. The products of 10,000
+queries and a million vectors of 768 numbers take 15 TFLOP in float32, and their matrix is never in memory. A float32
 product of two unit vectors has an error of at most (d + 2) * 2^-24 (Higham, "Accuracy and Stability of Numerical
 Algorithms", 2nd ed., eq. 3.5; the sum of |x_i y_i| is at most 1, and 2 more for rounding the vectors). Pairs within
 this margin of a threshold are multiplied again in float64, so the counts are those of float64.
@@ -30,7 +29,7 @@ from attrib.evaluate.scores import TIE, TOP_SOURCES
 
 BLOCK_ROWS = 16_384  # 100 MB in float64 with 768 numbers each
 QUERY_ROWS = 1024  # 64 MB of float32 scores with one block of distractors
-PREFIX = "distractor: "  # in front of the key of a distractor that is no source, because keys may be the same
+PREFIX = "distractor: "  # before the key of a distractor that is not a source, because keys may be equal
 
 
 class ArrayDistractors:
@@ -39,7 +38,7 @@ class ArrayDistractors:
     def __init__(self, vectors: np.ndarray, keys: list[str] | None = None, rows=None, origin: str = "the distractors"):
         if vectors.ndim != 2 or vectors.dtype.kind != "f":
             raise AttribError(
-                f"{origin}: distractors are a matrix of floats, one row each, not {vectors.dtype} {list(vectors.shape)}"
+                f"{origin}: give a float matrix with one row per image, not {vectors.dtype} {list(vectors.shape)}"
             )
         self.origin = origin
         self._vectors, self._keys = vectors, keys
@@ -68,7 +67,7 @@ class EmbeddedDistractors:
         self._ids: list[np.ndarray] = []
 
     def source_keys(self) -> set[str]:
-        """None: another collection has other keys."""
+        """The empty set: another collection has other keys."""
         return set()
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -101,7 +100,7 @@ def listed_distractors(uri: str, prefix: str, sources: Collection, storage: Stor
     Raises AttribError if the file cannot be read or an image has no vector.
     """
     if not storage.exists(uri):
-        raise AttribError(f"the list of distractors {uri} does not exist")
+        raise AttribError(f"the list of distractors {uri} does not exist; correct abc.distractors")
     try:
         paths = [line for line in storage.read_bytes(uri).decode().splitlines() if line]
     except UnicodeDecodeError as error:
@@ -127,7 +126,7 @@ def open_distractors(uri: str, storage: Storage) -> Iterator[Distractors]:
         yield EmbeddedDistractors(uri, storage)
         return
     if not storage.exists(uri):
-        raise AttribError(f"the distractors {uri} do not exist")
+        raise AttribError(f"the distractors {uri} do not exist; correct methods[].distractors")
     with scratch_folder() as folder:
         path = storage.localise(uri, folder) if is_remote(uri) else uri
         try:
@@ -152,7 +151,7 @@ class DistractorScan:
         self.top_similarity = np.full((num_queries, TOP_SOURCES), -np.inf)
         self._queries, self._thresholds = queries, thresholds
         self._queries32 = queries.astype(np.float32)
-        # 8 instead of 2: second-order terms, and rounding the limits below to float32.
+        # d + 8 instead of d + 2, for second-order terms and for rounding the limits below to float32.
         self._margin = (dimension + 8) * 2.0**-24
         self._lower = (thresholds - TIE - self._margin).astype(np.float32)
         self._upper = (thresholds + self._margin).astype(np.float32)
@@ -208,7 +207,7 @@ def scan_distractors(
         if mapper is None and block.shape[1] != queries.shape[1]:
             raise AttribError(
                 f"{distractors.origin} has vectors of {block.shape[1]} numbers and the queries have "
-                f"{queries.shape[1]}; make both with the same model"
+                f"{queries.shape[1]}; embed both with the same model"
             )
         scan.add_block(unit_rows(block, mapper, f"{distractors.origin}, rows from {start:,}"), start)
         start += len(block)

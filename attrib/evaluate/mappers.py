@@ -65,7 +65,7 @@ def _load(uri: str, storage: Storage) -> dict:
     if suffix not in (*TORCH_SUFFIXES, ".safetensors"):
         raise AttribError(f"the mapper {uri} is neither .safetensors nor one of {', '.join(TORCH_SUFFIXES)}")
     if not storage.exists(uri):
-        raise AttribError(f"the mapper {uri} does not exist")
+        raise AttribError(f"the mapper {uri} does not exist; correct methods[].mapper")
     data = storage.read_bytes(uri)
     if suffix == ".safetensors":
         import safetensors.torch
@@ -92,7 +92,9 @@ def _flat(found, uri: str) -> dict:
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict):
-        raise AttribError(f"the mapper {uri} holds a {type(found).__name__}, not a state dict")
+        raise AttribError(
+            f"the mapper {uri} holds a {type(found).__name__}; save the state dict of the mappers instead"
+        )
     flat = {}
     for name, value in found.items():
         inner = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}

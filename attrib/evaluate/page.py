@@ -18,7 +18,7 @@ NO_IMAGE = Thumbnail(None, "not available")
 
 @dataclass(frozen=True)
 class ImageFolders:
-    """Embed runs with the images of the page. sources: the run of source keys with a prefix, by prefix."""
+    """Embed runs whose images the page shows. sources: {prefix of source keys: the run that has these sources}."""
 
     queries: str
     sources: dict[str, str]

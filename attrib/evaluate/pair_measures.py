@@ -1,7 +1,7 @@
-"""Further measures of known pairs: canonical correlations of the vectors, and calibration of the shares.
+"""Further measures of known pairs: canonical correlations of the vectors (called theory) and calibration of the shares.
 
-Both use the vectors as they are ranked: after the mappers, if any, and of unit length. Both are measured on pairs of
-source groups that the fit has not seen.
+Both use the vectors that are ranked: mapped, if there are mappers, and of unit length. Both are measured on pairs whose
+source groups were not used to fit.
 
 <output>/theory.svg, shares.svg   the plots of the page, as separate files
 """
@@ -94,7 +94,7 @@ def pair_theory(
     rows = [TruthRow(query, role, group) for query, group in group_of.items()]
     places = places_of(rows, sources, queries, source_group_column)
     by_key = sorted(range(len(sources.keys)), key=sources.keys.__getitem__, reverse=True)
-    image_of = {places.group_of[i]: i for i in by_key}  # the last one stays
+    image_of = {places.group_of[i]: i for i in by_key}  # the least key comes last and replaces the others
     images = [image_of[places.code_of[row.group]] for row in rows]
     real = unit_rows(sources.vectors[images], mappers and mappers.real, "the sources of pairs")
     asked = queries.vectors[[places.row_of[row.query] for row in rows]]
@@ -176,7 +176,7 @@ def reliability_plot(measured: dict[str, Reliability]) -> str:
 
 @dataclass(frozen=True)
 class PairMeasures:
-    """Measures by method. not_measured: {"theory" or "shares": {method: reason}}; a missing measure is no error."""
+    """Measures by method. not_measured: {"theory" or "shares": {method: reason}}; this does not stop the job."""
 
     settings: MeasureSettings
     theory: dict[str, CcaSummary]

@@ -1,8 +1,9 @@
-"""How well vectors rank the true sources of generated images, by a truth table or by AbC's test cases.
+"""Score how well vectors rank the true sources of generated images, by a truth table or by AbC's test cases.
 
-A truth row asks for one group of sources (copies and crops of one image) in one role, such as content or style. Its
-pool is all sources except those of the query's other truths, so that one vector per image can serve all roles, as AbC
-(arXiv 2306.09345) leaves other exemplars out.
+A row of the truth table names a query, a role such as content or style, and the group of its true sources in this role
+(copies and crops of one image). Each row is one ranking. Its pool contains all sources except those that are true for
+the query in its other rows, so one vector per image can serve all roles. AbC (arXiv 2306.09345) likewise excludes the
+exemplars of other models.
 """
 
 from collections import defaultdict
@@ -31,7 +32,7 @@ class TruthRow(NamedTuple):
 
 
 def evaluate(settings: EvaluateSettings, storage: Storage) -> dict[str, QueryScores]:
-    """Scores by method, by the protocol of the settings. Raises AttribError if a source or query has no vector."""
+    """Score every method by the protocol of the settings. Raises AttribError if a source or query has no vector."""
     table, abc = settings.truth, settings.abc
     truth = read_truth(table, storage) if table else []
     test_cases = {
@@ -65,7 +66,7 @@ def read_method(method: MethodSettings, storage: Storage) -> tuple[Collection, C
 
 
 def input_digests(settings: EvaluateSettings, storage: Storage) -> dict[str, dict[str, str]]:
-    """{method: {"sources": digest, "queries": digest}} of its embed runs, which may be repeated at the same place."""
+    """{method: {"sources": digest, "queries": digest}} of its embed runs, which may be overwritten by later runs."""
     return {
         method.name: {
             role: open_embeddings(uri, storage).digest
@@ -88,7 +89,7 @@ def read_truth(settings: TruthSettings, storage: Storage) -> list[TruthRow]:
 
 
 class Places(NamedTuple):
-    """group_of: int64 [n], the group of each source as a number; code_of: the number of a group; row_of: of a query."""
+    """group_of: int64 [n], the number of each source's group; code_of: {group: number}; row_of: {query: row}."""
 
     group_of: np.ndarray
     code_of: dict[str, int]
@@ -158,7 +159,7 @@ def score_truth(
 
 
 def _first(similarity: np.ndarray, relevant: np.ndarray, key_of) -> list[int]:
-    """The TOP_SOURCES best by similarity; ties put the irrelevant first, then go by key, not by the order of files."""
+    """Positions of the TOP_SOURCES most similar. In a tie, the irrelevant come first; then the key decides."""
     rank = min(TOP_SOURCES, len(similarity))
     candidates = np.flatnonzero(similarity >= np.partition(similarity, -rank)[-rank] - TIE)
     order = sorted(candidates.tolist(), key=lambda i: (-round(float(similarity[i]), 12), relevant[i], key_of(i)))

@@ -138,13 +138,13 @@ def paired_difference(a: QueryScores, b: QueryScores, value: str = "ap", seed: i
 
 
 def check_same_rows(results: dict[str, QueryScores]) -> None:
-    """Raises AttribError unless all methods have the same rows in the same order, and the same values."""
+    """Raise AttribError unless all methods have the same rows in the same order, and the same values."""
     (first, expected), *others = results.items()
     for name, scores in others:
         if scores.asked() != expected.asked() or scores.values.keys() != expected.values.keys():
             raise AttribError(
                 f"methods {first!r} and {name!r} were not scored on the same queries ({len(expected.queries)} and "
-                f"{len(scores.queries)} rows); score both on what both have"
+                f"{len(scores.queries)} rows); score both on the images that both have"
             )
 
 
@@ -153,7 +153,7 @@ def summarise(results: dict[str, QueryScores], reference: str | None = None) -> 
     check_same_rows(results)
     reference = reference or next(iter(results))
     if reference not in results:
-        raise AttribError(f"the reference {reference!r} is no method; the methods are {', '.join(results)}")
+        raise AttribError(f"the reference {reference!r} is not a method; choose one of {', '.join(results)}")
     any_scores = results[reference]
     rows_of, macro = any_scores.rows_of_cells(), set(any_scores.macro_cells())
     cells = [

@@ -21,12 +21,12 @@ class MethodSettings(Settings):
     def _distractors_apart(self):
         if self.distractors == self.sources:
             raise ValueError(
-                f"distractors and sources are both {self.sources!r}, so exemplars would compete with themselves; list "
-                "the distractors among the sources in a .txt, as abc.distractors"
+                f"distractors and sources are both {self.sources!r}, so exemplars would be distractors too; write the "
+                "paths of the distractors alone into a .txt file and set abc.distractors to it"
             )
         if self.distractors and self.distractors.endswith(".txt"):
             raise ValueError(
-                f"distractors {self.distractors!r} lists paths within the sources; give it once, as abc.distractors"
+                f"distractors {self.distractors!r} is a list of source paths; set abc.distractors to it instead"
             )
         return self
 
@@ -53,8 +53,8 @@ class AbcSettings(Settings):
     def _list_of_paths(self):
         if self.distractors and not self.distractors.endswith(".txt"):
             raise ValueError(
-                f"abc.distractors {self.distractors!r} is not a .txt with one path of the sources per line; give "
-                "embeddings or a .npy as methods[].distractors"
+                f"abc.distractors {self.distractors!r} is not a .txt file with one path of a source per line; for "
+                "embeddings or a .npy file, set methods[].distractors instead"
             )
         return self
 
@@ -96,7 +96,7 @@ class EvaluateSettings(JobSettings):
         if twice:
             raise ValueError(f"two methods are named {twice[0]!r}; give each its own name")
         if self.reference_name not in names:
-            raise ValueError(f"reference {self.reference!r} is no method; the methods are {', '.join(names)}")
+            raise ValueError(f"reference {self.reference!r} is not a method; choose one of {', '.join(names)}")
         return self
 
     @model_validator(mode="after")
@@ -105,7 +105,7 @@ class EvaluateSettings(JobSettings):
             raise ValueError("give exactly one of truth (a table of true groups) and abc (AbC's test cases)")
         for method in self.methods:
             if self.truth and method.distractors:
-                raise ValueError(f"method {method.name!r}: distractors belong to abc, not to truth")
+                raise ValueError(f"method {method.name!r}: only abc uses distractors; remove them")
             if self.abc and (method.distractors is None) == (self.abc.distractors is None):
                 raise ValueError(
                     f"method {method.name!r} needs distractors from exactly one place: abc.distractors (a .txt) or its "

@@ -1,7 +1,7 @@
 """The ablation job: variants as Ray tasks, end-to-end variants by the train job, and one table and page of all.
 
 <output>/evaluation.json, table.txt, queries.parquet, comparison.html   as written by jobs.evaluate, for all variants
-<output>/ablation.json       settings; criterion by epoch and theory of every variant
+<output>/ablation.json       settings; criterion by epoch of every variant; theory (canonical correlations)
 <output>/theory.svg          canonical correlations, alignment and whiteness
 <output>/vectors/NAME.npz    source_files, sources, query_files, queries: the input of score.py and other tools
 <output>/_features/, _variants/   finished work, by digest of its inputs and settings, which a later run does not repeat
@@ -52,7 +52,7 @@ class _Run:
     inputs: dict[str, str]
 
     def folder(self, variant: VariantSettings) -> str:
-        """Folder of a variant's results, named by everything that decides them."""
+        """Folder of a variant's results, named by a digest of all that determines them."""
         settings = self.settings
         trained = settings.training(variant, "/", "/")
         decides = trained.model_dump(mode="json", exclude={"storage", "ray", "num_workers"})
@@ -99,7 +99,7 @@ def run(settings: AblateSettings) -> str:
     figures = {THEORY_CAPTION: cca.plot(theory)} if theory else {}
     if theory:
         storage.write_bytes(join(settings.output, "theory.svg"), figures[THEORY_CAPTION].encode())
-    # Only end-to-end variants leave embed runs, which the page reads its images through.
+    # The page reads its images from embed runs, which only end-to-end variants have.
     folder = next((job.folder(variant) for variant in settings.variants if variant.fine_tune), None)
     summary = write_comparison(
         scores,
@@ -123,7 +123,7 @@ def run(settings: AblateSettings) -> str:
 
 
 def _results(job: _Run) -> dict[str, VariantResult]:
-    """Results by variant: read if finished, else made."""
+    """Results by variant: read if they exist, else computed."""
     found: dict[str, VariantResult] = {}
     by_set: dict[tuple[str, str], list[VariantSettings]] = {}
 

@@ -48,16 +48,19 @@ class VariantSettings(Settings):
     def _trains_something(self):
         if (self.learns_from in ("views", "pairs")) != (self.head.net != "none"):
             raise ValueError(
-                f"variant {self.name!r}: a head with a net learns from views or pairs, and only such a head"
+                f"variant {self.name!r}: learns_from {self.learns_from!r} does not fit head.net {self.head.net!r}; a "
+                "head with a net learns from 'views' or 'pairs', a head without one from 'nothing' or 'queries'"
             )
         if self.fine_tune and self.learns_from != "views":
-            raise ValueError(f"variant {self.name!r}: fine-tuning learns from views")
+            raise ValueError(f"variant {self.name!r}: fine_tune needs learns_from 'views', not {self.learns_from!r}")
         if self.learns_from in ("queries", "pairs") and not self.head.separate_domains:
-            raise ValueError(f"variant {self.name!r}: queries and pairs are for heads with separate_domains")
+            raise ValueError(f"variant {self.name!r}: learns_from {self.learns_from!r} needs head.separate_domains")
         if self.learns_from == "nothing" and self.head.separate_domains:
-            raise ValueError(f"variant {self.name!r}: a head for each domain learns from views, queries or pairs")
+            raise ValueError(
+                f"variant {self.name!r}: head.separate_domains does not fit learns_from 'nothing'; change one"
+            )
         if self.kinds and (self.learns_from != "views" or self.fine_tune):
-            raise ValueError(f"variant {self.name!r}: kinds choose among views whose features were computed once")
+            raise ValueError(f"variant {self.name!r}: kinds need learns_from 'views' without fine_tune; remove kinds")
         return self
 
 
@@ -100,19 +103,26 @@ class AblateSettings(JobSettings):
         files = [variant.file_name for variant in self.variants]
         if len(set(files)) < len(files) or CHOSEN in names:
             twice = sorted({name for name, file in zip(names, files) if files.count(file) > 1}) or [CHOSEN]
-            raise ValueError(f"variants share a name, or a file's name: {twice}")
+            raise ValueError(
+                f"rename {twice}: variants need different names, also as file names, and none may be {CHOSEN!r}"
+            )
         for variant in self.variants:
             if variant.features not in self.feature_sets:
-                raise ValueError(f"variant {variant.name!r}: no feature set {variant.features!r}")
+                raise ValueError(
+                    f"variant {variant.name!r}: there is no feature set {variant.features!r}; add it to feature_sets"
+                )
             if variant.views not in self.view_sets:
-                raise ValueError(f"variant {variant.name!r}: no set of views {variant.views!r}")
+                raise ValueError(
+                    f"variant {variant.name!r}: there is no set of views {variant.views!r}; add it to view_sets"
+                )
             for kind in variant.kinds:
                 if not getattr(self.view_sets[variant.views].mix, kind):
                     raise ValueError(
-                        f"variant {variant.name!r}: the set {variant.views!r} has no views of kind {kind!r}"
+                        f"variant {variant.name!r}: the mix of views {variant.views!r} has no kind {kind!r}; remove it "
+                        "from kinds"
                     )
             self.training(variant, "/", "/")
         for name in (*self.theory, *([self.reference] if self.reference else [])):
             if name not in names:
-                raise ValueError(f"{name!r} is no variant; the variants are {', '.join(names)}")
+                raise ValueError(f"{name!r} is not a variant; choose one of {', '.join(names)}")
         return self

@@ -1,8 +1,8 @@
 """Train and score variants of the method on the same queries.
 
 Variants that learn from queries or pairs are fitted fold by fold. Folds are sets of source groups. The model of a fold
-is fitted without the queries that have a true source in it, and scores the truth rows of its groups. (Folds of whole
-queries that share no source do not exist where most queries have one of a few styles.)
+is fitted without the queries that have a true source in it, and scores the truth rows of its groups. (Queries
+themselves cannot be split into folds without common sources, because most have one of a few styles.)
 """
 
 from collections import defaultdict
@@ -141,7 +141,7 @@ def _vectors(head, found: ViewFeatures, images: Collection) -> np.ndarray:
 def _pairs(
     sources: Collection, truth: list[TruthRow], allowed: dict[str, int], group_column: str
 ) -> dict[int, list[int]]:
-    """{id of a query: ids of its sources}, one image per true group, because copies would be each other's negatives.
+    """{id of a query: ids of its sources}, one image per true group, because copies would be negatives of each other.
 
     allowed: ids by key of the queries to use.
     """

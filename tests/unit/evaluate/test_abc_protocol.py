@@ -287,7 +287,7 @@ def test_images_without_a_vector_are_named(tmp_path, local):
     with pytest.raises(AttribError, match="vectors of 7 numbers and the queries have 48"):
         score_abc({"case": case.models()}, sources, queries, ArrayDistractors(case.distractors[:, :7]))
     case.distractors[300, 4] = np.inf
-    with pytest.raises(AttribError, match="row 300 holds a value that is not finite"):
+    with pytest.raises(AttribError, match="row 300 holds a NaN or infinity"):
         score_abc({"case": case.models()}, sources, queries, apart)
     (tmp_path / "list.txt").write_text("one/0.jpg\nnope.jpg\n")
     with pytest.raises(AttribError, match=r"'nope.jpg' \(1 of 2\) has no vector"):
@@ -306,7 +306,7 @@ def test_an_npy_with_objects_or_without_a_matrix_is_refused(tmp_path, local):
     for name, expected in (
         ("objects", "not a .npy file of numbers"),
         ("text", "not a .npy file"),
-        ("integers", "matrix of floats"),
+        ("integers", "give a float matrix"),
     ):
         with pytest.raises(AttribError, match=expected), open_distractors(str(tmp_path / f"{name}.npy"), local):
             pass

@@ -101,7 +101,7 @@ def test_mappers_act_on_their_own_domain():
 def test_vectors_of_different_models_are_not_compared():
     sources, queries, truth = in_memory(0)
     with pytest.raises(
-        MismatchError, match="vectors of 12 numbers and the queries of 9; embed both with the same model"
+        MismatchError, match="have 12 numbers and query vectors 9; embed sources and queries with the same model"
     ):
         score_truth(sources, Collection(queries.keys, queries.vectors[:, :9], queries.metadata), truth)
 
@@ -135,14 +135,14 @@ def test_an_absent_column_is_named(key, tmp_path, local):
     [
         ({"methods": []}, "methods"),
         ({"methods": [METHOD, METHOD]}, "two methods are named 'a'"),
-        ({"reference": "z"}, "reference 'z' is no method; the methods are a"),
+        ({"reference": "z"}, "reference 'z' is not a method; choose one of a"),
         ({"truth": None}, "exactly one of truth"),
         ({"abc": ABC}, "exactly one of truth"),
-        ({"methods": [METHOD | {"distractors": "d.npy"}]}, "distractors belong to abc"),
+        ({"methods": [METHOD | {"distractors": "d.npy"}]}, "only abc uses distractors"),
         ({"truth": None, "abc": ABC}, "'a' needs distractors from exactly one place"),
-        ({"truth": None, "abc": ABC | {"distractors": "d.npy"}}, "one path of the sources per line"),
-        ({"methods": [METHOD | {"distractors": "d.txt"}]}, "give it once, as abc.distractors"),
-        ({"methods": [METHOD | {"distractors": "s"}]}, "compete with themselves"),
+        ({"truth": None, "abc": ABC | {"distractors": "d.npy"}}, "one path of a source per line"),
+        ({"methods": [METHOD | {"distractors": "d.txt"}]}, "set abc.distractors to it instead"),
+        ({"methods": [METHOD | {"distractors": "s"}]}, "exemplars would be distractors too"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(values, expected):

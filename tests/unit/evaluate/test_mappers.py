@@ -87,7 +87,7 @@ def without(name: str) -> dict:
             flat() | {"synth_mapper.weight": torch.zeros(4, 6), "synth_mapper.bias": torch.zeros(4)},
             "both must have one shape",
         ),
-        ([1, 2], "holds a list, not a state dict"),
+        ([1, 2], "holds a list; save the state dict"),
         ({}, "the file holds nothing"),
     ],
 )

@@ -202,7 +202,7 @@ def test_pairs_that_cannot_be_measured_are_named():
     ):
         with pytest.raises(AttribError, match="query 'absent' has no vector"):
             measure([*truth, TruthRow("absent", "content", truth[0].group)])
-        with pytest.raises(AttribError, match="cannot be held out in 5 folds"):
+        with pytest.raises(AttribError, match="cannot be split into 5 folds"):
             measure(truth[:3])
     with pytest.raises(AttribError, match="shares_top_k"):
         validate(
@@ -258,7 +258,7 @@ def test_too_few_pairs_are_reported_and_do_not_stop_the_ranking(tmp_path, local)
     assert evaluate(settings, local)["one"].values["ap"].shape == (5,)
     found = measure_pairs(settings, local)
     assert found.theory == found.shares == found.plots == found.figures == {}
-    assert "cannot be held out in 5 folds" in found.numbers["theory"]["not_measured"]["one"]
+    assert "cannot be split into 5 folds" in found.numbers["theory"]["not_measured"]["one"]
     assert [line[:30] for line in found.lines()] == ["theory, one: not measured: 3 g", "shares, one: not measured: 3 g"]
 
 

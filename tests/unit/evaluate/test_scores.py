@@ -98,7 +98,7 @@ def test_a_paired_difference_is_narrower_than_its_parts():
 def test_methods_with_other_rows_are_not_compared():
     with pytest.raises(AttribError, match=r"'a' and 'b' were not scored on the same queries \(200 and 150 rows\)"):
         summarise({"a": drawn(1), "b": drawn(1, 150)})
-    with pytest.raises(AttribError, match="reference 'c' is no method; the methods are a"):
+    with pytest.raises(AttribError, match="reference 'c' is not a method; choose one of a"):
         summarise({"a": drawn(1)}, "c")
 
 

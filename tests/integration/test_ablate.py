@@ -1,4 +1,4 @@
-"""The ablate job from images to the page: its output, no repeated work, and the addition of variants."""
+"""The ablate job from images to the page: its outputs, and later runs that reuse work and add variants."""
 
 import contextlib
 import csv
@@ -81,7 +81,7 @@ class Site:
         self.groups = dict(groups)
         self.truth = [TruthRow(query, role, group) for query, role, group in truth]
         self.output = folder / "out"
-        self.said, self.noted = self.run()
+        self.stdout, self.stderr = self.run()
 
     @staticmethod
     def _made(sources: dict[str, bytes], content: int, style: int, seed: int) -> bytes:
@@ -118,12 +118,12 @@ class Site:
         """Run jobs.ablate in this process, on the tests' Ray; returns its stdout and stderr."""
         config = self.folder / "ablate.yaml"
         config.write_text(yaml.safe_dump(self.values(*variants, **changes)), encoding="utf-8")
-        said, noted = io.StringIO(), io.StringIO()
-        self.noted_last = noted
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), contextlib.redirect_stderr(noted):
+        out, err = io.StringIO(), io.StringIO()
+        self.last_stderr = err
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             patch.setattr(sys, "argv", ["ablate", "--config", str(config)])
             job.main()
-        return said.getvalue(), noted.getvalue()
+        return out.getvalue(), err.getvalue()
 
     def copied(self, name: str) -> Path:
         """A copy of the finished output, for a run that adds to it."""
@@ -167,7 +167,7 @@ class Page(HTMLParser):
 
 def test_the_table_holds_every_variant_and_the_choice_by_folds(site):
     table = (site.output / "table.txt").read_text()
-    assert site.said == f"{table.rstrip()}\npage: {site.output}/comparison.html\n"
+    assert site.stdout == f"{table.rstrip()}\npage: {site.output}/comparison.html\n"
     summary = json.loads(
         (site.output / "evaluation.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON")
     )
@@ -182,7 +182,7 @@ def test_the_table_holds_every_variant_and_the_choice_by_folds(site):
             in table
         )
     for name in NAMES:
-        assert f"ablate: {name}: macro mAP {summary['methods'][name]['macro']['ap']['mean']:.4f} (" in site.noted
+        assert f"ablate: {name}: macro mAP {summary['methods'][name]['macro']['ap']['mean']:.4f} (" in site.stderr
     record = json.loads((site.output / "ablation.json").read_text())
     assert len(record[CHOSEN]) == NUM_FOLDS and set(record[CHOSEN]) <= {"views", "views: solo"}
     assert [made["dimension"] for made in record["variants"].values()] == DIMENSIONS
@@ -250,21 +250,21 @@ def test_raw_vectors_are_those_of_the_network(site):
 def test_a_second_run_repeats_no_work(site):
     before, table = site.times(site.output), (site.output / "table.txt").read_text()
     assert len([name for name in before if name.endswith("outcome.json")]) == len(NAMES)
-    said, noted = site.run()
-    assert site.times(site.output) == before and said == site.said
+    stdout, stderr = site.run()
+    assert site.times(site.output) == before and stdout == site.stdout
     assert (site.output / "table.txt").read_text() == table
-    assert f"ablate: {NAMES[-1]}: macro mAP" in noted and "NOT listed again" in noted
+    assert f"ablate: {NAMES[-1]}: macro mAP" in stderr and "NOT listed again" in stderr
 
 
 def test_a_larger_run_adds_variants_and_finishes_unfinished_ones(site):
-    """In a copy of the output: one more variant, and an old one without its record."""
+    """In a copy of the output, with one more variant and one finished variant whose record is deleted."""
     larger = site.copied("larger")
     (torn,) = (larger / "_variants").glob("ZCA_0_1-*")
     (torn / "outcome.json").unlink()
     before = site.times(larger)
-    said, noted = site.run([ONE_MORE, *VARIANTS], output=str(larger))
+    stdout, stderr = site.run([ONE_MORE, *VARIANTS], output=str(larger))
     after = site.times(larger)
-    assert noted.count("macro mAP") == len(VARIANTS) + 1
+    assert stderr.count("macro mAP") == len(VARIANTS) + 1
     added = {name for name in after if name not in before}
     (new,) = {Path(name).parts[1] for name in added} - {torn.name}
     assert new.startswith("centred-") and {name.split("/")[0] for name in added} == {"_variants"}
@@ -280,11 +280,11 @@ def test_a_larger_run_adds_variants_and_finishes_unfinished_ones(site):
     old, new = (json.loads((folder / "evaluation.json").read_text())["methods"] for folder in (site.output, larger))
     assert list(new) == ["centred", *NAMES, CHOSEN]
     assert all(new[name]["macro"] == method["macro"] for name, method in old.items())
-    assert "\ncentred " in said and (larger / "vectors" / "centred.npz").exists()
+    assert "\ncentred " in stdout and (larger / "vectors" / "centred.npz").exists()
 
 
 def test_changed_options_make_another_variant(site):
-    """Under the same name: work that depends on the option is repeated, other work is kept."""
+    """A variant of the same name with other options: only the work that depends on them is repeated."""
     other = site.copied("other")
     before = site.times(other)
     variants = [v | {"head": v["head"] | {"shrinkage": 0.3}} if v["name"] == "ZCA 0.1" else v for v in VARIANTS]
@@ -327,7 +327,7 @@ def test_an_edited_truth_table_is_scored_again(site):
     assert site.times(output) == after
 
 
-def test_errors_are_one_line(site):
+def test_an_error_is_reported_in_one_line(site):
     output = str(site.folder / "refused")
     with pytest.raises(SystemExit) as ended:
         site.run([VARIANTS[0], VARIANTS[0]], output=output, reference=None, theory=[])
@@ -338,7 +338,7 @@ def test_errors_are_one_line(site):
     shutil.copytree(site.output, output)
     with pytest.raises(SystemExit) as ended:
         site.run(VARIANTS[:1], output=output, truth=table, reference=None, theory=[])
-    assert ended.value.code == 1 and "query 'gone.png' has no vector" in site.noted_last.getvalue()
+    assert ended.value.code == 1 and "query 'gone.png' has no vector" in site.last_stderr.getvalue()
 
 
 def test_end_to_end_variants_are_trained_and_scored_beside_the_others(site, request, monkeypatch):

@@ -131,9 +131,9 @@ def own_train_workers() -> list[int]:
     return found
 
 
-def reported_epochs(said: str) -> Counter:
+def reported_epochs(stderr: str) -> Counter:
     """Return how often each epoch was reported."""
-    lines = [line for line in said.splitlines() if "train: epoch " in line]
+    lines = [line for line in stderr.splitlines() if "train: epoch " in line]
     return Counter(int(line.split("train: epoch ")[1].split()[0]) for line in lines)
 
 
@@ -199,19 +199,19 @@ def test_killed_worker_repeats_its_epoch_only(site, start_job):
         wait_until(lambda: site.committed("killed-worker"), "the first checkpoint")
         os.kill(wait_until(own_train_workers, "a worker of Ray Train")[0], signal.SIGKILL)
         committed = site.committed("killed-worker")
-        printed, said = job.communicate(timeout=240)
+        printed, stderr = job.communicate(timeout=240)
     finally:
         job.kill()
-    assert job.returncode == 0, said
+    assert job.returncode == 0, stderr
     record = site.record("killed-worker")
     assert record["history"] == site.undisturbed["history"]
     assert record["model_digest"] == site.undisturbed["model_digest"]
     assert f"32-d model from {NUM_IMAGES} images" in printed and "before training" in printed
     # Epochs with a checkpoint when the worker died were trained once.
-    epochs = reported_epochs(said)
-    assert set(epochs) == set(range(NUM_EPOCHS + 1)), said
-    assert committed < NUM_EPOCHS and all(epochs[epoch] == 1 for epoch in range(committed)), said
-    assert said.count("NO GPU") == 1
+    epochs = reported_epochs(stderr)
+    assert set(epochs) == set(range(NUM_EPOCHS + 1)), stderr
+    assert committed < NUM_EPOCHS and all(epochs[epoch] == 1 for epoch in range(committed)), stderr
+    assert stderr.count("NO GPU") == 1
 
 
 def test_restarted_driver_continues_from_its_last_epoch(site, start_job, request):
@@ -228,12 +228,12 @@ def test_restarted_driver_continues_from_its_last_epoch(site, start_job, request
     assert not (folder / "train.json").exists() and 1 < committed < NUM_EPOCHS
     features = {path: path.stat().st_mtime_ns for path in (folder / "_features").rglob("*.safetensors")}
     again = site.start(start_job, "killed-driver")
-    _, said = again.communicate(timeout=240)
-    assert again.returncode == 0, said
+    _, stderr = again.communicate(timeout=240)
+    assert again.returncode == 0, stderr
     record = site.record("killed-driver")
     assert record["history"] == site.undisturbed["history"]
     assert record["model_digest"] == site.undisturbed["model_digest"]
-    assert reported_epochs(said) == Counter(range(committed, NUM_EPOCHS + 1)), said
+    assert reported_epochs(stderr) == Counter(range(committed, NUM_EPOCHS + 1)), stderr
     assert features and features == {path: path.stat().st_mtime_ns for path in features}
 
 

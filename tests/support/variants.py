@@ -47,7 +47,7 @@ def settings_of(*variants: dict, **changes) -> AblateSettings:
     return AblateSettings(**values_of(*variants, **changes))
 
 
-def drawn_pictures() -> tuple[AblationFeatures, list[TruthRow]]:
+def drawn_features() -> tuple[AblationFeatures, list[TruthRow]]:
     """Sources (some are copies) with views, and queries mixed from a content and mostly a style, in another domain.
 
     Rows are not in the order of ids.
@@ -81,10 +81,10 @@ def drawn_pictures() -> tuple[AblationFeatures, list[TruthRow]]:
         truth.append(TruthRow(key, "content", f"g{content_group}"))
         if i % 4:
             truth.append(TruthRow(key, "style", f"g{style_group}"))
-    pictures = AblationFeatures(
+    features_of_all = AblationFeatures(
         sources,
         queries,
         Collection(source_keys, ids[:, None], {"group": [f"g{group}" for group in group_of]}),
         Collection(query_keys, query_ids[:, None], {"method": ["a" if i % 5 else "b" for i in range(NUM_QUERIES)]}),
     )
-    return pictures, truth
+    return features_of_all, truth

@@ -173,7 +173,7 @@ def test_counts_and_best_distractors_equal_those_of_the_full_matrix(seed, monkey
         assert len(set(rows)) == len(rows) and np.allclose(unit(distractors)[rows] @ query, found[: len(rows)])
 
 
-def test_the_best_of_the_pool_and_the_truth_are_named():
+def test_the_most_similar_and_the_true_sources_are_returned():
     case = Case(5)
     scores = case.score()
     pool = {f"{PREFIX}row {i}": v for i, v in enumerate(case.distractors)}
@@ -265,12 +265,12 @@ def test_ceilings_of_scores_are_those_of_the_test_case():
         ([{"exemplar": ["a", "b", "a"], "synth": {}}], "entry 0, exemplar lists 'a' twice"),
     ],
 )
-def test_a_test_case_of_another_form_is_named(entries, expected):
+def test_the_error_names_the_invalid_entry_of_a_test_case(entries, expected):
     with pytest.raises(AttribError, match=f"^here: {expected}|^here.*{expected}"):
         parse_test_case(entries, "here")
 
 
-def test_images_without_a_vector_are_named(tmp_path, local):
+def test_the_error_names_an_image_that_cannot_be_scored(tmp_path, local):
     case = Case(8)
     sources, queries = case.collections()
     fewer = Collection(sources.keys[1:], sources.vectors[1:])
@@ -299,7 +299,7 @@ def test_images_without_a_vector_are_named(tmp_path, local):
         score_abc({"case": [CustomisedModel("m", ["one/0.jpg"], {})]}, sources, queries, apart)
 
 
-def test_an_npy_with_objects_or_without_a_matrix_is_refused(tmp_path, local):
+def test_an_npy_without_a_float_matrix_is_an_error(tmp_path, local):
     np.save(tmp_path / "objects.npy", np.array([print, "x"], dtype=object), allow_pickle=True)
     np.save(tmp_path / "integers.npy", np.zeros((3, 4), np.int64))
     (tmp_path / "text.npy").write_text("no array")
@@ -353,7 +353,7 @@ print(json.dumps(measured))
 """
 
 
-def test_abcs_full_size_fits_24_gb(request, tmp_path):
+def test_scoring_at_the_full_size_of_abc_fits_24_gb(request, tmp_path):
     """A million distractors of 768 numbers and 10,000 queries: 15 TFLOP, some minutes on two cores."""
     if not request.config.getoption("--long"):
         pytest.skip("takes some minutes and 1.5 GB of disk; run with --long")

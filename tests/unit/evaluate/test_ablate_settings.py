@@ -78,7 +78,7 @@ from attrib.evaluate.ablation.settings import CHOSEN, AblateSettings, VariantSet
         ({"feature_set": {}}, ["feature_set: unknown key; did you mean feature_sets?"]),
     ],
 )
-def test_wrong_settings_are_named_before_any_work(changes, expected):
+def test_errors_name_invalid_settings(changes, expected):
     with pytest.raises(AttribError) as caught:
         validate(AblateSettings, values_of(RAW) | changes, "ablate.yaml")
     message = str(caught.value)
@@ -86,7 +86,7 @@ def test_wrong_settings_are_named_before_any_work(changes, expected):
     assert all(part in message for part in expected), message
 
 
-def test_kinds_of_the_set_of_views_are_accepted():
+def test_kinds_of_the_view_set_are_accepted():
     variants = [VIEWS | {"kinds": ["solo", "colour"]}, VIEWS | {"name": "v2", "views": "odd", "kinds": ["bands"]}]
     mixes = {"standard": {"mix": {"texture": 0}}, "odd": {"mix": {"texture": 0, "colour": 0, "solo": 0}}}
     found = settings_of(*variants, view_sets=mixes)

@@ -1,4 +1,4 @@
-"""Variants on the same queries: no leaks between folds, each row by its fold's model, controls against formulas."""
+"""Training and scoring of variants: folds do not leak, each row has its fold's model, controls equal their formulas."""
 
 from collections import defaultdict
 from dataclasses import replace
@@ -13,7 +13,7 @@ from support.variants import (
     SHRINKAGE,
     VARIANTS,
     WIDTH,
-    drawn_pictures,
+    drawn_features,
     settings_of,
 )
 
@@ -38,7 +38,7 @@ HALF = 3e-3  # the most that float16 inputs of a head change a cosine
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-IMAGES, TRUTH = drawn_pictures()
+IMAGES, TRUTH = drawn_features()
 FOLDS = np.array([fold_of(row.group, NUM_FOLDS, 0) for row in TRUTH])
 
 
@@ -109,7 +109,7 @@ def test_folds_are_random_and_depend_on_the_group_name_only():
 
 
 @pytest.mark.parametrize("name", ["by domain", "supervised"])
-def test_a_model_is_fitted_on_exactly_the_queries_without_a_truth_in_its_fold(name, monkeypatch):
+def test_a_model_is_fitted_on_exactly_the_queries_without_a_true_source_in_its_fold(name, monkeypatch):
     ids = dict(zip(IMAGES.query_keys.keys, IMAGES.query_keys.vectors[:, 0].tolist()))
     key_of = {image_id: key for key, image_id in ids.items()}
     seen, paired = [], []
@@ -143,8 +143,8 @@ def test_a_model_is_fitted_on_exactly_the_queries_without_a_truth_in_its_fold(na
 
 @pytest.mark.parametrize("fold", range(NUM_FOLDS))
 @pytest.mark.parametrize("name", ["by domain", "supervised"])
-def test_queries_do_not_influence_the_folds_of_their_own_truths(name, fold):
-    """Disturb half of them: the rows of the others in this fold keep all bits; their rows in other folds change."""
+def test_queries_do_not_influence_the_model_of_a_fold_with_their_true_sources(name, fold):
+    """Disturb half of these queries: the other rows of this fold keep all bits, and the rows of other folds change."""
     changed = {row.query for row, its in zip(TRUTH, FOLDS) if its == fold and int(row.query[1:-4]) % 2}
     ids = {int(i) for key, i in zip(IMAGES.query_keys.keys, IMAGES.query_keys.vectors[:, 0]) if key in changed}
     before, after = score(name), score(name, replace(IMAGES, queries=disturbed(IMAGES.queries, ids)))
@@ -203,7 +203,7 @@ def precision(similarity: dict[str, float], relevant: list[str], margin: float) 
 # Controls
 
 
-def test_raw_and_centred_are_the_features_themselves():
+def test_raw_and_centred_controls_return_the_features():
     result = score("raw")
     np.testing.assert_allclose(result.sources, unit(source_rows()), atol=HALF)
     np.testing.assert_allclose(result.queries, unit(query_rows()), atol=HALF)
@@ -217,7 +217,7 @@ def test_raw_and_centred_are_the_features_themselves():
 @pytest.mark.parametrize(
     ("projection", "num_directions"), [("whiten", None), ("standardise_whiten", None), ("whiten", 7)]
 )
-def test_whitening_is_fitted_to_the_sources_and_used_on_both(projection, num_directions):
+def test_whitening_is_fitted_to_sources_and_applied_to_sources_and_queries(projection, num_directions):
     head = {"projection": projection, "shrinkage": SHRINKAGE, "num_directions": num_directions, "net": "none"}
     result = score("raw", head=head)
     sources, queries = source_rows(), query_rows()

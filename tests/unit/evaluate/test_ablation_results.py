@@ -65,7 +65,7 @@ def test_the_record_is_plain_json_and_the_arrays_hold_no_objects(local, tmp_path
         )
 
 
-class Bomb:
+class Hostile:
     """A pickle that makes a folder when it is loaded."""
 
     def __init__(self, path: str):
@@ -80,7 +80,7 @@ def test_arrays_with_pickles_are_refused(local, tmp_path):
     expected = drawn_result()
     write_result(folder, expected, local)
     buffer = io.BytesIO()
-    arrays = {"sources": np.array([Bomb(mark)], dtype=object), "queries": expected.queries, **expected.scores.values}
+    arrays = {"sources": np.array([Hostile(mark)], dtype=object), "queries": expected.queries, **expected.scores.values}
     np.savez(buffer, **arrays)
     local.write_bytes(join(folder, ARRAYS), buffer.getvalue())
     with pytest.raises(ValueError, match="allow_pickle=False"):
@@ -92,7 +92,7 @@ class Killed(Exception):
     pass
 
 
-class DyingStorage(Storage):
+class InterruptedStorage(Storage):
     """Storage of a process that is killed after a number of files."""
 
     num_left = 1
@@ -107,7 +107,7 @@ class DyingStorage(Storage):
 def test_an_unfinished_result_is_ignored(local, tmp_path):
     folder = str(tmp_path / "outcome")
     with pytest.raises(Killed):
-        write_result(folder, drawn_result(), DyingStorage(local.settings))
+        write_result(folder, drawn_result(), InterruptedStorage(local.settings))
     assert os.listdir(folder) == [ARRAYS]  # the record is written last
     assert read_result(folder, local) is None
     write_result(folder, drawn_result(), local)

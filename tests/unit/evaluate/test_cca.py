@@ -203,12 +203,12 @@ def test_the_summary_is_deterministic_and_plain_json(summary):
     assert read["num_groups"] == 150
 
 
-def test_unusable_input_is_named():
+def test_errors_name_unusable_input():
     real, synthetic = known_pairs(40, 17)
     broken = real.copy()
     broken[7, 2] = np.nan
     groups = np.arange(40)
-    for call, said in [
+    for call, expected in [
         (lambda: summarise(real, synthetic[:, :3], groups), r"\(40, 6\) and synthetic \(40, 3\)"),
         (lambda: summarise(broken, synthetic, groups), "real vector 7"),
         (lambda: summarise(real, synthetic, groups[:9]), "9 group labels for 40 pairs"),
@@ -222,7 +222,7 @@ def test_unusable_input_is_named():
         (lambda: whiteness(broken), "vector 7"),
         (lambda: plot({}), "no summary"),
     ]:
-        with pytest.raises(AttribError, match=said):
+        with pytest.raises(AttribError, match=expected):
             call()
 
 

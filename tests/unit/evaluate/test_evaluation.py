@@ -98,7 +98,7 @@ def test_mappers_act_on_their_own_domain():
     assert not np.allclose(mapped.values["ap"], score_truth(*in_memory(1)).values["ap"])
 
 
-def test_vectors_of_different_models_are_not_compared():
+def test_vectors_of_different_models_cannot_be_compared():
     sources, queries, truth = in_memory(0)
     with pytest.raises(
         MismatchError, match="have 12 numbers and query vectors 9; embed sources and queries with the same model"
@@ -115,7 +115,7 @@ def test_vectors_of_different_models_are_not_compared():
         (lambda s, q, t: t.clear(), "truth.tsv has no rows"),
     ],
 )
-def test_a_truth_row_without_vectors_is_named(change, expected, tmp_path, local):
+def test_the_error_names_a_truth_row_without_vectors(change, expected, tmp_path, local):
     sources, queries, truth = drawn_case(0)
     change(sources, queries, truth)
     with pytest.raises(AttribError, match=expected):
@@ -123,7 +123,7 @@ def test_a_truth_row_without_vectors_is_named(change, expected, tmp_path, local)
 
 
 @pytest.mark.parametrize("key", ["role_column", "group_column", "source_group_column", "query_method_column"])
-def test_an_absent_column_is_named(key, tmp_path, local):
+def test_the_error_names_an_absent_column(key, tmp_path, local):
     settings = write_case(tmp_path, local, *drawn_case(0))
     settings = settings.model_copy(update={"truth": settings.truth.model_copy(update={key: "nope"})})
     with pytest.raises(AttribError, match="column 'nope'; it has "):
@@ -145,7 +145,7 @@ def test_an_absent_column_is_named(key, tmp_path, local):
         ({"methods": [METHOD | {"distractors": "s"}]}, "exemplars would be distractors too"),
     ],
 )
-def test_settings_that_do_not_fit_are_named(values, expected):
+def test_errors_name_inconsistent_settings(values, expected):
     given = {"methods": [METHOD], "truth": TRUTH, "output": "o"} | values
     with pytest.raises(AttribError, match=expected):
         validate(EvaluateSettings, {key: value for key, value in given.items() if value is not None}, "here")
@@ -154,7 +154,7 @@ def test_settings_that_do_not_fit_are_named(values, expected):
 def test_the_job_prints_a_table_and_writes_strict_json(start_job, tmp_path, local):
     sources, queries, truth = drawn_case(0)
     settings = write_case(tmp_path, local, sources, queries, truth[:20])
-    said, written = evaluate_by_job(start_job, settings, tmp_path)
+    printed, written = evaluate_by_job(start_job, settings, tmp_path)
     out = tmp_path / "out"
     summary = summarise(evaluate(settings, local))
     assert written["methods"] == summary["methods"] and written["cells"] == summary["cells"]
@@ -162,7 +162,7 @@ def test_the_job_prints_a_table_and_writes_strict_json(start_job, tmp_path, loca
     assert written["inputs"] == {"one": {kind: f"digest of {kind}" for kind in ("sources", "queries")}}
     assert written["settings"] == settings.model_dump(mode="json") and "numpy" in written["versions"]
     table = format_table(summary)
-    assert said.startswith(table) and (out / "table.txt").read_text() == f"{table}\n" and "no macro mean" in said
+    assert printed.startswith(table) and (out / "table.txt").read_text() == f"{table}\n" and "no macro mean" in printed
     assert sum(cell["num_rows"] for cell in written["cells"]) == 20
     assert pq.read_table(out / "queries.parquet").num_rows == 20
     assert "Ties rank the irrelevant first" in (out / "comparison.html").read_text()

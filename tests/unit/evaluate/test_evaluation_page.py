@@ -82,7 +82,7 @@ def test_the_rows_with_the_largest_differences_are_found(results):
     assert most_different({"only": scores}, 5) == [] == most_different(results, 0)
 
 
-def test_every_number_is_on_the_page_and_no_name_becomes_code(results, tmp_path, local):
+def test_every_number_is_on_the_page_and_names_are_escaped(results, tmp_path, local):
     summary = write_comparison(results, str(tmp_path), local, title=HOSTILE, reference="first two", num_shown=4)
     raw = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     page = Page(raw)
@@ -192,7 +192,7 @@ def test_images_come_from_the_embed_runs(tmp_path, local):
     assert "the manifest is gone" in (tmp_path / "out" / "comparison.html").read_text()
 
 
-def test_images_are_those_of_the_reference():
+def test_images_come_from_the_reference_method():
     methods = [{"name": n, "sources": f"/{n}/s", "queries": f"/{n}/q", "distractors": f"/{n}/d"} for n in "ab"]
     given = {"methods": methods, "abc": {"test_cases": {"c": "/c.json"}}, "output": "/o", "thumbnail_px": 50}
     settings = EvaluateSettings.model_validate(given | {"reference": "b"})

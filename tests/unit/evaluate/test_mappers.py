@@ -91,12 +91,12 @@ def without(name: str) -> dict:
         ({}, "the file holds nothing"),
     ],
 )
-def test_a_file_with_other_contents_is_named(value, expected, tmp_path, local):
+def test_the_error_names_invalid_contents_of_a_mapper_file(value, expected, tmp_path, local):
     with pytest.raises(AttribError, match=expected):
         load_mappers(save(value, tmp_path / "mapper.pth"), local)
 
 
-def test_a_file_of_another_kind_is_named(tmp_path, local):
+def test_the_error_names_a_file_that_is_not_a_mapper(tmp_path, local):
     with pytest.raises(AttribError, match=r"neither .safetensors nor one of .pth"):
         load_mappers(str(tmp_path / "mapper.npz"), local)
     with pytest.raises(AttribError, match="does not exist"):

@@ -1,4 +1,4 @@
-"""Theory and shares of known pairs against loops over a truth table, leaks between folds, and the job's output."""
+"""Theory and shares of known pairs: equal to loops over the truth table, without leaks between folds, and as files."""
 
 import math
 import xml.etree.ElementTree as ElementTree
@@ -45,7 +45,7 @@ def in_memory(seed: int = 0) -> tuple[Collection, Collection, list[TruthRow]]:
 
 
 def many_in_memory(num_queries: int = 600) -> tuple[Collection, Collection, list[TruthRow]]:
-    """120 sources, one per group, and queries so near to one of them that the default shares are too uncertain."""
+    """120 sources, one per group, and queries so near to one of them that the default shares are not sharp enough."""
     rng = np.random.default_rng(1)
     vectors = rng.standard_normal((120, 48)) + 8
     wanted = rng.integers(0, 120, num_queries)
@@ -131,7 +131,7 @@ def test_shares_are_measured_on_held_out_folds():
     assert found.held_out.num_without_truth == int((~is_true.any(axis=1)).sum())
 
 
-def test_no_group_is_on_both_sides_of_a_fold(monkeypatch):
+def test_no_group_is_both_fitted_and_held_out(monkeypatch):
     """The fit for a query must exclude all queries with its first group. A spy records what each fit is given."""
     sources, queries, truth = many_in_memory(300)
     similarity, _, groups = by_hand(sources, queries, truth, TOP_K)
@@ -167,7 +167,7 @@ def test_fitted_shares_beat_the_default_on_held_out_pairs():
     assert min(spread) / 1.3 < found.fitted.inverse_temperature < max(spread) * 1.3
 
 
-def test_copies_and_sources_of_other_roles_are_true():
+def test_copies_and_sources_of_other_roles_count_as_true():
     """Sources a and A (one group) and b (of another role) are true; c is not."""
     vectors = np.array([[1, 0, 0], [1, 0.01, 0], [0.9, 0.4, 0], [0, 0, 1.0]])
     sources = Collection(list("aAbc"), vectors, {"group": ["a", "a", "b", "c"]})
@@ -192,7 +192,7 @@ def test_mappers_act_on_their_own_domain():
     assert calibrate_shares(sources, queries, truth, **both) == calibrate_shares(*mapped)
 
 
-def test_pairs_that_cannot_be_measured_are_named():
+def test_the_error_says_why_pairs_cannot_be_measured():
     sources, queries, truth = in_memory()
     with pytest.raises(AttribError, match="no row of the role 'idea'; its roles are content, style"):
         pair_theory(sources, queries, truth, "idea")
@@ -226,7 +226,7 @@ def job_settings(settings: EvaluateSettings, name: str, **measures) -> EvaluateS
 
 def test_the_job_writes_the_numbers_and_the_figures(start_job, tmp_path, local):
     settings = job_settings(write_case(tmp_path, local, *drawn_case(0)), "a <b>method</b>", shares_top_k=TOP_K)
-    said, written = evaluate_by_job(start_job, settings, tmp_path)
+    printed, written = evaluate_by_job(start_job, settings, tmp_path)
     out = tmp_path / "out"
     sources, queries, truth = in_memory()
     sources, queries = (replace(c, vectors=c.vectors.astype(np.float16)) for c in (sources, queries))
@@ -250,7 +250,7 @@ def test_the_job_writes_the_numbers_and_the_figures(start_job, tmp_path, local):
     headings = ["image made from it agree?</h2>", "hold 30 % of the truth?</h2>"]
     assert all(heading in page for heading in headings) and page.count('<p class="soft">Left: ') == 1
     assert "<b>method</b>" not in page and f"inverse_temperature {shares.fitted.inverse_temperature:.4g}" in page
-    assert f"Brier {shares.default.brier:.3f}, {shares.held_out.brier:.3f}" in said
+    assert f"Brier {shares.default.brier:.3f}, {shares.held_out.brier:.3f}" in printed
 
 
 def test_too_few_pairs_are_reported_and_do_not_stop_the_ranking(tmp_path, local):

@@ -42,7 +42,7 @@ def test_average_precision_by_hand():
     assert average_precision(np.array([2, 4])) == pytest.approx((1 / 2 + 2 / 4) / 2)
 
 
-def test_a_tie_never_helps():
+def test_a_tie_never_raises_a_score():
     similarity = np.array([0.5, 0.9, 0.5, 0.5, 0.1])
     relevant = np.array([True, False, False, True, False])
     assert ranks_of_relevant(similarity, relevant).tolist() == [3, 4]
@@ -95,7 +95,7 @@ def test_a_paired_difference_is_narrower_than_its_parts():
     assert paired_difference(a, a) == (0, 0, 0)
 
 
-def test_methods_with_other_rows_are_not_compared():
+def test_methods_with_different_rows_cannot_be_compared():
     with pytest.raises(AttribError, match=r"'a' and 'b' were not scored on the same queries \(200 and 150 rows\)"):
         summarise({"a": drawn(1), "b": drawn(1, 150)})
     with pytest.raises(AttribError, match="reference 'c' is not a method; choose one of a"):

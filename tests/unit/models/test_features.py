@@ -206,7 +206,7 @@ def test_features_without_blocks_are_an_error():
         FeatureSettings(pooled=False)
 
 
-def test_missing_level_is_named():
+def test_the_error_names_a_missing_level():
     with pytest.raises(AttribError, match="features use level 5, but the network has levels 0 to 4"):
         FeatureExtractor(network("test_resnet"), FeatureSettings(moment_levels=(1, 5)), 64)
     plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
@@ -215,7 +215,7 @@ def test_missing_level_is_named():
         FeatureExtractor(plain, FeatureSettings(moment_levels=(0,)), 64)
 
 
-def test_too_large_block_is_named_with_a_remedy(monkeypatch):
+def test_the_error_names_a_too_large_block_and_a_remedy(monkeypatch):
     assert features.MAX_BLOCK == 16_384
     expected = (
         "^feature block layout_0 has 16,928 values per image, more than 16,384; use shallower levels, which have fewer "

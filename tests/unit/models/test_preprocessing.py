@@ -178,6 +178,6 @@ def test_preprocessing_survives_json():
         ({"std": (0.2, 0.2, 0.0)}, "std"),
     ],
 )
-def test_invalid_values_are_named(change, message):
+def test_errors_name_invalid_values(change, message):
     with pytest.raises(ValueError, match=message):
         Preprocessing.from_timm(TIMM_CONFIG | change)

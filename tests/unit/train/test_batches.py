@@ -61,7 +61,7 @@ def test_joined_batches_of_workers_equal_the_batch_of_one(num_workers, epoch, in
         }
 
 
-def test_rows_belong_to_their_ids(inputs):
+def test_inputs_belong_to_their_ids(inputs):
     place = {int(image_id): i for i, image_id in enumerate(inputs.anchor_ids)}
     for batch in batches_of(inputs).epoch(0):
         assert batch.anchors.dtype == batch.views.dtype == torch.float32

@@ -349,7 +349,7 @@ def test_a_parquet_table_of_pairs_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["key", "source"])
-def test_missing_column_of_the_pairs_is_named(missing, tmp_path):
+def test_the_error_names_a_missing_column_of_the_pairs(missing, tmp_path):
     columns = {"key": ["a"], "source": ["x"], "other": ["o"]}
     del columns[missing]
     LOCAL.write_table(str(tmp_path / "pairs.parquet"), pa.table(columns))

@@ -108,7 +108,7 @@ def test_every_kind_trains_a_step(aligned, disentangled, separate):
         assert loss.isfinite()
         for name, parameter in student.named_parameters():
             if separate and aligned != "info_nce" and disentangled == "none" and "heads.real" in name:
-                # Only the slow network encodes sources, and no disentanglement trains the fast one.
+                # The momentum encoder alone encodes sources, and no disentanglement trains the student.
                 assert parameter.grad is None or not parameter.grad.any()
             else:
                 assert parameter.grad.isfinite().all()
@@ -120,7 +120,7 @@ def test_every_kind_trains_a_step(aligned, disentangled, separate):
     assert any("weight" in name for name in changed)
 
 
-def test_slow_network_follows_without_gradient():
+def test_momentum_encoder_follows_without_gradient():
     student = student_of()
     objective = objective_of(student, {"kind": "moco", "momentum": 0.9, "queue_rows": 64})
     start = [p.clone() for p in student.parameters()]
@@ -134,7 +134,7 @@ def test_slow_network_follows_without_gradient():
         torch.testing.assert_close(slow, old + 0.1)
     kept = objective.queue.ids[: len(batch_of().anchor_ids)]
     assert torch.equal(kept, only_first(batch_of().anchor_ids)) and (objective.queue.ids[len(kept) :] == -1).all()
-    # The keys come from the slow network before the step.
+    # The keys come from the momentum encoder before the step.
     with torch.no_grad():
         before = student_of()
         keys = before.embedding(before.encode(batch_of().anchors, "real"))
@@ -161,7 +161,7 @@ def test_an_image_of_several_views_is_one_anchor():
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
 
 
-def test_only_first_replaces_every_repetition():
+def test_only_first_empties_the_slots_of_repeated_ids():
     ids = torch.tensor([5, -1, 3, 5, 3, -1, 2**62, 5])
     assert only_first(ids).tolist() == [5, -1, 3, -1, -1, -1, 2**62, -1]
     assert only_first(ids).dtype == torch.int64 and only_first(ids[:0]).tolist() == []

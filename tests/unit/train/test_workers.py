@@ -164,7 +164,7 @@ def test_state_contains_three_global_batches(workers):
 
 
 @pytest.mark.parametrize("objective", BATCH_STATISTICS)
-def test_loss_of_the_own_rows_has_another_gradient(objective, workers):
+def test_loss_without_gathering_has_another_gradient(objective, workers):
     expected = alone(objective)["gradients"][0]
     for gradient, expected_gradient in zip(workers[0][objective, "own rows"]["gradients"][0], expected):
         assert (gradient - expected_gradient).norm() > 0.05 * expected_gradient.norm()

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,11 @@ import torch
 import yaml
 from PIL import Image, ImageOps
 from support.cluster import drawn_image
+from support.files import LOCAL
 from support.hostile import encode
 from support.images import write_folder
+from support.pairs import Page
 
-from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage
 from attrib.evaluate.ablation.settings import CHOSEN
 from attrib.evaluate.collection import Collection
 from attrib.evaluate.protocol import TruthRow, score_truth
@@ -29,7 +28,6 @@ from attrib.models.encoder import load_network
 from attrib.models.settings import BackboneSettings
 from jobs import ablate as job
 
-LOCAL = Storage(StorageSettings())
 NUM_SOURCES, NUM_QUERIES, NUM_FOLDS = 30, 32, 3
 RESAMPLING = Image.Resampling.BICUBIC  # timm's for this network
 NETWORK = {"name": "test_resnet", "weights": "random"}
@@ -146,25 +144,6 @@ def site(tmp_path_factory, local_ray) -> Site:
     return Site(tmp_path_factory.mktemp("ablate"))
 
 
-class Page(HTMLParser):
-    """The text of a page without styles, and its tags."""
-
-    def __init__(self, text: str):
-        super().__init__(convert_charrefs=True)
-        self.text, self.tags, self._style = "", set(), False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        self._style = tag == "style"
-
-    def handle_endtag(self, tag):
-        self._style = False
-
-    def handle_data(self, data):
-        self.text += "" if self._style else data
-
-
 def test_the_table_holds_every_variant_and_the_choice_by_folds(site):
     table = (site.output / "table.txt").read_text()
     assert site.stdout == f"{table.rstrip()}\npage: {site.output}/comparison.html\n"
@@ -200,7 +179,8 @@ def test_the_page_shows_the_variants_and_the_theory(site):
     page = Page(raw)
     assert all(name in page.text for name in (*NAMES, CHOSEN, "Variants compared", "Theory:"))
     assert (site.output / "theory.svg").read_text() in raw
-    assert "script" not in page.tags and not re.search("https?://", re.sub(r'xmlns(:xlink)?="[^"]*"', "", raw))
+    assert "script" not in dict(page.elements)
+    assert not re.search("https?://", re.sub(r'xmlns(:xlink)?="[^"]*"', "", raw))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,11 +14,10 @@ import psutil
 import pytest
 import torch
 from support.cluster import drawn_image
+from support.files import LOCAL
 from support.images import write_folder
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage
 from attrib.data import job as manifest_job
 from attrib.data.settings import ManifestSettings
 from attrib.models.encoder import load_encoder, load_network
@@ -26,7 +25,6 @@ from attrib.models.settings import BackboneSettings
 from attrib.train import job as train_job
 from attrib.train.settings import TrainSettings
 
-LOCAL = Storage(StorageSettings())
 NUM_IMAGES, VIEWS_EACH, NUM_EPOCHS = 40, 6, 10
 WORKER = "RayTrainWorker"
 HEAD = {

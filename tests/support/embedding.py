@@ -11,10 +11,10 @@ from attrib.data.settings import ManifestSettings
 from attrib.embed import job as embed_job
 from attrib.embed.embeddings import open_embeddings
 from attrib.embed.settings import EmbedSettings
+from support.files import LOCAL
 from support.images import picture, write_tars
 
 BACKBONE = {"name": "test_resnet", "weights": "random"}
-LOCAL = Storage(StorageSettings())
 
 
 def make_manifest(collection: dict, output: str, storage: Storage = LOCAL, partition_rows: int = 40):

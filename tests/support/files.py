@@ -1,6 +1,11 @@
-"""Lists files on the local disk."""
+"""The local disk: its storage, and its files."""
 
 import os
+
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage
+
+LOCAL = Storage(StorageSettings())
 
 
 def files_below(folder) -> list[str]:

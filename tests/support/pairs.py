@@ -1,7 +1,8 @@
-"""Collections with known pairs, in the files of the jobs, and their truth tables."""
+"""Collections with known pairs and their truth tables, in memory and in the files of the jobs; pages of comparisons."""
 
 import csv
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,38 @@ from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.ids import image_ids
 from attrib.data.manifest import part_name
 from attrib.embed.embeddings import RESULT_FIELDS
+from attrib.evaluate.collection import Collection
+from attrib.evaluate.protocol import TruthRow
 from attrib.evaluate.settings import EvaluateSettings
 
 METADATA = {"sources": "group", "queries": "method"}
+
+
+class Page(HTMLParser):
+    """A parsed page: elements with attributes, and text without styles."""
+
+    def __init__(self, text: str):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.text, self._within = [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self._within.append(tag)
+
+    def handle_endtag(self, tag):
+        while self._within and self._within.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "style" not in self._within:
+            self.text += data
+
+
+def unit(vectors) -> np.ndarray:
+    """Unit vectors float64 of one vector or of rows."""
+    vectors = np.asarray(vectors, np.float64)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def write_collection(
@@ -77,10 +107,10 @@ def write_case(folder, storage, sources, queries, truth, prefix="q/", others=())
 def evaluate_by_job(start_job, settings: EvaluateSettings, folder: Path) -> tuple[str, dict]:
     """Output and evaluation.json (must be strict JSON) of `jobs.evaluate`. folder: for its config."""
     job = start_job("evaluate", settings.model_dump(mode="json"), folder)
-    said, errors = job.communicate(timeout=120)
+    printed, errors = job.communicate(timeout=120)
     assert job.returncode == 0, errors
     text = (Path(settings.output) / "evaluation.json").read_text()
-    return said, json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    return printed, json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
 
 
 def drawn_case(seed: int):
@@ -102,3 +132,15 @@ def drawn_case(seed: int):
         if i % 4:
             truth.append((f"q/{i}.jpg", "style", style))
     return sources, queries, truth
+
+
+def in_memory(seed: int = 0, change=lambda vectors, domain: vectors) -> tuple[Collection, Collection, list[TruthRow]]:
+    """`drawn_case` without files. change: of the vectors of the domain "real" or "synth"."""
+    sources, queries, truth = drawn_case(seed)
+    made = [
+        Collection(
+            [k for k, *_ in rows], change(np.stack([v for *_, v in rows]), name), {column: [c for _, c, _ in rows]}
+        )
+        for name, rows, column in (("real", sources, "group"), ("synth", queries, "method"))
+    ]
+    return *made, [TruthRow(query.removeprefix("q/"), role, group) for query, role, group in truth]

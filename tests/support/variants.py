@@ -81,10 +81,10 @@ def drawn_features() -> tuple[AblationFeatures, list[TruthRow]]:
         truth.append(TruthRow(key, "content", f"g{content_group}"))
         if i % 4:
             truth.append(TruthRow(key, "style", f"g{style_group}"))
-    features_of_all = AblationFeatures(
+    found = AblationFeatures(
         sources,
         queries,
         Collection(source_keys, ids[:, None], {"group": [f"g{group}" for group in group_of]}),
         Collection(query_keys, query_ids[:, None], {"method": ["a" if i % 5 else "b" for i in range(NUM_QUERIES)]}),
     )
-    return features_of_all, truth
+    return found, truth

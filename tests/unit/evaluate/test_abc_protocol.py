@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from support.pairs import write_collection
+from support.pairs import unit, write_collection
 
 from attrib.common.errors import AttribError
 from attrib.evaluate import distractors as distractors_module
@@ -18,11 +18,6 @@ from attrib.evaluate.protocol import evaluate
 from attrib.evaluate.settings import EvaluateSettings
 
 DIMENSION = 48
-
-
-def unit(x) -> np.ndarray:
-    x = np.asarray(x, np.float64)
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 def ceilings(models: list[CustomisedModel], prompts: str) -> dict[int, float]:

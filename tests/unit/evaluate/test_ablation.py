@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.files import LOCAL
+from support.pairs import unit
 from support.variants import (
     NUM_FOLDS,
     NUM_QUERIES,
@@ -17,8 +19,6 @@ from support.variants import (
     settings_of,
 )
 
-from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage
 from attrib.evaluate.ablation import variants
 from attrib.evaluate.ablation.variants import (
     AblationFeatures,
@@ -31,7 +31,6 @@ from attrib.evaluate.scores import MACRO_MIN_ROWS, QueryScores
 from attrib.train.augment.settings import KINDS
 from attrib.train.view_features import ORIGINAL, ViewFeatures
 
-LOCAL = Storage(StorageSettings())
 HALF = 3e-3  # the most that float16 inputs of a head change a cosine
 
 
@@ -65,10 +64,6 @@ def source_rows() -> np.ndarray:
 
 def query_rows() -> np.ndarray:
     return originals(IMAGES.queries, IMAGES.query_keys.vectors[:, 0])
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def zca(rows: np.ndarray, fitted_on: np.ndarray) -> np.ndarray:

@@ -8,13 +8,13 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from support.pairs import drawn_case, evaluate_by_job, write_case, write_method
+from support.pairs import drawn_case, evaluate_by_job, in_memory, write_case, write_method
 
 from attrib.common.config import validate
 from attrib.common.errors import AttribError, MismatchError
 from attrib.evaluate.collection import Collection
 from attrib.evaluate.mappers import LinearMapper, Mappers
-from attrib.evaluate.protocol import TruthRow, evaluate, score_truth
+from attrib.evaluate.protocol import evaluate, score_truth
 from attrib.evaluate.scores import format_table, intervals, paired_difference, summarise
 from attrib.evaluate.settings import EvaluateSettings
 
@@ -69,17 +69,6 @@ def test_cells_equal_those_of_an_oracle_that_counts(seed, tmp_path, local):
         assert scores.top_similarity[row] == sorted(scores.top_similarity[row], reverse=True)
         if scores.values["recall_at_1"][row]:
             assert scores.top_keys[row][0] in scores.true_keys[row]
-
-
-def in_memory(seed: int, change=lambda vectors, domain: vectors):
-    sources, queries, truth = drawn_case(seed)
-    made = [
-        Collection(
-            [k for k, *_ in rows], change(np.stack([v for *_, v in rows]), name), {column: [c for _, c, _ in rows]}
-        )
-        for name, rows, column in (("real", sources, "group"), ("synth", queries, "method"))
-    ]
-    return *made, [TruthRow(query.removeprefix("q/"), role, group) for query, role, group in truth]
 
 
 def test_arrays_in_memory_score_as_files_do(tmp_path, local):

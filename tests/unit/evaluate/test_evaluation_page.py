@@ -2,13 +2,12 @@
 
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from support.images import pictures
-from support.pairs import write_collection
+from support.pairs import Page, write_collection
 
 from attrib.evaluate import page as comparison
 from attrib.evaluate.collection import Collection
@@ -21,27 +20,6 @@ from attrib.pages.charts import Steps, forest_figure, steps_figure, svg
 
 HOSTILE = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>{{ 7 * 7 }}.png"
 NUM_QUERIES = 36
-
-
-class Page(HTMLParser):
-    """A parsed page: elements with attributes, and text without styles."""
-
-    def __init__(self, text: str):
-        super().__init__(convert_charrefs=True)
-        self.elements, self.text, self._within = [], "", []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        self._within.append(tag)
-
-    def handle_endtag(self, tag):
-        while self._within and self._within.pop() != tag:
-            pass
-
-    def handle_data(self, data):
-        if "style" not in self._within:
-            self.text += data
 
 
 def collections(keys: list[str], names: list[str]) -> tuple[Collection, Collection, list[TruthRow]]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.pairs import drawn_case, evaluate_by_job, write_case
+from support.pairs import drawn_case, evaluate_by_job, in_memory, unit, write_case
 
 from attrib.common.config import validate
 from attrib.common.errors import AttribError
@@ -28,20 +28,6 @@ from attrib.shares.settings import SharesSettings
 from attrib.shares.shares import soft_shares
 
 NUM_FOLDS, TOP_K = 5, 6
-
-
-def unit(vector) -> np.ndarray:
-    vector = np.asarray(vector, np.float64)
-    return vector / np.linalg.norm(vector)
-
-
-def in_memory(seed: int = 0) -> tuple[Collection, Collection, list[TruthRow]]:
-    sources, queries, truth = drawn_case(seed)
-    made = [
-        Collection([k for k, *_ in rows], np.stack([v for *_, v in rows]), {column: [c for _, c, _ in rows]})
-        for rows, column in ((sources, "group"), (queries, "method"))
-    ]
-    return *made, [TruthRow(query.removeprefix("q/"), role, group) for query, role, group in truth]
 
 
 def many_in_memory(num_queries: int = 600) -> tuple[Collection, Collection, list[TruthRow]]:

@@ -12,13 +12,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.files import LOCAL
 from support.images import picture
 from timm import create_model
 from timm.data import create_transform, resolve_data_config
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage
 from attrib.data.decoding import decode_image
 from attrib.embed.settings import EmbedSettings
 from attrib.models.encoder import CHECKPOINT_KEY, KEEP_FREED_MEMORY, ImageEncoder, load_encoder
@@ -26,7 +25,6 @@ from attrib.models.preprocessing import Preprocessing
 from attrib.models.settings import BackboneSettings
 
 NAME = "test_resnet"
-LOCAL = Storage(StorageSettings())
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -147,7 +145,7 @@ def test_invalid_preprocessing_is_an_error(change, encoder, state, tmp_path):
 def test_unknown_network_suggests_similar_names():
     with pytest.raises(AttribError, match=r"timm has no network 'test_resnet99' \(similar names: .*test_resnet"):
         load(name="test_resnet99")
-    with pytest.raises(AttribError, match=r"timm has no network 'xyzzy'$"):
+    with pytest.raises(AttribError, match=r"timm has no network 'xyzzy'; correct backbone\.name"):
         load(name="xyzzy")
 
 

@@ -8,12 +8,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.files import LOCAL
 from support.images import picture
 from torch import nn
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage
 from attrib.data.decoding import decode_image
 from attrib.models.encoder import ImageEncoder, Network, load_encoder, load_network
 from attrib.models.model import CHECKPOINT_KEY, AttributionModel, build_model, features_data_config, save_model
@@ -21,7 +20,6 @@ from attrib.models.settings import BackboneSettings, FeatureSettings, HeadSettin
 from attrib.train.whitening import projected_sizes
 
 NAME = "test_resnet"
-LOCAL = Storage(StorageSettings())
 FEATURES = {"moment_levels": (0, 1), "layout_levels": (2,), "layout_grid": 2, "whole_image": True}
 HEAD = {
     "net": "mlp",

@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from support.files import LOCAL
+from support.training import train_settings
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage
 from attrib.data.ids import image_ids
 from attrib.data.manifest import Manifest
 from attrib.data.settings import CollectionSettings
@@ -17,7 +17,6 @@ from attrib.train.initialise import fitted_model, paired_inputs, read_pairs, tra
 from attrib.train.settings import TrainSettings
 from attrib.train.view_features import NO_DONOR, ORIGINAL, ViewFeatures
 
-LOCAL = Storage(StorageSettings())
 NUM_IMAGES, VIEWS_EACH = 150, 2
 PX = 32
 TRAINED = {
@@ -38,14 +37,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def settings_of(control: str | None = None, **changes) -> TrainSettings:
     values = TRAINED | changes
-    return TrainSettings(
-        manifest="m",
-        output="o",
-        backbone={"name": "test_resnet", "weights": "random"},
-        control=control,
-        synthetic="s",
-        **{"pairs": {"uri": "pairs.csv"}} | values,
-    )
+    return train_settings(control=control, synthetic="s", **{"pairs": {"uri": "pairs.csv"}} | values)
 
 
 @pytest.fixture(scope="module")

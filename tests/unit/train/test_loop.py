@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.training import train_settings
 from torch import nn
 
 from attrib.common.errors import AttribError
@@ -31,10 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def settings_of(aligned: dict | None = None, disentangled: dict | None = None, **optimiser) -> TrainSettings:
-    return TrainSettings(
-        manifest="m",
-        output="o",
-        backbone={"name": "test_resnet", "weights": "random"},
+    return train_settings(
         alignment={"temperature": 0.1, "queue_rows": 128, "momentum": 0.9} | (aligned or {}),
         disentanglement={"weight": 0.1} | (disentangled or {}),
         optimiser={"num_epochs": 6, "batch_size": 32, "learning_rate": 0.02, "validation_share": 0.2} | optimiser,

@@ -6,21 +6,15 @@ Two processes under DistributedDataParallel must learn what one process learns f
 import copy
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
+from support.files import LOCAL
 from support.hostile import encode
 from support.images import picture, write_folder
+from support.training import collection, listed, model_of, train_settings
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage
-from attrib.data.collections import list_images, list_units
 from attrib.data.decoding import decode_image
-from attrib.data.manifest import Manifest
-from attrib.data.settings import CollectionSettings
-from attrib.models.encoder import load_network
-from attrib.models.model import build_model
 from attrib.models.preprocessing import Preprocessing
 from attrib.train import pixel_batches
 from attrib.train.batches import is_validation
@@ -30,7 +24,6 @@ from attrib.train.pixel_batches import PixelBatches
 from attrib.train.settings import TrainSettings
 from attrib.train.student import parallel, student_of, trained_groups
 
-LOCAL = Storage(StorageSettings())
 CPU = torch.device("cpu")
 PX = 32
 NUM_IMAGES, BATCH_SIZE = 25, 8  # odd: the shares of two workers contain repetitions
@@ -42,10 +35,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def settings_of(seed: int = 0, optimiser: dict | None = None, **fine_tune) -> TrainSettings:
-    return TrainSettings(
-        manifest="m",
-        output="o",
-        backbone={"name": "test_resnet", "weights": "random"},
+    return train_settings(
         # The head does not read the last level, so its trainable block gets no gradient.
         features={"pooled": False, "moment_levels": [1], "layout_levels": [3], "layout_grid": 2},
         head={
@@ -65,27 +55,9 @@ def settings_of(seed: int = 0, optimiser: dict | None = None, **fine_tune) -> Tr
     )
 
 
-def collection(images: dict[str, bytes], folder) -> tuple[pa.Table, Manifest]:
-    write_folder(images, str(folder), LOCAL)
-    return listed(folder)
-
-
-def listed(folder) -> tuple[pa.Table, Manifest]:
-    """Return the rows and the manifest of a folder."""
-    collected = CollectionSettings(name="c", uri=str(folder))
-    rows = pa.concat_tables([list_images(u, collected, LOCAL) for u in list_units(collected, LOCAL)]).sort_by("id")
-    return rows, Manifest("m", collected, "d", "o", "r", [len(rows)], [])
-
-
-def model_of(settings: TrainSettings):
-    network = load_network(settings.backbone, LOCAL)
-    data_config = network.data_config | {"input_size": (3, PX, PX)}
-    return build_model(network.model.eval(), data_config, settings.features, settings.head, {})
-
-
 def batches_of(rows, manifest, rank=0, num_workers=1, settings=None) -> PixelBatches:
     settings = settings or settings_of()
-    preprocessing = Preprocessing.from_timm(model_of(settings).data_config)
+    preprocessing = Preprocessing.from_timm(model_of(settings, PX).data_config)
     return PixelBatches(rows, manifest, preprocessing, settings, rank, num_workers, CPU, LOCAL)
 
 
@@ -195,7 +167,7 @@ def test_an_image_that_cannot_be_decoded_is_an_empty_slot(damaged):
 def test_training_skips_broken_images(damaged):
     settings = settings_of(optimiser={"num_epochs": 1, "batch_size": 4})
     batches = batches_of(*damaged, settings=settings)
-    student = student_of(model_of(settings), settings)
+    student = student_of(model_of(settings, PX), settings)
     run = TrainRun(student, settings, torch.optim.AdamW(trained_groups(student, settings)), batches.num_steps, CPU)
     run.train(batches, on_epoch=lambda _: None)
     assert len(run.history) == 2 and np.isfinite(run.history[1]["loss"])
@@ -215,7 +187,7 @@ def test_full_cache_has_no_effect(images, monkeypatch):
 
 def test_criterion_compares_validation_views_with_all_images(images):
     settings = settings_of()
-    batches, student = batches_of(*images), student_of(model_of(settings), settings)
+    batches, student = batches_of(*images), student_of(model_of(settings, PX), settings)
     found = batches.criterion(student)
     assert batches.criterion(student) == found  # the same views every time
     anchors, anchor_ids, views, sources = vars(batches._validation).values()
@@ -231,7 +203,7 @@ def test_criterion_compares_validation_views_with_all_images(images):
 
 def test_fine_tuning_raises_the_criterion(images):
     settings = settings_of(optimiser={"num_epochs": 6, "patience_epochs": 6, "learning_rate": 0.01})
-    batches, student = batches_of(*images, settings=settings), student_of(model_of(settings), settings)
+    batches, student = batches_of(*images, settings=settings), student_of(model_of(settings, PX), settings)
     run = TrainRun(student, settings, torch.optim.AdamW(trained_groups(student, settings)), batches.num_steps, CPU)
     run.train(batches, on_epoch=lambda _: None)
     assert run.history[-1]["loss"] < run.history[1]["loss"]
@@ -245,7 +217,7 @@ def trained(folder, rank: int, num_workers: int) -> dict:
     """Return the batches of an epoch, the criterion, and the weights before and after training."""
     settings = settings_of()
     batches = batches_of(*listed(folder), rank, num_workers)
-    student = student_of(model_of(settings), settings)
+    student = student_of(model_of(settings, PX), settings)
     epoch = list(batches.epoch(0))
     found = {"batches": [vars(batch) for batch in epoch], "criterion": batches.criterion(student)}
     wrapped = parallel(student, settings, CPU) if num_workers > 1 else student

@@ -6,17 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
+from support import training
+from support.files import LOCAL
+from support.training import train_settings
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage
 from attrib.models.encoder import load_network
-from attrib.models.model import AttributionModel, build_model
+from attrib.models.model import AttributionModel
 from attrib.train.settings import TrainSettings
 from attrib.train.student import HeadTrunk, PixelTrunk, student_of, trained_groups, unfreeze_last_blocks
 
-LOCAL = Storage(StorageSettings())
-PX = 32
+PX, VIT_PX = 32, 160  # the position embedding of a ViT fixes its size
 # Groups of layers as timm names them, the last first.
 LAST_GROUPS = {
     "test_resnet": [r"layer4\.", r"layer3\.", r"layer2\.", r"layer1\.", r"(conv1|bn1)\."],
@@ -29,20 +29,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def settings_of(name: str = "test_resnet", fine_tune: dict | None = None, **changes) -> TrainSettings:
-    return TrainSettings(
-        manifest="m",
-        output="o",
-        backbone={"name": name, "weights": "random"},
-        **{"head": {"projection": "identity"}} | changes,
-        fine_tune=fine_tune,
-    )
+    return train_settings(name, fine_tune=fine_tune, **{"head": {"projection": "identity"}} | changes)
 
 
 def model_of(settings: TrainSettings) -> AttributionModel:
-    network = load_network(settings.backbone, LOCAL)
-    image_px = network.data_config["input_size"][-1] if "vit" in settings.backbone.name else PX
-    data_config = network.data_config | {"input_size": (3, image_px, image_px)}
-    return build_model(network.model.eval(), data_config, settings.features, settings.head, {})
+    return training.model_of(settings, VIT_PX if "vit" in settings.backbone.name else PX)
 
 
 def pixels(num: int, model: AttributionModel, seed: int = 0) -> torch.Tensor:

@@ -9,16 +9,13 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from support.files import LOCAL
 from support.hostile import encode
-from support.images import picture, write_folder
+from support.images import picture
+from support.training import collection, train_settings
 
 from attrib.common.errors import AttribError
-from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage
-from attrib.data.collections import list_images, list_units
 from attrib.data.decoding import decode_image
-from attrib.data.manifest import Manifest
-from attrib.data.settings import CollectionSettings
 from attrib.models.encoder import load_network
 from attrib.models.features import FeatureExtractor
 from attrib.models.model import features_data_config
@@ -41,7 +38,6 @@ from attrib.train.view_features import (
     write_chunk,
 )
 
-LOCAL = Storage(StorageSettings())
 VIEW_PX = 48
 NUM_VIEWS = 3
 
@@ -50,10 +46,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def settings_of(seed: int = 0, mix: dict | None = None) -> TrainSettings:
-    return TrainSettings(
-        manifest="m",
-        output="o",
-        backbone={"name": "test_resnet", "weights": "random"},
+    return train_settings(
         features={"moment_levels": [0], "layout_levels": [2], "layout_grid": 2},
         views={"num_donor_patches": 40, "mix": mix or {"texture": 1, "colour": 2, "bands": 2, "solo": 2}},
         seed=seed,
@@ -69,14 +62,6 @@ def network() -> tuple[FeatureExtractor, Preprocessing]:
     model = network.model.eval()
     data_config = features_data_config(network.data_config, SETTINGS.features) | {"input_size": (3, VIEW_PX, VIEW_PX)}
     return FeatureExtractor(model, SETTINGS.features, VIEW_PX), Preprocessing.from_timm(data_config)
-
-
-def collection(images: dict[str, bytes], folder) -> tuple[pa.Table, Manifest]:
-    """Write images to a folder and return its rows and its manifest."""
-    write_folder(images, str(folder), LOCAL)
-    listed = CollectionSettings(name="c", uri=str(folder))
-    rows = pa.concat_tables([list_images(unit, listed, LOCAL) for unit in list_units(listed, LOCAL)]).sort_by("id")
-    return rows, Manifest("m", listed, "d", "o", "r", [len(rows)], [])
 
 
 def drawn(num: int) -> dict[str, bytes]:

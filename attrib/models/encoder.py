@@ -115,9 +115,7 @@ def preprocessing_of(network: Network, name: str) -> Preprocessing:
     try:
         return Preprocessing.from_timm(network.data_config)
     except (ValueError, KeyError, TypeError, ArithmeticError) as error:
-        raise AttribError(
-            f"attrib does not support the preprocessing of {name!r} ({error}); choose another network"
-        ) from error
+        raise AttribError(f"the preprocessing of {name!r} is not supported ({error}); use another network") from error
 
 
 def load_network(settings: BackboneSettings, storage: Storage) -> Network:

@@ -36,9 +36,7 @@ class FeatureExtractor(nn.Module):
         num_levels = len(backbone.feature_info) if settings.levels else 0
         missing = [level for level in settings.levels if level >= num_levels]
         if missing:
-            raise AttribError(
-                f"features use level {missing[0]}, but the network has levels 0 to {num_levels - 1}; choose among these"
-            )
+            raise AttribError(f"features use level {missing[0]}; use levels of the network, 0 to {num_levels - 1}")
         was_training = backbone.training
         backbone.eval()  # the probe must not change the statistics of batch norm
         with torch.inference_mode():

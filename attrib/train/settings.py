@@ -95,9 +95,7 @@ class TrainSettings(JobSettings):
         size, queue_rows = self.optimiser.batch_size, self.alignment.queue_rows
         num_keys = size if self.fine_tune else 2 * size  # see attrib/train/batches.py: contents and donors
         if self.alignment.kind == "moco" and queue_rows < num_keys:
-            raise ValueError(
-                f"alignment.queue_rows {queue_rows} must be at least {num_keys}, the number of keys per step"
-            )
+            raise ValueError(f"alignment.queue_rows {queue_rows} must be at least {num_keys}, the keys of each step")
         if self.head.net != "none" and self.control in (None, "supervised") and size % self.num_workers:
             raise ValueError(f"optimiser.batch_size {size} must be a multiple of num_workers ({self.num_workers})")
         return self

@@ -56,9 +56,7 @@ class VariantSettings(Settings):
         if self.learns_from in ("queries", "pairs") and not self.head.separate_domains:
             raise ValueError(f"variant {self.name!r}: learns_from {self.learns_from!r} needs head.separate_domains")
         if self.learns_from == "nothing" and self.head.separate_domains:
-            raise ValueError(
-                f"variant {self.name!r}: head.separate_domains does not fit learns_from 'nothing'; change one"
-            )
+            raise ValueError(f"variant {self.name!r}: head.separate_domains needs learns_from other than 'nothing'")
         if self.kinds and (self.learns_from != "views" or self.fine_tune):
             raise ValueError(f"variant {self.name!r}: kinds need learns_from 'views' without fine_tune; remove kinds")
         return self
@@ -103,23 +101,16 @@ class AblateSettings(JobSettings):
         files = [variant.file_name for variant in self.variants]
         if len(set(files)) < len(files) or CHOSEN in names:
             twice = sorted({name for name, file in zip(names, files) if files.count(file) > 1}) or [CHOSEN]
-            raise ValueError(
-                f"rename {twice}: variants need different names, also as file names, and none may be {CHOSEN!r}"
-            )
+            raise ValueError(f"rename variants {twice}: names must differ in letters or digits and not be {CHOSEN!r}")
         for variant in self.variants:
             if variant.features not in self.feature_sets:
-                raise ValueError(
-                    f"variant {variant.name!r}: there is no feature set {variant.features!r}; add it to feature_sets"
-                )
+                raise ValueError(f"variant {variant.name!r}: feature_sets have no {variant.features!r}; add it")
             if variant.views not in self.view_sets:
-                raise ValueError(
-                    f"variant {variant.name!r}: there is no set of views {variant.views!r}; add it to view_sets"
-                )
+                raise ValueError(f"variant {variant.name!r}: view_sets have no {variant.views!r}; add it")
             for kind in variant.kinds:
                 if not getattr(self.view_sets[variant.views].mix, kind):
                     raise ValueError(
-                        f"variant {variant.name!r}: the mix of views {variant.views!r} has no kind {kind!r}; remove it "
-                        "from kinds"
+                        f"variant {variant.name!r}: view_sets.{variant.views}.mix has no {kind!r}; change it or kinds"
                     )
             self.training(variant, "/", "/")
         for name in (*self.theory, *([self.reference] if self.reference else [])):

@@ -181,9 +181,7 @@ def view_sheet(
     differ.
     """
     if not contents or len(contents) != len(donors):
-        raise AttribError(
-            f"a sheet of views needs contents and a donor for each, not {len(contents)} contents, {len(donors)} donors"
-        )
+        raise AttribError(f"give one donor for each content, not {len(contents)} contents and {len(donors)} donors")
     kinds = [kind for kind in KINDS if getattr(settings.mix, kind) > 0 for _ in range(views_per_kind)]
     labels = ["original", "donor", *kinds]
     pitch = view_px + GAP_PX

@@ -11,21 +11,21 @@ from attrib.evaluate.ablation.settings import CHOSEN, AblateSettings, VariantSet
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"variants": [RAW, RAW]}, ["rename ['raw']: variants need different names"]),
+        ({"variants": [RAW, RAW]}, ["rename variants ['raw']"]),
         (
             {"variants": [RAW, RAW | {"name": "ZCA 0.1"}, RAW | {"name": "ZCA-0:1"}]},
-            ["rename ['ZCA 0.1', 'ZCA-0:1']: variants need different names, also as file names"],
+            ["rename variants ['ZCA 0.1', 'ZCA-0:1']: names must differ in letters or digits"],
         ),
-        ({"variants": [RAW, RAW | {"name": CHOSEN}]}, [f"rename ['{CHOSEN}']: variants need different names"]),
+        ({"variants": [RAW, RAW | {"name": CHOSEN}]}, [f"rename variants ['{CHOSEN}']"]),
         ({"generated": COLLECTIONS["sources"]}, ["sources and generated share the name 'sources'; give each its own"]),
         ({"max_failed_share": 0.1}, ["max_failed_share: unknown key"]),
         ({"variants": []}, ["variants", "at least 1 item"]),
-        ({"variants": [RAW | {"features": "fine"}]}, ["variant 'raw': there is no feature set 'fine'"]),
-        ({"variants": [RAW | {"views": "fine"}]}, ["variant 'raw': there is no set of views 'fine'"]),
+        ({"variants": [RAW | {"features": "fine"}]}, ["variant 'raw': feature_sets have no 'fine'"]),
+        ({"variants": [RAW | {"views": "fine"}]}, ["variant 'raw': view_sets have no 'fine'"]),
         ({"variants": [RAW | {"kinds": ["sepia"]}]}, ["variants.0.kinds.0", "'texture', 'colour', 'bands' or 'solo'"]),
         (
             {"variants": [VIEWS | {"kinds": ["solo", "texture"]}], "view_sets": {"standard": {"mix": {"texture": 0}}}},
-            ["variant 'views': the mix of views 'standard' has no kind 'texture'"],
+            ["variant 'views': view_sets.standard.mix has no 'texture'"],
         ),
         (
             {"variants": [RAW | {"kinds": ["solo"]}]},
@@ -53,7 +53,7 @@ from attrib.evaluate.ablation.settings import CHOSEN, AblateSettings, VariantSet
         ),
         (
             {"variants": [RAW | {"head": BY_DOMAIN}]},
-            ["variant 'raw': head.separate_domains does not fit learns_from 'nothing'"],
+            ["variant 'raw': head.separate_domains needs learns_from other than 'nothing'"],
         ),
         (
             {"variants": [RAW | {"learns_from": "queries", "head": BY_DOMAIN | {"num_directions": 5}}]},

@@ -138,7 +138,7 @@ def test_checkpoint_metadata_must_be_json(text, state, tmp_path):
 def test_invalid_preprocessing_is_an_error(change, encoder, state, tmp_path):
     config = resolve_data_config(model=encoder.model) | change
     declared = {CHECKPOINT_KEY: json.dumps({"name": NAME, "data_config": config})}
-    with pytest.raises(AttribError, match="attrib does not support the preprocessing of 'test_resnet'"):
+    with pytest.raises(AttribError, match="the preprocessing of 'test_resnet' is not supported"):
         load(save(state, tmp_path / "w.safetensors", **declared))
 
 
@@ -285,5 +285,5 @@ def test_scaled_decoding_keeps_the_vectors_of_real_images(data_folder, real_imag
 def test_network_without_square_rgb_input_is_an_error(state, tmp_path):
     config = {"input_size": (1, 28, 28), "crop_pct": 1.0, "crop_mode": "center", "interpolation": "bicubic"}
     declared = {CHECKPOINT_KEY: json.dumps({"name": NAME, "data_config": config})}
-    with pytest.raises(AttribError, match=r"attrib does not support the preprocessing of 'test_resnet' \(input_size"):
+    with pytest.raises(AttribError, match=r"the preprocessing of 'test_resnet' is not supported \(input_size"):
         load(save(state, tmp_path / "w.safetensors", **declared))

@@ -207,7 +207,7 @@ def test_features_without_blocks_are_an_error():
 
 
 def test_the_error_names_a_missing_level():
-    with pytest.raises(AttribError, match="features use level 5, but the network has levels 0 to 4"):
+    with pytest.raises(AttribError, match="features use level 5; use levels of the network, 0 to 4"):
         FeatureExtractor(network("test_resnet"), FeatureSettings(moment_levels=(1, 5)), 64)
     plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     assert FeatureExtractor(plain, FeatureSettings(), 64).sizes == {"pooled": 4}

@@ -302,5 +302,5 @@ def test_weights_must_fit_the_description(change, expected, checkpoint, tmp_path
 
 
 def test_missing_level_is_an_error():
-    with pytest.raises(AttribError, match="features use level 7, but the network has levels 0 to 4"):
+    with pytest.raises(AttribError, match="features use level 7; use levels of the network, 0 to 4"):
         Recipe(features={"moment_levels": (7,)}).build()

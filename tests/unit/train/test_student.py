@@ -209,7 +209,7 @@ def test_outputs_are_the_parts_side_by_side():
         ),
         (
             {"alignment": {"kind": "moco", "queue_rows": 511}, "optimiser": {"batch_size": 256}},
-            "queue_rows 511 must be at least 512, the number of keys per step",
+            "queue_rows 511 must be at least 512, the keys of each step",
         ),
         (
             {"alignment": {"kind": "moco", "queue_rows": 255}, "optimiser": {"batch_size": 256}, "fine_tune": {}},

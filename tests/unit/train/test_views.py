@@ -221,7 +221,7 @@ def test_sheet_shows_originals_donors_and_every_kind_in_the_mix():
     expected = render_view(contents[0], donors[0], "texture", settings, VIEW_PX, view_generator(0, 0, 0))
     assert (cells[:, 2 * pitch : 2 * pitch + VIEW_PX] == expected.permute(1, 2, 0).numpy()).all()
     assert sheet.crop((0, 0, 60, 20)).convert("L").getextrema()[0] < 100  # a label
-    with pytest.raises(AttribError, match="not 2 contents, 1 donors"):
+    with pytest.raises(AttribError, match="not 2 contents and 1 donors"):
         view_sheet(contents, donors[:1], settings, VIEW_PX)
     with pytest.raises(AttribError, match="0 contents"):
         view_sheet([], [], settings, VIEW_PX)

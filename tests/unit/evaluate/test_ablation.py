@@ -33,7 +33,6 @@ from attrib.train.view_features import ORIGINAL, ViewFeatures
 
 HALF = 3e-3  # the most that float16 inputs of a head change a cosine
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

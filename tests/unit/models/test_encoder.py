@@ -26,7 +26,6 @@ from attrib.models.settings import BackboneSettings
 
 NAME = "test_resnet"
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

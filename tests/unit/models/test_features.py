@@ -19,7 +19,6 @@ NETWORKS = ("test_resnet", "test_vit", "test_efficientnet")
 IMAGE_PX = 160  # what test_vit insists on
 ALL_BLOCKS = FeatureSettings(moment_levels=(2, 0), covariance_levels=(1,), layout_levels=(3, 1), layout_grid=3)
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

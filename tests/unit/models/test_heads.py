@@ -19,7 +19,6 @@ PARTS = {
 }
 NUM_IMAGES = 40
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

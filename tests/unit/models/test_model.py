@@ -30,7 +30,6 @@ HEAD = {
     },
 }
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -105,9 +104,22 @@ def test_checkpoint_round_trip_is_exact(name, net, images, tmp_path):
     assert list(loaded.model.state_dict()) == list(model.state_dict())
 
 
+def description_of(path) -> dict:
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()[CHECKPOINT_KEY])
+
+
+def save_changed(checkpoint, folder, change=lambda declared: None, change_weights=lambda state: None):
+    """Write a copy of a checkpoint with another description or other weights; returns its path."""
+    declared, state = description_of(checkpoint), load_file(checkpoint)
+    change(declared)
+    change_weights(state)
+    save_file(state, folder / "w.safetensors", metadata={CHECKPOINT_KEY: json.dumps(declared)})
+    return folder / "w.safetensors"
+
+
 def test_checkpoint_contains_its_description(checkpoint):
-    with safe_open(checkpoint, framework="pt") as file:
-        declared = json.loads(file.metadata()[CHECKPOINT_KEY])
+    declared = description_of(checkpoint)
     assert declared.keys() == {"name", "data_config", "features", "head", "projected_sizes"}
     assert declared["name"] == NAME and declared["projected_sizes"] == {"pooled": 7, "moments": 7, "layout_2": 7}
     assert FeatureSettings.model_validate(declared["features"]) == FeatureSettings(**FEATURES)
@@ -144,9 +156,6 @@ def test_digest_depends_on_the_description(changed, checkpoint, tmp_path):
 
 
 def test_digest_depends_on_every_weight(checkpoint, tmp_path):
-    state = load_file(checkpoint)
-    with safe_open(checkpoint, framework="pt") as file:
-        metadata = file.metadata()
     digests = {encoder(checkpoint).identity.model_digest}
     keys = [
         "extractor.backbone.conv1.0.weight",
@@ -154,10 +163,10 @@ def test_digest_depends_on_every_weight(checkpoint, tmp_path):
         "heads.real.parts.style.net.outer.weight",
     ]
     for key in keys:
-        changed = {name: value.clone() for name, value in state.items()}
-        changed[key].view(-1)[0] += 1e-3
-        save_file(changed, tmp_path / "w.safetensors", metadata=metadata)
-        digests.add(encoder(tmp_path / "w.safetensors").identity.model_digest)
+        path = save_changed(
+            checkpoint, tmp_path, change_weights=lambda state, key=key: state[key].view(-1)[0].add_(1e-3)
+        )
+        digests.add(encoder(path).identity.model_digest)
     assert len(digests) == 1 + len(keys)
 
 
@@ -260,23 +269,18 @@ DELETE = object()
     ],
 )  # fmt: skip
 def test_invalid_description_is_an_error(change, checkpoint, tmp_path):
-    with safe_open(checkpoint, framework="pt") as file:
-        declared = json.loads(file.metadata()[CHECKPOINT_KEY])
-    change(declared)
-    save_file(load_file(checkpoint), tmp_path / "w.safetensors", metadata={CHECKPOINT_KEY: json.dumps(declared)})
+    path = save_changed(checkpoint, tmp_path, change)
     with pytest.raises(AttribError):
-        encoder(tmp_path / "w.safetensors")
+        encoder(path)
 
 
 def test_invalid_part_name_is_an_error(checkpoint, tmp_path):
-    with safe_open(checkpoint, framework="pt") as file:
-        declared = json.loads(file.metadata()[CHECKPOINT_KEY])
-    declared["head"]["parts"]["a.b"] = {"blocks": ["pooled"]}
-    save_file(load_file(checkpoint), tmp_path / "w.safetensors", metadata={CHECKPOINT_KEY: json.dumps(declared)})
+    part = {"a.b": {"blocks": ["pooled"]}}
+    path = save_changed(checkpoint, tmp_path, lambda declared: declared["head"]["parts"].update(part))
     with pytest.raises(
         AttribError, match=r"w\.safetensors is not a checkpoint that this version can read .*a\.b.*; download it again"
     ):
-        encoder(tmp_path / "w.safetensors")
+        encoder(path)
 
 
 @pytest.mark.parametrize(
@@ -292,13 +296,9 @@ def test_invalid_part_name_is_an_error(checkpoint, tmp_path):
     ],
 )
 def test_weights_must_fit_the_description(change, expected, checkpoint, tmp_path):
-    with safe_open(checkpoint, framework="pt") as file:
-        metadata = file.metadata()
-    state = load_file(checkpoint)
-    change(state)
-    save_file(state, tmp_path / "w.safetensors", metadata=metadata)
+    path = save_changed(checkpoint, tmp_path, change_weights=change)
     with pytest.raises(AttribError, match=rf"w\.safetensors is not a checkpoint that this version .*{expected}"):
-        encoder(tmp_path / "w.safetensors")
+        encoder(path)
 
 
 def test_missing_level_is_an_error():

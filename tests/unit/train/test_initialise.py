@@ -31,7 +31,6 @@ TRAINED = {
 }
 SIZES = {"pooled": 96, "moments": 64, "layout_2": 48}
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -27,7 +27,6 @@ SIGNAL, NUISANCE = 4, 8  # dimensions that a view shares with its content, and t
 DIM = SIGNAL + NUISANCE
 NUM_IMAGES, VIEWS_EACH = 120, 3
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -25,7 +25,6 @@ KINDS = {kind: get_args(cls.model_fields["kind"].annotation) for kind, cls in (
     ("alignment", AlignmentSettings), ("disentanglement", DisentanglementSettings)
 )}  # fmt: skip
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

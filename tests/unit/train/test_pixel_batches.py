@@ -30,7 +30,6 @@ NUM_IMAGES, BATCH_SIZE = 25, 8  # odd: the shares of two workers contain repetit
 BROKEN = ("cut.png", "text.jpg", "void.jpg")
 MIX = {"texture": 1, "colour": 3, "bands": 2, "solo": 2}
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -24,7 +24,6 @@ LAST_GROUPS = {
     "test_efficientnet": [r"(blocks\.4|conv_head|bn2)\.", r"blocks\.3\.", r"blocks\.2\."],
 }
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -16,7 +16,6 @@ from attrib.train.augment.transfer import (
 
 LUMINANCE = torch.tensor([0.2989, 0.587, 0.114], dtype=torch.float64)  # torchvision's
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

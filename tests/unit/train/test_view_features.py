@@ -41,7 +41,6 @@ from attrib.train.view_features import (
 VIEW_PX = 48
 NUM_VIEWS = 3
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -27,7 +27,6 @@ WHOLE = {
 CLEAN = {"blur_probability": 0, "resize_probability": 0, "noise_probability": 0, "jpeg_probability": 0}
 PLAIN = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue_probability": 0}
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -68,10 +68,7 @@ def read_method(method: MethodSettings, storage: Storage) -> tuple[Collection, C
 def input_digests(settings: EvaluateSettings, storage: Storage) -> dict[str, dict[str, str]]:
     """{method: {"sources": digest, "queries": digest}} of its embed runs, which may be overwritten by later runs."""
     return {
-        method.name: {
-            role: open_embeddings(uri, storage).digest
-            for role, uri in (("sources", method.sources), ("queries", method.queries))
-        }
+        method.name: {role: open_embeddings(getattr(method, role), storage).digest for role in ("sources", "queries")}
         for method in settings.methods
     }
 

@@ -83,13 +83,13 @@ def num_at_or_above(ascending: np.ndarray, thresholds: np.ndarray) -> np.ndarray
     return len(ascending) - np.searchsorted(ascending, thresholds - TIE, side="left")
 
 
-def bootstrap(scores: QueryScores, seed: int = 0) -> dict[Cell, dict[str, np.ndarray]]:
+def bootstrap(scores: QueryScores) -> dict[Cell, dict[str, np.ndarray]]:
     """Means of resampled cells: {cell: {value: float64 [BOOTSTRAP_DRAWS]}}, nan where a resample has no row of a cell.
 
     The cells of the macro mean are drawn first, by name, from one random stream. This gives the same numbers as
     `score.py --versus`, the scorer beside the development images.
     """
-    rows_of, generator = scores.rows_of_cells(), np.random.default_rng(seed)
+    rows_of, generator = scores.rows_of_cells(), np.random.default_rng(0)
     macro = set(scores.macro_cells())
     strata = defaultdict(list)  # cells that share resamples
     for cell in sorted(rows_of, key=lambda cell: (cell not in macro, cell)):
@@ -109,9 +109,9 @@ def bootstrap(scores: QueryScores, seed: int = 0) -> dict[Cell, dict[str, np.nda
     return draws
 
 
-def intervals(scores: QueryScores, seed: int = 0) -> dict[Cell | None, dict[str, Interval]]:
+def intervals(scores: QueryScores) -> dict[Cell | None, dict[str, Interval]]:
     """{cell: {value: Interval}}; key None: the macro mean over cells of at least MACRO_MIN_ROWS rows, if any."""
-    draws, rows_of, macro = bootstrap(scores, seed), scores.rows_of_cells(), scores.macro_cells()
+    draws, rows_of, macro = bootstrap(scores), scores.rows_of_cells(), scores.macro_cells()
     found: dict = {
         cell: {name: _interval(float(values[rows].mean()), draws[cell][name]) for name, values in scores.values.items()}
         for cell, rows in rows_of.items()
@@ -124,7 +124,7 @@ def intervals(scores: QueryScores, seed: int = 0) -> dict[Cell | None, dict[str,
     return found
 
 
-def paired_difference(a: QueryScores, b: QueryScores, value: str = "ap", seed: int = 0) -> Interval | None:
+def paired_difference(a: QueryScores, b: QueryScores, value: str = "ap") -> Interval | None:
     """Macro mean of a minus that of b, over the same resamples; None if no cell has MACRO_MIN_ROWS rows.
 
     The mean is taken over the resamples, as in `score.py --versus`. Raises AttribError if the rows differ.
@@ -133,7 +133,7 @@ def paired_difference(a: QueryScores, b: QueryScores, value: str = "ap", seed: i
     macro = a.macro_cells()
     if not macro:
         return None
-    differences = _macro(bootstrap(a, seed), macro, value) - _macro(bootstrap(b, seed), macro, value)
+    differences = _macro(bootstrap(a), macro, value) - _macro(bootstrap(b), macro, value)
     return _interval(float(np.nanmean(differences)), differences)
 
 

@@ -168,8 +168,8 @@ def folds_by_group(groups: np.ndarray, num_folds: int = NUM_FOLDS, seed: int = 0
     names, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if not 2 <= num_folds <= len(names):
         raise AttribError(
-            f"{len(names)} groups of pairs cannot be split into {num_folds} folds; set num_folds to at least 2 and at "
-            "most the number of groups"
+            f"{len(names)} groups of pairs cannot be split into {num_folds} folds; set num_folds to 2 or more, "
+            "but not above the number of groups"
         )
     order = np.random.default_rng(seed).permutation(len(names))
     fold_of, filled = np.zeros(len(names), np.int64), np.zeros(num_folds, np.int64)
@@ -209,9 +209,7 @@ def whiteness(vectors: np.ndarray, shrinkage: float = SHRINKAGE) -> Whiteness:
     """
     vectors = _finite(vectors, "given")
     if len(vectors) < 2 or not np.ptp(vectors, axis=0).any():
-        raise AttribError(
-            f"{len(vectors)} vectors without a difference have no covariance; give at least two that differ"
-        )
+        raise AttribError(f"{len(vectors)} vectors, all equal, have no covariance; give at least two that differ")
     centred = vectors - vectors.mean(axis=0)
     variance, _ = _principal_axes(centred)
     weight = variance / variance.sum()

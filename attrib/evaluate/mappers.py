@@ -92,9 +92,7 @@ def _flat(found, uri: str) -> dict:
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict):
-        raise AttribError(
-            f"the mapper {uri} holds a {type(found).__name__}; save the state dict of the mappers instead"
-        )
+        raise AttribError(f"the mapper {uri} holds a {type(found).__name__}; save the state dict of the mappers")
     flat = {}
     for name, value in found.items():
         inner = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}

@@ -52,9 +52,7 @@ def _all_gather(rows: Tensor) -> Tensor:
     # Checked first: a collective of unequal sizes hangs or returns garbage, depending on the backend.
     counts = _gather_equal(torch.tensor([len(rows)], device=rows.device)).tolist()
     if len(set(counts)) > 1:
-        raise AttribError(
-            f"the workers hold {counts} rows; give each the same number, e.g. drop the last, incomplete batch"
-        )
+        raise AttribError(f"the workers hold {counts} rows; give each the same number, e.g. drop the last batch")
     return _gather_equal(rows)
 
 

@@ -55,9 +55,7 @@ class InputBatches:
         self.training_rows = torch.from_numpy(np.flatnonzero(~held_out.any(axis=1)))
         self.validation_rows = torch.from_numpy(np.flatnonzero(held_out[:, 0]))
         if not len(self.validation_rows):
-            raise AttribError(
-                "no image is held out for validation; raise optimiser.validation_share or give more images"
-            )
+            raise AttribError("no image is held out for validation; raise optimiser.validation_share or add images")
         if len(self.training_rows) < settings.batch_size:
             raise AttribError(
                 f"{len(self.training_rows):,} views to train on are too few for optimiser.batch_size "

@@ -2,7 +2,7 @@
 
 Variants that learn from queries or pairs are fitted fold by fold. Folds are sets of source groups. The model of a fold
 is fitted without the queries that have a true source in it, and scores the truth rows of its groups. (Queries
-themselves cannot be split into folds without common sources, because most have one of a few styles.)
+themselves cannot be split into folds without common sources if most of them have one of a few styles.)
 """
 
 from collections import defaultdict

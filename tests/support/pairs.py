@@ -14,6 +14,7 @@ from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.ids import image_ids
 from attrib.data.manifest import part_name
 from attrib.embed.embeddings import RESULT_FIELDS
+from attrib.evaluate import job as evaluate_job
 from attrib.evaluate.collection import Collection
 from attrib.evaluate.protocol import TruthRow
 from attrib.evaluate.settings import EvaluateSettings
@@ -104,11 +105,9 @@ def write_case(folder, storage, sources, queries, truth, prefix="q/", others=())
     return EvaluateSettings(methods=[method, *others], truth=table, output=str(folder / "out"))
 
 
-def evaluate_by_job(start_job, settings: EvaluateSettings, folder: Path) -> tuple[str, dict]:
-    """Output and evaluation.json (must be strict JSON) of `jobs.evaluate`. folder: for its config."""
-    job = start_job("evaluate", settings.model_dump(mode="json"), folder)
-    printed, errors = job.communicate(timeout=120)
-    assert job.returncode == 0, errors
+def evaluate_by_job(settings: EvaluateSettings) -> tuple[str, dict]:
+    """Output and evaluation.json (must be strict JSON) of the evaluate job."""
+    printed = evaluate_job.run(settings)
     text = (Path(settings.output) / "evaluation.json").read_text()
     return printed, json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
 

@@ -140,10 +140,10 @@ def test_errors_name_inconsistent_settings(values, expected):
         validate(EvaluateSettings, {key: value for key, value in given.items() if value is not None}, "here")
 
 
-def test_the_job_prints_a_table_and_writes_strict_json(start_job, tmp_path, local):
+def test_the_job_prints_a_table_and_writes_strict_json(tmp_path, local):
     sources, queries, truth = drawn_case(0)
     settings = write_case(tmp_path, local, sources, queries, truth[:20])
-    printed, written = evaluate_by_job(start_job, settings, tmp_path)
+    printed, written = evaluate_by_job(settings)
     out = tmp_path / "out"
     summary = summarise(evaluate(settings, local))
     assert written["methods"] == summary["methods"] and written["cells"] == summary["cells"]

@@ -210,9 +210,9 @@ def job_settings(settings: EvaluateSettings, name: str, **measures) -> EvaluateS
     return EvaluateSettings.model_validate(given)
 
 
-def test_the_job_writes_the_numbers_and_the_figures(start_job, tmp_path, local):
+def test_the_job_writes_the_numbers_and_the_figures(tmp_path, local):
     settings = job_settings(write_case(tmp_path, local, *drawn_case(0)), "a <b>method</b>", shares_top_k=TOP_K)
-    printed, written = evaluate_by_job(start_job, settings, tmp_path)
+    printed, written = evaluate_by_job(settings)
     out = tmp_path / "out"
     sources, queries, truth = in_memory()
     sources, queries = (replace(c, vectors=c.vectors.astype(np.float16)) for c in (sources, queries))

@@ -1,36 +1,21 @@
-"""Batches, validation and the training loop: exact draws, one process against two, and resuming from a state."""
+"""Batches, validation and the training loop: exact draws, and resuming from a state."""
 
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from support.extractor import network_of, settings
-from support.pool import smooth_images, traced
+from support.extractor import network_of, pool_images, settings, trained
+from support.pool import smooth_images
 
 from attrib.common.errors import AttribError
 from attrib.generators.extractor.batches import ExtractorBatches, PoolImages, Validation, augmented
 from attrib.generators.extractor.network import Extractor, FingerprintNetwork
-from attrib.generators.extractor.settings import FingerprintSettings
 from attrib.generators.extractor.training import LEARNED_IMAGES, ExtractorRun, classification, whiten, whitening_patches
 from attrib.generators.signals.degradations import NONE, Degradation, degrade
 from attrib.train.losses.contrastive import supervised_contrastive
 
-WORLD_SIZE = 2
 CPU = torch.device("cpu")
-
-
-def pool_images(px: int = 24) -> PoolImages:
-    photographs = smooth_images(20, px, 0)
-    held_out = [traced(photographs, seed) for seed in (50, 51, 52)]
-    return PoolImages([traced(photographs, seed) for seed in range(6)], held_out, photographs)
-
-
-def trained(given: FingerprintSettings, rank: int = 0, num_workers: int = 1) -> ExtractorRun:
-    images = pool_images()
-    training = ExtractorRun(network_of(given), len(images.training), given, CPU)
-    training.train(ExtractorBatches(images, given, rank, num_workers), Validation(images.held_out, 16), lambda _: None)
-    return training
 
 
 def marked_pool() -> PoolImages:
@@ -212,17 +197,3 @@ def test_a_constant_learned_part_is_reported_as_divergence(one_thread, noise):
     with pytest.raises(AttribError, match=r"equal for all images of each model; lower optimiser\.learning_rate"):
         whiten(network, "learned", shown)
     whiten(network, "polyphase", shown)
-
-
-def trained_by_two(rank: int) -> dict:
-    return trained(settings(num_workers=WORLD_SIZE), rank, WORLD_SIZE).state()
-
-
-def test_two_workers_train_like_one(gloo_pool, one_thread):
-    states = gloo_pool.run(trained_by_two)
-    alone = trained(settings()).state()
-    for name, value in alone["network"].items():
-        assert torch.equal(states[0]["network"][name], states[1]["network"][name]), name
-        torch.testing.assert_close(states[0]["network"][name], value, rtol=2e-2, atol=2e-4)
-    losses = [row["loss"] for row in alone["history"][1:]]
-    assert [row["loss"] for row in states[0]["history"][1:]] == pytest.approx(losses, rel=1e-3)

@@ -32,13 +32,22 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests that share an expensive session fixture run in one xdist worker, so that it is created once."""
+    """Tests that share an expensive fixture run in one xdist worker, so that it is created once."""
     for item in items:
-        for fixture in ("local_ray", "gloo_pool"):
-            if fixture in item.fixturenames:
-                item.add_marker(pytest.mark.xdist_group(fixture))
-        if item.path.is_relative_to(ROOT / "tests" / "slow"):
+        shared = next((fixture for fixture in ("local_ray", "gloo_pool") if fixture in item.fixturenames), None)
+        is_slow = item.path.is_relative_to(ROOT / "tests" / "slow")
+        if shared or is_slow or item.path.is_relative_to(ROOT / "tests" / "integration"):
+            item.add_marker(pytest.mark.xdist_group(shared or item.path.stem))
+        if is_slow:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session):
+    """An xdist that cannot group tests does not say so: each worker would make every shared fixture again."""
+    grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
+    if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in grouped):
+        raise pytest.UsageError("this pytest-xdist does not group tests under this pytest; install the pinned versions")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Build the wheel, install it into a new environment outside the checkout, and run jobs there."""
 
+import json
 import os
 import subprocess
 import sys
@@ -55,11 +56,19 @@ def test_the_wheel_holds_every_template(wheel):
     assert held == there and len(there) >= 4
 
 
-def test_the_demo_runs_from_the_wheel(python, tmp_path):
+def test_the_demo_runs_from_the_wheel_and_reports_its_recall(python, tmp_path):
     options = {"output": "demo", "num_sources": 100, "num_exemplars": 3, "samples_per_exemplar": 2, "num_epochs": 1}
     given = [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
-    ended = run([python, "-m", "jobs.demo", *given], tmp_path)
-    assert "chance" in ended.stdout and (tmp_path / "demo" / "run" / "report.html").exists()
+    report = run([python, "-m", "jobs.demo", *given], tmp_path).stdout
+    assert "6 (0 failed)" in report and (tmp_path / "demo" / "run" / "report.html").exists()
+    trained = json.loads((tmp_path / "demo" / "model" / "train.json").read_text())
+    assert trained["num_images"] == 100 and [row["epoch"] for row in trained["history"]] == [-1, 0]
+    rates = {line[:34].strip(): line[34:].split() for line in report.splitlines() if line[34:].split()}
+    assert rates["chance"] == ["0.010", "0.100"]
+    untrained = ("the same network, untrained", "the same, whitened, no training")
+    for name in ("this run (Parquet)", "colour histogram", *untrained):
+        at_1, _, _, at_10, _, _ = rates[name]
+        assert 0 <= float(at_1) <= float(at_10) <= 1
 
 
 def test_generators_are_evaluated_from_the_wheel(python, tmp_path, local):

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import ray
@@ -18,32 +19,23 @@ MAX_RETRIES = 8  # of a work unit whose worker died; an exception in the work un
 
 
 def run_units(
-    function: Callable, units: Iterable[tuple], *, num_cpus: float = 1, num_gpus: float = 0, memory_bytes: int = 0
+    function: Callable, units: Iterable[tuple], *, num_cpus: float = 1, num_gpus: float = 0
 ) -> Iterator[tuple[int, Any]]:
     """Yield (position, function(*unit)) for every work unit, in the order in which they finish.
 
     Work units must be idempotent: after the loss of a node, one may run twice. Errors that the user can fix are raised
     as themselves.
     """
-    _warn_if_too_large({"CPU": num_cpus, "GPU": num_gpus, "memory": memory_bytes})
+    _warn_if_too_large({"CPU": num_cpus, "GPU": num_gpus})
     remote = ray.remote(function).options(
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-        memory=memory_bytes or None,
-        max_retries=MAX_RETRIES,
-        scheduling_strategy="SPREAD",
+        num_cpus=num_cpus, num_gpus=num_gpus, max_retries=MAX_RETRIES, scheduling_strategy="SPREAD"
     )
     waiting = enumerate(units)
     running: dict[ray.ObjectRef, int] = {}
-    exhausted = False
-    while running or not exhausted:
+    while True:
         # Twice the CPUs keeps every worker busy; a longer queue would only hold arguments in memory.
-        while not exhausted and len(running) < 2 * num_cluster_cpus():
-            position, unit = next(waiting, (None, None))
-            if unit is None:
-                exhausted = True
-            else:
-                running[remote.remote(*unit)] = position
+        for position, unit in islice(waiting, max(0, 2 * num_cluster_cpus() - len(running))):
+            running[remote.remote(*unit)] = position
         if not running:
             return
         (finished, *_), _ = ray.wait(list(running))

@@ -1,7 +1,6 @@
 """Options of the augmentations (attrib/train/augment/views.py)."""
 
-import math
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, Field, FiniteFloat, model_validator
 
@@ -12,30 +11,23 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 DONOR_KINDS = frozenset(KINDS) - {"solo"}  # kinds that use a second image, the style donor
 
 
-def _limits(low: float, high: float = math.inf, *, open_below: bool = False) -> AfterValidator:
-    """Return a validator of a pair (lower, upper): in order, both within low..high."""
-
-    def check(pair: tuple) -> tuple:
-        if pair[0] > pair[1]:
-            raise ValueError(f"{list(pair)} is out of order; give the lower limit first")
-        if pair[0] < low or pair[1] > high or (open_below and pair[0] == low):
-            above = f"above {low:g}" if open_below else f"at least {low:g}"
-            raise ValueError(f"{list(pair)} must be {above}{'' if high == math.inf else f' and at most {high:g}'}")
-        return pair
-
-    return AfterValidator(check)
+def _in_order(pair: tuple) -> tuple:
+    if pair[0] > pair[1]:
+        raise ValueError(f"{list(pair)} is out of order; give the lower limit first")
+    return pair
 
 
+Limit = TypeVar("Limit")
+Range = Annotated[tuple[Limit, Limit], AfterValidator(_in_order)]
 Weight = Annotated[FiniteFloat, Field(ge=0)]
-FloatRange = tuple[FiniteFloat, FiniteFloat]
-Shares = Annotated[FloatRange, _limits(0, 1)]
-PositiveShares = Annotated[FloatRange, _limits(0, 1, open_below=True)]
-Factors = Annotated[FloatRange, _limits(0)]
-PositiveFactors = Annotated[FloatRange, _limits(0, open_below=True)]
-DonorScales = Annotated[FloatRange, _limits(0, 4, open_below=True)]
-HueTurns = Annotated[FloatRange, _limits(-0.5, 0.5)]
-PatchSides = Annotated[tuple[int, int], _limits(2, 64)]
-JpegQualities = Annotated[tuple[int, int], _limits(1, 100)]
+Shares = Range[Annotated[FiniteFloat, Field(ge=0, le=1)]]
+PositiveShares = Range[Annotated[FiniteFloat, Field(gt=0, le=1)]]
+Factors = Range[Weight]
+PositiveFactors = Range[Annotated[FiniteFloat, Field(gt=0)]]
+DonorScales = Range[Annotated[FiniteFloat, Field(gt=0, le=4)]]
+HueTurns = Range[Annotated[FiniteFloat, Field(ge=-0.5, le=0.5)]]
+PatchSides = Range[Annotated[int, Field(ge=2, le=64)]]
+JpegQualities = Range[Annotated[int, Field(ge=1, le=100)]]
 
 
 class KindMix(Settings):

@@ -118,7 +118,7 @@ class Preprocessing:
         top, left = round((resized_height - self.crop_px) / 2), round((resized_width - self.crop_px) / 2)
         x, y = image.width / image.shrink / resized_width, image.height / image.shrink / resized_height
         filter = Image.Resampling[self.interpolation.upper()]
-        source = Image.fromarray(np.ascontiguousarray(image.pixels.permute(1, 2, 0).numpy()))
+        source = functional.to_pil_image(image.pixels)
         # One axis at a time, because Pillow chooses the order by the shape of the crop, which changes the rounding.
         size, box = (self.crop_px, source.height), (left * x, 0, (left + self.crop_px) * x, source.height)
         source = source.resize(size, filter, box=box)

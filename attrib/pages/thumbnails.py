@@ -7,25 +7,23 @@ page shows the reason in its place.
 import base64
 import io
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
 
 from attrib.common.errors import AttribError, ImageError
 from attrib.common.storage import Storage, join
 from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.decoding import decode_image
 from attrib.data.manifest import open_manifest
-from attrib.data.reading import read_image_or_error, read_parquet_images
+from attrib.data.reading import read_all
 from attrib.embed.embeddings import EMBEDDINGS_RECORD
 
 JPEG_QUALITY = 80
-NUM_THREADS = 4  # each may hold one decoded original: 0.3 GB at 100 megapixels
+NUM_THREADS = 4  # that read from an object store
+REDUCING_GAP = 3  # an image is reduced cheaply to this many times the size of the thumbnail, then resized
 
 
 @dataclass(frozen=True)
@@ -60,25 +58,11 @@ def read_thumbnails(
         table = storage.dataset(uris, format="parquet").to_table(fields.names, is_wanted)
     except (AttribError, OSError):
         return dict.fromkeys(wanted, Thumbnail(None, "the manifest is gone"))
+    # A Parquet row group is read as a whole, so its images follow each other.
     rows = table.sort_by([("uri", "ascending"), ("row_group", "ascending"), ("row", "ascending")]).to_pylist()
-    bytes_column = manifest.collection.bytes_column
-
-    def read(group: list[dict]) -> dict:
-        if bytes_column:
-            encoded = read_parquet_images(group, bytes_column, storage)
-        else:
-            encoded = [read_image_or_error(row, storage) for row in group]
-        limits = settings["max_megapixels"], thumbnail_px
-        return {row[column]: _thumbnail(data, *limits) for row, data in zip(group, encoded)}
-
-    # A Parquet row group is read as a whole, files one by one.
-    groups = [list(group) for _, group in groupby(rows, key=lambda row: (row["uri"], row["row_group"]))]
-    if not bytes_column:
-        groups = [[row] for row in rows]
     thumbnails = dict.fromkeys(wanted, Thumbnail(None, absent))
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        for found in pool.map(read, groups):
-            thumbnails |= found
+    for row, data in zip(rows, read_all(rows, manifest, NUM_THREADS, storage)):
+        thumbnails[row[column]] = _thumbnail(data, settings["max_megapixels"], thumbnail_px)
     return thumbnails
 
 
@@ -86,11 +70,11 @@ def _thumbnail(data: bytes | ImageError, max_megapixels: float, thumbnail_px: in
     try:
         if isinstance(data, ImageError):
             raise data
-        decoded = decode_image(data, max_megapixels=max_megapixels)
+        decoded = decode_image(data, max_megapixels=max_megapixels, min_side_px=REDUCING_GAP * thumbnail_px)
     except ImageError as error:
         return Thumbnail(None, error.reason)
-    image = Image.fromarray(np.ascontiguousarray(decoded.pixels.permute(1, 2, 0).numpy()))
-    image.thumbnail((thumbnail_px, thumbnail_px), reducing_gap=3.0)
+    image = to_pil_image(decoded.pixels)
+    image.thumbnail((thumbnail_px, thumbnail_px), reducing_gap=REDUCING_GAP)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     return Thumbnail("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())

@@ -13,10 +13,10 @@ import io
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.v2 import InterpolationMode, functional
+from torchvision.utils import make_grid
 
 from attrib.common.errors import AttribError
 from attrib.train.augment.settings import DONOR_KINDS, KINDS, Kind, ViewSettings
@@ -184,20 +184,17 @@ def view_sheet(
         raise AttribError(f"give one donor for each content, not {len(contents)} contents and {len(donors)} donors")
     kinds = [kind for kind in KINDS if getattr(settings.mix, kind) > 0 for _ in range(views_per_kind)]
     labels = ["original", "donor", *kinds]
-    pitch = view_px + GAP_PX
-    sheet = Image.new("RGB", (len(labels) * pitch - GAP_PX, LABEL_PX + len(contents) * pitch), "white")
+    cells = []
+    for row, (content, donor) in enumerate(zip(contents, donors)):
+        cells += [functional.resize(image, [view_px, view_px], antialias=True) for image in (content, donor)]
+        for index, kind in enumerate(kinds):
+            cells.append(render_view(content, donor, kind, settings, view_px, view_generator(seed, row, index)))
+    grid = make_grid(cells, len(labels), padding=GAP_PX, pad_value=255)[:, GAP_PX:, GAP_PX:-GAP_PX]
+    sheet = Image.new("RGB", (grid.shape[2], LABEL_PX + grid.shape[1]), "white")
+    sheet.paste(functional.to_pil_image(grid), (0, LABEL_PX))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=LABEL_PX - 6)
     for column, label in enumerate(labels):
-        draw.text((column * pitch + GAP_PX, GAP_PX), label, fill="black", font=font)
-    for row, (content, donor) in enumerate(zip(contents, donors)):
-        cells = [functional.resize(image, [view_px, view_px], antialias=True) for image in (content, donor)]
-        cells += [
-            render_view(content, donor, kind, settings, view_px, view_generator(seed, row, index))
-            for index, kind in enumerate(kinds)
-        ]
-        for column, cell in enumerate(cells):
-            pixels = np.ascontiguousarray(cell.permute(1, 2, 0).numpy())
-            sheet.paste(Image.fromarray(pixels), (column * pitch, LABEL_PX + row * pitch))
+        draw.text((column * (view_px + GAP_PX) + GAP_PX, GAP_PX), label, fill="black", font=font)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()

@@ -5,7 +5,6 @@ is the same for any number of workers.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,18 +22,8 @@ from attrib.train.settings import OptimiserSettings
 TOP_K = 10
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """Inputs of the nets of a head.
-
-    anchors: float [n, p] of the source images anchor_ids, int64 [n] ascending. views: float [m, p] with view_sources
-    int64 [m, 2], the ids of content and donor (-1: none).
-    """
-
-    anchors: Tensor
-    anchor_ids: Tensor
-    views: Tensor
-    view_sources: Tensor
+class Inputs(TrainBatch):
+    """Inputs of the nets of a head, float [n, p] and [m, p], for all images and views; anchor_ids ascend."""
 
 
 def is_validation(image_ids: np.ndarray, share: float) -> np.ndarray:

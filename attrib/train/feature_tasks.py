@@ -18,7 +18,7 @@ from attrib.models.settings import BackboneSettings, FeatureSettings
 from attrib.runtime.session import device_of
 from attrib.runtime.tasks import run_units
 from attrib.train.settings import TrainSettings
-from attrib.train.view_features import ViewFeatures, extract_chunk, read_chunks, write_chunk
+from attrib.train.view_features import ViewFeatures, decode_images, extract_chunk, read_chunks, write_chunk
 
 
 def view_features(
@@ -81,6 +81,7 @@ def _extract(
 ) -> tuple[int, int]:
     extractor, preprocessing = _extractor(settings.backbone, settings.features, device, storage.settings)
     images = sampled_rows(manifest, chunk.partition, threshold, storage).slice(chunk.start, chunk.stop - chunk.start)
-    found = extract_chunk(images, manifest, extractor, preprocessing, settings, num_views, device, storage)
+    decoded = decode_images(images, manifest, preprocessing, storage)
+    found = extract_chunk(decoded, extractor, preprocessing, settings, num_views)
     write_chunk(_chunk_uri(folder, chunk), found, storage)
     return len(images), len(found.failures)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from safetensors import safe_open
 from safetensors.numpy import save
+from torch import nn
 from torchvision.transforms.v2 import functional
 
 from attrib.common.errors import AttribError, ImageError
@@ -117,20 +118,13 @@ def draw_view(
 
 
 def extract_chunk(
-    images: pa.Table,
-    manifest: Manifest,
-    extractor: torch.nn.Module,
-    preprocessing: Preprocessing,
-    settings: TrainSettings,
-    num_views: int,
-    device: str,
-    storage: Storage,
+    decoded: DecodedImages, extractor: nn.Module, preprocessing: Preprocessing, settings: TrainSettings, num_views: int
 ) -> ViewFeatures:
-    """Compute the features of the images of some manifest rows and of `num_views` views of each.
+    """Compute the features of images and of `num_views` views of each.
 
     Raises AttribError if a feature is not finite in float16.
     """
-    decoded = decode_images(images, manifest, preprocessing, storage)
+    device = next(extractor.parameters()).device
     views = _prepared_views(decoded, preprocessing, settings, num_views)
     rows, features = [], [np.empty((0, extractor.dimension), np.float16)]
     while batch := list(islice(views, BATCH_SIZE)):

@@ -55,7 +55,7 @@ class RunningCovariance(nn.Module):
         """Return the averages with this batch; the gradient flows through the batch only. Stored in training mode."""
         averages = []
         for buffer, z in ((self.real, real), (self.synthetic, synthetic)):
-            average = self.momentum * buffer + (1 - self.momentum) * _covariance(_centred(z))
+            average = self.momentum * buffer + (1 - self.momentum) * _covariance(z)
             if self.training:
                 buffer.copy_(average.detach())
             averages.append(average)
@@ -94,18 +94,13 @@ def _check_paired(real: Tensor, synthetic: Tensor) -> None:
         )
 
 
-def _centred(z: Tensor) -> Tensor:
-    z = z.double()
-    return z - z.mean(dim=0)
-
-
 def _standardised(z: Tensor) -> Tensor:
-    centred = _centred(z)
-    return centred * centred.square().mean(dim=0).clamp(min=VARIANCE_FLOOR).rsqrt()
+    variance, mean = torch.var_mean(z.double(), dim=0, correction=0)
+    return (z - mean) * variance.clamp(min=VARIANCE_FLOOR).rsqrt()
 
 
-def _covariance(centred: Tensor) -> Tensor:
-    return centred.T @ centred / len(centred)
+def _covariance(z: Tensor) -> Tensor:
+    return torch.cov(z.double().T, correction=0)
 
 
 def _log_det(matrix: Tensor, eps: float) -> Tensor:

@@ -68,7 +68,7 @@ def drawn(num: int) -> dict[str, bytes]:
 
 
 def extract(rows, manifest, network, settings=SETTINGS, num_views=NUM_VIEWS) -> ViewFeatures:
-    return extract_chunk(rows, manifest, *network, settings, num_views, "cpu", LOCAL)
+    return extract_chunk(decode_images(rows, manifest, network[1], LOCAL), *network, settings, num_views)
 
 
 def same(first: ViewFeatures, second: ViewFeatures) -> bool:
@@ -263,7 +263,7 @@ def test_real_images_have_features_and_views(real_images, network, tmp_path):
 
 
 def test_features_beyond_float16_are_an_error(six, network):
-    class Large(torch.nn.Module):
+    class Large(torch.nn.Linear):
         dimension, sizes = 3, {"pooled": 1, "moments": 2}
 
         def forward(self, images):
@@ -271,7 +271,7 @@ def test_features_beyond_float16_are_an_error(six, network):
 
     first = six[0]["id"][0].as_py()
     with pytest.raises(AttribError, match=f"feature block moments of image {first} holds NaN or values above"):
-        extract(*six, (Large(), network[1]))
+        extract(*six, (Large(1, 1), network[1]))
 
 
 def test_batch_size_has_no_effect(six, network, monkeypatch):

@@ -225,35 +225,30 @@ def _histograms(similarity: np.ndarray, num_sources: np.ndarray, clear_similarit
     if not len(similarity):
         return []
     bars = similarity_histogram(similarity, clear_similarity)
-    top = histogram_figure(bars, "cosine similarity", "queries", marker=clear_similarity)
-    count = histogram_figure(count_histogram(num_sources), "sources with a share", "queries")
+    top = histogram_figure(*bars, "cosine similarity", marker=clear_similarity)
+    count = histogram_figure(*count_histogram(num_sources), "sources with a share")
     return [
         ("Similarity of each query’s most similar source", svg(top, "Histogram of top similarity")),
         ("Sources with a share, per query", svg(count, "Histogram of the number of sources with a share per query")),
     ]
 
 
-def similarity_histogram(similarity: np.ndarray, clear_similarity: float) -> list[dict[str, Any]]:
-    """Return bars {low, high, count, is_clear} of float [n > 0], for [low, high). None spans clear_similarity."""
+def similarity_histogram(similarity: np.ndarray, clear_similarity: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return edges [n + 1] and counts [n] of float [m > 0], for [low, high). One of the edges is clear_similarity."""
     distance = similarity.astype(np.float64) - clear_similarity
     extent = max(distance.max(), 0.0) - min(distance.min(), 0.0)
     step = next((s for s in SIMILARITY_STEPS if extent / s <= MAX_BARS), SIMILARITY_STEPS[-1])
     place = np.floor(distance / step).astype(np.int64)
     first, last = min(int(place.min()), -1), max(int(place.max()), 0)
     edges = clear_similarity + step * np.arange(first, last + 2)
-    return _bars(edges, np.bincount(place - first, minlength=len(edges) - 1), np.arange(first, last + 1) >= 0)
+    return edges, np.bincount(place - first, minlength=len(edges) - 1)
 
 
-def count_histogram(values: np.ndarray) -> list[dict[str, Any]]:
-    """Return bars of positive integers [n > 0], as `similarity_histogram`; none is clear."""
+def count_histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return edges [n + 1] and counts [n] of positive integers [m > 0]."""
     step = -(-int(values.max()) // MAX_BARS)
     counts = np.bincount((values - 1) // step)
-    return _bars(0.5 + step * np.arange(len(counts) + 1), counts, np.zeros(len(counts), bool))
-
-
-def _bars(edges: np.ndarray, counts: np.ndarray, is_clear: np.ndarray) -> list[dict[str, Any]]:
-    columns = edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), is_clear.tolist()
-    return [dict(zip(("low", "high", "count", "is_clear"), bar)) for bar in zip(*columns)]
+    return 0.5 + step * np.arange(len(counts) + 1), counts
 
 
 def _failures(outcomes: Dataset) -> dict[str, Any]:

@@ -166,15 +166,14 @@ def forest_figure(
 
 
 @_style
-def histogram_figure(bars: Sequence[dict], x_label: str, y_label: str, marker: float | None = None) -> Figure:
-    """Bars [{low, high, count, is_clear}] from low to high. marker: the threshold where clear bars start."""
-    lows, highs, counts = (np.array([bar[key] for bar in bars]) for key in ("low", "high", "count"))
-    colours = [PLAIN if marker is None else CLEAR if bar["is_clear"] else WEAK for bar in bars]
+def histogram_figure(edges: np.ndarray, counts: np.ndarray, x_label: str, marker: float | None = None) -> Figure:
+    """Bars of queries: counts [n] between edges [n + 1]. marker: the edge where bars of clear queries start."""
+    colours = [PLAIN if marker is None else CLEAR if low >= marker else WEAK for low in edges[:-1]]
     figure, (axes,) = _figure([440], 230)
     # A nonzero bar is at least one percent of the highest, so that it stays visible.
     heights = np.where(counts > 0, np.maximum(counts, 0.01 * counts.max()), 0)
-    axes.bar(lows, heights, highs - lows, align="edge", color=colours, edgecolor="white", linewidth=0.5, zorder=2)
-    axes.set(xlabel=x_label, ylabel=y_label, xlim=(lows[0], highs[-1]))
+    axes.bar(edges[:-1], heights, np.diff(edges), align="edge", color=colours, ec="white", linewidth=0.5, zorder=2)
+    axes.set(xlabel=x_label, ylabel="queries", xlim=(edges[0], edges[-1]))
     axes.grid(axis="x", visible=False)
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_formatter("{x:,.0f}")

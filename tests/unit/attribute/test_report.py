@@ -112,17 +112,14 @@ def test_gallery_spans_the_run():
 def test_similarity_histogram_splits_exactly_at_the_threshold(clear):
     values = np.append(np.random.default_rng(1).uniform(-0.2, 1.0, 500), clear).astype(np.float32)
     threshold = float(np.float32(clear))
-    histogram = similarity_histogram(values, threshold)
-    assert len(histogram) <= 42
-    for bar in histogram:
-        assert bar["is_clear"] == (bar["low"] >= threshold)
-    assert sum(bar["count"] for bar in histogram) == 501
-    clear_count = sum(bar["count"] for bar in histogram if bar["is_clear"])
-    assert clear_count == np.count_nonzero(values >= threshold)
-    assert histogram[0]["low"] <= threshold <= histogram[-1]["high"]
+    edges, counts = similarity_histogram(values, threshold)
+    assert len(counts) == len(edges) - 1 <= 42 and counts.sum() == 501
+    assert threshold in edges
+    assert counts[edges[:-1] >= threshold].sum() == np.count_nonzero(values >= threshold)
 
 
 def test_count_histogram_covers_every_value():
-    histogram = count_histogram(np.array([1, 1, 3, 2048]))
-    assert sum(bar["count"] for bar in histogram) == 4 and len(histogram) <= 40
-    assert [bar["count"] for bar in count_histogram(np.array([1, 1, 3]))] == [2, 0, 1]
+    edges, counts = count_histogram(np.array([1, 1, 3, 2048]))
+    assert counts.sum() == 4 and len(counts) == len(edges) - 1 <= 40
+    edges, counts = count_histogram(np.array([1, 1, 3]))
+    assert edges.tolist() == [0.5, 1.5, 2.5, 3.5] and counts.tolist() == [2, 0, 1]

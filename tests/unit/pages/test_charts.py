@@ -92,8 +92,8 @@ def test_the_forest_plot_holds_every_interval():
 
 
 def test_a_histogram_shows_rare_values_and_colours_both_sides_of_the_threshold():
-    bars = [{"low": 0.1 * i, "high": 0.1 * i + 0.1, "count": c, "is_clear": i > 1} for i, c in enumerate([1000, 0, 1])]
-    figure = histogram_figure(bars, "similarity", "queries", marker=0.2)
+    edges, counts = 0.1 * np.arange(4), np.array([1000, 0, 1])
+    figure = histogram_figure(edges, counts, "similarity", marker=0.2)
     drawn = figure.axes[0].patches
     assert [bar.get_height() for bar in drawn] == [1000, 0, 10], "a single query stays visible"
     assert [round(bar.get_x(), 9) for bar in drawn] == [0, 0.1, 0.2]

@@ -6,6 +6,7 @@ query is uniform: 1 / (number of its true candidates) for each true candidate an
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
@@ -23,6 +24,7 @@ INVERSE_TEMPERATURE_RANGE = (0.1, 1e4)
 LEAST_OFFSET = -999.0
 START_QUERIES = 4096  # the sample that starting points are chosen on
 NUM_STARTS = 4
+PRECISION = {"ftol": 1e-15, "gtol": 1e-9}
 QUERY_BLOCK_CELLS = 1 << 24  # float64 cosines in memory at a time
 
 
@@ -72,30 +74,17 @@ def fit_shares(similarity: np.ndarray, is_true: np.ndarray) -> SharesSettings:
     if not (np.isfinite(similarity).sum(axis=1) > 1).any():
         raise AttribError("every query has only one candidate, so its share is always 1; give more source images")
     sample = slice(None, None, -(-len(similarity) // START_QUERIES))
-    bounds = [tuple(np.log(INVERSE_TEMPERATURE_RANGE)), (0.0, 1.0)]
-    low, high = bounds[0]
+    low, high = np.log(INVERSE_TEMPERATURE_RANGE)
     grid = product(low + (high - low) * expit(np.linspace(-4, 4, 17)), expit(np.linspace(-7, 3, 6)))
     starts = sorted(grid, key=lambda position: _loss(position, similarity[sample], target[sample])[0])[:NUM_STARTS]
-    found = [
-        minimize(
-            _loss,
-            np.array(start),
-            args=(similarity, target),
-            jac=True,
-            method="L-BFGS-B",
-            bounds=bounds,
-            options={"ftol": 1e-15, "gtol": 1e-9},
-        )
-        for start in starts
-    ]
+    known = {"args": (similarity, target), "jac": True, "bounds": [(low, high), (0.0, 1.0)]}
+    found = [minimize(_loss, start, method="L-BFGS-B", options=PRECISION, **known) for start in starts]
     best = min(found, key=lambda result: result.fun).x
     inverse_temperature, offset = (float(f"{value:.6g}") for value in (math.exp(best[0]), LEAST_OFFSET * best[1] + 0.0))
     return SharesSettings(inverse_temperature=inverse_temperature, offset=offset)
 
 
-def _loss(
-    position: np.ndarray | tuple[float, float], similarity: np.ndarray, target: np.ndarray
-) -> tuple[float, np.ndarray]:
+def _loss(position: Sequence[float], similarity: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
     """Mean cross-entropy in nats and its gradient float64 [2] by `position`.
 
     position: (log inverse_temperature, offset / LEAST_OFFSET), both of order 1.
@@ -107,8 +96,7 @@ def _loss(
     above = SOFTPLUS_BETA * (weight + 0.001 * offset)
     kept = np.logaddexp(0, above) / SOFTPLUS_BETA
     total = np.where(present, kept, 0).sum(axis=1, keepdims=True)
-    # exp(-logaddexp(0, -x)) is the logistic function. Unlike 1 / (1 + exp(-x)) it stays precise far below 0.
-    slope = np.where(present, 1 / total - target / kept, 0) * np.exp(-np.logaddexp(0, -above))
+    slope = np.where(present, 1 / total - target / kept, 0) * expit(above)
     gradient = np.array([(slope * gap * weight).sum(), 0.001 * slope.sum()]) / len(similarity)
     loss = float((target * (np.log(total) - np.log(kept))).sum() / len(similarity))
     return loss, gradient * np.array([inverse_temperature, LEAST_OFFSET])

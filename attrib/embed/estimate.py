@@ -60,8 +60,8 @@ def probe_encoder(encoder, manifest: Manifest, settings: EmbedSettings, storage:
     from attrib.embed.encode import encode_chunk, prepare_images
 
     baseline = baseline_bytes()
-    num_rows = num_probed(encoder.batch_size, manifest.num_rows[0], settings.chunk_rows)
-    images = spread(storage.read_table(manifest.partition_uri(0)), num_rows)
+    num_wanted = min(PROBE_BATCHES * encoder.batch_size, max(settings.chunk_rows, encoder.batch_size))
+    images = spread(storage.read_table(manifest.partition_uri(0)), num_wanted)
     first = images.slice(0, encoder.batch_size)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -89,11 +89,6 @@ def probe_encoder(encoder, manifest: Manifest, settings: EmbedSettings, storage:
         image_bytes=max(per_image, further),
         seconds_per_image=prepare_seconds / len(images) + encode_seconds / encoder.batch_size,
     )
-
-
-def num_probed(batch_size: int, partition_rows: int, chunk_rows: int) -> int:
-    """Return the number of images that `probe_encoder` prepares after its first batch."""
-    return min(PROBE_BATCHES * batch_size, partition_rows, max(chunk_rows, batch_size))
 
 
 def spread(rows: pa.Table, num_wanted: int) -> pa.Table:

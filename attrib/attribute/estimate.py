@@ -4,18 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from attrib.data.estimate import RowBytes
-from attrib.index.estimate import (
-    CANDIDATE_BYTES,
-    FILE_SECONDS,
-    PHASE_SECONDS,
-    START_SECONDS,
-    TASK_SECONDS,
-    ShardSizes,
-    describe_parts,
-    probe_groups,
-    search_bytes,
-    shard_parts,
-)
+from attrib.index.estimate import CANDIDATE_BYTES, ShardSizes, describe_parts, search_bytes, shard_parts
 from attrib.runtime.estimate import READER_BYTES, TABLE_COPIES, WRITER_BYTES, Estimate
 from attrib.runtime.machine import AnswerRates
 
@@ -26,6 +15,10 @@ ROW_BYTES = 40 + 160  # of an attribution in memory: numbers; run id and digests
 CANDIDATE_BYTES_ON_DISK = 16  # source ids and scores do not compress, query ids repeat
 ROW_BYTES_ON_DISK = 12  # id and similarity of a source; shares and query columns compress well
 OUTCOME_BYTES_ON_DISK = 24
+
+# Overheads on a local disk and a warm cluster, measured on 2026-11-21. They dominate short jobs.
+START_SECONDS = 0.42  # records, rates, admission, phases
+FILE_SECONDS = 0.0015  # to open and close a file, or to publish it
 
 
 class AttributeTask(StrEnum):
@@ -57,6 +50,10 @@ class AttributionWork:
     search_seconds: float
     check_seconds: float
 
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_queries // self.block_rows)
+
     def num_rows(self, sizes: ShardSizes) -> int:
         """Return the number of rows of the result."""
         return self.num_queries * min(self.top_k, sizes.num_vectors)
@@ -68,7 +65,7 @@ class AttributionWork:
 
 def results_bytes(sizes: ShardSizes, work: AttributionWork) -> int:
     """Return the memory of a worker that merges candidates, looks up sources, or writes rows."""
-    block_rows, source = min(work.block_rows, work.num_queries), sizes.source.in_memory
+    block_rows, source = work.block_rows, sizes.source.in_memory
     # The table of a shard, its columns and the kept candidates, joined and sorted.
     merging = block_rows * min(work.num_candidates, sizes.shard_vectors) * MERGE_COPIES * CANDIDATE_BYTES
     wanted = work.num_queries * work.top_k / sizes.num_shards
@@ -90,10 +87,9 @@ def estimate_attribute(
     on_gpus: bool = False,
 ) -> Estimate:
     """Return the estimate. copies_shards: shards are copied from an object store to the local disk."""
-    num_blocks, rows = _num_blocks(work), work.num_rows(sizes)
+    num_blocks, rows = work.num_blocks, work.num_rows(sizes)
     together = min(work.queries_together, work.num_queries)
-    block_rows = min(work.block_rows, work.num_queries)
-    searching = search_bytes(sizes, together, work.nprobe, work.num_candidates, block_rows)
+    searching = search_bytes(sizes, together, work.nprobe, work.num_candidates, work.block_rows)
     outcomes = work.num_queries * (2 * work.query.on_disk + OUTCOME_BYTES_ON_DISK)
     candidates = (work.num_pairs(sizes) + rows) * CANDIDATE_BYTES_ON_DISK
     return Estimate(
@@ -112,7 +108,7 @@ def estimate_attribute(
 
 
 def _attribute_seconds(sizes: ShardSizes, work: AttributionWork, rates: AnswerRates, num_workers: int) -> float:
-    num_queries, num_blocks, shards = work.num_queries, _num_blocks(work), sizes.num_shards
+    num_queries, num_blocks, shards = work.num_queries, work.num_blocks, sizes.num_shards
     pairs, parts = work.num_pairs(sizes), shard_parts(shards, num_workers)
     opening = sizes.num_vectors * sizes.file_bytes_per_vector / rates.hashed_bytes_per_second
     reading = (1 + shards) * num_queries * 2 * sizes.dimension / rates.table_bytes_per_second
@@ -120,17 +116,10 @@ def _attribute_seconds(sizes: ShardSizes, work: AttributionWork, rates: AnswerRa
     searching = work.search_seconds + work.check_seconds + opening + reading + scoring
     # The worker with the largest shard finishes last.
     searching *= max(1 / num_workers, sizes.shard_vectors / sizes.num_vectors / parts[0])
-    merging = 2 * pairs / rates.ordered_pairs_per_second
     row_bytes = ROW_BYTES + sizes.source.in_memory + work.query.in_memory
     sources_bytes = sizes.num_vectors * sizes.source.in_memory
     table_bytes = 3 * pairs * CANDIDATE_BYTES + sources_bytes + work.num_rows(sizes) * row_bytes
     # Lists, candidates, merged and wanted rows, sources and results are written, and most are read again.
-    described = shards * describe_parts(shards)
-    files = num_blocks * (13 + 5 * shards + 2 * described)
-    tasks = probe_groups(num_blocks, num_queries, num_workers) + sum(parts) + described + 2 * num_blocks
-    writing = merging + table_bytes / rates.table_bytes_per_second + files * FILE_SECONDS + tasks * TASK_SECONDS
-    return START_SECONDS + 5 * PHASE_SECONDS + searching + writing / num_workers
-
-
-def _num_blocks(work: AttributionWork) -> int:
-    return -(-work.num_queries // max(1, min(work.block_rows, work.num_queries)))
+    files = num_blocks * (13 + (5 + 2 * describe_parts(shards)) * shards)
+    writing = table_bytes / rates.table_bytes_per_second + files * FILE_SECONDS
+    return START_SECONDS + searching + writing / num_workers

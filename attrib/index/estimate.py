@@ -26,15 +26,7 @@ COMPACTED_BYTES = 50  # of a hit (query int64, position int64, score float32) wh
 CANDIDATE_BYTES = 24
 SCORE_BYTES = 12  # of a (query, vector) cell: the product, and its copies during the search for a floor
 
-# Overheads in seconds on a local disk and a warm cluster, measured on 2026-11-21. They dominate short jobs.
-START_SECONDS = 0.3  # records, rates, admission
-PHASE_SECONDS = 0.02  # before the first task of a phase and after its last
-TASK_SECONDS = 0.004  # overhead of Ray
-FILE_SECONDS = 0.0015  # to open and close a file, or to publish it
-RATES_SECONDS = 0.3  # attrib/index/cost_model.py
-LIST_SECONDS = 7e-5  # per visited list, besides its products
-ORDER_SECONDS = 1.2e-7  # per list sorted for a held-out image
-RECALL_PASSES = 2  # searches until nprobe is found
+START_SECONDS = 0.7  # records, rates, admission, phases; on a local disk and a warm cluster, on 2026-11-21
 
 
 class IndexTask(StrEnum):
@@ -79,8 +71,7 @@ class ShardSizes:
     @property
     def disk_bytes(self) -> int:
         """Return the bytes on disk of all shards."""
-        vectors = self.num_vectors * (self.file_bytes_per_vector + self.source.on_disk)
-        return round(vectors + self.num_shards * 8 * (self.num_lists + 1) + self.template_bytes)
+        return round(self.num_vectors * (self.file_bytes_per_vector + self.source.on_disk) + self.template_bytes)
 
 
 def shard_sizes(
@@ -147,24 +138,18 @@ def estimate_index(
 def _index_seconds(
     sizes: ShardSizes, training_rows: int, held_out_rows: int, rates: MachineRates, num_workers: int, threads: int
 ) -> float:
-    n, d, lists, shards = sizes.num_vectors, sizes.dimension, sizes.num_lists, sizes.num_shards
-    workers = min(num_workers, shards)
+    n, d, lists = sizes.num_vectors, sizes.dimension, sizes.num_lists
     reading = n * embedding_row_bytes(d) / rates.decoded_bytes_per_second
-    reading += -(-n // sizes.partition_rows) * (TASK_SECONDS + FILE_SECONDS)
-    # One process joins and sorts the whole sample.
-    sampling = 3 * 2 * d * (training_rows + held_out_rows) / rates.decoded_bytes_per_second
+    sources = 3 * n * sizes.source.in_memory / rates.decoded_bytes_per_second
+    sampling = 3 * 2 * d * (training_rows + held_out_rows) / rates.decoded_bytes_per_second  # joined by one process
     points = min(training_rows, MAX_POINTS_PER_CENTROID * lists)
-    training_flops = KMEANS_ITERATIONS * 2 * points * lists * d
+    training = KMEANS_ITERATIONS * 2 * points * lists * d / rates.flops_per_second / threads
     products = 2 * n * (lists + held_out_rows) * d / rates.flops_per_second  # lists, and exact neighbours
     files = n * sizes.file_bytes_per_vector * (2 / rates.written_bytes_per_second + 2 / rates.hashed_bytes_per_second)
-    sources = 3 * n * sizes.source.in_memory / rates.decoded_bytes_per_second
-    visits = RECALL_PASSES * shards * min(lists, held_out_rows) * LIST_SECONDS
     # The worker with the largest shard finishes last.
-    largest = max(1.0, sizes.shard_vectors * workers / n)
-    building = largest * (products + reading + files + sources + visits) / workers
-    fixed = START_SECONDS + (3 + RECALL_PASSES) * PHASE_SECONDS + RATES_SECONDS + held_out_rows * lists * ORDER_SECONDS
-    training = training_flops / rates.flops_per_second / threads
-    return fixed + reading / num_workers + sampling + training + building
+    share = max(1 / min(num_workers, sizes.num_shards), sizes.shard_vectors / n)
+    building = share * (products + reading + files + sources)
+    return START_SECONDS + reading / num_workers + sampling + training + building
 
 
 def build_bytes(sizes: ShardSizes) -> int:

@@ -9,7 +9,7 @@ from attrib.data.estimate import RowBytes
 from attrib.index.estimate import ShardSizes
 from attrib.runtime.machine import AnswerRates
 
-RATES = AnswerRates(1e9, 8e8, 2e8, 5e6)
+RATES = AnswerRates(1e9, 8e8, 2e8)
 WORK = AttributionWork(
     num_queries=10_000,
     queries_together=131_072,

@@ -10,14 +10,7 @@ from attrib.common.formats import gib
 from attrib.common.storage import Storage
 from attrib.data.manifest import Manifest
 from attrib.embed.settings import EmbedSettings
-from attrib.runtime.estimate import (
-    IMAGE_OVERHEAD_BYTES,
-    READER_BYTES,
-    TABLE_COPIES,
-    TOUCHED_BYTES,
-    WRITER_BYTES,
-    Estimate,
-)
+from attrib.runtime.estimate import READER_BYTES, TABLE_COPIES, TOUCHED_BYTES, WRITER_BYTES, Estimate
 from attrib.runtime.machine import baseline_bytes, measure_growth
 
 PROBE_BATCHES = 3  # of images: one batch does not show what a further image adds
@@ -108,7 +101,7 @@ def estimate_embed(
 ) -> Estimate:
     """Return the estimate. images_in_flight: prepared or waiting in one worker, of one chunk or of overlapping ones."""
     beyond_probe = max(0, images_in_flight - probe.num_images)
-    working = probe.growth_bytes + beyond_probe * (probe.image_bytes + IMAGE_OVERHEAD_BYTES + 4 * dimension)
+    working = probe.growth_bytes + beyond_probe * (probe.image_bytes + 4 * dimension)
     loading = 2 * probe.network_bytes  # the file, and the weights of the network
     tables = READER_BYTES + WRITER_BYTES + TOUCHED_BYTES
     # The same workers also assemble partitions: chunks are concatenated, sorted and written.

@@ -4,7 +4,7 @@
 of every search worker.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -17,52 +17,33 @@ SCAN_TOLERANCE = 1e-5
 GROUPS_PER_WIDTH = 4
 
 
-class Kernel(Protocol):
-    """The interface of CpuKernel and TorchKernel. Blocks of vectors are arrays of NumPy or torch."""
-
-    tolerance: float
-    width: int
-    margin: Any
-
-    def __init__(self, queries: np.ndarray, width: int, margin: float) -> None: ...
-    def vectors(self, shard: Shard, start: int, stop: int) -> Any: ...
-    def decoded(self, shard: Shard, list_number: int, start: int, stop: int) -> Any: ...
-    def reaching(self, rows: np.ndarray, block: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
-    def floors_of(self, queries: np.ndarray) -> np.ndarray: ...
-    def raise_floors(self, floors: np.ndarray) -> None: ...
-
-
-def decoded_rows(shard: Shard, list_number: int, start: int, stop: int) -> np.ndarray:
-    """Return unit vectors float32 [b, d] decoded from the codes of rows [start, stop), all of one list."""
-    assert shard.quantizer is not None and shard.codes is not None  # only compressed shards are decoded
-    block = decode(shard.quantizer, shard.codes[start:stop], list_number)
-    # A decoded vector can be zero, if all vectors of a list are very close to its centroid.
-    block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    return block
-
-
 class CpuKernel:
     """Queries and their floors: a scan score below the floor cannot belong to the `width` best of a query.
 
     queries: unit vectors float32 [n, d]. floors: float32 [n]; they never decrease. margin: difference between the
-    width-th best scan score and the floor.
+    width-th best scan score and the floor. A TorchKernel has the same methods, for blocks that are tensors.
     """
 
     tolerance = SCAN_TOLERANCE  # maximum difference between a scan score and the exact score
 
     def __init__(self, queries: np.ndarray, width: int, margin: float):
-        self.queries, self.width, self.margin = queries, width, np.float32(margin)
-        self.floors = np.full(len(queries), -np.inf, np.float32)
+        self.queries: Any = queries
+        self.width, self.margin = width, margin
+        self.floors: Any = np.full(len(queries), -np.inf, np.float32)
 
-    def vectors(self, shard: Shard, start: int, stop: int) -> np.ndarray:
+    def vectors(self, shard: Shard, start: int, stop: int) -> Any:
         """Return rows [start, stop) of the shard as unit vectors float32 [b, d]."""
         return to_float32(shard.vectors[start:stop], shard.inverse_norms[start:stop])
 
-    def decoded(self, shard: Shard, list_number: int, start: int, stop: int) -> np.ndarray:
-        """Call `decoded_rows`."""
-        return decoded_rows(shard, list_number, start, stop)
+    def decoded(self, shard: Shard, list_number: int, start: int, stop: int) -> Any:
+        """Return unit vectors float32 [b, d] decoded from the codes of rows [start, stop), all of one list."""
+        assert shard.quantizer is not None and shard.codes is not None  # only compressed shards are decoded
+        block = decode(shard.quantizer, shard.codes[start:stop], list_number)
+        # A decoded vector can be zero, if all vectors of a list are very close to its centroid.
+        block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return block
 
-    def reaching(self, rows: np.ndarray, block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def reaching(self, rows: np.ndarray, block: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Multiply the queries `rows` with a block float32 [b, d]; return the scores that reach their query's floor.
 
         As position in rows int64 [h], position in the block int64 [h] and score float32 [h]. Raises the floors first.
@@ -87,13 +68,11 @@ class CpuKernel:
         position = len(maxima) - self.width
         if position < 0:
             return np.float32(-np.inf)
-        reached: np.ndarray = np.partition(maxima.T, position, axis=1)[:, position]
-        return reached
+        return np.asarray(np.partition(maxima.T, position, axis=1)[:, position])
 
     def floors_of(self, queries: np.ndarray) -> np.ndarray:
         """Return the floors float32 [m] of queries int64 [m]."""
-        floors: np.ndarray = self.floors[queries]
-        return floors
+        return np.asarray(self.floors[queries])
 
     def raise_floors(self, floors: np.ndarray) -> None:
         """Raise the floors of all queries to `floors`, float32 [n], where these are higher."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from attrib.common.errors import AttribError
-from attrib.index.cpu_kernel import decoded_rows
+from attrib.index.cpu_kernel import CpuKernel
 from attrib.index.shard import Shard
 
 # Queries, vectors and products are each rounded to float16: an error of at most 2^-11 each for scores up to one.
@@ -19,7 +19,7 @@ UPLOAD_ROWS = 1 << 18  # vectors per copy to the GPU, to bound host memory
 _resident: list[tuple[np.ndarray, torch.Tensor]] = []  # the vectors of the shard that this process searched last
 
 
-class TorchKernel:
+class TorchKernel(CpuKernel):
     """CpuKernel (attrib/index/cpu_kernel.py) on a torch device. Raises AttribError if torch sees no GPU."""
 
     tolerance = HALF_TOLERANCE
@@ -47,8 +47,8 @@ class TorchKernel:
         return torch.from_numpy(np.array(rows)).to(self.device)
 
     def decoded(self, shard: Shard, list_number: int, start: int, stop: int) -> torch.Tensor:
-        """Call `decoded_rows`. The vectors stay float32: candidates of all shards are selected by scan scores."""
-        return torch.from_numpy(decoded_rows(shard, list_number, start, stop)).to(self.device)
+        """Like CpuKernel.decoded. The vectors stay float32: candidates of all shards are selected by scan scores."""
+        return torch.from_numpy(super().decoded(shard, list_number, start, stop)).to(self.device)
 
     def reaching(self, rows: np.ndarray, block: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Like CpuKernel.reaching, with the block on the device."""
@@ -65,8 +65,7 @@ class TorchKernel:
         return query.cpu().numpy(), position.cpu().numpy(), found.cpu().numpy()
 
     def floors_of(self, queries: np.ndarray) -> np.ndarray:
-        floors: np.ndarray = self.floors.cpu().numpy()[queries]
-        return floors
+        return np.asarray(self.floors.cpu().numpy()[queries])
 
     def raise_floors(self, floors: np.ndarray) -> None:
         self.floors = torch.maximum(self.floors, torch.from_numpy(floors).to(self.device))

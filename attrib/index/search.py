@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import faiss
 import numpy as np
 
-from attrib.index.cpu_kernel import SCAN_TOLERANCE, CpuKernel, Kernel
+from attrib.index.cpu_kernel import SCAN_TOLERANCE, CpuKernel
 from attrib.index.normalize import to_float32
 from attrib.index.quantizer import nearest_lists
 from attrib.index.shard import Shard
@@ -27,7 +27,6 @@ BLOCK_ROWS = 4_096  # vectors converted to float32 at a time
 SCORE_CELLS = 1 << 22  # float32 scores in memory at a time; 16 MiB fit most last-level caches
 MAX_KEPT = 1 << 20  # candidates beyond the width of all queries: a tie can be as large as the shard
 RESCORE_BYTES = 1 << 23  # float64 candidates in memory at a time
-
 
 COLUMNS = {"query": np.int64, "id": np.int64, "scan_score": np.float32, "score": np.float32}
 
@@ -52,7 +51,7 @@ def search_shard(
     num_candidates: int,
     nprobe: int,
     compressed: bool,
-    kernel: type[Kernel] = CpuKernel,
+    kernel: type[CpuKernel] = CpuKernel,
     lists: np.ndarray | None = None,
 ) -> Candidates:
     """Return candidates of one shard, grouped by query. queries: unit vectors float32 [n, d].
@@ -137,7 +136,7 @@ def _prefetch(stored: np.ndarray, start: int, stop: int) -> None:
 class _Best:
     """The candidates of a scan so far that may still be among the best of their query."""
 
-    def __init__(self, shard: Shard, kernel: Kernel, queries: np.ndarray, k: int, compressed: bool):
+    def __init__(self, shard: Shard, kernel: CpuKernel, queries: np.ndarray, k: int, compressed: bool):
         self.shard, self.kernel, self.queries, self.k, self.compressed = shard, kernel, queries, k, compressed
         self.kept = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)  # query, position, scan score
         self.pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []

@@ -13,7 +13,7 @@ from attrib.data.manifest import Manifest, Slice
 from attrib.embed.embeddings import Embeddings
 from attrib.generators.identify.files import Identified
 from attrib.index.cost_model import SearchPlan
-from attrib.index.cpu_kernel import CpuKernel, Kernel
+from attrib.index.cpu_kernel import CpuKernel
 from attrib.index.estimate import READ_ROWS
 from attrib.index.index import Index
 from attrib.index.planning import group_partitions
@@ -30,9 +30,9 @@ class AttributionJob:
     def __init__(
         self, settings: AttributeSettings, index: Index, queries: Embeddings, manifest: Manifest, plan: SearchPlan
     ):
-        if plan.engine == "codes" and not index.is_compressed:
+        if plan.engine == "codes" and not index.plan.is_compressed:
             raise AttribError(
-                f"engine is 'codes', but {index.uri} is of kind {index.kind}, which has no codes; set engine to lists"
+                f"engine is 'codes', but {index.uri} is of kind {index.plan.kind}, without codes; set engine to lists"
             )
         self.settings, self.index, self.queries, self.manifest, self.plan = settings, index, queries, manifest, plan
         self.blocks = plan_blocks(queries.num_rows, settings.query_block_rows)
@@ -61,7 +61,7 @@ class AttributionJob:
         engine = "exact search" if plan.engine == "exact" else f"nprobe {plan.nprobe} of {index.num_lists:,}"
         return (
             f"attribute: {sum(self.queries.num_rows):,} queries in {len(self.blocks)} block(s) against "
-            f"{index.num_vectors:,} vectors in {len(index.shards)} shard(s) of kind {index.kind}, {engine} "
+            f"{index.num_vectors:,} vectors in {len(index.shards)} shard(s) of kind {index.plan.kind}, {engine} "
             f"({plan.reason}), on {'GPUs' if self.device == 'cuda' else 'CPUs'}"
         )
 
@@ -105,7 +105,7 @@ class AttributionJob:
                 read.append((ids[mine], vectors[mine]))
         return read
 
-    def kernel(self) -> type[Kernel]:
+    def kernel(self) -> type[CpuKernel]:
         if self.device == "cpu":
             return CpuKernel
         from attrib.index.gpu_kernel import TorchKernel  # here, because torch costs CPU workers half a gigabyte

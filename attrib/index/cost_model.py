@@ -108,7 +108,7 @@ def plan_search(
     """Return the plan of a batch. wanted: "auto" or an engine. nprobe: None uses that of the index."""
     rates, dimension = SearchRates(**index.rates), index.encoder["dimension"]
     exact = exact_seconds(rates, index.num_vectors, num_queries, dimension)
-    if index.kind == "flat":
+    if index.plan.kind == "flat":
         return SearchPlan("exact", 0, exact, "the index has no lists")
     probes = min(nprobe or index.nprobe, index.num_lists)
     share = index.recall["probed_share"] if probes == index.nprobe else probes / index.num_lists
@@ -121,6 +121,6 @@ def plan_search(
         return SearchPlan("exact", 0, exact, f"expected {exact:.1f} s of work, list by list {lists:.1f} s")
     engine: Engine = "lists"
     of = "vectors"
-    if index.is_compressed and not index.vectors_fit:
+    if index.plan.is_compressed and not index.vectors_fit:
         engine, of = "codes", "codes, because the vectors exceed the memory of a worker"
     return SearchPlan(engine, probes, lists, f"expected {lists:.1f} s of work over {of}; exact {exact:.1f} s")

@@ -47,14 +47,6 @@ class Index:
     rates: dict[str, Any]  # SearchRates.to_dict() of the machine that built the index
 
     @property
-    def kind(self) -> str:
-        return self.plan.kind
-
-    @property
-    def is_compressed(self) -> bool:
-        return self.plan.is_compressed
-
-    @property
     def num_lists(self) -> int:
         return self.plan.num_lists
 

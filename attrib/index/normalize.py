@@ -18,8 +18,7 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 
 def inverse_norms(rows: np.ndarray) -> np.ndarray:
     """Return 1 / norm of each row: float32 [n, d] -> float32 [n]."""
-    inverse: np.ndarray = 1 / np.sqrt(np.einsum("nd,nd->n", rows, rows))
-    return inverse
+    return np.asarray(1 / np.sqrt(np.einsum("nd,nd->n", rows, rows)))
 
 
 def to_float32(vectors: np.ndarray, factors: np.ndarray | None = None) -> np.ndarray:

@@ -48,12 +48,10 @@ def plan_index(settings: IndexSettings, num_vectors: int, shard_sizes: list[int]
     num_lists = min(settings.num_lists or _default_num_lists(num_vectors, settings.training_rows), max(1, num_vectors))
     scanned = {"flat": 2 * dimension, "ivf_flat": 2 * dimension, "ivf_sq8": dimension, "ivf_pq": pq_bytes}
     scan_bytes = {kind: row_bytes * largest for kind, row_bytes in scanned.items()}
-    kind: str
-    if settings.kind != "auto":
-        kind, reason = settings.kind, "chosen in the config"
-    elif num_vectors <= FLAT_UP_TO_VECTORS:
+    kind, reason = str(settings.kind), "chosen in the config"
+    if kind == "auto" and num_vectors <= FLAT_UP_TO_VECTORS:
         kind, reason = "flat", f"{num_vectors:,} vectors are few enough to search exactly"
-    else:
+    elif kind == "auto":
         fits = [k for k in IVF_KINDS if scan_bytes[k] + _quantizer_bytes(k, dimension, num_lists) <= budget]
         kind = fits[0] if fits else "ivf_pq"
         reason = f"the most precise kind whose shard of {largest:,} vectors stays in memory"

@@ -89,12 +89,6 @@ def nearest_lists(quantizer: faiss.IndexIVF, unit_vectors: np.ndarray, count: in
     return quantizer.quantizer.search(unit_vectors, count)[1]
 
 
-def centroids(quantizer: faiss.IndexIVF) -> np.ndarray:
-    """Return the centroids of all lists, float32 [num_lists, d]."""
-    found: np.ndarray = quantizer.quantizer.reconstruct_n(0, quantizer.nlist)
-    return found
-
-
 def encode(quantizer: faiss.IndexIVF, unit_vectors: np.ndarray, lists: np.ndarray) -> np.ndarray:
     """Return codes uint8 [n, code_bytes] of unit vectors float32 [n, d] in the lists int64 [n]."""
     codes = np.empty((len(unit_vectors), quantizer.code_size), np.uint8)

@@ -45,8 +45,7 @@ def recall_by_nprobe(quantizer: faiss.IndexIVF, queries: np.ndarray, neighbour_l
         order = nearest_lists(quantizer, queries[start : start + LIST_ORDER_QUERIES], quantizer.nlist)
         place = np.take_along_axis(np.argsort(order, axis=1), np.maximum(wanted, 0), axis=1)
         counts += np.bincount(place[wanted >= 0], minlength=quantizer.nlist)
-    shares: np.ndarray = np.cumsum(counts) / max(1, counts.sum())
-    return shares
+    return np.asarray(np.cumsum(counts) / max(1, counts.sum()))
 
 
 def smallest_nprobe(measure: Callable[[int], float], first: int, num_lists: int, target: float) -> tuple[int, float]:

@@ -14,10 +14,13 @@ from attrib.common.errors import AttribError, MismatchError
 from attrib.common.storage import Storage, file_sha256, join, scratch_folder
 from attrib.embed.embeddings import Embeddings, read_vectors
 from attrib.index.normalize import inverse_norms, to_float32
-from attrib.index.quantizer import centroids, encode, nearest_lists
+from attrib.index.quantizer import encode, nearest_lists
 
 SHARD_RECORD = "shard.json"
+UNSORTED = "unsorted.npy"  # local file of a build
 BLOCK_BYTES = 1 << 24  # of float32 vectors that a build holds at a time
+
+Assign = Callable[[np.ndarray], np.ndarray]  # unit vectors float32 [n, d] -> numbers of their lists int64 [n]
 
 _verified: set[tuple[Any, ...]] = set()  # files whose checksum this process has verified
 
@@ -43,7 +46,7 @@ def build_shard(
     """
     assign = _assigner(quantizer, device)
     with scratch_folder() as folder:
-        unsorted = os.path.join(folder, "unsorted.npy")
+        unsorted = os.path.join(folder, UNSORTED)
         ids, lists, norms = _copy_vectors(unsorted, embeddings, partitions, assign, sources, storage)
         order = np.lexsort((ids, lists))
         ids, lists, norms = ids[order], lists[order], norms[order]
@@ -52,10 +55,10 @@ def build_shard(
             arrays["offsets.npy"] = np.searchsorted(lists, np.arange(quantizer.nlist + 1))
         for name, array in arrays.items():
             np.save(os.path.join(folder, name), array)
-        names = [*arrays, *_write_sorted(folder, np.load(unsorted, mmap_mode="r"), order, lists, norms, quantizer)]
+        _write_sorted(folder, order, lists, norms, quantizer)
         os.unlink(unsorted)
         files = {}
-        for name in names:
+        for name in sorted(os.listdir(folder)):
             path = os.path.join(folder, name)
             files[name] = {"sha256": file_sha256(path), "num_bytes": os.path.getsize(path)}
             storage.publish(path, join(uri, name))
@@ -66,24 +69,18 @@ def build_shard(
     return record
 
 
-def _assigner(quantizer: faiss.IndexIVF | None, device: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function: unit vectors float32 [n, d] -> numbers of their lists int64 [n]."""
+def _assigner(quantizer: faiss.IndexIVF | None, device: str) -> Assign:
     if quantizer is None:
         return lambda unit_vectors: np.zeros(len(unit_vectors), np.int64)
     if device == "cuda":
         from attrib.index.kmeans import nearest_centroids  # local: torch would take half a gigabyte of CPU workers
 
-        return nearest_centroids(centroids(quantizer), device)
+        return nearest_centroids(quantizer.quantizer.reconstruct_n(0, quantizer.nlist), device)
     return lambda unit_vectors: nearest_lists(quantizer, unit_vectors, 1)[:, 0]
 
 
 def _copy_vectors(
-    path: str,
-    embeddings: Embeddings,
-    partitions: list[int],
-    assign: Callable[[np.ndarray], np.ndarray],
-    sources: pa.Table,
-    storage: Storage,
+    path: str, embeddings: Embeddings, partitions: list[int], assign: Assign, sources: pa.Table, storage: Storage
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Copy vectors to a new .npy file; return ids int64 [n], list numbers int64 [n] and inverse norms float32 [n]."""
     num_vectors = sum(embeddings.num_embedded[p] for p in partitions)
@@ -114,14 +111,10 @@ def _copy_vectors(
 
 
 def _write_sorted(
-    folder: str,
-    unsorted: np.ndarray,
-    order: np.ndarray,
-    lists: np.ndarray,
-    norms: np.ndarray,
-    quantizer: faiss.IndexIVF | None,
-) -> list[str]:
-    """Write vectors and codes in the order int64 [n]; return the file names. lists, norms: of the sorted rows."""
+    folder: str, order: np.ndarray, lists: np.ndarray, norms: np.ndarray, quantizer: faiss.IndexIVF | None
+) -> None:
+    """Write vectors and codes in the order int64 [n]. lists, norms: of the sorted rows."""
+    unsorted = np.load(os.path.join(folder, UNSORTED), mmap_mode="r")
     codec = None if isinstance(quantizer, faiss.IndexIVFFlat) else quantizer
     with ExitStack() as files:
         vectors_file = files.enter_context(_array_file(os.path.join(folder, "vectors.npy"), np.float16, unsorted.shape))
@@ -133,7 +126,6 @@ def _write_sorted(
             vectors.tofile(vectors_file)
             if codec is not None:
                 encode(codec, to_float32(vectors) * norms[rows, None], lists[rows]).tofile(codes_file)
-    return ["vectors.npy", "codes.npy"] if codec is not None else ["vectors.npy"]
 
 
 @contextmanager

@@ -205,5 +205,4 @@ def _unit(vectors: np.ndarray, name: str) -> np.ndarray:
     unusable = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
     if len(unusable):
         raise AttribError(f"{name} {unusable[0]} is zero or not finite; embed that image again or leave it out")
-    unit: np.ndarray = vectors / norms
-    return unit
+    return np.asarray(vectors / norms)

@@ -15,5 +15,4 @@ def soft_shares(similarity: np.ndarray, settings: SharesSettings) -> np.ndarray:
     best = similarity.max(axis=1, keepdims=True)
     weight = np.exp((similarity - best) * settings.inverse_temperature)
     kept = np.maximum(weight + 0.001 * settings.offset, 0.0)
-    shares: np.ndarray = kept / kept.sum(axis=1, keepdims=True)
-    return shares
+    return np.asarray(kept / kept.sum(axis=1, keepdims=True))

@@ -23,7 +23,7 @@ from attrib.embed.embeddings import Embeddings
 from attrib.index import shard as shard_module
 from attrib.index.index import Index, check_same_encoder
 from attrib.index.normalize import unit_rows
-from attrib.index.quantizer import centroids, train_quantizer
+from attrib.index.quantizer import train_quantizer
 from attrib.index.search import merge, search_shard
 from attrib.index.shard import build_shard
 
@@ -54,7 +54,7 @@ def test_shard_holds_vectors_by_list_and_sources_by_id(kind, collection, tmp_pat
         opened = open_index_shards(tmp_path, records)[shard]
         lists = np.zeros(len(expected), int)
         if kind != "flat":
-            means = centroids(opened.quantizer)
+            means = opened.quantizer.quantizer.reconstruct_n(0, opened.quantizer.nlist)
             lists = (unit_rows(vectors[expected]).astype(np.float64) @ means.T).argmax(axis=1)
             assert np.array_equal(np.diff(opened.offsets), np.bincount(lists, minlength=opened.quantizer.nlist))
             assert opened.offsets[0] == 0

@@ -8,7 +8,7 @@ from support.shards import clustered_vectors, make_plan
 
 from attrib.index.kmeans import nearest_centroids, spherical_kmeans
 from attrib.index.normalize import unit_rows
-from attrib.index.quantizer import centroids, train_quantizer
+from attrib.index.quantizer import train_quantizer
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -46,7 +46,8 @@ def test_kmeans_equals_that_of_faiss_from_the_same_centroids(device, one_thread)
 @pytest.mark.parametrize("device", DEVICES)
 def test_kmeans_is_as_tight_as_faiss(device, collection, one_thread):
     unit_vectors = unit_rows(collection)
-    reference = centroids(train_quantizer(unit_vectors, make_plan("ivf_flat", 24), 0))
+    trained = train_quantizer(unit_vectors, make_plan("ivf_flat", 24), 0)
+    reference = trained.quantizer.reconstruct_n(0, 24)
     ours = spherical_kmeans(unit_vectors, 24, 20, 0, device)
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)
     tightness = [(unit_vectors @ means.T).max(axis=1).mean() for means in (ours, reference)]

@@ -18,13 +18,8 @@ def estimate_train(settings: TrainSettings, manifest: Manifest, num_workers: int
     Unpaired generated images are not counted: they have no views.
     """
     encoder = load_encoder(settings.backbone, storage)
-    embed = EmbedSettings(
-        manifest=settings.manifest,
-        output=settings.output,
-        backbone=settings.backbone,
-        chunk_rows=settings.chunk_rows,
-        storage=settings.storage,
-    )
+    same = ("manifest", "output", "backbone", "chunk_rows", "storage")
+    embed = EmbedSettings(**{name: getattr(settings, name) for name in same})
     probe = probe_encoder(encoder, manifest, embed, storage)
     sizes = FeatureExtractor(encoder.model, settings.features, encoder.preprocessing.crop_px).sizes
     num_images, num_views = min(settings.max_images, manifest.num_images), settings.num_views

@@ -49,26 +49,24 @@ def fitted_model(
     that are trained start from one projection; unpaired synthetic images, if given, centre it for their domain.
     """
     head = settings.head
-    fits = {"real": (real, np.flatnonzero(real.is_original))}
+    fits = {"real": real}
     if head.separate_domains:
-        fits["synthetic"] = fits["real"]
-        if head.net == "none":
-            if synthetic is None:
-                raise AttribError("head.separate_domains with head.net 'none' needs generated images: set `synthetic`")
-            fits["synthetic"] = (synthetic, np.flatnonzero(synthetic.is_original))
+        if head.net == "none" and synthetic is None:
+            raise AttribError("head.separate_domains with head.net 'none' needs generated images: set `synthetic`")
+        fits["synthetic"] = synthetic if head.net == "none" else real
     data_config = features_data_config(network.data_config, settings.features)
-    num_images = min(len(rows) for _, rows in fits.values())
+    num_images = min(int(found.is_original.sum()) for found in fits.values())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         probe = build_model(network.model, data_config, settings.features, head, {})
         sizes = projected_sizes(probe.extractor.sizes, num_images, head)
         model = build_model(network.model, data_config, settings.features, head, sizes)
-    for domain, (found, rows) in fits.items():
-        blocks = _blocks(model.heads[domain], found, rows)
+    for domain, found in fits.items():
+        blocks = _blocks(model.heads[domain], found)
         for part in model.heads[domain].parts.values():
             fit_projections(part, blocks, head)
     if head.separate_domains and synthetic is not None:
-        blocks = _blocks(model.heads["synthetic"], synthetic, np.flatnonzero(synthetic.is_original))
+        blocks = _blocks(model.heads["synthetic"], synthetic)
         for part in model.heads["synthetic"].parts.values():
             centre_projections(part, blocks)
     return model
@@ -123,9 +121,9 @@ def head_inputs(head: Head, features: np.ndarray, rows: np.ndarray) -> torch.Ten
     return torch.cat([head.inputs(torch.from_numpy(features[batch]).float()).half() for batch in batches])
 
 
-def _blocks(head: Head, found: ViewFeatures, rows: np.ndarray) -> dict[str, np.ndarray]:
+def _blocks(head: Head, found: ViewFeatures) -> dict[str, np.ndarray]:
     ends = np.cumsum(list(head.block_sizes.values()))
-    return dict(zip(head.block_sizes, np.split(found.features[rows], ends[:-1], axis=1)))
+    return dict(zip(head.block_sizes, np.split(found.features[found.is_original], ends[:-1], axis=1)))
 
 
 def read_pairs(

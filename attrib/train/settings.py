@@ -1,15 +1,13 @@
 """Options of jobs.train: views, objective, optimiser, fine-tuning and controls."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from attrib.common.settings import JobSettings, Positive, Settings, Share, Uri
 from attrib.data.settings import MetadataSettings
 from attrib.models.settings import BackboneSettings, FeatureSettings, HeadSettings
-from attrib.train.augment.settings import ViewSettings
-
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+from attrib.train.augment.settings import ViewSettings, Weight
 
 
 class AlignmentSettings(Settings):

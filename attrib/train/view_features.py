@@ -164,8 +164,7 @@ def sheet_of_views(
     decoded = decode_images(images, manifest, preprocessing, storage)
     if not decoded.ids:
         return None
-    donors = decoded.pixels[1:] + decoded.pixels[:1]
-    return view_sheet(decoded.pixels, donors, settings.views, SHEET_PX, seed=settings.seed)
+    return view_sheet(decoded.pixels, settings.views, SHEET_PX, settings.seed)
 
 
 def write_chunk(uri: str, chunk: ViewFeatures, storage: Storage) -> None:

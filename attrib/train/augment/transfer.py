@@ -100,9 +100,8 @@ def texture_transfer(
     quilt = F.fold(patches, padded.shape[2:], patch_px, stride=stride_px)[0]
     windows = window.flatten()[None, :, None].expand(-1, -1, len(chosen))
     weights = F.fold(windows, padded.shape[2:], patch_px, stride=stride_px)[0]
-    height, width = content.shape[1:]
-    inside = (..., slice(margin, margin + height), slice(margin, margin + width))
-    return torch.lerp(recoloured, quilt[inside] / weights[inside], strength).clamp_(0, 1)
+    average = functional.center_crop(quilt / weights, list(content.shape[1:]))
+    return torch.lerp(recoloured, average, strength).clamp_(0, 1)
 
 
 def _draw_patches(image: torch.Tensor, patch_px: int, num_patches: int, generator: torch.Generator) -> torch.Tensor:
@@ -142,7 +141,8 @@ def band_transfer(content: torch.Tensor, donor: torch.Tensor, strength: float = 
     details, result = _laplacian_pyramid(colour_transfer(content, donor, strength), num_bands)
     donor_details, _ = _laplacian_pyramid(donor, num_bands)
     for detail, donor_detail in zip(reversed(details), reversed(donor_details)):
-        gain = (_band_std(donor_detail) / _band_std(detail).clamp(min=MIN_BAND_STD)).clamp(*BAND_GAIN)
+        wanted, own = (band.std((1, 2), keepdim=True, correction=0) for band in (donor_detail, detail))
+        gain = (wanted / own.clamp(min=MIN_BAND_STD)).clamp(*BAND_GAIN)
         result = _resize(result, detail.shape[1:]) + detail * (1 + strength * (gain - 1))
     return result.clamp(0, 1)
 
@@ -159,7 +159,3 @@ def _laplacian_pyramid(image: torch.Tensor, num_bands: int) -> tuple[list[torch.
 
 def _resize(image: torch.Tensor, size: list[int] | torch.Size) -> torch.Tensor:
     return F.interpolate(image[None], size=tuple(size), mode="bilinear", antialias=True)[0]
-
-
-def _band_std(band: torch.Tensor) -> torch.Tensor:
-    return band.std((1, 2), keepdim=True, correction=0)

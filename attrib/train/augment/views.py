@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 from torchvision.utils import make_grid
 
@@ -25,6 +26,7 @@ from attrib.train.augment.transfer import band_transfer, colour_transfer, textur
 STRIDES_PER_PATCH = 3  # patches overlap by two thirds; with less, their grid is visible
 MIN_STRIDE_PX = 2  # with 1, the smallest patches would take most of the time
 BLUR_REACH = 3  # standard deviations; the rest of a Gaussian is 0.3 %
+VIEWS_PER_KIND = 2  # of a sheet
 LABEL_PX = 20
 GAP_PX = 2
 
@@ -47,13 +49,8 @@ def draw_kind(settings: ViewSettings, generator: torch.Generator) -> Kind:
 
 
 def render_view(
-    content: torch.Tensor,
-    donor: torch.Tensor | None,
-    kind: Kind,
-    settings: ViewSettings,
-    view_px: int,
-    generator: torch.Generator,
-) -> torch.Tensor:
+    content: Tensor, donor: Tensor | None, kind: Kind, settings: ViewSettings, view_px: int, generator: torch.Generator
+) -> Tensor:
     """Return one view of the content, uint8 [3, view_px, view_px], rendered on the CPU.
 
     content, donor: uint8 [3, h, w], RGB, of any sizes; kind "solo" ignores the donor. The view depends on the arguments
@@ -92,10 +89,10 @@ class _Renderer:
     def happens(self, probability: float) -> bool:
         return torch.rand((), generator=self.generator).item() < probability
 
-    def resize(self, view: torch.Tensor, size_px: int) -> torch.Tensor:
+    def resize(self, view: Tensor, size_px: int) -> Tensor:
         return functional.resize(view, [size_px, size_px], antialias=True)
 
-    def crop(self, pixels: torch.Tensor, area_share, aspect, flip_probability: float) -> torch.Tensor:
+    def crop(self, pixels: Tensor, area_share, aspect, flip_probability: float) -> Tensor:
         """Return a random part, float32 [3, view_px, view_px], of uint8 [3, h, w]; area uniform, aspect log-uniform.
 
         A part that does not fit is shrunk, so panoramas keep the aspect; torchvision's RandomResizedCrop draws again
@@ -116,7 +113,7 @@ class _Renderer:
             part = functional.horizontal_flip(part)
         return functional.to_dtype(part, torch.float32, scale=True)
 
-    def stylise(self, shown: torch.Tensor, style: torch.Tensor, kind: Kind) -> torch.Tensor:
+    def stylise(self, shown: Tensor, style: Tensor, kind: Kind) -> Tensor:
         settings = self.settings
         if kind == "colour":
             return colour_transfer(shown, style, self.uniform(settings.colour_strength))
@@ -138,7 +135,7 @@ class _Renderer:
             view = colour_transfer(view, shown, self.uniform(settings.keep_colour_share))
         return view
 
-    def recolour(self, view: torch.Tensor) -> torch.Tensor:
+    def recolour(self, view: Tensor) -> Tensor:
         view = functional.adjust_brightness(view, self.uniform(self.settings.brightness))
         view = functional.adjust_contrast(view, self.uniform(self.settings.contrast))
         view = functional.adjust_saturation(view, self.uniform(self.settings.saturation))
@@ -146,7 +143,7 @@ class _Renderer:
             view = functional.adjust_hue(view, self.uniform(self.settings.hue_turns))
         return view
 
-    def degrade(self, view: torch.Tensor) -> torch.Tensor:
+    def degrade(self, view: Tensor) -> Tensor:
         """Return uint8 [3, n, n] of float32 [3, n, n] in 0..1."""
         settings = self.settings
         if self.happens(settings.blur_probability):
@@ -167,25 +164,15 @@ class _Renderer:
         return view
 
 
-def view_sheet(
-    contents: Sequence[torch.Tensor],
-    donors: Sequence[torch.Tensor],
-    settings: ViewSettings,
-    view_px: int,
-    views_per_kind: int = 2,
-    seed: int = 0,
-) -> bytes:
-    """Return a PNG to check settings by eye: per content the original, its donor, and views of every kind in the mix.
+def view_sheet(images: Sequence[Tensor], settings: ViewSettings, view_px: int, seed: int = 0) -> bytes:
+    """Return a PNG to check settings by eye: per image the original, its donor, and views of every kind in the mix.
 
-    contents, donors: uint8 [3, h, w] of any sizes, shown squeezed to a square. Raises AttribError if their numbers
-    differ.
+    images: uint8 [3, h, w] of any sizes, one or more, shown squeezed to a square. The donor is the next image.
     """
-    if not contents or len(contents) != len(donors):
-        raise AttribError(f"give one donor for each content, not {len(contents)} contents and {len(donors)} donors")
-    kinds = [kind for kind in KINDS if getattr(settings.mix, kind) > 0 for _ in range(views_per_kind)]
+    kinds = [kind for kind in KINDS if getattr(settings.mix, kind) > 0 for _ in range(VIEWS_PER_KIND)]
     labels = ["original", "donor", *kinds]
     cells = []
-    for row, (content, donor) in enumerate(zip(contents, donors)):
+    for row, (content, donor) in enumerate(zip(images, [*images[1:], images[0]])):
         cells += [functional.resize(image, [view_px, view_px], antialias=True) for image in (content, donor)]
         for index, kind in enumerate(kinds):
             cells.append(render_view(content, donor, kind, settings, view_px, view_generator(seed, row, index)))

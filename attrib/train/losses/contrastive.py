@@ -49,17 +49,13 @@ def info_nce(
         found = logits[used].masked_fill(~positive[used], -torch.inf).logsumexp(dim=1)
         pool = logits[used].masked_fill(left_out[used], -torch.inf).logsumexp(dim=1)
         losses.append(pool - found)
-    if role_weights is None:
-        pairs = torch.cat(losses)
-        if len(pairs):
-            return pairs.mean()
-    else:
-        if len(role_weights) != len(losses):
-            raise AttribError(f"{len(role_weights)} role weights for {len(losses)} roles; give one per role")
-        present = [(weight, loss.mean()) for weight, loss in zip(role_weights, losses) if len(loss) and weight > 0]
-        if present:
-            return sum(weight * mean for weight, mean in present) / sum(weight for weight, _ in present)
-    raise AttribError("no view of the batch has its source among the anchors; check the ids and role_weights")
+    weights = [len(loss) for loss in losses] if role_weights is None else role_weights
+    if len(weights) != len(losses):
+        raise AttribError(f"{len(weights)} role weights for {len(losses)} roles; give one per role")
+    present = [(weight, loss.mean()) for weight, loss in zip(weights, losses) if len(loss) and weight > 0]
+    if not present:
+        raise AttribError("no view of the batch has its source among the anchors; check the ids and role_weights")
+    return sum(weight * mean for weight, mean in present) / sum(weight for weight, _ in present)
 
 
 class MomentumQueue(nn.Module):

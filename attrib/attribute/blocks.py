@@ -61,13 +61,6 @@ def read_partial(table: pa.Table, query_ids: np.ndarray) -> Candidates:
     return Candidates(query, table["source_id"].to_numpy(), table["scan_score"].to_numpy(), table["score"].to_numpy())
 
 
-def wanted_table(source_ids: np.ndarray, shards: np.ndarray) -> pa.Table:
-    """Return the distinct (shard, source_id), sorted. source_ids, shards: int [m], sources and their shards."""
-    ids, first = np.unique(source_ids, return_index=True)
-    order = np.argsort(shards[first], kind="stable")
-    return pa.table({"shard": shards[first][order].astype(np.int32), "source_id": ids[order]})
-
-
 def read_block(queries: Embeddings, block: list[Slice], storage: Storage) -> tuple[np.ndarray, np.ndarray]:
     """Return ids int64 [n], ascending, and unit vectors float32 [n, d] of the embedded queries of a block."""
     parts = [read_vectors(queries, part.table, storage, part.start, part.stop) for part in block]

@@ -7,15 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from attrib.attribute.blocks import (
-    block_name,
-    block_rows,
-    partial_table,
-    partial_uri,
-    partials,
-    read_partial,
-    wanted_table,
-)
+from attrib.attribute.blocks import block_name, block_rows, partial_table, partial_uri, partials, read_partial
 from attrib.attribute.estimate import AttributeTask
 from attrib.attribute.rows import RunStamp, attribution_rows, block_queries, read_sources
 from attrib.attribute.run import AttributionJob
@@ -63,6 +55,13 @@ def _merge_task(job: AttributionJob, block: int, storage: Storage) -> None:
     storage.write_table(join(folder, MERGED), partial_table(kept, query_ids))
     # Written last: it marks the block as merged. Small row groups let a shard read its own rows only.
     storage.write_table(join(folder, WANTED), wanted_table(kept.id, shards), row_group_rows=4096)
+
+
+def wanted_table(source_ids: np.ndarray, shards: np.ndarray) -> pa.Table:
+    """Return the distinct (shard, source_id), sorted. source_ids, shards: int [m], sources and their shards."""
+    ids, first = np.unique(source_ids, return_index=True)
+    order = np.argsort(shards[first], kind="stable")
+    return pa.table({"shard": shards[first][order].astype(np.int32), "source_id": ids[order]})
 
 
 def describe_sources(job: AttributionJob, storage: Storage) -> None:

@@ -77,9 +77,7 @@ def encode_chunk(prepared: PreparedChunk, encoder: ImageEncoder) -> pa.Table:
         reason[position] = "the embedding is zero" if ok else "the embedding is not finite in float16"
     table = np.zeros((len(results), encoder.identity.dimension), np.float16)
     table[decoded[usable]] = halves[usable]
-    absent = np.ones(len(results), bool)
-    absent[decoded[usable]] = False
-    values, kind = pa.array(table.ravel()), fields.field("embedding").type
-    embedding = pa.FixedSizeListArray.from_arrays(values, type=kind, mask=pa.array(absent))
     failures = [pa.array(stage, pa.string()), pa.array(reason, pa.string())]
+    values, kind = pa.array(table.ravel()), fields.field("embedding").type
+    embedding = pa.FixedSizeListArray.from_arrays(values, type=kind, mask=failures[0].is_valid())
     return pa.table([*results.columns[:5], *failures, embedding], schema=fields)

@@ -133,12 +133,9 @@ def load_network(settings: BackboneSettings, storage: Storage) -> Network:
             return Network(model, declared["data_config"], has_head=True)
         _load_strictly(model, name, state, settings.weights)
         return Network(model, declared.get("data_config") or timm.data.resolve_data_config(model=model))
-    if settings.weights == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            model = _create(settings.name, pretrained=False)
-    else:
-        model = _create(settings.name, pretrained=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = _create(settings.name, pretrained=settings.weights == "hub")
     return Network(model, timm.data.resolve_data_config(model=model))
 
 

@@ -25,16 +25,8 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "text": text,
-        "number": "{:,}".format,
-        "counted": counted,
-        "score": score,
-        "percent": percent,
-        "points": points,
-        "worth": worth,
-        "pretty": partial(json.dumps, indent=1, ensure_ascii=False),
-    }
+    environment.filters |= {form.__name__: form for form in (text, counted, score, percent, points, worth)}
+    environment.filters |= {"number": "{:,}".format, "pretty": partial(json.dumps, indent=1, ensure_ascii=False)}
     return environment
 
 

@@ -15,7 +15,7 @@ errors, and `max_restarts=0` would end the restarts.
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import ray.data
@@ -100,19 +100,13 @@ class ChunkWorker:
     """The actor around a worker. All its rows have the same columns, because rows of one block of Ray Data must."""
 
     def __init__(self, worker: type, arguments: tuple):
-        self._make = lambda: worker(*arguments)
-        self._worker: Callable[[dict], dict] | None = None
+        self._worker = cache(lambda: worker(*arguments))
 
     def __call__(self, row: dict) -> dict:
-        found = row if row.get(ERROR) else _or_error(self._work, row)
+        found = row if row.get(ERROR) else _or_error(lambda row: self._worker()(row), row)
         if found.get(ERROR):
             return {"result": "", ERROR: found[ERROR], "message": found["message"]}
         return {"result": json.dumps(found), ERROR: "", "message": ""}
-
-    def _work(self, row: dict) -> dict:
-        if self._worker is None:
-            self._worker = self._make()
-        return self._worker(row)
 
 
 def _or_error(function: Callable[[dict], dict], row: dict) -> dict:

@@ -5,7 +5,8 @@ import pyarrow as pa
 import pytest
 from support.shards import STORAGE, make_index, make_plan, make_sources, write_embeddings
 
-from attrib.attribute.blocks import PARTIAL_SCHEMA, block_rows, partial_table, plan_blocks, read_partial, wanted_table
+from attrib.attribute.blocks import PARTIAL_SCHEMA, block_rows, partial_table, plan_blocks, read_partial
+from attrib.attribute.merge import wanted_table
 from attrib.attribute.rows import RunStamp, attribution_rows, block_queries, read_sources
 from attrib.common.errors import MismatchError
 from attrib.data.collections import RESERVED_COLUMNS

@@ -23,6 +23,9 @@ os.environ |= {
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_EC2_METADATA_DISABLED": "true",
     "HF_HUB_OFFLINE": "1",
+    # A worker that has imported the libraries serves the jobs of later tests; Ray would end it after a second.
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    "RAY_num_workers_soft_limit": "4",
 }
 
 
@@ -32,13 +35,12 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests that share an expensive fixture run in one xdist worker, so that it is created once."""
+    """The tests of a file of the two slower tiers share fixtures, so they run in one xdist worker."""
     for item in items:
-        shared = next((fixture for fixture in ("local_ray", "gloo_pool") if fixture in item.fixturenames), None)
-        is_slow = item.path.is_relative_to(ROOT / "tests" / "slow")
-        if shared or is_slow or item.path.is_relative_to(ROOT / "tests" / "integration"):
-            item.add_marker(pytest.mark.xdist_group(shared or item.path.stem))
-        if is_slow:
+        tier = item.path.relative_to(ROOT / "tests").parts[0]
+        if tier in ("integration", "slow"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if tier == "slow":
             item.add_marker(pytest.mark.slow)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from attrib.common.errors import AttribError
 from attrib.common.storage import Storage, join
 from attrib.data.manifest import part_name
 
@@ -51,10 +52,20 @@ def pending_chunks(
     return pending
 
 
-def assemble_partition(output: str, partition: int, chunks: list[Chunk], storage: Storage) -> pa.Table:
-    """Return one partition, sorted by id, concatenated from its chunk files."""
-    table = pa.concat_tables([storage.read_table(chunk.uri(output)) for chunk in chunks])
-    return table.sort_by("id").combine_chunks()
+def publish_partition(uri: str, output: str, partition: int, num_rows: int, chunk_rows: int, storage: Storage) -> None:
+    """Write one partition to `uri`, sorted by id, from its chunk files; nothing if it is there.
+
+    Jobs run this as a task, which must not import torch. Raises AttribError if a chunk file is missing.
+    """
+    if storage.exists(uri):
+        return
+    chunks = [chunk.uri(output) for chunk in plan_chunks(num_rows, partition, chunk_rows)]
+    if missing := next((chunk for chunk in chunks if not storage.exists(chunk)), None):
+        raise AttribError(
+            f"{missing} is missing although a worker wrote it; put the output on storage that all nodes share"
+        )
+    table = pa.concat_tables([storage.read_table(chunk) for chunk in chunks])
+    storage.write_table(uri, table.sort_by("id").combine_chunks())
 
 
 def failures_of(part: pa.Table, manifest_rows: pa.Table) -> pa.Table:

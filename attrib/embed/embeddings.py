@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from attrib.common.storage import Storage, join
-from attrib.data.manifest import part_name
+from attrib.common.storage import Storage, bytes_sha256, join
+from attrib.data.chunks import failures_of, publish_partition
+from attrib.data.manifest import Manifest, part_name
 
 EMBEDDINGS_RECORD = "embeddings.json"
 FAILURES = "failures.parquet"
@@ -71,3 +73,18 @@ def read_vectors(
     part = part.filter(pc.is_valid(part["embedding"])).combine_chunks()
     values = part["embedding"].combine_chunks().flatten() if len(part) else pa.array([], pa.float16())
     return part["id"].to_numpy(), values.to_numpy(zero_copy_only=False).reshape(len(part), embeddings.dimension)
+
+
+def finish_partition(
+    output: str, manifest: Manifest, partition: int, chunk_rows: int, storage: Storage
+) -> tuple[int, pa.Table, str]:
+    """Publish a part unless it is there; return its number of rows, its failures and its SHA-256.
+
+    Runs as a task. It is here because this module does not import torch, whose import would take longer than the task.
+    """
+    uri = join(output, part_name(partition))
+    publish_partition(uri, output, partition, manifest.num_rows[partition], chunk_rows, storage)
+    data = storage.read_bytes(uri)
+    part = pq.read_table(pa.BufferReader(data), columns=["id", "stage", "reason"])
+    places = storage.read_table(manifest.partition_uri(partition), columns=["id", "key", "uri"])
+    return len(part), failures_of(part, places), bytes_sha256(data)

@@ -10,16 +10,16 @@ import pyarrow.parquet
 import torch
 
 from attrib.common.config import digest
-from attrib.common.errors import AttribError, FailedShareError, MismatchError
+from attrib.common.errors import FailedShareError, MismatchError
 from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish
 from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage, bytes_sha256, join
-from attrib.data.chunks import CHUNKS, Chunk, assemble_partition, failures_of, pending_chunks, plan_chunks
+from attrib.common.storage import Storage, join
+from attrib.data.chunks import CHUNKS, Chunk, failures_of, pending_chunks
 from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.decoding import decoder_name
 from attrib.data.manifest import Manifest, open_manifest, part_name
-from attrib.embed.embeddings import EMBEDDINGS_RECORD, FAILURES
+from attrib.embed.embeddings import EMBEDDINGS_RECORD, FAILURES, finish_partition
 from attrib.embed.encode import PreparedChunk, encode_chunk, prepare_images
 from attrib.embed.estimate import EmbedTask, EncoderProbe, estimate_embed, probe_encoder
 from attrib.embed.settings import EmbedSettings
@@ -211,8 +211,8 @@ class ChunkEncoder:
 def _assemble(run: EmbedRun) -> dict:
     """Publish the partitions and the table of failures, delete the chunks, and return the results for the record."""
     output, num_parts = run.settings.output, len(run.manifest.num_rows)
-    units = [(run, partition) for partition in range(num_parts)]
-    found = run_all(_finish_partition, units, "assemble", "partitions", [1] * num_parts)
+    units = [(output, run.manifest, partition, run.settings.chunk_rows, run.storage) for partition in range(num_parts)]
+    found = run_all(finish_partition, units, "assemble", "partitions", [1] * num_parts)
     num_rows, failures_by_part, sha256 = (list(column) for column in zip(*found))
     failures = pa.concat_tables(failures_by_part)
     run.storage.write_table(join(output, FAILURES), failures)
@@ -227,24 +227,6 @@ def _assemble(run: EmbedRun) -> dict:
         "num_embedded": [rows - len(failed) for rows, failed in zip(num_rows, failures_by_part)],
         "sha256": sha256,
     }
-
-
-def _finish_partition(run: EmbedRun, partition: int) -> tuple[int, pa.Table, str]:
-    """Publish a partition unless it is there; return its number of rows, its failures and its sha256."""
-    output, manifest, storage = run.settings.output, run.manifest, run.storage
-    uri = join(output, part_name(partition))
-    if not storage.exists(uri):
-        chunks = plan_chunks(manifest.num_rows[partition], partition, run.settings.chunk_rows)
-        missing = next((chunk.uri(output) for chunk in chunks if not storage.exists(chunk.uri(output))), None)
-        if missing:
-            raise AttribError(
-                f"{missing} is missing although a worker wrote it; put the output on storage that all nodes share"
-            )
-        storage.write_table(uri, assemble_partition(output, partition, chunks, storage))
-    data = storage.read_bytes(uri)
-    part = pa.parquet.read_table(pa.BufferReader(data), columns=["id", "stage", "reason"])
-    places = storage.read_table(manifest.partition_uri(partition), columns=["id", "key", "uri"])
-    return len(part), failures_of(part, places), bytes_sha256(data)
 
 
 def _retry_failed(run: EmbedRun, pool: WorkerPool) -> None:

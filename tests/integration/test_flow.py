@@ -45,7 +45,7 @@ def run_flow(uri: str, output: str, storage: Storage, format: str = "folder", **
         output=output,
         backbone=BACKBONE,
         storage=storage.settings,
-        **{"manifest": {"partition_rows": 50}, "embed": {"chunk_rows": 16}} | sections,
+        **{"manifest": {"partition_rows": 50}, "embed": {"chunk_rows": 16, "num_workers": 1}} | sections,
     )
     pipeline_job.run(settings)
     rows = read_rows(output, "attributions", storage)
@@ -109,7 +109,7 @@ def test_copies_tie_and_the_lower_id_comes_first(reference):
     "layout",
     [
         {"format": "webdataset", "manifest": {"partition_rows": 33}, "index": {"shard_rows": 33}},
-        {"embed": {"chunk_rows": 7, "num_workers": 1}, "manifest": {"partition_rows": 20}, "index": {"shard_rows": 40}},
+        {"embed": {"chunk_rows": 7, "num_workers": 2}, "manifest": {"partition_rows": 20}, "index": {"shard_rows": 40}},
         {
             "index": {"shard_rows": 50, "kind": "ivf_flat", "num_lists": 4, "held_out_rows": 5},
             "attribute": {"nprobe": 4},
@@ -121,7 +121,7 @@ def test_copies_tie_and_the_lower_id_comes_first(reference):
     ],
     ids=[
         "tar shards, several index shards",
-        "one worker, small chunks",
+        "two workers, small chunks",
         "all lists of IVF-Flat",
         "all lists of SQ8, several blocks",
     ],

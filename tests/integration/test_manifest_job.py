@@ -145,7 +145,9 @@ def test_finished_manifest_is_kept_and_other_settings_are_an_error(local_ray, tm
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_colliding_hashes_get_distinct_ids_that_depend_on_the_images_only(seed, tmp_path, local, monkeypatch):
+def test_colliding_hashes_get_distinct_ids_that_depend_on_the_images_only(
+    seed, local_ray, tmp_path, local, monkeypatch
+):
     """Hashes are cut to 4 bits, since 63 bits never collide in a test. The job runs in this process."""
     full = image_ids
     monkeypatch.setattr(

@@ -19,7 +19,7 @@ def settings(tmp_path_factory) -> BenchmarkSettings:
         {
             "output": str(tmp_path_factory.mktemp("benchmark")),
             "backbone": {"name": "test_resnet", "weights": "random"},
-            "num_rounds": 1,
+            "num_rounds": 2,
             "num_workers": 1,
             "num_drawn": 12,
             "image_px": 64,

@@ -97,7 +97,7 @@ def embed(folder: str, backbone: str, num_images: int, chunk_rows: int, output: 
     """Encode chunks like a worker of the embed job, and assemble the partition."""
     import torch
 
-    from attrib.data.chunks import assemble_partition, plan_chunks
+    from attrib.data.chunks import plan_chunks, publish_partition
     from attrib.embed import encode
 
     torch.set_num_threads(1)
@@ -111,7 +111,7 @@ def embed(folder: str, backbone: str, num_images: int, chunk_rows: int, output: 
         prepared = encode.prepare_images(images, manifest, encoder.preprocessing, settings, storage)
         storage.write_table(chunk.uri(output), encode.encode_chunk(prepared, encoder))
     found["chunks_on_disk"] = folder_bytes(output)
-    storage.write_table(f"{output}/part-00000.parquet", assemble_partition(output, 0, chunks, storage))
+    publish_partition(f"{output}/part-00000.parquet", output, 0, num_images, chunk_rows, storage)
     found["partition_on_disk"] = os.path.getsize(f"{output}/part-00000.parquet")
     return found
 

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from attrib.common.errors import MismatchError
-from attrib.common.storage import Storage, join
+from attrib.common.storage import Storage, bytes_sha256, join
+from attrib.data.chunks import publish_partition
 from attrib.data.manifest import Manifest, Slice, part_name
 
 RECORD = "generators.json"
@@ -71,6 +72,13 @@ class Identified:
 
     def part_uri(self, partition: int) -> str:
         return join(self.uri, VERDICTS, part_name(partition))
+
+
+def finish_part(output: str, partition: int, num_rows: int, chunk_rows: int, storage: Storage) -> str:
+    """Publish a verdict part unless it is there; return its SHA-256."""
+    uri = Identified(output, {}).part_uri(partition)
+    publish_partition(uri, output, partition, num_rows, chunk_rows, storage)
+    return bytes_sha256(storage.read_bytes(uri))
 
 
 def open_identified(uri: str, storage: Storage) -> Identified:

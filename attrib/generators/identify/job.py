@@ -14,12 +14,12 @@ from attrib.common.config import digest
 from attrib.common.errors import FailedShareError, MismatchError
 from attrib.common.progress import Progress
 from attrib.common.run_record import begin, finish
-from attrib.common.storage import Storage, bytes_sha256, join
-from attrib.data.chunks import CHUNKS, Chunk, assemble_partition, pending_chunks, plan_chunks
+from attrib.common.storage import Storage, join
+from attrib.data.chunks import CHUNKS, Chunk, pending_chunks
 from attrib.data.collections import LOCATION_FIELDS
-from attrib.data.manifest import Manifest, open_manifest, part_name
+from attrib.data.manifest import Manifest, open_manifest
 from attrib.data.reading import read_all
-from attrib.generators.identify.files import RECORD, VERDICTS, Identified, open_identified
+from attrib.generators.identify.files import RECORD, VERDICTS, finish_part, open_identified
 from attrib.generators.identify.rows import verdict_rows
 from attrib.generators.identify.settings import IdentifySettings
 from attrib.generators.identify.summary import BATCH_ROWS, check_set_column, summarise
@@ -66,7 +66,8 @@ def run(settings: IdentifySettings) -> dict:
     pool = WorkerPool.plan(settings.device, "identify")
     admitted = admit(_estimate(settings, manifest, judge, calibrated_seconds, pool, storage), settings)
     _identify_pending(settings, manifest, registry.digest, pool, storage)
-    digests = _assemble(settings, manifest, storage)
+    parts = [(settings.output, *part, settings.chunk_rows, storage) for part in enumerate(manifest.num_rows)]
+    digests = run_all(finish_part, parts)
     storage.delete_folder(join(settings.output, CHUNKS))
     results = summarise(settings, manifest, registry, judge, previous, storage)
     results |= {"entries": [entry.name for entry in registry.generators], "digest": digest(digests)}
@@ -167,21 +168,3 @@ def _verdicts(chunk: Chunk, settings: IdentifySettings, manifest: Manifest, judg
     rows = table.to_pylist()
     encoded = read_all(rows, manifest, settings.io_threads, storage)
     return verdict_rows(rows, encoded, judge, settings.max_megapixels)
-
-
-def _assemble(settings: IdentifySettings, manifest: Manifest, storage: Storage) -> list[str]:
-    """Assemble the verdict parts that are missing. Returns the SHA-256 of each part."""
-    assembled = set(storage.names(join(settings.output, VERDICTS), suffix=".parquet"))
-    parts = enumerate(manifest.num_rows)
-    units = ((settings, part, num_rows, part_name(part) in assembled, storage) for part, num_rows in parts)
-    return run_all(_assemble_partition, units)
-
-
-def _assemble_partition(
-    settings: IdentifySettings, partition: int, num_rows: int, assembled: bool, storage: Storage
-) -> str:
-    uri = Identified(settings.output, {}).part_uri(partition)
-    if not assembled:
-        chunks = plan_chunks(num_rows, partition, settings.chunk_rows)
-        storage.write_table(uri, assemble_partition(settings.output, partition, chunks, storage))
-    return bytes_sha256(storage.read_bytes(uri))

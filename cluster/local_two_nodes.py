@@ -127,10 +127,16 @@ class LocalCluster:
         self._wait_until(lambda: self._answers("/api/jobs/"), "the head's job server")
         self.add_worker()
 
-    def add_worker(self) -> Node:
-        """Start another worker; it joins the cluster within seconds."""
+    def add_worker(self, num_tries: int = 3) -> Node:
+        """Start another worker; it joins within seconds. Ray gives it 30 s, which is too little on a busy machine."""
         self._num_started += 1
-        return self._add(f"worker-{self._num_started}", f"--address={self.gcs_address}")
+        try:
+            return self._add(f"worker-{self._num_started}", f"--address={self.gcs_address}")
+        except RuntimeError:
+            if num_tries == 1:
+                raise
+            self.kill(self.nodes[-1])
+            return self.add_worker(num_tries - 1)
 
     def _add(self, name: str, *arguments: str) -> Node:
         node = Node(name, self.folder / name, [*self._per_node, *arguments], self._environment)

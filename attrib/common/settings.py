@@ -26,7 +26,8 @@ def absolute_uri(uri: str) -> str:
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
 
 
-Uri = Annotated[str, AfterValidator(absolute_uri)]
+IS_URI = AfterValidator(absolute_uri)
+Uri = Annotated[str, IS_URI]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 
@@ -125,6 +126,8 @@ class JobSettings(Settings):
             "budget",
         }
     )
+
+    own_folders: ClassVar[tuple[str, ...]] = ()  # of the output, which the job makes before it knows its inputs
 
     storage: StorageSettings = StorageSettings()
     ray: RaySettings = RaySettings()

@@ -44,22 +44,28 @@ class Storage:
         return Storage, (self.settings,)
 
     @cached_property
+    def s3fs_client(self) -> Any:
+        """s3fs's file system, without a cache of listings. The only client with conditional writes."""
+        import s3fs
+
+        settings = self.settings
+        client = s3fs.S3FileSystem(
+            endpoint_url=settings.endpoint,
+            client_kwargs={"region_name": settings.region} if settings.region else {},
+            config_kwargs={
+                "retries": {"max_attempts": settings.max_attempts, "mode": "standard"},
+                "connect_timeout": settings.connect_timeout_seconds,
+                "read_timeout": settings.request_timeout_seconds,
+            },
+        )
+        client.use_listings_cache = client.dircache.use_listings_cache = False
+        return client
+
+    @cached_property
     def _s3(self) -> pyarrow.fs.FileSystem:
         settings = self.settings
         if settings.client == "s3fs":
-            import s3fs
-
-            client = s3fs.S3FileSystem(
-                endpoint_url=settings.endpoint,
-                client_kwargs={"region_name": settings.region} if settings.region else {},
-                config_kwargs={
-                    "retries": {"max_attempts": settings.max_attempts, "mode": "standard"},
-                    "connect_timeout": settings.connect_timeout_seconds,
-                    "read_timeout": settings.request_timeout_seconds,
-                },
-            )
-            client.use_listings_cache = client.dircache.use_listings_cache = False
-            return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(client))
+            return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.s3fs_client))
         scheme, _, host = (settings.endpoint or "").partition("://")
         return pyarrow.fs.S3FileSystem(
             endpoint_override=host or None,

@@ -1,6 +1,7 @@
 """The manifest job: list the collection in parallel, resolve colliding ids, write partitions in parallel."""
 
 import logging
+import re
 import time
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 
 from attrib.common.config import digest
 from attrib.common.errors import AttribError
-from attrib.common.run_record import begin, finish
+from attrib.common.run_record import run_once
 from attrib.common.settings import JobSettings
 from attrib.common.storage import Storage, bytes_sha256, join
 from attrib.data.collections import RESERVED_COLUMNS, ListingUnit, list_images, list_units, open_sidecar
@@ -36,6 +37,7 @@ from attrib.runtime.tasks import run_all
 logger = logging.getLogger(__name__)
 
 LISTINGS = "_listings"
+IS_PART = re.compile(r"part-\d{5,}\.parquet").fullmatch
 SAMPLE_ROWS = 4_096  # of a listing, whose mean row size is measured
 
 
@@ -46,16 +48,17 @@ def run(settings: ManifestSettings) -> dict[str, Any]:
     """
     baseline_bytes()
     storage = Storage(settings.storage)
-    record = begin(settings, MANIFEST_RECORD, {}, storage, resumable=False)
-    if record:
-        logger.info(
-            f"manifest {settings.collection.name}: finished at {record['written_at']}, NOT listed again; choose "
-            "another output if images were added or removed since"
-        )
-        return record
+    return run_once(
+        settings, MANIFEST_RECORD, {}, storage, lambda: _list_collection(settings, storage), resumable=False
+    )
+
+
+def _list_collection(settings: ManifestSettings, storage: Storage) -> dict[str, Any]:
+    """The results of the job, for its record."""
     # A killed run may have cut the collection into other partitions.
     for name in storage.names(settings.output, suffix=".parquet"):
-        storage.delete_file(join(settings.output, name))
+        if IS_PART(name):
+            storage.delete_file(join(settings.output, name))
     storage.delete_folder(join(settings.output, LISTINGS))
     connect(settings.ray)
     collection = settings.collection
@@ -96,7 +99,7 @@ def run(settings: ManifestSettings) -> dict[str, Any]:
         "num_files": len(partitions),
     }
     storage.delete_folder(join(settings.output, LISTINGS))
-    return finish(settings, MANIFEST_RECORD, {}, results, storage)
+    return results
 
 
 def list_collection(collection: CollectionSettings, output: str, job: JobSettings) -> Manifest:

@@ -12,7 +12,7 @@ import torch
 from attrib.common.config import digest
 from attrib.common.errors import AttribError, FailedShareError, MismatchError
 from attrib.common.progress import Progress
-from attrib.common.run_record import begin, finish
+from attrib.common.run_record import finish, finished, writing
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, bytes_sha256, join
 from attrib.data.chunks import CHUNKS, Chunk, assemble_partition, failures_of, pending_chunks, plan_chunks
@@ -111,9 +111,19 @@ def run(settings: EmbedSettings) -> dict:
         "model": encoder.model_digest,
         "preprocessing": encoder.preprocessing,
     }
-    record = begin(settings, EMBEDDINGS_RECORD, inputs, storage)
+    record = finished(settings, EMBEDDINGS_RECORD, inputs, storage)
     if record and not (settings.retry_failed and record["num_failed"]):
         return record
+    with writing(settings, EMBEDDINGS_RECORD, inputs, storage) as lease:
+        results = _embed(settings, manifest, loaded, record, storage)
+        return finish(settings, EMBEDDINGS_RECORD, inputs, results, storage, lease)
+
+
+def _embed(
+    settings: EmbedSettings, manifest: Manifest, loaded: ImageEncoder, record: dict | None, storage: Storage
+) -> dict:
+    """The results of the job, for its record. record: that of a finished run, whose failed images are tried again."""
+    encoder = loaded.identity
     connect(settings.ray)
     pool = WorkerPool.plan(settings.device, "embed", settings.num_workers)
     logger.info(
@@ -139,7 +149,7 @@ def run(settings: EmbedSettings) -> dict:
         "num_files": num_parts,
     }
     work.check_failed(results["num_failed"])
-    return finish(settings, EMBEDDINGS_RECORD, inputs, results, storage)
+    return results
 
 
 def _estimate(run: EmbedRun, loaded: ImageEncoder, pool: WorkerPool) -> Estimate:

@@ -1,7 +1,7 @@
 """The index job: sample vectors, train the quantizer, build shards in parallel, measure recall on held-out vectors."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import faiss
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from attrib.common.config import digest
 from attrib.common.errors import AttribError
-from attrib.common.run_record import begin, finish
+from attrib.common.run_record import run_once
 from attrib.common.storage import Storage, bytes_sha256, join, scratch_folder
 from attrib.data.estimate import row_bytes
 from attrib.data.manifest import Manifest, open_manifest
@@ -76,9 +76,16 @@ def run(settings: IndexSettings) -> dict[str, Any]:
     num_vectors, dimension = sum(embeddings.num_embedded), embeddings.dimension
     sizes = [sum(embeddings.num_embedded[p] for p in group) for group in groups]
     plan = plan_index(settings, num_vectors, sizes, dimension)
-    record = begin(settings, INDEX_RECORD, inputs, storage)
-    if record:
-        return record
+    build = IndexBuild(settings, plan, embeddings, manifest, "cpu", storage)
+    return run_once(settings, INDEX_RECORD, inputs, storage, lambda: _build(build, groups, sizes, inputs))
+
+
+def _build(build: IndexBuild, groups: list[list[int]], sizes: list[int], inputs: dict[str, str]) -> dict[str, Any]:
+    """The results of the job, for its record. groups: partitions of each shard; sizes: vectors of each shard."""
+    settings, plan, embeddings, manifest, storage = (
+        build.settings, build.plan, build.embeddings, build.manifest, build.storage,
+    )  # fmt: skip
+    num_vectors, dimension = sum(sizes), embeddings.dimension
     lists = f", {plan.num_lists:,} lists" if plan.num_lists else ""
     logger.info(
         f"index: {num_vectors:,} vectors of {dimension} dimensions as {plan.kind}{lists} in {plan.num_shards} shard(s) "
@@ -87,7 +94,7 @@ def run(settings: IndexSettings) -> dict[str, Any]:
     )
     connect(settings.ray)
 
-    build = IndexBuild(settings, plan, embeddings, manifest, device_of(settings.device, "index"), storage)
+    build = replace(build, device=device_of(settings.device, "index"))
     num_held_out = min(settings.held_out_rows, max(1, int(MAX_HELD_OUT_SHARE * num_vectors)))
     sizes_of = shard_sizes(dimension, plan, sizes, max(embeddings.num_rows), row_bytes(manifest, storage))
     rates = measure_machine(dimension, settings.threads_per_task)
@@ -135,7 +142,7 @@ def run(settings: IndexSettings) -> dict[str, Any]:
             [embeddings.encoder, plan.kind, inputs, quantizer_sha256, [shard["files"] for shard in shards]]
         ),
     }
-    return finish(settings, INDEX_RECORD, inputs, results, storage)
+    return results
 
 
 def _rates_task(settings: IndexSettings, dimension: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load, save
 
 from attrib.common.errors import AttribError
-from attrib.common.run_record import begin, finish
+from attrib.common.run_record import run_once
 from attrib.common.storage import Storage, join
 from attrib.data.manifest import Manifest, open_manifest, sampled_images
 from attrib.models.encoder import Network, load_network, model_digest, preprocessing_of
@@ -58,15 +58,16 @@ def run(settings: TrainSettings) -> dict:
     inputs = {"manifest": manifest.digest, "backbone": model_digest(settings.backbone.name, network.model)}
     if synthetic:
         inputs["synthetic"] = synthetic.digest
-    record = begin(settings, RECORD, inputs, storage)
-    if record:
-        return record
-    connect(settings.ray, dashboard=True)
-    estimate = estimate_train(settings, manifest, num_cluster_cpus(), storage)
-    admit(estimate, settings, {"max_process_gib": "lower max_images or views_per_image"})
-    started = time.monotonic()
-    results = _train(settings, manifest, synthetic, network, storage)
-    return finish(settings, RECORD, inputs, results | {"seconds": round(time.monotonic() - started, 1)}, storage)
+
+    def work() -> dict:
+        connect(settings.ray, dashboard=True)
+        estimate = estimate_train(settings, manifest, num_cluster_cpus(), storage)
+        admit(estimate, settings, {"max_process_gib": "lower max_images or views_per_image"})
+        started = time.monotonic()
+        results = _train(settings, manifest, synthetic, network, storage)
+        return results | {"seconds": round(time.monotonic() - started, 1)}
+
+    return run_once(settings, RECORD, inputs, storage, work)
 
 
 def _train(

@@ -13,7 +13,7 @@ import torch
 from attrib.common.config import digest
 from attrib.common.errors import FailedShareError, MismatchError
 from attrib.common.progress import Progress
-from attrib.common.run_record import begin, finish
+from attrib.common.run_record import run_once
 from attrib.common.storage import Storage, bytes_sha256, join
 from attrib.data.chunks import CHUNKS, Chunk, assemble_partition, pending_chunks, plan_chunks
 from attrib.data.collections import LOCATION_FIELDS
@@ -55,8 +55,14 @@ def run(settings: IdentifySettings) -> dict:
     previous = open_identified(settings.previous, storage) if settings.previous else None
     inputs = {"manifest": manifest.digest, "order": manifest.order_digest, "rows": manifest.rows_digest}
     inputs |= {"registry": registry.digest, "previous": previous.digest if previous else None}
-    if record := begin(settings, RECORD, inputs, storage):
-        return record
+    found = settings, manifest, registry, previous, storage
+    return run_once(settings, RECORD, inputs, storage, lambda: _identify(*found))
+
+
+def _identify(
+    settings: IdentifySettings, manifest: Manifest, registry: Registry, previous: Identified | None, storage: Storage
+) -> dict:
+    """The results of the job, for its record."""
     started = time.monotonic()
     judge = judge_of(registry, load_method(registry.method, storage), settings.verdicts, storage)
     calibrated_seconds = time.monotonic() - started
@@ -81,7 +87,7 @@ def run(settings: IdentifySettings) -> dict:
             f"max_failed_share = {settings.max_failed_share:g}; the reasons are in {join(settings.output, VERDICTS)}. "
             "Raise max_failed_share to keep these verdicts, or delete that folder and run again to read all images"
         )
-    return finish(settings, RECORD, inputs, results, storage)
+    return results
 
 
 def _estimate(

@@ -24,6 +24,7 @@ from attrib.common.errors import AttribError
 from attrib.common.settings import StorageSettings
 
 PARQUET_ROW_GROUP_ROWS = 16_384
+COPY_BYTES = 1 << 24  # copied at a time
 
 
 def join(uri: str, *parts: str) -> str:
@@ -139,14 +140,13 @@ class Storage:
         if not is_remote(uri):
             self._write_local(path, lambda file: file.write(data))
             return
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(data)
+        self._upload(io.BytesIO(data), len(data), uri)
 
     def publish(self, local_path: str, uri: str) -> None:
-        """Move a finished local file to `uri`."""
+        """Move a finished local file to `uri`. The local file stays until the whole object was seen in the store."""
         if is_remote(uri):
-            filesystem, path = self.resolve(uri)
-            pyarrow.fs.copy_files(local_path, path, source_filesystem=self._local, destination_filesystem=filesystem)
+            with open(local_path, "rb") as source:
+                self._upload(source, os.path.getsize(local_path), uri)
             os.unlink(local_path)
             return
         os.makedirs(os.path.dirname(uri), exist_ok=True)
@@ -156,8 +156,21 @@ class Storage:
             os.replace(local_path, uri)
             return
         with open(local_path, "rb") as source:
-            self._write_local(uri, lambda file: shutil.copyfileobj(source, file, 1 << 24))
+            self._write_local(uri, lambda file: shutil.copyfileobj(source, file, COPY_BYTES))
         os.unlink(local_path)
+
+    def _upload(self, source: IO[bytes], num_bytes: int, uri: str) -> None:
+        """Write an object and see that all of it is there. Raises OSError if it is not.
+
+        Not pyarrow.fs.copy_files, which returns without an error if the last request of an upload fails. The clients
+        send a checksum with each request, which the store compares.
+        """
+        filesystem, path = self.resolve(uri)
+        with filesystem.open_output_stream(path) as stream:
+            shutil.copyfileobj(source, stream, COPY_BYTES)
+        there = filesystem.get_file_info(path).size
+        if there != num_bytes:
+            raise OSError(f"{uri} has {there} bytes after {num_bytes} were written; is another job writing to it?")
 
     @staticmethod
     def _write_local(path: str, write: Callable[[IO[bytes]], object]) -> None:
@@ -210,7 +223,11 @@ class Storage:
         filesystem, path = self.resolve(uri)
         # The hash keeps objects of the same name apart; a whole key may be too long for a local file name.
         target = os.path.join(folder, f"{hashlib.sha256(path.encode()).hexdigest()[:16]}-{os.path.basename(path)}")
-        pyarrow.fs.copy_files(path, target, source_filesystem=filesystem, destination_filesystem=self._local)
+        with filesystem.open_input_file(path) as source, open(target, "wb") as file:
+            num_bytes = source.size()
+            shutil.copyfileobj(source, file, COPY_BYTES)
+        if os.path.getsize(target) != num_bytes:
+            raise OSError(f"{uri}: {os.path.getsize(target)} of {num_bytes} bytes arrived; run again")
         return target
 
     def require(self, uri: str, made_by: str) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from attrib.common.errors import AttribError, FailedShareError
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # 128 + the signal, as in a shell
 
+STORE_CLIENTS = ("aiohttp", "botocore", "aiobotocore")
+
 logger = logging.getLogger("jobs")
 
 
@@ -29,7 +31,10 @@ def reported() -> Iterator[None]:
     except AttribError as error:
         logger.error(error)
         raise SystemExit(3 if isinstance(error, FailedShareError) else 1) from None
-    except OSError as error:  # such as a full disk, a missing bucket or refused credentials
+    except Exception as error:
+        # Such as a full disk, a missing bucket or refused credentials; s3fs passes some errors of its clients on.
+        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in STORE_CLIENTS:
+            raise
         logger.error(f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
         raise SystemExit(1) from None
     except (KeyboardInterrupt, SystemExit):  # SystemExit: raised by Ray Train on Ctrl-C

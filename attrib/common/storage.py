@@ -35,6 +35,15 @@ def is_remote(uri: str) -> bool:
     return uri.startswith("s3://")
 
 
+class _S3fsHandler(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]  # untyped
+    """Opens files without asking first whether they exist: Arrow's own handler takes a refusal (403) for "no"."""
+
+    def open_input_file(self, path: str) -> pa.PythonFile:
+        return pa.PythonFile(self.fs.open(path, mode="rb"), mode="r")
+
+    open_input_stream = open_input_file
+
+
 class Storage:
     """Reads and writes the URIs of a job. Picklable: each worker opens its own connections."""
 
@@ -66,7 +75,7 @@ class Storage:
     def _s3(self) -> pyarrow.fs.FileSystem:
         settings = self.settings
         if settings.client == "s3fs":
-            return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.s3fs_client))
+            return pyarrow.fs.PyFileSystem(_S3fsHandler(self.s3fs_client))
         scheme, _, host = (settings.endpoint or "").partition("://")
         return pyarrow.fs.S3FileSystem(
             endpoint_override=host or None,
@@ -136,9 +145,8 @@ class Storage:
         return pyarrow.dataset.dataset([self.resolve(uri)[1] for uri in uris], filesystem=filesystem, **options)
 
     def write_bytes(self, uri: str, data: bytes | pa.Buffer) -> None:
-        filesystem, path = self.resolve(uri)
         if not is_remote(uri):
-            self._write_local(path, lambda file: file.write(data))
+            self._write_local(uri, lambda file: file.write(data))
             return
         self._upload(io.BytesIO(data), len(data), uri)
 

@@ -16,6 +16,12 @@ STORE_CLIENTS = ("aiohttp", "botocore", "aiobotocore")
 logger = logging.getLogger("jobs")
 
 
+def note_if_finished(record: dict) -> None:
+    """Print, as the last line of a job, that it found its work done."""
+    if made_from := getattr(record, "made_from", None):
+        print(f"nothing was computed: finished before, at {record['written_at']}, from {made_from}")
+
+
 @contextmanager
 def reported() -> Iterator[None]:
     """Run a job: errors the user can fix and signals become one log message and an exit code, without a traceback."""

@@ -18,11 +18,12 @@ from attrib.attribute.blocks import block_name
 from attrib.attribute.rows import ATTRIBUTIONS_RECORD, QUERY_RESULT_FIELDS, read_sources
 from attrib.attribute.settings import ReportSettings
 from attrib.common.errors import AttribError
+from attrib.common.outputs import check_output_file
 from attrib.common.storage import Storage, join
 from attrib.generators.identify.files import open_identified
 from attrib.index.index import INDEX_RECORD, Index, open_index
 from attrib.pages.charts import forest_figure, histogram_figure, svg
-from attrib.pages.render import render
+from attrib.pages.render import MARK, render
 from attrib.pages.thumbnails import read_thumbnails
 
 SOURCES_PER_QUERY = 5  # in the gallery
@@ -71,6 +72,7 @@ def write_report(settings: ReportSettings) -> dict[str, Any]:
     Raises AttribError if the run or its index is missing, or the sources lack a column of settings.roll_up.
     """
     storage = Storage(settings.storage)
+    check_output_file(settings.output, MARK, storage)
     run = open_run(settings.attributions, storage)
     roll_up_columns = _roll_up_columns(settings, run)
     columns = ["query_id", "top_similarity", "num_sources"]

@@ -11,6 +11,8 @@ from attrib.common.lease import WRITER
 from attrib.common.settings import IS_URI, JobSettings
 from attrib.common.storage import Storage, is_remote, join
 
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # environment variable of a driver that `ray job submit` started
+
 
 def check_output(settings: JobSettings, own_files: tuple[str, ...], storage: Storage) -> None:
     """Raise AttribError unless a job may write to the folder `settings.output`.
@@ -19,6 +21,11 @@ def check_output(settings: JobSettings, own_files: tuple[str, ...], storage: Sto
     equal, contain or lie inside an input, which is any other URI in the settings. An own folder may contain inputs.
     """
     output = settings.output
+    if SUBMITTED in os.environ and not is_remote(output) and not settings.storage.local_is_shared:
+        raise AttribError(
+            f"output {output} is a local path of one node, and may be gone when the submitted job ends; give an s3:// "
+            "URI, or set storage.local_is_shared=true if all nodes share this path and it stays"
+        )
     is_own = any(storage.exists(join(output, name)) for name in own_files)
     for key, uri in input_uris(settings):
         relation = _relation(_canonical(output), _canonical(uri))
@@ -31,6 +38,16 @@ def check_output(settings: JobSettings, own_files: tuple[str, ...], storage: Sto
             f"output {output} holds files that this job did not make ({', '.join(found[:3])}"
             f"{', ...' if len(found) > 3 else ''}); choose another output folder. Nothing was changed"
         )
+
+
+def check_output_file(uri: str, mark: bytes, storage: Storage) -> None:
+    """Raise AttribError if a file is there that this job did not make: one without `mark` in its first bytes."""
+    if not storage.exists(uri):
+        return
+    with storage.open(uri) as file:
+        if mark in file.read(4096):
+            return
+    raise AttribError(f"output {uri} is a file that this job did not make; choose another output. Nothing was changed")
 
 
 def input_uris(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -15,17 +15,24 @@ from typing import Any
 from attrib.common.config import digest, versions
 from attrib.common.errors import AttribError, first_line
 from attrib.common.lease import WRITER, Lease
-from attrib.common.outputs import check_output
+from attrib.common.outputs import check_output, input_uris
 from attrib.common.settings import JobSettings, result_settings
 from attrib.common.storage import Storage, join
 from attrib.common.swap import read_or_none
 
 STARTED = "started.json"
-WAS_FINISHED = "was_finished"  # key of a returned record, not of its file: the run was finished before
 
 Record = dict[str, Any]
 
 logger = logging.getLogger(__name__)
+
+
+class FinishedRecord(Record):
+    """The record of a run that was finished before. made_from: its inputs, for messages."""
+
+    def __init__(self, record: Record, made_from: str):
+        super().__init__(record)
+        self.made_from = made_from
 
 
 def run_once(
@@ -70,8 +77,9 @@ def finished(
                 "delete the folder to compute again"
             )
         if name == record_name:
-            logger.info(f"{settings.output}: finished at {found['written_at']} with these settings; nothing to do")
-            return {**found, WAS_FINISHED: True}
+            made_from = ", ".join(f"{key} {uri}" for key, uri in input_uris(settings)) or "its settings"
+            logger.info(f"{settings.output}: finished before, at {found['written_at']}, from {made_from}")
+            return FinishedRecord(found, made_from)
         return None
     return None
 
@@ -99,6 +107,18 @@ def writing(
                 if before is None and names <= {STARTED, WRITER, *settings.own_folders}:
                     storage.delete_file(uri)
             raise
+
+
+@contextmanager
+def rewriting(settings: JobSettings, record_name: str, storage: Storage) -> Iterator[Lease]:
+    """Hold the lease of the output folder of a job that computes all of its results anew in each run.
+
+    Raises AttribError if the folder holds files that this job did not make, or another driver writes to it.
+    """
+    check_output(settings, (record_name, STARTED), storage)
+    with Lease(settings.output, storage) as lease:
+        storage.write_json(join(settings.output, STARTED), _record(settings, {}))
+        yield lease
 
 
 def finish(

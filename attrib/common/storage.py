@@ -190,6 +190,10 @@ class Storage:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)
+        except OSError as error:
+            if error.filename is None:  # such as "no space left": name the file
+                raise OSError(error.errno, error.strerror, path) from error
+            raise
         finally:
             if os.path.exists(beside):
                 os.unlink(beside)
@@ -256,10 +260,13 @@ def own_folder(path: str, made_by: str) -> str:
     return path
 
 
-def fresh_folder(path: str, made_by: str) -> str:
-    """As own_folder, but empty."""
-    shutil.rmtree(own_folder(path, made_by))
-    return own_folder(path, made_by)
+def fresh_folder(path: str, made_by: str, names: tuple[str, ...]) -> str:
+    """As own_folder, without the folders `names` of an earlier run. All else in it is left alone."""
+    own_folder(path, made_by)
+    for name in names:
+        if os.path.isdir(os.path.join(path, name)):
+            shutil.rmtree(os.path.join(path, name))
+    return path
 
 
 def bytes_sha256(data: bytes) -> str:

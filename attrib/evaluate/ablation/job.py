@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from attrib.common.config import digest, versions
+from attrib.common.run_record import rewriting
 from attrib.common.storage import Storage, join
 from attrib.data.job import list_collection
 from attrib.data.manifest import Manifest
@@ -68,6 +69,11 @@ class _Run:
 def run(settings: AblateSettings) -> str:
     """Train and score every variant; returns the table."""
     storage = Storage(settings.storage)
+    with rewriting(settings, RECORD, storage):
+        return _compare(settings, storage)
+
+
+def _compare(settings: AblateSettings, storage: Storage) -> str:
     connect(settings.ray, dashboard=True)
     manifests = {
         role: list_collection(getattr(settings, role), join(settings.output, role, "manifest"), settings)

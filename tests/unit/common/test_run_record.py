@@ -12,12 +12,13 @@ import pytest
 from attrib.common import lease as leases
 from attrib.common.errors import AttribError
 from attrib.common.lease import WRITER, Lease
-from attrib.common.outputs import input_uris
-from attrib.common.run_record import STARTED, WAS_FINISHED, run_once
+from attrib.common.outputs import SUBMITTED, check_output_file, input_uris
+from attrib.common.run_record import STARTED, FinishedRecord, run_once
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.common.swap import read_or_none, swap
 from attrib.evaluate.settings import EvaluateSettings
+from attrib.pages.render import MARK
 from attrib.train.settings import TrainSettings
 
 LOCAL = Storage(StorageSettings())
@@ -59,8 +60,8 @@ def test_a_finished_run_is_returned_and_says_so(tmp_path, caplog):
     caplog.set_level("INFO")
     first = train(tmp_path, lambda: {"loss": 1.0})
     again = train(tmp_path, lambda: pytest.fail("computed again"))
-    assert again == first | {WAS_FINISHED: True} and WAS_FINISHED not in json.loads((tmp_path / RECORD).read_text())
-    assert f"finished at {first['written_at']}" in caplog.text and "nothing to do" in caplog.text
+    assert again == first and isinstance(again, FinishedRecord) and "manifest" in again.made_from
+    assert f"finished before, at {first['written_at']}, from manifest" in caplog.text
     assert listed(tmp_path) == {STARTED, RECORD}
 
 
@@ -102,6 +103,21 @@ class TestOutputs:
         (tmp_path / "link").symlink_to(tmp_path / "in")
         with pytest.raises(AttribError, match=f"{relation} the input manifest"):
             train(tmp_path / output, manifest=str(tmp_path / "in"))
+
+    def test_a_submitted_job_writes_to_a_local_disk_only_if_it_is_said_to_be_shared(self, tmp_path, monkeypatch):
+        monkeypatch.setenv(SUBMITTED, "{}")
+        with pytest.raises(AttribError, match="may be gone when the submitted job ends; give an s3:// URI"):
+            train(tmp_path)
+        assert train(tmp_path, storage={"local_is_shared": True})["identity"]
+
+    def test_a_page_of_someone_else_is_not_overwritten(self, tmp_path):
+        mine, ours = tmp_path / "mine.html", tmp_path / "ours.html"
+        mine.write_text("<!doctype html><p>mine")
+        ours.write_bytes(b"<!doctype html><meta " + MARK + b"'>")
+        check_output_file(str(ours), MARK, LOCAL)
+        check_output_file(str(tmp_path / "absent.html"), MARK, LOCAL)
+        with pytest.raises(AttribError, match="is a file that this job did not make"):
+            check_output_file(str(mine), MARK, LOCAL)
 
     def test_a_name_that_begins_alike_is_another_folder(self, tmp_path):
         (tmp_path / "in").mkdir()

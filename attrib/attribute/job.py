@@ -105,6 +105,7 @@ def _attribute(job: AttributionJob, stamp: RunStamp, storage: Storage) -> dict[s
         "num_attributed": num_queries - num_failed,
         "num_failed": num_failed,
         "num_rows": counts["num_rows"],
+        "sha256": counts["sha256"],
         "num_blocks": len(job.blocks),
         "engine": plan.engine,
         "engine_reason": plan.reason,
@@ -127,7 +128,7 @@ def _estimate(job: AttributionJob, storage: Storage) -> Estimate:
     settings, index = job.settings, job.index
     num_rows, dimension = max(block_rows(block) for block in job.blocks), job.queries.dimension
     sizes = [shard["num_vectors"] for shard in index.shards]
-    sources = storage.read_rows(join(index.shard_uri(0), "sources.parquet"), 0, min(SAMPLED_SOURCES, sizes[0]))
+    sources = storage.read_rows(index.sources_uri(0, storage), 0, min(SAMPLED_SOURCES, sizes[0]))
     work = AttributionWork(
         num_queries=sum(job.queries.num_rows),
         queries_together=SEARCH_ROWS,

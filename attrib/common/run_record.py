@@ -5,7 +5,6 @@ hold the identity of the run, a digest of settings and inputs. A run with anothe
 never holds results of two runs. While a job runs it holds the lease of the folder (attrib/common/lease.py).
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from attrib.common.config import digest, versions
-from attrib.common.errors import AttribError, first_line
+from attrib.common.errors import AttribError
+from attrib.common.json_records import parse_record, with_checksum
 from attrib.common.lease import WRITER, Lease
 from attrib.common.outputs import check_output, input_uris
 from attrib.common.settings import JobSettings, result_settings
@@ -125,7 +125,7 @@ def finish(
     settings: JobSettings, record_name: str, inputs: Record, results: Record, storage: Storage, lease: Lease
 ) -> Record:
     """Write and return the record that declares the output complete. Raises AttribError if the lease was lost."""
-    record = _record(settings, inputs) | results
+    record = with_checksum(_record(settings, inputs) | results)
     lease.check()
     storage.write_json(join(settings.output, record_name), record)
     return record
@@ -141,13 +141,10 @@ def _read(uri: str, storage: Storage) -> Record | None:
     content = read_or_none(uri, storage)
     if content is None:
         return None
-    try:
-        found = json.loads(content)
-        return {"identity": found["identity"], **found}
-    except (ValueError, KeyError, TypeError) as error:
-        raise AttribError(
-            f"{uri} is damaged ({first_line(error)}); restore it, or delete the folder to compute again"
-        ) from error
+    record = parse_record(uri, content)
+    if not record.keys() >= {"identity", "inputs", "settings", "written_at"}:
+        raise AttribError(f"{uri} is damaged: it is not the record of a run; restore it, or delete its folder")
+    return record
 
 
 def _record(settings: JobSettings, inputs: Record) -> Record:

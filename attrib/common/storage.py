@@ -21,6 +21,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from attrib.common.errors import AttribError
+from attrib.common.json_records import parse_record
 from attrib.common.settings import StorageSettings
 
 PARQUET_ROW_GROUP_ROWS = 16_384
@@ -204,13 +205,18 @@ class Storage:
         self.write_bytes(uri, sink.getbuffer())
 
     def read_array(self, uri: str) -> np.ndarray:
-        array: np.ndarray = np.load(io.BytesIO(self.read_bytes(uri)), allow_pickle=False)
+        """An array of numbers. Raises AttribError if the file is not a whole .npy file."""
+        try:
+            array: np.ndarray = np.load(io.BytesIO(self.read_bytes(uri)), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise AttribError(f"{uri} is damaged: not a whole .npy file of numbers; restore it from a copy") from error
         return array
 
     def write_json(self, uri: str, value: Any) -> None:
         self.write_bytes(uri, json.dumps(value, indent=1, sort_keys=False, default=str).encode())
 
-    def write_table(self, uri: str, table: pa.Table, row_group_rows: int = PARQUET_ROW_GROUP_ROWS) -> None:
+    def write_table(self, uri: str, table: pa.Table, row_group_rows: int = PARQUET_ROW_GROUP_ROWS) -> str:
+        """Write a Parquet file; return its SHA-256."""
         # Vectors do not repeat or compress. A dictionary makes reading them five times slower, compression a third.
         vectors = {f.name for f in table.schema if pa.types.is_fixed_size_list(f.type)}
         others = [name for name in table.column_names if name not in vectors]
@@ -218,6 +224,7 @@ class Storage:
         sink = io.BytesIO()
         pq.write_table(table, sink, row_group_size=row_group_rows, compression=codecs, use_dictionary=others)
         self.write_bytes(uri, sink.getbuffer())
+        return hashlib.sha256(sink.getbuffer()).hexdigest()
 
     def delete_file(self, uri: str) -> None:
         filesystem, path = self.resolve(uri)
@@ -246,7 +253,7 @@ class Storage:
         """The JSON record of a finished job. Raises AttribError if it is missing; `made_by` names the job to run."""
         if not self.exists(uri):
             raise AttribError(f"{uri} is not there: run {made_by} to its end first, or correct the path")
-        return dict(self.read_json(uri))
+        return parse_record(uri, self.read_bytes(uri))
 
 
 def own_folder(path: str, made_by: str) -> str:

@@ -13,7 +13,7 @@ from attrib.common.config import digest
 from attrib.common.errors import AttribError
 from attrib.common.run_record import run_once
 from attrib.common.settings import JobSettings
-from attrib.common.storage import Storage, bytes_sha256, join
+from attrib.common.storage import Storage, join
 from attrib.data.collections import RESERVED_COLUMNS, ListingUnit, list_images, list_units, open_sidecar
 from attrib.data.estimate import ManifestTask, RowBytes, estimate_manifest
 from attrib.data.ids import duplicated_ids, resolve_collisions
@@ -91,6 +91,7 @@ def _list_collection(settings: ManifestSettings, storage: Storage) -> dict[str, 
         "digest": ids_digest(collection, sorted_ids),
         "order_digest": digest(order_digests),
         "rows_digest": digest(rows_digests),
+        "sha256": list(rows_digests),
         "num_images": len(sorted_ids),
         "num_moved_ids": len(moved),
         "num_rows": num_rows,
@@ -174,14 +175,14 @@ def _write_partition(
     """
     tables = [storage.read_rows(listing, s.start, s.stop) for listing, s in zip(listings, slices)]
     images = build_partition(tables, moved, collection, storage)
-    storage.write_table(uri, images)
+    sha256 = storage.write_table(uri, images)
     columns = [name for name in images.schema.names if name not in RESERVED_COLUMNS]
     described = np.zeros(len(images), bool)
     for name in columns:
         described |= images[name].is_valid().to_numpy()
     places = images.select(["id", "offset", "num_bytes", "row_group", "row"]).to_pylist()
     order = digest([list(place.values()) for place in places])
-    return columns, int(described.sum()), order, bytes_sha256(storage.read_bytes(uri))
+    return columns, int(described.sum()), order, sha256
 
 
 def _check_described(collection: CollectionSettings, num_described: int, listings: list[str], storage: Storage) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from attrib.common.storage import Storage, join
+from attrib.common.verified import verify
 from attrib.data.manifest import part_name
 
 EMBEDDINGS_RECORD = "embeddings.json"
@@ -43,6 +44,12 @@ class Embeddings:
     digest: str
     num_rows: list[int]
     num_embedded: list[int]
+    sha256: list[str] | None = None  # of each part; None: not verified
+
+    def checked_uri(self, partition: int, storage: Storage) -> str:
+        """URI of a part. Raises AttribError if it is not the file that jobs.embed wrote."""
+        sha256 = self.sha256[partition] if self.sha256 else None
+        return verify(self.part_uri(partition), sha256, "jobs.embed", storage)
 
     def part_uri(self, partition: int) -> str:
         return join(self.uri, part_name(partition))
@@ -55,7 +62,7 @@ class Embeddings:
 def open_embeddings(uri: str, storage: Storage) -> Embeddings:
     """Read a finished embed run. Raises AttribError if there is none."""
     record = storage.require(join(uri, EMBEDDINGS_RECORD), "jobs.embed")
-    same = ("encoder", "digest", "num_rows", "num_embedded")
+    same = ("encoder", "digest", "num_rows", "num_embedded", "sha256")
     return Embeddings(uri, record["settings"]["manifest"], **{name: record[name] for name in same})
 
 
@@ -66,7 +73,7 @@ def read_vectors(
 
     stop: None reads the whole partition; otherwise rows [start, stop). Failed images are skipped.
     """
-    uri, columns = embeddings.part_uri(partition), ["id", "embedding"]
+    uri, columns = embeddings.checked_uri(partition, storage), ["id", "embedding"]
     part = storage.read_table(uri, columns) if stop is None else storage.read_rows(uri, start, stop, columns)
     part = part.filter(pc.is_valid(part["embedding"])).combine_chunks()
     values = part["embedding"].combine_chunks().flatten() if len(part) else pa.array([], pa.float16())

@@ -61,7 +61,7 @@ def probe_encoder(encoder, manifest: Manifest, settings: EmbedSettings, storage:
 
     baseline = baseline_bytes()
     num_rows = num_probed(encoder.batch_size, manifest.num_rows[0], settings.chunk_rows)
-    images = spread(storage.read_table(manifest.partition_uri(0)), num_rows)
+    images = spread(storage.read_table(manifest.checked_uri(0, storage)), num_rows)
     first = images.slice(0, encoder.batch_size)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

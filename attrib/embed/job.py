@@ -68,7 +68,7 @@ class EmbedRun:
         return prepare_images(images, self.manifest, preprocessing, self.settings, self.storage)
 
     def rows(self, chunk: Chunk) -> pa.Table:
-        partition = _read_partition(self.storage.settings, self.manifest.partition_uri(chunk.partition))
+        partition = _read_partition(self.storage.settings, self.manifest.checked_uri(chunk.partition, self.storage))
         return partition.slice(chunk.start, chunk.stop - chunk.start)
 
     def check_failed(self, num_failed: int, chunks: list[Chunk] | None = None) -> None:
@@ -225,7 +225,7 @@ def _assemble(run: EmbedRun) -> dict:
     found = run_all(_finish_partition, units, "assemble", "partitions", [1] * num_parts)
     num_rows, failures_by_part, sha256 = (list(column) for column in zip(*found))
     failures = pa.concat_tables(failures_by_part)
-    run.storage.write_table(join(output, FAILURES), failures)
+    failures_sha256 = run.storage.write_table(join(output, FAILURES), failures)
     run.storage.delete_folder(join(output, CHUNKS))
     counts = failures.group_by(["stage", "reason"]).aggregate([("id", "count")]).sort_by([("id_count", "descending")])
     return {
@@ -236,6 +236,7 @@ def _assemble(run: EmbedRun) -> dict:
         "num_rows": num_rows,
         "num_embedded": [rows - len(failed) for rows, failed in zip(num_rows, failures_by_part)],
         "sha256": sha256,
+        "failures_sha256": failures_sha256,
     }
 
 
@@ -253,7 +254,7 @@ def _finish_partition(run: EmbedRun, partition: int) -> tuple[int, pa.Table, str
         storage.write_table(uri, assemble_partition(output, partition, chunks, storage))
     data = storage.read_bytes(uri)
     part = pa.parquet.read_table(pa.BufferReader(data), columns=["id", "stage", "reason"])
-    places = storage.read_table(manifest.partition_uri(partition), columns=["id", "key", "uri"])
+    places = storage.read_table(manifest.checked_uri(partition, storage), columns=["id", "key", "uri"])
     return len(part), failures_of(part, places), bytes_sha256(data)
 
 
@@ -269,7 +270,7 @@ def _retry_failed(run: EmbedRun, pool: WorkerPool) -> None:
 def _retry_partition(run: EmbedRun, partition: int, failed: pa.ChunkedArray) -> tuple[int, int]:
     storage, rows = run.storage, run.settings.chunk_rows
     is_failed = pc.field("id").isin(failed)
-    images = storage.read_table(run.manifest.partition_uri(partition), filter=is_failed)
+    images = storage.read_table(run.manifest.checked_uri(partition, storage), filter=is_failed)
     if not len(images):
         return 0, 0
     torch.set_num_threads(1)

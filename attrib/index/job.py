@@ -25,7 +25,7 @@ from attrib.index.recall import recall, recall_by_nprobe, smallest_nprobe, witho
 from attrib.index.sampling import sample_vectors
 from attrib.index.search import Candidates, merge, search_shard
 from attrib.index.settings import IndexSettings
-from attrib.index.shard import SHARD_RECORD, build_shard, open_shard, shard_name
+from attrib.index.shard import build_shard, finished_shard, open_shard, shard_name
 from attrib.runtime.admission import admit
 from attrib.runtime.machine import baseline_bytes, measure_machine
 from attrib.runtime.session import connect, device_of, num_cluster_cpus, num_node_cpus
@@ -165,11 +165,11 @@ def _train_task(build: IndexBuild, training: np.ndarray, threads: int) -> None:
 
 def _build_task(build: IndexBuild, uri: str, partitions: list[int]) -> dict[str, Any]:
     manifest, storage = build.manifest, build.storage
-    if storage.exists(join(uri, SHARD_RECORD)):
-        return dict(storage.read_json(join(uri, SHARD_RECORD)))
+    if record := finished_shard(uri, storage):
+        return record
     faiss.omp_set_num_threads(build.settings.threads_per_task)
     columns = ["id", "key", "uri", *manifest.metadata_columns]
-    rows = pa.concat_tables([storage.read_table(manifest.partition_uri(p), columns=columns) for p in partitions])
+    rows = pa.concat_tables([storage.read_table(manifest.checked_uri(p, storage), columns=columns) for p in partitions])
     sources = rows.sort_by("id").combine_chunks()
     return build_shard(uri, build.embeddings, partitions, build.read_quantizer(), sources, storage, build.device)
 

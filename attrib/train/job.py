@@ -20,7 +20,7 @@ from attrib.common.run_record import run_once
 from attrib.common.storage import Storage, join
 from attrib.data.manifest import Manifest, open_manifest, sampled_images
 from attrib.models.encoder import Network, load_network, model_digest, preprocessing_of
-from attrib.models.model import AttributionModel, save_model
+from attrib.models.model import TRAIN_RECORD, TRAINED_MODEL, AttributionModel, save_model
 from attrib.models.settings import BackboneSettings
 from attrib.runtime.admission import admit
 from attrib.runtime.machine import baseline_bytes
@@ -38,8 +38,7 @@ from attrib.train.view_features import sheet_of_views
 
 logger = logging.getLogger(__name__)
 
-RECORD = "train.json"
-MODEL = "model.safetensors"
+RECORD, MODEL = TRAIN_RECORD, TRAINED_MODEL
 START = "_start.safetensors"  # the model that training starts from
 INPUTS = "_inputs.safetensors"  # the inputs of its heads
 SHEET_IMAGES = 6

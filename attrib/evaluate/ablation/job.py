@@ -181,7 +181,7 @@ def _features(job: _Run, features: str, views: str, training: TrainSettings) -> 
 def _keys(manifest: Manifest, storage: Storage) -> Collection:
     """Keys and metadata of a manifest's images, with their ids in place of vectors."""
     table = pa.concat_tables(
-        [storage.read_table(manifest.partition_uri(part)) for part in range(len(manifest.num_rows))]
+        [storage.read_table(manifest.checked_uri(part, storage)) for part in range(len(manifest.num_rows))]
     )
     metadata = {name: table[name].to_pylist() for name in manifest.metadata_columns}
     return Collection(table["key"].to_pylist(), table["id"].to_numpy()[:, None], metadata)

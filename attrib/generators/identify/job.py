@@ -75,7 +75,7 @@ def _identify(
     digests = _assemble(settings, manifest, storage)
     storage.delete_folder(join(settings.output, CHUNKS))
     results = summarise(settings, manifest, registry, judge, previous, storage)
-    results |= {"entries": [entry.name for entry in registry.generators], "digest": digest(digests)}
+    results |= {"entries": [entry.name for entry in registry.generators], "digest": digest(digests), "sha256": digests}
     results |= {"manifest_digest": manifest.digest, "order_digest": manifest.order_digest}
     results["estimate"] = admitted.to_dict()
     for warning in results["warnings"]:
@@ -169,7 +169,7 @@ class ChunkJudge:
 
 def _verdicts(chunk: Chunk, settings: IdentifySettings, manifest: Manifest, judge: Judge, storage: Storage) -> pa.Table:
     columns = [field.name for field in LOCATION_FIELDS]
-    table = storage.read_rows(manifest.partition_uri(chunk.partition), chunk.start, chunk.stop, columns)
+    table = storage.read_rows(manifest.checked_uri(chunk.partition, storage), chunk.start, chunk.stop, columns)
     rows = table.to_pylist()
     encoded = read_all(rows, manifest, settings.io_threads, storage)
     return verdict_rows(rows, encoded, judge, settings.max_megapixels)
@@ -189,5 +189,5 @@ def _assemble_partition(
     uri = Identified(settings.output, {}).part_uri(partition)
     if not assembled:
         chunks = plan_chunks(num_rows, partition, settings.chunk_rows)
-        storage.write_table(uri, assemble_partition(settings.output, partition, chunks, storage))
+        return storage.write_table(uri, assemble_partition(settings.output, partition, chunks, storage))
     return bytes_sha256(storage.read_bytes(uri))

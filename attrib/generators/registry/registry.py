@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 
 from attrib.common.config import digest
 from attrib.common.errors import AttribError, MismatchError, first_line
+from attrib.common.json_records import parse_record, with_checksum
 from attrib.common.progress import Progress
 from attrib.common.storage import Storage, bytes_sha256, join
 from attrib.common.swap import read_or_none, swap
@@ -140,7 +141,11 @@ def open_registry(uri: str, storage: Storage) -> Registry:
 def _parsed(uri: str, content: bytes) -> Registry:
     place = join(uri, RECORD)
     try:
-        return TypeAdapter(Registry).validate_python(json.loads(content) | {"uri": uri})
+        record = parse_record(place, content)
+        registry = TypeAdapter(Registry).validate_python(record | {"uri": uri})
+        if record.get("digest", registry.digest) != registry.digest:
+            raise ValueError("its digest differs")
+        return registry
     except (ValueError, TypeError) as error:
         raise AttribError(
             f"{place} is damaged ({type(error).__name__}: {first_line(error)}); restore it from a copy, or delete "
@@ -284,7 +289,7 @@ def _changed(registry: Registry, change: Callable[[Registry], tuple[Entry, ...]]
         record = {"method": changed.method.model_dump(mode="json"), "method_digest": changed.method_digest}
         record |= {"degradations": changed.degradations, "entries": [asdict(entry) for entry in changed.entries]}
         record |= {"digest": changed.digest, "generation": changed.generation}
-        if swap(place, json.dumps(record, indent=1).encode(), content, storage):
+        if swap(place, json.dumps(with_checksum(record), indent=1).encode(), content, storage):
             return changed
 
 

@@ -9,7 +9,7 @@ import statistics
 import time
 
 from attrib.common.run_record import run_once
-from attrib.common.storage import Storage, join
+from attrib.common.storage import Storage, bytes_sha256, join
 from attrib.data.job import list_collection
 from attrib.generators.synthesis.architectures import sample_specs
 from attrib.generators.synthesis.autoencoder import render, train_autoencoder
@@ -82,6 +82,7 @@ def _make_pool(
     return {
         "models": [model.model_dump(mode="json") for model in models],
         "digest": digest,
+        "photographs_sha256": bytes_sha256(photographs.shown.numpy().tobytes()),
         "median_loss": statistics.median(model.loss for model in models),
         "share_at_target": sum(model.loss <= settings.training.target_mse for model in models) / len(models),
         "measures": measure_pool(pool, real, storage),

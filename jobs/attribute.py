@@ -2,7 +2,7 @@
 
 from attrib.attribute.settings import AttributeSettings
 from attrib.common.config import parse_arguments
-from jobs.exit import reported
+from jobs.exit import note_if_finished, reported
 
 
 def main() -> None:
@@ -15,6 +15,7 @@ def main() -> None:
             f"{record['num_rows']:,} rows for {record['num_queries']:,} queries ({record['num_failed']:,} failed) "
             f"in {settings.output}"
         )
+        note_if_finished(record)
 
 
 if __name__ == "__main__":

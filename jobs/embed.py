@@ -2,7 +2,7 @@
 
 from attrib.common.config import parse_arguments
 from attrib.embed.settings import EmbedSettings
-from jobs.exit import reported
+from jobs.exit import note_if_finished, reported
 
 
 def main() -> None:
@@ -15,6 +15,7 @@ def main() -> None:
             f"{record['num_images'] - record['num_failed']:,} vectors, {record['num_failed']:,} failures "
             f"in {settings.output}"
         )
+        note_if_finished(record)
 
 
 if __name__ == "__main__":

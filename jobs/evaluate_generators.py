@@ -2,7 +2,7 @@
 
 from attrib.common.config import parse_arguments
 from attrib.generators.evaluation.settings import EvaluateGeneratorsSettings
-from jobs.exit import reported
+from jobs.exit import note_if_finished, reported
 
 
 def main() -> None:
@@ -10,8 +10,10 @@ def main() -> None:
     with reported():
         from attrib.generators.evaluation import job
 
-        print(job.run(settings)["table"])
+        record = job.run(settings)
+        print(record["table"])
         print(f"page: {settings.output}/{job.PAGE}")
+        note_if_finished(record)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,15 @@ from attrib.common.errors import AttribError, FailedShareError
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # 128 + the signal, as in a shell
 
+STORE_CLIENTS = ("aiohttp", "botocore", "aiobotocore")
+
 logger = logging.getLogger("jobs")
+
+
+def note_if_finished(record: dict) -> None:
+    """Print, as the last line of a job, that it found its work done."""
+    if made_from := getattr(record, "made_from", None):
+        print(f"nothing was computed: finished before, at {record['written_at']}, from {made_from}")
 
 
 @contextmanager
@@ -29,7 +37,10 @@ def reported() -> Iterator[None]:
     except AttribError as error:
         logger.error(error)
         raise SystemExit(3 if isinstance(error, FailedShareError) else 1) from None
-    except OSError as error:  # such as a full disk, a missing bucket or refused credentials
+    except Exception as error:
+        # Such as a full disk, a missing bucket or refused credentials; s3fs passes some errors of its clients on.
+        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in STORE_CLIENTS:
+            raise
         logger.error(f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
         raise SystemExit(1) from None
     except (KeyboardInterrupt, SystemExit):  # SystemExit: raised by Ray Train on Ctrl-C

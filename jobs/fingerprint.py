@@ -2,7 +2,7 @@
 
 from attrib.common.config import parse_arguments
 from attrib.generators.extractor.settings import FingerprintSettings
-from jobs.exit import reported
+from jobs.exit import note_if_finished, reported
 
 
 def main() -> None:
@@ -20,6 +20,7 @@ def main() -> None:
             f"criterion ({record['criterion']}): {first['criterion']:.4f} before training, "
             f"{best['criterion']:.4f} at its best"
         )
+        note_if_finished(record)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from attrib.common.config import parse_arguments
 from attrib.generators.identify.settings import IdentifySettings
-from jobs.exit import reported
+from jobs.exit import note_if_finished, reported
 
 
 def main() -> None:
@@ -25,6 +25,7 @@ def main() -> None:
             images = f"{candidate['num_images']:,} unknown images ({candidate['num_distinct']:,} distinct)"
             print(f"  {candidate['name']}: {images}, cohesion {candidate['cohesion']:.2f}")
         print(f"in {settings.output}")
+        note_if_finished(record)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from attrib.common.config import parse_arguments
 from attrib.index.settings import IndexSettings
-from jobs.exit import reported
+from jobs.exit import note_if_finished, reported
 
 
 def main() -> None:
@@ -16,6 +16,7 @@ def main() -> None:
             f"{record['num_vectors']:,} vectors in {len(record['shards'])} shard(s), "
             f"recall@{recall['k']} {recall['recall']:.4f}, in {settings.output}"
         )
+        note_if_finished(record)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from attrib.common.config import parse_arguments
 from attrib.data.settings import ManifestSettings
-from jobs.exit import reported
+from jobs.exit import note_if_finished, reported
 
 
 def main() -> None:
@@ -12,6 +12,7 @@ def main() -> None:
 
         record = job.run(settings)
         print(f"{record['num_images']:,} images of {record['collection']!r} in {settings.output}")
+        note_if_finished(record)
 
 
 if __name__ == "__main__":

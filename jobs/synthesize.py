@@ -2,7 +2,7 @@
 
 from attrib.common.config import parse_arguments
 from attrib.generators.synthesis.settings import SynthesizeSettings
-from jobs.exit import reported
+from jobs.exit import note_if_finished, reported
 
 
 def main() -> None:
@@ -26,6 +26,7 @@ def main() -> None:
                 f"Frechet Frequency Distance to {len(distance['real_generators'])} real generators: "
                 f"{distance['pool']:.3f} (photographs alone: {distance['photographs_alone']:.3f})"
             )
+        note_if_finished(record)
 
 
 if __name__ == "__main__":

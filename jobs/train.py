@@ -2,7 +2,7 @@
 
 from attrib.common.config import parse_arguments
 from attrib.train.settings import TrainSettings
-from jobs.exit import reported
+from jobs.exit import note_if_finished, reported
 
 
 def main() -> None:
@@ -21,6 +21,7 @@ def main() -> None:
         if record["shares"]:
             scalars = {name: round(record["shares"][name], 2) for name in ("inverse_temperature", "offset")}
             print(f"shares for jobs.attribute, from {record['shares']['construction']}: {scalars}")
+        note_if_finished(record)
 
 
 if __name__ == "__main__":

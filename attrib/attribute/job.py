@@ -22,7 +22,7 @@ from attrib.attribute.rows import ATTRIBUTIONS_RECORD, RunStamp
 from attrib.attribute.run import AttributionJob, exact_uri
 from attrib.attribute.settings import AttributeSettings
 from attrib.common.errors import FailedShareError
-from attrib.common.run_record import begin, finish, run_identity
+from attrib.common.run_record import run_identity, run_once
 from attrib.common.storage import Storage, is_remote, join, scratch_folder
 from attrib.data.estimate import RowBytes, row_bytes
 from attrib.data.ids import sampling_rank
@@ -74,14 +74,17 @@ def run(settings: AttributeSettings) -> dict[str, Any]:
         job.identified = open_identified(settings.generators, storage)
         check_same_images(job.identified, manifest)
         inputs["generators"] = job.identified.digest
-    record = begin(settings, ATTRIBUTIONS_RECORD, inputs, storage)
-    if record:
-        return record
+    run_id = settings.run_id or run_identity(settings, inputs)[:16]
+    stamp = RunStamp(run_id, index.encoder["model_digest"], index.digest)
+    return run_once(settings, ATTRIBUTIONS_RECORD, inputs, storage, lambda: _attribute(job, stamp, storage))
+
+
+def _attribute(job: AttributionJob, stamp: RunStamp, storage: Storage) -> dict[str, Any]:
+    """The results of the job, for its record."""
+    settings, index, queries, plan = job.settings, job.index, job.queries, job.plan
     connect(settings.ray)
     job.device = device_of(settings.device, "attribute")
     job.num_workers = max(1, num_cluster_cpus() // settings.threads_per_task)
-    run_id = settings.run_id or run_identity(settings, inputs)[:16]
-    stamp = RunStamp(run_id, index.encoder["model_digest"], index.digest)
     logger.info(job.describe())
     admitted = admit(_estimate(job, storage), settings)
     checked_ids, checked_vectors = _probe(job, storage)
@@ -97,11 +100,12 @@ def run(settings: AttributeSettings) -> dict[str, Any]:
             "retry_failed=true, or raise max_failed_share"
         )
     results = {
-        "run_id": run_id,
+        "run_id": stamp.run_id,
         "num_queries": num_queries,
         "num_attributed": num_queries - num_failed,
         "num_failed": num_failed,
         "num_rows": counts["num_rows"],
+        "sha256": counts["sha256"],
         "num_blocks": len(job.blocks),
         "engine": plan.engine,
         "engine_reason": plan.reason,
@@ -117,14 +121,14 @@ def run(settings: AttributeSettings) -> dict[str, Any]:
         "generators": job.identified.summary if job.identified else None,
     }
     storage.delete_folder(join(settings.output, "_partials"))
-    return finish(settings, ATTRIBUTIONS_RECORD, inputs, results, storage)
+    return results
 
 
 def _estimate(job: AttributionJob, storage: Storage) -> Estimate:
     settings, index = job.settings, job.index
     num_rows, dimension = max(block_rows(block) for block in job.blocks), job.queries.dimension
     sizes = [shard["num_vectors"] for shard in index.shards]
-    sources = storage.read_rows(join(index.shard_uri(0), "sources.parquet"), 0, min(SAMPLED_SOURCES, sizes[0]))
+    sources = storage.read_rows(index.sources_uri(0, storage), 0, min(SAMPLED_SOURCES, sizes[0]))
     work = AttributionWork(
         num_queries=sum(job.queries.num_rows),
         queries_together=SEARCH_ROWS,

@@ -9,10 +9,10 @@ import pyarrow.parquet
 
 from attrib.attribute.blocks import block_name, block_rows, partial_table, partial_uri, partials, read_partial
 from attrib.attribute.estimate import AttributeTask
-from attrib.attribute.rows import RunStamp, attribution_rows, block_queries, read_sources
+from attrib.attribute.rows import RESULT_FOLDERS, RunStamp, attribution_rows, block_queries, read_sources
 from attrib.attribute.run import AttributionJob
 from attrib.common.progress import Progress
-from attrib.common.storage import Storage, join
+from attrib.common.storage import Storage, bytes_sha256, join
 from attrib.generators.identify.files import block_verdicts
 from attrib.index.estimate import describe_parts
 from attrib.index.search import Candidates, keep_candidates, merge
@@ -95,21 +95,27 @@ def _describe_task(
             storage.write_table(join(folder, f"sources-{shard:05d}-{part:03d}.parquet"), rows)
 
 
-def write_blocks(job: AttributionJob, stamp: RunStamp, storage: Storage) -> dict[str, int]:
-    """Write the rows of all blocks; return the sums of num_queries, num_failed and num_rows."""
+def write_blocks(job: AttributionJob, stamp: RunStamp, storage: Storage) -> dict[str, Any]:
+    """Write the rows of all blocks; return the sums of num_queries, num_failed and num_rows, and sha256.
+
+    sha256: the checksums of the files of all blocks, by folder.
+    """
     job.num_tasks[AttributeTask.WRITE] = len(job.blocks)
     progress = Progress("write", sum(job.queries.num_rows), "queries")
     totals = {"num_queries": 0, "num_failed": 0, "num_rows": 0}
-    for _, counts in run_units(_write_task, ((job, block, stamp, storage) for block in range(len(job.blocks)))):
+    sha256: dict[str, list[str]] = {folder: [""] * len(job.blocks) for folder in RESULT_FOLDERS}
+    for block, counts in run_units(_write_task, ((job, block, stamp, storage) for block in range(len(job.blocks)))):
+        for folder in RESULT_FOLDERS:
+            sha256[folder][block] = counts[folder]
         progress.update(counts["num_queries"], counts["num_failed"])
         totals = {name: total + counts[name] for name, total in totals.items()}
     progress.close()
-    return totals
+    return totals | {"sha256": sha256}
 
 
 def _write_task(job: AttributionJob, block: int, stamp: RunStamp, storage: Storage) -> dict[str, Any]:
     output = job.settings.output
-    rows_uri, outcomes_uri = (join(output, folder, block_name(block)) for folder in ("attributions", "outcomes"))
+    rows_uri, outcomes_uri = (join(output, folder, block_name(block)) for folder in RESULT_FOLDERS)
     if not storage.exists(outcomes_uri):
         job.use_threads()
         queries = block_queries(job.queries, job.manifest, job.blocks[block], storage)
@@ -125,7 +131,9 @@ def _write_task(job: AttributionJob, block: int, stamp: RunStamp, storage: Stora
     status = storage.read_table(outcomes_uri, columns=["status"])["status"]
     filesystem, path = storage.resolve(rows_uri)
     num_rows = pa.parquet.read_metadata(path, filesystem=filesystem).num_rows
-    return {"num_queries": len(status), "num_failed": status.to_pylist().count("failed"), "num_rows": num_rows}
+    counts = {"num_queries": len(status), "num_failed": status.to_pylist().count("failed"), "num_rows": num_rows}
+    files = zip(RESULT_FOLDERS, (rows_uri, outcomes_uri))
+    return counts | {folder: bytes_sha256(storage.read_bytes(uri)) for folder, uri in files}
 
 
 def _described(job: AttributionJob, block: int, storage: Storage) -> pa.Table:

@@ -15,14 +15,16 @@ from pyarrow.acero import AggregateNodeOptions, Declaration, FilterNodeOptions, 
 from pyarrow.dataset import Dataset
 
 from attrib.attribute.blocks import block_name
-from attrib.attribute.rows import ATTRIBUTIONS_RECORD, QUERY_RESULT_FIELDS, read_sources
+from attrib.attribute.rows import ATTRIBUTIONS_RECORD, QUERY_RESULT_FIELDS, RESULT_FOLDERS, read_sources
 from attrib.attribute.settings import ReportSettings
 from attrib.common.errors import AttribError
+from attrib.common.outputs import check_output_file
 from attrib.common.storage import Storage, join
+from attrib.common.verified import verify
 from attrib.generators.identify.files import open_identified
 from attrib.index.index import INDEX_RECORD, Index, open_index
 from attrib.pages.charts import forest_figure, histogram_figure, svg
-from attrib.pages.render import render
+from attrib.pages.render import MARK, render
 from attrib.pages.thumbnails import read_thumbnails
 
 SOURCES_PER_QUERY = 5  # in the gallery
@@ -52,10 +54,15 @@ class Run:
 def open_run(uri: str, storage: Storage) -> Run:
     """Read a finished run. Raises AttribError if the run or its index is missing, or the index was rebuilt."""
     record = storage.require(join(uri, ATTRIBUTIONS_RECORD), "jobs.attribute")
-    blocks = [block_name(block) for block in range(record["num_blocks"])]
     rows, outcomes = (
-        storage.dataset([join(uri, folder, block) for block in blocks], format="parquet")
-        for folder in ("attributions", "outcomes")
+        storage.dataset(
+            [
+                verify(join(uri, folder, block_name(block)), sha256, "jobs.attribute", storage)
+                for block, sha256 in enumerate(record.get("sha256", {}).get(folder, [None] * record["num_blocks"]))
+            ],
+            format="parquet",
+        )
+        for folder in RESULT_FOLDERS
     )
     index = open_index(record["settings"]["index"], storage)
     if index.digest != record["index_digest"]:
@@ -71,6 +78,7 @@ def write_report(settings: ReportSettings) -> dict[str, Any]:
     Raises AttribError if the run or its index is missing, or the sources lack a column of settings.roll_up.
     """
     storage = Storage(settings.storage)
+    check_output_file(settings.output, MARK, storage)
     run = open_run(settings.attributions, storage)
     roll_up_columns = _roll_up_columns(settings, run)
     columns = ["query_id", "top_similarity", "num_sources"]
@@ -83,7 +91,7 @@ def write_report(settings: ReportSettings) -> dict[str, Any]:
     generators = _generator_section(run.record, storage)
     shown_queries = [q["id"] for q in gallery] + (generators["exemplar_ids"] if generators else [])
     query_images = read_thumbnails(run.record["settings"]["queries"], shown_queries, settings.thumbnail_px, storage)
-    index_settings = storage.read_json(join(run.index.uri, INDEX_RECORD))["settings"]
+    index_settings = storage.require(join(run.index.uri, INDEX_RECORD), "jobs.index")["settings"]
     shown_sources = {s["id"] for s in sources} | {s["source_id"] for q in gallery for s in q["sources"]}
     source_images = read_thumbnails(index_settings["embeddings"], shown_sources, settings.thumbnail_px, storage)
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from attrib.common.errors import MismatchError
-from attrib.common.storage import Storage, join
+from attrib.common.storage import Storage
 from attrib.data.collections import RESERVED_COLUMNS
 from attrib.data.manifest import Manifest, Slice
 from attrib.embed.embeddings import Embeddings
@@ -25,6 +25,7 @@ from attrib.index.search import Candidates, ranks
 from attrib.shares.settings import SharesSettings
 from attrib.shares.shares import soft_shares
 
+RESULT_FOLDERS = ("attributions", "outcomes")
 ATTRIBUTIONS_RECORD = "attributions.json"
 
 ATTRIBUTION_FIELDS = [
@@ -79,7 +80,7 @@ class RunStamp:
 def read_sources(index: Index, ids: np.ndarray, storage: Storage, shards: Sequence[int] | None = None) -> pa.Table:
     """Return id, key, uri and metadata of sources, by ascending id. ids: int64 [m]. shards: None for all shards."""
     shards = range(len(index.shards)) if shards is None else shards
-    uris = [join(index.shard_uri(shard), "sources.parquet") for shard in shards]
+    uris = [index.sources_uri(shard, storage) for shard in shards]
     ids, field = np.unique(ids), pc.field("id")
     chosen = field.isin(pa.array(ids))
     if len(ids):  # ids ascend in a file, so the range allows Arrow to skip row groups
@@ -94,7 +95,7 @@ def block_queries(queries: Embeddings, manifest: Manifest, block: list[Slice], s
     """
     parts, keep = [], ["key", "uri", *manifest.metadata_columns]
     for piece in block:
-        part_uri, rows_uri = queries.part_uri(piece.table), manifest.partition_uri(piece.table)
+        part_uri, rows_uri = queries.checked_uri(piece.table, storage), manifest.checked_uri(piece.table, storage)
         part = storage.read_table(part_uri, columns=["id", "stage", "reason"])
         rows = storage.read_table(rows_uri).sort_by("id")
         if not rows["id"].equals(part["id"]):

@@ -84,7 +84,10 @@ class AttributionJob:
         return np.sort(self._ids(_joined(self.blocks[block]), storage))
 
     def _ids(self, slices: list[Slice], storage: Storage) -> np.ndarray:
-        rows = [storage.read_rows(self.queries.part_uri(part.table), part.start, part.stop, ["id"]) for part in slices]
+        rows = [
+            storage.read_rows(self.queries.checked_uri(part.table, storage), part.start, part.stop, ["id"])
+            for part in slices
+        ]
         return np.concatenate([part["id"].to_numpy() for part in rows])
 
     def read_blocks(self, blocks: list[int], storage: Storage) -> list[tuple[np.ndarray, np.ndarray]]:

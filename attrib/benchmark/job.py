@@ -21,7 +21,7 @@ from attrib.benchmark.settings import STAGES, BenchmarkSettings
 from attrib.benchmark.vectors import make_gaussian, make_vectors
 from attrib.common.config import versions
 from attrib.common.formats import gib
-from attrib.common.storage import Storage, fresh_folder, join, own_folder
+from attrib.common.storage import Storage, fresh_folder, join
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +38,10 @@ class Bench:
     def __init__(self, settings: BenchmarkSettings):
         """Raises AttribError if the output folder holds files of something else."""
         self.settings = settings
-        self.inputs = os.path.join(own_folder(settings.output, MADE_BY), "inputs")
+        fresh_folder(settings.output, MADE_BY, ("work",))
+        self.inputs, self.work = (os.path.join(settings.output, name) for name in ("inputs", "work"))
         os.makedirs(self.inputs, exist_ok=True)
-        self.work = fresh_folder(os.path.join(settings.output, "work"), MADE_BY)
+        os.makedirs(self.work)
         self.rows: list[dict] = []
         self.num_cpus = settings.vectors.threads[-1]
         self.backbone = settings.backbone.model_dump(mode="json")

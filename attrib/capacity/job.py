@@ -9,6 +9,7 @@ from attrib.capacity.settings import SEARCH_RATES, Constant, Constants, ScaleSet
 from attrib.common.config import versions
 from attrib.common.errors import AttribError
 from attrib.common.formats import GIB, duration
+from attrib.common.run_record import rewriting
 from attrib.common.storage import Storage, join
 from attrib.common.tables import text_table
 from attrib.data.manifest import MANIFEST_RECORD
@@ -27,7 +28,8 @@ def run(settings: ScaleSettings) -> str:
     planned, broken = plan(settings), breaks(settings)
     record = {"settings": settings.model_dump(mode="json"), "versions": versions(), **asdict(planned)}
     uri = join(settings.output, RECORD)
-    storage.write_json(uri, record | {"breaks": [asdict(found) for found in broken]})
+    with rewriting(settings, RECORD, storage):
+        storage.write_json(uri, record | {"breaks": [asdict(found) for found in broken]})
     return f"{tables(settings, planned, broken)}\n\nwritten: {uri}"
 
 

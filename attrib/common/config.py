@@ -109,7 +109,7 @@ def _explain(error: ValidationError, settings: type[BaseModel]) -> Iterator[str]
             message = "unknown key; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}")
         value = repr(found["input"])
         value = value if len(value) <= 80 else value[:77] + "..."
-        given = "" if isinstance(found["input"], dict) else f" (got {value})"
+        given = "" if isinstance(found["input"], dict) or found["type"] == "secret" else f" (got {value})"
         yield (f"{'.'.join(map(str, path))}: " if path else "") + message + given
 
 

@@ -2,51 +2,131 @@
 
 `started.json` is written before the work and the job's record (`manifest.json`, `embeddings.json`, ...) after it. Both
 hold the identity of the run, a digest of settings and inputs. A run with another identity is refused, so one folder
-never holds results of two runs.
+never holds results of two runs. While a job runs it holds the lease of the folder (attrib/common/lease.py).
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from attrib.common.config import digest, versions
 from attrib.common.errors import AttribError
+from attrib.common.json_records import parse_record, with_checksum
+from attrib.common.lease import WRITER, Lease
+from attrib.common.outputs import check_output, input_uris
 from attrib.common.settings import JobSettings, result_settings
 from attrib.common.storage import Storage, join
+from attrib.common.swap import read_or_none
 
 STARTED = "started.json"
 
 Record = dict[str, Any]
 
+logger = logging.getLogger(__name__)
 
-def begin(
+
+class FinishedRecord(Record):
+    """The record of a run that was finished before. made_from: its inputs, for messages."""
+
+    def __init__(self, record: Record, made_from: str):
+        super().__init__(record)
+        self.made_from = made_from
+
+
+def run_once(
+    settings: JobSettings,
+    record_name: str,
+    inputs: Record,
+    storage: Storage,
+    work: Callable[[], Record],
+    resumable: bool = True,
+) -> Record:
+    """Return the record of the finished run, or call `work`, which returns the results, and write the record.
+
+    Raises AttribError as `finished` and `writing` do.
+    """
+    if record := finished(settings, record_name, inputs, storage, resumable):
+        return record
+    with writing(settings, record_name, inputs, storage, resumable) as lease:
+        # Another driver may have finished while this one waited for the lease.
+        if record := finished(settings, record_name, inputs, storage, resumable):
+            return record
+        return finish(settings, record_name, inputs, work(), storage, lease)
+
+
+def finished(
     settings: JobSettings, record_name: str, inputs: Record, storage: Storage, resumable: bool = True
 ) -> Record | None:
-    """The record of a finished run with the same identity; else None, and `started.json` is written.
+    """Return the record of a finished run with the same identity; None if there is work to do.
 
     inputs: digests of what the job reads; resumable: whether files of an unfinished run are reused. Raises AttribError
-    if the output folder belongs to other settings or inputs.
+    if the output folder belongs to other settings or inputs, holds files that this job did not make, or overlaps with
+    an input.
     """
-    identity = run_identity(settings, inputs)
+    check_output(settings, (record_name, STARTED), storage)
     for name in (record_name, STARTED) if resumable else (record_name,):
-        uri = join(settings.output, name)
-        if not storage.exists(uri):
+        found = _read(join(settings.output, name), storage)
+        if found is None:
             continue
-        found = storage.read_json(uri)
-        if found["identity"] != identity:
-            other = _difference(found, settings, inputs)
+        if found["identity"] != run_identity(settings, inputs):
             raise AttribError(
-                f"{settings.output} belongs to a run with other settings or inputs ({other}); choose another output "
-                "folder, set these keys back, or delete the folder to compute again"
+                f"{settings.output} belongs to a run with other settings or inputs "
+                f"({_difference(found, settings, inputs)}); choose another output folder, set these keys back, or "
+                "delete the folder to compute again"
             )
-        return dict(found) if name == record_name else None
-    storage.write_json(join(settings.output, STARTED), _record(settings, inputs))
+        if name == record_name:
+            made_from = ", ".join(f"{key} {uri}" for key, uri in input_uris(settings)) or "its settings"
+            logger.info(f"{settings.output}: finished before, at {found['written_at']}, from {made_from}")
+            return FinishedRecord(found, made_from)
+        return None
     return None
 
 
-def finish(settings: JobSettings, record_name: str, inputs: Record, results: Record, storage: Storage) -> Record:
-    """Write and return the record that declares the output complete."""
-    record = _record(settings, inputs) | results
+@contextmanager
+def writing(
+    settings: JobSettings, record_name: str, inputs: Record, storage: Storage, resumable: bool = True
+) -> Iterator[Lease]:
+    """Hold the lease of the output folder and write `started.json`.
+
+    If the body fails before it has written anything, the folder is left as it was, free for other settings. Raises
+    AttribError if another driver writes to the folder, or has begun a run with another identity.
+    """
+    uri = join(settings.output, STARTED)
+    with Lease(settings.output, storage) as lease:
+        finished(settings, record_name, inputs, storage, resumable)  # the files of a faster driver are other settings
+        before = read_or_none(uri, storage)
+        if before is None or not resumable:
+            storage.write_json(uri, _record(settings, inputs))
+        try:
+            yield lease
+        except BaseException:
+            with suppress(OSError):
+                names = {name for name in storage.names(settings.output) if not name.startswith(".")}
+                if before is None and names <= {STARTED, WRITER, *settings.own_folders}:
+                    storage.delete_file(uri)
+            raise
+
+
+@contextmanager
+def rewriting(settings: JobSettings, record_name: str, storage: Storage) -> Iterator[Lease]:
+    """Hold the lease of the output folder of a job that computes all of its results anew in each run.
+
+    Raises AttribError if the folder holds files that this job did not make, or another driver writes to it.
+    """
+    check_output(settings, (record_name, STARTED), storage)
+    with Lease(settings.output, storage) as lease:
+        storage.write_json(join(settings.output, STARTED), _record(settings, {}))
+        yield lease
+
+
+def finish(
+    settings: JobSettings, record_name: str, inputs: Record, results: Record, storage: Storage, lease: Lease
+) -> Record:
+    """Write and return the record that declares the output complete. Raises AttribError if the lease was lost."""
+    record = with_checksum(_record(settings, inputs) | results)
+    lease.check()
     storage.write_json(join(settings.output, record_name), record)
     return record
 
@@ -54,6 +134,17 @@ def finish(settings: JobSettings, record_name: str, inputs: Record, results: Rec
 def run_identity(settings: JobSettings, inputs: Record) -> str:
     """Digest of everything that affects the results of a run, 64 hex digits."""
     return digest([type(settings).__name__, result_settings(settings), inputs])
+
+
+def _read(uri: str, storage: Storage) -> Record | None:
+    """A record; None if there is none. Raises AttribError if it is damaged."""
+    content = read_or_none(uri, storage)
+    if content is None:
+        return None
+    record = parse_record(uri, content)
+    if not record.keys() >= {"identity", "inputs", "settings", "written_at"}:
+        raise AttribError(f"{uri} is damaged: it is not the record of a run; restore it, or delete its folder")
+    return record
 
 
 def _record(settings: JobSettings, inputs: Record) -> Record:

@@ -8,7 +8,8 @@ import logging
 import os
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +19,8 @@ def absolute_uri(uri: str) -> str:
     if not uri:
         raise ValueError("an empty path; give a folder, a file or an s3:// URI")
     if uri.startswith("s3://"):
+        if "@" in uri.removeprefix("s3://").split("/")[0]:
+            raise PydanticCustomError("secret", "a URI must not hold credentials; set AWS_ACCESS_KEY_ID and so on")
         if not uri.removeprefix("s3://").strip("/") or uri.startswith("s3:///"):
             raise ValueError(f"{uri!r} names no bucket; write s3://bucket/prefix (is an environment variable empty?)")
         return uri.rstrip("/")
@@ -26,7 +29,8 @@ def absolute_uri(uri: str) -> str:
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
 
 
-Uri = Annotated[str, AfterValidator(absolute_uri)]
+IS_URI = AfterValidator(absolute_uri)
+Uri = Annotated[str, IS_URI]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 
@@ -53,6 +57,7 @@ class StorageSettings(Settings):
     client: Literal["arrow", "s3fs"] = "arrow"
     endpoint: str | None = None  # for a store other than AWS, e.g. http://127.0.0.1:9000
     region: str | None = None
+    local_is_shared: bool = False  # local paths lie on a disk that all nodes share and that outlives the cluster
     max_attempts: Positive = 10  # Arrow's own default of 3 is too few for long jobs
     connect_timeout_seconds: Positive = 10
     request_timeout_seconds: Positive = 60
@@ -62,6 +67,15 @@ class StorageSettings(Settings):
         if self.endpoint and not self.endpoint.startswith(("http://", "https://")):
             raise ValueError(f"storage.endpoint {self.endpoint!r} needs http:// or https:// in front")
         return self
+
+    @field_validator("endpoint")
+    @classmethod
+    def _without_credentials(cls, endpoint: str | None) -> str | None:
+        if endpoint and "@" in endpoint:
+            raise PydanticCustomError(
+                "secret", "an endpoint must not hold credentials; set AWS_ACCESS_KEY_ID and so on"
+            )
+        return endpoint
 
 
 class RaySettings(Settings):
@@ -125,6 +139,8 @@ class JobSettings(Settings):
             "budget",
         }
     )
+
+    own_folders: ClassVar[tuple[str, ...]] = ()  # of the output, which the job makes before it knows its inputs
 
     storage: StorageSettings = StorageSettings()
     ray: RaySettings = RaySettings()

@@ -21,9 +21,11 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from attrib.common.errors import AttribError
+from attrib.common.json_records import parse_record
 from attrib.common.settings import StorageSettings
 
 PARQUET_ROW_GROUP_ROWS = 16_384
+COPY_BYTES = 1 << 24  # copied at a time
 
 
 def join(uri: str, *parts: str) -> str:
@@ -32,6 +34,15 @@ def join(uri: str, *parts: str) -> str:
 
 def is_remote(uri: str) -> bool:
     return uri.startswith("s3://")
+
+
+class _S3fsHandler(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]  # untyped
+    """Opens files without asking first whether they exist: Arrow's own handler takes a refusal (403) for "no"."""
+
+    def open_input_file(self, path: str) -> pa.PythonFile:
+        return pa.PythonFile(self.fs.open(path, mode="rb"), mode="r")
+
+    open_input_stream = open_input_file
 
 
 class Storage:
@@ -44,22 +55,28 @@ class Storage:
         return Storage, (self.settings,)
 
     @cached_property
+    def s3fs_client(self) -> Any:
+        """s3fs's file system, without a cache of listings. The only client with conditional writes."""
+        import s3fs
+
+        settings = self.settings
+        client = s3fs.S3FileSystem(
+            endpoint_url=settings.endpoint,
+            client_kwargs={"region_name": settings.region} if settings.region else {},
+            config_kwargs={
+                "retries": {"max_attempts": settings.max_attempts, "mode": "standard"},
+                "connect_timeout": settings.connect_timeout_seconds,
+                "read_timeout": settings.request_timeout_seconds,
+            },
+        )
+        client.use_listings_cache = client.dircache.use_listings_cache = False
+        return client
+
+    @cached_property
     def _s3(self) -> pyarrow.fs.FileSystem:
         settings = self.settings
         if settings.client == "s3fs":
-            import s3fs
-
-            client = s3fs.S3FileSystem(
-                endpoint_url=settings.endpoint,
-                client_kwargs={"region_name": settings.region} if settings.region else {},
-                config_kwargs={
-                    "retries": {"max_attempts": settings.max_attempts, "mode": "standard"},
-                    "connect_timeout": settings.connect_timeout_seconds,
-                    "read_timeout": settings.request_timeout_seconds,
-                },
-            )
-            client.use_listings_cache = client.dircache.use_listings_cache = False
-            return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(client))
+            return pyarrow.fs.PyFileSystem(_S3fsHandler(self.s3fs_client))
         scheme, _, host = (settings.endpoint or "").partition("://")
         return pyarrow.fs.S3FileSystem(
             endpoint_override=host or None,
@@ -129,18 +146,16 @@ class Storage:
         return pyarrow.dataset.dataset([self.resolve(uri)[1] for uri in uris], filesystem=filesystem, **options)
 
     def write_bytes(self, uri: str, data: bytes | pa.Buffer) -> None:
-        filesystem, path = self.resolve(uri)
         if not is_remote(uri):
-            self._write_local(path, lambda file: file.write(data))
+            self._write_local(uri, lambda file: file.write(data))
             return
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(data)
+        self._upload(io.BytesIO(data), len(data), uri)
 
     def publish(self, local_path: str, uri: str) -> None:
-        """Move a finished local file to `uri`."""
+        """Move a finished local file to `uri`. The local file stays until the whole object was seen in the store."""
         if is_remote(uri):
-            filesystem, path = self.resolve(uri)
-            pyarrow.fs.copy_files(local_path, path, source_filesystem=self._local, destination_filesystem=filesystem)
+            with open(local_path, "rb") as source:
+                self._upload(source, os.path.getsize(local_path), uri)
             os.unlink(local_path)
             return
         os.makedirs(os.path.dirname(uri), exist_ok=True)
@@ -150,8 +165,21 @@ class Storage:
             os.replace(local_path, uri)
             return
         with open(local_path, "rb") as source:
-            self._write_local(uri, lambda file: shutil.copyfileobj(source, file, 1 << 24))
+            self._write_local(uri, lambda file: shutil.copyfileobj(source, file, COPY_BYTES))
         os.unlink(local_path)
+
+    def _upload(self, source: IO[bytes], num_bytes: int, uri: str) -> None:
+        """Write an object and see that all of it is there. Raises OSError if it is not.
+
+        Not pyarrow.fs.copy_files, which returns without an error if the last request of an upload fails. The clients
+        send a checksum with each request, which the store compares.
+        """
+        filesystem, path = self.resolve(uri)
+        with filesystem.open_output_stream(path) as stream:
+            shutil.copyfileobj(source, stream, COPY_BYTES)
+        there = filesystem.get_file_info(path).size
+        if there != num_bytes:
+            raise OSError(f"{uri} has {there} bytes after {num_bytes} were written; is another job writing to it?")
 
     @staticmethod
     def _write_local(path: str, write: Callable[[IO[bytes]], object]) -> None:
@@ -163,6 +191,10 @@ class Storage:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)
+        except OSError as error:
+            if error.filename is None:  # such as "no space left": name the file
+                raise OSError(error.errno, error.strerror, path) from error
+            raise
         finally:
             if os.path.exists(beside):
                 os.unlink(beside)
@@ -173,13 +205,18 @@ class Storage:
         self.write_bytes(uri, sink.getbuffer())
 
     def read_array(self, uri: str) -> np.ndarray:
-        array: np.ndarray = np.load(io.BytesIO(self.read_bytes(uri)), allow_pickle=False)
+        """An array of numbers. Raises AttribError if the file is not a whole .npy file."""
+        try:
+            array: np.ndarray = np.load(io.BytesIO(self.read_bytes(uri)), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise AttribError(f"{uri} is damaged: not a whole .npy file of numbers; restore it from a copy") from error
         return array
 
     def write_json(self, uri: str, value: Any) -> None:
         self.write_bytes(uri, json.dumps(value, indent=1, sort_keys=False, default=str).encode())
 
-    def write_table(self, uri: str, table: pa.Table, row_group_rows: int = PARQUET_ROW_GROUP_ROWS) -> None:
+    def write_table(self, uri: str, table: pa.Table, row_group_rows: int = PARQUET_ROW_GROUP_ROWS) -> str:
+        """Write a Parquet file; return its SHA-256."""
         # Vectors do not repeat or compress. A dictionary makes reading them five times slower, compression a third.
         vectors = {f.name for f in table.schema if pa.types.is_fixed_size_list(f.type)}
         others = [name for name in table.column_names if name not in vectors]
@@ -187,6 +224,7 @@ class Storage:
         sink = io.BytesIO()
         pq.write_table(table, sink, row_group_size=row_group_rows, compression=codecs, use_dictionary=others)
         self.write_bytes(uri, sink.getbuffer())
+        return hashlib.sha256(sink.getbuffer()).hexdigest()
 
     def delete_file(self, uri: str) -> None:
         filesystem, path = self.resolve(uri)
@@ -204,14 +242,18 @@ class Storage:
         filesystem, path = self.resolve(uri)
         # The hash keeps objects of the same name apart; a whole key may be too long for a local file name.
         target = os.path.join(folder, f"{hashlib.sha256(path.encode()).hexdigest()[:16]}-{os.path.basename(path)}")
-        pyarrow.fs.copy_files(path, target, source_filesystem=filesystem, destination_filesystem=self._local)
+        with filesystem.open_input_file(path) as source, open(target, "wb") as file:
+            num_bytes = source.size()
+            shutil.copyfileobj(source, file, COPY_BYTES)
+        if os.path.getsize(target) != num_bytes:
+            raise OSError(f"{uri}: {os.path.getsize(target)} of {num_bytes} bytes arrived; run again")
         return target
 
     def require(self, uri: str, made_by: str) -> dict[str, Any]:
         """The JSON record of a finished job. Raises AttribError if it is missing; `made_by` names the job to run."""
         if not self.exists(uri):
             raise AttribError(f"{uri} is not there: run {made_by} to its end first, or correct the path")
-        return dict(self.read_json(uri))
+        return parse_record(uri, self.read_bytes(uri))
 
 
 def own_folder(path: str, made_by: str) -> str:
@@ -225,10 +267,13 @@ def own_folder(path: str, made_by: str) -> str:
     return path
 
 
-def fresh_folder(path: str, made_by: str) -> str:
-    """As own_folder, but empty."""
-    shutil.rmtree(own_folder(path, made_by))
-    return own_folder(path, made_by)
+def fresh_folder(path: str, made_by: str, names: tuple[str, ...]) -> str:
+    """As own_folder, without the folders `names` of an earlier run. All else in it is left alone."""
+    own_folder(path, made_by)
+    for name in names:
+        if os.path.isdir(os.path.join(path, name)):
+            shutil.rmtree(os.path.join(path, name))
+    return path
 
 
 def bytes_sha256(data: bytes) -> str:

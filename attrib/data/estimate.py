@@ -43,7 +43,7 @@ def row_bytes(manifest: Manifest, storage: Storage) -> RowBytes:
     columns = ["id", "key", "uri", *manifest.metadata_columns]
     partition = max(range(len(manifest.num_rows)), key=manifest.num_rows.__getitem__)
     num_rows = min(SAMPLE_ROWS, manifest.num_rows[partition])
-    return RowBytes.of(storage.read_rows(manifest.partition_uri(partition), 0, num_rows, columns).sort_by("id"))
+    return RowBytes.of(storage.read_rows(manifest.checked_uri(partition, storage), 0, num_rows, columns).sort_by("id"))
 
 
 def estimate_manifest(

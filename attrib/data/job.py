@@ -1,6 +1,7 @@
 """The manifest job: list the collection in parallel, resolve colliding ids, write partitions in parallel."""
 
 import logging
+import re
 import time
 from typing import Any
 
@@ -10,9 +11,9 @@ import pyarrow.compute as pc
 
 from attrib.common.config import digest
 from attrib.common.errors import AttribError
-from attrib.common.run_record import begin, finish
+from attrib.common.run_record import run_once
 from attrib.common.settings import JobSettings
-from attrib.common.storage import Storage, bytes_sha256, join
+from attrib.common.storage import Storage, join
 from attrib.data.collections import RESERVED_COLUMNS, ListingUnit, list_images, list_units, open_sidecar
 from attrib.data.estimate import ManifestTask, RowBytes, estimate_manifest
 from attrib.data.ids import duplicated_ids, resolve_collisions
@@ -36,6 +37,7 @@ from attrib.runtime.tasks import run_all
 logger = logging.getLogger(__name__)
 
 LISTINGS = "_listings"
+IS_PART = re.compile(r"part-\d{5,}\.parquet").fullmatch
 SAMPLE_ROWS = 4_096  # of a listing, whose mean row size is measured
 
 
@@ -46,16 +48,17 @@ def run(settings: ManifestSettings) -> dict[str, Any]:
     """
     baseline_bytes()
     storage = Storage(settings.storage)
-    record = begin(settings, MANIFEST_RECORD, {}, storage, resumable=False)
-    if record:
-        logger.info(
-            f"manifest {settings.collection.name}: finished at {record['written_at']}, NOT listed again; choose "
-            "another output if images were added or removed since"
-        )
-        return record
+    return run_once(
+        settings, MANIFEST_RECORD, {}, storage, lambda: _list_collection(settings, storage), resumable=False
+    )
+
+
+def _list_collection(settings: ManifestSettings, storage: Storage) -> dict[str, Any]:
+    """The results of the job, for its record."""
     # A killed run may have cut the collection into other partitions.
     for name in storage.names(settings.output, suffix=".parquet"):
-        storage.delete_file(join(settings.output, name))
+        if IS_PART(name):
+            storage.delete_file(join(settings.output, name))
     storage.delete_folder(join(settings.output, LISTINGS))
     connect(settings.ray)
     collection = settings.collection
@@ -88,6 +91,7 @@ def run(settings: ManifestSettings) -> dict[str, Any]:
         "digest": ids_digest(collection, sorted_ids),
         "order_digest": digest(order_digests),
         "rows_digest": digest(rows_digests),
+        "sha256": list(rows_digests),
         "num_images": len(sorted_ids),
         "num_moved_ids": len(moved),
         "num_rows": num_rows,
@@ -96,7 +100,7 @@ def run(settings: ManifestSettings) -> dict[str, Any]:
         "num_files": len(partitions),
     }
     storage.delete_folder(join(settings.output, LISTINGS))
-    return finish(settings, MANIFEST_RECORD, {}, results, storage)
+    return results
 
 
 def list_collection(collection: CollectionSettings, output: str, job: JobSettings) -> Manifest:
@@ -171,14 +175,14 @@ def _write_partition(
     """
     tables = [storage.read_rows(listing, s.start, s.stop) for listing, s in zip(listings, slices)]
     images = build_partition(tables, moved, collection, storage)
-    storage.write_table(uri, images)
+    sha256 = storage.write_table(uri, images)
     columns = [name for name in images.schema.names if name not in RESERVED_COLUMNS]
     described = np.zeros(len(images), bool)
     for name in columns:
         described |= images[name].is_valid().to_numpy()
     places = images.select(["id", "offset", "num_bytes", "row_group", "row"]).to_pylist()
     order = digest([list(place.values()) for place in places])
-    return columns, int(described.sum()), order, bytes_sha256(storage.read_bytes(uri))
+    return columns, int(described.sum()), order, sha256
 
 
 def _check_described(collection: CollectionSettings, num_described: int, listings: list[str], storage: Storage) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from attrib.common.config import digest
 from attrib.common.storage import Storage, join
+from attrib.common.verified import verify
 from attrib.data.collections import join_metadata
 from attrib.data.ids import sampling_rank
 from attrib.data.settings import CollectionSettings
@@ -39,6 +40,12 @@ class Manifest:
     rows_digest: str  # of all rows, with locations and metadata
     num_rows: list[int]  # per partition
     metadata_columns: list[str]
+    sha256: list[str] | None = None  # of each partition; None: of an earlier version
+
+    def checked_uri(self, partition: int, storage: Storage) -> str:
+        """URI of a partition. Raises AttribError if it is not the file that jobs.manifest wrote."""
+        sha256 = self.sha256[partition] if self.sha256 else None
+        return verify(self.partition_uri(partition), sha256, "jobs.manifest", storage)
 
     def partition_uri(self, partition: int) -> str:
         return join(self.uri, part_name(partition))
@@ -91,14 +98,16 @@ def open_manifest(uri: str, storage: Storage) -> Manifest:
     record = storage.require(join(uri, MANIFEST_RECORD), "jobs.manifest")
     same = ("digest", "order_digest", "rows_digest", "num_rows", "metadata_columns")
     collection = CollectionSettings.model_validate(record["settings"]["collection"])
-    return Manifest(uri, collection, **{name: record[name] for name in same})
+    return Manifest(uri, collection, **{name: record[name] for name in same}, sha256=record.get("sha256"))
 
 
 def sample_threshold(manifest: Manifest, max_images: int, storage: Storage) -> np.uint64 | None:
     """Return the largest sampling_rank in a sample of `max_images` images; None if the sample is the whole manifest."""
     if max_images >= manifest.num_images:
         return None
-    parts = (storage.read_table(manifest.partition_uri(p), columns=["id"]) for p in range(len(manifest.num_rows)))
+    parts = (
+        storage.read_table(manifest.checked_uri(p, storage), columns=["id"]) for p in range(len(manifest.num_rows))
+    )
     ranks = np.concatenate([sampling_rank(part["id"].to_numpy()) for part in parts])
     threshold: np.uint64 = np.partition(ranks, max_images - 1)[max_images - 1]
     return threshold
@@ -106,7 +115,7 @@ def sample_threshold(manifest: Manifest, max_images: int, storage: Storage) -> n
 
 def sampled_rows(manifest: Manifest, partition: int, threshold: np.uint64 | None, storage: Storage) -> pa.Table:
     """Rows of a partition whose sampling_rank is at most `threshold`, by ascending id. threshold: None for all rows."""
-    rows = storage.read_table(manifest.partition_uri(partition)).sort_by("id")
+    rows = storage.read_table(manifest.checked_uri(partition, storage)).sort_by("id")
     return rows if threshold is None else rows.filter(pa.array(sampling_rank(rows["id"].to_numpy()) <= threshold))
 
 

@@ -44,6 +44,7 @@ TRAINING: dict = {  # a head on statistics of the random network takes seconds; 
     "disentanglement": {"kind": "none"},
     "optimiser": {"learning_rate": 1e-3, "patience_epochs": 6},
 }
+FOLDERS = ("sources", "generated", "weights", "model", "run")  # of the output, made anew by each run
 RECALL_AT = (1, 10)
 NUM_RESAMPLES = 2000  # of the exemplars, for the intervals
 CLEAR_SIMILARITY = 0.6  # few best matches of the generated images reach it
@@ -54,7 +55,7 @@ def run(settings: DemoSettings) -> str:
 
     Raises AttribError if the output folder holds something else.
     """
-    folder = Path(fresh_folder(settings.output, "jobs.demo"))
+    folder = Path(fresh_folder(settings.output, "jobs.demo", FOLDERS))
     sources, generated = folder / "sources", folder / "generated"
     weights, model = folder / "weights" / "untrained.safetensors", folder / "model"
     owners, truths = str(sources / "metadata.csv"), str(generated / "truth.csv")

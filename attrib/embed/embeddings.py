@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from attrib.common.storage import Storage, bytes_sha256, join
+from attrib.common.verified import verify
 from attrib.data.chunks import failures_of, publish_partition
 from attrib.data.manifest import Manifest, part_name
 
@@ -45,6 +46,12 @@ class Embeddings:
     digest: str
     num_rows: list[int]
     num_embedded: list[int]
+    sha256: list[str] | None = None  # of each part; None: not verified
+
+    def checked_uri(self, partition: int, storage: Storage) -> str:
+        """URI of a part. Raises AttribError if it is not the file that jobs.embed wrote."""
+        sha256 = self.sha256[partition] if self.sha256 else None
+        return verify(self.part_uri(partition), sha256, "jobs.embed", storage)
 
     def part_uri(self, partition: int) -> str:
         return join(self.uri, part_name(partition))
@@ -57,7 +64,7 @@ class Embeddings:
 def open_embeddings(uri: str, storage: Storage) -> Embeddings:
     """Read a finished embed run. Raises AttribError if there is none."""
     record = storage.require(join(uri, EMBEDDINGS_RECORD), "jobs.embed")
-    same = ("encoder", "digest", "num_rows", "num_embedded")
+    same = ("encoder", "digest", "num_rows", "num_embedded", "sha256")
     return Embeddings(uri, record["settings"]["manifest"], **{name: record[name] for name in same})
 
 
@@ -68,7 +75,7 @@ def read_vectors(
 
     stop: None reads the whole partition; otherwise rows [start, stop). Failed images are skipped.
     """
-    uri, columns = embeddings.part_uri(partition), ["id", "embedding"]
+    uri, columns = embeddings.checked_uri(partition, storage), ["id", "embedding"]
     part = storage.read_table(uri, columns) if stop is None else storage.read_rows(uri, start, stop, columns)
     part = part.filter(pc.is_valid(part["embedding"])).combine_chunks()
     values = part["embedding"].combine_chunks().flatten() if len(part) else pa.array([], pa.float16())
@@ -86,5 +93,5 @@ def finish_partition(
     publish_partition(uri, output, partition, manifest.num_rows[partition], chunk_rows, storage)
     data = storage.read_bytes(uri)
     part = pq.read_table(pa.BufferReader(data), columns=["id", "stage", "reason"])
-    places = storage.read_table(manifest.partition_uri(partition), columns=["id", "key", "uri"])
+    places = storage.read_table(manifest.checked_uri(partition, storage), columns=["id", "key", "uri"])
     return len(part), failures_of(part, places), bytes_sha256(data)

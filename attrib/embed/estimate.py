@@ -54,7 +54,7 @@ def probe_encoder(encoder, manifest: Manifest, settings: EmbedSettings, storage:
 
     baseline = baseline_bytes()
     num_wanted = min(PROBE_BATCHES * encoder.batch_size, max(settings.chunk_rows, encoder.batch_size))
-    images = spread(storage.read_table(manifest.partition_uri(0)), num_wanted)
+    images = spread(storage.read_table(manifest.checked_uri(0, storage)), num_wanted)
     first = images.slice(0, encoder.batch_size)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -12,7 +12,7 @@ import torch
 from attrib.common.config import digest
 from attrib.common.errors import FailedShareError, MismatchError
 from attrib.common.progress import Progress
-from attrib.common.run_record import begin, finish
+from attrib.common.run_record import finish, finished, writing
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join
 from attrib.data.chunks import CHUNKS, Chunk, failures_of, pending_chunks
@@ -68,7 +68,7 @@ class EmbedRun:
         return prepare_images(images, self.manifest, preprocessing, self.settings, self.storage)
 
     def rows(self, chunk: Chunk) -> pa.Table:
-        partition = _read_partition(self.storage.settings, self.manifest.partition_uri(chunk.partition))
+        partition = _read_partition(self.storage.settings, self.manifest.checked_uri(chunk.partition, self.storage))
         return partition.slice(chunk.start, chunk.stop - chunk.start)
 
     def check_failed(self, num_failed: int, chunks: list[Chunk] | None = None) -> None:
@@ -111,9 +111,19 @@ def run(settings: EmbedSettings) -> dict:
         "model": encoder.model_digest,
         "preprocessing": encoder.preprocessing,
     }
-    record = begin(settings, EMBEDDINGS_RECORD, inputs, storage)
+    record = finished(settings, EMBEDDINGS_RECORD, inputs, storage)
     if record and not (settings.retry_failed and record["num_failed"]):
         return record
+    with writing(settings, EMBEDDINGS_RECORD, inputs, storage) as lease:
+        results = _embed(settings, manifest, loaded, record, storage)
+        return finish(settings, EMBEDDINGS_RECORD, inputs, results, storage, lease)
+
+
+def _embed(
+    settings: EmbedSettings, manifest: Manifest, loaded: ImageEncoder, record: dict | None, storage: Storage
+) -> dict:
+    """The results of the job, for its record. record: that of a finished run, whose failed images are tried again."""
+    encoder = loaded.identity
     connect(settings.ray)
     pool = WorkerPool.plan(settings.device, "embed", settings.num_workers)
     logger.info(
@@ -139,7 +149,7 @@ def run(settings: EmbedSettings) -> dict:
         "num_files": num_parts,
     }
     work.check_failed(results["num_failed"])
-    return finish(settings, EMBEDDINGS_RECORD, inputs, results, storage)
+    return results
 
 
 def _estimate(run: EmbedRun, loaded: ImageEncoder, pool: WorkerPool) -> Estimate:
@@ -215,7 +225,7 @@ def _assemble(run: EmbedRun) -> dict:
     found = run_all(finish_partition, units, "assemble", "partitions", [1] * num_parts)
     num_rows, failures_by_part, sha256 = (list(column) for column in zip(*found))
     failures = pa.concat_tables(failures_by_part)
-    run.storage.write_table(join(output, FAILURES), failures)
+    failures_sha256 = run.storage.write_table(join(output, FAILURES), failures)
     run.storage.delete_folder(join(output, CHUNKS))
     counts = failures.group_by(["stage", "reason"]).aggregate([("id", "count")]).sort_by([("id_count", "descending")])
     return {
@@ -226,6 +236,7 @@ def _assemble(run: EmbedRun) -> dict:
         "num_rows": num_rows,
         "num_embedded": [rows - len(failed) for rows, failed in zip(num_rows, failures_by_part)],
         "sha256": sha256,
+        "failures_sha256": failures_sha256,
     }
 
 
@@ -241,7 +252,7 @@ def _retry_failed(run: EmbedRun, pool: WorkerPool) -> None:
 def _retry_partition(run: EmbedRun, partition: int, failed: pa.ChunkedArray) -> tuple[int, int]:
     storage, rows = run.storage, run.settings.chunk_rows
     is_failed = pc.field("id").isin(failed)
-    images = storage.read_table(run.manifest.partition_uri(partition), filter=is_failed)
+    images = storage.read_table(run.manifest.checked_uri(partition, storage), filter=is_failed)
     if not len(images):
         return 0, 0
     torch.set_num_threads(1)

@@ -42,7 +42,7 @@ def read_collection(uri: str, storage: Storage) -> Collection:
     rows, vectors = [], []
     for partition in range(len(embeddings.num_rows)):
         ids, found = read_vectors(embeddings, partition, storage)
-        table = storage.read_table(manifest.partition_uri(partition), columns=["id", *columns]).sort_by("id")
+        table = storage.read_table(manifest.checked_uri(partition, storage), columns=["id", *columns]).sort_by("id")
         at = np.searchsorted(table["id"].to_numpy(), ids)
         if len(at) and not np.array_equal(table["id"].to_numpy()[np.minimum(at, len(table) - 1)], ids):
             raise AttribError(f"{manifest.uri} changed after {uri} was embedded; embed it again")

@@ -82,7 +82,11 @@ class EmbeddedDistractors:
         """Keys of rows of the last scan."""
         ids = np.concatenate(self._ids)[rows]
         manifest = open_manifest(self._embeddings.manifest_uri, self._storage)
-        uris = [manifest.partition_uri(partition) for partition, num_rows in enumerate(manifest.num_rows) if num_rows]
+        uris = [
+            manifest.checked_uri(partition, self._storage)
+            for partition, num_rows in enumerate(manifest.num_rows)
+            if num_rows
+        ]
         images = self._storage.dataset(uris, format="parquet")
         found = images.to_table(columns=["id", "key"], filter=pc.field("id").isin(pa.array(np.unique(ids))))
         key_of = dict(zip(found["id"].to_pylist(), found["key"].to_pylist()))

@@ -1,6 +1,7 @@
 """The evaluate job: score every method against the true sources, measure known pairs, write tables, page and plots."""
 
 from attrib.common.config import versions
+from attrib.common.run_record import rewriting
 from attrib.common.storage import Storage, join
 from attrib.evaluate.page import image_folders, write_comparison
 from attrib.evaluate.pair_measures import measure_pairs
@@ -8,10 +9,17 @@ from attrib.evaluate.protocol import evaluate, input_digests
 from attrib.evaluate.scores import format_table
 from attrib.evaluate.settings import EvaluateSettings
 
+RECORD = "evaluation.json"
+
 
 def run(settings: EvaluateSettings) -> str:
     """Write all results to the output folder, and return the table and the notes for the terminal."""
     storage = Storage(settings.storage)
+    with rewriting(settings, RECORD, storage):
+        return _evaluate(settings, storage)
+
+
+def _evaluate(settings: EvaluateSettings, storage: Storage) -> str:
     scores = evaluate(settings, storage)
     measured = measure_pairs(settings, storage)
     summary = write_comparison(

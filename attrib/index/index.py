@@ -20,6 +20,7 @@ import faiss
 
 from attrib.common.errors import AttribError, MismatchError
 from attrib.common.storage import Storage, join
+from attrib.common.verified import verify
 from attrib.embed.embeddings import Embeddings
 from attrib.index.planning import IndexPlan
 from attrib.index.quantizer import read_quantizer
@@ -52,6 +53,11 @@ class Index:
 
     def shard_uri(self, shard: int) -> str:
         return join(self.uri, shard_name(shard))
+
+    def sources_uri(self, shard: int, storage: Storage) -> str:
+        """URI of the sources of a shard. Raises AttribError if it is not the file that jobs.index wrote."""
+        sha256 = self.shards[shard].get("sources_sha256")
+        return verify(join(self.shard_uri(shard), "sources.parquet"), sha256, "jobs.index", storage)
 
     def read_quantizer(self, storage: Storage) -> faiss.IndexIVF | None:
         """Read the coarse quantizer; None for kind flat. Raises AttribError if its checksum differs from the record."""

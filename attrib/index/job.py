@@ -1,7 +1,7 @@
 """The index job: sample vectors, train the quantizer, build shards in parallel, measure recall on held-out vectors."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import faiss
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from attrib.common.config import digest
 from attrib.common.errors import AttribError
-from attrib.common.run_record import begin, finish
+from attrib.common.run_record import run_once
 from attrib.common.storage import Storage, bytes_sha256, join, scratch_folder
 from attrib.data.estimate import row_bytes
 from attrib.data.manifest import Manifest, open_manifest
@@ -25,7 +25,7 @@ from attrib.index.recall import recall, recall_by_nprobe, smallest_nprobe, witho
 from attrib.index.sampling import sample_vectors
 from attrib.index.search import Candidates, merge, search_shard
 from attrib.index.settings import IndexSettings
-from attrib.index.shard import SHARD_RECORD, build_shard, open_shard, shard_name
+from attrib.index.shard import build_shard, finished_shard, open_shard, shard_name
 from attrib.runtime.admission import admit
 from attrib.runtime.machine import baseline_bytes, measure_machine
 from attrib.runtime.session import connect, device_of, num_cluster_cpus, num_node_cpus
@@ -76,9 +76,16 @@ def run(settings: IndexSettings) -> dict[str, Any]:
     num_vectors, dimension = sum(embeddings.num_embedded), embeddings.dimension
     sizes = [sum(embeddings.num_embedded[p] for p in group) for group in groups]
     plan = plan_index(settings, num_vectors, sizes, dimension)
-    record = begin(settings, INDEX_RECORD, inputs, storage)
-    if record:
-        return record
+    build = IndexBuild(settings, plan, embeddings, manifest, "cpu", storage)
+    return run_once(settings, INDEX_RECORD, inputs, storage, lambda: _build(build, groups, sizes, inputs))
+
+
+def _build(build: IndexBuild, groups: list[list[int]], sizes: list[int], inputs: dict[str, str]) -> dict[str, Any]:
+    """The results of the job, for its record. groups: partitions of each shard; sizes: vectors of each shard."""
+    settings, plan, embeddings, manifest, storage = (
+        build.settings, build.plan, build.embeddings, build.manifest, build.storage,
+    )  # fmt: skip
+    num_vectors, dimension = sum(sizes), embeddings.dimension
     lists = f", {plan.num_lists:,} lists" if plan.num_lists else ""
     logger.info(
         f"index: {num_vectors:,} vectors of {dimension} dimensions as {plan.kind}{lists} in {plan.num_shards} shard(s) "
@@ -87,7 +94,7 @@ def run(settings: IndexSettings) -> dict[str, Any]:
     )
     connect(settings.ray)
 
-    build = IndexBuild(settings, plan, embeddings, manifest, device_of(settings.device, "index"), storage)
+    build = replace(build, device=device_of(settings.device, "index"))
     num_held_out = min(settings.held_out_rows, max(1, int(MAX_HELD_OUT_SHARE * num_vectors)))
     sizes_of = shard_sizes(dimension, plan, sizes, max(embeddings.num_rows), row_bytes(manifest, storage))
     rates = measure_machine(dimension, settings.threads_per_task)
@@ -135,7 +142,7 @@ def run(settings: IndexSettings) -> dict[str, Any]:
             [embeddings.encoder, plan.kind, inputs, quantizer_sha256, [shard["files"] for shard in shards]]
         ),
     }
-    return finish(settings, INDEX_RECORD, inputs, results, storage)
+    return results
 
 
 def _rates_task(settings: IndexSettings, dimension: int) -> dict[str, Any]:
@@ -158,11 +165,11 @@ def _train_task(build: IndexBuild, training: np.ndarray, threads: int) -> None:
 
 def _build_task(build: IndexBuild, uri: str, partitions: list[int]) -> dict[str, Any]:
     manifest, storage = build.manifest, build.storage
-    if storage.exists(join(uri, SHARD_RECORD)):
-        return dict(storage.read_json(join(uri, SHARD_RECORD)))
+    if record := finished_shard(uri, storage):
+        return record
     faiss.omp_set_num_threads(build.settings.threads_per_task)
     columns = ["id", "key", "uri", *manifest.metadata_columns]
-    rows = pa.concat_tables([storage.read_table(manifest.partition_uri(p), columns=columns) for p in partitions])
+    rows = pa.concat_tables([storage.read_table(manifest.checked_uri(p, storage), columns=columns) for p in partitions])
     sources = rows.sort_by("id").combine_chunks()
     return build_shard(uri, build.embeddings, partitions, build.read_quantizer(), sources, storage, build.device)
 

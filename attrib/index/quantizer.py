@@ -8,7 +8,8 @@ import faiss
 import numpy as np
 
 from attrib.common.errors import AttribError
-from attrib.common.storage import Storage, bytes_sha256
+from attrib.common.storage import Storage
+from attrib.common.verified import verify
 from attrib.index.planning import IndexPlan
 
 KMEANS_ITERATIONS = 20
@@ -75,9 +76,7 @@ def write_quantizer(quantizer: faiss.IndexIVF, uri: str, storage: Storage) -> No
 
 def read_quantizer(uri: str, storage: Storage, sha256: str | None = None) -> faiss.IndexIVF:
     """Read coarse quantizer and codec. Raises AttribError if the file does not have the given sha256."""
-    data = storage.read_bytes(uri)
-    if sha256 and bytes_sha256(data) != sha256:
-        raise AttribError(f"{uri} is damaged: its checksum differs; delete the index folder and run jobs.index again")
+    data = storage.read_bytes(verify(uri, sha256, "jobs.index", storage))
     index = faiss.deserialize_index(np.frombuffer(data, np.uint8).copy(), READ_FLAGS)
     if not isinstance(index, faiss.IndexIVF):
         raise AttribError(f"{uri} is not an IVF index; delete the index folder and run jobs.index again")

@@ -10,8 +10,10 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from attrib.common.errors import AttribError, MismatchError
+from attrib.common.errors import MismatchError
+from attrib.common.json_records import parse_record, with_checksum
 from attrib.common.storage import Storage, file_sha256, join, scratch_folder
+from attrib.common.verified import verify_copy
 from attrib.embed.embeddings import Embeddings, read_vectors
 from attrib.index.normalize import inverse_norms, to_float32
 from attrib.index.quantizer import encode, nearest_lists
@@ -19,10 +21,9 @@ from attrib.index.quantizer import encode, nearest_lists
 SHARD_RECORD = "shard.json"
 UNSORTED = "unsorted.npy"  # local file of a build
 BLOCK_BYTES = 1 << 24  # of float32 vectors that a build holds at a time
+REMAKE = "delete its shard folder and index.json, then run jobs.index again (intact shards are kept)"
 
 Assign = Callable[[np.ndarray], np.ndarray]  # unit vectors float32 [n, d] -> numbers of their lists int64 [n]
-
-_verified: set[tuple[Any, ...]] = set()  # files whose checksum this process has verified
 
 
 def shard_name(shard: int) -> str:
@@ -63,10 +64,22 @@ def build_shard(
             files[name] = {"sha256": file_sha256(path), "num_bytes": os.path.getsize(path)}
             storage.publish(path, join(uri, name))
     rows = pa.array(np.searchsorted(sources["id"].to_numpy(), np.sort(ids)))
-    storage.write_table(join(uri, "sources.parquet"), sources.take(rows))
-    record = {"num_vectors": len(ids), "partitions": partitions, "files": files}
+    sources_sha256 = storage.write_table(join(uri, "sources.parquet"), sources.take(rows))
+    record = {"num_vectors": len(ids), "partitions": partitions, "files": files, "sources_sha256": sources_sha256}
+    record = with_checksum(record)
     storage.write_json(join(uri, SHARD_RECORD), record)
     return record
+
+
+def finished_shard(uri: str, storage: Storage) -> dict[str, Any] | None:
+    """The record of a built shard; None if there is none, or if one of its files is missing or of another size."""
+    place = join(uri, SHARD_RECORD)
+    if not storage.exists(place):
+        return None
+    record = parse_record(place, storage.read_bytes(place))
+    sizes = {info.base_name: info.size for info in storage.list_folder(uri)}
+    is_whole = all(sizes.get(name) == file["num_bytes"] for name, file in record["files"].items())
+    return record if is_whole and "sources.parquet" in sizes else None
 
 
 def _assigner(quantizer: faiss.IndexIVF | None, device: str) -> Assign:
@@ -165,20 +178,11 @@ def open_shard(
 ) -> Shard:
     """Open a shard; remote files are copied to `folder` first. quantizer: None opens it for exact search only.
 
-    Raises AttribError if a file differs from the checksum in the record.
+    Raises AttribError if a file is missing or differs from the checksum in the record.
     """
     arrays = {}
     for name, expected in record["files"].items():
-        path = storage.localise(join(uri, name), folder)
-        status = os.stat(path)
-        seen = (path, status.st_size, status.st_mtime_ns, status.st_ino, expected["sha256"])
-        if seen not in _verified:
-            if status.st_size != expected["num_bytes"] or file_sha256(path) != expected["sha256"]:
-                raise AttribError(
-                    f"{join(uri, name)} is damaged: its checksum differs from the record; delete its shard folder and "
-                    "index.json, then run jobs.index again (intact shards are kept)"
-                )
-            _verified.add(seen)
+        path = verify_copy(join(uri, name), folder, expected["sha256"], REMAKE, storage)
         # As plain arrays: slicing a memmap takes longer than the product of a short list.
         arrays[name.removesuffix(".npy")] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     if quantizer is None:

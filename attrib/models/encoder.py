@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 
 from attrib.common.config import digest
 from attrib.common.errors import AttribError, first_line
-from attrib.common.storage import Storage, scratch_folder
+from attrib.common.json_records import parse_record
+from attrib.common.storage import Storage, join, scratch_folder
 from attrib.models.bn_folding import fold_batch_norms
-from attrib.models.model import CHECKPOINT_KEY, AttributionModel, model_from_checkpoint
+from attrib.models.model import CHECKPOINT_KEY, TRAIN_RECORD, TRAINED_MODEL, AttributionModel, model_from_checkpoint
 from attrib.models.preprocessing import Preprocessing
 from attrib.models.settings import BackboneSettings
 
@@ -130,6 +131,7 @@ def load_network(settings: BackboneSettings, storage: Storage) -> Network:
         model = _create(name, pretrained=False)
         if "head" in declared:
             model = model_from_checkpoint(model.eval(), declared, state, settings.weights, settings.domain)
+            _check_trained(settings.weights, name, model, storage)
             return Network(model, declared["data_config"], has_head=True)
         _load_strictly(model, name, state, settings.weights)
         return Network(model, declared.get("data_config") or timm.data.resolve_data_config(model=model))
@@ -137,6 +139,20 @@ def load_network(settings: BackboneSettings, storage: Storage) -> Network:
         torch.manual_seed(settings.seed)
         model = _create(settings.name, pretrained=settings.weights == "hub")
     return Network(model, timm.data.resolve_data_config(model=model))
+
+
+def _check_trained(uri: str, name: str, model: torch.nn.Module, storage: Storage) -> None:
+    """Raise AttribError if the record of the training, beside the model, names other weights."""
+    folder, _, file = uri.rpartition("/")
+    record_uri = join(folder, TRAIN_RECORD)
+    if file != TRAINED_MODEL or not storage.exists(record_uri):
+        return
+    stated = parse_record(record_uri, storage.read_bytes(record_uri)).get("model_digest")
+    if stated and stated != model_digest(name, model):
+        raise AttribError(
+            f"{uri} is damaged: it does not hold the weights of {TRAIN_RECORD} beside it; restore it from a copy, or "
+            "train again"
+        )
 
 
 def _create(name: str, pretrained: bool) -> torch.nn.Module:

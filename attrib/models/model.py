@@ -20,6 +20,7 @@ from attrib.models.features import FeatureExtractor
 from attrib.models.heads import Head
 from attrib.models.settings import Domain, FeatureSettings, HeadSettings
 
+TRAINED_MODEL, TRAIN_RECORD = "model.safetensors", "train.json"  # files of jobs.train
 CHECKPOINT_KEY = "attrib.backbone"
 
 

@@ -6,6 +6,7 @@ from functools import cache, partial
 
 import jinja2
 
+MARK = b"content=\"default-src 'none'; img-src data:"  # near the start of every page of ours and of no other page
 MAX_TEXT_CHARS = 240  # of a file name or a metadata value, to limit the size of the page
 
 

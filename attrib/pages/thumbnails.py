@@ -53,7 +53,9 @@ def read_thumbnails(
     try:
         settings = storage.require(join(embeddings_uri, EMBEDDINGS_RECORD), "jobs.embed")["settings"]
         manifest = open_manifest(settings["manifest"], storage)
-        uris = [manifest.partition_uri(partition) for partition, num_rows in enumerate(manifest.num_rows) if num_rows]
+        uris = [
+            manifest.checked_uri(partition, storage) for partition, num_rows in enumerate(manifest.num_rows) if num_rows
+        ]
         is_wanted = pc.field(column).isin(pa.array(wanted, fields.field(column).type))
         table = storage.dataset(uris, format="parquet").to_table(fields.names, is_wanted)
     except (AttribError, OSError):

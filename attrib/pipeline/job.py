@@ -2,6 +2,7 @@
 
 from attrib.attribute import job as attribute_job
 from attrib.attribute.report import write_report
+from attrib.common.run_record import FinishedRecord
 from attrib.common.storage import join
 from attrib.data import job as manifest_job
 from attrib.embed import job as embed_job
@@ -13,18 +14,22 @@ from attrib.pipeline.settings import PipelineSettings
 def run(settings: PipelineSettings) -> dict:
     """Run every stage. Returns a summary: numbers of images, and where the results are."""
     stages = settings.stages()
+    records = []
     for role in ("sources", "generated"):
-        manifest_job.run(stages[f"{role}/manifest"])
-        embed_job.run(stages[f"{role}/embeddings"])
-    built = index_job.run(stages["index"])
+        records += [manifest_job.run(stages[f"{role}/manifest"]), embed_job.run(stages[f"{role}/embeddings"])]
+    records += [built := index_job.run(stages["index"])]
     if "generators" in stages:
-        identify_job.run(stages["generators"])
-    attributed = attribute_job.run(stages["attributions"])
+        records += [identify_job.run(stages["generators"])]
+    records += [attributed := attribute_job.run(stages["attributions"])]
     write_report(stages["report"])
-    return {
+    summary = {
         "sources indexed": f"{built['num_vectors']:,}",
         "generated images": f"{attributed['num_queries']:,} ({attributed['num_failed']:,} failed)",
         "attributions (Parquet)": join(settings.output, "attributions", "attributions"),
         "outcomes (Parquet)": join(settings.output, "attributions", "outcomes"),
         "page": stages["report"].output,
     }
+    if all(isinstance(record, FinishedRecord) for record in records):
+        collections = f"{settings.sources.uri} and {settings.generated.uri}"
+        summary["nothing was computed"] = f"finished before, at {attributed['written_at']}, from {collections}"
+    return summary

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load, save
 
 from attrib.common.errors import AttribError
-from attrib.common.run_record import begin, finish
+from attrib.common.run_record import run_once
 from attrib.common.storage import Storage, join
 from attrib.data.manifest import Manifest, open_manifest, sampled_images
 from attrib.models.encoder import Network, load_network, model_digest, preprocessing_of
-from attrib.models.model import AttributionModel, save_model
+from attrib.models.model import TRAIN_RECORD, TRAINED_MODEL, AttributionModel, save_model
 from attrib.models.settings import BackboneSettings
 from attrib.runtime.admission import admit
 from attrib.runtime.machine import baseline_bytes
@@ -38,8 +38,7 @@ from attrib.train.view_features import sheet_of_views
 
 logger = logging.getLogger(__name__)
 
-RECORD = "train.json"
-MODEL = "model.safetensors"
+RECORD, MODEL = TRAIN_RECORD, TRAINED_MODEL
 START = "_start.safetensors"  # the model that training starts from
 INPUTS = "_inputs.safetensors"  # the inputs of its heads
 SHEET_IMAGES = 6
@@ -58,15 +57,16 @@ def run(settings: TrainSettings) -> dict:
     inputs = {"manifest": manifest.digest, "backbone": model_digest(settings.backbone.name, network.model)}
     if synthetic:
         inputs["synthetic"] = synthetic.digest
-    record = begin(settings, RECORD, inputs, storage)
-    if record:
-        return record
-    connect(settings.ray, dashboard=True)
-    estimate = estimate_train(settings, manifest, num_cluster_cpus(), storage)
-    admit(estimate, settings, {"max_process_gib": "lower max_images or views_per_image"})
-    started = time.monotonic()
-    results = _train(settings, manifest, synthetic, network, storage)
-    return finish(settings, RECORD, inputs, results | {"seconds": round(time.monotonic() - started, 1)}, storage)
+
+    def work() -> dict:
+        connect(settings.ray, dashboard=True)
+        estimate = estimate_train(settings, manifest, num_cluster_cpus(), storage)
+        admit(estimate, settings, {"max_process_gib": "lower max_images or views_per_image"})
+        started = time.monotonic()
+        results = _train(settings, manifest, synthetic, network, storage)
+        return results | {"seconds": round(time.monotonic() - started, 1)}
+
+    return run_once(settings, RECORD, inputs, storage, work)
 
 
 def _train(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from attrib.common.config import digest, versions
+from attrib.common.run_record import rewriting
 from attrib.common.storage import Storage, join
 from attrib.data.job import list_collection
 from attrib.data.manifest import Manifest
@@ -68,6 +69,11 @@ class _Run:
 def run(settings: AblateSettings) -> str:
     """Train and score every variant; returns the table."""
     storage = Storage(settings.storage)
+    with rewriting(settings, RECORD, storage):
+        return _compare(settings, storage)
+
+
+def _compare(settings: AblateSettings, storage: Storage) -> str:
     connect(settings.ray, dashboard=True)
     manifests = {
         role: list_collection(getattr(settings, role), join(settings.output, role, "manifest"), settings)
@@ -175,7 +181,7 @@ def _features(job: _Run, features: str, views: str, training: TrainSettings) -> 
 def _keys(manifest: Manifest, storage: Storage) -> Collection:
     """Keys and metadata of a manifest's images, with their ids in place of vectors."""
     table = pa.concat_tables(
-        [storage.read_table(manifest.partition_uri(part)) for part in range(len(manifest.num_rows))]
+        [storage.read_table(manifest.checked_uri(part, storage)) for part in range(len(manifest.num_rows))]
     )
     metadata = {name: table[name].to_pylist() for name in manifest.metadata_columns}
     return Collection(table["key"].to_pylist(), table["id"].to_numpy()[:, None], metadata)

@@ -13,7 +13,7 @@ import logging
 import torch
 
 from attrib.common.config import digest
-from attrib.common.run_record import begin, finish
+from attrib.common.run_record import run_once
 from attrib.common.storage import Storage, join
 from attrib.data.job import list_collection
 from attrib.generators.evaluation.controls import methods_from
@@ -75,27 +75,32 @@ def run(settings: EvaluateGeneratorsSettings) -> dict:
         is_new = unseen(photographs.shown, pool, TRAINED_SET, remedy, storage)
         photographs = dataclasses.replace(photographs, shown=photographs.shown[is_new])
         inputs["photographs"] = photographs.digest()
-    record = begin(settings, RECORD, inputs, storage)
-    if photographs:
-        sets.insert(0, _trained_set(settings.trained, photographs, join(settings.output, "generators"), storage))
-    if record:
-        logger.info(f"evaluate_generators: already finished at {record['written_at']}")
-    else:
+
+    def all_sets() -> list[GeneratorSet]:
+        """The given sets, and the generators that are trained here unless an earlier run has trained them."""
+        if photographs is None:
+            return sets
+        folder = join(settings.output, "generators")
+        return [_trained_set(settings.trained, photographs, folder, storage), *sets]
+
+    def work() -> dict:
         methods = methods_from(settings.methods, pool, storage, extractor, join(settings.output, "discriminant"))
-        measured = _measure(settings, methods, sets, tuning_set(pool, storage), storage)
+        measured = _measure(settings, methods, used := all_sets(), tuning_set(pool, storage), storage)
         summary = summarise(
-            {generators.name: generators.description() | {"methods": measured[generators.name]} for generators in sets},
+            {generators.name: generators.description() | {"methods": measured[generators.name]} for generators in used},
             {method.name: method.looks_at_trace for method in methods},
             {method.name: method.registered_as for method in methods},
         )
         digests = {method.name: method.digest for method in methods}
         results = summary | {"measured": measured, "digests": digests, "table": format_table(summary)}
         storage.write_bytes(join(settings.output, TABLE), f"{results['table']}\n".encode())
-        record = finish(settings, RECORD, inputs, results, storage)
+        return results
+
+    record = run_once(settings, RECORD, inputs, storage, work)
     # The page is written after the record, and again in every later run. So it also exists if a run was killed in
     # between, and it shows a changed title.
     stamp = {name: record[name] for name in ("settings", "inputs", "versions", "digests")}
-    storage.write_bytes(join(settings.output, PAGE), render_page(record, sets, settings.title, stamp).encode())
+    storage.write_bytes(join(settings.output, PAGE), render_page(record, all_sets(), settings.title, stamp).encode())
     return record
 
 

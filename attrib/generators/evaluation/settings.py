@@ -92,6 +92,8 @@ class EvaluateGeneratorsSettings(JobSettings):
 
     execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {"pool", "extractor", "title"}
 
+    own_folders: ClassVar[tuple[str, ...]] = ("photographs",)
+
     output: Uri
     pool: Uri  # jobs.synthesize: the training data of the extractor and of the controls
     extractor: Uri | None = None  # jobs.fingerprint; None: the controls alone

@@ -13,7 +13,7 @@ import time
 import torch
 from safetensors.torch import load, save
 
-from attrib.common.run_record import begin, finish
+from attrib.common.run_record import run_once
 from attrib.common.storage import Storage, join
 from attrib.generators.extractor.batches import (
     NUM_REFERENCES,
@@ -29,7 +29,7 @@ from attrib.generators.extractor.settings import FingerprintSettings
 from attrib.generators.extractor.training import LEARNED_IMAGES, ExtractorRun, initial_network
 from attrib.generators.fingerprints.spectrum import fitted_maps
 from attrib.generators.settings import FINGERPRINT_VERSION, MethodsSettings
-from attrib.generators.synthesis.pool import open_pool
+from attrib.generators.synthesis.pool import Pool, open_pool
 from attrib.runtime.admission import admit
 from attrib.runtime.estimate import Estimate
 from attrib.runtime.machine import baseline_bytes, peak_bytes, reset_peak, resident_bytes
@@ -54,9 +54,11 @@ def run(settings: FingerprintSettings) -> dict:
     pool = open_pool(settings.pool, storage)
     check_pool(pool, settings)
     inputs = {"pool": pool.digest, "fingerprint_version": FINGERPRINT_VERSION}
-    record = begin(settings, RECORD, inputs, storage)
-    if record:
-        return record
+    return run_once(settings, RECORD, inputs, storage, lambda: _train(settings, pool, storage))
+
+
+def _train(settings: FingerprintSettings, pool: Pool, storage: Storage) -> dict:
+    """The results of the job, for its record."""
     connect(settings.ray, dashboard=True)
     started = time.monotonic()
     images = read_pool(pool, settings, storage)
@@ -84,7 +86,7 @@ def run(settings: FingerprintSettings) -> dict:
     save_extractor(network, settings.output, storage)
     methods = MethodsSettings()
     fitted_maps(pool, methods.colour_spectrum, methods.colour_discriminant, storage, settings.output)
-    results = counts | {
+    return counts | {
         "digest": extractor_digest(network),
         "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
         "criterion": f"identification among models of an upsampler that is not trained on, from {NUM_REFERENCES} "
@@ -92,7 +94,6 @@ def run(settings: FingerprintSettings) -> dict:
         "history": state["history"],
         "seconds": round(time.monotonic() - started, 1),
     }
-    return finish(settings, RECORD, inputs, results, storage)
 
 
 def _estimate(settings: FingerprintSettings, images: PoolImages) -> Estimate:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from attrib.common.errors import MismatchError
 from attrib.common.storage import Storage, bytes_sha256, join
+from attrib.common.verified import verify
 from attrib.data.chunks import publish_partition
 from attrib.data.manifest import Manifest, Slice, part_name
 
@@ -70,6 +71,11 @@ class Identified:
         """What a report shows of the image set."""
         return {name: self.record[name] for name in SUMMARY}
 
+    def checked_uri(self, partition: int, storage: Storage) -> str:
+        """URI of a verdict part. Raises AttribError if it is not the file that jobs.identify wrote."""
+        sha256 = self.record["sha256"][partition] if "sha256" in self.record else None
+        return verify(self.part_uri(partition), sha256, "jobs.identify", storage)
+
     def part_uri(self, partition: int) -> str:
         return join(self.uri, VERDICTS, part_name(partition))
 
@@ -98,7 +104,7 @@ def check_same_images(identified: Identified, manifest: Manifest) -> None:
 def block_verdicts(identified: Identified, block: list[Slice], storage: Storage) -> pa.Table:
     """VERDICT_FIELDS of the images of some slices of parts, by ascending id."""
     names = [field.name for field in VERDICT_FIELDS]
-    parts = [storage.read_rows(identified.part_uri(s.table), s.start, s.stop, names) for s in block]
+    parts = [storage.read_rows(identified.checked_uri(s.table, storage), s.start, s.stop, names) for s in block]
     return pa.concat_tables(parts).sort_by("id").combine_chunks()
 
 

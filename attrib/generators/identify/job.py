@@ -13,7 +13,7 @@ import torch
 from attrib.common.config import digest
 from attrib.common.errors import FailedShareError, MismatchError
 from attrib.common.progress import Progress
-from attrib.common.run_record import begin, finish
+from attrib.common.run_record import run_once
 from attrib.common.storage import Storage, join
 from attrib.data.chunks import CHUNKS, Chunk, pending_chunks
 from attrib.data.collections import LOCATION_FIELDS
@@ -55,8 +55,14 @@ def run(settings: IdentifySettings) -> dict:
     previous = open_identified(settings.previous, storage) if settings.previous else None
     inputs = {"manifest": manifest.digest, "order": manifest.order_digest, "rows": manifest.rows_digest}
     inputs |= {"registry": registry.digest, "previous": previous.digest if previous else None}
-    if record := begin(settings, RECORD, inputs, storage):
-        return record
+    found = settings, manifest, registry, previous, storage
+    return run_once(settings, RECORD, inputs, storage, lambda: _identify(*found))
+
+
+def _identify(
+    settings: IdentifySettings, manifest: Manifest, registry: Registry, previous: Identified | None, storage: Storage
+) -> dict:
+    """The results of the job, for its record."""
     started = time.monotonic()
     judge = judge_of(registry, load_method(registry.method, storage), settings.verdicts, storage)
     calibrated_seconds = time.monotonic() - started
@@ -70,7 +76,7 @@ def run(settings: IdentifySettings) -> dict:
     digests = run_all(finish_part, parts)
     storage.delete_folder(join(settings.output, CHUNKS))
     results = summarise(settings, manifest, registry, judge, previous, storage)
-    results |= {"entries": [entry.name for entry in registry.generators], "digest": digest(digests)}
+    results |= {"entries": [entry.name for entry in registry.generators], "digest": digest(digests), "sha256": digests}
     results |= {"manifest_digest": manifest.digest, "order_digest": manifest.order_digest}
     results["estimate"] = admitted.to_dict()
     for warning in results["warnings"]:
@@ -82,7 +88,7 @@ def run(settings: IdentifySettings) -> dict:
             f"max_failed_share = {settings.max_failed_share:g}; the reasons are in {join(settings.output, VERDICTS)}. "
             "Raise max_failed_share to keep these verdicts, or delete that folder and run again to read all images"
         )
-    return finish(settings, RECORD, inputs, results, storage)
+    return results
 
 
 def _estimate(
@@ -164,7 +170,7 @@ class ChunkJudge:
 
 def _verdicts(chunk: Chunk, settings: IdentifySettings, manifest: Manifest, judge: Judge, storage: Storage) -> pa.Table:
     columns = [field.name for field in LOCATION_FIELDS]
-    table = storage.read_rows(manifest.partition_uri(chunk.partition), chunk.start, chunk.stop, columns)
+    table = storage.read_rows(manifest.checked_uri(chunk.partition, storage), chunk.start, chunk.stop, columns)
     rows = table.to_pylist()
     encoded = read_all(rows, manifest, settings.io_threads, storage)
     return verdict_rows(rows, encoded, judge, settings.max_megapixels)

@@ -273,7 +273,7 @@ def _vectors_by_set(
         if not len(found):
             continue
         ids, vectors = found["id"].to_numpy(), read_fingerprints(found)
-        names = storage.read_table(manifest.partition_uri(part), columns=["id", column]).sort_by("id")
+        names = storage.read_table(manifest.checked_uri(part, storage), columns=["id", column]).sort_by("id")
         at = pa.array(np.searchsorted(names["id"].to_numpy(), ids))
         rows_of: dict[str, list[int]] = defaultdict(list)
         for row, name in enumerate(names[column].cast(pa.string()).take(at).to_pylist()):

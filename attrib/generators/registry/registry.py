@@ -1,17 +1,18 @@
 """The registry on disk: generators, and the negatives against which their scores are calibrated.
 
-<registry>/registry.json                       method, degradations and all entries; replaced as a whole
-<registry>/references/<name>-v<version>.npy    float32 [degradations, images, d], unit rows; nan for too small images
+<registry>/registry.json                      method, degradations, all entries and a generation number
+<registry>/references/<name>-<sha256>.npy     float32 [degradations, images, d], unit rows; nan for too small images
 
 Registration trains nothing. It stores the fingerprints of 10 to 100 images per generator, but not the images.
 
-There is no lock, because object stores have none that all clients respect. Before a run writes, it reads the record
-again and stops if another run has changed it. If two runs write at the same moment, one of the two entries can still be
-lost.
+Any number of runs may change a registry at once. The record is replaced by compare-and-swap: a run whose record is no
+longer the present one repeats its change on the present one. The name of a reference file holds its digest, so two runs
+never write different files under one name.
 """
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -20,8 +21,10 @@ from pydantic import TypeAdapter
 
 from attrib.common.config import digest
 from attrib.common.errors import AttribError, MismatchError, first_line
+from attrib.common.json_records import parse_record, with_checksum
 from attrib.common.progress import Progress
 from attrib.common.storage import Storage, bytes_sha256, join
+from attrib.common.swap import read_or_none, swap
 from attrib.generators.fingerprints.base import Method
 from attrib.generators.registry.quality import BLANK, ReferenceFilter, format_counts
 from attrib.generators.registry.settings import MIN_REFERENCES, RegistryMethodSettings, Role
@@ -55,8 +58,9 @@ class Entry:
         return sum(self.source_sizes)
 
     @property
-    def file(self) -> str:
-        return f"references/{self.name}-v{self.version}.npy"
+    def files(self) -> tuple[str, str]:
+        """Name of the reference file, and the name that earlier versions of attrib gave it."""
+        return f"references/{self.name}-{self.sha256[:16]}.npy", f"references/{self.name}-v{self.version}.npy"
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Registry:
     method_digest: str
     degradations: tuple[str, ...]
     entries: tuple[Entry, ...]
+    generation: int = 0  # number of changes so far
 
     @property
     def active(self) -> list[Entry]:
@@ -91,7 +96,8 @@ class Registry:
 
     def read(self, entry: Entry, storage: Storage) -> np.ndarray:
         """References of an entry, float32 [degradations, images, d]. Raises AttribError if the file was changed."""
-        uri = join(self.uri, entry.file)
+        uri, earlier = (join(self.uri, name) for name in entry.files)
+        uri = uri if storage.exists(uri) or not storage.exists(earlier) else earlier
         array = storage.read_array(uri) if storage.exists(uri) else None
         if array is None or _sha256(array) != entry.sha256:
             what = "is missing" if array is None else "is not the file that was registered"
@@ -128,9 +134,18 @@ def new_registry(
 def open_registry(uri: str, storage: Storage) -> Registry:
     """The registry at a URI. Raises AttribError if it is missing or damaged."""
     place = join(uri, RECORD)
+    storage.require(place, "jobs.registry with action: register")
+    return _parsed(uri, storage.read_bytes(place))
+
+
+def _parsed(uri: str, content: bytes) -> Registry:
+    place = join(uri, RECORD)
     try:
-        record = storage.require(place, "jobs.registry with action: register")
-        return TypeAdapter(Registry).validate_python(record | {"uri": uri})
+        record = parse_record(place, content)
+        registry = TypeAdapter(Registry).validate_python(record | {"uri": uri})
+        if record.get("digest", registry.digest) != registry.digest:
+            raise ValueError("its digest differs")
+        return registry
     except (ValueError, TypeError) as error:
         raise AttribError(
             f"{place} is damaged ({type(error).__name__}: {first_line(error)}); restore it from a copy, or delete "
@@ -153,17 +168,10 @@ def register(
     sources: images of each source; for a generator all images are one source. Copies and images that cannot be assessed
     are left out. left_out: images that the caller has left out already, by reason. Raises AttribError if the name is
     taken and new_version is false, the role differs from that of earlier versions, fewer than MIN_REFERENCES images
-    remain, or another run has changed the registry; MismatchError for another method.
+    remain; MismatchError for another method.
     """
     registry.check_method(method)
-    earlier = [entry for entry in registry.entries if entry.name == name]
-    if earlier and not new_version:
-        raise AttribError(
-            f"{name!r} is in {registry.uri} already (version {earlier[-1].version}); set new_version to replace its "
-            "references, or choose another name"
-        )
-    if earlier and earlier[-1].role != role:
-        raise AttribError(f"{name!r} was registered with role {earlier[-1].role!r}, not {role!r}; choose another name")
+    _next_version(registry, name, role, new_version)
     wanted = ReferenceFilter(method)
     wanted.left_out.update(left_out or {})
     kept = [(i, sample) for i, source in enumerate(sources) for sample in source if wanted.takes(sample)]
@@ -181,30 +189,56 @@ def register(
             f"images of {method.min_side_px} px or more"
         )
     sides = sorted(sample.side_px for _, sample in kept)
-    version = max((entry.version for entry in earlier), default=0) + 1
     sizes = tuple(Counter(i for i, _ in kept).values())
     codecs = dict(sorted(Counter(sample.codec for _, sample in kept).items()))
     entry = Entry(
-        *(name, version, role, sizes, codecs, (sides[0], sides[-1]), _sha256(references)),
+        *(name, 0, role, sizes, codecs, (sides[0], sides[-1]), _sha256(references)),
         registered_at=datetime.now(UTC).isoformat(timespec="seconds"),
         left_out=dict(sorted(wanted.left_out.items())),
     )
-    return _replaced(registry, (*registry.entries, entry), storage, {entry.file: references}), entry
+    # The record is written last, so every entry in it has its file.
+    storage.write_array(join(registry.uri, entry.files[0]), references)
+
+    def add(present: Registry) -> tuple[Entry, ...]:
+        return *present.entries, replace(entry, version=_next_version(present, name, role, new_version))
+
+    registry = _changed(registry, add, storage)
+    return registry, registry.entries[-1]
+
+
+def _next_version(registry: Registry, name: str, role: Role, new_version: bool) -> int:
+    """The version of a new entry. Raises AttribError if it is not wanted or has another role."""
+    earlier = [entry for entry in registry.entries if entry.name == name]
+    if earlier and not new_version:
+        raise AttribError(
+            f"{name!r} is in {registry.uri} already (version {earlier[-1].version}); set new_version to replace its "
+            "references, or choose another name"
+        )
+    if earlier and earlier[-1].role != role:
+        raise AttribError(f"{name!r} was registered with role {earlier[-1].role!r}, not {role!r}; choose another name")
+    return max((entry.version for entry in earlier), default=0) + 1
 
 
 def remove(registry: Registry, name: str, storage: Storage, version: int | None = None) -> Registry:
     """Remove an entry, or one version of it. Returns the registry without it.
 
-    Raises AttribError if the entry does not exist or another run has changed the record.
+    Raises AttribError if the entry does not exist.
     """
-    gone = [entry for entry in registry.entries if entry.name == name and version in (None, entry.version)]
-    if not gone:
-        known = ", ".join(entry.name for entry in registry.active) or "nothing"
-        which = name if version is None else f"{name} version {version}"
-        raise AttribError(f"{registry.uri} has no entry {which!r}; it has {known}")
-    registry = _replaced(registry, tuple(entry for entry in registry.entries if entry not in gone), storage)
-    for entry in gone:
-        storage.delete_file(join(registry.uri, entry.file))
+    gone: list[Entry] = []
+
+    def without(present: Registry) -> tuple[Entry, ...]:
+        gone[:] = [entry for entry in present.entries if entry.name == name and version in (None, entry.version)]
+        if not gone:
+            known = ", ".join(entry.name for entry in present.active) or "nothing"
+            which = name if version is None else f"{name} version {version}"
+            raise AttribError(f"{present.uri} has no entry {which!r}; it has {known}")
+        return tuple(entry for entry in present.entries if entry not in gone)
+
+    registry = _changed(registry, without, storage)
+    kept = {entry.files[0] for entry in registry.entries}  # a version of the same images has the same file
+    for place in (join(registry.uri, name) for entry in gone for name in entry.files if name not in kept):
+        if storage.exists(place):
+            storage.delete_file(place)
     return registry
 
 
@@ -235,21 +269,28 @@ def fingerprint_or_nan(row: np.ndarray) -> np.ndarray:
     return row if np.isfinite(row).all() and row.any() else np.full_like(row, np.nan)
 
 
-def _replaced(
-    registry: Registry, entries: tuple[Entry, ...], storage: Storage, files: dict[str, np.ndarray] | None = None
-) -> Registry:
-    """Write the registry with these entries and new files. Raises AttribError if another run has changed its record."""
+def _changed(registry: Registry, change: Callable[[Registry], tuple[Entry, ...]], storage: Storage) -> Registry:
+    """Write and return the registry on disk with the entries that `change` makes of it.
+
+    If another run was faster, `change` is called again with its registry. Raises AttribError if the registry on disk is
+    of another method or other degradations.
+    """
     place = join(registry.uri, RECORD)
-    if (registry.entries or storage.exists(place)) and open_registry(registry.uri, storage) != registry:
-        raise AttribError(f"{registry.uri} was changed by another run, so nothing was written; run this again")
-    for name, array in (files or {}).items():
-        storage.write_array(join(registry.uri, name), array)
-    # The record is written last, so every entry in it has its file.
-    registry = replace(registry, entries=entries)
-    record = {"method": registry.method.model_dump(mode="json"), "method_digest": registry.method_digest}
-    record |= {"degradations": registry.degradations, "entries": [asdict(entry) for entry in entries]}
-    storage.write_json(place, record | {"digest": registry.digest})
-    return registry
+    while True:
+        content = read_or_none(place, storage)
+        if content is None and registry.entries:
+            raise AttribError(f"{place} is gone; restore it from a copy, or register again in a new registry")
+        present = registry if content is None else _parsed(registry.uri, content)
+        if (present.method_digest, present.degradations) != (registry.method_digest, registry.degradations):
+            raise AttribError(
+                f"{registry.uri} was made with another method or other degradations; choose another folder"
+            )
+        changed = replace(present, entries=change(present), generation=present.generation + 1)
+        record = {"method": changed.method.model_dump(mode="json"), "method_digest": changed.method_digest}
+        record |= {"degradations": changed.degradations, "entries": [asdict(entry) for entry in changed.entries]}
+        record |= {"digest": changed.digest, "generation": changed.generation}
+        if swap(place, json.dumps(with_checksum(record), indent=1).encode(), content, storage):
+            return changed
 
 
 def _sha256(array: np.ndarray) -> str:

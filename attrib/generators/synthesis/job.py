@@ -8,8 +8,8 @@ import logging
 import statistics
 import time
 
-from attrib.common.run_record import begin, finish
-from attrib.common.storage import Storage, join
+from attrib.common.run_record import run_once
+from attrib.common.storage import Storage, bytes_sha256, join
 from attrib.data.job import list_collection
 from attrib.generators.synthesis.architectures import sample_specs
 from attrib.generators.synthesis.autoencoder import render, train_autoencoder
@@ -35,6 +35,7 @@ from attrib.runtime.tasks import run_all
 
 logger = logging.getLogger(__name__)
 
+MANIFESTS = "_manifests"
 PROBED_MODELS, PROBE_STEPS = 4, 5
 REMEDIES = {
     "max_process_gib": "lower px, num_photographs or num_training_photographs",
@@ -50,10 +51,8 @@ def run(settings: SynthesizeSettings) -> dict:
     storage = Storage(settings.storage)
     planned = plan(settings)
     connect(settings.ray)
-    device = device_of(settings.device, "synthesize")
-    manifests = join(settings.output, "_manifests")
     photographs = read_photographs(
-        list_collection(settings.photographs, join(manifests, "photographs"), settings),
+        list_collection(settings.photographs, join(settings.output, MANIFESTS, "photographs"), settings),
         px=settings.px,
         num_shown=settings.num_photographs,
         num_training=settings.num_training_photographs,
@@ -62,10 +61,15 @@ def run(settings: SynthesizeSettings) -> dict:
         storage=storage,
     )
     inputs = {"photographs": photographs.digest()}
-    finished = begin(settings, RECORD, inputs, storage)
-    if finished:
-        logger.info(f"synthesize: already finished at {finished['written_at']}")
-        return finished
+    return run_once(settings, RECORD, inputs, storage, lambda: _make_pool(settings, planned, photographs, storage))
+
+
+def _make_pool(
+    settings: SynthesizeSettings, planned: list[PlannedModel], photographs: Photographs, storage: Storage
+) -> dict:
+    """The results of the job, for its record."""
+    device, manifests = device_of(settings.device, "synthesize"), join(settings.output, MANIFESTS)
+    photographs_digest = photographs.digest()
     admit(_estimate(settings, planned, photographs, device), settings, REMEDIES)
     real, given = {}, settings.real_generators
     if given:
@@ -73,16 +77,16 @@ def run(settings: SynthesizeSettings) -> dict:
         real = real_profiles(listed, given.left_out, settings.max_megapixels, storage)
     storage.write_array(join(settings.output, PHOTOGRAPHS), photographs.shown.numpy())
     models = _train(settings, planned, photographs, device, storage)
-    digest = pool_digest(models, inputs["photographs"])
+    digest = pool_digest(models, photographs_digest)
     pool = Pool(settings.output, models, settings.px, len(photographs.shown), digest)
-    results = {
+    return {
         "models": [model.model_dump(mode="json") for model in models],
         "digest": digest,
+        "photographs_sha256": bytes_sha256(photographs.shown.numpy().tobytes()),
         "median_loss": statistics.median(model.loss for model in models),
         "share_at_target": sum(model.loss <= settings.training.target_mse for model in models) / len(models),
         "measures": measure_pool(pool, real, storage),
     }
-    return finish(settings, RECORD, inputs, results, storage)
 
 
 def plan(settings: SynthesizeSettings) -> list[PlannedModel]:

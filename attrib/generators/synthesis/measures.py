@@ -76,7 +76,7 @@ def real_profiles(
     The first folder of an image's key names its generator. Raises AttribError if left_out has an unknown name, or a
     generator has no image of PATCH_PX or more.
     """
-    parts = [storage.read_table(manifest.partition_uri(p)) for p in range(len(manifest.num_rows))]
+    parts = [storage.read_table(manifest.checked_uri(p, storage)) for p in range(len(manifest.num_rows))]
     table = pa.concat_tables(parts).select([field.name for field in LOCATION_FIELDS])
     rows = table.take(pa.array(np.argsort(sampling_rank(table["id"].to_numpy())))).to_pylist()
     by_name: dict[str, list[dict]] = {}

@@ -10,6 +10,7 @@
 import json
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import safe_open
@@ -53,21 +54,33 @@ class Pool:
     px: int
     num_photographs: int
     digest: str
+    photographs_sha256: str | None = None  # None: of an earlier version
 
     def photographs(self, storage: Storage) -> Tensor:
         """uint8 [n, 3, px, px]."""
-        return torch.from_numpy(storage.read_array(join(self.uri, PHOTOGRAPHS)))
+        return torch.from_numpy(self._array(PHOTOGRAPHS, self.photographs_sha256, storage))
 
     def samples(self, model_id: str, storage: Storage) -> Tensor:
         """uint8 [n, 3, px, px]: the model's reproduction of each photograph."""
-        return torch.from_numpy(storage.read_array(samples_uri(self.uri, model_id)))
+        sha256 = next((model.samples_sha256 for model in self.models if model.model_id == model_id), None)
+        return torch.from_numpy(self._array(f"samples/{model_id}.npy", sha256, storage))
+
+    def _array(self, name: str, sha256: str | None, storage: Storage) -> np.ndarray:
+        """An array of the pool. Raises AttribError if the digest of its values is not sha256."""
+        array = storage.read_array(join(self.uri, name))
+        if sha256 and bytes_sha256(array.tobytes()) != sha256:
+            raise AttribError(
+                f"{join(self.uri, name)} is damaged: its checksum differs; restore it from a copy, or make another pool"
+            )
+        return array
 
 
 def open_pool(uri: str, storage: Storage) -> Pool:
     """A finished pool. Raises AttribError if there is none."""
     record = storage.require(join(uri, RECORD), "jobs.synthesize")
     models = [PoolModel.model_validate(model) for model in record["models"]]
-    return Pool(uri, models, record["settings"]["px"], record["settings"]["num_photographs"], record["digest"])
+    settings, sha256 = record["settings"], record.get("photographs_sha256")
+    return Pool(uri, models, settings["px"], settings["num_photographs"], record["digest"], sha256)
 
 
 def pool_digest(models: list[PoolModel], photographs_digest: str) -> str:

@@ -56,6 +56,8 @@ class SynthesizeSettings(JobSettings):
         ("photographs", "device", "gpu_share", "models_per_task", "real_generators")
     )
 
+    own_folders: ClassVar[tuple[str, ...]] = ("_manifests",)
+
     photographs: CollectionSettings
     output: Uri
     px: Annotated[int, Field(ge=16, multiple_of=8)] = 64  # of photographs and samples

@@ -326,3 +326,16 @@ def test_every_example_config_is_valid(monkeypatch):
 
 def test_collections_may_be_given_as_values():
     assert validate(CollectionSettings, COLLECTION, "here").format == "folder"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"manifest": "/m", "output": "s3://me:pass-word@bucket/run"},
+        {"manifest": "/m", "output": "/o", "storage": {"endpoint": "https://me:pass-word@store:9000"}},
+    ],
+)
+def test_credentials_in_a_uri_are_refused_and_not_printed(values):
+    with pytest.raises(AttribError, match="must not hold credentials; set AWS_ACCESS_KEY_ID") as caught:
+        validate(EmbedSettings, values, "here")
+    assert "pass-word" not in str(caught.value)

@@ -1,23 +1,217 @@
-"""The refusal of an output folder that belongs to another run."""
+"""One output folder, one run: refusals, leases and what a failed start leaves behind."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 
+from attrib.common import lease as leases
 from attrib.common.errors import AttribError
-from attrib.common.run_record import begin
+from attrib.common.lease import WRITER, Lease
+from attrib.common.outputs import SUBMITTED, check_output_file, input_uris
+from attrib.common.run_record import STARTED, FinishedRecord, run_once
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
+from attrib.common.swap import read_or_none, swap
+from attrib.evaluate.settings import EvaluateSettings
+from attrib.pages.render import MARK
 from attrib.train.settings import TrainSettings
+
+LOCAL = Storage(StorageSettings())
+RECORD = "train.json"
+
+
+def settings(output, **changes) -> TrainSettings:
+    return TrainSettings(**{"manifest": "m", "output": str(output), "backbone": {"name": "x"}} | changes)
+
+
+def train(output, work=dict, digest="d", **changes):
+    return run_once(settings(output, **changes), RECORD, {"manifest": digest}, LOCAL, work)
+
+
+def interrupted(output, name="part.bin"):
+    """A run that has written a file and then fails."""
+
+    def work():
+        (output / name).write_text("x")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(output, work)
+
+
+def listed(folder) -> set[str]:
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 def test_other_settings_are_named_by_the_keys_that_differ(tmp_path):
-    local = Storage(StorageSettings())
-
-    def start(digest: str = "d", **changes):
-        values = {"manifest": "m", "output": str(tmp_path), "backbone": {"name": "x"}} | changes
-        return begin(TrainSettings(**values), "train.json", {"manifest": digest}, local)
-
-    assert start() is None and start() is None  # an unfinished run is continued
+    interrupted(tmp_path)
     with pytest.raises(AttribError) as caught:
-        start("other", optimiser={"batch_size": 32}, seed=1)
+        train(tmp_path, digest="other", optimiser={"batch_size": 32}, seed=1)
     differences = "(optimiser.batch_size: there 256, now 32; seed: there 0, now 1; input manifest)"
     assert f"{tmp_path} belongs to a run with other settings or inputs {differences}; choose" in str(caught.value)
+
+
+def test_a_finished_run_is_returned_and_says_so(tmp_path, caplog):
+    caplog.set_level("INFO")
+    first = train(tmp_path, lambda: {"loss": 1.0})
+    again = train(tmp_path, lambda: pytest.fail("computed again"))
+    assert again == first and isinstance(again, FinishedRecord) and "manifest" in again.made_from
+    assert f"finished before, at {first['written_at']}, from manifest" in caplog.text
+    assert listed(tmp_path) == {STARTED, RECORD}
+
+
+def test_an_unfinished_run_is_continued(tmp_path):
+    interrupted(tmp_path)
+    assert listed(tmp_path) == {STARTED, "part.bin"}
+    assert train(tmp_path, lambda: {"loss": 1.0})["loss"] == 1.0
+
+
+def test_a_job_that_fails_before_it_wrote_anything_leaves_its_folder_free(tmp_path):
+    with pytest.raises(AttribError, match="too large"):
+        train(tmp_path / "out", lambda: (_ for _ in ()).throw(AttribError("too large")))
+    assert train(tmp_path / "out", seed=7)["settings"]["seed"] == 7
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"identity"', "\x00\x01"])
+@pytest.mark.parametrize("name", [RECORD, STARTED])
+def test_a_damaged_record_is_one_clear_error(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(AttribError, match=f"{name} is damaged.*restore it"):
+        train(tmp_path)
+
+
+class TestOutputs:
+    def test_a_folder_with_files_of_the_user_is_refused_and_untouched(self, tmp_path):
+        (tmp_path / "mine.parquet").write_text("x")
+        with pytest.raises(AttribError, match=r"holds files that this job did not make \(mine.parquet\)"):
+            train(tmp_path)
+        assert listed(tmp_path) == {"mine.parquet"}
+
+    def test_an_empty_folder_is_taken(self, tmp_path):
+        assert train(tmp_path)["identity"]
+
+    @pytest.mark.parametrize(
+        ("output", "relation"), [("in", "equals"), ("", "contains"), ("in/deep/out", "lies inside"), ("link", "equals")]
+    )
+    def test_an_output_that_overlaps_with_an_input_is_refused(self, output, relation, tmp_path):
+        (tmp_path / "in").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "in")
+        with pytest.raises(AttribError, match=f"{relation} the input manifest"):
+            train(tmp_path / output, manifest=str(tmp_path / "in"))
+
+    def test_a_submitted_job_writes_to_a_local_disk_only_if_it_is_said_to_be_shared(self, tmp_path, monkeypatch):
+        monkeypatch.setenv(SUBMITTED, "{}")
+        with pytest.raises(AttribError, match="may be gone when the submitted job ends; give an s3:// URI"):
+            train(tmp_path)
+        assert train(tmp_path, storage={"local_is_shared": True})["identity"]
+
+    def test_a_page_of_someone_else_is_not_overwritten(self, tmp_path):
+        mine, ours = tmp_path / "mine.html", tmp_path / "ours.html"
+        mine.write_text("<!doctype html><p>mine")
+        ours.write_bytes(b"<!doctype html><meta " + MARK + b"'>")
+        check_output_file(str(ours), MARK, LOCAL)
+        check_output_file(str(tmp_path / "absent.html"), MARK, LOCAL)
+        with pytest.raises(AttribError, match="is a file that this job did not make"):
+            check_output_file(str(mine), MARK, LOCAL)
+
+    def test_a_name_that_begins_alike_is_another_folder(self, tmp_path):
+        (tmp_path / "in").mkdir()
+        assert train(tmp_path / "in2", manifest=str(tmp_path / "in"))
+
+    def test_every_uri_of_nested_settings_is_an_input(self):
+        values = {"sources": "/s", "queries": "/q", "mapper": "/m"}
+        given = EvaluateSettings(
+            methods=[{"name": "a", **values}], truth={"uri": "/t.tsv", "key_column": "query"}, output="/out"
+        )
+        assert {uri for _, uri in input_uris(given)} == {"/s", "/q", "/m", "/t.tsv"}
+
+
+def hold(output: str, seconds: float, started) -> None:
+    with Lease(output, LOCAL, seconds):
+        started.set()
+        time.sleep(60)
+
+
+@pytest.fixture
+def other_driver(tmp_path):
+    """A process that holds the lease of a folder."""
+    context = multiprocessing.get_context("spawn")
+    started = context.Event()
+    process = context.Process(target=hold, args=(str(tmp_path), 0.4, started))
+    process.start()
+    assert started.wait(60)
+    yield process
+    process.kill()
+    process.join()
+
+
+class TestLease:
+    def test_a_second_driver_stops_and_names_the_first(self, other_driver, tmp_path):
+        with pytest.raises(AttribError, match=f"is being written by the driver with process {other_driver.pid} on"):
+            train(tmp_path)
+        assert STARTED not in listed(tmp_path)
+
+    def test_the_lease_of_a_killed_driver_on_this_machine_is_taken_over_at_once(self, other_driver, tmp_path):
+        other_driver.kill()
+        other_driver.join()
+        assert WRITER in listed(tmp_path)
+        before = time.monotonic()
+        assert train(tmp_path)["identity"] and WRITER not in listed(tmp_path)
+        assert time.monotonic() - before < leases.LEASE_SECONDS / 2
+
+    def test_a_driver_elsewhere_is_alive_while_it_renews_its_lease(self, other_driver, tmp_path, monkeypatch):
+        monkeypatch.setattr(leases, "_this_process", elsewhere)
+        with pytest.raises(AttribError, match="is being written by"):
+            Lease(str(tmp_path), LOCAL, 5.0).__enter__()
+
+    def test_a_driver_elsewhere_that_no_longer_renews_is_dead(self, tmp_path, monkeypatch, caplog):
+        with monkeypatch.context() as patched:
+            patched.setattr(leases, "_this_process", elsewhere)
+            abandoned = Lease(str(tmp_path), LOCAL)
+            assert swap(abandoned.uri, abandoned._content(), None, LOCAL)
+        with Lease(str(tmp_path), LOCAL, 0.3) as lease:
+            lease.check()
+        assert "no longer writes here" in caplog.text and WRITER not in listed(tmp_path)
+
+    def test_a_driver_whose_lease_was_taken_writes_no_record(self, tmp_path):
+        def work():
+            (tmp_path / WRITER).write_text(json.dumps(elsewhere() | {"since": "now", "renewals": 0}))
+            return {}
+
+        with pytest.raises(AttribError, match="was taken over by another driver"):
+            train(tmp_path, work)
+        assert RECORD not in listed(tmp_path) and WRITER in listed(tmp_path)
+
+    def test_a_damaged_lease_is_taken_over(self, tmp_path):
+        (tmp_path / WRITER).write_text("{")
+        with Lease(str(tmp_path), LOCAL, 0.2) as lease:
+            lease.check()
+
+
+def elsewhere() -> dict:
+    return {"machine": "another", "namespace": "", "pid": os.getpid(), "started": 1.0}
+
+
+COUNT = """
+import sys
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage
+from attrib.common.swap import read_or_none, swap
+local, uri = Storage(StorageSettings()), sys.argv[1]
+for _ in range(50):
+    read = read_or_none(uri, local)
+    while not swap(uri, b"%d" % (int(read or 0) + 1), read, local):
+        read = read_or_none(uri, local)
+"""
+
+
+def test_of_many_writers_exactly_one_swaps(tmp_path):
+    uri = str(tmp_path / "number")
+    writers = [subprocess.Popen([sys.executable, "-c", COUNT, uri]) for _ in range(4)]
+    assert [writer.wait(60) for writer in writers] == [0] * 4
+    assert read_or_none(uri, LOCAL) == b"200"

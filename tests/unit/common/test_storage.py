@@ -1,5 +1,6 @@
 """Storage on a local disk: atomic writes and odd names. tests/integration/test_storage_clients.py tests all clients."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from support.files import files_below
 
 from attrib.common.errors import AttribError
 from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage
+from attrib.common.storage import Storage, fresh_folder
 
 
 def test_a_failed_local_write_leaves_the_old_file_and_nothing_else(tmp_path, local):
@@ -59,3 +60,23 @@ def test_a_name_that_is_not_utf_8_is_named(tmp_path, local):
         pytest.skip("this file system refuses names that are not UTF-8")
     with pytest.raises(AttribError, match=r"not UTF-8.*rename"):
         local.list_folder(str(tmp_path))
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(monkeypatch, tmp_path, local):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/a.bin'"):
+        local.write_bytes(str(tmp_path / "a.bin"), b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fresh_folder_loses_only_the_names_that_the_job_makes(tmp_path):
+    folder = str(tmp_path / "run")
+    fresh_folder(folder, "jobs.demo", ("made",))
+    for path in ("made/a", "mine/b"):
+        (tmp_path / "run" / path).parent.mkdir()
+        (tmp_path / "run" / path).write_text("x")
+    fresh_folder(folder, "jobs.demo", ("made",))
+    assert not (tmp_path / "run/made").exists() and (tmp_path / "run/mine/b").read_text() == "x"

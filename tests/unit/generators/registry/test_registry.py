@@ -1,6 +1,8 @@
 """The registry: refused entries, versions, references under each degradation, self-similarity and families."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,16 +89,42 @@ def test_images_refused_as_queries_are_refused_as_references(registry, method):
     assert entry.source_sizes == (1,) * 12
 
 
-def test_a_concurrent_registration_is_not_overwritten(registry, method):
+def test_changes_from_an_old_record_are_made_to_the_present_one(registry, method):
     samples = [drawn_samples("nearest", range(10))]
     theirs, _ = register(registry, "theirs", "generator", samples, method, STORAGE)
-    with pytest.raises(AttribError, match="was changed by another run, so nothing was written"):
+    both, _ = register(registry, "mine", "generator", samples, method, STORAGE)
+    assert [entry.name for entry in both.entries] == ["theirs", "mine"] and both.generation == 2
+    with pytest.raises(AttribError, match="'mine' is in"):
         register(registry, "mine", "generator", samples, method, STORAGE)
-    both, _ = register(theirs, "mine", "generator", samples, method, STORAGE)
-    with pytest.raises(AttribError, match="was changed by another run, so nothing was written"):
-        remove(theirs, "theirs", STORAGE)
-    assert open_registry(registry.uri, STORAGE) == both
-    assert STORAGE.names(f"{registry.uri}/references") == ["mine-v1.npy", "theirs-v1.npy"]
+    left = remove(theirs, "theirs", STORAGE)
+    assert open_registry(registry.uri, STORAGE) == left and [entry.name for entry in left.entries] == ["mine"]
+    assert STORAGE.names(f"{registry.uri}/references") == [left.entries[0].files[0].removeprefix("references/")]
+    assert left.read(left.entries[0], STORAGE).shape[1] == 10
+
+
+def test_no_entry_is_lost_when_many_runs_register_at_once(registry, method):
+    names = [f"g{i}" for i in range(8)]
+
+    def add(name):
+        return register(registry, name, "generator", [drawn_samples("nearest", range(10))], method, STORAGE)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, names))
+        again = ([drawn_samples("nearest", range(10, 20))], method, STORAGE, True)
+        versions = pool.map(lambda _: register(registry, "g0", "generator", *again)[1].version, range(4))
+        assert sorted(versions) == [2, 3, 4, 5]
+    found = open_registry(registry.uri, STORAGE)
+    assert sorted({entry.name for entry in found.entries}) == names and len(found.entries) == 12
+    assert all(np.isfinite(found.read(entry, STORAGE)).any() for entry in found.entries)
+
+
+def test_references_under_the_name_of_earlier_versions_are_read(registry, method):
+    registry, entry = register(registry, "a", "generator", [drawn_samples("nearest", range(10))], method, STORAGE)
+    new, old = (Path(registry.uri) / name for name in entry.files)
+    new.rename(old)
+    assert registry.read(entry, STORAGE).shape[1] == 10
+    remove(registry, "a", STORAGE)
+    assert not old.exists()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +142,9 @@ def test_a_concurrent_registration_is_not_overwritten(registry, method):
 def test_a_damaged_record_is_named_with_the_remedy(registry, method, change):
     register(registry, "a", "generator", [drawn_samples("nearest", range(10))], method, STORAGE)
     place = f"{registry.uri}/registry.json"
-    STORAGE.write_bytes(place, change(STORAGE.read_json(place)).encode())
+    record = STORAGE.read_json(place)
+    del record["record_sha256"]  # else all of these would only be records with another checksum
+    STORAGE.write_bytes(place, change(record).encode())
     with pytest.raises(AttribError, match=r"registry\.json is damaged .* restore it from a copy, or delete"):
         open_registry(registry.uri, STORAGE)
 
@@ -123,7 +153,7 @@ def test_a_record_of_an_earlier_version_is_read(registry, method):
     registry, _ = register(registry, "a", "generator", [drawn_samples("nearest", range(10))], method, STORAGE)
     place = f"{registry.uri}/registry.json"
     record = STORAGE.read_json(place)
-    del record["entries"][0]["left_out"]
+    del record["entries"][0]["left_out"], record["record_sha256"]
     STORAGE.write_json(place, record)
     assert open_registry(registry.uri, STORAGE).digest == registry.digest
 
@@ -149,8 +179,8 @@ def test_another_method_another_file_and_leak_controls_are_refused(registry, met
     registry, entry = register(registry, "a", "generator", [drawn_samples("nearest", range(10))], method, STORAGE)
     with pytest.raises(MismatchError, match="fingerprints of another log-spectrum"):
         registry.check_method(Vectors())
-    array = STORAGE.read_array(f"{registry.uri}/{entry.file}")
-    STORAGE.write_array(f"{registry.uri}/{entry.file}", array[:, ::-1])
+    array = STORAGE.read_array(f"{registry.uri}/{entry.files[0]}")
+    STORAGE.write_array(f"{registry.uri}/{entry.files[0]}", array[:, ::-1])
     with pytest.raises(AttribError, match="is not the file that was registered; restore it, or remove 'a'"):
         registry.read(entry, STORAGE)
     with pytest.raises(AttribError, match="is a leak control"):

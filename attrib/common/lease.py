@@ -1,0 +1,145 @@
+"""One driver writes to an output folder: a lease in `writer.json` that the driver renews while it runs.
+
+A second driver stops with a message that names the first. A lease whose driver is dead is taken over: at once if its
+process was on this machine, else after it was watched for LEASE_SECONDS without a renewal. Clocks are not compared.
+"""
+
+import json
+import logging
+import os
+import platform
+import threading
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from attrib.common.errors import AttribError
+from attrib.common.storage import Storage, join
+from attrib.common.swap import read_or_none, swap
+
+WRITER = "writer.json"
+LEASE_SECONDS = 60.0
+RENEWALS_PER_LEASE = 4
+
+logger = logging.getLogger(__name__)
+
+
+class Lease:
+    """The lease of one output folder; a context manager. `check` raises AttribError if another driver took it over."""
+
+    def __init__(self, output: str, storage: Storage, seconds: float = LEASE_SECONDS):
+        self.output, self.uri, self.storage, self.seconds = output, join(output, WRITER), storage, seconds
+        self._writer: dict[str, Any] = _this_process() | {"since": datetime.now(UTC).isoformat(), "renewals": 0}
+        self._lost: str | None = None
+        self._ended = threading.Event()
+        self._renewals = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def __enter__(self) -> "Lease":
+        while True:
+            found = read_or_none(self.uri, self.storage)
+            if found is not None:
+                self._wait_until_abandoned(found)
+            if swap(self.uri, self._content(), found, self.storage):
+                break
+        self._renewals.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._renewals.join()
+        with suppress(OSError):  # the lease expires by itself; an error here would hide the one of the job
+            if self._is_mine(found := read_or_none(self.uri, self.storage)):
+                swap(self.uri, None, found, self.storage)
+
+    def check(self) -> None:
+        """Raise AttribError if another driver has taken the lease. To be called before a record is written."""
+        if self._lost is None and self._is_mine(read_or_none(self.uri, self.storage)):
+            return
+        raise AttribError(
+            f"{self.output} was taken over by another driver ({self._lost or 'its lease is gone'}) because this one "
+            "did not renew its lease; let the other one finish"
+        )
+
+    def _wait_until_abandoned(self, found: bytes) -> None:
+        """Return when the driver of this lease is known to be dead. Raises AttribError as soon as it is seen alive."""
+        writer = _parsed(found)
+        here = _this_process()
+        if all(writer.get(name) == here[name] for name in ("machine", "namespace")):
+            if writer.get("pid") == here["pid"] or not _is_alive(writer):
+                return
+            raise self._taken(writer)
+        logger.info(
+            f"{self.output}: waiting up to {self.seconds:.0f} s to see whether {_name(writer)} still writes here"
+        )
+        deadline = time.monotonic() + self.seconds
+        while time.monotonic() < deadline:
+            time.sleep(min(1.0, self.seconds / 20))
+            now = read_or_none(self.uri, self.storage)
+            if now is None:
+                return
+            if now != found:
+                raise self._taken(_parsed(now))
+        logger.warning(f"{self.output}: {_name(writer)} no longer writes here; this job continues its work")
+
+    def _taken(self, writer: dict[str, Any]) -> AttribError:
+        return AttribError(
+            f"{self.output} is being written by {_name(writer)}; wait until it ends, stop it, or choose another output"
+        )
+
+    def _content(self) -> bytes:
+        return json.dumps(self._writer).encode()
+
+    def _renew(self) -> None:
+        while not self._ended.wait(self.seconds / RENEWALS_PER_LEASE):
+            try:
+                found = read_or_none(self.uri, self.storage)
+                self._writer["renewals"] += 1
+                if self._is_mine(found) and swap(self.uri, self._content(), found, self.storage):
+                    continue
+            except OSError as error:  # a store that is away for a moment; the next renewal is soon
+                logger.warning(f"{self.uri} could not be renewed: {error}")
+                continue
+            self._lost = "its lease is gone" if found is None else _name(_parsed(found))
+            return
+
+    def _is_mine(self, found: bytes | None) -> bool:
+        names = ("machine", "namespace", "pid", "started", "since")
+        return found is not None and all(_parsed(found).get(name) == self._writer[name] for name in names)
+
+
+def _this_process() -> dict[str, Any]:
+    """What tells this process from every other: machine, namespace of process numbers, number and start."""
+    machine = platform.node()
+    with suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        machine += f" {file.read().strip()}"
+    namespace = ""
+    with suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    started = psutil.Process().create_time()
+    return {"machine": machine, "namespace": namespace, "pid": os.getpid(), "started": started}
+
+
+def _is_alive(writer: dict[str, Any]) -> bool:
+    try:
+        return bool(psutil.Process(writer["pid"]).create_time() == writer.get("started"))
+    except (psutil.NoSuchProcess, KeyError, ValueError, TypeError):
+        return False
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        writer = json.loads(content)
+    except ValueError:
+        writer = None
+    return writer if isinstance(writer, dict) else {}
+
+
+def _name(writer: dict[str, Any]) -> str:
+    machine = str(writer.get("machine", "an unknown machine")).split(" ")[0]
+    return f"the driver with process {writer.get('pid', '?')} on {machine} (since {writer.get('since', 'unknown')})"

@@ -1,0 +1,80 @@
+"""Protects data that a job did not make: the check of its output folder, before any work."""
+
+import os
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from attrib.common.errors import AttribError
+from attrib.common.lease import WRITER
+from attrib.common.settings import IS_URI, JobSettings
+from attrib.common.storage import Storage, is_remote, join
+
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # environment variable of a driver that `ray job submit` started
+
+
+def check_output(settings: JobSettings, own_files: tuple[str, ...], storage: Storage) -> None:
+    """Raise AttribError unless a job may write to the folder `settings.output`.
+
+    The folder is absent or empty, or this job made it: one of `own_files`, its records, is in it. The folder must not
+    equal, contain or lie inside an input, which is any other URI in the settings. An own folder may contain inputs.
+    """
+    output = settings.output
+    if SUBMITTED in os.environ and not is_remote(output) and not settings.storage.local_is_shared:
+        raise AttribError(
+            f"output {output} is a local path of one node, and may be gone when the submitted job ends; give an s3:// "
+            "URI, or set storage.local_is_shared=true if all nodes share this path and it stays"
+        )
+    is_own = any(storage.exists(join(output, name)) for name in own_files)
+    for key, uri in input_uris(settings):
+        relation = _relation(_canonical(output), _canonical(uri))
+        if relation and not (is_own and relation == "contains"):
+            raise AttribError(f"output {output} {relation} the input {key} ({uri}); choose another output folder")
+    ignored = {WRITER, *settings.own_folders}
+    found = [name for name in storage.names(output) if name not in ignored and not name.startswith(".")]
+    if found and not is_own:
+        raise AttribError(
+            f"output {output} holds files that this job did not make ({', '.join(found[:3])}"
+            f"{', ...' if len(found) > 3 else ''}); choose another output folder. Nothing was changed"
+        )
+
+
+def check_output_file(uri: str, mark: bytes, storage: Storage) -> None:
+    """Raise AttribError if a file is there that this job did not make: one without `mark` in its first bytes."""
+    if not storage.exists(uri):
+        return
+    with storage.open(uri) as file:
+        if mark in file.read(4096):
+            return
+    raise AttribError(f"output {uri} is a file that this job did not make; choose another output. Nothing was changed")
+
+
+def input_uris(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted key and value of every URI in the settings and their sections, except `output`."""
+    for name, field in type(settings).model_fields.items():
+        value, key = getattr(settings, name), f"{prefix}{name}"
+        is_uri = IS_URI in field.metadata or _mentions_uri(field.annotation)
+        for part in value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,):
+            if isinstance(part, BaseModel):
+                yield from input_uris(part, f"{key}.")
+            elif is_uri and isinstance(part, str) and key != "output":
+                yield key, part
+
+
+def _mentions_uri(annotation: Any) -> bool:
+    """Whether the type is `Uri` or has it as an argument: `Uri | None`, `dict[str, Uri]`."""
+    return IS_URI in getattr(annotation, "__metadata__", ()) or any(map(_mentions_uri, get_args(annotation)))
+
+
+def _canonical(uri: str) -> str:
+    return uri.rstrip("/") if is_remote(uri) else os.path.realpath(uri)
+
+
+def _relation(output: str, other: str) -> str:
+    """How the output folder lies to another place: "equals", "contains", "lies inside" or ""."""
+    if output == other:
+        return "equals"
+    if other.startswith(join(output, "")):
+        return "contains"
+    return "lies inside" if output.startswith(join(other, "")) else ""

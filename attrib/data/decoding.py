@@ -10,15 +10,18 @@ import math
 import re
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from attrib.common.errors import ImageError
 from attrib.data import tiff
 from attrib.data.jpeg import check_scans, decode_jpeg
 from attrib.data.rgb import load_rgb
+
+if TYPE_CHECKING:
+    import torch
 
 # Pillow warns about defects that decode_image reports itself, and about metadata, without the file name.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -61,7 +64,7 @@ UNSUPPORTED = re.compile(
 class DecodedImage:
     """An upright RGB image. If a size is not divisible by shrink, the image covers the last row or column in part."""
 
-    pixels: torch.Tensor  # uint8 [3, ceil(height / shrink), ceil(width / shrink)]
+    pixels: "torch.Tensor"  # uint8 [3, ceil(height / shrink), ceil(width / shrink)]
     width: int  # of the original, in pixels
     height: int
     format: str  # Pillow's name, e.g. "JPEG"
@@ -82,6 +85,16 @@ def decode_image(data: bytes, *, max_megapixels: float, min_side_px: float = mat
     Raises ImageError("decode", reason) unless the data are a complete image of FORMATS with at most max_megapixels *
     1e6 pixels. The reason starts with "damaged", or with "not supported" if the file may be whole.
     """
+    import torch  # a process that only tries images should start fast
+
+    pixels, width, height, format, shrink = decode_pixels(data, max_megapixels=max_megapixels, min_side_px=min_side_px)
+    return DecodedImage(torch.from_numpy(pixels).permute(2, 0, 1), width, height, format, shrink)
+
+
+def decode_pixels(
+    data: bytes, *, max_megapixels: float, min_side_px: float = math.inf
+) -> tuple[np.ndarray, int, int, str, int]:
+    """Return the pixels as uint8 [h, w, 3] and the other fields of a DecodedImage: see `decode_image`."""
     if not data:
         raise ImageError("decode", "empty file")
     header = _read_header(data, max_megapixels)
@@ -104,8 +117,7 @@ def decode_image(data: bytes, *, max_megapixels: float, min_side_px: float = mat
         height, width = pixels.shape[:2]
     elif _orientation(header) in SIDEWAYS:
         width, height = height, width
-    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-    return DecodedImage(tensor, width=width, height=height, format=str(header.format), shrink=shrink)
+    return pixels, width, height, str(header.format), shrink
 
 
 def _read_header(data: bytes, max_megapixels: float) -> ImageFile.ImageFile:

@@ -12,8 +12,12 @@ from attrib.data import tiff
 FULL_SCALES = (1.0, 255.0, 65535.0)
 DEEP = (";16B", ";16L", ";16N")  # ends of Pillow's raw modes of 16-bit samples
 PNG_BIT_DEPTH_AT = 24  # bytes from the start of the file
+BMP_MASKS = 3
 BMP_RAW_MODES = {1: "P;1", 4: "P;4", 8: "P"}
 BAND_ROWS = 256
+JPEG2000_START, CODING_STYLE = b"\xff\x4f\xff\x51", b"\xff\x52"
+JPEG2000_COLOURS = [number.to_bytes(4, "big") for number in (16, 17, 18, 12)]  # sRGB, grey, sYCC, CMYK
+MAX_LAYERS = 100  # encoders write 1 to 20; the memory of a decoder grows with their number
 
 
 def load_rgb(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
@@ -25,6 +29,8 @@ def load_rgb(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
         return _load_gif(image)
     if image.format == "BMP":
         _prepare_bmp(image, data)
+    if image.format == "JPEG2000":
+        _check_jpeg2000(data)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tiff.check_layout(image)
     raw_mode = tiff.raw_mode(image)
@@ -69,8 +75,10 @@ def _load_gif(image: ImageFile.ImageFile) -> Image.Image:
 
 def _prepare_bmp(image: ImageFile.ImageFile, data: bytes) -> None:
     """Decode by its palette an image that Pillow takes for 1 or 8 bits per pixel because its colours are greys."""
-    has_core_header = data[14] == 12
-    bits = data[24 if has_core_header else 28]
+    header_size = data[14]
+    bits = data[24 if header_size == 12 else 28]
+    if bits == 16 and header_size >= 56 and image.info["compression"] == BMP_MASKS and any(data[66:70]):
+        raise ImageError("decode", "not supported: BMP with 16-bit pixels and alpha")
     if image.mode not in ("1", "L") or bits == {"1": 1, "L": 8}[image.mode]:
         return
     greys = (0, 255) if image.mode == "1" else range(1 << bits)
@@ -78,6 +86,27 @@ def _prepare_bmp(image: ImageFile.ImageFile, data: bytes) -> None:
     image.palette = ImagePalette.raw("RGB", bytes(grey for grey in greys for _ in range(3)))
     if image.tile[0].codec_name == "raw":
         tiff.set_raw_mode(image, BMP_RAW_MODES[bits])
+
+
+def _check_jpeg2000(data: bytes) -> None:
+    """Raise ImageError where Pillow would unpack the components wrong: more than 8 bits of colour wrap at white."""
+    start = data.find(JPEG2000_START)
+    num = int.from_bytes(data[start + 40 : start + 42], "big")
+    bits, *steps = (set(data[start + 42 + i : start + 42 + 3 * num : 3]) for i in range(3))
+    box = data.find(b"colr", 0, start) + 4
+    colours = data[box + 3 : box + 7] if box > 4 and data[box] == 1 else JPEG2000_COLOURS[0]
+    layers = data.find(CODING_STYLE, start) + 6
+    problem = None
+    if bits != {7} and not (num == 1 and 7 < max(bits) < 16):
+        problem = f"{num} components of {', '.join(str(value % 128 + 1) for value in sorted(bits))} bits"
+    elif any(step != {1} for step in steps):
+        problem = "components of different sizes"
+    elif colours not in JPEG2000_COLOURS:
+        problem = f"colour space {int.from_bytes(colours, 'big')}"
+    elif int.from_bytes(data[layers : layers + 2], "big") > MAX_LAYERS:
+        problem = f"more than {MAX_LAYERS} quality layers"
+    if problem:
+        raise ImageError("decode", f"not supported: JPEG2000 with {problem}")
 
 
 def _key_to_white(image: Image.Image, bits: int) -> Image.Image:

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from attrib.common.formats import gib
 from attrib.common.storage import Storage
+from attrib.data.fatal_images import without_fatal_rows
 from attrib.data.manifest import Manifest
 from attrib.embed.settings import EmbedSettings
 from attrib.runtime.estimate import (
@@ -62,6 +63,7 @@ def probe_encoder(encoder, manifest: Manifest, settings: EmbedSettings, storage:
     baseline = baseline_bytes()
     num_rows = num_probed(encoder.batch_size, manifest.num_rows[0], settings.chunk_rows)
     images = spread(storage.read_table(manifest.partition_uri(0)), num_rows)
+    images = without_fatal_rows(images, manifest, settings.max_megapixels, settings.io_threads, storage)
     first = images.slice(0, encoder.batch_size)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

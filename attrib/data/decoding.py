@@ -169,7 +169,7 @@ def _reason(format: str, error: Exception, problem: str = "") -> str:
     text = re.sub(r" ?\(\d+ bytes not processed\)|( object)? at 0x[0-9a-fA-F]+", "", line).strip()
     if "text chunk" in text or "MAX_TEXT" in text:
         return f"not supported: PNG with more than {MAX_TEXT_BYTES >> 20} MiB of text"
-    if format == "TIFF" and isinstance(error, KeyError) and error.args != (tiff.COLOUR_MAP,):
+    if format == "TIFF" and text.isdigit() and text != str(tiff.COLOUR_MAP):  # a KeyError of Pillow's table
         return f"not supported: TIFF with compression {text}"
     kind = "not supported: " if UNSUPPORTED.search(text) else "damaged "
     parts = [part for part in (problem if kind == "damaged " else "", text) if part] or [type(error).__name__]
@@ -197,8 +197,9 @@ def _decode_jpeg(header: ImageFile.ImageFile, data: bytes, end: int, shrink: int
     """Return uint8 [height, width, 3], upright. `end`: position of the end-of-image marker."""
     width, height = (-(-side // shrink) for side in header.size)
     pixels = decode_jpeg(data, end, width, height, "CMYK" if header.mode == "CMYK" else "RGB")
-    if header.mode == "CMYK" or pixels.shape[:2] != (height, width):
-        # Pillow knows when CMYK is inverted, and scales images of a few pixels to the same size.
+    # Pillow knows when CMYK is inverted. For a few pixels several scales give one size, and simplejpeg takes the least.
+    is_tiny = shrink > 1 and max(header.size) < 64
+    if pixels is None or header.mode == "CMYK" or is_tiny or pixels.shape[:2] != (height, width):
         if shrink > 1:
             header.draft(None, (header.size[0] // shrink, header.size[1] // shrink))
         header.load()

@@ -4,11 +4,13 @@ libjpeg fills missing data with grey and warns at most. simplejpeg raises the fi
 does not even warn of, such as scans that are missing as a whole, is found in the marker segments.
 """
 
+import io
 import re
 from typing import Literal
 
 import numpy as np
 import simplejpeg
+from PIL import Image
 
 from attrib.common.errors import ImageError
 
@@ -27,7 +29,7 @@ NUM_COEFFICIENTS = 64
 NOT_SENT = 255
 # Warnings of libjpeg that leave all pixels right; the others tell of repairs.
 HARMLESS = re.compile("extraneous bytes before|JFIF revision|Adobe color transform|ICC")
-ENDS_EARLY = "premature end"
+ENDS_EARLY = re.compile("premature end|marker 0xd9 instead of RST", re.IGNORECASE)
 MAX_WARNING_CHARS = 140
 
 
@@ -68,30 +70,25 @@ def check_scans(data: bytes) -> int:
     return found.start()
 
 
-def decode_jpeg(data: bytes, end: int, width: int, height: int, colours: Literal["RGB", "CMYK"]) -> np.ndarray:
+def decode_jpeg(data: bytes, end: int, width: int, height: int, colours: Literal["RGB", "CMYK"]) -> np.ndarray | None:
     """Return uint8 [height, width, 3 or 4] of a JPEG whose end-of-image marker is at `end`.
 
     width, height: of the result, 1/1, 1/2, 1/4 or 1/8 of the size in the header, rounded up.
-    Raises ImageError if libjpeg fails or had to repair the data. CMYK samples are as stored, inverted or not.
+    CMYK samples are as stored, inverted or not. None: the data are complete, but simplejpeg refuses them.
+    Raises ImageError if libjpeg fails or had to repair the data.
     """
-
-    def decode(data: bytes, strict: bool) -> np.ndarray:
-        size = {"min_height": height, "min_width": width, "min_factor": 1}
-        pixels: np.ndarray = simplejpeg.decode_jpeg(data, colours, strict=strict, **size)
-        return pixels
-
+    size = {"min_height": height, "min_width": width, "min_factor": 1}
     try:
-        return decode(data, strict=True)
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, colours, **size)
+        return pixels
     except ValueError as error:
         warning = str(error)
+    # The first warning hides those that follow. Other bytes after the data change the pixels only if these end early.
     if HARMLESS.search(warning):
-        # The first warning hides those that follow. Bytes after a complete scan change nothing.
-        pixels = decode(data, strict=False)
-        other = decode(data[:end] + bytes(range(1, 255)) * 4 + data[end:], strict=False)
-        if np.array_equal(pixels, other):
-            return pixels
-        warning = ENDS_EARLY
-    if ENDS_EARLY in warning.lower():
+        other = data[:end] + bytes(range(1, 255)) * 4 + data[end:]
+        if Image.open(io.BytesIO(data), formats=("JPEG",)).tobytes() == Image.open(io.BytesIO(other)).tobytes():
+            return None
+    if HARMLESS.search(warning) or ENDS_EARLY.search(warning):
         raise ImageError("decode", "damaged JPEG: truncated, its data end early")
     kind = "not supported: JPEG, " if "unsupported" in warning.lower() else "damaged JPEG: "
     raise ImageError("decode", kind + warning.removeprefix("Corrupt JPEG data: ")[:MAX_WARNING_CHARS])

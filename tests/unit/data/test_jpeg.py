@@ -76,7 +76,8 @@ def test_a_component_without_a_scan_is_refused():
 def test_harmless_warnings_do_not_hide_an_early_end(name, cut):
     """libjpeg tells its first warning alone."""
     data = FILES[name]
-    odd = data[:2] + b"odd" + data[2:].replace(b"JFIF\x00\x01", b"JFIF\x00\x09", 1)
+    tables = data.index(b"\xff\xdb")
+    odd = data[:tables] + b"odd" + data[tables:]
     odd = odd[: len(odd) - 2 - cut] + END
     if cut:
         assert reason(odd).startswith("damaged JPEG: truncated")
@@ -103,7 +104,7 @@ def test_scans_are_counted_before_any_is_decoded():
     last = scans_of(data)[-1]
     scan = data[last:-2]
     allowed = MAX_SCANS - len(scans_of(data))
-    assert decoded(data[:-2] + scan * allowed + END).shape == (3, 120, 160)
+    assert "progression" in reason(data[:-2] + scan * allowed + END)  # libjpeg decoded it: the last bit came twice
     assert "more than 64 scans" in reason(data[:-2] + scan * (allowed + 1) + END)
 
 

@@ -38,6 +38,11 @@ def load_rgb(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
         image.mode in ("RGBA", "CMYK") or (image.mode == "RGB" and "transparency" in image.info)
     ):
         return _load_deep(image, raw_mode, data)
+    if raw_mode.startswith("RGBa"):  # Pillow would divide by alpha, only to multiply again
+        tiff.set_raw_mode(image, raw_mode.replace("a", "A"))
+        image.load()
+        samples = np.asarray(image)
+        return Image.fromarray(samples[..., :3] + np.minimum(255 - samples[..., 3:], 255 - samples[..., :3]))
     image.load()
     if image.format == "PNG" and image.mode in ("L", "I;16") and "transparency" in image.info:
         return _key_to_white(image, data[PNG_BIT_DEPTH_AT])

@@ -20,7 +20,6 @@ REDUCED, MASK = 1, 4  # bits of NEW_SUBFILE_TYPE
 MIN_IS_WHITE, CIELAB, CMYK = 0, 8, 5
 FAX = ("tiff_ccitt", "group3", "group4")
 INTEGER, SIGNED = 1, 2
-ASSOCIATED_ALPHA = 1
 
 
 def select_page(image: TiffImagePlugin.TiffImageFile) -> None:
@@ -56,7 +55,11 @@ def check_layout(image: TiffImagePlugin.TiffImageFile) -> None:
         problem = f"{bits[0]}-bit samples of which the smallest is white"
     elif photometric == CMYK and tags.get(INK_SET, 1) != 1:
         problem = "inks other than CMYK"
-    elif planes == 2 and (image.mode in ("LA", "La", "PA") or (bits[0] == 16 and image.mode != "RGB")):
+    elif planes == 2 and (
+        image.mode in ("LA", "La", "PA")
+        or raw_mode(image).startswith("RGBa")
+        or (bits[0] == 16 and image.mode != "RGB")
+    ):
         problem = f"{bits[0]}-bit {image.mode} in separate planes"
     if problem:
         raise ImageError("decode", f"not supported: TIFF with {problem}")

@@ -20,7 +20,9 @@ DECODE = """
 import sys, tempfile, time
 from attrib.data import fatal_images
 from attrib.data.decoding import decode_image
-tempfile.tempdir, action, fatal_images.MAX_DECODE_SECONDS = sys.argv[1], sys.argv[2], 2
+tempfile.tempdir, action = sys.argv[1:]
+if action == "hang":
+    fatal_images.MAX_DECODE_SECONDS = 2
 rows = [{"id": 2**62 + number} for number in range(4)]
 for number, _ in enumerate(fatal_images.without_fatal(rows, [b"x"] * 4, "out", 1.0)):
     if number == 2:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from hashlib import sha256
 from typing import Any
 
@@ -71,7 +72,8 @@ def without_fatal(
         if has_timer:
             signal.setitimer(signal.ITIMER_REAL, 0)
         os.close(file)
-        os.unlink(path)
+        with suppress(FileNotFoundError):  # a repetition of the same chunk may run while this process is given up
+            os.unlink(path)
 
 
 def without_fatal_rows(

@@ -72,19 +72,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["torchcodec", "pillow"])
-def decoder(request, monkeypatch) -> str:
-    """Run the test once with each JPEG decoder."""
-    from attrib.data import decoding
-
-    if request.param == "pillow":
-        monkeypatch.setattr(decoding, "decode_jpeg", None)
-    elif decoding.decode_jpeg is None:
-        pytest.skip("torchcodec does not load on this system")
-    assert decoding.decoder_name() == request.param
-    return request.param
-
-
 @pytest.fixture(scope="session")
 def real_images(data_folder) -> list[bytes]:
     return [path.read_bytes() for path in sorted((data_folder / "dev" / "sources").glob("*.jpg"))[:40]]

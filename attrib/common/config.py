@@ -25,7 +25,7 @@ from attrib.common.errors import AttribError
 T = TypeVar("T", bound=BaseModel)
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 RECORDED_PACKAGES = (
-    "attrib", "faiss-gpu", "faiss-cpu", "numpy", "pyarrow", "ray", "timm", "torch", "torchcodec", "torchvision",
+    "attrib", "faiss-gpu", "faiss-cpu", "numpy", "pyarrow", "ray", "timm", "torch", "simplejpeg", "torchvision",
 )  # fmt: skip
 
 logger = logging.getLogger(__name__)

@@ -1,8 +1,8 @@
 """Decode the bytes of one image to canonical RGB pixels.
 
-Files come from untrusted sources, so the header is checked before any pixel is decoded. Pillow reads the header and
-decodes the rare cases. TorchCodec decodes plain JPEGs, the most common format, to the same values in less time. Only
-Pillow can decode a large JPEG at a fraction of its size.
+Files come from untrusted sources, so the header is checked before any pixel is decoded. Pillow reads the header.
+JPEGs are decoded in jpeg.py, other formats in rgb.py. An image is decoded to the pixels that its format defines or
+is refused: as damaged, or as not supported where even a whole file would not be decoded right.
 """
 
 import io
@@ -10,18 +10,18 @@ import math
 import re
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from attrib.common.errors import ImageError
+from attrib.data import tiff
+from attrib.data.jpeg import check_scans, decode_jpeg
+from attrib.data.rgb import load_rgb
 
-try:
-    from torchcodec.decoders import decode_jpeg
-except Exception:  # an incompatible shared library raises RuntimeError or OSError, not only ImportError
-    decode_jpeg = None  # type: ignore[assignment]
+if TYPE_CHECKING:
+    import torch
 
 # Pillow warns about defects that decode_image reports itself, and about metadata, without the file name.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -52,24 +52,23 @@ TURNS = {
 }
 SIDEWAYS = (5, 6, 7, 8)
 JPEG_SHRINKS = (8, 4, 2)  # factors of libjpeg's scaling in the frequency domain, as Pillow offers them
-FULL_SCALES = (1.0, 255.0, 65535.0)
 MAX_REASON_CHARS = 200
+MAX_TEXT_BYTES = 64 << 20  # of a PNG, unpacked: generators store whole workflows
+# Messages of Pillow about files that may be whole.
+UNSUPPORTED = re.compile(
+    "unsupported|not (yet )?supported|unknown (pixel|raw) mode|unknown data org|cannot handle|unable to", re.I
+)
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedImage:
     """An upright RGB image. If a size is not divisible by shrink, the image covers the last row or column in part."""
 
-    pixels: torch.Tensor  # uint8 [3, ceil(height / shrink), ceil(width / shrink)]
+    pixels: "torch.Tensor"  # uint8 [3, ceil(height / shrink), ceil(width / shrink)]
     width: int  # of the original, in pixels
     height: int
     format: str  # Pillow's name, e.g. "JPEG"
     shrink: int = 1
-
-
-def decoder_name() -> Literal["torchcodec", "pillow"]:
-    """Return the decoder of plain JPEGs in this process."""
-    return "pillow" if decode_jpeg is None else "torchcodec"
 
 
 def decode_image(data: bytes, *, max_megapixels: float, min_side_px: float = math.inf) -> DecodedImage:
@@ -78,40 +77,47 @@ def decode_image(data: bytes, *, max_megapixels: float, min_side_px: float = mat
     The content decides the format, not a file name. A JPEG is decoded, in the frequency domain, at the smallest of 1,
     1/2, 1/4 and 1/8 of its size at which its shorter side has at least min_side_px pixels.
 
-    Transparent parts are composited on white. 16-bit samples keep their high byte. 32-bit integer and float samples are
-    scaled from the smallest of 1, 255 and 65535 that is not exceeded. Colour profiles are not applied (nor are they in
-    training pipelines). A damaged JPEG that ends with an end-of-image marker is decoded as libjpeg repairs it.
+    Transparent parts are composited on white, also what the first frame of a GIF does not cover. 16-bit samples keep
+    their high byte. 32-bit integer and float samples are scaled from the smallest of 1, 255 and 65535 that is not
+    exceeded. Colour profiles are not applied (nor are they in training pipelines). The first page of a TIFF that is no
+    thumbnail is decoded.
 
     Raises ImageError("decode", reason) unless the data are a complete image of FORMATS with at most max_megapixels *
-    1e6 pixels.
+    1e6 pixels. The reason starts with "damaged", or with "not supported" if the file may be whole.
     """
+    import torch  # a process that only tries images should start fast
+
+    pixels, width, height, format, shrink = decode_pixels(data, max_megapixels=max_megapixels, min_side_px=min_side_px)
+    return DecodedImage(torch.from_numpy(pixels).permute(2, 0, 1), width, height, format, shrink)
+
+
+def decode_pixels(
+    data: bytes, *, max_megapixels: float, min_side_px: float = math.inf
+) -> tuple[np.ndarray, int, int, str, int]:
+    """Return the pixels as uint8 [h, w, 3] and the other fields of a DecodedImage: see `decode_image`."""
     if not data:
         raise ImageError("decode", "empty file")
     header = _read_header(data, max_megapixels)
     width, height = header.size
-    is_jpeg = header.format in ("JPEG", "MPO")
+    shrink = 1
     try:
-        # Pillow accepts a JPEG that ends in zeros (an interrupted download); TorchCodec does not.
-        if is_jpeg and not _has_end_of_image(data):
-            raise ImageError("decode", f"damaged {header.format}: truncated, it has no end-of-image marker")
-        shrink = _shrink(header, min_side_px) if is_jpeg else 1
-        if shrink > 1:
-            header.draft(None, (width // shrink, height // shrink))
-        is_plain = is_jpeg and shrink == 1 and _is_plain(header)
-        pixels = _decode_plain_jpeg(data, width, height) if is_plain else None
-        if pixels is None:
-            pixels = _decode_with_pillow(header)
+        if header.format in ("JPEG", "MPO"):
+            end = check_scans(data)
+            shrink = _shrink(header, min_side_px)
+            pixels = _decode_jpeg(header, data, end, shrink)
+        else:
+            pixels = np.array(_upright(header, load_rgb(header, data)))
     except ImageError:
         raise
     except MemoryError:
         raise ImageError("decode", f"out of memory for {width}x{height} pixels") from None
     except Exception as error:
-        raise ImageError("decode", f"damaged {header.format}: {_brief(error)}") from error
+        raise ImageError("decode", _reason(str(header.format), error)) from error
     if shrink == 1:
-        height, width = pixels.shape[1:]
+        height, width = pixels.shape[:2]
     elif _orientation(header) in SIDEWAYS:
         width, height = height, width
-    return DecodedImage(pixels, width=width, height=height, format=str(header.format), shrink=shrink)
+    return pixels, width, height, str(header.format), shrink
 
 
 def _read_header(data: bytes, max_megapixels: float) -> ImageFile.ImageFile:
@@ -121,8 +127,13 @@ def _read_header(data: bytes, max_megapixels: float) -> ImageFile.ImageFile:
         Image.MAX_IMAGE_PIXELS = math.ceil(max_pixels)
     # Another library may have set it; missing parts of an image would then be filled with grey.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
     try:
         header = Image.open(io.BytesIO(data), formats=FORMATS)
+        if isinstance(header, TiffImagePlugin.TiffImageFile):
+            tiff.select_page(header)
+    except ImageError:
+        raise
     except Image.DecompressionBombError as error:
         found = re.search(r"\d+", str(error))
         raise ImageError(
@@ -132,8 +143,9 @@ def _read_header(data: bytes, max_megapixels: float) -> ImageFile.ImageFile:
         claimed = next((name for name, signature in SIGNATURES.items() if re.match(signature, data, re.DOTALL)), None)
         if claimed is None:
             raise ImageError("decode", f"not an image in a supported format ({', '.join(FORMATS)})") from None
-        detail = "" if isinstance(error, UnidentifiedImageError) else f": {_brief(error)}"
-        raise ImageError("decode", f"damaged {claimed}, its header is invalid or truncated{detail}") from error
+        raise ImageError(
+            "decode", _reason(claimed, _cause(claimed, data, error), "its header is invalid or truncated")
+        ) from error
     width, height = header.size
     if width < 1 or height < 1:
         raise ImageError("decode", f"{width}x{height} pixels: the image is empty")
@@ -142,22 +154,26 @@ def _read_header(data: bytes, max_megapixels: float) -> ImageFile.ImageFile:
     return header
 
 
-def _brief(error: Exception) -> str:
-    """Return the first line of an error without addresses and buffer sizes, which differ from run to run."""
+def _cause(format: str, data: bytes, error: Exception) -> Exception:
+    """Return why Pillow could not open the data: Image.open() says at most that no format fits."""
+    try:
+        Image.OPEN[format][0](io.BytesIO(data), "")
+    except Exception as cause:
+        return cause
+    return error
+
+
+def _reason(format: str, error: Exception, problem: str = "") -> str:
+    """Return one line without addresses and buffer sizes, which differ from run to run."""
     line = next(iter(str(error).splitlines()), "")
-    text = re.sub(r" ?\(\d+ bytes not processed\)|( object)? at 0x[0-9a-fA-F]+", "", line)
-    return (text.strip() or type(error).__name__)[: MAX_REASON_CHARS - 60]
-
-
-def _has_end_of_image(data: bytes) -> bool:
-    """Return whether an end-of-image marker follows the first scan. That of an EXIF thumbnail lies before it."""
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xDA:
-            break
-        position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return data.find(b"\xff\xd9", position) >= 0
+    text = re.sub(r" ?\(\d+ bytes not processed\)|( object)? at 0x[0-9a-fA-F]+", "", line).strip()
+    if "text chunk" in text or "MAX_TEXT" in text:
+        return f"not supported: PNG with more than {MAX_TEXT_BYTES >> 20} MiB of text"
+    if format == "TIFF" and text.isdigit() and text != str(tiff.COLOUR_MAP):  # a KeyError of Pillow's table
+        return f"not supported: TIFF with compression {text}"
+    kind = "not supported: " if UNSUPPORTED.search(text) else "damaged "
+    parts = [part for part in (problem if kind == "damaged " else "", text) if part] or [type(error).__name__]
+    return f"{kind}{format}: {': '.join(parts)}"[:MAX_REASON_CHARS]
 
 
 def _orientation(image: Image.Image) -> int:
@@ -177,47 +193,22 @@ def _shrink(header: ImageFile.ImageFile, min_side_px: float) -> int:
     return 1
 
 
-def _is_plain(header: ImageFile.ImageFile) -> bool:
-    # TorchCodec applies the orientation of EXIF but not of XMP, Pillow applies both: Pillow decodes all rotated images.
-    return header.mode in ("RGB", "L") and _orientation(header) not in TURNS
+def _decode_jpeg(header: ImageFile.ImageFile, data: bytes, end: int, shrink: int) -> np.ndarray:
+    """Return uint8 [height, width, 3], upright. `end`: position of the end-of-image marker."""
+    width, height = (-(-side // shrink) for side in header.size)
+    pixels = decode_jpeg(data, end, width, height, "CMYK" if header.mode == "CMYK" else "RGB")
+    # Pillow knows when CMYK is inverted. For a few pixels several scales give one size, and simplejpeg takes the least.
+    is_tiny = shrink > 1 and max(header.size) < 64
+    if pixels is None or header.mode == "CMYK" or is_tiny or pixels.shape[:2] != (height, width):
+        if shrink > 1:
+            header.draft(None, (header.size[0] // shrink, header.size[1] // shrink))
+        header.load()
+        return np.array(_upright(header, header.convert("RGB")))
+    if _orientation(header) not in TURNS:
+        return pixels
+    return np.array(_upright(header, Image.fromarray(pixels)))
 
 
-def _decode_plain_jpeg(data: bytes, width: int, height: int) -> torch.Tensor | None:
-    """Return uint8 [3, height, width]; None leaves it to Pillow, whose errors do not depend on TorchCodec."""
-    if decode_jpeg is None:
-        return None
-    try:
-        pixels = decode_jpeg(data, mode="RGB")
-    except Exception:
-        return None
-    return pixels if isinstance(pixels, torch.Tensor) and pixels.shape == (3, height, width) else None
-
-
-def _decode_with_pillow(image: ImageFile.ImageFile) -> torch.Tensor:
-    image.load()
-    turn = TURNS.get(_orientation(image))  # after load(), because Pillow rotates TIFF files in it
-    upright = image if turn is None else image.transpose(turn)
-    return torch.from_numpy(np.array(_to_rgb(upright))).permute(2, 0, 1)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        # Pillow would clip at 255; for 16-bit RGB it keeps the high byte, too.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        return Image.fromarray(_scale_to_8_bit(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # convert() always copies
-
-
-def _scale_to_8_bit(samples: np.ndarray) -> np.ndarray:
-    """Scale int32 or float32 [h, w] to uint8. The files do not define white: the smallest usual value is used."""
-    low, high = float(samples.min()), float(samples.max())
-    for full_scale in FULL_SCALES:
-        if 0 <= low and high <= full_scale:
-            return np.rint(samples * (255.0 / full_scale)).astype(np.uint8)
-    raise ImageError(
-        "decode", f"samples from {low:.4g} to {high:.4g} lie outside the usual ranges (0 to 1, 255 or 65535)"
-    )
+def _upright(header: ImageFile.ImageFile, image: Image.Image) -> Image.Image:
+    turn = TURNS.get(_orientation(header))  # after load(), because Pillow rotates TIFF files in it
+    return image if turn is None else image.transpose(turn)

@@ -9,6 +9,7 @@ from pyarrow import ipc
 
 from attrib.common.errors import ImageError
 from attrib.common.storage import Storage
+from attrib.data.fatal_images import without_fatal
 from attrib.data.manifest import Manifest
 from attrib.data.reading import read_all
 from attrib.embed.embeddings import RESULT_FIELDS, schema
@@ -46,7 +47,8 @@ def prepare_images(
     # One allocation: many small arrays between the large buffers of the decoder would fragment the memory.
     pixels = np.empty((len(rows), 3, preprocessing.crop_px, preprocessing.crop_px), np.uint8)
     results, num_decoded = [], 0
-    for row, data in zip(rows, read_all(rows, manifest, settings.io_threads, storage)):
+    encoded = read_all(rows, manifest, settings.io_threads, storage)
+    for row, data in zip(rows, without_fatal(rows, encoded, settings.output, settings.max_megapixels)):
         result = {"id": row["id"]}
         results.append(result)
         try:

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from attrib.common.formats import gib
 from attrib.common.storage import Storage
+from attrib.data.fatal_images import without_fatal_rows
 from attrib.data.manifest import Manifest
 from attrib.embed.settings import EmbedSettings
 from attrib.runtime.estimate import READER_BYTES, TABLE_COPIES, TOUCHED_BYTES, WRITER_BYTES, Estimate
@@ -55,6 +56,7 @@ def probe_encoder(encoder, manifest: Manifest, settings: EmbedSettings, storage:
     baseline = baseline_bytes()
     num_wanted = min(PROBE_BATCHES * encoder.batch_size, max(settings.chunk_rows, encoder.batch_size))
     images = spread(storage.read_table(manifest.checked_uri(0, storage)), num_wanted)
+    images = without_fatal_rows(images, manifest, settings.max_megapixels, settings.io_threads, storage)
     first = images.slice(0, encoder.batch_size)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -17,7 +17,6 @@ from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join
 from attrib.data.chunks import CHUNKS, Chunk, failures_of, pending_chunks
 from attrib.data.collections import LOCATION_FIELDS
-from attrib.data.decoding import decoder_name
 from attrib.data.manifest import Manifest, open_manifest, part_name
 from attrib.embed.embeddings import EMBEDDINGS_RECORD, FAILURES, finish_partition
 from attrib.embed.encode import PreparedChunk, encode_chunk, prepare_images
@@ -126,9 +125,7 @@ def _embed(
     encoder = loaded.identity
     connect(settings.ray)
     pool = WorkerPool.plan(settings.device, "embed", settings.num_workers)
-    logger.info(
-        f"embed: {encoder.name}, {encoder.dimension}-d, on {pool.describe()}; images decoded by {decoder_name()}"
-    )
+    logger.info(f"embed: {encoder.name}, {encoder.dimension}-d, on {pool.describe()}")
     work = EmbedRun(settings, manifest, encoder, pool.device, storage)
     admitted = admit(_estimate(work, loaded, pool), settings)
     results, num_chunks = record, 0

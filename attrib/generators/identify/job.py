@@ -17,9 +17,10 @@ from attrib.common.run_record import run_once
 from attrib.common.storage import Storage, join
 from attrib.data.chunks import CHUNKS, Chunk, pending_chunks
 from attrib.data.collections import LOCATION_FIELDS
+from attrib.data.fatal_images import without_fatal, without_fatal_rows
 from attrib.data.manifest import Manifest, open_manifest
 from attrib.data.reading import read_all
-from attrib.generators.identify.files import RECORD, VERDICTS, finish_part, open_identified
+from attrib.generators.identify.files import RECORD, VERDICTS, Identified, finish_part, open_identified
 from attrib.generators.identify.rows import verdict_rows
 from attrib.generators.identify.settings import IdentifySettings
 from attrib.generators.identify.summary import BATCH_ROWS, check_set_column, summarise
@@ -102,9 +103,11 @@ def _estimate(
     """Estimate measured on a few images, on a CPU."""
     partition = next(p for p, num_rows in enumerate(manifest.num_rows) if num_rows)
     count = min(PROBE_IMAGES, manifest.num_rows[partition])
+    probed = _rows(Chunk(partition, 0, count), manifest, storage)
+    probed = without_fatal_rows(probed, manifest, settings.max_megapixels, settings.io_threads, storage)
     before, started = resident_bytes(), time.monotonic()
-    _verdicts(Chunk(partition, 0, count), settings, manifest, judge, storage)
-    seconds = (time.monotonic() - started) / count
+    _verdicts(probed, settings, manifest, judge, storage)
+    seconds = (time.monotonic() - started) / len(probed)
     dimension = judge.galleries.references[0].shape[2]
     row_bytes = 2 * dimension + VERDICT_BYTES_ON_DISK
     process_bytes = max(before, resident_bytes()) + READER_BYTES
@@ -163,14 +166,21 @@ class ChunkJudge:
 
     def __call__(self, row: dict) -> dict:
         chunk = Chunk(**row)
-        table = _verdicts(chunk, self.settings, self.manifest, self.judge, self.storage)
+        rows = _rows(chunk, self.manifest, self.storage)
+        table = _verdicts(rows, self.settings, self.manifest, self.judge, self.storage)
         self.storage.write_table(chunk.uri(self.settings.output), table)
         return {"num_images": len(table), "num_failed": len(table) - table["stage"].null_count}
 
 
-def _verdicts(chunk: Chunk, settings: IdentifySettings, manifest: Manifest, judge: Judge, storage: Storage) -> pa.Table:
+def _rows(chunk: Chunk, manifest: Manifest, storage: Storage) -> pa.Table:
     columns = [field.name for field in LOCATION_FIELDS]
-    table = storage.read_rows(manifest.checked_uri(chunk.partition, storage), chunk.start, chunk.stop, columns)
-    rows = table.to_pylist()
+    return storage.read_rows(manifest.checked_uri(chunk.partition, storage), chunk.start, chunk.stop, columns)
+
+
+def _verdicts(
+    images: pa.Table, settings: IdentifySettings, manifest: Manifest, judge: Judge, storage: Storage
+) -> pa.Table:
+    rows = images.to_pylist()
     encoded = read_all(rows, manifest, settings.io_threads, storage)
+    encoded = without_fatal(rows, encoded, settings.output, settings.max_megapixels)
     return verdict_rows(rows, encoded, judge, settings.max_megapixels)

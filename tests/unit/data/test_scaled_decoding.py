@@ -31,7 +31,7 @@ def means_of_blocks(pixels: torch.Tensor, shrink: int) -> torch.Tensor:
         ((643, 485), 7, 8),
     ],
 )
-def test_jpeg_is_decoded_at_the_smallest_sufficient_scale(size, min_side_px, shrink, decoder):
+def test_jpeg_is_decoded_at_the_smallest_sufficient_scale(size, min_side_px, shrink):
     data = large_jpeg(*size)
     image = decode_image(data, max_megapixels=1.0, min_side_px=min_side_px)
     assert (image.shrink, image.width, image.height) == (shrink, *size)

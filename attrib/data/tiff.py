@@ -1,0 +1,90 @@
+"""Choose the page of a TIFF, check that Pillow decodes its layout right, and correct what it reads wrong.
+
+Pillow has a table of the layouts that it knows, but ignores some tags and mistakes some layouts for others.
+"""
+
+import numpy as np
+from PIL import ImageFile, ImagePalette, TiffImagePlugin
+
+from attrib.common.errors import ImageError
+
+# Pillow's own reader of uncompressed data takes the planes of 16-bit samples for 8-bit ones.
+TiffImagePlugin.READ_LIBTIFF = True
+# Its table has these for the other photometric interpretation or byte order alone.
+TiffImagePlugin.OPEN_INFO[TiffImagePlugin.II, 0, (1,), 1, (12,), ()] = ("I;16", "I;12")
+TiffImagePlugin.OPEN_INFO[TiffImagePlugin.MM, 0, (1,), 1, (16,), ()] = ("I;16", "I;16")
+
+MAX_PAGES = 64  # that are looked at
+NEW_SUBFILE_TYPE, SUB_IFDS, INK_SET, COLOUR_MAP = 254, 330, 332, 320
+REDUCED, MASK = 1, 4  # bits of NEW_SUBFILE_TYPE
+MIN_IS_WHITE, CIELAB, CMYK = 0, 8, 5
+FAX = ("tiff_ccitt", "group3", "group4")
+INTEGER, SIGNED = 1, 2
+
+
+def select_page(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Seek to the first page that is neither a reduced version of another image nor a mask.
+
+    Raises ImageError if all pages are, but the file has images that are no pages (as raw files of cameras do).
+    """
+    for page in range(MAX_PAGES):
+        try:
+            image.seek(page)
+        except EOFError:
+            break
+        if not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & (REDUCED | MASK):
+            return
+    image.seek(0)
+    if SUB_IFDS in image.tag_v2:
+        raise ImageError("decode", "not supported: TIFF whose only page is a thumbnail (a camera's raw file?)")
+
+
+def check_layout(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Prepare the decoding of the selected page. Raises ImageError for a layout that Pillow decodes wrong."""
+    tags = image.tag_v2
+    bits, sample_format = tags.get(258, (1,)), tags.get(339, (INTEGER,))[0]
+    photometric, planes = tags.get(262), tags.get(284, 1)
+    problem = None
+    if photometric is None and image.info["compression"] not in FAX:
+        problem = "no PhotometricInterpretation"
+    elif photometric == CIELAB:
+        problem = "CIE L*a*b* samples"
+    elif sample_format == SIGNED and bits[0] < 32:
+        problem = f"signed {bits[0]}-bit samples"
+    elif photometric == MIN_IS_WHITE and image.mode in ("I", "F"):
+        problem = f"{bits[0]}-bit samples of which the smallest is white"
+    elif photometric == CMYK and tags.get(INK_SET, 1) != 1:
+        problem = "inks other than CMYK"
+    elif planes == 2 and (
+        image.mode in ("LA", "La", "PA")
+        or raw_mode(image).startswith("RGBa")
+        or (bits[0] == 16 and image.mode != "RGB")
+    ):
+        problem = f"{bits[0]}-bit {image.mode} in separate planes"
+    if problem:
+        raise ImageError("decode", f"not supported: TIFF with {problem}")
+    # libtiff returns samples in the byte order of the machine, not of the file.
+    native = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;32B": "I;32N"}.get(raw_mode(image))
+    if native:
+        set_raw_mode(image, native)
+    if image.mode in ("P", "PA") and max(tags[COLOUR_MAP]) < 256:  # written by programs that took it for 8 bits
+        image.palette = ImagePalette.raw("RGB;L", bytes(tags[COLOUR_MAP]))
+
+
+def raw_mode(image: ImageFile.ImageFile) -> str:
+    """Return Pillow's name for how the bytes of samples are unpacked; "" if the format has none."""
+    args = image.tile[0].args if image.tile else None
+    return str(args[0] if isinstance(args, tuple) else args or "")
+
+
+def set_raw_mode(image: ImageFile.ImageFile, mode: str) -> None:
+    """Change how the bytes of samples are unpacked, before load()."""
+    tile = image.tile[0]
+    image.tile = [tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode)]
+
+
+def correct_grey(samples: np.ndarray, tags: TiffImagePlugin.ImageFileDirectory_v2) -> np.ndarray:
+    """Return uint16 [h, w] from 0 (black) to 65,535 (white) of 12- or 16-bit samples as stored."""
+    if tags.get(258, (16,))[0] == 12:
+        samples = samples * np.uint16(16) + samples // np.uint16(256)
+    return np.uint16(65535) - samples if tags.get(262) == MIN_IS_WHITE else samples

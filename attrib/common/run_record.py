@@ -11,7 +11,7 @@ from typing import Any
 
 from attrib.common.config import digest, versions
 from attrib.common.errors import AttribError
-from attrib.common.settings import JobSettings, result_settings
+from attrib.common.settings import IDENTITY, JobSettings, result_settings
 from attrib.common.storage import Storage, join
 
 STARTED = "started.json"
@@ -53,7 +53,7 @@ def finish(settings: JobSettings, record_name: str, inputs: Record, results: Rec
 
 def run_identity(settings: JobSettings, inputs: Record) -> str:
     """Digest of everything that affects the results of a run, 64 hex digits."""
-    return digest([type(settings).__name__, result_settings(settings), inputs])
+    return digest([type(settings).__name__, result_settings(settings, IDENTITY), inputs])
 
 
 def _record(settings: JobSettings, inputs: Record) -> Record:

@@ -16,9 +16,8 @@ from attrib.common.run_record import begin, finish
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, bytes_sha256, join
 from attrib.data.chunks import CHUNKS, Chunk, assemble_partition, failures_of, pending_chunks, plan_chunks
-from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.decoding import decoder_name
-from attrib.data.manifest import Manifest, open_manifest, part_name
+from attrib.data.manifest import Manifest, open_manifest, open_places, part_name
 from attrib.embed.embeddings import EMBEDDINGS_RECORD, FAILURES
 from attrib.embed.encode import PreparedChunk, encode_chunk, prepare_images
 from attrib.embed.estimate import EmbedTask, EncoderProbe, estimate_embed, probe_encoder
@@ -90,7 +89,7 @@ class EmbedRun:
 
 @lru_cache(maxsize=1)  # a worker's next chunk is often of the same partition
 def _read_partition(storage: StorageSettings, uri: str) -> pa.Table:
-    return Storage(storage).read_table(uri, columns=[field.name for field in LOCATION_FIELDS])
+    return open_places([uri], Storage(storage)).to_table()
 
 
 def run(settings: EmbedSettings) -> dict:

@@ -20,7 +20,7 @@ from attrib.common.errors import AttribError, ImageError
 from attrib.common.storage import Storage, join
 from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.decoding import decode_image
-from attrib.data.manifest import open_manifest
+from attrib.data.manifest import open_manifest, open_places
 from attrib.data.reading import read_image_or_error, read_parquet_images
 from attrib.embed.embeddings import EMBEDDINGS_RECORD
 
@@ -57,7 +57,7 @@ def read_thumbnails(
         manifest = open_manifest(settings["manifest"], storage)
         uris = [manifest.partition_uri(partition) for partition, num_rows in enumerate(manifest.num_rows) if num_rows]
         is_wanted = pc.field(column).isin(pa.array(wanted, fields.field(column).type))
-        table = storage.dataset(uris, format="parquet").to_table(fields.names, is_wanted)
+        table = open_places(uris, storage).to_table(filter=is_wanted)
     except (AttribError, OSError):
         return dict.fromkeys(wanted, Thumbnail(None, "the manifest is gone"))
     rows = table.sort_by([("uri", "ascending"), ("row_group", "ascending"), ("row", "ascending")]).to_pylist()
@@ -67,7 +67,7 @@ def read_thumbnails(
         if bytes_column:
             encoded = read_parquet_images(group, bytes_column, storage)
         else:
-            encoded = [read_image_or_error(row, storage) for row in group]
+            encoded = [read_image_or_error(row, storage, manifest.collection) for row in group]
         limits = settings["max_megapixels"], thumbnail_px
         return {row[column]: _thumbnail(data, *limits) for row, data in zip(group, encoded)}
 

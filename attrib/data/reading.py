@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from attrib.common.errors import ImageError, first_line
 from attrib.common.settings import StorageSettings
@@ -85,6 +86,16 @@ def _read_row_group(
     with open_file(uri, Storage(storage)) as opened:
         opened.check_version(listed_version)
         return read_column(opened.file, row_group, column)
+
+
+def accept_repaired(images: pa.Table) -> pa.Table:
+    """Return manifest rows whose whole files may have changed since they were listed, for a retry of failed images.
+
+    In a shard that changed, a place may hold another image, so that it is still compared.
+    """
+    is_file = pc.and_(images["offset"].is_null(), images["row_group"].is_null())
+    versions = pc.if_else(is_file, pa.scalar(None, pa.string()), images["listed_version"])
+    return images.set_column(images.schema.get_field_index("listed_version"), "listed_version", versions)
 
 
 def read_all(

@@ -18,6 +18,7 @@ from attrib.common.storage import Storage, bytes_sha256, join
 from attrib.data.chunks import CHUNKS, Chunk, assemble_partition, failures_of, pending_chunks, plan_chunks
 from attrib.data.decoding import decoder_name
 from attrib.data.manifest import Manifest, open_manifest, open_places, part_name
+from attrib.data.reading import accept_repaired
 from attrib.embed.embeddings import EMBEDDINGS_RECORD, FAILURES
 from attrib.embed.encode import PreparedChunk, encode_chunk, prepare_images
 from attrib.embed.estimate import EmbedTask, EncoderProbe, estimate_embed, probe_encoder
@@ -258,9 +259,10 @@ def _retry_failed(run: EmbedRun, pool: WorkerPool) -> None:
 def _retry_partition(run: EmbedRun, partition: int, failed: pa.ChunkedArray) -> tuple[int, int]:
     storage, rows = run.storage, run.settings.chunk_rows
     is_failed = pc.field("id").isin(failed)
-    images = storage.read_table(run.manifest.partition_uri(partition), filter=is_failed)
+    images = open_places([run.manifest.partition_uri(partition)], storage).to_table(filter=is_failed)
     if not len(images):
         return 0, 0
+    images = accept_repaired(images)
     torch.set_num_threads(1)
     encoder = run.load_encoder()
     chunks = (images.slice(start, rows) for start in range(0, len(images), rows))

@@ -15,7 +15,7 @@ from attrib.common.storage import Storage
 from attrib.data.collections import LOCATION_FIELDS, list_images, list_units
 from attrib.data.manifest import Manifest, open_places
 from attrib.data.places import CHANGED
-from attrib.data.reading import _read_row_group, read_all
+from attrib.data.reading import _read_row_group, accept_repaired, read_all
 from attrib.data.settings import CollectionSettings
 
 IMAGES = pictures(["a.png", "b.png", "c.png"])
@@ -80,6 +80,16 @@ def test_manifests_of_earlier_versions_are_read_without_a_comparison(form, tmp_p
     assert {row["listed_version"] for row in rows} == {None}
     assert read(rows, collection, local) == IMAGES
     assert read(images.to_pylist(), collection, local) == IMAGES
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_retry_takes_repaired_files_and_no_changed_shards(form, tmp_path, local):
+    collection = write(form, tmp_path, local, IMAGES | {"a.png": b"broken"})
+    images = pa.Table.from_pylist(listed(collection, local), pa.schema(LOCATION_FIELDS))
+    time.sleep(0.02)
+    write(form, tmp_path, local, IMAGES)
+    found = read(accept_repaired(images).to_pylist(), collection, local)
+    assert found == IMAGES if form in ("folder", "uris") else set(found.values()) == {CHANGED}
 
 
 def uris(root: Path, places: dict[str, str], **settings) -> CollectionSettings:

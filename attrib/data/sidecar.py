@@ -163,6 +163,8 @@ def open_sidecar(settings: TableSettings, storage: Storage) -> pyarrow.dataset.D
     kind = filesystem.get_file_info(path).type
     if kind == pyarrow.fs.FileType.NotFound:
         raise AttribError(f"the metadata table {uri} does not exist")
+    if kind not in (pyarrow.fs.FileType.File, pyarrow.fs.FileType.Directory):  # a pipe would block
+        raise AttribError(f"the metadata table {uri} is no regular file; correct metadata.uri")
     extension = os.path.splitext(uri)[1].lower()
     try:
         if kind == pyarrow.fs.FileType.Directory:

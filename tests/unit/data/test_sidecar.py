@@ -251,4 +251,11 @@ def test_keys_that_are_no_text_are_refused_by_name(tmp_path, local):
     pq.write_table(pa.table({"key": [b"\xff\xfe"], "title": ["x"]}), tmp_path / "about.parquet")
     with pytest.raises(AttribError, match=r"about\.parquet cannot be read: .*UTF8"):
         joined(["a.png"], tmp_path, local, "about.parquet")
-    assert os.path.exists(tmp_path / "about.parquet")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("extension", ["csv", "tsv", "parquet"])
+def test_a_pipe_is_refused_and_never_waited_for(extension, tmp_path, local):
+    os.mkfifo(tmp_path / f"about.{extension}")
+    with pytest.raises(AttribError, match=r"about\..* is no regular file"):
+        open_sidecar(MetadataSettings(uri=str(tmp_path / f"about.{extension}")), local)

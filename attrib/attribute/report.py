@@ -21,6 +21,7 @@ from attrib.common.errors import AttribError
 from attrib.common.outputs import check_output_file
 from attrib.common.storage import Storage, join
 from attrib.common.verified import verify
+from attrib.data.parquet_files import has_text, shown_rows
 from attrib.generators.identify.files import open_identified
 from attrib.index.index import INDEX_RECORD, Index, open_index
 from attrib.pages.charts import forest_figure, histogram_figure, svg
@@ -190,7 +191,7 @@ def _largest(table: pa.Table, count: int) -> pa.Table:
 
 def _roll_up_columns(settings: ReportSettings, run: Run) -> list[str]:
     kinds = {name: run.rows.schema.field(f"source_{name}").type for name in run.index.metadata_columns}
-    available = [name for name, kind in kinds.items() if not pa.types.is_nested(kind) and kind != pa.binary()]
+    available = [name for name, kind in kinds.items() if has_text(kind)]
     unknown = [name for name in settings.roll_up if name not in available]
     if unknown:
         raise AttribError(
@@ -202,7 +203,7 @@ def _roll_up_columns(settings: ReportSettings, run: Run) -> list[str]:
 
 def _top_sources(sums: pa.Table, index: Index, num_sources: int, storage: Storage) -> list[dict[str, Any]]:
     top = _largest(sums, num_sources)
-    known = {row["id"]: row for row in read_sources(index, top["key"].to_numpy(), storage).to_pylist()}
+    known = {row["id"]: row for row in shown_rows(read_sources(index, top["key"].to_numpy(), storage))}
     shown = [(sums, known[sums["key"]]) for sums in top.to_pylist()]
     fixed = {"id", "key", "uri"}
     return [sums | {"id": row["id"], "key": row["key"], "metadata": _metadata(row, fixed)} for sums, row in shown]
@@ -218,7 +219,7 @@ def _gallery(run: Run, ids: np.ndarray, num_gallery: int) -> list[dict[str, Any]
     is_chosen = pc.field("query_id").isin(pa.array(chosen))
     fixed = {field.name for field in QUERY_RESULT_FIELDS}
     cards = {}
-    for row in run.outcomes.to_table(filter=is_chosen).to_pylist():
+    for row in shown_rows(run.outcomes.to_table(filter=is_chosen)):
         shown = {"id": row["query_id"], "key": row["query_key"], "metadata": _metadata(row, fixed, "query_")}
         cards[row["query_id"]] = row | shown | {"sources": []}
     columns = ["query_id", "rank", "source_id", "source_key", "similarity", "share"]

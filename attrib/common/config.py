@@ -5,14 +5,13 @@
 
 import argparse
 import contextlib
+import copy
 import difflib
 import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import platform
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -21,9 +20,9 @@ from pydantic import BaseModel, ValidationError
 
 from attrib.common import logs
 from attrib.common.errors import AttribError
+from attrib.common.overrides import Override, expand
 
 T = TypeVar("T", bound=BaseModel)
-VARIABLE = re.compile(r"\$\{(\w+)\}")
 RECORDED_PACKAGES = (
     "attrib", "faiss-gpu", "faiss-cpu", "numpy", "pyarrow", "ray", "timm", "torch", "simplejpeg", "torchvision",
 )  # fmt: skip
@@ -53,12 +52,23 @@ def parse_arguments(
 def load_settings(settings: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
     """Settings from a YAML file (None: all defaults) and dotted `KEY=VALUE` overrides.
 
-    `${NAME}` in a value is replaced by the environment variable. Raises AttribError with file, key, value and rule.
+    `${NAME}` in a value is replaced by the environment variable. Raises AttribError with file or override, key, value
+    and rule.
     """
-    values, origin = (_read_yaml(path), path) if path else ({}, "the command line")
-    for override in overrides:
-        _apply(values, override)
-    return validate(settings, _expand(values, origin), origin)
+    values, origin = (expand(_read_yaml(path), path), path) if path else ({}, "the command line")
+    _rename_old_keys(settings, values, origin)
+    given = [Override(text) for text in overrides]
+    while True:
+        merged = copy.deepcopy(values)
+        for override in given:
+            override.apply(merged)
+        _rename_old_keys(settings, merged, "--set")
+        try:
+            return settings.model_validate(merged)
+        except ValidationError as error:
+            # One at a time: the check of a section may wait for that of another one.
+            if not any(override.take_next(error) for override in given):
+                raise _not_valid(error, settings, origin, given) from error
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -82,8 +92,20 @@ def validate(settings: type[T], values: dict[str, Any], origin: str) -> T:
     try:
         return settings.model_validate(values)
     except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in _explain(error, settings))
-        raise AttribError(f"{origin}: these settings are not valid:\n{lines}") from error
+        raise _not_valid(error, settings, origin) from error
+
+
+def _not_valid(
+    error: ValidationError, settings: type[BaseModel], origin: str, overrides: Sequence[Override] = ()
+) -> AttribError:
+    """The error with a line per key; a line about what an override set stands under that override."""
+    lines: dict[str, list[str]] = {}
+    for path, line in _explain(error, settings):
+        # Of a whole section, the file and the overrides in it may be the cause.
+        causes = [o.name for o in overrides if o.holds(path)][-1:]
+        causes = causes or [origin, *(o.name for o in overrides if o.lies_in(path))]
+        lines.setdefault(" with ".join(causes), []).append(f"  {line}")
+    return AttribError("\n".join(f"{at}: these settings are not valid:\n" + "\n".join(lines[at]) for at in lines))
 
 
 def _rename_old_keys(settings: type[BaseModel], values: dict[str, Any], origin: str) -> None:
@@ -99,8 +121,8 @@ def _rename_old_keys(settings: type[BaseModel], values: dict[str, Any], origin: 
             _rename_old_keys(section, values[name], origin)
 
 
-def _explain(error: ValidationError, settings: type[BaseModel]) -> Iterator[str]:
-    """One line per error: key, rule and value; for an unknown key the known ones."""
+def _explain(error: ValidationError, settings: type[BaseModel]) -> Iterator[tuple[tuple[int | str, ...], str]]:
+    """Path and line of each error: key, rule and value; for an unknown key the known ones."""
     for found in error.errors():
         path, message = found["loc"], found["msg"].removeprefix("Value error, ")
         if found["type"] == "extra_forbidden":
@@ -110,7 +132,7 @@ def _explain(error: ValidationError, settings: type[BaseModel]) -> Iterator[str]
         value = repr(found["input"])
         value = value if len(value) <= 80 else value[:77] + "..."
         given = "" if isinstance(found["input"], dict) or found["type"] == "secret" else f" (got {value})"
-        yield (f"{'.'.join(map(str, path))}: " if path else "") + message + given
+        yield path, (f"{'.'.join(map(str, path))}: " if path else "") + message + given
 
 
 def _known_keys(settings: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
@@ -128,39 +150,6 @@ def _inner_types(annotation: Any) -> Iterator[Any]:
     yield annotation
     for inner in get_args(annotation):
         yield from _inner_types(inner)
-
-
-def _expand(value: Any, origin: str) -> Any:
-    """Replace `${NAME}` in every string. After parsing, so that the value of a variable is never read as YAML."""
-    if isinstance(value, dict):
-        return {key: _expand(item, origin) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_expand(item, origin) for item in value]
-    if not isinstance(value, str):
-        return value
-    for name in VARIABLE.findall(value):
-        if name not in os.environ:
-            unset = f"no environment variable {name} is set"
-            raise AttribError(f"{origin} uses ${{{name}}}, but {unset}; set it or write the value")
-    return VARIABLE.sub(lambda match: os.environ[match[1]], value)
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise AttribError(f"--set {override!r} is not of the form key=value, e.g. --set backbone.name=resnet50")
-    *parents, last = key.split(".")
-    for parent in parents:
-        if values.get(parent) is None:  # absent, or a section whose keys are all commented out
-            values[parent] = {}
-        values = values[parent]
-        if not isinstance(values, dict):
-            raise AttribError(f"--set {override!r}: {parent!r} holds a value, not a section; correct the key")
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        example = "--set 'title=\"a: b\"'"
-        raise AttribError(f"--set {override!r}: the value is not valid YAML; quote it, e.g. {example}") from error
 
 
 def digest(value: Any) -> str:

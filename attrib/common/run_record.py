@@ -16,7 +16,7 @@ from attrib.common.errors import AttribError
 from attrib.common.json_records import parse_record, with_checksum
 from attrib.common.lease import WRITER, Lease
 from attrib.common.outputs import check_output, input_uris
-from attrib.common.settings import JobSettings, result_settings
+from attrib.common.settings import IDENTITY, JobSettings, result_settings
 from attrib.common.storage import Storage, join
 from attrib.common.swap import read_or_none
 
@@ -133,7 +133,7 @@ def finish(
 
 def run_identity(settings: JobSettings, inputs: Record) -> str:
     """Digest of everything that affects the results of a run, 64 hex digits."""
-    return digest([type(settings).__name__, result_settings(settings), inputs])
+    return digest([type(settings).__name__, result_settings(settings, IDENTITY), inputs])
 
 
 def _read(uri: str, storage: Storage) -> Record | None:

@@ -7,6 +7,7 @@ so that `--help` and config errors answer in about a second.
 import logging
 import os
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import unquote
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -24,9 +25,27 @@ def absolute_uri(uri: str) -> str:
         if not uri.removeprefix("s3://").strip("/") or uri.startswith("s3:///"):
             raise ValueError(f"{uri!r} names no bucket; write s3://bucket/prefix (is an environment variable empty?)")
         return uri.rstrip("/")
-    if "://" in uri and not uri.startswith("file://"):
+    if "://" in uri and not uri.lower().startswith("file://"):
         raise ValueError(f"unsupported scheme in {uri!r}; use a local path, file:// or s3://")
-    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+    return os.path.abspath(os.path.expanduser(local_path(uri)))
+
+
+def local_path(uri: str) -> str:
+    """The path of a file: URI (RFC 8089: percent-encoded, with a host or without); any other text stays as it is.
+
+    A path that is there as it is written is taken as it is. Raises ValueError for a file on another host.
+    """
+    scheme, path = uri[:5], uri[5:]
+    if scheme.lower() != "file:" or not path.startswith("/"):
+        return uri
+    if path.startswith("//"):
+        host, slash, path = path[2:].partition("/")
+        if host.lower() not in ("", "localhost"):
+            raise ValueError(
+                f"{uri!r} is a file on the host {host!r}; write file:/// and the path, if it is on this one"
+            )
+        path = slash + path
+    return path if os.path.lexists(path) else unquote(path, errors="surrogateescape")
 
 
 IS_URI = AfterValidator(absolute_uri)
@@ -112,9 +131,12 @@ class BudgetSettings(Settings):
         return self
 
 
-def result_settings(settings: "JobSettings") -> dict[str, Any]:
-    """The settings that decide what a job writes."""
-    return settings.model_dump(mode="json", exclude=set(settings.execution_only))
+IDENTITY = "identity"  # the context in which settings are written to be digested
+
+
+def result_settings(settings: "JobSettings", context: str | None = None) -> dict[str, Any]:
+    """The settings that decide what a job writes. context: IDENTITY, to digest them."""
+    return settings.model_dump(mode="json", exclude=set(settings.execution_only), context=context)
 
 
 class JobSettings(Settings):

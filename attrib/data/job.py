@@ -3,6 +3,7 @@
 import logging
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from attrib.common.errors import AttribError
 from attrib.common.run_record import run_once
 from attrib.common.settings import JobSettings
 from attrib.common.storage import Storage, join
-from attrib.data.collections import RESERVED_COLUMNS, ListingUnit, list_images, list_units, open_sidecar
+from attrib.data.collections import RESERVED_COLUMNS, ListingUnit, list_images, list_units
 from attrib.data.estimate import ManifestTask, RowBytes, estimate_manifest
 from attrib.data.ids import duplicated_ids, resolve_collisions
 from attrib.data.manifest import (
@@ -27,7 +28,9 @@ from attrib.data.manifest import (
     part_name,
     plan_partitions,
 )
+from attrib.data.selection import Skipped
 from attrib.data.settings import CollectionSettings, ManifestSettings
+from attrib.data.sidecar import Met, describe_met, open_sidecar
 from attrib.runtime.admission import admit
 from attrib.runtime.estimate import Estimate
 from attrib.runtime.machine import baseline_bytes
@@ -44,7 +47,8 @@ SAMPLE_ROWS = 4_096  # of a listing, whose mean row size is measured
 def run(settings: ManifestSettings) -> dict[str, Any]:
     """Make the manifest and return its record.
 
-    Raises AttribError for an empty collection, a key that occurs twice, or metadata that match no image.
+    Raises AttribError for an empty collection, a key that occurs twice, more left out than max_skipped_share allows, or
+    metadata that match no image.
     """
     baseline_bytes()
     storage = Storage(settings.storage)
@@ -61,18 +65,23 @@ def _list_collection(settings: ManifestSettings, storage: Storage) -> dict[str, 
             storage.delete_file(join(settings.output, name))
     storage.delete_folder(join(settings.output, LISTINGS))
     connect(settings.ray)
-    collection = settings.collection
-    units = list_units(collection, storage)
+    collection, skipped = settings.collection, Skipped()
+    if collection.metadata:
+        open_sidecar(collection.metadata, storage)
+    units = list_units(collection, storage, skipped)
+    if collection.format != "folder":
+        skipped.check(collection.name, len(units), settings.max_skipped_share, "shards")
     listings = [join(settings.output, LISTINGS, f"unit-{i:06d}.parquet") for i in range(len(units))]
     started = time.monotonic()
     work = [(unit, collection, listing, storage) for unit, listing in zip(units, listings)]
     listed = run_all(_list_unit, work, f"list {collection.name}", "units", [1] * len(work))
-    _check_same_columns(units, [schema for _, schema in listed])
-    ids_by_unit = [ids for ids, _ in listed]
+    _check_same_columns(units, [schema for _, schema, _ in listed])
+    ids_by_unit = [ids for ids, _, _ in listed]
     sorted_ids = np.sort(np.concatenate(ids_by_unit))
-    if not len(sorted_ids):
-        wanted = f"files ending in {', '.join(collection.extensions)}" if collection.format != "parquet" else "rows"
-        raise AttribError(f"no {wanted} below {collection.uri}; correct uri, format or extensions")
+    in_units = Skipped()
+    for _, _, of_unit in listed:
+        in_units.update(of_unit)
+    _check_skipped(settings, len(sorted_ids), in_units, skipped)
     admit(_estimate(settings, listings, ids_by_unit, time.monotonic() - started, storage), settings)
     moved = _resolve_collisions(sorted_ids, listings, ids_by_unit, storage)
     sorted_ids = np.union1d(sorted_ids, np.array(list(moved.values()), np.int64))
@@ -84,8 +93,7 @@ def _list_collection(settings: ManifestSettings, storage: Storage) -> dict[str, 
         for i, slices in enumerate(partitions)
     ]
     written = run_all(_write_partition, partition_work, f"manifest {collection.name}", "images", num_rows)
-    metadata_columns, num_described, order_digests, rows_digests = zip(*written)
-    _check_described(collection, sum(num_described), listings, storage)
+    metadata_columns, met, order_digests, rows_digests = zip(*written)
     results = {
         "collection": collection.name,
         "digest": ids_digest(collection, sorted_ids),
@@ -98,9 +106,41 @@ def _list_collection(settings: ManifestSettings, storage: Storage) -> dict[str, 
         "metadata_columns": metadata_columns[-1],
         "num_tasks": {ManifestTask.LIST: len(units), ManifestTask.PARTITION: len(partitions)},
         "num_files": len(partitions),
-    }
+        "skipped": {str(reason): count for reason, count in skipped.counts.items()},
+    } | _join_results(settings, met, len(partitions), storage)
     storage.delete_folder(join(settings.output, LISTINGS))
     return results
+
+
+def _check_skipped(settings: ManifestSettings, num_images: int, in_units: Skipped, skipped: Skipped) -> None:
+    """Add what units left out to `skipped`, say what it is, and raise AttribError if it is too much or all."""
+    collection = settings.collection
+    in_units.check(collection.name, num_images, settings.max_skipped_share)
+    skipped.update(in_units)
+    if skipped.counts:
+        level = logging.WARNING if skipped.num_lost else logging.INFO
+        logger.log(level, f"manifest {collection.name}: listing left out {skipped.describe()}")
+    if not num_images:
+        wanted = f"files ending in {', '.join(collection.extensions)}" if collection.format != "parquet" else "rows"
+        raise AttribError(
+            f"no {wanted} below {collection.uri}; correct uri, format or extensions (left out: {skipped.describe()})"
+        )
+
+
+def _join_results(
+    settings: ManifestSettings, met: Sequence[Met], num_partitions: int, storage: Storage
+) -> dict[str, Any]:
+    """Return the counts of the metadata join, and say which images and rows did not meet."""
+    if settings.collection.metadata is None:
+        return {}
+    total = Met()
+    for partition in met:
+        total.update(partition)
+    parts = [join(settings.output, part_name(i)) for i in range(num_partitions)]
+    unmet = describe_met(total, settings.collection, parts, storage)
+    if unmet:
+        logger.warning(unmet)
+    return {"num_described": total.num_described, "num_metadata_rows": total.num_rows}
 
 
 def list_collection(collection: CollectionSettings, output: str, job: JobSettings) -> Manifest:
@@ -128,11 +168,12 @@ def _estimate(
 
 def _list_unit(
     unit: ListingUnit, collection: CollectionSettings, uri: str, storage: Storage
-) -> tuple[np.ndarray, pa.Schema]:
-    """Write the listing of a work unit; return its ids and columns."""
-    images = list_images(unit, collection, storage)
+) -> tuple[np.ndarray, pa.Schema, Skipped]:
+    """Write the listing of a work unit; return its ids and columns, and what it left out."""
+    skipped = Skipped()
+    images = list_images(unit, collection, storage, skipped)
     storage.write_table(uri, images)
-    return images["id"].to_numpy(), images.schema
+    return images["id"].to_numpy(), images.schema, skipped
 
 
 def _check_same_columns(units: list[ListingUnit], schemas: list[pa.Schema]) -> None:
@@ -167,32 +208,17 @@ def _write_partition(
     collection: CollectionSettings,
     uri: str,
     storage: Storage,
-) -> tuple[list[str], int, str, str]:
+) -> tuple[list[str], Met, str, str]:
     """Write the rows of slices of listings, one each.
 
-    Returns the metadata columns, the number of images with metadata, a digest of ids and places in order, and one of
-    the whole file.
+    Returns the metadata columns, the counts of their join, a digest of ids and places in order, and one of the whole
+    file.
     """
+    met = Met()
     tables = [storage.read_rows(listing, s.start, s.stop) for listing, s in zip(listings, slices)]
-    images = build_partition(tables, moved, collection, storage)
+    images = build_partition(tables, moved, collection, storage, met)
     sha256 = storage.write_table(uri, images)
     columns = [name for name in images.schema.names if name not in RESERVED_COLUMNS]
-    described = np.zeros(len(images), bool)
-    for name in columns:
-        described |= images[name].is_valid().to_numpy()
     places = images.select(["id", "offset", "num_bytes", "row_group", "row"]).to_pylist()
     order = digest([list(place.values()) for place in places])
-    return columns, int(described.sum()), order, sha256
-
-
-def _check_described(collection: CollectionSettings, num_described: int, listings: list[str], storage: Storage) -> None:
-    """Raise AttribError if the sidecar describes no image at all: then its keys are written in another way."""
-    if collection.metadata is None or num_described:
-        return
-    sidecar = open_sidecar(collection.metadata, storage)
-    theirs = sidecar.head(1)[collection.metadata.key_column][0].as_py() if sidecar.count_rows() else "(no rows)"
-    ours = next(k for uri in listings for k in storage.read_table(uri, columns=["key"])["key"].to_pylist())
-    raise AttribError(
-        f"{collection.metadata.uri} describes none of the images: its keys look like {theirs!r}, the collection's like "
-        f"{ours!r}; set metadata.key_column and metadata.key_prefix to match"
-    )
+    return columns, met, order, sha256

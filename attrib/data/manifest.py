@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 
 from attrib.common.config import digest
 from attrib.common.storage import Storage, join
 from attrib.common.verified import verify
-from attrib.data.collections import join_metadata
+from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.ids import sampling_rank
 from attrib.data.settings import CollectionSettings
+from attrib.data.sidecar import Met, join_metadata
 
 MANIFEST_RECORD = "manifest.json"
 
@@ -82,15 +84,27 @@ def ids_digest(collection: CollectionSettings, sorted_ids: np.ndarray) -> str:
 
 
 def build_partition(
-    tables: list[pa.Table], moved_ids: dict[str, int], collection: CollectionSettings, storage: Storage
+    tables: list[pa.Table],
+    moved_ids: dict[str, int],
+    collection: CollectionSettings,
+    storage: Storage,
+    met: Met | None = None,
 ) -> pa.Table:
-    """Return the rows of one partition: concatenated listings, colliding ids replaced, metadata joined."""
+    """Return the rows of one partition: concatenated listings, colliding ids replaced, metadata joined.
+
+    met: counts of images and rows that met are added to it.
+    """
     images = pa.concat_tables(tables)
     if moved_ids:
         keys, ids = images["key"].to_pylist(), images["id"].to_pylist()
         replaced = [moved_ids.get(key, image_id) for key, image_id in zip(keys, ids)]
         images = images.set_column(0, images.schema.field("id"), pa.array(replaced, pa.int64()))
-    return join_metadata(images, collection, storage)
+    return join_metadata(images, collection, storage, met)
+
+
+def open_places(uris: list[str], storage: Storage) -> pyarrow.dataset.Dataset:
+    """Return LOCATION_FIELDS of partitions; those that manifests of earlier versions lack are null."""
+    return storage.dataset(uris, format="parquet", schema=pa.schema(LOCATION_FIELDS))
 
 
 def open_manifest(uri: str, storage: Storage) -> Manifest:

@@ -9,6 +9,7 @@ from pyarrow import ipc
 
 from attrib.common.errors import ImageError
 from attrib.common.storage import Storage
+from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.fatal_images import without_fatal
 from attrib.data.manifest import Manifest
 from attrib.data.reading import read_all
@@ -16,6 +17,8 @@ from attrib.embed.embeddings import RESULT_FIELDS, schema
 from attrib.embed.settings import EmbedSettings
 from attrib.models.encoder import ImageEncoder
 from attrib.models.preprocessing import Preprocessing
+
+PLACE_COLUMNS = [field.name for field in LOCATION_FIELDS if field.name != "key"]
 
 
 @dataclass
@@ -43,7 +46,7 @@ def prepare_images(
     images: pa.Table, manifest: Manifest, preprocessing: Preprocessing, settings: EmbedSettings, storage: Storage
 ) -> PreparedChunk:
     """Read, decode and resize the images of manifest rows; a failure becomes the stage and reason of its row."""
-    rows = images.select(["id", "uri", "offset", "num_bytes", "row_group", "row"]).to_pylist()
+    rows = images.select([n for n in PLACE_COLUMNS if n in images.schema.names]).to_pylist()
     # One allocation: many small arrays between the large buffers of the decoder would fragment the memory.
     pixels = np.empty((len(rows), 3, preprocessing.crop_px, preprocessing.crop_px), np.uint8)
     results, num_decoded = [], 0

@@ -16,8 +16,8 @@ from attrib.common.run_record import finish, finished, writing
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join
 from attrib.data.chunks import CHUNKS, Chunk, failures_of, pending_chunks
-from attrib.data.collections import LOCATION_FIELDS
-from attrib.data.manifest import Manifest, open_manifest, part_name
+from attrib.data.manifest import Manifest, open_manifest, open_places, part_name
+from attrib.data.reading import accept_repaired
 from attrib.embed.embeddings import EMBEDDINGS_RECORD, FAILURES, finish_partition
 from attrib.embed.encode import PreparedChunk, encode_chunk, prepare_images
 from attrib.embed.estimate import EmbedTask, EncoderProbe, estimate_embed, probe_encoder
@@ -89,7 +89,7 @@ class EmbedRun:
 
 @lru_cache(maxsize=1)  # a worker's next chunk is often of the same partition
 def _read_partition(storage: StorageSettings, uri: str) -> pa.Table:
-    return Storage(storage).read_table(uri, columns=[field.name for field in LOCATION_FIELDS])
+    return open_places([uri], Storage(storage)).to_table()
 
 
 def run(settings: EmbedSettings) -> dict:
@@ -249,9 +249,10 @@ def _retry_failed(run: EmbedRun, pool: WorkerPool) -> None:
 def _retry_partition(run: EmbedRun, partition: int, failed: pa.ChunkedArray) -> tuple[int, int]:
     storage, rows = run.storage, run.settings.chunk_rows
     is_failed = pc.field("id").isin(failed)
-    images = storage.read_table(run.manifest.checked_uri(partition, storage), filter=is_failed)
+    images = open_places([run.manifest.checked_uri(partition, storage)], storage).to_table(filter=is_failed)
     if not len(images):
         return 0, 0
+    images = accept_repaired(images)
     torch.set_num_threads(1)
     encoder = run.load_encoder()
     chunks = (images.slice(start, rows) for start in range(0, len(images), rows))

@@ -13,7 +13,7 @@ import numpy as np
 
 from attrib.common.errors import AttribError
 from attrib.common.storage import Storage
-from attrib.data.collections import open_sidecar
+from attrib.data.sidecar import open_sidecar
 from attrib.embed.embeddings import open_embeddings
 from attrib.evaluate.abc_protocol import read_test_case, score_abc
 from attrib.evaluate.collection import Collection, check_comparable, read_collection, unit_rows

@@ -3,7 +3,7 @@
 from pydantic import Field, model_validator
 
 from attrib.common.settings import JobSettings, Positive, Settings, Uri
-from attrib.data.settings import MetadataSettings
+from attrib.data.settings import TableSettings
 from attrib.shares.settings import SharesSettings
 
 
@@ -31,7 +31,7 @@ class MethodSettings(Settings):
         return self
 
 
-class TruthSettings(MetadataSettings):
+class TruthSettings(TableSettings):
     """The truth table: one row per (query, role, source group); key_column names the query."""
 
     role_column: str = "role"

@@ -17,7 +17,7 @@ from attrib.common.errors import AttribError, ImageError
 from attrib.common.storage import Storage, join
 from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.decoding import decode_image
-from attrib.data.manifest import open_manifest
+from attrib.data.manifest import open_manifest, open_places
 from attrib.data.reading import read_all
 from attrib.embed.embeddings import EMBEDDINGS_RECORD
 
@@ -57,7 +57,7 @@ def read_thumbnails(
             manifest.checked_uri(partition, storage) for partition, num_rows in enumerate(manifest.num_rows) if num_rows
         ]
         is_wanted = pc.field(column).isin(pa.array(wanted, fields.field(column).type))
-        table = storage.dataset(uris, format="parquet").to_table(fields.names, is_wanted)
+        table = open_places(uris, storage).to_table(filter=is_wanted)
     except (AttribError, OSError):
         return dict.fromkeys(wanted, Thumbnail(None, "the manifest is gone"))
     # A Parquet row group is read as a whole, so its images follow each other.

@@ -5,9 +5,9 @@ import torch
 
 from attrib.common.errors import AttribError
 from attrib.common.storage import Storage
-from attrib.data.collections import open_sidecar
 from attrib.data.ids import image_ids
 from attrib.data.manifest import Manifest
+from attrib.data.sidecar import open_sidecar
 from attrib.models.encoder import Network
 from attrib.models.heads import Head
 from attrib.models.model import AttributionModel, build_model, features_data_config

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from attrib.common.settings import JobSettings, Positive, Settings, Share, Uri
-from attrib.data.settings import MetadataSettings
+from attrib.data.settings import TableSettings
 from attrib.models.settings import BackboneSettings, FeatureSettings, HeadSettings
 from attrib.train.augment.settings import ViewSettings, Weight
 
@@ -65,7 +65,7 @@ class TrainSettings(JobSettings):
     optimiser: OptimiserSettings = OptimiserSettings()
     fine_tune: FineTuneSettings | None = None  # None: only the head, on features computed once
     synthetic: Uri | None = None  # manifest of unpaired generated images, to fit the head of their domain
-    pairs: MetadataSettings | None = None  # for control supervised: key_column names the synthetic image
+    pairs: TableSettings | None = None  # for control supervised: key_column names the synthetic image
     pairs_source_column: str = "source"
     control: Literal["raw", "centred", "whitened", "domain_whitened", "supervised"] | None = None
     max_failed_share: Share = 0.05

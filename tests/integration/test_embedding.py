@@ -39,6 +39,7 @@ def hostile_run(local_ray, tmp_path_factory):
         "format": "parquet",
         "key_column": "name",
         "uri_column": "where",
+        "allowed_roots": [str(folder / "files")],
     }
     make_manifest(collection, str(folder / "manifest"))
     os.unlink(places["ordinary 0.jpg"])

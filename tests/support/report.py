@@ -16,6 +16,7 @@ from attrib.common.storage import Storage, join
 from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.ids import image_ids
 from attrib.data.manifest import part_name
+from attrib.data.parquet_files import shown_rows
 from attrib.index.search import Candidates
 from attrib.shares.settings import SharesSettings
 from support.shards import make_plan
@@ -73,7 +74,8 @@ class Collection:
         )
 
     def sources(self) -> pa.Table:
-        names = [name for name in self.rows.schema.names if name not in ("offset", "num_bytes", "row_group", "row")]
+        left_out = {field.name for field in LOCATION_FIELDS} - {"id", "key", "uri"}
+        names = [name for name in self.rows.schema.names if name not in left_out]
         return self.rows.select(names).sort_by("id").combine_chunks()
 
 
@@ -106,7 +108,7 @@ class SmallRun:
                 ],
             },
         )
-        blocks = np.array_split(np.argsort(queries.ids), 2)
+        blocks = np.array_split(np.argsort(queries.ids), min(2, len(queries.ids)))
         self.rows = []
         for block, places in enumerate(blocks):
             self._write_block(block, places, similarity, failed)
@@ -136,7 +138,8 @@ class SmallRun:
         query = np.array([row for row, _ in kept for _ in range(TOP_K)], np.int64)
         source = np.array([s for _, place in kept for s in order[place]], np.int64)
         score = np.array([similarity[place, s] for _, place in kept for s in order[place]], np.float32)
-        table = self.queries.rows.take(pa.array(places)).drop_columns(["offset", "num_bytes", "row_group", "row"])
+        places_only = [field.name for field in LOCATION_FIELDS if field.name not in ("id", "key", "uri")]
+        table = self.queries.rows.take(pa.array(places)).drop_columns(places_only)
         for at, name in enumerate(("stage", "reason")):
             column = [failed[place][at] if place in failed else None for place in places]
             table = table.append_column(name, pa.array(column, pa.string()))
@@ -146,7 +149,7 @@ class SmallRun:
         )
         STORAGE.write_table(join(self.uri, "attributions", block_name(block)), attributions)
         STORAGE.write_table(join(self.uri, "outcomes", block_name(block)), outcomes)
-        self.rows += attributions.to_pylist()
+        self.rows += shown_rows(attributions)
 
     def scan(self):
         uris = [join(self.uri, "attributions", block_name(block)) for block in range(2)]

@@ -9,6 +9,7 @@ from attrib.common.errors import AttribError, ImageError, first_line
 from attrib.common.storage import Storage, join
 from attrib.data.collections import list_images, list_units
 from attrib.data.reading import read_image, read_parquet_images
+from attrib.data.selection import Skipped
 from attrib.data.settings import CollectionSettings
 from attrib.generators.fingerprints.base import Method
 from attrib.generators.registry.comparability import registry_warnings
@@ -30,7 +31,10 @@ def read_collection(
 
     Images are evenly spaced in the order of keys. Unusable ones are replaced by others of the collection.
     """
-    tables = [list_images(unit, collection, storage) for unit in list_units(collection, storage)]
+    skipped = Skipped()
+    tables = [list_images(unit, collection, storage, skipped) for unit in list_units(collection, storage, skipped)]
+    if skipped.counts:
+        logger.info(f"{collection.uri}: listing left out {skipped.describe()}")
     rows = sorted((row for table in tables for row in table.to_pylist()), key=lambda row: row["key"])
     if not rows:
         raise AttribError(f"{collection.uri} contains no image; correct the path or the option extensions")
@@ -48,7 +52,7 @@ def read_collection(
                 if isinstance(data, ImageError):
                     raise data
             else:
-                data = read_image(row, storage)
+                data = read_image(row, storage, collection)
             sample = read_sample(data, max_megapixels)
         except ImageError as error:
             wanted.failed(error)

@@ -23,9 +23,8 @@ from torch import Tensor
 
 from attrib.common.errors import AttribError
 from attrib.common.storage import Storage
-from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.ids import sampling_rank
-from attrib.data.manifest import Manifest
+from attrib.data.manifest import Manifest, open_places
 from attrib.generators.signals.spectrum import azimuthal_power, log_spectrum, patches, residual
 from attrib.generators.synthesis.photographs import decoded
 from attrib.generators.synthesis.pool import Pool
@@ -76,8 +75,8 @@ def real_profiles(
     The first folder of an image's key names its generator. Raises AttribError if left_out has an unknown name, or a
     generator has no image of PATCH_PX or more.
     """
-    parts = [storage.read_table(manifest.checked_uri(p, storage)) for p in range(len(manifest.num_rows))]
-    table = pa.concat_tables(parts).select([field.name for field in LOCATION_FIELDS])
+    uris = [manifest.checked_uri(p, storage) for p in range(len(manifest.num_rows))]
+    table = open_places(uris, storage).to_table()
     rows = table.take(pa.array(np.argsort(sampling_rank(table["id"].to_numpy())))).to_pylist()
     by_name: dict[str, list[dict]] = {}
     for row in rows:

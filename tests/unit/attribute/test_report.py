@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.report import CLEAR, STORAGE, Page, SmallRun, small_run
+from support.report import CLEAR, STORAGE, Collection, Page, SmallRun, small_run
 
 from attrib.attribute.report import (
     count_histogram,
@@ -93,6 +93,36 @@ def test_roll_up_columns_can_be_chosen(run, tmp_path):
     assert len(re.findall(r'<h3>(.+?) <span class="soft">', text)) == 3  # lists cannot be summed by value
     for name in ("tags", "owner"):
         with pytest.raises(AttribError, match=f"{name}.*artist, licence <i>, year"):
+            run.report(tmp_path, roll_up=(name,))
+
+
+def test_metadata_of_any_type_is_shown_or_left_out(tmp_path):
+    """Bytes, lists and what Python or Arrow cannot write as text never end a report, which comes after all stages."""
+    digests = pa.array([b"\xff" * 20, b"\xfe" * 20, None])
+    odd = {
+        "sha": digests.cast(pa.binary(20)),
+        "thumb": digests.cast(pa.large_binary()),
+        "view": digests.cast(pa.binary()),
+        "same": digests.dictionary_encode(),
+        "uuid": pa.array([b"\xff" * 16] * 3, pa.uuid()),
+        "far": pa.array([2**62, None, 0], pa.timestamp("ms")),
+        "mars": pa.array([0, 1, None], pa.timestamp("us", tz="Mars/X")),
+        "list": pa.array([[b"\xff"], [], None]),
+        "struct": pa.array([{"b": b"\xff"}, None, None]),
+        "owner": pa.array(["Ann", "Bo", None]),
+        "big": pa.array([2**53 + 1, None, 1]),
+        "nothing": pa.nulls(3),
+    }
+    sources = Collection(tmp_path, "sources", ["a.png", "b.png", "d.png"], odd)
+    queries = Collection(tmp_path, "queries", ["c.png"], {name: array.slice(0, 1) for name, array in odd.items()})
+    similarity = np.array([[0.9, 0.8, 0.7]], np.float32)
+    run = SmallRun(tmp_path, sources, queries, similarity, {})
+    _, text = run.report(tmp_path)
+    headings = set(re.findall(r'<h3>(\S+) <span class="soft">', text))
+    assert headings == {"far", "owner", "big", "nothing"}
+    assert "20 bytes" in text and "9007199254740993" in text and "Ann" in text
+    for name in ("sha", "thumb", "same", "uuid", "mars", "list"):
+        with pytest.raises(AttribError, match=rf"no column '{name}' of single values; choose from .*owner"):
             run.report(tmp_path, roll_up=(name,))
 
 

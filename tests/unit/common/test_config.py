@@ -289,7 +289,7 @@ def test_a_job_without_a_config_starts_from_the_defaults(tmp_path, monkeypatch, 
     assert load_settings(DemoSettings, str(CONFIGS / "demo.yaml")) == DemoSettings()
     with pytest.raises(SystemExit):
         parse_arguments(DemoSettings, "text", ["--set", "sed=3"], needs_config=False)
-    assert "the command line: these settings are not valid:" in capsys.readouterr().err
+    assert "--set sed=3: these settings are not valid:" in capsys.readouterr().err
 
 
 def test_settings_are_frozen():

@@ -64,8 +64,9 @@ class Embeddings:
 def open_embeddings(uri: str, storage: Storage) -> Embeddings:
     """Read a finished embed run. Raises AttribError if there is none."""
     record = storage.require(join(uri, EMBEDDINGS_RECORD), "jobs.embed")
-    same = ("encoder", "digest", "num_rows", "num_embedded", "sha256")
-    return Embeddings(uri, record["settings"]["manifest"], **{name: record[name] for name in same})
+    same = ("encoder", "digest", "num_rows", "num_embedded")
+    found = {name: record[name] for name in same}
+    return Embeddings(uri, record["settings"]["manifest"], **found, sha256=record.get("sha256"))
 
 
 def read_vectors(

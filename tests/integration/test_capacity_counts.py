@@ -34,7 +34,7 @@ RECORDS = {
 }
 LOCAL = Storage(StorageSettings())
 pytestmark = pytest.mark.timeout(900)  # one whole pipeline
-LEFT_OUT = re.compile(r"\.json$|/failures\.parquet$|^report\.html$")  # small files, not predicted
+LEFT_OUT = re.compile(r"\.json$|\.json\.lock$|/failures\.parquet$|^report\.html$")  # small files, not predicted
 
 
 def files_below(folder: Path, root: Path) -> Counter:

@@ -42,19 +42,21 @@ def read_image_or_error(row: dict[str, Any], storage: Storage) -> bytes | ImageE
         return error
 
 
-def read_parquet_images(rows: list[dict[str, Any]], bytes_column: str, storage: Storage) -> list[bytes | ImageError]:
-    """Return the encoded bytes, or the ImageError, of each row that lies inside a Parquet file."""
-    found: list[bytes | ImageError] = []
+def read_parquet_images(
+    rows: list[dict[str, Any]], bytes_column: str, storage: Storage
+) -> Iterator[bytes | ImageError]:
+    """Yield the encoded bytes, or the ImageError, of each row that lies inside a Parquet file."""
     for row in rows:
+        found: bytes | ImageError
         try:
             column = _read_row_group(storage.settings, row["uri"], row["row_group"], bytes_column)
             value = column[row["row"]].as_py() if row["row"] < len(column) else None
-            found.append(ImageError("read", "the row holds no bytes") if value is None else value)
+            found = ImageError("read", "the row holds no bytes") if value is None else value
         except FileNotFoundError:
-            found.append(ImageError("read", "the file is gone since it was listed"))
+            found = ImageError("read", "the file is gone since it was listed")
         except Exception as error:  # damaged files and object stores raise many exception types
-            found.append(ImageError("read", first_line(error)))
-    return found
+            found = ImageError("read", first_line(error))
+        yield found
 
 
 @lru_cache(maxsize=1)  # the next chunk of a worker often lies in the same row group of thousands of images

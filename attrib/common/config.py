@@ -110,12 +110,13 @@ def _not_valid(
 
 def _rename_old_keys(settings: type[BaseModel], values: dict[str, Any], origin: str) -> None:
     for old, new in getattr(settings, "old_keys", {}).items():
-        if old in values and new in values:
-            raise AttribError(f"{origin} has both {new!r} and its old name {old!r}; keep {new!r}")
         if old in values:
             renamed = f"the key {old!r} is now called {new!r}"
             logger.warning(f"{origin}: {renamed}; the old name will be refused in a later version")
-            values[new] = values.pop(old)
+            given, present = values.pop(old), values.get(new)
+            if new in values and not (isinstance(given, dict) and isinstance(present, dict)):
+                raise AttribError(f"{origin} has both {new!r} and its old name {old!r}; keep {new!r}")
+            values[new] = present | given if present else given  # a section by --set with its old name, and the file's
     for name, section in getattr(settings, "sections", {}).items():
         if isinstance(values.get(name), dict):
             _rename_old_keys(section, values[name], origin)

@@ -62,12 +62,11 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_retired_keys(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
         for key, reason in cls.retired_keys.items():
-            if key in values:
+            if isinstance(values, dict) and key in values:
                 logger.warning(f"{key} is no longer used: {reason}; delete it from the config")
-        return {key: value for key, value in values.items() if key not in cls.retired_keys}
+                values = {name: value for name, value in values.items() if name != key}
+        return values
 
 
 class StorageSettings(Settings):

@@ -61,22 +61,24 @@ def read_image_or_error(
         return error
 
 
-def read_parquet_images(rows: list[dict[str, Any]], bytes_column: str, storage: Storage) -> list[bytes | ImageError]:
-    """Return the encoded bytes, or the ImageError, of each row that lies inside a Parquet file."""
-    found: list[bytes | ImageError] = []
+def read_parquet_images(
+    rows: list[dict[str, Any]], bytes_column: str, storage: Storage
+) -> Iterator[bytes | ImageError]:
+    """Yield the encoded bytes, or the ImageError, of each row that lies inside a Parquet file."""
     for row in rows:
+        found: bytes | ImageError
         try:
             place = row["uri"], row.get("listed_version"), row["row_group"]
             column = _read_row_group(storage.settings, *place, bytes_column)
             value = column[row["row"]].as_py() if row["row"] < len(column) else None
-            found.append(ImageError("read", "the row holds no bytes") if value is None else value)
+            found = ImageError("read", "the row holds no bytes") if value is None else value
         except FileNotFoundError:
-            found.append(ImageError("read", GONE))
+            found = ImageError("read", GONE)
         except ImageError as error:
-            found.append(error)
+            found = error
         except Exception as error:  # damaged files and object stores raise many exception types
-            found.append(ImageError("read", first_line(error)))
-    return found
+            found = ImageError("read", first_line(error))
+        yield found
 
 
 @lru_cache(maxsize=1)  # the next chunk of a worker often lies in the same row group of thousands of images

@@ -1,7 +1,6 @@
 """Image encoders: a timm network, its weights (hub, local file or attrib checkpoint) and its preprocessing."""
 
 import ctypes
-import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 
@@ -11,12 +10,11 @@ import timm.data
 import torch
 from safetensors import SafetensorError, safe_open
 
-from attrib.common.config import digest
 from attrib.common.errors import AttribError, first_line
 from attrib.common.json_records import parse_record
 from attrib.common.storage import Storage, join, scratch_folder
 from attrib.models.bn_folding import fold_batch_norms
-from attrib.models.model import CHECKPOINT_KEY, TRAIN_RECORD, TRAINED_MODEL, AttributionModel, model_from_checkpoint
+from attrib.models.model import CHECKPOINT_KEY, TRAIN_RECORD, TRAINED_MODEL, model_digest, model_from_checkpoint
 from attrib.models.preprocessing import Preprocessing
 from attrib.models.settings import BackboneSettings
 
@@ -197,18 +195,6 @@ def _load_strictly(model: torch.nn.Module, name: str, state: dict[str, torch.Ten
             f"{origin} holds weights of another network than backbone.name = {name!r}; set backbone.name to the "
             f"network of the file ({' '.join(str(error).split())[:200]})"
         ) from error
-
-
-def model_digest(name: str, model: torch.nn.Module) -> str:
-    """Return a digest of the network name and all weights, independent of the source of the weights."""
-    weights = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        # Flattened in logical order, for any memory format; as bytes, because NumPy has no bfloat16.
-        weights.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
-    # As JSON text, because digest() sorts keys, and the order of the parts decides the order of the dimensions.
-    described = [json.dumps(model.description())] if isinstance(model, AttributionModel) else []
-    return digest([name.split(".")[0], weights.hexdigest(), *described])
 
 
 def keep_freed_memory() -> None:

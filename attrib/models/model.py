@@ -7,6 +7,7 @@ preprocessing) and, if the model has a head, features, head and projected_sizes.
 code from it.
 """
 
+import hashlib
 import json
 
 import torch
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 from safetensors.torch import save
 from torch import nn
 
+from attrib.common.config import digest
 from attrib.common.errors import AttribError
 from attrib.common.storage import Storage
 from attrib.models.features import FeatureExtractor
@@ -99,3 +101,15 @@ def model_from_checkpoint(
             "it again, or train it again with this version"
         ) from error
     return model
+
+
+def model_digest(name: str, model: nn.Module) -> str:
+    """Return a digest of the network name and all weights, independent of the source of the weights."""
+    weights = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        # Flattened in logical order, for any memory format; as bytes, because NumPy has no bfloat16.
+        weights.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
+    # As JSON text, because digest() sorts keys, and the order of the parts decides the order of the dimensions.
+    described = [json.dumps(model.description())] if isinstance(model, AttributionModel) else []
+    return digest([name.split(".")[0], weights.hexdigest(), *described])

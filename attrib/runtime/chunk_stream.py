@@ -1,15 +1,14 @@
 """Stream chunks of images through a pool of Ray Data actors.
 
 Each chunk commits by itself: the worker publishes one file per chunk, so a killed job loses at most the chunks in
-flight. Ray Data's own checkpointing commits when a write task ends, and write tasks gather blocks until a file is worth
-writing. Vectors and verdicts are small, so a run that is killed half-way would have committed nothing.
+flight. Ray Data's own checkpointing gathers blocks until a file is worth writing. Vectors and verdicts are small, so a
+run that is killed half-way would have committed nothing.
 
 Ray restarts a lost actor and repeats its chunk, so workers must be idempotent. At the start of a stream Ray prints
 "Actor ... has constructor arguments in the object store and max_restarts > 0". The line is harmless here. Ray Data
 passes its own context and the mapped function to every actor as references, whatever the arguments of the job are
 (https://github.com/ray-project/ray/issues/57733). The driver holds these references until the stream ends, so a restart
-finds them. Ray's C++ core prints the line at level ERROR and has no filter for it: a higher level would hide real
-errors, and `max_restarts=0` would end the restarts.
+finds them. Ray's C++ core has no filter for the line, and `max_restarts=0` would end the restarts.
 """
 
 import json
@@ -52,9 +51,8 @@ class WorkerPool:
         return int(self.device == "cuda")
 
     def describe(self) -> str:
-        if self.device == "cuda":
-            return f"{self.num_workers} GPU(s)"
-        return f"{self.num_workers} CPU worker(s), NO GPU: expect it to be slow"
+        on_cpus = "CPU worker(s), NO GPU: expect it to be slow"
+        return f"{self.num_workers} {'GPU(s)' if self.num_gpus else on_cpus}"
 
 
 def map_chunks(
@@ -74,9 +72,9 @@ def map_chunks(
     environment: environment variables of the worker processes.
     The worker's own row holds plain values only. Errors that the user can fix are raised as themselves.
     """
-    rows = [asdict(chunk) for chunk in chunks]
-    if not rows:
+    if not (rows := [asdict(chunk) for chunk in chunks]):
         return
+    size = min(pool.num_workers, len(rows))
     stream = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS))
     options = {"runtime_env": {"env_vars": environment}} if environment else {}
     if prepare:
@@ -84,7 +82,7 @@ def map_chunks(
     finished = stream.map(
         ChunkWorker,
         fn_constructor_args=(worker, arguments),
-        compute=ActorPoolStrategy(min_size=1, max_size=pool.num_workers, initial_size=pool.num_workers),
+        compute=ActorPoolStrategy(min_size=1, max_size=size, initial_size=size),
         # A GPU worker takes no CPU: on a node with as many GPUs as CPUs, nothing would be left to prepare its chunks.
         num_cpus=0 if pool.num_gpus else 1,
         num_gpus=pool.num_gpus,

@@ -1,7 +1,4 @@
-"""Measurements for the estimates: the memory of this process and the speed of this machine.
-
-Each takes a fraction of a second at the start of a job. Nothing is stored that could become outdated.
-"""
+"""Measure the memory of this process and the speed of this machine, each in a fraction of a second, for estimates."""
 
 import ctypes
 import os

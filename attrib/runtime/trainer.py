@@ -12,6 +12,7 @@ from typing import Protocol
 
 import ray.train
 import torch
+from ray import cloudpickle
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
@@ -76,7 +77,8 @@ def fit(
     filesystem, path = storage.resolve(join(output, FOLDER))
     trainer = TorchTrainer(
         _run_worker,
-        train_loop_config={"function": function, "arguments": arguments},
+        # As bytes: Ray Train's controller would otherwise import the modules of the function, too, which takes seconds.
+        train_loop_config={"train": cloudpickle.dumps(lambda worker: function(worker, *arguments))},
         torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=device == "cuda"),
         # The same name and folder continue a run whose driver died.
@@ -103,7 +105,7 @@ def _run_worker(config: dict) -> None:
     worker = TrainWorker(context.get_world_rank(), context.get_world_size(), get_device())
     if worker.device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // worker.num_workers))
-    config["function"](worker, *config["arguments"])
+    cloudpickle.loads(config["train"])(worker)
 
 
 def _load_state(checkpoint: Checkpoint) -> dict:

@@ -19,8 +19,8 @@ from attrib.common.errors import AttribError
 from attrib.common.run_record import run_once
 from attrib.common.storage import Storage, join
 from attrib.data.manifest import Manifest, open_manifest, sampled_images
-from attrib.models.encoder import Network, load_network, model_digest, preprocessing_of
-from attrib.models.model import TRAIN_RECORD, TRAINED_MODEL, AttributionModel, save_model
+from attrib.models.encoder import Network, load_network, preprocessing_of
+from attrib.models.model import TRAIN_RECORD, TRAINED_MODEL, AttributionModel, model_digest, save_model
 from attrib.models.settings import BackboneSettings
 from attrib.runtime.admission import admit
 from attrib.runtime.machine import baseline_bytes

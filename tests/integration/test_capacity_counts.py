@@ -63,7 +63,7 @@ def finished(local_ray, tmp_path_factory) -> tuple[Path, Counter]:
         output=str(root),
         backbone={"name": "test_vit", "weights": "random"},
         manifest={"partition_rows": PARTITION_ROWS},
-        embed={"chunk_rows": CHUNK_ROWS, "device": "cpu"},
+        embed={"chunk_rows": CHUNK_ROWS, "device": "cpu", "num_workers": 1},
         # Any recall meets this target, so the held-out images are searched once exactly and once in the lists.
         index={"shard_rows": SHARD_ROWS, "kind": "ivf_flat", "num_lists": NUM_LISTS, "held_out_rows": 8}
         | {"recall_target": 0.001},

@@ -105,10 +105,14 @@ def test_copies_tie_and_the_lower_id_comes_first(reference):
     assert len(set(rows["source_key"].to_pylist())) == 10
 
 
+def check_same_rows(rows: pa.Table, expected: pa.Table) -> None:
+    for column in ("query_id", "rank", "source_id", "similarity", "share", "source_key", "source_owner"):
+        assert rows[column].equals(expected[column]), column
+
+
 @pytest.mark.parametrize(
     "layout",
     [
-        {"format": "webdataset", "manifest": {"partition_rows": 33}, "index": {"shard_rows": 33}},
         {"embed": {"chunk_rows": 7, "num_workers": 2}, "manifest": {"partition_rows": 20}, "index": {"shard_rows": 40}},
         {
             "index": {"shard_rows": 50, "kind": "ivf_flat", "num_lists": 4, "held_out_rows": 5},
@@ -120,36 +124,28 @@ def test_copies_tie_and_the_lower_id_comes_first(reference):
         },
     ],
     ids=[
-        "tar shards, several index shards",
         "two workers, small chunks",
         "all lists of IVF-Flat",
         "all lists of SQ8, several blocks",
     ],
 )
-def test_results_do_not_depend_on_the_layout(layout, reference, images, corpus, tmp_path):
-    uri, layout = corpus, dict(layout)
-    if layout.get("format") == "webdataset":
-        uri = str(tmp_path / "corpus")
-        write_tars(images["sources"], join(uri, "sources"), LOCAL, num_shards=3)
-        write_folder(images["generated"], join(uri, "generated"), LOCAL)
-        write_owners(uri, images, LOCAL)
+def test_results_do_not_depend_on_the_layout(layout, reference, corpus, tmp_path):
     if layout.keys() <= {"index", "attribute"}:  # the same embeddings, found as finished
         for role in ("sources", "generated"):
             shutil.copytree(join(reference[0], role), tmp_path / "run" / role)
-    rows = run_flow(uri, str(tmp_path / "run"), LOCAL, **layout)
-    expected = reference[1]
-    for column in ("query_id", "rank", "source_id", "similarity", "share", "source_key", "source_owner"):
-        assert rows[column].equals(expected[column]), column
+    rows = run_flow(corpus, str(tmp_path / "run"), LOCAL, **layout)
+    check_same_rows(rows, reference[1])
 
 
-def test_the_whole_pipeline_on_s3(reference, images, s3_endpoint):
+def test_the_whole_pipeline_on_s3_from_tar_shards(reference, images, s3_endpoint):
+    """The same results from another store, another format, and several index shards."""
     storage = Storage(StorageSettings(endpoint=s3_endpoint))
     uri = "s3://attrib/flow"
-    for role in ("sources", "generated"):
-        write_folder(images[role], join(uri, role), storage)
+    write_tars(images["sources"], join(uri, "sources"), storage, num_shards=3)
+    write_folder(images["generated"], join(uri, "generated"), storage)
     write_owners(uri, images, storage)
-    rows = run_flow(uri, join(uri, "run"), storage)
-    for column in ("query_id", "rank", "source_id", "similarity", "share"):
-        assert rows[column].equals(reference[1][column]), column
+    layout = {"format": "webdataset", "manifest": {"partition_rows": 33}, "index": {"shard_rows": 33}}
+    rows = run_flow(uri, join(uri, "run"), storage, **layout)
+    check_same_rows(rows, reference[1])
     page = storage.read_bytes(join(uri, "run", "report.html")).decode()
     assert "data:image/jpeg;base64," in page and "studio" in page

@@ -60,13 +60,18 @@ def image_set(tmp_path_factory, local_ray) -> dict:
     write_folder(files | bad, join(root, "images"), STORAGE)
     lines = ["key,account", *(f"{key},{account}" for key, account in accounts.items())]
     STORAGE.write_bytes(join(root, "accounts.csv"), "\n".join(lines).encode())
-    settings = ManifestSettings(
-        collection={"name": "dump", "uri": join(root, "images"), "metadata": {"uri": join(root, "accounts.csv")}},
-        output=join(root, "manifest"),
-        partition_rows=60,
-    )
-    manifest_job.run(settings)
-    return {"root": root, "manifest": settings.output, "num_images": len(files) + len(bad)}
+    collection = {"name": "dump", "uri": join(root, "images"), "metadata": {"uri": join(root, "accounts.csv")}}
+    for name, partition_rows in (("manifest", 60), ("one-part", 1000)):
+        manifest_job.run(
+            ManifestSettings(collection=collection, output=join(root, name), partition_rows=partition_rows)
+        )
+    return {"root": root, "manifest": join(root, "manifest"), "num_images": len(files) + len(bad)}
+
+
+@pytest.fixture(scope="module")
+def one_part(image_set) -> dict:
+    """The same images in one partition, which one worker reads: processes take most of the time of these tests."""
+    return image_set | {"manifest": join(image_set["root"], "one-part")}
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +109,13 @@ def test_every_image_has_one_verdict_and_bad_input_a_reason(finished, image_set)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
 
 
-def test_sets_and_shares_count_all_images_of_a_gallery_whatever_their_own_verdicts(finished, tmp_path):
+def test_sets_and_shares_count_all_images_of_a_gallery_whatever_their_own_verdicts(finished, one_part, tmp_path):
     """Images that are unassessable because few references are recognised count, too: the others are a biased sample."""
     strict = finished.model_copy(
         update={
             "output": str(tmp_path / "strict"),
+            "manifest": one_part["manifest"],
+            "chunk_rows": 1000,
             "verdicts": finished.verdicts.model_copy(update={"least_recognised": 1.0}),
         }
     )
@@ -201,15 +208,15 @@ def test_a_restart_continues_and_gives_the_same_verdicts(finished, image_set, re
         identify_job.run(settings_of(image_set, registry, settings.output, verdicts={"false_attribution_rate": 0.1}))
 
 
-def test_the_change_since_an_earlier_run_is_reported(finished, image_set, registry, tmp_path):
-    settings = settings_of(image_set, registry, str(tmp_path / "out"), previous=finished.output)
+def test_the_change_since_an_earlier_run_is_reported(finished, one_part, registry, tmp_path):
+    settings = settings_of(one_part, registry, str(tmp_path / "out"), previous=finished.output, chunk_rows=1000)
     record = identify_job.run(settings)
     assert [row["name"] for row in record["changes"]] == [share["name"] for share in record["shares"]]
     assert not any(row["changed"] or row["note"] for row in record["changes"])
     assert not any("another registry" in warning for warning in record["warnings"])
 
 
-def test_runs_of_two_registries_are_compared_for_common_generators(finished, image_set, registry, tmp_path):
+def test_runs_of_two_registries_are_compared_for_common_generators(finished, one_part, registry, tmp_path):
     """Between the runs diagonal is registered and checker removed, so "unknown generator" has another meaning."""
     method = spectrum_method()
     other = str(tmp_path / "registry")
@@ -218,7 +225,9 @@ def test_runs_of_two_registries_are_compared_for_common_generators(finished, ima
         open_registry(other, STORAGE), "diagonal", "generator", [drawn_samples("diagonal", range(25))], method, STORAGE
     )
     remove(held, "checker", STORAGE)
-    record = identify_job.run(settings_of(image_set, other, str(tmp_path / "out"), previous=finished.output))
+    record = identify_job.run(
+        settings_of(one_part, other, str(tmp_path / "out"), previous=finished.output, chunk_rows=1000)
+    )
     rows = {row["name"]: row for row in record["changes"]}
     assert {name: row["note"] for name, row in rows.items()} == {
         "diagonal": "new", "nearest": None, OTHER: "another registry", "checker": "vanished"
@@ -241,10 +250,10 @@ def test_too_many_broken_files_and_other_mistakes_are_refused(image_set, registr
         identify_job.run(settings_of(image_set, str(tmp_path / "none"), str(tmp_path / "c")))
 
 
-def test_too_few_negatives_for_the_rate_are_reported_before_the_work(image_set, registry, tmp_path, caplog):
+def test_too_few_negatives_for_the_rate_are_reported_before_the_work(one_part, registry, tmp_path, caplog):
     caplog.set_level("INFO")
     rate = {"false_attribution_rate": 0.001}
-    record = identify_job.run(settings_of(image_set, registry, str(tmp_path / "out"), verdicts=rate))
+    record = identify_job.run(settings_of(one_part, registry, str(tmp_path / "out"), verdicts=rate, chunk_rows=1000))
     assert "nothing will be attributed: false_attribution_rate 0.001 is below" in caplog.text
     assert record["shares"] is None and record["verdicts"]["known"] == 0
     assert record["verdicts"]["unassessable"] == record["num_images"]

@@ -4,8 +4,10 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import yaml
 from support.cluster import drawn_image
 from support.files import LOCAL
 from support.images import write_folder
@@ -24,6 +27,7 @@ from attrib.models.encoder import load_encoder, load_network
 from attrib.models.settings import BackboneSettings
 from attrib.train import job as train_job
 from attrib.train.settings import TrainSettings
+from jobs.train import main
 
 NUM_IMAGES, VIEWS_EACH, NUM_EPOCHS = 40, 6, 10
 WORKER = "RayTrainWorker"
@@ -181,7 +185,11 @@ def test_same_settings_return_the_record_without_work(site):
         train_job.run(site.settings("undisturbed", seed=1))
 
 
-def test_one_worker_and_two_train_the_same_model(site):
+def test_one_worker_trains_the_same_model_and_keeps_it_if_no_shares_can_be_fitted(site, monkeypatch, caplog):
+    def fail(*_):
+        raise AttribError("every query has only one candidate")
+
+    monkeypatch.setattr(train_job, "shares_of_views", fail)
     alone = train_job.run(site.settings("alone", num_workers=1))
     for row, expected in zip(alone["history"], site.undisturbed["history"], strict=True):
         assert row["criterion"] == pytest.approx(expected["criterion"], abs=0.02)
@@ -189,18 +197,25 @@ def test_one_worker_and_two_train_the_same_model(site):
     together = site.weights("undisturbed")
     for name, value in site.weights("alone").items():
         torch.testing.assert_close(value, together[name], rtol=1e-2, atol=1e-3)
+    assert site.undisturbed["shares"] and alone["shares"] is None
+    assert site.record("alone") == json.loads(json.dumps(alone))
+    assert "train.json has no calibrator of shares: every query has only one candidate" in caplog.text
 
 
-def test_killed_worker_repeats_its_epoch_only(site, start_job):
-    job = site.start(start_job, "killed-worker")
-    try:
+def test_killed_worker_repeats_its_epoch_only(site, monkeypatch, capfd):
+    def kill_a_worker() -> int:
         wait_until(lambda: site.committed("killed-worker"), "the first checkpoint")
         os.kill(wait_until(own_train_workers, "a worker of Ray Train")[0], signal.SIGKILL)
-        committed = site.committed("killed-worker")
-        printed, stderr = job.communicate(timeout=240)
-    finally:
-        job.kill()
-    assert job.returncode == 0, stderr
+        return site.committed("killed-worker")
+
+    config = site.folder / "killed-worker.yaml"
+    config.write_text(yaml.safe_dump(site.values("killed-worker")), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["train", "--config", str(config)])
+    with ThreadPoolExecutor(1) as pool:
+        killing = pool.submit(kill_a_worker)
+        main()
+        committed = killing.result()
+    printed, stderr = capfd.readouterr()
     record = site.record("killed-worker")
     assert record["history"] == site.undisturbed["history"]
     assert record["model_digest"] == site.undisturbed["model_digest"]
@@ -235,10 +250,11 @@ def test_restarted_driver_continues_from_its_last_epoch(site, start_job, request
     assert features and features == {path: path.stat().st_mtime_ns for path in features}
 
 
-def test_two_workers_train_end_to_end(site):
+def test_a_worker_trains_end_to_end(site):
     """Only the weights of the head and of the backbone's last block change."""
     settings = site.settings(
         "end-to-end",
+        num_workers=1,
         fine_tune={"num_blocks": 1, "learning_rate": 1e-3},
         optimiser={"num_epochs": 1, "batch_size": 8, "learning_rate": 1e-2, "validation_share": 0.3},
     )
@@ -250,17 +266,6 @@ def test_two_workers_train_end_to_end(site):
     changed = {name for name, value in state.items() if not torch.equal(value, start[name.split(".", 2)[2]])}
     assert any("backbone.layer4" in name for name in changed) and any(".net." in name for name in changed)
     assert all("backbone.layer4" in name or ".net." in name for name in state)
-
-
-def test_failure_to_fit_shares_keeps_the_trained_model(site, monkeypatch, caplog):
-    def fail(*_):
-        raise AttribError("every query has only one candidate")
-
-    monkeypatch.setattr(train_job, "shares_of_views", fail)
-    record = train_job.run(site.settings("no-shares", optimiser={"num_epochs": 1, "batch_size": 32}))
-    assert record["shares"] is None and site.record("no-shares") == json.loads(json.dumps(record))
-    assert len(record["history"]) == 2 and site.weights("no-shares")
-    assert "train.json has no calibrator of shares: every query has only one candidate" in caplog.text
 
 
 @pytest.mark.parametrize(("control", "dimension"), [("raw", 96), ("centred", 96), ("whitened", 32)])

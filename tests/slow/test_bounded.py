@@ -17,8 +17,8 @@ from attrib.embed.embeddings import schema
 from attrib.index.normalize import unit_rows
 
 MIB = 1 << 20
-LIMIT_BYTES = 384 * MIB
-DIMENSION, NUM_PARTITIONS, PARTITION_ROWS = 2048, 193, 2_048
+LIMIT_BYTES = 320 * MIB
+DIMENSION, NUM_PARTITIONS, PARTITION_ROWS = 2048, 161, 2_048
 NUM_QUERIES, NUM_LISTS, K = 32, 16, 10
 
 # Code of the worker process. `touch` allocates the limit and must fail, which proves that the limit works.
@@ -137,9 +137,10 @@ def test_an_index_four_times_the_memory_of_its_worker(collection):
         searched = work("search", folder, group)
         assert searched.returncode == 0, searched.stderr[-2000:]
     best_ids, best_scores = np.zeros((NUM_QUERIES, 0), int), np.zeros((NUM_QUERIES, 0), np.float32)
-    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    exact, queries = vectors.astype(np.float64), queries.astype(np.float64)
+    norms = np.linalg.norm(exact, axis=1)
     for partition in range(NUM_PARTITIONS):
-        scores = (queries.astype(np.float64) @ of_partition(vectors, partition).T.astype(np.float64)) / norms
+        scores = of_partition(queries, -partition) @ exact.T / norms  # as queries @ of_partition(exact, partition).T
         ids, found = nearest_rows(scores.astype(np.float32), partition * PARTITION_ROWS)
         best_ids, best_scores = np.hstack([best_ids, ids]), np.hstack([best_scores, found])
     expected = [nearest(best_scores[i : i + 1], best_ids[i], K)[0][0].tolist() for i in range(NUM_QUERIES)]

@@ -51,7 +51,8 @@ class Site:
             for i in range(count):
                 server.client.put_object(Bucket="images", Key=f"{role}/{i:03}.png", Body=drawn_image(first + i))
         server.forget()
-        pipeline_job.run(PipelineSettings(**self.settings("undisturbed")))
+        alone = {"embed": {"chunk_rows": CHUNK_ROWS, "num_workers": 1}}
+        pipeline_job.run(PipelineSettings(**self.settings("undisturbed") | alone))
         self.undisturbed = self.rows("undisturbed")
         self.undisturbed_work = self.work("undisturbed")
 

@@ -47,7 +47,7 @@ def test_killed_run_resumes_with_identical_vectors(local_ray, s3_endpoint, start
         chunk = LOCAL.read_table(path)
         marked |= set(chunk["id"].to_pylist())
         LOCAL.write_table(path, chunk.set_column(4, chunk.schema.field("format"), pa.array(["MARKED"] * len(chunk))))
-    record = embed_job.run(settings)
+    record = embed_job.run(settings.model_copy(update={"num_workers": 1}))
     rows = rows_by_key(settings)
     assert {row["id"] for row in rows.values() if row["format"] == "MARKED"} == marked
     without_mark = {key: row | {"format": expected[key]["format"]} for key, row in rows.items()}

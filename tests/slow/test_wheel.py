@@ -57,7 +57,14 @@ def test_the_wheel_holds_every_template(wheel):
 
 
 def test_the_demo_runs_from_the_wheel_and_reports_its_recall(python, tmp_path):
-    options = {"output": "demo", "num_sources": 100, "num_exemplars": 3, "samples_per_exemplar": 2, "num_epochs": 1}
+    options = {
+        "output": "demo",
+        "num_sources": 100,
+        "num_exemplars": 3,
+        "samples_per_exemplar": 2,
+        "num_epochs": 1,
+        "ray.num_cpus": 1,
+    }
     given = [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
     report = run([python, "-m", "jobs.demo", *given], tmp_path).stdout
     assert "6 (0 failed)" in report and (tmp_path / "demo" / "run" / "report.html").exists()

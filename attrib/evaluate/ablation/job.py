@@ -28,7 +28,8 @@ from attrib.evaluate.page import ImageFolders, write_comparison
 from attrib.evaluate.pair_measures import THEORY_CAPTION, pair_theory
 from attrib.evaluate.protocol import TruthRow, places_of, read_truth
 from attrib.evaluate.scores import format_table
-from attrib.models.encoder import load_network, model_digest
+from attrib.models.encoder import load_network
+from attrib.models.model import model_digest
 from attrib.runtime.session import connect, put
 from attrib.runtime.tasks import run_units
 from attrib.train import job as train_job

@@ -28,7 +28,7 @@ from attrib.generators.fingerprints.scoring import References, Scorer, adapted_b
 from attrib.generators.settings import FINGERPRINT_VERSION, PERIOD_PX
 from attrib.generators.signals.samples import Sample
 from attrib.generators.signals.spectrum import colour_spectrum, lattice_blocks, patches, polyphase_means, residual
-from attrib.models.encoder import model_digest
+from attrib.models.model import model_digest
 
 WEIGHTS = "extractor.safetensors"
 RECORD = "extractor.json"

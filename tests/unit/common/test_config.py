@@ -231,8 +231,11 @@ def test_an_old_key_is_accepted_with_one_warning_and_means_the_new_one(kind, val
     old = load(kind, values | nested({"dump": {"num_draws": 200}}), tmp_path)
     assert old == new and [record.levelname for record in caplog.records] == ["WARNING"]
     assert "'dump' is now called 'prevalence'" in caplog.text
+    # As when a config has the new key and --set the old one.
+    both = load(kind, values | nested({"dump": {"num_draws": 200}, "prevalence": {"num_draws": 100}}), tmp_path)
+    assert both == new
     with pytest.raises(AttribError, match="both 'prevalence' and its old name 'dump'"):
-        load(kind, values | nested({"dump": {}, "prevalence": {}}), tmp_path)
+        load(kind, values | nested({"dump": 1, "prevalence": {}}), tmp_path)
     with pytest.raises(AttribError, match=r"prevalence\.num_draw: unknown key; did you mean num_draws\?"):
         load(kind, values | nested({"dump": {"num_draw": 200}}), tmp_path)
 

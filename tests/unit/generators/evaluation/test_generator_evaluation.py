@@ -1,6 +1,7 @@
 """The evaluation of fingerprint methods, with methods whose results are known and against loops by definition."""
 
 import itertools
+import json
 import pickle
 
 import numpy as np
@@ -13,6 +14,7 @@ from attrib.generators.evaluation.controls import CodecAndSize
 from attrib.generators.evaluation.generator_sets import divisions, make_set
 from attrib.generators.evaluation.protocol import Embedded, cluster_cut, evaluate_set
 from attrib.generators.evaluation.settings import FolderSetSettings, SetSettings
+from attrib.generators.fingerprints.base import with_scoring
 from attrib.generators.signals.degradations import parse
 from attrib.generators.signals.samples import Sample, recoded
 
@@ -279,6 +281,15 @@ def test_vectors_are_computed_once_for_methods_that_embed_alike():
     for _ in range(2):
         evaluate_set(embedded.method, embedded, 0.9, settings())
     assert sum(calls) == 2 * 3 * NUM_IMAGES + 8, "original and JPEG once each, the real images once"
+
+
+@pytest.mark.parametrize("scoring", ["adapted", "logistic"])
+def test_vectors_of_another_scoring_give_the_same_values_as_own_ones(scoring):
+    generators, shared = noisy_set(), Embedded(Noise(), noisy_set())
+    method = with_scoring(Noise(), scoring)
+    found = evaluate_set(method, shared, 0.9, settings())
+    assert json.dumps(found) == json.dumps(measured(method, generators))
+    assert found["values"]["real_auroc"] != evaluate_set(Noise(), shared, 0.9, settings())["values"]["real_auroc"]
 
 
 def test_the_cut_separates_generators():

@@ -158,6 +158,7 @@ class JobSettings(Settings):
             "output",
             "threads_per_task",
             "budget",
+            "rescan",
         }
     )
 
@@ -166,3 +167,11 @@ class JobSettings(Settings):
     storage: StorageSettings = StorageSettings()
     ray: RaySettings = RaySettings()
     budget: BudgetSettings = BudgetSettings()
+
+
+class RescanSettings(JobSettings):
+    """Base class of the settings of jobs whose inputs may change between two runs."""
+
+    # If the inputs changed since a run, its results in the output are deleted and made again; else the job stops.
+    rescan: bool = False
+    made: ClassVar[tuple[str, ...]] = ()  # glob patterns of the files and folders that the job makes in its output

@@ -16,6 +16,7 @@ from attrib.common.storage import Storage
 from attrib.data.folders import files_below, folders_in
 from attrib.data.ids import image_ids
 from attrib.data.parquet_files import list_rows
+from attrib.data.places import open_file
 from attrib.data.selection import SHARD_EXTENSIONS, Skipped, image_filter, shard_filter
 from attrib.data.settings import CollectionSettings
 from attrib.data.tars import list_members
@@ -38,10 +39,14 @@ RESERVED_COLUMNS = frozenset(field.name for field in LOCATION_FIELDS) | {"stage"
 
 @dataclass(frozen=True)
 class ListingUnit:
-    """The work unit of listing: a folder (recursive, or its direct files only), a tar shard or a Parquet file."""
+    """The work unit of listing: a folder (recursive, or its direct files only), a tar shard or a Parquet file.
+
+    file_version: of a shard or file, by attrib.data.places; "" for a folder.
+    """
 
     uri: str
     recursive: bool = True
+    file_version: str = ""
 
 
 def list_units(collection: CollectionSettings, storage: Storage, skipped: Skipped | None = None) -> list[ListingUnit]:
@@ -60,7 +65,8 @@ def list_units(collection: CollectionSettings, storage: Storage, skipped: Skippe
         folders = folders_in(collection, storage, skipped)
         return [ListingUnit(collection.uri, recursive=False), *map(ListingUnit, folders)]
     if kind == pyarrow.fs.FileType.File:
-        return [ListingUnit(collection.uri)]
+        with open_file(collection.uri, storage) as opened:
+            return [ListingUnit(collection.uri, file_version=opened.versions[-1])]
     files = files_below(collection.uri, True, collection, shard_filter(collection), storage, skipped)
     if not files:
         suffix = SHARD_EXTENSIONS[collection.format]
@@ -68,7 +74,7 @@ def list_units(collection: CollectionSettings, storage: Storage, skipped: Skippe
             f"no {suffix} file below {collection.uri}; left out: {skipped.describe()}; correct uri or format, unpack "
             "what is compressed"
         )
-    return [ListingUnit(file.uri) for file in files]
+    return [ListingUnit(file.uri, file_version=file.file_version) for file in files]
 
 
 def list_images(

@@ -21,7 +21,7 @@ from attrib.common.errors import AttribError, first_line
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.data.collections import check_distinct, check_metadata_columns
-from attrib.data.folders import files_below
+from attrib.data.folders import FoundFile, files_below
 from attrib.data.parquet_files import VIEWS, as_text
 from attrib.data.places import open_file
 from attrib.data.selection import Skipped, shard_filter
@@ -186,10 +186,15 @@ def open_sidecar(settings: TableSettings, storage: Storage) -> pyarrow.dataset.D
     return table
 
 
-def _folder_table(settings: TableSettings, storage: Storage) -> pyarrow.dataset.Dataset:
+def folder_files(settings: TableSettings, storage: Storage, skipped: Skipped) -> list[FoundFile]:
+    """Return the Parquet files of a sidecar that is a folder."""
     folder = CollectionSettings(name="metadata", uri=settings.uri, format="parquet", uri_column=settings.key_column)
+    return files_below(settings.uri, True, folder, shard_filter(folder), storage, skipped)
+
+
+def _folder_table(settings: TableSettings, storage: Storage) -> pyarrow.dataset.Dataset:
     skipped = Skipped()
-    files = files_below(settings.uri, True, folder, shard_filter(folder), storage, skipped)
+    files = folder_files(settings, storage, skipped)
     if not files:
         raise AttribError(
             f"no .parquet file below {settings.uri}; left out: {skipped.describe()}; correct metadata.uri"

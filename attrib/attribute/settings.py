@@ -4,14 +4,17 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from attrib.common.settings import JobSettings, Positive, Share, Uri
+from attrib.common.settings import JobSettings, Positive, RescanSettings, Share, Uri
 from attrib.shares.settings import SharesSettings
 
 
-class AttributeSettings(JobSettings):
+class AttributeSettings(RescanSettings):
     """jobs.attribute: the sources of every generated image of a batch."""
 
     execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {"device", "generators"}
+    made: ClassVar[tuple[str, ...]] = (
+        *(r"attributions/block-\d{5,}\.parquet", r"outcomes/block-\d{5,}\.parquet", "_partials"),
+    )
 
     queries: Uri  # embeddings of the generated images
     index: Uri

@@ -2,27 +2,32 @@
 
 `started.json` is written before the work and the job's record (`manifest.json`, `embeddings.json`, ...) after it. Both
 hold the identity of the run, a digest of settings and inputs. A run with another identity is refused, so one folder
-never holds results of two runs. While a job runs it holds the lease of the folder (attrib/common/lease.py).
+never holds results of two runs. With `rescan`, a run whose inputs alone differ replaces the results that are there.
+While a job runs it holds the lease of the folder (attrib/common/lease.py).
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
+
+import pyarrow.fs
 
 from attrib.common.config import digest, versions
 from attrib.common.errors import AttribError
 from attrib.common.json_records import parse_record, with_checksum
 from attrib.common.lease import WRITER, Lease
 from attrib.common.outputs import check_output, input_uris
-from attrib.common.settings import IDENTITY, JobSettings, result_settings
+from attrib.common.settings import IDENTITY, JobSettings, RescanSettings, result_settings
 from attrib.common.storage import Storage, join
 from attrib.common.swap import read_or_none
 
 STARTED = "started.json"
 
 Record = dict[str, Any]
+Change = Callable[[Record], str]  # what changed in the inputs since a record was written; "" for nothing
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +40,17 @@ class FinishedRecord(Record):
         self.made_from = made_from
 
 
+class ChangedInputsError(AttribError):
+    """The inputs changed since a run, and `rescan` is not set. what: the message without the remedy."""
+
+    def __init__(self, what: str):
+        super().__init__(
+            f"{what}; use --set rescan=true to delete these results and make them again, or choose another output "
+            "folder"
+        )
+        self.what = what
+
+
 def run_once(
     settings: JobSettings,
     record_name: str,
@@ -42,61 +58,99 @@ def run_once(
     storage: Storage,
     work: Callable[[], Record],
     resumable: bool = True,
+    change: Change | None = None,
 ) -> Record:
     """Return the record of the finished run, or call `work`, which returns the results, and write the record.
 
-    Raises AttribError as `finished` and `writing` do.
+    change: compares what `inputs` does not tell. Raises AttribError as `finished` and `writing` do.
     """
-    if record := finished(settings, record_name, inputs, storage, resumable):
+    if record := finished(settings, record_name, inputs, storage, resumable, change):
         return record
-    with writing(settings, record_name, inputs, storage, resumable) as lease:
+    with writing(settings, record_name, inputs, storage, resumable, change) as lease:
         # Another driver may have finished while this one waited for the lease.
-        if record := finished(settings, record_name, inputs, storage, resumable):
+        if record := finished(settings, record_name, inputs, storage, resumable, change):
             return record
         return finish(settings, record_name, inputs, work(), storage, lease)
 
 
 def finished(
-    settings: JobSettings, record_name: str, inputs: Record, storage: Storage, resumable: bool = True
+    settings: JobSettings,
+    record_name: str,
+    inputs: Record,
+    storage: Storage,
+    resumable: bool = True,
+    change: Change | None = None,
 ) -> Record | None:
     """Return the record of a finished run with the same identity; None if there is work to do.
 
     inputs: digests of what the job reads; resumable: whether files of an unfinished run are reused. Raises AttribError
-    if the output folder belongs to other settings or inputs, holds files that this job did not make, or overlaps with
-    an input.
+    if the output folder belongs to other settings, or to other inputs without `rescan`, if it holds files that this job
+    did not make, or overlaps with an input.
     """
+    return _found(settings, record_name, inputs, storage, resumable, change)[0]
+
+
+def _found(
+    settings: JobSettings, record_name: str, inputs: Record, storage: Storage, resumable: bool, change: Change | None
+) -> tuple[Record | None, str]:
+    """Return the record of a finished run, and why results that are there are outdated: "" if they are not."""
     check_output(settings, (record_name, STARTED), storage)
     for name in (record_name, STARTED) if resumable else (record_name,):
         found = _read(join(settings.output, name), storage)
         if found is None:
             continue
+        can_rescan = isinstance(settings, RescanSettings)
         if found["identity"] != run_identity(settings, inputs):
+            difference = _difference(found, settings, inputs)
+            what = f"{settings.output} belongs to a run with other settings or inputs ({difference})"
+            if can_rescan and found["identity"] == run_identity(settings, found["inputs"]):
+                return None, _outdated(settings, f"{what}, of {found['written_at']}")
             raise AttribError(
-                f"{settings.output} belongs to a run with other settings or inputs "
-                f"({_difference(found, settings, inputs)}); choose another output folder, set these keys back, or "
-                "delete the folder to compute again"
+                f"{what}; choose another output folder, set these keys back, or delete the folder to compute again"
+                + (
+                    "; rescan=true replaces results of the same settings alone"
+                    if getattr(settings, "rescan", 0)
+                    else ""
+                )
             )
-        if name == record_name:
-            made_from = ", ".join(f"{key} {uri}" for key, uri in input_uris(settings)) or "its settings"
-            logger.info(f"{settings.output}: finished before, at {found['written_at']}, from {made_from}")
-            return FinishedRecord(found, made_from)
-        return None
-    return None
+        if name != record_name:
+            return None, ""
+        if change and (changed := change(found)):
+            return None, _outdated(settings, f"{settings.output} was made at {found['written_at']}: {changed}")
+        made_from = ", ".join(f"{key} {uri}" for key, uri in input_uris(settings)) or "its settings"
+        logger.info(f"{settings.output}: finished before, at {found['written_at']}, from {made_from}")
+        return FinishedRecord(found, made_from), ""
+    return None, ""
+
+
+def _outdated(settings: JobSettings, what: str) -> str:
+    if isinstance(settings, RescanSettings) and settings.rescan:
+        return what
+    raise ChangedInputsError(what)
 
 
 @contextmanager
 def writing(
-    settings: JobSettings, record_name: str, inputs: Record, storage: Storage, resumable: bool = True
+    settings: JobSettings,
+    record_name: str,
+    inputs: Record,
+    storage: Storage,
+    resumable: bool = True,
+    change: Change | None = None,
 ) -> Iterator[Lease]:
-    """Hold the lease of the output folder and write `started.json`.
+    """Hold the lease of the output folder and write `started.json`. Outdated results are deleted before.
 
     If the body fails before it has written anything, the folder is left as it was, free for other settings. Raises
     AttribError if another driver writes to the folder, or has begun a run with another identity.
     """
     uri = join(settings.output, STARTED)
     with Lease(settings.output, storage) as lease:
-        finished(settings, record_name, inputs, storage, resumable)  # the files of a faster driver are other settings
-        before = read_or_none(uri, storage)
+        # Again: the files of a faster driver may be of other settings.
+        _, outdated = _found(settings, record_name, inputs, storage, resumable, change)
+        if outdated and isinstance(settings, RescanSettings):
+            logger.info(f"rescan: {outdated}; its results are deleted and made again")
+            _delete_results(settings, record_name, storage)
+        before = None if outdated else read_or_none(uri, storage)
         if before is None or not resumable:
             storage.write_json(uri, _record(settings, inputs))
         try:
@@ -107,6 +161,22 @@ def writing(
                 if before is None and names <= {STARTED, WRITER, *settings.own_folders}:
                     storage.delete_file(uri)
             raise
+
+
+def _delete_results(settings: RescanSettings, record_name: str, storage: Storage) -> None:
+    """Delete what the job made in its output: first the record, so that no record tells of files that are gone.
+
+    `started.json` is left, so that a run that is killed meanwhile finds it and deletes the rest.
+    """
+    if storage.exists(record := join(settings.output, record_name)):
+        storage.delete_file(record)
+    for pattern in settings.made:
+        *folder, name = pattern.split("/")
+        for info in storage.list_folder(join(settings.output, *folder)):
+            if re.fullmatch(name, info.base_name):
+                is_folder = info.type == pyarrow.fs.FileType.Directory
+                delete = storage.delete_folder if is_folder else storage.delete_file
+                delete(join(settings.output, *folder, info.base_name))
 
 
 @contextmanager
@@ -158,7 +228,8 @@ def _record(settings: JobSettings, inputs: Record) -> Record:
 
 
 def _difference(found: Record, settings: JobSettings, inputs: Record) -> str:
-    changed = [f"input {key}" for key in inputs if found["inputs"].get(key) != inputs[key]]
+    keys = [*inputs, *(key for key in found["inputs"] if key not in inputs)]
+    changed = [f"input {key}" for key in keys if found["inputs"].get(key) != inputs.get(key)]
     return "; ".join([*_differing(found["settings"], result_settings(settings), ""), *changed])[:400]
 
 

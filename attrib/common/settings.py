@@ -172,6 +172,10 @@ class JobSettings(Settings):
 class RescanSettings(JobSettings):
     """Base class of the settings of jobs whose inputs may change between two runs."""
 
-    # If the inputs changed since a run, its results in the output are deleted and made again; else the job stops.
-    rescan: bool = False
-    made: ClassVar[tuple[str, ...]] = ()  # glob patterns of the files and folders that the job makes in its output
+    # What the job makes in its output, beside its record: names, or names in a folder, as regular expressions. A folder
+    # of such a name is the job's with all that is in it.
+    made: ClassVar[tuple[str, ...]] = ()
+
+    rescan: bool = (
+        False  # if the inputs changed since a run, its results are deleted and made again; else the job stops
+    )

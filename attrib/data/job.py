@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from attrib.common.config import digest
 from attrib.common.errors import AttribError
-from attrib.common.run_record import run_once
+from attrib.common.run_record import ChangedInputsError, run_once
 from attrib.common.settings import JobSettings
 from attrib.common.storage import Storage, join
 from attrib.data.collections import RESERVED_COLUMNS, ListingUnit, list_images, list_units
@@ -28,6 +28,7 @@ from attrib.data.manifest import (
     part_name,
     plan_partitions,
 )
+from attrib.data.rescan import UnitState, change_since, collection_state, unit_state
 from attrib.data.selection import Skipped
 from attrib.data.settings import CollectionSettings, ManifestSettings
 from attrib.data.sidecar import Met, describe_met, open_sidecar
@@ -44,17 +45,23 @@ IS_PART = re.compile(r"part-\d{5,}\.parquet").fullmatch
 SAMPLE_ROWS = 4_096  # of a listing, whose mean row size is measured
 
 
-def run(settings: ManifestSettings) -> dict[str, Any]:
-    """Make the manifest and return its record.
+def run(settings: ManifestSettings, ignore_versions: bool = False) -> dict[str, Any]:
+    """Make the manifest and return its record. If it is finished, list the files again and compare them.
 
-    Raises AttribError for an empty collection, a key that occurs twice, more left out than max_skipped_share allows, or
-    metadata that match no image.
+    ignore_versions: files may have another size or time than in a finished manifest. Raises AttribError for an empty
+    collection, a key that occurs twice, more left out than max_skipped_share allows, or metadata that match no image;
+    ChangedInputsError if the collection is not as it was listed, without settings.rescan.
     """
     baseline_bytes()
     storage = Storage(settings.storage)
-    return run_once(
-        settings, MANIFEST_RECORD, {}, storage, lambda: _list_collection(settings, storage), resumable=False
-    )
+
+    def change(record: dict[str, Any]) -> str:
+        return change_since(record, settings.collection, storage, ignore_versions)
+
+    def work() -> dict[str, Any]:
+        return _list_collection(settings, storage)
+
+    return run_once(settings, MANIFEST_RECORD, {}, storage, work, resumable=False, change=change)
 
 
 def _list_collection(settings: ManifestSettings, storage: Storage) -> dict[str, Any]:
@@ -75,11 +82,12 @@ def _list_collection(settings: ManifestSettings, storage: Storage) -> dict[str, 
     started = time.monotonic()
     work = [(unit, collection, listing, storage) for unit, listing in zip(units, listings)]
     listed = run_all(_list_unit, work, f"list {collection.name}", "units", [1] * len(work))
-    _check_same_columns(units, [schema for _, schema, _ in listed])
-    ids_by_unit = [ids for ids, _, _ in listed]
+    ids_by_unit, schemas, left_out, states = zip(*listed)
+    _check_same_columns(units, schemas)
+    files = collection_state(states, collection, storage)
     sorted_ids = np.sort(np.concatenate(ids_by_unit))
     in_units = Skipped()
-    for _, _, of_unit in listed:
+    for of_unit in left_out:
         in_units.update(of_unit)
     _check_skipped(settings, len(sorted_ids), in_units, skipped)
     admit(_estimate(settings, listings, ids_by_unit, time.monotonic() - started, storage), settings)
@@ -96,6 +104,7 @@ def _list_collection(settings: ManifestSettings, storage: Storage) -> dict[str, 
     metadata_columns, met, order_digests, rows_digests = zip(*written)
     results = {
         "collection": collection.name,
+        "files": files,
         "digest": ids_digest(collection, sorted_ids),
         "order_digest": digest(order_digests),
         "rows_digest": digest(rows_digests),
@@ -145,12 +154,15 @@ def _join_results(
 
 def list_collection(collection: CollectionSettings, output: str, job: JobSettings) -> Manifest:
     """Make the manifest of a collection that another job reads, with that job's storage and Ray, and open it."""
-    run(ManifestSettings(collection=collection, output=output, storage=job.storage, ray=job.ray))
+    try:
+        run(ManifestSettings(collection=collection, output=output, storage=job.storage, ray=job.ray))
+    except ChangedInputsError as error:  # the job has no rescan
+        raise AttribError(f"{error.what}; choose another output folder than {job.output}") from None
     return open_manifest(output, Storage(job.storage))
 
 
 def _estimate(
-    settings: ManifestSettings, listings: list[str], ids_by_unit: list[np.ndarray], seconds: float, storage: Storage
+    settings: ManifestSettings, listings: list[str], ids_by_unit: Sequence[np.ndarray], seconds: float, storage: Storage
 ) -> Estimate:
     """Estimate from the largest listing; the time per image is that of listing, which took `seconds`."""
     largest = max(range(len(listings)), key=lambda unit: len(ids_by_unit[unit]))
@@ -168,15 +180,17 @@ def _estimate(
 
 def _list_unit(
     unit: ListingUnit, collection: CollectionSettings, uri: str, storage: Storage
-) -> tuple[np.ndarray, pa.Schema, Skipped]:
-    """Write the listing of a work unit; return its ids and columns, and what it left out."""
+) -> tuple[np.ndarray, pa.Schema, Skipped, UnitState]:
+    """Write the listing of a work unit; return its ids and columns, what it left out, and the state of its files."""
     skipped = Skipped()
     images = list_images(unit, collection, storage, skipped)
     storage.write_table(uri, images)
-    return images["id"].to_numpy(), images.schema, skipped
+    files = images.select(["key", "listed_version"]).to_pylist() if collection.format == "folder" else []
+    state = unit_state(unit, [(file["key"], file["listed_version"]) for file in files])
+    return images["id"].to_numpy(), images.schema, skipped, state
 
 
-def _check_same_columns(units: list[ListingUnit], schemas: list[pa.Schema]) -> None:
+def _check_same_columns(units: list[ListingUnit], schemas: Sequence[pa.Schema]) -> None:
     """Raise AttribError if a column has different types in two files of a Parquet collection, which is one table."""
     for unit, schema in zip(units, schemas):
         for field, first in zip(schema, schemas[0]):
@@ -188,7 +202,7 @@ def _check_same_columns(units: list[ListingUnit], schemas: list[pa.Schema]) -> N
 
 
 def _resolve_collisions(
-    sorted_ids: np.ndarray, listings: list[str], ids_by_unit: list[np.ndarray], storage: Storage
+    sorted_ids: np.ndarray, listings: list[str], ids_by_unit: Sequence[np.ndarray], storage: Storage
 ) -> dict[str, int]:
     duplicated = duplicated_ids(sorted_ids)
     if not len(duplicated):
@@ -211,14 +225,15 @@ def _write_partition(
 ) -> tuple[list[str], Met, str, str]:
     """Write the rows of slices of listings, one each.
 
-    Returns the metadata columns, the counts of their join, a digest of ids and places in order, and one of the whole
-    file.
+    Returns the metadata columns, the counts of their join, a digest of ids, places and versions in order, and one of
+    the whole file.
     """
     met = Met()
     tables = [storage.read_rows(listing, s.start, s.stop) for listing, s in zip(listings, slices)]
     images = build_partition(tables, moved, collection, storage, met)
     sha256 = storage.write_table(uri, images)
     columns = [name for name in images.schema.names if name not in RESERVED_COLUMNS]
-    places = images.select(["id", "offset", "num_bytes", "row_group", "row"]).to_pylist()
+    # With versions, so that vectors of files that changed in their place are not taken for those of the present ones.
+    places = images.select(["id", "offset", "num_bytes", "row_group", "row", "listed_version"]).to_pylist()
     order = digest([list(place.values()) for place in places])
     return columns, met, order, sha256

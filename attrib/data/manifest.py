@@ -38,7 +38,7 @@ class Manifest:
     uri: str
     collection: CollectionSettings
     digest: str  # of the set of images
-    order_digest: str  # of their order and their positions within shards
+    order_digest: str  # of their order, their positions within shards, and the versions of their files
     rows_digest: str  # of all rows, with locations and metadata
     num_rows: list[int]  # per partition
     metadata_columns: list[str]

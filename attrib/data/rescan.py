@@ -5,7 +5,7 @@ Files are listed and not opened: a small part of the work of making a manifest.
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.fs
 
@@ -22,29 +22,41 @@ from attrib.data.sidecar import folder_files
 NUM_THREADS = 16  # an object store answers many requests for listing at a time
 
 
-def unit_state(unit: ListingUnit, files: Iterable[tuple[str, str]]) -> tuple[int, str]:
-    """Return the number of files of a work unit and a digest of them. files: name and version, of a folder."""
-    if unit.file_version:
-        return 1, digest([unit.uri, unit.file_version])
-    found = sorted(files)
-    return len(found), digest([unit.uri, *map(list, found)])
+class UnitState(NamedTuple):
+    """The files of a work unit. names, versions: digests."""
+
+    num_files: int
+    names: str
+    versions: str
 
 
-def collection_state(
-    units: Sequence[tuple[int, str]], collection: CollectionSettings, storage: Storage
-) -> dict[str, Any]:
-    """Return the state of a collection, for its record. units: of `unit_state`, in the order of `list_units`."""
-    digests, client = [found for _, found in units], storage.settings.client
-    if collection.metadata:
-        digests.append(digest(_table_versions(collection.metadata, storage)))
-    # The two clients tell versions of objects in different ways.
-    return {"num_files": sum(count for count, _ in units), "digest": digest(digests), "client": client}
+def unit_state(unit: ListingUnit, files: Iterable[tuple[str, str]]) -> UnitState:
+    """Return the state of a work unit. files: name and version of each, where it is a folder."""
+    found = [("", unit.file_version)] if unit.file_version else sorted(files)
+    names, versions = ([unit.uri, *(file[column] for file in found)] for column in (0, 1))
+    return UnitState(len(found), digest(names), digest(versions))
+
+
+def collection_state(units: Sequence[UnitState], collection: CollectionSettings, storage: Storage) -> dict[str, Any]:
+    """Return the state of a collection, for its record. units: in the order of `list_units`.
+
+    To be called before the metadata are read: a change while they are read is then found later.
+    """
+    found = [unit for unit in units if unit.num_files]  # a new folder without a file is no change
+    metadata = _table_versions(collection.metadata, storage) if collection.metadata else []
+    return {
+        "num_files": sum(unit.num_files for unit in found),
+        "names": digest([unit.names for unit in found]),
+        "versions": digest([unit.versions for unit in found]),
+        "metadata": digest(metadata),
+        "client": storage.settings.client,  # the two clients tell versions of objects in different ways
+    }
 
 
 def present_state(collection: CollectionSettings, storage: Storage) -> dict[str, Any]:
     """List the files of a collection as they are now, and return their state."""
 
-    def state(unit: ListingUnit) -> tuple[int, str]:
+    def state(unit: ListingUnit) -> UnitState:
         if unit.file_version:
             return unit_state(unit, ())
         found = files_below(unit.uri, unit.recursive, collection, image_filter(collection), storage, Skipped())
@@ -54,29 +66,39 @@ def present_state(collection: CollectionSettings, storage: Storage) -> dict[str,
         return collection_state(list(pool.map(state, list_units(collection, storage))), collection, storage)
 
 
-def change_since(record: dict[str, Any], collection: CollectionSettings, storage: Storage) -> str:
+def change_since(
+    record: dict[str, Any], collection: CollectionSettings, storage: Storage, ignore_versions: bool = False
+) -> str:
     """Return what changed in a collection since it was listed, "" for nothing. record: that of the manifest.
 
     Nothing is compared if the record is of a version that kept no state, or was made with another client.
+    ignore_versions: files may have been repaired in their place. Raises AttribError if the collection is gone.
     """
     before = record.get("files")
     if before is None or before["client"] != storage.settings.client:
         return ""
-    try:
-        now = present_state(collection, storage)
-    except (AttribError, OSError) as error:  # the collection or its metadata are gone
-        return str(error)
-    if now == before:
-        return ""
-    if now["num_files"] != before["num_files"]:
-        return f"it had {before['num_files']:,} files and has {now['num_files']:,} now"
-    return f"some of its {now['num_files']:,} files, or its metadata, have another name, size or time"
+    now, count = present_state(collection, storage), before["num_files"]
+    if not now["num_files"]:
+        raise AttribError(f"collection {collection.name!r}: no file is left below {collection.uri}; correct uri")
+    changed = ""
+    if now["num_files"] != count:
+        changed = f"it had {count:,} files and has {now['num_files']:,}"
+    elif now["names"] != before["names"]:
+        changed = f"some of its {count:,} files have other names"
+    elif now["versions"] != before["versions"] and not ignore_versions:
+        changed = f"some of its {count:,} files have another size or time"
+    elif now["metadata"] != before["metadata"] and collection.metadata:
+        changed = f"its metadata {collection.metadata.uri} have another size or time"
+    return changed and f"collection {collection.name!r} ({collection.uri}) changed since then: {changed}"
 
 
 def _table_versions(settings: TableSettings, storage: Storage) -> list[list[str]]:
-    """Return name and version of the files of a sidecar."""
+    """Return name and version of the files of a sidecar. Raises AttribError if it is gone."""
     filesystem, path = storage.resolve(settings.uri)
-    if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
+    kind = filesystem.get_file_info(path).type
+    if kind == pyarrow.fs.FileType.NotFound:
+        raise AttribError(f"the metadata table {settings.uri} does not exist")
+    if kind == pyarrow.fs.FileType.Directory:
         return [[file.name, file.file_version] for file in folder_files(settings, storage, Skipped())]
     with open_file(settings.uri, storage) as opened:
         return [[settings.uri, opened.versions[-1]]]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializationInfo, field_serializer, model_validator
 
-from attrib.common.settings import IDENTITY, JobSettings, Positive, Settings, Share, Uri
+from attrib.common.settings import IDENTITY, JobSettings, Positive, RescanSettings, Settings, Share, Uri
 
 FIRST_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 EXTENSIONS = (*FIRST_EXTENSIONS, ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c")
@@ -70,10 +70,11 @@ class CollectionSettings(Settings):
         return self
 
 
-class ManifestSettings(JobSettings):
+class ManifestSettings(RescanSettings):
     """jobs.manifest: list a collection and give every image an id."""
 
     execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {"max_skipped_share"}
+    made: ClassVar[tuple[str, ...]] = (r"part-\d{5,}\.parquet", "_listings")
 
     collection: CollectionSettings
     output: Uri

@@ -4,11 +4,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from attrib.common.settings import JobSettings, Positive, Share, Uri
+from attrib.common.settings import JobSettings, Positive, RescanSettings, Share, Uri
 from attrib.models.settings import BackboneSettings
 
 
-class EmbedSettings(JobSettings):
+class EmbedSettings(RescanSettings):
     """jobs.embed: one vector per image of a manifest."""
 
     execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {
@@ -17,6 +17,7 @@ class EmbedSettings(JobSettings):
         "io_threads",
         "retry_failed",
     }
+    made: ClassVar[tuple[str, ...]] = (r"part-\d{5,}\.parquet", r"failures\.parquet", "_chunks")
 
     manifest: Uri
     output: Uri

@@ -1,16 +1,18 @@
 """Options of jobs.index."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from attrib.common.settings import JobSettings, Positive, Uri
+from attrib.common.settings import Positive, RescanSettings, Uri
 
 IndexKind = Literal["auto", "flat", "ivf_flat", "ivf_sq8", "ivf_pq"]
 
 
-class IndexSettings(JobSettings):
+class IndexSettings(RescanSettings):
     """jobs.index: a sharded index over the embeddings of the sources."""
+
+    made: ClassVar[tuple[str, ...]] = (r"shard-\d{5,}", r"template\.faiss")
 
     embeddings: Uri
     output: Uri

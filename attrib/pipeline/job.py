@@ -3,26 +3,40 @@
 from attrib.attribute import job as attribute_job
 from attrib.attribute.report import write_report
 from attrib.common.run_record import FinishedRecord
-from attrib.common.storage import join
+from attrib.common.storage import Storage, join
 from attrib.data import job as manifest_job
 from attrib.embed import job as embed_job
+from attrib.embed.embeddings import FAILURES
 from attrib.generators.identify import job as identify_job
 from attrib.index import job as index_job
+from attrib.pipeline.checks import check_pipeline
 from attrib.pipeline.settings import PipelineSettings
 
 
 def run(settings: PipelineSettings) -> dict:
-    """Run every stage. Returns a summary: numbers of images, and where the results are."""
-    stages = settings.stages()
-    records = []
-    for role in ("sources", "generated"):
-        records += [manifest_job.run(stages[f"{role}/manifest"]), embed_job.run(stages[f"{role}/embeddings"])]
+    """Run every stage. Returns a summary: numbers of images, and where the results are.
+
+    Raises AttribError before the first image is read if an input or the output cannot be used, or if a collection
+    changed since an earlier run.
+    """
+    stages, roles = settings.stages(), ("sources", "generated")
+    check_pipeline(settings, Storage(settings.storage))
+    # Images that failed may have been repaired in their place.
+    repaired = stages["sources/embeddings"].retry_failed
+    records = [manifest_job.run(stages[f"{role}/manifest"], ignore_versions=repaired) for role in roles]
+    records += (embedded := [embed_job.run(stages[f"{role}/embeddings"]) for role in roles])
     records += [built := index_job.run(stages["index"])]
     if "generators" in stages:
         records += [identify_job.run(stages["generators"])]
     records += [attributed := attribute_job.run(stages["attributions"])]
     write_report(stages["report"])
-    summary = {
+    summary = {}
+    if num_failed := embedded[0]["num_failed"]:
+        table = join(stages["sources/embeddings"].output, FAILURES)
+        summary["sources"] = (
+            f"{embedded[0]['num_images']:,} listed, {num_failed:,} could not be read and cannot be found ({table})"
+        )
+    summary |= {
         "sources indexed": f"{built['num_vectors']:,}",
         "generated images": f"{attributed['num_queries']:,} ({attributed['num_failed']:,} failed)",
         "attributions (Parquet)": join(settings.output, "attributions", "attributions"),

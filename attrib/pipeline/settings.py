@@ -5,7 +5,7 @@ from typing import ClassVar
 from pydantic import Field, ValidationError, model_validator
 
 from attrib.attribute.settings import AttributeSettings, ReportSettings
-from attrib.common.settings import JobSettings, Share, Uri
+from attrib.common.settings import JobSettings, RescanSettings, Share, Uri
 from attrib.data.settings import CollectionSettings, ManifestSettings
 from attrib.embed.settings import EmbedSettings
 from attrib.generators.identify.settings import IdentifySettings
@@ -13,7 +13,7 @@ from attrib.index.settings import IndexSettings
 from attrib.models.settings import BackboneSettings
 
 
-class PipelineSettings(JobSettings):
+class PipelineSettings(RescanSettings):
     """jobs.pipeline: one section of options per stage; the pipeline fills in their inputs and outputs."""
 
     sources: CollectionSettings
@@ -64,6 +64,8 @@ class PipelineSettings(JobSettings):
         kind, given = self.sections[section], getattr(self, section)
         names = {"storage", "ray", "budget", "max_failed_share"} & kind.model_fields.keys()
         common = {name: getattr(self, name) for name in names}
+        if issubclass(kind, RescanSettings):
+            filled_in["rescan"] = self.rescan
         for key in filled_in.keys() & given.keys():
             raise ValueError(f"{section}.{key} is filled in by the pipeline; leave it out")
         try:

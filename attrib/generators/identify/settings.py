@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AliasChoices, Field
 
-from attrib.common.settings import JobSettings, Positive, Settings, Share, Uri
+from attrib.common.settings import JobSettings, Positive, RescanSettings, Settings, Share, Uri
 from attrib.generators.registry.settings import MIN_REFERENCES, VerdictSettings
 
 
@@ -22,7 +22,7 @@ class PrevalenceSettings(Settings):
     seed: int = 0
 
 
-class IdentifySettings(JobSettings):
+class IdentifySettings(RescanSettings):
     """jobs.identify: which registered generator each image of a manifest is consistent with."""
 
     execution_only: ClassVar[frozenset[str]] = JobSettings.execution_only | {
@@ -31,6 +31,9 @@ class IdentifySettings(JobSettings):
         "device",
         "io_threads",
     }
+    made: ClassVar[tuple[str, ...]] = (
+        *(r"verdicts/part-\d{5,}\.parquet", "_chunks", r"sets\.parquet", r"candidates\.parquet", r"share_draws\.npy"),
+    )
     old_keys: ClassVar[dict[str, str]] = {"dump": "prevalence"}
 
     manifest: Uri

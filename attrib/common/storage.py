@@ -10,7 +10,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import IO, Any
 
@@ -34,6 +35,19 @@ def join(uri: str, *parts: str) -> str:
 
 def is_remote(uri: str) -> bool:
     return uri.startswith("s3://")
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Name the file in an OSError of a write that does not name it, such as "no space left on device"."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, path) from error
+        if error.filename is None and "requested and" in str(error):  # NumPy's, which hides the reason
+            raise OSError(f"{path} was written in part ({error}); is the disk full?") from error
+        raise
 
 
 class _S3fsHandler(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]  # untyped
@@ -160,7 +174,7 @@ class Storage:
             return
         os.makedirs(os.path.dirname(uri), exist_ok=True)
         if os.stat(local_path).st_dev == os.stat(os.path.dirname(uri)).st_dev:
-            with open(local_path, "rb") as file:
+            with naming(local_path), open(local_path, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(local_path, uri)
             return
@@ -186,15 +200,11 @@ class Storage:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         beside = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}.tmp")
         try:
-            with open(beside, "wb") as file:
+            with naming(path), open(beside, "wb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)
-        except OSError as error:
-            if error.filename is None:  # such as "no space left": name the file
-                raise OSError(error.errno, error.strerror, path) from error
-            raise
         finally:
             if os.path.exists(beside):
                 os.unlink(beside)
@@ -244,7 +254,10 @@ class Storage:
         target = os.path.join(folder, f"{hashlib.sha256(path.encode()).hexdigest()[:16]}-{os.path.basename(path)}")
         with filesystem.open_input_file(path) as source, open(target, "wb") as file:
             num_bytes = source.size()
-            shutil.copyfileobj(source, file, COPY_BYTES)
+            while block := source.read(COPY_BYTES):
+                with naming(target):
+                    file.write(block)
+                    file.flush()
         if os.path.getsize(target) != num_bytes:
             raise OSError(f"{uri}: {os.path.getsize(target)} of {num_bytes} bytes arrived; run again")
         return target

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from attrib.common.errors import MismatchError
 from attrib.common.json_records import parse_record, with_checksum
-from attrib.common.storage import Storage, file_sha256, join, scratch_folder
+from attrib.common.storage import Storage, file_sha256, join, naming, scratch_folder
 from attrib.common.verified import verify_copy
 from attrib.embed.embeddings import Embeddings, read_vectors
 from attrib.index.normalize import inverse_norms, to_float32
@@ -55,7 +55,8 @@ def build_shard(
         if quantizer is not None:
             arrays["offsets.npy"] = np.searchsorted(lists, np.arange(quantizer.nlist + 1))
         for name, array in arrays.items():
-            np.save(os.path.join(folder, name), array)
+            with naming(path := os.path.join(folder, name)):
+                np.save(path, array)
         _write_sorted(folder, order, lists, norms, quantizer)
         os.unlink(unsorted)
         files = {}
@@ -144,7 +145,7 @@ def _write_sorted(
 @contextmanager
 def _array_file(path: str, dtype: type, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
     """Open a .npy file for appending rows. Unlike pages of a memory-mapped file, written rows do not stay in memory."""
-    with open(path, "wb") as file:
+    with naming(path), open(path, "wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         yield file

@@ -18,6 +18,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet
 
+from attrib.common.storage import naming
+
 Result = TypeVar("Result")
 RATE_ROWS = 16_384
 MIN_SECONDS = 0.01  # of each timed operation, because the workers of a job wait for it
@@ -103,7 +105,7 @@ def measure_machine(dimension: int, num_threads: int) -> MachineRates:
     faiss.omp_set_num_threads(num_threads)
 
     def write(path: str) -> None:
-        with open(path, "wb") as file:
+        with naming(path), open(path, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -3,6 +3,7 @@
 <output>/_ray_train/run/   Ray Train's folder: the last checkpoints, each one state.pt
 """
 
+import io
 import logging
 import os
 import tempfile
@@ -17,7 +18,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from attrib.common.logs import set_up_worker
-from attrib.common.storage import Storage, is_remote, join
+from attrib.common.storage import Storage, is_remote, join, naming
 from attrib.runtime.tasks import plain_errors
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,10 @@ class TrainWorker:
             return
         logger.info(run.progress())
         with tempfile.TemporaryDirectory() as folder:
-            torch.save(run.state(), os.path.join(folder, STATE))
+            # Not to the file itself: torch makes an error of the disk a RuntimeError without its reason.
+            torch.save(run.state(), buffer := io.BytesIO())
+            with naming(path := os.path.join(folder, STATE)), open(path, "wb") as file:
+                file.write(buffer.getbuffer())
             ray.train.report(run.history[-1], checkpoint=Checkpoint.from_directory(folder))
 
 
@@ -91,7 +95,7 @@ def fit(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    with plain_errors():
+    with naming(join(output, FOLDER)), plain_errors():
         result = trainer.fit()
     return _load_state(result.checkpoint)
 

@@ -21,6 +21,8 @@ def main() -> None:
                 f"median top similarity {summary['median_top_similarity']:.3f}, "
                 f"{summary['num_sources_named']:,} distinct sources"
             )
+        if summary["num_unread_sources"]:
+            print(f"{summary['num_unread_sources']:,} listed sources could not be read and cannot be found")
         if summary["num_missing_images"]:
             print(f"{summary['num_missing_images']:,} originals could not be shown; the page gives the reasons")
         print(f"{summary['output']} ({summary['num_bytes'] / 2**20:.1f} MiB)")

@@ -21,13 +21,13 @@ from attrib.attribute.merge import describe_sources, merge_blocks, write_blocks
 from attrib.attribute.rows import ATTRIBUTIONS_RECORD, RunStamp
 from attrib.attribute.run import AttributionJob, exact_uri
 from attrib.attribute.settings import AttributeSettings
-from attrib.common.errors import FailedShareError
+from attrib.common.errors import MAX_EXAMPLES, FailedShareError
 from attrib.common.run_record import run_identity, run_once
 from attrib.common.storage import Storage, is_remote, join, scratch_folder
 from attrib.data.estimate import RowBytes, row_bytes
 from attrib.data.ids import sampling_rank
 from attrib.data.manifest import open_manifest
-from attrib.embed.embeddings import open_embeddings
+from attrib.embed.embeddings import FAILURES, open_embeddings
 from attrib.generators.identify.files import check_same_images, open_identified
 from attrib.index.cost_model import plan_search
 from attrib.index.estimate import probe_groups, shard_parts, shard_sizes
@@ -94,10 +94,16 @@ def _attribute(job: AttributionJob, stamp: RunStamp, storage: Storage) -> dict[s
     counts = write_blocks(job, stamp, storage)
     num_queries, num_failed = counts["num_queries"], counts["num_failed"]
     if num_failed > settings.max_failed_share * num_queries:
+        uris = [join(settings.output, "outcomes", block_name(block)) for block in range(len(job.blocks))]
+        columns = {"key": pc.field("query_key"), "stage": pc.field("stage"), "reason": pc.field("reason")}
+        failed = storage.dataset(uris, format="parquet").head(
+            MAX_EXAMPLES, columns=columns, filter=pc.field("status") == "failed"
+        )
         raise FailedShareError(
             f"{num_failed:,} of {num_queries:,} queries could not be embedded, more than max_failed_share = "
-            f"{settings.max_failed_share:g} (see {join(queries.uri, 'failures.parquet')}); run jobs.embed again with "
-            "retry_failed=true, or raise max_failed_share"
+            f"{settings.max_failed_share:g}; e.g. {FailedShareError.examples(failed.to_pylist())}. "
+            f"{join(queries.uri, FAILURES)} lists them all; run jobs.embed again with retry_failed=true, or raise "
+            "max_failed_share"
         )
     results = {
         "run_id": stamp.run_id,

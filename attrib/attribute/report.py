@@ -22,6 +22,7 @@ from attrib.common.outputs import check_output_file
 from attrib.common.storage import Storage, join
 from attrib.common.verified import verify
 from attrib.data.parquet_files import has_text, shown_rows
+from attrib.embed.embeddings import FAILURES, open_embeddings
 from attrib.generators.identify.files import open_identified
 from attrib.index.index import INDEX_RECORD, Index, open_index
 from attrib.pages.charts import forest_figure, histogram_figure, svg
@@ -93,6 +94,7 @@ def write_report(settings: ReportSettings) -> dict[str, Any]:
     shown_queries = [q["id"] for q in gallery] + (generators["exemplar_ids"] if generators else [])
     query_images = read_thumbnails(run.record["settings"]["queries"], shown_queries, settings.thumbnail_px, storage)
     index_settings = storage.require(join(run.index.uri, INDEX_RECORD), "jobs.index")["settings"]
+    unread = _unread_sources(run.index, index_settings["embeddings"], storage)
     shown_sources = {s["id"] for s in sources} | {s["source_id"] for q in gallery for s in q["sources"]}
     source_images = read_thumbnails(index_settings["embeddings"], shown_sources, settings.thumbnail_px, storage)
 
@@ -100,6 +102,7 @@ def write_report(settings: ReportSettings) -> dict[str, Any]:
         "num_clear": int(np.count_nonzero(similarity >= settings.clear_similarity)),
         "median_top_similarity": float(np.median(similarity)) if len(similarity) else None,
         "num_sources_named": len(sums),
+        "num_unread_sources": unread["count"] if unread else 0,
         "num_missing_images": sum(i.data_uri is None for i in (*query_images.values(), *source_images.values())),
     }
     page = render(
@@ -110,6 +113,7 @@ def write_report(settings: ReportSettings) -> dict[str, Any]:
         index=run.index,
         index_settings=index_settings,
         summary=summary,
+        unread=unread,
         num_truncated=run.outcomes.count_rows(filter=pc.field("shares_truncated")),
         histograms=_histograms(similarity, num_sources, settings.clear_similarity),
         sources=sources,
@@ -268,6 +272,17 @@ def _failures(outcomes: Dataset) -> dict[str, Any]:
     order = [("count", "descending"), ("stage", "ascending"), ("reason", "ascending")]
     first = counts.sort_by(order).slice(0, MAX_FAILURE_REASONS)
     return {"counts": first.to_pylist(), "num_reasons": len(counts), "listed": listed.to_pylist()}
+
+
+def _unread_sources(index: Index, embeddings: str, storage: Storage) -> dict[str, Any] | None:
+    """Return how many listed sources are not in the index, of how many, and the table of them; None if there are none,
+    or if the embeddings are gone.
+    """
+    with suppress(AttribError, OSError):
+        num_listed = sum(open_embeddings(embeddings, storage).num_rows)
+        if count := max(0, num_listed - index.num_vectors):
+            return {"count": count, "num_listed": num_listed, "table": join(embeddings, FAILURES)}
+    return None
 
 
 def _generator_section(record: dict[str, Any], storage: Storage) -> dict[str, Any] | None:

@@ -1,5 +1,11 @@
 """Errors that a job reports as one message instead of a traceback."""
 
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+MAX_EXAMPLES = 3  # failed images that an error names
+
 
 class AttribError(Exception):
     """An error the user can fix: the message names the value or file and the remedy."""
@@ -11,6 +17,11 @@ class MismatchError(AttribError):
 
 class FailedShareError(AttribError):
     """More images failed than the config allows."""
+
+    @staticmethod
+    def examples(failures: Iterable[Mapping[str, Any]]) -> str:
+        """Return key and reason of the first failures. failures: rows with key and reason."""
+        return "; ".join(f"{row['key']}: {row['reason']}" for row in islice(failures, MAX_EXAMPLES))
 
 
 class ImageError(Exception):

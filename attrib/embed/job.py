@@ -10,7 +10,7 @@ import pyarrow.parquet
 import torch
 
 from attrib.common.config import digest
-from attrib.common.errors import FailedShareError, MismatchError
+from attrib.common.errors import MAX_EXAMPLES, FailedShareError, MismatchError
 from attrib.common.progress import Progress
 from attrib.common.run_record import finish, finished, writing
 from attrib.common.settings import StorageSettings
@@ -79,11 +79,11 @@ class EmbedRun:
         if chunks:
             failures = [failures_of(self.storage.read_table(c.uri(output)), self.rows(c)) for c in chunks]
             self.storage.write_table(uri, pa.concat_tables(failures))
-        examples = [f"{r['key']}: {r['reason']}" for r in self.storage.read_table(uri).slice(0, 3).to_pylist()]
+        examples = FailedShareError.examples(self.storage.read_table(uri).slice(0, MAX_EXAMPLES).to_pylist())
         raise FailedShareError(
             f"{num_failed:,} of {num_images:,} images failed, more than max_failed_share = {share:g} allows; e.g. "
-            f"{'; '.join(examples)}. {uri} lists failed images. Fix or remove them, then run again with "
-            "retry_failed=true, or raise max_failed_share; the vectors of the other images are kept"
+            f"{examples}. {uri} lists failed images. Fix them and run again with retry_failed=true, or raise "
+            "max_failed_share; the vectors of the other images are kept"
         )
 
 

@@ -3,11 +3,13 @@
 from dataclasses import replace
 from functools import lru_cache
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from attrib.common.errors import FailedShareError
 from attrib.common.progress import Progress
-from attrib.common.storage import Storage
+from attrib.common.storage import Storage, join
 from attrib.data.chunks import Chunk, plan_chunks
 from attrib.data.manifest import Manifest, sample_threshold, sampled_rows
 from attrib.models.encoder import keep_freed_memory, load_network, preprocessing_of
@@ -42,14 +44,33 @@ def view_features(
         progress.update(num_done, num_failed)
     progress.close()
     found = read_chunks([_chunk_uri(folder, chunk) for chunk in chunks], storage)
+    _name(found.failures, manifest, storage)
     if len(found.failures) > settings.max_failed_share * num_images:
-        examples = [f"image {failure['id']}: {failure['reason']}" for failure in found.failures[:3]]
+        table = write_failures(settings.output, found.failures, storage)
         raise FailedShareError(
             f"{len(found.failures):,} of {num_images:,} images have no features, more than max_failed_share = "
-            f"{settings.max_failed_share:g} allows (e.g. {', '.join(examples)}); fix these images, delete {folder} and "
-            "run again, or raise max_failed_share"
+            f"{settings.max_failed_share:g} allows; e.g. {FailedShareError.examples(found.failures)}. {table} lists "
+            f"them; fix these images, delete {folder} and run again, or raise max_failed_share"
         )
     return found
+
+
+def write_failures(output: str, failures: list[dict], storage: Storage) -> str:
+    """Write the images without features to the output of the job; return the URI of the table."""
+    uri = join(output, "failures.parquet")
+    schema = pa.schema([("id", pa.int64()), *((name, pa.string()) for name in ("key", "stage", "reason"))])
+    storage.write_table(uri, pa.Table.from_pylist(failures, schema))
+    return uri
+
+
+def _name(failures: list[dict], manifest: Manifest, storage: Storage) -> None:
+    """Add the key of the image to each failure."""
+    wanted, keys = pc.field("id").isin([failure["id"] for failure in failures]), {}
+    for partition in range(len(manifest.num_rows)) if failures else ():
+        rows = storage.read_table(manifest.checked_uri(partition, storage), ["id", "key"], wanted)
+        keys |= dict(zip(rows["id"].to_pylist(), rows["key"].to_pylist()))
+    for failure in failures:
+        failure["key"] = keys[failure["id"]]
 
 
 def _chunk_uri(folder: str, chunk: Chunk) -> str:

@@ -2,7 +2,7 @@
 
 <output>/model.safetensors   the checkpoint that jobs.embed takes as backbone.weights
 <output>/train.json          written last: settings, digests, the criterion by epoch, images without features
-<output>/failures.parquet    the images without features: id, stage, reason
+<output>/failures.parquet    the images without features: id, key, stage, reason
 <output>/views.png           examples of the views
 <output>/_features/          features of images and views, kept for the next run with the same settings
 <output>/_ray_train/         Ray Train's checkpoints, one per epoch
@@ -11,7 +11,6 @@
 import logging
 import time
 
-import pyarrow as pa
 import torch
 from safetensors.torch import load, save
 
@@ -28,7 +27,7 @@ from attrib.runtime.session import connect, device_of, num_cluster_cpus
 from attrib.runtime.trainer import TrainWorker, fit
 from attrib.train.batches import InputBatches, Inputs, shares_of_views
 from attrib.train.estimate import estimate_train
-from attrib.train.feature_tasks import view_features
+from attrib.train.feature_tasks import view_features, write_failures
 from attrib.train.initialise import fitted_model, paired_inputs, read_pairs, training_inputs, with_control
 from attrib.train.loop import TrainRun
 from attrib.train.pixel_batches import PixelBatches
@@ -112,8 +111,7 @@ def _train(
                 logger.warning(f"the model is trained, but {RECORD} has no calibrator of shares: {error}")
     save_model(model, settings.backbone.name, join(settings.output, MODEL), storage)
     failures = real.failures + (generated.failures if generated else [])
-    schema = pa.schema([("id", pa.int64()), ("stage", pa.string()), ("reason", pa.string())])
-    storage.write_table(join(settings.output, "failures.parquet"), pa.Table.from_pylist(failures, schema))
+    write_failures(settings.output, failures, storage)
     return {
         "num_images": int(real.is_original.sum()),
         "num_views": int((~real.is_original).sum()),

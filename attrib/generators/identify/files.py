@@ -9,10 +9,13 @@
 This module does not import torch, because loading it takes a worker seconds.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from attrib.common.errors import MismatchError
 from attrib.common.storage import Storage, bytes_sha256, join
@@ -85,6 +88,13 @@ def finish_part(output: str, partition: int, num_rows: int, chunk_rows: int, sto
     uri = Identified(output, {}).part_uri(partition)
     publish_partition(uri, output, partition, num_rows, chunk_rows, storage)
     return bytes_sha256(storage.read_bytes(uri))
+
+
+def failures(output: str, num_parts: int, storage: Storage) -> Iterator[dict[str, Any]]:
+    """Yield key, stage and reason of the images that could not be read or decoded."""
+    for partition in range(num_parts):
+        uri = Identified(output, {}).part_uri(partition)
+        yield from storage.read_table(uri, ["key", "stage", "reason"], pc.field("stage").is_valid()).to_pylist()
 
 
 def open_identified(uri: str, storage: Storage) -> Identified:

@@ -20,7 +20,7 @@ from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.fatal_images import without_fatal, without_fatal_rows
 from attrib.data.manifest import Manifest, open_manifest
 from attrib.data.reading import read_all
-from attrib.generators.identify.files import RECORD, VERDICTS, Identified, finish_part, open_identified
+from attrib.generators.identify.files import RECORD, VERDICTS, Identified, failures, finish_part, open_identified
 from attrib.generators.identify.rows import verdict_rows
 from attrib.generators.identify.settings import IdentifySettings
 from attrib.generators.identify.summary import BATCH_ROWS, check_set_column, summarise
@@ -86,7 +86,9 @@ def _identify(
     if num_failed > settings.max_failed_share * manifest.num_images:
         raise FailedShareError(
             f"{num_failed:,} of {manifest.num_images:,} images could not be read or decoded, more than "
-            f"max_failed_share = {settings.max_failed_share:g}; the reasons are in {join(settings.output, VERDICTS)}. "
+            f"max_failed_share = {settings.max_failed_share:g}; e.g. "
+            f"{FailedShareError.examples(failures(settings.output, len(manifest.num_rows), storage))}. "
+            f"The reasons of all are in {join(settings.output, VERDICTS)}. "
             "Raise max_failed_share to keep these verdicts, or delete that folder and run again to read all images"
         )
     return results

@@ -178,7 +178,9 @@ def test_same_images_in_another_order_are_another_input(local_ray, s3_endpoint, 
         {"name": "c", "uri": str(tmp_path / "images")}, str(tmp_path / "manifest"), storage, partition_rows=17
     )
     assert other.digest == open_manifest(reference.manifest, storage).digest
-    with pytest.raises(AttribError, match=r"other settings or inputs .input order.; choose another output"):
+    with pytest.raises(
+        AttribError, match=r"other settings or inputs .input order., of .*rescan=true.*or choose another output"
+    ):
         embed_job.run(reference.model_copy(update={"manifest": str(tmp_path / "manifest")}))
 
 

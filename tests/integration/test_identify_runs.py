@@ -45,7 +45,10 @@ def test_after_the_verdicts_of_a_failed_run_are_deleted_images_are_read_again(re
     made = listed({f"{i}.png": drawn_file("nearest", 700 + i) for i in range(4)}, tmp_path)
     aside = (tmp_path / "images" / "2.png").rename(tmp_path / "2.png")
     settings = settings_of(made, registry, str(tmp_path / "out"), max_failed_share=0.01, prevalence={})
-    with pytest.raises(FailedShareError, match=r"1 of 4 images .* or delete that folder and run again"):
+    with pytest.raises(
+        FailedShareError,
+        match=r"1 of 4 images .*; e\.g\. 2\.png: .*\. The reasons of all .* or delete that folder and run again",
+    ):
         identify_job.run(settings)
     aside.rename(tmp_path / "images" / "2.png")
     with pytest.raises(FailedShareError):

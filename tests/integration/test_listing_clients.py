@@ -8,8 +8,10 @@ from attrib.common.errors import ImageError
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join
 from attrib.data.collections import list_images, list_units
+from attrib.data.job import _list_unit
 from attrib.data.places import CHANGED
 from attrib.data.reading import _read_row_group, read_image, read_parquet_images
+from attrib.data.rescan import change_since, collection_state
 from attrib.data.selection import Reason, Skipped
 from attrib.data.settings import CollectionSettings
 from attrib.data.sidecar import open_sidecar
@@ -122,3 +124,23 @@ def test_a_folder_of_tables_in_a_store_is_one_table(place):
         storage.write_table(join(root, f"set/{i}.parquet"), pa.table({"key": [str(i)]}))
     storage.write_bytes(join(root, "set/0.tar"), b"x")
     assert open_sidecar(MetadataSettings(uri=join(root, "set")), storage).count_rows() == 2
+
+
+@pytest.mark.parametrize("form", ["folder", "webdataset", "one shard"])
+def test_a_collection_is_unchanged_until_an_object_is(form, place, s3_endpoint, tmp_path):
+    storage, root = place
+    put(s3_endpoint, root, {"deep/er/a.png": b"x", "b.png": b"y", "0.tar": tar_bytes(pictures(["0.png"]))})
+    put(s3_endpoint, root, {"about.csv": b"key,owner\n"})
+    uri = join(root, "0.tar") if form == "one shard" else root
+    kind = "folder" if form == "folder" else "webdataset"
+    collection = CollectionSettings(name="c", uri=uri, format=kind, metadata={"uri": join(root, "about.csv")})
+    units = list_units(collection, storage)
+    states = [_list_unit(unit, collection, str(tmp_path / "listing"), storage)[-1] for unit in units]
+    record = {"files": collection_state(states, collection, storage)}
+    assert change_since(record, collection, storage) == ""
+    put(
+        s3_endpoint,
+        root,
+        {"b.png": b"larger"} if form == "folder" else {"0.tar": tar_bytes(pictures(["0.png", "1.png"]))},
+    )
+    assert "files have another size or time" in change_since(record, collection, storage)

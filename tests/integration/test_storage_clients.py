@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import save_file
-from support.files import files_below
+from support.files import files_below, full_disk
 
 from attrib.common.errors import AttribError, ImageError
 from attrib.common.settings import StorageSettings
@@ -137,6 +137,15 @@ def test_publish_and_localise(place, tmp_path):
     assert not source.exists()
     if not root.startswith("s3://"):
         assert copies[0] == join(root, "a_b/c/file.bin") and files_below(scratch) == []
+
+
+@pytest.mark.parametrize("client", ["arrow", "s3fs"])
+def test_a_copy_that_does_not_fit_the_disk_names_its_place_there(client, s3_endpoint, tmp_path):
+    storage = Storage(StorageSettings(client=client, endpoint=s3_endpoint))
+    uri = f"s3://attrib/{tmp_path.name}/large.bin"
+    storage.write_bytes(uri, bytes(1 << 17))
+    with full_disk(1 << 16), pytest.raises(OSError, match=f"File too large: '{tmp_path}/.*-large.bin'"):
+        storage.localise(uri, str(tmp_path))
 
 
 def test_a_storage_can_be_pickled(place):

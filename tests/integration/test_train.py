@@ -20,7 +20,7 @@ from support.cluster import drawn_image
 from support.files import LOCAL
 from support.images import write_folder
 
-from attrib.common.errors import AttribError
+from attrib.common.errors import AttribError, FailedShareError
 from attrib.data import job as manifest_job
 from attrib.data.settings import ManifestSettings
 from attrib.models.encoder import load_encoder, load_network
@@ -149,6 +149,16 @@ def test_job_writes_model_record_failures_and_views(site):
     assert [row["epoch"] for row in record["history"]] == list(range(-1, NUM_EPOCHS))
     criteria = [row["criterion"] for row in record["history"]]
     assert criteria[0] > 2 / NUM_IMAGES and max(criteria) > criteria[0] + 0.02  # it learns
+
+
+def test_too_many_images_without_features_are_named_and_listed(site):
+    with pytest.raises(
+        FailedShareError, match=rf"1 of {NUM_IMAGES + 1} images .*; e\.g\. broken\.png: .*failures\.parquet"
+    ):
+        train_job.run(site.settings("few", control="raw", max_failed_share=0.0))
+    failures = LOCAL.read_table(str(site.folder / "few" / "failures.parquet")).to_pylist()
+    assert [(row["key"], row["stage"]) for row in failures] == [("broken.png", "decode")]
+    assert train_job.run(site.settings("few", control="raw", max_failed_share=0.5))["num_failed"] == 1
 
 
 def test_embed_job_loads_the_trained_model(site):

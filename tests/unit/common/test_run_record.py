@@ -13,16 +13,18 @@ from attrib.common import lease as leases
 from attrib.common.errors import AttribError
 from attrib.common.lease import WRITER, Lease
 from attrib.common.outputs import SUBMITTED, check_output_file, input_uris
-from attrib.common.run_record import STARTED, FinishedRecord, run_once
+from attrib.common.run_record import STARTED, ChangedInputsError, FinishedRecord, run_once
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.common.swap import read_or_none, swap
+from attrib.embed.settings import EmbedSettings
 from attrib.evaluate.settings import EvaluateSettings
 from attrib.pages.render import MARK
 from attrib.train.settings import TrainSettings
 
 LOCAL = Storage(StorageSettings())
 RECORD = "train.json"
+EMBEDDED = "embeddings.json"
 
 
 def settings(output, **changes) -> TrainSettings:
@@ -83,6 +85,126 @@ def test_a_damaged_record_is_one_clear_error(name, content, tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(AttribError, match=f"{name} is damaged.*restore it"):
         train(tmp_path)
+
+
+def embed(output, work=dict, manifest="d", change=None, **changes):
+    """A run of a job that has `rescan`."""
+    values = {"manifest": "m", "output": str(output), "backbone": {"name": "x"}} | changes
+    return run_once(EmbedSettings(**values), EMBEDDED, {"manifest": manifest}, LOCAL, work, change=change)
+
+
+MADE = ("part-00000.parquet", "failures.parquet", "_chunks/part-00000/rows.parquet")
+MINE = ("notes.txt", "part-00000-mine.parquet", "part-1.parquet", "mine/part-00000.parquet")
+
+
+@pytest.fixture
+def embedded(tmp_path):
+    """The output of a finished run, with files of the user."""
+
+    def work():
+        for name in (*MADE, *MINE):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("x")
+        return {}
+
+    embed(tmp_path, work)
+    return tmp_path
+
+
+def files_in(folder) -> set[str]:
+    """Relative paths of the files that are not hidden."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {str(path) for path in paths if not path.name.startswith(".")}
+
+
+class TestRescan:
+    """Inputs that changed since a run."""
+
+    def test_without_it_the_job_stops_and_names_it(self, embedded):
+        before = files_in(embedded)
+        with pytest.raises(ChangedInputsError) as caught:
+            embed(embedded, manifest="other")
+        said = str(caught.value)
+        assert "other settings or inputs (input manifest), of 20" in said
+        assert "use --set rescan=true to delete these results and make them again, or choose another output" in said
+        assert files_in(embedded) == before
+
+    def test_with_it_the_results_of_the_job_alone_are_deleted_and_made_again(self, embedded, caplog):
+        caplog.set_level("INFO")
+
+        def work():
+            assert files_in(embedded) == {STARTED, WRITER, *MINE}
+            return {"again": True}
+
+        record = embed(embedded, work, manifest="other", rescan=True)
+        assert record["again"] and record["inputs"] == {"manifest": "other"}
+        assert "its results are deleted and made again" in caplog.text
+        assert isinstance(embed(embedded, manifest="other"), FinishedRecord)
+
+    def test_the_files_of_an_unfinished_run_are_deleted_too(self, embedded):
+        (embedded / EMBEDDED).unlink()
+        with pytest.raises(ChangedInputsError):
+            embed(embedded, manifest="other")
+        embed(embedded, manifest="other", rescan=True)
+        assert files_in(embedded) == {EMBEDDED, STARTED, *MINE}
+
+    def test_unchanged_inputs_are_not_computed_again(self, embedded):
+        assert isinstance(embed(embedded, rescan=True), FinishedRecord)
+        assert files_in(embedded) == {EMBEDDED, STARTED, *MADE, *MINE}
+
+    def test_other_settings_are_refused_all_the_same(self, embedded):
+        with pytest.raises(
+            AttribError, match=r"chunk_rows: there 128, now 9.*rescan=true replaces results of the same"
+        ):
+            embed(embedded, manifest="other", rescan=True, chunk_rows=9)
+        assert files_in(embedded) >= {EMBEDDED, *MADE}
+
+    def test_jobs_without_it_do_not_advise_it(self, tmp_path):
+        train(tmp_path)
+        with pytest.raises(AttribError, match="input manifest") as caught:
+            train(tmp_path, digest="other")
+        assert "rescan" not in str(caught.value)
+
+    def test_an_input_that_is_gone_is_named(self, tmp_path):
+        train(tmp_path)
+        with pytest.raises(AttribError, match=r"\(input manifest\)"):
+            run_once(settings(tmp_path), RECORD, {}, LOCAL, dict)
+
+    @pytest.mark.parametrize("name", [EMBEDDED, *MADE])
+    def test_a_run_that_is_killed_while_it_deletes_leaves_nothing_that_is_taken_for_a_result(
+        self, name, embedded, monkeypatch
+    ):
+        def delete(kind):
+            def until_killed(self, uri):
+                if uri.endswith(name.split("/")[0]):
+                    raise KeyboardInterrupt
+                kind(self, uri)
+
+            return until_killed
+
+        with monkeypatch.context() as patched:
+            for kind in ("delete_file", "delete_folder"):
+                patched.setattr(Storage, kind, delete(getattr(Storage, kind)))
+            with pytest.raises(KeyboardInterrupt):
+                embed(embedded, lambda: pytest.fail("computed"), manifest="other", rescan=True)
+        assert name in files_in(embedded) and (EMBEDDED in files_in(embedded)) == (name == EMBEDDED)
+        with pytest.raises(ChangedInputsError):
+            embed(embedded, manifest="other")
+        embed(embedded, manifest="other", rescan=True)
+        assert files_in(embedded) == {EMBEDDED, STARTED, *MINE}
+
+    def test_a_change_that_no_digest_tells_is_found_by_comparison(self, embedded):
+        seen = []
+
+        def change(record):
+            seen.append(record["written_at"])
+            return "one file more"
+
+        with pytest.raises(ChangedInputsError, match=r"was made at 20.*: one file more; use --set rescan=true"):
+            embed(embedded, change=change)
+        assert len(seen) == 1
+        embed(embedded, change=change, rescan=True)
+        assert files_in(embedded) == {EMBEDDED, STARTED, *MINE}
 
 
 class TestOutputs:

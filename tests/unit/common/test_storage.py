@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from support.files import files_below
+from support.files import files_below, full_disk
 
 from attrib.common.errors import AttribError
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, fresh_folder
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_a_failed_local_write_leaves_the_old_file_and_nothing_else(tmp_path, local):
@@ -70,6 +73,26 @@ def test_a_full_disk_is_an_error_that_names_the_file(monkeypatch, tmp_path, loca
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/a.bin'"):
         local.write_bytes(str(tmp_path / "a.bin"), b"x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_takes_no_more_leaves_nothing_and_is_named(tmp_path, local):
+    with full_disk(1 << 16), pytest.raises(OSError, match=f"File too large: '{tmp_path}/a.bin'"):
+        local.write_bytes(str(tmp_path / "a.bin"), bytes(1 << 17))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_whose_disk_is_full_ends_with_one_line_that_names_the_file(tmp_path):
+    script = (
+        "import sys\nfrom attrib.common.settings import StorageSettings\nfrom attrib.common.storage import Storage\n"
+        "from jobs.exit import reported\nfrom support.files import full_disk\n"
+        "with reported(), full_disk(1 << 16):\n"
+        "    Storage(StorageSettings()).write_bytes(sys.argv[1], bytes(1 << 17))\n"
+    )
+    path = os.pathsep.join(filter(None, sys.path))
+    command = [sys.executable, "-c", script, str(tmp_path / "a.bin")]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert f"OSError: [Errno {errno.EFBIG}] File too large: '{tmp_path}/a.bin'" in done.stderr
 
 
 def test_a_fresh_folder_loses_only_the_names_that_the_job_makes(tmp_path):

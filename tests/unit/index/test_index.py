@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import faiss
 import numpy as np
 import pytest
+from support.files import full_disk
 from support.shards import (
     KINDS,
     STORAGE,
@@ -214,3 +215,11 @@ def test_queries_of_another_encoder_are_an_error():
             MismatchError, match=rf"/queries were embedded with {key} {value!r}.*/index with {encoder[key]!r}"
         ):
             check_same_encoder(built, queries(**{key: value}))
+
+
+def test_a_full_scratch_disk_is_an_error_that_names_the_file(collection, tmp_path):
+    """NumPy says how many items were written and not why the others were not."""
+    ids, vectors = collection
+    embeddings = write_embeddings(tmp_path, ids, vectors, np.zeros(NUM, int))
+    with full_disk(4_000), pytest.raises(OSError, match=r"unsorted.npy was written in part .*is the disk full\?"):
+        build_shard(str(tmp_path / "shard"), embeddings, [0], None, make_sources(ids), STORAGE)

@@ -1,0 +1,70 @@
+"""What a pipeline finds wrong before the first image is read: one clear error each, and nothing in its output."""
+
+import os
+
+import pytest
+from support.images import pictures, write_folder
+
+from attrib.common.errors import AttribError
+from attrib.common.settings import StorageSettings
+from attrib.common.storage import Storage
+from attrib.pipeline.checks import check_pipeline, metadata_columns
+from attrib.pipeline.settings import PipelineSettings
+
+LOCAL = Storage(StorageSettings())
+
+
+@pytest.fixture
+def values(tmp_path) -> dict:
+    """Settings of a pipeline in which nothing is wrong."""
+    for role in ("sources", "generated"):
+        write_folder(pictures(["0.jpg"]), str(tmp_path / role), LOCAL)
+    (tmp_path / "owners.csv").write_text("key,owner,licence\n0.jpg,x,CC0\n")
+    return {
+        "sources": {"name": "s", "uri": str(tmp_path / "sources"), "metadata": {"uri": str(tmp_path / "owners.csv")}},
+        "generated": {"name": "g", "uri": str(tmp_path / "generated")},
+        "output": str(tmp_path / "out"),
+        "backbone": {"name": "test_resnet", "weights": "random"},
+        "report": {"roll_up": ["licence", "owner"]},
+    }
+
+
+def test_a_pipeline_without_fault_passes_and_nothing_is_left(values, tmp_path):
+    check_pipeline(PipelineSettings(**values), LOCAL)
+    assert not os.path.exists(values["output"]) or os.listdir(values["output"]) == []
+    assert metadata_columns(PipelineSettings(**values).sources, LOCAL) == ["owner", "licence"]
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("sources", {"uri": "/absent"}, "collection 's': /absent does not exist; correct uri"),
+        ("generated", {"uri": "/absent"}, "collection 'g': /absent does not exist; correct uri"),
+        ("generated", {"format": "webdataset"}, r"no \.tar file below"),
+        ("sources", {"metadata": {"uri": "/absent.csv"}}, "the metadata table /absent.csv does not exist"),
+        ("generated", {"metadata": {"uri": "/absent.csv"}}, "the metadata table /absent.csv does not exist"),
+        ("backbone", {"name": "test_resne"}, "timm has no network 'test_resne'"),
+        ("backbone", {"weights": "/absent.safetensors"}, "/absent.safetensors does not exist; correct backbone"),
+        ("report", {"roll_up": ["owner", "studio"]},
+         r"report.roll_up: .* no metadata column 'studio'; choose from owner, licence"),
+        ("identify", {"registry": "/absent"}, "/absent/registry.json is not there: run jobs.registry"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_named_and_nothing_is_written(section, changes, message, values):
+    values[section] = values.get(section, {}) | changes
+    with pytest.raises(AttribError, match=message):
+        check_pipeline(PipelineSettings(**values), LOCAL)
+    assert not os.path.exists(values["output"])
+
+
+def test_columns_of_a_collection_without_metadata(values):
+    del values["sources"]["metadata"]
+    with pytest.raises(AttribError, match=r"no metadata column 'licence'; choose from none \(sources.metadata is not"):
+        check_pipeline(PipelineSettings(**values), LOCAL)
+
+
+def test_an_output_that_cannot_be_written_is_named(values, tmp_path):
+    (tmp_path / "file").write_text("x")
+    values["output"] = str(tmp_path / "file" / "out")
+    with pytest.raises(AttribError, match=r"file/out cannot be written \(Not a directory\); correct its rights"):
+        check_pipeline(PipelineSettings(**values), LOCAL)

@@ -99,20 +99,16 @@ def _found(
         found = _read(join(settings.output, name), storage)
         if found is None:
             continue
-        can_rescan = isinstance(settings, RescanSettings)
         if found["identity"] != run_identity(settings, inputs):
             difference = _difference(found, settings, inputs)
             what = f"{settings.output} belongs to a run with other settings or inputs ({difference})"
-            if can_rescan and found["identity"] == run_identity(settings, found["inputs"]):
+            is_same_work = found["identity"] == run_identity(settings, found["inputs"])
+            if is_same_work and isinstance(settings, RescanSettings):
                 return None, _outdated(settings, f"{what}, of {found['written_at']}")
-            raise AttribError(
-                f"{what}; choose another output folder, set these keys back, or delete the folder to compute again"
-                + (
-                    "; rescan=true replaces results of the same settings alone"
-                    if getattr(settings, "rescan", 0)
-                    else ""
-                )
-            )
+            remedy = "choose another output folder, set these keys back, or delete the folder to compute again"
+            if isinstance(settings, RescanSettings) and settings.rescan:
+                remedy += "; rescan=true replaces results of the same settings alone"
+            raise AttribError(f"{what}; {remedy}")
         if name != record_name:
             return None, ""
         if change and (changed := change(found)):
@@ -124,6 +120,7 @@ def _found(
 
 
 def _outdated(settings: JobSettings, what: str) -> str:
+    """Return `what`, or raise ChangedInputsError without `rescan`."""
     if isinstance(settings, RescanSettings) and settings.rescan:
         return what
     raise ChangedInputsError(what)

@@ -5,9 +5,11 @@ from attrib.attribute.report import write_report
 from attrib.common.run_record import FinishedRecord
 from attrib.common.storage import Storage, join
 from attrib.data import job as manifest_job
+from attrib.data.manifest import open_manifest
 from attrib.embed import job as embed_job
 from attrib.embed.embeddings import FAILURES
 from attrib.generators.identify import job as identify_job
+from attrib.generators.identify.summary import check_set_column
 from attrib.index import job as index_job
 from attrib.pipeline.checks import check_pipeline
 from attrib.pipeline.settings import PipelineSettings
@@ -19,11 +21,13 @@ def run(settings: PipelineSettings) -> dict:
     Raises AttribError before the first image is read if an input or the output cannot be used, or if a collection
     changed since an earlier run.
     """
-    stages, roles = settings.stages(), ("sources", "generated")
-    check_pipeline(settings, Storage(settings.storage))
+    stages, roles, storage = settings.stages(), ("sources", "generated"), Storage(settings.storage)
+    check_pipeline(settings, storage)
     # Images that failed may have been repaired in their place.
     repaired = stages["sources/embeddings"].retry_failed
     records = [manifest_job.run(stages[f"{role}/manifest"], ignore_versions=repaired) for role in roles]
+    if "generators" in stages:
+        check_set_column(stages["generators"], open_manifest(stages["generators"].manifest, storage))
     records += (embedded := [embed_job.run(stages[f"{role}/embeddings"]) for role in roles])
     records += [built := index_job.run(stages["index"])]
     if "generators" in stages:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from support.files import not_made
 from support.generators import drawn_file, drawn_samples, spectrum_method
 from support.hostile import hostile_images
 from support.identify import STORAGE, TRACES, registered, settings_of
@@ -87,6 +88,7 @@ def verdicts_of(settings: IdentifySettings) -> pa.Table:
 
 
 def test_every_image_has_one_verdict_and_bad_input_a_reason(finished, image_set):
+    assert not_made(finished) == []
     table = verdicts_of(finished)
     assert len(table) == image_set["num_images"] == len(pc.unique(table["id"]))
     assert table.schema.equals(schema(table.schema.field("fingerprint").type.list_size))

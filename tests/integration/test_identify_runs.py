@@ -6,7 +6,7 @@ from support.generators import drawn_file
 from support.identify import STORAGE, TRACES, registered, settings_of
 from support.images import pictures, write_folder
 
-from attrib.common.errors import FailedShareError
+from attrib.common.errors import AttribError, FailedShareError
 from attrib.common.storage import join
 from attrib.data import job as manifest_job
 from attrib.data.settings import ManifestSettings
@@ -92,3 +92,21 @@ def test_a_pipeline_writes_the_generators_to_rows_and_page(registry, tmp_path, l
     page = STORAGE.read_bytes(join(settings.output, "report.html")).decode()
     assert "consistent with nearest" in page and "Estimated shares" in page and "No verdict proves" in page
     assert "made by" not in page
+    write_folder({"more.png": drawn_file("nearest", 900)}, str(tmp_path / "generated"), STORAGE)
+    pipeline_job.run(settings.model_copy(update={"rescan": True}))
+    again = STORAGE.read_table(join(settings.output, "generators", "verdicts", "part-00000.parquet"))
+    assert sorted(again["key"].to_pylist()) == sorted([*generated, "more.png"])
+
+
+def test_a_pipeline_without_the_column_of_sets_embeds_nothing(registry, tmp_path, local_ray):
+    write_folder(pictures(["a.jpg"]), str(tmp_path / "images"), STORAGE)
+    settings = PipelineSettings(
+        sources={"name": "sources", "uri": str(tmp_path / "images")},
+        generated={"name": "generated", "uri": str(tmp_path / "images")},
+        backbone={"name": "test_resnet", "weights": "random"},
+        output=str(tmp_path / "run"),
+        identify={"registry": registry, "prevalence": {"set_column": "account"}},
+    )
+    with pytest.raises(AttribError, match=r"prevalence\.set_column: .* no metadata column 'account'"):
+        pipeline_job.run(settings)
+    assert not (tmp_path / "run" / "sources" / "embeddings").exists()

@@ -1,5 +1,7 @@
 """The second night with the same command: changed collections are noticed, and `rescan` gives their results."""
 
+import re
+
 import pytest
 from support.files import not_made
 from support.hostile import encode
@@ -107,24 +109,27 @@ def test_each_change_is_noticed_and_rescan_gives_the_results_of_a_fresh_run(loca
     assert len(stages) == 6 and [not_made(stage) for stage in stages] == [[]] * 6
 
 
-def test_an_attribution_without_enough_vectors_names_the_first_queries(local_ray, night):
-    """On the embeddings of the run above."""
+def test_a_batch_without_enough_vectors_names_the_first_and_is_retried_after_repair(local_ray, night):
     (night / "few").mkdir()
     draw(night / "few" / "whole.png", 0)
-    for number in range(4):
-        (night / "few" / f"broken {number}.png").write_bytes(b"\x89PNG broken")
+    broken = [night / "few" / f"broken {number}.png" for number in range(4)]
+    for file in broken:
+        file.write_bytes(b"\x89PNG broken")
+    few, embed = {"name": "few", "uri": str(night / "few")}, {"num_workers": 1, "max_failed_share": 1.0}
     with pytest.raises(FailedShareError, match="4 of 5 queries could not be embedded") as caught:
-        pipeline_job.run(
-            settings(night, "with-few", generated={"name": "few", "uri": str(night / "few")}).model_copy(
-                update={"embed": {"num_workers": 1, "max_failed_share": 1.0}}
-            )
-        )
+        pipeline_job.run(settings(night, "few-run", generated=few, embed=embed))
     said = str(caught.value)
-    assert (
-        said.count("broken ") == 3
-        and "broken 0.png: " in said
-        and "with-few/generated/embeddings/failures.parquet" in said
-    )
+    assert said.count("broken ") == 3 and re.search(r"e\.g\. broken \d\.png: \S", said)
+    assert f"{night}/few-run/generated/embeddings/failures.parquet lists them all" in said
+    for number, file in enumerate(broken):
+        draw(file, number)
+    with pytest.raises(ChangedInputsError, match="some of its 5 files have another size or time"):
+        pipeline_job.run(settings(night, "few-run", generated=few, embed=embed))
+    first = LOCAL.read_json(str(night / "few-run" / "generated" / "manifest" / "manifest.json"))
+    retry = embed | {"retry_failed": True}
+    summary = pipeline_job.run(settings(night, "few-run", generated=few, embed=retry, rescan=True))
+    assert summary["generated images"] == "5 (0 failed)"
+    assert LOCAL.read_json(str(night / "few-run" / "generated" / "manifest" / "manifest.json")) == first
 
 
 def test_a_pipeline_that_is_refused_before_any_work_leaves_its_output_free(local_ray, night):

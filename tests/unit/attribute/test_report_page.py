@@ -63,6 +63,19 @@ def test_gone_and_broken_originals_leave_a_placeholder(run, tmp_path):
     assert "painting-" in text
 
 
+def test_sources_without_a_vector_are_counted_and_where_there_are_none_nothing_is_said(run, tmp_path):
+    summary, text = run.report(tmp_path)
+    assert summary["num_unread_sources"] == 0 and "cannot be found" not in text
+    uri = join(run.sources.embeddings, "embeddings.json")
+    record = STORAGE.read_json(uri)
+    STORAGE.write_json(uri, record | {"num_rows": [record["num_rows"][0] + 1_200]})
+    summary, text = run.report(tmp_path)
+    shown = " ".join("".join(Page(text).texts).split())
+    assert summary["num_unread_sources"] == 1_200
+    listed = f"{record['num_rows'][0] + 1_200:,} listed sources could not be read and cannot be found"
+    assert f"1,200 of {listed}" in shown and join(run.sources.embeddings, "failures.parquet") in shown
+
+
 def generators_of(run: SmallRun, **values) -> dict:
     """What jobs.identify says of a dump, put into the record of a run."""
     shares = [

@@ -139,16 +139,6 @@ def test_a_pipeline_hands_its_common_settings_to_every_stage(tmp_path):
         load(PipelineSettings, PIPELINE | {"generated": COLLECTION}, tmp_path)
 
 
-def test_a_pipeline_hands_rescan_to_every_stage_that_has_it(tmp_path):
-    stages = load(PipelineSettings, PIPELINE, tmp_path, "rescan=true", "identify={registry: r}").stages()
-    assert [name for name, stage in stages.items() if not getattr(stage, "rescan", False)] == ["report"]
-    assert not any(
-        getattr(stage, "rescan", False) for stage in load(PipelineSettings, PIPELINE, tmp_path).stages().values()
-    )
-    with pytest.raises(AttribError, match=r"embed\.rescan is filled in by the pipeline; leave it out"):
-        load(PipelineSettings, PIPELINE | {"embed": {"rescan": True}}, tmp_path)
-
-
 def test_overrides_reach_nested_keys_and_are_typed(tmp_path):
     overrides = (
         "backbone.name=resnet50",

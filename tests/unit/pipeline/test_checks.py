@@ -1,4 +1,4 @@
-"""What a pipeline finds wrong before the first image is read: one clear error each, and nothing in its output."""
+"""What a pipeline finds wrong before the first image is read, with nothing in its output; rescan of its stages."""
 
 import os
 
@@ -68,3 +68,12 @@ def test_an_output_that_cannot_be_written_is_named(values, tmp_path):
     values["output"] = str(tmp_path / "file" / "out")
     with pytest.raises(AttribError, match=r"file/out cannot be written \(Not a directory\); correct its rights"):
         check_pipeline(PipelineSettings(**values), LOCAL)
+
+
+def test_rescan_is_handed_to_every_stage_that_has_it(values):
+    values |= {"identify": {"registry": "r"}}
+    stages = PipelineSettings(**values, rescan=True).stages()
+    assert [name for name, stage in stages.items() if not getattr(stage, "rescan", False)] == ["report"]
+    assert not any(getattr(stage, "rescan", False) for stage in PipelineSettings(**values).stages().values())
+    with pytest.raises(ValueError, match=r"embed\.rescan is filled in by the pipeline; leave it out"):
+        PipelineSettings(**values, embed={"rescan": False}, rescan=True)

@@ -2,17 +2,23 @@
 
 from attrib.attribute import job as attribute_job
 from attrib.attribute.report import write_report
-from attrib.common.run_record import FinishedRecord
-from attrib.common.storage import join
+from attrib.common.outputs import check_output
+from attrib.common.run_record import STARTED, FinishedRecord
+from attrib.common.storage import Storage, join
 from attrib.data import job as manifest_job
+from attrib.data.manifest import MANIFEST_RECORD
 from attrib.embed import job as embed_job
 from attrib.generators.identify import job as identify_job
 from attrib.index import job as index_job
 from attrib.pipeline.settings import PipelineSettings
 
+# A run begins with them, so an output that has one is that of an earlier run.
+OWN_FILES = tuple(f"{role}/manifest/{name}" for role in ("sources", "generated") for name in (STARTED, MANIFEST_RECORD))
+
 
 def run(settings: PipelineSettings) -> dict:
     """Run every stage. Returns a summary: numbers of images, and where the results are."""
+    check_output(settings, OWN_FILES, Storage(settings.storage))
     stages = settings.stages()
     records = []
     for role in ("sources", "generated"):

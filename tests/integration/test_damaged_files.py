@@ -78,11 +78,11 @@ def run(tmp_path_factory, local_ray) -> Path:
         generated={"name": "generated", "uri": str(folder / "in/generated")},
         backbone={"name": "test_resnet", "weights": "random"},
         index={"kind": "ivf_sq8", "num_lists": 4},
-        identify={"registry": registered(str(folder / "out"))},
+        identify={"registry": registered(str(folder / "other"))},
         output=str(folder / "out"),
     )
     pipeline_job.run(settings)
-    return folder / "out"
+    return shutil.copytree(folder / "other", folder / "out", dirs_exist_ok=True)
 
 
 def located(run: Path, name: str) -> Path:

@@ -21,6 +21,7 @@ from attrib.benchmark.settings import STAGES, BenchmarkSettings
 from attrib.benchmark.vectors import make_gaussian, make_vectors
 from attrib.common.config import versions
 from attrib.common.formats import gib
+from attrib.common.outputs import check_output
 from attrib.common.storage import Storage, fresh_folder, join
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Bench:
     def __init__(self, settings: BenchmarkSettings):
         """Raises AttribError if the output folder holds files of something else."""
         self.settings = settings
+        check_output(settings, (f".{MADE_BY}",), Storage(settings.storage))
         fresh_folder(settings.output, MADE_BY, ("work",))
         self.inputs, self.work = (os.path.join(settings.output, name) for name in ("inputs", "work"))
         os.makedirs(self.inputs, exist_ok=True)

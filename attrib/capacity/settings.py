@@ -74,8 +74,11 @@ class Constants(Settings):
 
     scan_bytes_per_second: Constant = _constant("bytes/s", "read a metadata table, one core")
     requests_per_image: Constant = _constant("requests", "per image read: size and bytes")
-    requests_per_file: Constant = _constant("requests", "per Parquet file or array read: size, footer and data")
+    requests_per_file: Constant = _constant(
+        "requests", "per Parquet file or array read: verification, size, footer, data"
+    )
     requests_per_write: Constant = _constant("requests", "per small file written")
+    reads_per_write: Constant = _constant("requests", "per small file written: its size is asked for afterwards")
     request_seconds: Constant = _constant("seconds", "latency of one request to the object store")
     reads_per_prefix_second: Constant = _constant("requests/s", "GET and HEAD limit of one prefix of the object store")
     writes_per_prefix_second: Constant = _constant("requests/s", "PUT, LIST and DELETE limit of one prefix")

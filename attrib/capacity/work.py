@@ -74,7 +74,7 @@ class _Stages:
         for path, files in self.files.items():
             times = sum(times for pattern, times in read.items() if fnmatchcase(path, pattern))
             written, deleted = (any(fnmatchcase(path, pattern) for pattern in of) for of in (write, delete))
-            work.reads += times * files.num_files * c.requests_per_file
+            work.reads += files.num_files * (times * c.requests_per_file + written * c.reads_per_write)
             work.writes += files.num_files * (written * c.requests_per_write + deleted)
             work.read_bytes += times * files.num_bytes
             work.written_bytes += written * files.num_bytes

@@ -11,7 +11,8 @@ CHECKSUM = "record_sha256"
 
 def with_checksum(record: dict[str, Any]) -> dict[str, Any]:
     """The record with a digest of all its other values, as JSON holds them."""
-    return record | {CHECKSUM: digest(json.loads(json.dumps(record, default=str)))}
+    others = {name: value for name, value in record.items() if name != CHECKSUM}
+    return others | {CHECKSUM: digest(json.loads(json.dumps(others, default=str)))}
 
 
 def parse_record(uri: str, content: bytes) -> dict[str, Any]:

@@ -14,26 +14,31 @@ from attrib.common.storage import Storage, is_remote, join
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # environment variable of a driver that `ray job submit` started
 
 
-def check_output(settings: JobSettings, own_files: tuple[str, ...], storage: Storage) -> None:
-    """Raise AttribError unless a job may write to the folder `settings.output`.
+def check_output(
+    settings: JobSettings, own_files: tuple[str, ...], storage: Storage, output_key: str = "output"
+) -> None:
+    """Raise AttribError unless a job may write to its output folder. To be called before any other work.
 
     The folder is absent or empty, or this job made it: one of `own_files`, its records, is in it. The folder must not
     equal, contain or lie inside an input, which is any other URI in the settings. An own folder may contain inputs.
+    output_key: the key of the settings that names the folder.
     """
-    output = settings.output
+    output = getattr(settings, output_key)
     if SUBMITTED in os.environ and not is_remote(output) and not settings.storage.local_is_shared:
         raise AttribError(
             f"output {output} is a local path of one node, and may be gone when the submitted job ends; give an s3:// "
             "URI, or set storage.local_is_shared=true if all nodes share this path and it stays"
         )
     is_own = any(storage.exists(join(output, name)) for name in own_files)
-    for key, uri in input_uris(settings):
+    for key, uri in input_uris(settings, output_key=output_key):
         relation = _relation(_canonical(output), _canonical(uri))
         if relation and not (is_own and relation == "contains"):
             raise AttribError(f"output {output} {relation} the input {key} ({uri}); choose another output folder")
     ignored = {WRITER, *settings.own_folders}
-    found = [name for name in storage.names(output) if name not in ignored and not name.startswith(".")]
-    if found and not is_own:
+    if is_own:
+        return
+    found = [name for name in storage.names(output) if name not in ignored and _holds_files(join(output, name))]
+    if found:
         raise AttribError(
             f"output {output} holds files that this job did not make ({', '.join(found[:3])}"
             f"{', ...' if len(found) > 3 else ''}); choose another output folder. Nothing was changed"
@@ -50,16 +55,25 @@ def check_output_file(uri: str, mark: bytes, storage: Storage) -> None:
     raise AttribError(f"output {uri} is a file that this job did not make; choose another output. Nothing was changed")
 
 
-def input_uris(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted key and value of every URI in the settings and their sections, except `output`."""
+def input_uris(settings: BaseModel, prefix: str = "", output_key: str = "output") -> Iterator[tuple[str, str]]:
+    """Dotted key and value of every URI in the settings and their sections, except the output."""
     for name, field in type(settings).model_fields.items():
         value, key = getattr(settings, name), f"{prefix}{name}"
         is_uri = IS_URI in field.metadata or _mentions_uri(field.annotation)
         for part in value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,):
             if isinstance(part, BaseModel):
-                yield from input_uris(part, f"{key}.")
-            elif is_uri and isinstance(part, str) and key != "output":
+                yield from input_uris(part, f"{key}.", output_key)
+            elif is_uri and isinstance(part, str) and key != output_key:
                 yield key, part
+
+
+def _holds_files(uri: str) -> bool:
+    """Whether it is a file, or a folder with files below it. Hidden files, such as locks of records, do not count."""
+    if os.path.basename(uri).startswith("."):
+        return False
+    if is_remote(uri) or not os.path.isdir(uri):
+        return True
+    return any(not name.startswith(".") for _, _, names in os.walk(uri) for name in names)
 
 
 def _mentions_uri(annotation: Any) -> bool:

@@ -2,10 +2,11 @@
 
 from attrib.attribute import job as attribute_job
 from attrib.attribute.report import write_report
-from attrib.common.run_record import FinishedRecord
+from attrib.common.outputs import check_output
+from attrib.common.run_record import STARTED, FinishedRecord
 from attrib.common.storage import Storage, join
 from attrib.data import job as manifest_job
-from attrib.data.manifest import open_manifest
+from attrib.data.manifest import MANIFEST_RECORD, open_manifest
 from attrib.embed import job as embed_job
 from attrib.embed.embeddings import FAILURES
 from attrib.generators.identify import job as identify_job
@@ -13,6 +14,9 @@ from attrib.generators.identify.summary import check_set_column
 from attrib.index import job as index_job
 from attrib.pipeline.checks import check_pipeline
 from attrib.pipeline.settings import PipelineSettings
+
+# A run begins with them, so an output that has one is that of an earlier run.
+OWN_FILES = tuple(f"{role}/manifest/{name}" for role in ("sources", "generated") for name in (STARTED, MANIFEST_RECORD))
 
 
 def run(settings: PipelineSettings) -> dict:
@@ -22,6 +26,7 @@ def run(settings: PipelineSettings) -> dict:
     changed since an earlier run.
     """
     stages, roles, storage = settings.stages(), ("sources", "generated"), Storage(settings.storage)
+    check_output(settings, OWN_FILES, storage)
     check_pipeline(settings, storage)
     # Images that failed may have been repaired in their place.
     repaired = stages["sources/embeddings"].retry_failed

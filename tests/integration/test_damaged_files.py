@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.damage import damages
 from support.files import LOCAL
 from support.generators import drawn_file
 from support.identify import TRACES, registered
@@ -78,11 +79,11 @@ def run(tmp_path_factory, local_ray) -> Path:
         generated={"name": "generated", "uri": str(folder / "in/generated")},
         backbone={"name": "test_resnet", "weights": "random"},
         index={"kind": "ivf_sq8", "num_lists": 4},
-        identify={"registry": registered(str(folder / "out"))},
+        identify={"registry": registered(str(folder / "other"))},
         output=str(folder / "out"),
     )
     pipeline_job.run(settings)
-    return folder / "out"
+    return shutil.copytree(folder / "other", folder / "out", dirs_exist_ok=True)
 
 
 def located(run: Path, name: str) -> Path:
@@ -91,16 +92,6 @@ def located(run: Path, name: str) -> Path:
         return run / name
     (found,) = (run / "registry/references").glob(f"{Path(name).stem}-*.npy")
     return found
-
-
-def damages(data: bytes) -> dict[str, bytes]:
-    """The content with one bit flipped at ten places, cut, emptied, or extended."""
-    found = {}
-    for place in np.linspace(0, len(data) - 1, 10).astype(int):
-        flipped = bytearray(data)
-        flipped[place] ^= 4
-        found[f"bit of byte {place}"] = bytes(flipped)
-    return found | {"half": data[: len(data) // 2], "empty": b"", "longer": data + b"\0"}
 
 
 def test_the_table_names_every_file_that_a_later_stage_reads(run):

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from PIL import Image
 from support.evaluation import PX, settings
 from support.images import pictures, write_folder
-from support.pool import SPEC, smooth_images, traced, write_tiny_pool
+from support.pool import SPEC, replace_photographs, smooth_images, traced, write_tiny_pool
 
 from attrib.common.errors import AttribError
+from attrib.common.json_records import with_checksum
 from attrib.common.storage import Storage, join
 from attrib.generators.evaluation import job as evaluate_job
 from attrib.generators.evaluation.generator_sets import folder_set, pool_set, tuning_set
@@ -23,7 +24,7 @@ from attrib.generators.evaluation.settings import (
     FolderSetSettings,
     PoolSetSettings,
 )
-from attrib.generators.synthesis.pool import PHOTOGRAPHS, Pool, open_pool
+from attrib.generators.synthesis.pool import Pool, open_pool
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,7 +50,7 @@ def rewrite_specs(uri: str, storage: Storage, changes: Sequence[dict]) -> None:
     record = storage.read_json(join(uri, "pool.json"))
     for model, change in zip(record["models"], changes):
         model["spec"] = SPEC.model_copy(update=change).model_dump(mode="json")
-    storage.write_json(join(uri, "pool.json"), record)
+    storage.write_json(join(uri, "pool.json"), with_checksum(record))
 
 
 def training_and_other_pool(
@@ -96,7 +97,7 @@ def test_photographs_of_the_training_pool_are_refused_at_any_size(tmp_path, loca
     assert len(pool_set("unseen", wanted, pool, local).names) == 3
     shown, own = pool.photographs(local), open_pool(other, local).photographs(local)
     smaller = F.interpolate(shown.float(), size=(px, px), mode="bilinear", antialias=True).round().to(torch.uint8)
-    local.write_array(join(other, PHOTOGRAPHS), torch.cat([own[:4], smaller[1:3]]).numpy())
+    replace_photographs(other, torch.cat([own[:4], smaller[1:3]]), local)
     with pytest.raises(AttribError, match=r"2 of its 6 photographs.*another first_photograph"):
         pool_set("unseen", wanted, pool, local)
     few = wanted.model_copy(update={"max_images": 4})
@@ -107,7 +108,7 @@ def test_a_few_photographs_of_the_training_pool_are_left_out(tmp_path, local):
     pool, other = training_and_other_pool(tmp_path, local, NORMS, num_images=12)
     own = open_pool(other, local).photographs(local)
     own[5] = pool.photographs(local)[2]
-    local.write_array(join(other, PHOTOGRAPHS), own.numpy())
+    replace_photographs(other, own, local)
     generators = pool_set("unseen", PoolSetSettings(uri=other), pool, local)
     assert len(generators.real) == 11 and [len(generators.rows_of(g)) for g in range(3)] == [11] * 3
     expected = open_pool(other, local).samples("m002", local)
@@ -243,7 +244,7 @@ def test_photographs_of_the_training_pool_are_not_used_as_real_images(evaluated,
     pool, trained = tmp_path / "pool", job_settings.trained
     shutil.copytree(job_settings.pool, pool)
     photographs = evaluate_job._photographs(job_settings, local)
-    local.write_array(str(pool / PHOTOGRAPHS), photographs.shown.numpy())
+    replace_photographs(str(pool), photographs.shown, local)
     changed = {"pool": str(pool), "output": str(tmp_path / "out"), "folders": {}, "pools": {}}
     with pytest.raises(AttribError, match=r"12 of its 12 photographs .*another trained\.first_photograph"):
         evaluate_job.run(job_settings.model_copy(update=changed))

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attrib.common.json_records import with_checksum
 from attrib.common.storage import Storage, bytes_sha256, join
 from attrib.generators.synthesis.architectures import DecoderSpec
 from attrib.generators.synthesis.pool import PHOTOGRAPHS, RECORD, PoolModel, pool_digest, samples_uri
@@ -45,11 +46,18 @@ def write_tiny_pool(
         models.append(
             PoolModel(model_id=model_id, spec=spec, seed=number, loss=0.001, num_steps=1, samples_sha256=digest)
         )
-    storage.write_json(
-        join(uri, RECORD),
-        {
-            "models": [model.model_dump(mode="json") for model in models],
-            "settings": {"px": px, "num_photographs": num_images},
-            "digest": pool_digest(models, bytes_sha256(photographs.numpy().tobytes())),
-        },
-    )
+    sha256 = bytes_sha256(photographs.numpy().tobytes())
+    record = {
+        "models": [model.model_dump(mode="json") for model in models],
+        "settings": {"px": px, "num_photographs": num_images},
+        "digest": pool_digest(models, sha256),
+        "photographs_sha256": sha256,
+    }
+    storage.write_json(join(uri, RECORD), with_checksum(record))
+
+
+def replace_photographs(uri: str, photographs: Tensor, storage: Storage) -> None:
+    """photographs: uint8 [n, 3, px, px]."""
+    record = storage.read_json(join(uri, RECORD)) | {"photographs_sha256": bytes_sha256(photographs.numpy().tobytes())}
+    storage.write_array(join(uri, PHOTOGRAPHS), photographs.numpy())
+    storage.write_json(join(uri, RECORD), with_checksum(record))

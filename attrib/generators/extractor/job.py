@@ -13,7 +13,8 @@ import time
 import torch
 from safetensors.torch import load, save
 
-from attrib.common.run_record import run_once
+from attrib.common.outputs import check_output
+from attrib.common.run_record import STARTED, run_once
 from attrib.common.storage import Storage, join
 from attrib.generators.extractor.batches import (
     NUM_REFERENCES,
@@ -51,6 +52,7 @@ def run(settings: FingerprintSettings) -> dict:
     """Train an extractor and return its record. A run that was killed continues from its last validation."""
     baseline_bytes()
     storage = Storage(settings.storage)
+    check_output(settings, (RECORD, STARTED), storage)
     pool = open_pool(settings.pool, storage)
     check_pool(pool, settings)
     inputs = {"pool": pool.digest, "fingerprint_version": FINGERPRINT_VERSION}

@@ -15,8 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from attrib.common.config import digest
 from attrib.common.errors import AttribError, first_line
-from attrib.common.storage import Storage, scratch_folder
+from attrib.common.storage import Storage, bytes_sha256, scratch_folder
 from attrib.generators.settings import Shrinkage
 
 FILE_KEY = "attrib.discriminant"
@@ -138,13 +139,23 @@ def ledoit_wolf(covariance: np.ndarray, fourth: float, num_rows: int) -> float:
 
 def save_discriminant(discriminant: Discriminant, declared: dict, uri: str, storage: Storage) -> None:
     """Write a safetensors file. declared: plain values that `load_discriminant` returns with the discriminant."""
-    arrays = {"mean": discriminant.mean, "projection": np.ascontiguousarray(discriminant.projection)}
-    metadata = {FILE_KEY: json.dumps({"shrinkage": discriminant.shrinkage, "declared": declared})}
-    storage.write_bytes(uri, save(arrays, metadata=metadata))
+    # Contiguous: safetensors writes the memory of an array, whatever its strides.
+    arrays = {name: np.ascontiguousarray(getattr(discriminant, name)) for name in ("mean", "projection")}
+    described = {"shrinkage": discriminant.shrinkage, "declared": declared, "digest": _digest(discriminant, declared)}
+    storage.write_bytes(uri, save(arrays, metadata={FILE_KEY: json.dumps(described)}))
+
+
+def _digest(discriminant: Discriminant, declared: dict) -> str:
+    arrays = (discriminant.mean, discriminant.projection)
+    values = [bytes_sha256(np.ascontiguousarray(array).tobytes()) for array in arrays]
+    return digest([values, discriminant.shrinkage, declared])
 
 
 def load_discriminant(uri: str, storage: Storage) -> tuple[Discriminant, dict]:
-    """The discriminant and its declared metadata. Raises AttribError if the file is missing or of another kind."""
+    """The discriminant and its declared metadata.
+
+    Raises AttribError if the file is missing, damaged or of another kind. Files of earlier versions hold no digest.
+    """
     if not storage.exists(uri):
         raise AttribError(f"{uri} does not exist; run jobs.fingerprint first, or correct the path")
     with scratch_folder() as folder:
@@ -154,6 +165,8 @@ def load_discriminant(uri: str, storage: Storage) -> tuple[Discriminant, dict]:
                 found = Discriminant(file.get_tensor("mean"), file.get_tensor("projection"), held["shrinkage"])
             if found.projection.ndim != 2 or found.mean.shape != found.projection.shape[:1]:
                 raise ValueError(f"mean {found.mean.shape} does not fit projection {found.projection.shape}")
+            if held.get("digest", made := _digest(found, held["declared"])) != made:
+                raise ValueError("it is damaged: its digest is another one")
             return found, held["declared"]
         except (SafetensorError, LookupError, TypeError, ValueError) as error:
             raise AttribError(f"{uri} is not readable ({first_line(error)}); run jobs.fingerprint again") from error

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from attrib.common.errors import AttribError, ImageError, first_line
+from attrib.common.outputs import check_output
 from attrib.common.storage import Storage, join
 from attrib.data.collections import list_images, list_units
 from attrib.data.reading import read_image, read_parquet_images
@@ -122,6 +123,7 @@ def run(settings: RegistrySettings) -> list[str]:
     """Execute settings.action and return lines that describe the registry afterwards."""
     storage, done = Storage(settings.storage), []
     if settings.action == "register":
+        check_output(settings, (RECORD,), storage, output_key="registry")
         registry, registered = _register(settings, storage)
         done.append(registered)
     else:

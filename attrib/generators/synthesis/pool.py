@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from attrib.common.config import digest
-from attrib.common.errors import AttribError
+from attrib.common.errors import AttribError, first_line
 from attrib.common.settings import Positive, Settings
 from attrib.common.storage import Storage, bytes_sha256, join, scratch_folder
 from attrib.generators.synthesis.architectures import DecoderSpec
@@ -66,21 +66,26 @@ class Pool:
         return torch.from_numpy(self._array(f"samples/{model_id}.npy", sha256, storage))
 
     def _array(self, name: str, sha256: str | None, storage: Storage) -> np.ndarray:
-        """An array of the pool. Raises AttribError if the digest of its values is not sha256."""
-        array = storage.read_array(join(self.uri, name))
+        """An array of the pool. Raises AttribError if it is missing or the digest of its values is not sha256."""
+        uri = join(self.uri, name)
+        try:
+            array = storage.read_array(uri)
+        except FileNotFoundError:
+            raise AttribError(f"{uri} is missing; restore it from a copy, or make another pool") from None
         if sha256 and bytes_sha256(array.tobytes()) != sha256:
-            raise AttribError(
-                f"{join(self.uri, name)} is damaged: its checksum differs; restore it from a copy, or make another pool"
-            )
+            raise AttribError(f"{uri} is damaged: its checksum differs; restore it from a copy, or make another pool")
         return array
 
 
 def open_pool(uri: str, storage: Storage) -> Pool:
     """A finished pool. Raises AttribError if there is none."""
     record = storage.require(join(uri, RECORD), "jobs.synthesize")
-    models = [PoolModel.model_validate(model) for model in record["models"]]
-    settings, sha256 = record["settings"], record.get("photographs_sha256")
-    return Pool(uri, models, settings["px"], settings["num_photographs"], record["digest"], sha256)
+    try:
+        models = [PoolModel.model_validate(model) for model in record["models"]]
+        settings, sha256 = record["settings"], record.get("photographs_sha256")
+        return Pool(uri, models, settings["px"], settings["num_photographs"], record["digest"], sha256)
+    except (ValidationError, LookupError, TypeError) as error:
+        raise AttribError(f"{join(uri, RECORD)} is no record of a pool ({first_line(error)})") from error
 
 
 def pool_digest(models: list[PoolModel], photographs_digest: str) -> str:

@@ -76,7 +76,7 @@ def test_mosaics_are_means_of_crops_by_area():
 
 def test_an_output_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(AttribError, match=r"holds files that jobs\.benchmark did not make"):
+    with pytest.raises(AttribError, match=r"holds files that this job did not make"):
         Bench(BenchmarkSettings(output=str(tmp_path)))
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 

@@ -75,7 +75,7 @@ def encode_chunk(prepared: PreparedChunk, encoder: ImageEncoder) -> pa.Table:
     with np.errstate(over="ignore", invalid="ignore"):
         halves = vectors.astype(np.float16)
         rounding = np.linalg.norm(halves - vectors, axis=1)
-    lengths = np.linalg.norm(vectors, axis=1)
+        lengths = np.linalg.norm(vectors, axis=1)
     reasons = np.select(
         [~np.isfinite(halves).all(axis=1), lengths == 0, rounding > MAX_ROUNDING * lengths],
         ["the embedding is not finite in float16", "the embedding is zero", "the embedding is too small for float16"],

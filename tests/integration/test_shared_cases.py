@@ -129,6 +129,12 @@ def test_one_source(run):
     assert (row["rank"], row["source_key"], row["share"]) == (1, "a.png", 1)
 
 
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_sq8"])
+def test_one_source_in_more_lists_than_vectors(kind, run):
+    (row,) = run("one-source", f"index.kind={kind}", "index.num_lists=16").sources("q.png")
+    assert (row["source_key"], row["share"]) == ("a.png", 1)
+
+
 def test_jpeg_cmyk_no_adobe(run):
     """Inverted or not: either is right, and one of two sources is the top one."""
     rows = run("jpeg-cmyk-no-adobe").sources("jpeg_cmyk_no_adobe.jpg")

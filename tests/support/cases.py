@@ -119,14 +119,15 @@ class Runner:
             "VENV": ".venv",
         }
 
-    def run(self, name: str) -> Case:
+    def run(self, name: str, *overrides: str) -> Case:
+        """overrides: KEY=VALUE, further ones of every job of the case."""
         shutil.copytree(CASES / name, self.folder / "cases" / name, symlinks=True)
         subprocess.run(["chmod", "-R", "u+w", str(self.folder / "cases")], check=True)
         case = Case(self.folder / "out" / name)
         case.out.mkdir(parents=True)
         for line in (CASES / name / "CMD").read_text(encoding="utf-8").splitlines():
             if line and not line.startswith(("cd ", "rm -rf ")):
-                self._run(shlex.split(line), case)
+                self._run(shlex.split(line), case, overrides)
         case.log = self.log.text
         return case
 
@@ -135,14 +136,14 @@ class Runner:
             text = text.replace(f"${name}", value)
         return text
 
-    def _run(self, words: list[str], case: Case) -> None:
+    def _run(self, words: list[str], case: Case, overrides: tuple[str, ...]) -> None:
         command, *arguments = map(self._expand, words)
         if "127.0.0.1:5797" in " ".join(arguments):
             arguments = [a.replace("http://127.0.0.1:5797", self.endpoint()) for a in arguments]
         if not command.endswith("bin/python"):
             subprocess.run([command, *arguments], check=True)
         elif arguments[0] == "-m":
-            self._job(arguments[1].removeprefix("jobs."), arguments[2:], case)
+            self._job(arguments[1].removeprefix("jobs."), arguments[2:], case, overrides)
         elif arguments[0] == "work/scale_weights.py":
             write_weights(Path(arguments[2]), float(arguments[1]))
         elif arguments[0] == "work/s3case.py":
@@ -150,11 +151,11 @@ class Runner:
         else:
             subprocess.run([sys.executable, *arguments], check=True)
 
-    def _job(self, job: str, arguments: list[str], case: Case) -> None:
+    def _job(self, job: str, arguments: list[str], case: Case, overrides: tuple[str, ...]) -> None:
         assert arguments[0] == "--config" and set(arguments[2::2]) == {"--set"}
         package = {"manifest": "data"}.get(job, job)
         try:
-            settings = load_settings(JOBS[job], str(ROOT / arguments[1]), arguments[3::2])
+            settings = load_settings(JOBS[job], str(ROOT / arguments[1]), [*arguments[3::2], *overrides])
             importlib.import_module(f"attrib.{package}.job").run(settings)
         except (AttribError, OSError) as error:
             case.errors.append(str(error))

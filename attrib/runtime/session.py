@@ -58,7 +58,9 @@ def connect(settings: RaySettings, dashboard: bool = False) -> None:
     if address:
         # Workers of a local Ray inherit the environment; those of a cluster must be told of another log format.
         environment = {"env_vars": {logs.FORMAT_VARIABLE: "json"}} if logs.is_json() else None
-        ray.init(address=address, logging_level=logging.WARNING, runtime_env=environment)
+        # Ray would replace a loopback address by that of the network, on which a local Ray does not listen.
+        with _on_loopback() if _is_loopback(address) else contextlib.nullcontext():
+            ray.init(address=address, logging_level=logging.WARNING, runtime_env=environment)
     else:
         # ERROR, because at WARNING each worker prints Ray's advice on authentication; a local Ray needs none.
         memory = int(settings.object_store_gib * 2**30) if settings.object_store_gib else None
@@ -84,7 +86,7 @@ def connect(settings: RaySettings, dashboard: bool = False) -> None:
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Let `ray.init` start a Ray whose processes listen on loopback only.
+    """Let `ray.init` start a Ray whose processes listen on loopback only, or join one by its loopback address.
 
     On Linux, Ray replaces a loopback `_node_ip_address` by the address of the network, since other nodes may join.
     Where it takes no other nodes (its default on macOS and Windows), it keeps to loopback. Ray reads its own switch for
@@ -95,6 +97,10 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _is_loopback(address: str) -> bool:
+    return address.rpartition(":")[0] in (LOOPBACK, "localhost", "[::1]")
 
 
 def put(value: Any) -> Any:

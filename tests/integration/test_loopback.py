@@ -2,9 +2,22 @@
 
 import ipaddress
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import psutil
+import pytest
 import ray
+
+ROOT = Path(__file__).resolve().parents[2]
+JOIN = """
+import sys, ray
+from attrib.common.settings import RaySettings
+from attrib.runtime.session import connect
+connect(RaySettings(address=sys.argv[1]))
+print(ray.get(ray.remote(lambda: "joined").remote()))
+"""
 
 
 def listening(process: psutil.Process) -> set[str]:
@@ -58,3 +71,11 @@ def test_gloo_listens_on_loopback_only(local_ray, tmp_path):
 
     addresses = ray.get(open_gloo.remote())
     assert addresses and all(map(is_loopback, addresses)), addresses
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_another_process_joins_by_the_loopback_address(host, local_ray):
+    address = f"{host}:{local_ray.rpartition(':')[2]}"
+    command = [sys.executable, "-c", JOIN, address]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=90)
+    assert ended.stdout.split() == ["joined"], ended.stderr

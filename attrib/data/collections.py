@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.fs
 
 from attrib.common.errors import AttribError
-from attrib.common.storage import Storage
-from attrib.data.folders import files_below, folders_in
+from attrib.common.storage import Storage, is_remote
+from attrib.data.folders import files_below, folders_in, has_keys_below
 from attrib.data.ids import image_ids
 from attrib.data.parquet_files import list_rows
 from attrib.data.places import open_file
@@ -60,7 +60,9 @@ def list_units(collection: CollectionSettings, storage: Storage, skipped: Skippe
     if kind == pyarrow.fs.FileType.NotFound:
         raise AttribError(f"collection {collection.name!r}: {collection.uri} does not exist; correct uri")
     if collection.format == "folder":
-        if kind != pyarrow.fs.FileType.Directory:
+        if kind != pyarrow.fs.FileType.Directory and not (
+            is_remote(collection.uri) and has_keys_below(collection.uri, storage)
+        ):
             raise AttribError(f"{collection.uri} is a file; set format to webdataset or parquet")
         folders = folders_in(collection, storage, skipped)
         return [ListingUnit(collection.uri, recursive=False), *map(ListingUnit, folders)]

@@ -166,6 +166,15 @@ def folders_in(collection: CollectionSettings, storage: Storage, skipped: Skippe
     return sorted(f"s3://{name}" for name in names if skipped.select(in_folder, name.removeprefix(f"{path}/")))
 
 
+def has_keys_below(uri: str, storage: Storage) -> bool:
+    """Whether keys of a store begin with the URI and a slash. The URI itself may be the key of an object, too."""
+    filesystem, path = storage.resolve(uri)
+    client = s3fs_client(storage, uri)
+    if client:
+        return any(name.rstrip("/") != path for name in client.ls(path, detail=False))
+    return bool(filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True)))
+
+
 def _remote_files(
     root: str, folder: str, recursive: bool, selected: NameFilter, storage: Storage, skipped: Skipped
 ) -> Iterator[FoundFile]:

@@ -18,6 +18,8 @@ from attrib.embed.settings import EmbedSettings
 from attrib.models.encoder import ImageEncoder
 from attrib.models.preprocessing import Preprocessing
 
+# What float16 may change, of the length of a vector: 2^-11 at most, but below 2^-14 its numbers have fewer digits.
+MAX_ROUNDING = 2.0**-10
 PLACE_COLUMNS = [field.name for field in LOCATION_FIELDS if field.name != "key"]
 
 
@@ -68,18 +70,23 @@ def prepare_images(
 
 
 def encode_chunk(prepared: PreparedChunk, encoder: ImageEncoder) -> pa.Table:
-    """Return the rows (`schema`) of a chunk. An image fails if its vector is zero or not finite in float16."""
+    """Return the rows (`schema`) of a chunk. An image fails if its vector is zero or float16 cannot hold it."""
     vectors = encoder.encode(prepared.pixels)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         halves = vectors.astype(np.float16)
-    finite = np.isfinite(halves).all(axis=1)
-    usable = finite & (halves != 0).any(axis=1)
+        rounding = np.linalg.norm(halves - vectors, axis=1)
+        lengths = np.linalg.norm(vectors, axis=1)
+    reasons = np.select(
+        [~np.isfinite(halves).all(axis=1), lengths == 0, rounding > MAX_ROUNDING * lengths],
+        ["the embedding is not finite in float16", "the embedding is zero", "the embedding is too small for float16"],
+        "",
+    )
+    usable = reasons == ""
     results, fields = prepared.results, schema(encoder.identity.dimension)
     decoded = np.flatnonzero(results["stage"].is_null().to_numpy())
     stage, reason = results["stage"].to_pylist(), results["reason"].to_pylist()
-    for position, ok in zip(decoded[~usable], finite[~usable]):
-        stage[position] = "embed"
-        reason[position] = "the embedding is zero" if ok else "the embedding is not finite in float16"
+    for position, found in zip(decoded[~usable], reasons[~usable]):
+        stage[position], reason[position] = "embed", str(found)
     table = np.zeros((len(results), encoder.identity.dimension), np.float16)
     table[decoded[usable]] = halves[usable]
     failures = [pa.array(stage, pa.string()), pa.array(reason, pa.string())]

@@ -19,7 +19,7 @@ from attrib.index.cost_model import measure_rates
 from attrib.index.estimate import IndexTask, estimate_index, shard_sizes
 from attrib.index.index import INDEX_RECORD, QUANTIZER_FILE
 from attrib.index.normalize import unit_rows
-from attrib.index.planning import IndexPlan, group_partitions, plan_index, training_rows
+from attrib.index.planning import IndexPlan, group_partitions, num_held_out, plan_index, training_rows
 from attrib.index.quantizer import nearest_lists, read_quantizer, train_quantizer, write_quantizer
 from attrib.index.recall import recall, recall_by_nprobe, smallest_nprobe, without_self
 from attrib.index.sampling import sample_vectors
@@ -32,8 +32,6 @@ from attrib.runtime.session import connect, device_of, num_cluster_cpus, num_nod
 from attrib.runtime.tasks import run_all
 
 logger = logging.getLogger(__name__)
-
-MAX_HELD_OUT_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -95,25 +93,26 @@ def _build(build: IndexBuild, groups: list[list[int]], sizes: list[int], inputs:
     connect(settings.ray)
 
     build = replace(build, device=device_of(settings.device, "index"))
-    num_held_out = min(settings.held_out_rows, max(1, int(MAX_HELD_OUT_SHARE * num_vectors)))
+    held_out = num_held_out(settings, num_vectors)
     sizes_of = shard_sizes(dimension, plan, sizes, max(embeddings.num_rows), row_bytes(manifest, storage))
     rates = measure_machine(dimension, settings.threads_per_task)
     num_workers = max(1, num_cluster_cpus() // settings.threads_per_task)
     is_trained = not plan.num_lists or storage.exists(build.quantizer_uri)
     num_training = 0 if is_trained else training_rows(settings, plan)
     admitted = admit(
-        estimate_index(sizes_of, num_training, num_held_out, baseline_bytes(), rates, num_workers, num_node_cpus()),
+        estimate_index(sizes_of, num_training, held_out, baseline_bytes(), rates, num_workers, num_node_cpus()),
         settings,
     )
-    sample_ids, sample = sample_vectors(embeddings, num_held_out + num_training, storage)
+    sample_ids, sample = sample_vectors(embeddings, held_out + num_training, storage)
     if not is_trained:
-        _train(build, sample[num_held_out:])
+        # One or two vectors have to train it, too: a code needs two.
+        _train(build, sample[held_out:] if num_vectors - held_out > 1 else sample)
     names = [join(settings.output, shard_name(shard)) for shard in range(len(groups))]
     resources: dict[str, Any] = {"num_cpus": settings.threads_per_task, "num_gpus": int(build.device == "cuda")}
     shards = run_all(
         _build_task, ((build, *work) for work in zip(names, groups)), "build", "vectors", sizes, **resources
     )
-    measured = _measure(build, shards, sample_ids[:num_held_out], unit_rows(sample[:num_held_out]))
+    measured = _measure(build, shards, sample_ids[:held_out], unit_rows(sample[:held_out]))
     quantizer_sha256 = bytes_sha256(storage.read_bytes(build.quantizer_uri)) if plan.num_lists else None
     results = {
         "encoder": embeddings.encoder,

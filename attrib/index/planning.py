@@ -11,6 +11,7 @@ MIN_TRAINING_VECTORS_PER_LIST = 39  # FAISS warns below it
 TRAINING_VECTORS_PER_LIST = 64
 MIN_TRAINING_ROWS = 65_536  # the codec needs training vectors even if there are few lists
 MAX_LISTS = 65_536
+MAX_HELD_OUT_SHARE = 0.2  # of the vectors: those that measure the recall, and so do not train the index
 IVF_KINDS = ("ivf_flat", "ivf_sq8", "ivf_pq")  # most precise first
 
 
@@ -45,7 +46,8 @@ def plan_index(settings: IndexSettings, num_vectors: int, shard_sizes: list[int]
     divisors = [m for m in range(1, dimension + 1) if dimension % m == 0]
     # One byte per 8 dimensions, or the next lower number that divides the dimension.
     pq_bytes = settings.pq_bytes or max(m for m in divisors if m <= max(1, dimension // 8))
-    num_lists = min(settings.num_lists or _default_num_lists(num_vectors, settings.training_rows), max(1, num_vectors))
+    most_lists = max(1, num_vectors - num_held_out(settings, num_vectors))  # each needs a training vector
+    num_lists = min(settings.num_lists or _default_num_lists(num_vectors, settings.training_rows), most_lists)
     scanned = {"flat": 2 * dimension, "ivf_flat": 2 * dimension, "ivf_sq8": dimension, "ivf_pq": pq_bytes}
     scan_bytes = {kind: row_bytes * largest for kind, row_bytes in scanned.items()}
     kind, reason = str(settings.kind), "chosen in the config"
@@ -75,6 +77,11 @@ def plan_index(settings: IndexSettings, num_vectors: int, shard_sizes: list[int]
     disk = (2 * dimension + 12) * largest + 8 * num_lists
     disk += scan_bytes[kind] if kind in ("ivf_sq8", "ivf_pq") else 0
     return IndexPlan(kind, num_lists, pq_bytes, len(shard_sizes), template_bytes, scan_bytes[kind], disk, reason)
+
+
+def num_held_out(settings: IndexSettings, num_vectors: int) -> int:
+    """Return the number of vectors that measure the recall; at least one."""
+    return min(settings.held_out_rows, max(1, int(MAX_HELD_OUT_SHARE * num_vectors)))
 
 
 def group_partitions(num_rows: list[int], rows_per_group: int) -> list[list[int]]:

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 from support.images import pictures, tar_bytes, write_parquet
 
-from attrib.common.errors import ImageError
+from attrib.common.errors import AttribError, ImageError
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join
 from attrib.data.collections import list_images, list_units
@@ -55,6 +55,16 @@ def test_every_object_is_listed_once_and_read_or_counted(place, s3_endpoint):
     assert {row["key"]: read_image(row, storage) for row in rows} == {key: key.encode() for key in expected}
     assert skipped.counts[Reason.KEY] == len(images - expected)
     assert skipped.counts[Reason.HIDDEN] + skipped.counts[Reason.EXCLUDED] == 2
+
+
+@pytest.mark.parametrize("data", [b"", b"an object"])
+def test_collection_whose_uri_is_also_an_object_is_listed(data, place, s3_endpoint):
+    storage, root = place
+    put(s3_endpoint, root, {"c": data, "c/a.png": b"a", "c/d/b.png": b"b", "alone": data})
+    rows, _ = listed(CollectionSettings(name="c", uri=join(root, "c")), storage)
+    assert sorted(row["key"] for row in rows) == ["a.png", "d/b.png"]
+    with pytest.raises(AttribError, match="is a file"):
+        listed(CollectionSettings(name="c", uri=join(root, "alone")), storage)
 
 
 def test_objects_that_changed_fail_with_that_reason(place, s3_endpoint):

@@ -9,7 +9,7 @@ import pytest
 from support.shards import KINDS, make_index
 
 from attrib.common.errors import AttribError
-from attrib.index.planning import IndexPlan, group_partitions, plan_index, training_rows
+from attrib.index.planning import IndexPlan, group_partitions, num_held_out, plan_index, training_rows
 from attrib.index.settings import IndexSettings
 
 MILLION = 1_000_000
@@ -27,6 +27,15 @@ def test_less_memory_gives_a_smaller_kind():
     assert [p.kind for p in kinds] == ["ivf_flat", "ivf_flat", "ivf_sq8", "ivf_sq8", "ivf_pq", "ivf_pq", "ivf_pq"]
     assert [p.template_bytes // 2**20 for p in kinds[:3]] == [16, 16, 16]
     assert ["are read from disk" in p.reason for p in kinds] == [False] * 6 + [True]
+
+
+@pytest.mark.parametrize("num_vectors", [1, 2, 3, 5, 19, 30, 6_000])
+def test_every_list_has_a_training_vector(num_vectors):
+    """Also of a collection smaller than the lists that the config asks for."""
+    settings = IndexSettings(embeddings="/embeddings", output="/index", kind="ivf_flat", num_lists=64)
+    num_training = num_vectors - num_held_out(settings, num_vectors)
+    num_lists = plan_index(settings, num_vectors, [num_vectors], 96).num_lists
+    assert num_lists == min(64, max(1, num_training))
 
 
 def test_kind_larger_than_memory_is_built_with_a_warning():
@@ -67,7 +76,8 @@ def test_number_of_lists():
         ample = {"kind": "ivf_flat", "worker_memory_gib": 1e6}
         assert plan(num_vectors, **ample).num_lists == num_lists
         assert plan(num_vectors, **ample | {"training_rows": 39_000}).num_lists == min(num_lists, 1_000)
-        assert plan(num_vectors, kind="ivf_flat", worker_memory_gib=1e6, num_lists=7).num_lists == min(7, num_vectors)
+        most = max(1, num_vectors - 1)  # at least one vector is held out
+        assert plan(num_vectors, kind="ivf_flat", worker_memory_gib=1e6, num_lists=7).num_lists == min(7, most)
 
 
 def test_training_rows_follow_the_lists_unless_given():

@@ -5,7 +5,6 @@
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +16,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from attrib.common.logs import set_up_worker
+from attrib.common.scratch import scratch_folder
 from attrib.common.storage import Storage, is_remote, join
 from attrib.runtime.tasks import plain_errors
 
@@ -58,7 +58,7 @@ class TrainWorker:
             ray.train.report(run.history[-1])
             return
         logger.info(run.progress())
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             torch.save(run.state(), os.path.join(folder, STATE))
             ray.train.report(run.history[-1], checkpoint=Checkpoint.from_directory(folder))
 

@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from attrib.common.errors import AttribError, first_line
-from attrib.common.storage import Storage, scratch_folder
+from attrib.common.scratch import scratch_folder
+from attrib.common.storage import Storage
 from attrib.generators.settings import Shrinkage
 
 FILE_KEY = "attrib.discriminant"

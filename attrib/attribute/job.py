@@ -23,7 +23,8 @@ from attrib.attribute.run import AttributionJob, exact_uri
 from attrib.attribute.settings import AttributeSettings
 from attrib.common.errors import MAX_EXAMPLES, FailedShareError
 from attrib.common.run_record import run_identity, run_once
-from attrib.common.storage import Storage, is_remote, join, scratch_folder
+from attrib.common.scratch import scratch_folder
+from attrib.common.storage import Storage, is_remote, join
 from attrib.data.estimate import RowBytes, row_bytes
 from attrib.data.ids import sampling_rank
 from attrib.data.manifest import open_manifest

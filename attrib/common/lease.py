@@ -6,8 +6,6 @@ process was on this machine, else after it was watched for LEASE_SECONDS without
 
 import json
 import logging
-import os
-import platform
 import threading
 import time
 from contextlib import suppress
@@ -15,10 +13,10 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-import psutil
-
 from attrib.common.errors import AttribError
-from attrib.common.storage import Storage, join
+from attrib.common.processes import is_alive, this_process
+from attrib.common.scratch import sweep_unfinished
+from attrib.common.storage import Storage, is_remote, join
 from attrib.common.swap import read_or_none, swap
 
 WRITER = "writer.json"
@@ -33,7 +31,7 @@ class Lease:
 
     def __init__(self, output: str, storage: Storage, seconds: float = LEASE_SECONDS):
         self.output, self.uri, self.storage, self.seconds = output, join(output, WRITER), storage, seconds
-        self._writer: dict[str, Any] = _this_process() | {"since": datetime.now(UTC).isoformat(), "renewals": 0}
+        self._writer: dict[str, Any] = this_process() | {"since": datetime.now(UTC).isoformat(), "renewals": 0}
         self._lost: str | None = None
         self._ended = threading.Event()
         self._renewals = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -45,6 +43,7 @@ class Lease:
                 self._wait_until_abandoned(found)
             if swap(self.uri, self._content(), found, self.storage):
                 break
+        self._sweep()
         self._renewals.start()
         return self
 
@@ -55,6 +54,7 @@ class Lease:
         self._renewals.join()
         with suppress(OSError):  # the lease expires by itself; an error here would hide the one of the job
             if self._is_mine(found := read_or_none(self.uri, self.storage)):
+                self._sweep()  # of workers that died while this driver lived
                 swap(self.uri, None, found, self.storage)
 
     def check(self) -> None:
@@ -66,12 +66,17 @@ class Lease:
             "did not renew its lease; let the other one finish"
         )
 
+    def _sweep(self) -> None:
+        if not is_remote(self.output):
+            sweep_unfinished(self.output)
+
     def _wait_until_abandoned(self, found: bytes) -> None:
         """Return when the driver of this lease is known to be dead. Raises AttribError as soon as it is seen alive."""
         writer = _parsed(found)
-        here = _this_process()
-        if all(writer.get(name) == here[name] for name in ("machine", "namespace")):
-            if writer.get("pid") == here["pid"] or not _is_alive(writer):
+        here, pid, started = this_process(), writer.get("pid"), writer.get("started")
+        is_here = all(writer.get(name) == here[name] for name in ("machine", "namespace"))
+        if is_here and isinstance(pid, int) and isinstance(started, int):
+            if pid == here["pid"] or not is_alive(pid, started):
                 return
             raise self._taken(writer)
         logger.info(
@@ -111,25 +116,6 @@ class Lease:
     def _is_mine(self, found: bytes | None) -> bool:
         names = ("machine", "namespace", "pid", "started", "since")
         return found is not None and all(_parsed(found).get(name) == self._writer[name] for name in names)
-
-
-def _this_process() -> dict[str, Any]:
-    """What tells this process from every other: machine, namespace of process numbers, number and start."""
-    machine = platform.node()
-    with suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        machine += f" {file.read().strip()}"
-    namespace = ""
-    with suppress(OSError):
-        namespace = os.readlink("/proc/self/ns/pid")
-    started = psutil.Process().create_time()
-    return {"machine": machine, "namespace": namespace, "pid": os.getpid(), "started": started}
-
-
-def _is_alive(writer: dict[str, Any]) -> bool:
-    try:
-        return bool(psutil.Process(writer["pid"]).create_time() == writer.get("started"))
-    except (psutil.NoSuchProcess, KeyError, ValueError, TypeError):
-        return False
 
 
 def _parsed(content: bytes) -> dict[str, Any]:

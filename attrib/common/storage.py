@@ -8,8 +8,6 @@ import io
 import json
 import os
 import shutil
-import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -23,6 +21,7 @@ import pyarrow.parquet as pq
 
 from attrib.common.errors import AttribError
 from attrib.common.json_records import parse_record
+from attrib.common.scratch import unfinished_path
 from attrib.common.settings import StorageSettings
 
 PARQUET_ROW_GROUP_ROWS = 16_384
@@ -198,7 +197,7 @@ class Storage:
     @staticmethod
     def _write_local(path: str, write: Callable[[IO[bytes]], object]) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        beside = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}.tmp")
+        beside = unfinished_path(path)
         try:
             with naming(path), open(beside, "wb") as file:
                 write(file)
@@ -296,8 +295,3 @@ def bytes_sha256(data: bytes) -> str:
 def file_sha256(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def scratch_folder() -> tempfile.TemporaryDirectory[str]:
-    """A temporary local folder for the large files of one task, below ATTRIB_SCRATCH if that is set."""
-    return tempfile.TemporaryDirectory(prefix="attrib-", dir=os.environ.get("ATTRIB_SCRATCH"))

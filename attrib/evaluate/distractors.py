@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from attrib.common.errors import AttribError, first_line
-from attrib.common.storage import Storage, is_remote, scratch_folder
+from attrib.common.scratch import scratch_folder
+from attrib.common.storage import Storage, is_remote
 from attrib.data.manifest import open_manifest
 from attrib.embed.embeddings import open_embeddings, read_vectors
 from attrib.evaluate.collection import Collection, unit_rows

@@ -11,7 +11,8 @@ import pyarrow as pa
 from attrib.common.config import digest
 from attrib.common.errors import AttribError
 from attrib.common.run_record import run_once
-from attrib.common.storage import Storage, bytes_sha256, join, scratch_folder
+from attrib.common.scratch import scratch_folder
+from attrib.common.storage import Storage, bytes_sha256, join
 from attrib.data.estimate import row_bytes
 from attrib.data.manifest import Manifest, open_manifest
 from attrib.embed.embeddings import Embeddings, open_embeddings

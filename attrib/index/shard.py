@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from attrib.common.errors import MismatchError
 from attrib.common.json_records import parse_record, with_checksum
-from attrib.common.storage import Storage, file_sha256, join, naming, scratch_folder
+from attrib.common.scratch import scratch_folder
+from attrib.common.storage import Storage, file_sha256, join, naming
 from attrib.common.verified import verify_copy
 from attrib.embed.embeddings import Embeddings, read_vectors
 from attrib.index.normalize import inverse_norms, to_float32

@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 
 from attrib.common.errors import AttribError, first_line
 from attrib.common.json_records import parse_record
-from attrib.common.storage import Storage, join, scratch_folder
+from attrib.common.scratch import scratch_folder
+from attrib.common.storage import Storage, join
 from attrib.models.bn_folding import fold_batch_norms
 from attrib.models.model import CHECKPOINT_KEY, TRAIN_RECORD, TRAINED_MODEL, model_digest, model_from_checkpoint
 from attrib.models.preprocessing import Preprocessing

@@ -3,13 +3,13 @@
 import logging
 import os
 import shutil
-import tempfile
 from dataclasses import replace
 
 import ray
 
 from attrib.common.errors import AttribError
 from attrib.common.formats import GIB, gib
+from attrib.common.scratch import scratch_parent
 from attrib.common.settings import BudgetSettings, JobSettings
 from attrib.common.storage import is_remote
 from attrib.runtime.estimate import Estimate
@@ -86,7 +86,7 @@ def check_free_space(estimate: Estimate, output: str, num_local_workers: int) ->
         )
         needed.append((output, max(0, estimate.output_bytes + estimate.temporary_bytes - written)))
     if estimate.scratch_bytes:
-        scratch = os.environ.get("ATTRIB_SCRATCH") or tempfile.gettempdir()
+        scratch = scratch_parent()
         needed.append((scratch, estimate.scratch_bytes * num_local_workers))
     by_disk: dict[int, list[tuple[str, float]]] = {}
     for folder, num_bytes in needed:

@@ -4,7 +4,6 @@ import ctypes
 import os
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +17,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet
 
+from attrib.common.scratch import scratch_folder
 from attrib.common.storage import naming
 
 Result = TypeVar("Result")
@@ -114,7 +114,7 @@ def measure_machine(dimension: int, num_threads: int) -> MachineRates:
         column = pa.parquet.read_table(pa.BufferReader(stored.getvalue()))["embedding"]
         column.combine_chunks().flatten().to_numpy(zero_copy_only=False).copy()
 
-    with tempfile.TemporaryDirectory(prefix="attrib-", dir=os.environ.get("ATTRIB_SCRATCH")) as folder:
+    with scratch_folder() as folder:
         products = fastest(lambda: faiss.pairwise_distances(queries, floats, faiss.METRIC_INNER_PRODUCT))
         return MachineRates(
             flops_per_second=2 * queries.size * RATE_ROWS / products,

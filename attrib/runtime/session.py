@@ -35,6 +35,7 @@ from ray._private import ray_constants
 
 from attrib.common import logs
 from attrib.common.errors import AttribError
+from attrib.common.scratch import scratch_parent, sweep_scratch
 from attrib.common.settings import RaySettings
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def connect(settings: RaySettings, dashboard: bool = False) -> None:
     dashboard: start the dashboard of a local Ray. Ray Train asks it whether its controller is alive; without a
     dashboard it logs a complaint every second.
     """
+    sweep_scratch(scratch_parent())
     if ray.is_initialized():
         return
     logging.getLogger("ray.data").setLevel(logging.ERROR)

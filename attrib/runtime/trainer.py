@@ -6,7 +6,6 @@
 import io
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +17,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from attrib.common.logs import set_up_worker
+from attrib.common.scratch import scratch_folder
 from attrib.common.storage import Storage, is_remote, join, naming
 from attrib.runtime.tasks import plain_errors
 
@@ -59,7 +59,7 @@ class TrainWorker:
             ray.train.report(run.history[-1])
             return
         logger.info(run.progress())
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             # Not to the file itself: torch makes an error of the disk a RuntimeError without its reason.
             torch.save(run.state(), buffer := io.BytesIO())
             with naming(path := os.path.join(folder, STATE)), open(path, "wb") as file:

@@ -18,7 +18,8 @@ from torch import nn
 from torchvision.transforms.v2 import functional
 
 from attrib.common.errors import AttribError, ImageError
-from attrib.common.storage import Storage, scratch_folder
+from attrib.common.scratch import scratch_folder
+from attrib.common.storage import Storage
 from attrib.data.decoding import decode_image
 from attrib.data.manifest import Manifest
 from attrib.data.reading import read_all

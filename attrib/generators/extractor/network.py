@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from attrib.common.config import digest
 from attrib.common.errors import AttribError
-from attrib.common.storage import Storage, join, scratch_folder
+from attrib.common.scratch import scratch_folder
+from attrib.common.storage import Storage, join
 from attrib.generators.extractor.settings import NetworkSettings
 from attrib.generators.fingerprints.base import Method, check_sides
 from attrib.generators.fingerprints.scoring import References, Scorer, adapted_by_part

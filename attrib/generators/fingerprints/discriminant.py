@@ -17,7 +17,8 @@ from safetensors.numpy import save
 
 from attrib.common.config import digest
 from attrib.common.errors import AttribError, first_line
-from attrib.common.storage import Storage, bytes_sha256, scratch_folder
+from attrib.common.scratch import scratch_folder
+from attrib.common.storage import Storage, bytes_sha256
 from attrib.generators.settings import Shrinkage
 
 FILE_KEY = "attrib.discriminant"

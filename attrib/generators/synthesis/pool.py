@@ -19,8 +19,9 @@ from torch import Tensor
 
 from attrib.common.config import digest
 from attrib.common.errors import AttribError, first_line
+from attrib.common.scratch import scratch_folder
 from attrib.common.settings import Positive, Settings
-from attrib.common.storage import Storage, bytes_sha256, join, scratch_folder
+from attrib.common.storage import Storage, bytes_sha256, join
 from attrib.generators.synthesis.architectures import DecoderSpec
 from attrib.generators.synthesis.autoencoder import Trained
 

@@ -10,7 +10,7 @@ from attrib.attribute import job as attribute_job
 from attrib.attribute.blocks import block_rows, lists_uri, partial_uri, read_block, read_partial
 from attrib.attribute.run import AttributionJob, exact_uri
 from attrib.attribute.settings import AttributeSettings
-from attrib.common.storage import scratch_folder
+from attrib.common.scratch import scratch_folder
 from attrib.data.ids import sampling_rank
 from attrib.data.manifest import plan_partitions
 from attrib.embed.embeddings import read_vectors

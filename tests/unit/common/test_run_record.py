@@ -287,13 +287,13 @@ class TestLease:
         assert time.monotonic() - before < leases.LEASE_SECONDS / 2
 
     def test_a_driver_elsewhere_is_alive_while_it_renews_its_lease(self, other_driver, tmp_path, monkeypatch):
-        monkeypatch.setattr(leases, "_this_process", elsewhere)
+        monkeypatch.setattr(leases, "this_process", elsewhere)
         with pytest.raises(AttribError, match="is being written by"):
             Lease(str(tmp_path), LOCAL, 5.0).__enter__()
 
     def test_a_driver_elsewhere_that_no_longer_renews_is_dead(self, tmp_path, monkeypatch, caplog):
         with monkeypatch.context() as patched:
-            patched.setattr(leases, "_this_process", elsewhere)
+            patched.setattr(leases, "this_process", elsewhere)
             abandoned = Lease(str(tmp_path), LOCAL)
             assert swap(abandoned.uri, abandoned._content(), None, LOCAL)
         with Lease(str(tmp_path), LOCAL, 0.3) as lease:
@@ -316,7 +316,7 @@ class TestLease:
 
 
 def elsewhere() -> dict:
-    return {"machine": "another", "namespace": "", "pid": os.getpid(), "started": 1.0}
+    return {"machine": "another", "namespace": "", "pid": os.getpid(), "started": 1}
 
 
 COUNT = """

@@ -19,7 +19,7 @@ import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from attrib.common.errors import AttribError
+from attrib.common.errors import AttribError, first_line
 from attrib.common.json_records import parse_record
 from attrib.common.scratch import unfinished_path
 from attrib.common.settings import StorageSettings
@@ -142,12 +142,15 @@ class Storage:
 
     def read_table(self, uri: str, columns: list[str] | None = None, filter: Any = None) -> pa.Table:
         filesystem, path = self.resolve(uri)
-        return pq.read_table(path, columns=columns, filters=filter, filesystem=filesystem)
+        with _named_if_damaged(uri):
+            return pq.read_table(
+                path, columns=columns, filters=filter, filesystem=filesystem, page_checksum_verification=True
+            )
 
     def read_rows(self, uri: str, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
         """Rows [start, stop) of a Parquet file; only the row groups that hold them are read."""
-        with self.open(uri) as source:
-            file = pq.ParquetFile(source)
+        with _named_if_damaged(uri), self.open(uri) as source:
+            file = pq.ParquetFile(source, page_checksum_verification=True)
             ends = np.cumsum([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
             first, last = np.searchsorted(ends, [start, stop - 1], side="right")
             skipped = int(ends[first - 1]) if first else 0
@@ -231,7 +234,10 @@ class Storage:
         others = [name for name in table.column_names if name not in vectors]
         codecs = dict.fromkeys(others, "zstd") | {f"{name}.list.element": "none" for name in vectors}
         sink = io.BytesIO()
-        pq.write_table(table, sink, row_group_size=row_group_rows, compression=codecs, use_dictionary=others)
+        pq.write_table(
+            table, sink, row_group_size=row_group_rows, compression=codecs, use_dictionary=others,
+            write_page_checksum=True,  # files of unfinished runs are in no record
+        )  # fmt: skip
         self.write_bytes(uri, sink.getbuffer())
         return hashlib.sha256(sink.getbuffer()).hexdigest()
 
@@ -286,6 +292,20 @@ def fresh_folder(path: str, made_by: str, names: tuple[str, ...]) -> str:
         if os.path.isdir(os.path.join(path, name)):
             shutil.rmtree(os.path.join(path, name))
     return path
+
+
+@contextmanager
+def _named_if_damaged(uri: str) -> Iterator[None]:
+    """Raise AttribError that names the file if Parquet cannot read it. Errors of the store pass."""
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        # Errors of the operating system have a number, those of Arrow's S3 client name AWS.
+        if isinstance(error, FileNotFoundError) or "AWS" in str(error) or getattr(error, "errno", None) is not None:
+            raise
+        raise AttribError(
+            f"{uri} is damaged ({first_line(error)}); restore it from a copy, or delete it and run its job again"
+        ) from error
 
 
 def bytes_sha256(data: bytes) -> str:

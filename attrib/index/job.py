@@ -12,7 +12,7 @@ from attrib.common.config import digest
 from attrib.common.errors import AttribError
 from attrib.common.run_record import run_once
 from attrib.common.scratch import scratch_folder
-from attrib.common.storage import Storage, bytes_sha256, join
+from attrib.common.storage import Storage, join
 from attrib.data.estimate import row_bytes
 from attrib.data.manifest import Manifest, open_manifest
 from attrib.embed.embeddings import Embeddings, open_embeddings
@@ -21,7 +21,7 @@ from attrib.index.estimate import IndexTask, estimate_index, shard_sizes
 from attrib.index.index import INDEX_RECORD, QUANTIZER_FILE
 from attrib.index.normalize import unit_rows
 from attrib.index.planning import IndexPlan, group_partitions, num_held_out, plan_index, training_rows
-from attrib.index.quantizer import nearest_lists, read_quantizer, train_quantizer, write_quantizer
+from attrib.index.quantizer import nearest_lists, read_quantizer, train_quantizer, trained_sha256, write_quantizer
 from attrib.index.recall import recall, recall_by_nprobe, smallest_nprobe, without_self
 from attrib.index.sampling import sample_vectors
 from attrib.index.search import Candidates, merge, search_shard
@@ -45,6 +45,7 @@ class IndexBuild:
     manifest: Manifest
     device: str
     storage: Storage
+    quantizer_sha256: str | None = None  # None: not trained yet, or kind flat
 
     @property
     def quantizer_uri(self) -> str:
@@ -56,7 +57,9 @@ class IndexBuild:
 
     def read_quantizer(self) -> faiss.IndexIVF | None:
         """None for kind flat."""
-        return read_quantizer(self.quantizer_uri, self.storage) if self.plan.num_lists else None
+        if not self.plan.num_lists:
+            return None
+        return read_quantizer(self.quantizer_uri, self.storage, self.quantizer_sha256)
 
 
 def run(settings: IndexSettings) -> dict[str, Any]:
@@ -98,7 +101,9 @@ def _build(build: IndexBuild, groups: list[list[int]], sizes: list[int], inputs:
     sizes_of = shard_sizes(dimension, plan, sizes, max(embeddings.num_rows), row_bytes(manifest, storage))
     rates = measure_machine(dimension, settings.threads_per_task)
     num_workers = max(1, num_cluster_cpus() // settings.threads_per_task)
-    is_trained = not plan.num_lists or storage.exists(build.quantizer_uri)
+    if plan.num_lists:
+        build = replace(build, quantizer_sha256=trained_sha256(build.quantizer_uri, storage))
+    is_trained = not plan.num_lists or build.quantizer_sha256 is not None
     num_training = 0 if is_trained else training_rows(settings, plan)
     admitted = admit(
         estimate_index(sizes_of, num_training, held_out, baseline_bytes(), rates, num_workers, num_node_cpus()),
@@ -108,13 +113,13 @@ def _build(build: IndexBuild, groups: list[list[int]], sizes: list[int], inputs:
     if not is_trained:
         # One or two vectors have to train it, too: a code needs two.
         _train(build, sample[held_out:] if num_vectors - held_out > 1 else sample)
+        build = replace(build, quantizer_sha256=trained_sha256(build.quantizer_uri, storage))
     names = [join(settings.output, shard_name(shard)) for shard in range(len(groups))]
     resources: dict[str, Any] = {"num_cpus": settings.threads_per_task, "num_gpus": int(build.device == "cuda")}
     shards = run_all(
         _build_task, ((build, *work) for work in zip(names, groups)), "build", "vectors", sizes, **resources
     )
     measured = _measure(build, shards, sample_ids[:held_out], unit_rows(sample[:held_out]))
-    quantizer_sha256 = bytes_sha256(storage.read_bytes(build.quantizer_uri)) if plan.num_lists else None
     results = {
         "encoder": embeddings.encoder,
         "metric": "cosine",
@@ -124,7 +129,7 @@ def _build(build: IndexBuild, groups: list[list[int]], sizes: list[int], inputs:
         "metadata_columns": manifest.metadata_columns,
         "nprobe": measured["nprobe"],
         "recall": measured,
-        "template_sha256": quantizer_sha256,
+        "template_sha256": build.quantizer_sha256,
         "shards": shards,
         "vectors_fit": plan.template_bytes + 2 * dimension * max(sizes) <= settings.worker_memory_gib * 2**30,
         "rates": run_all(_rates_task, [(settings, dimension)], num_cpus=settings.threads_per_task)[0],
@@ -139,7 +144,7 @@ def _build(build: IndexBuild, groups: list[list[int]], sizes: list[int], inputs:
         # Shards record checksums of their arrays; sources.parquet is one more file of each.
         "num_files": sum(len(shard["files"]) + 1 for shard in shards) + bool(plan.num_lists),
         "digest": digest(
-            [embeddings.encoder, plan.kind, inputs, quantizer_sha256, [shard["files"] for shard in shards]]
+            [embeddings.encoder, plan.kind, inputs, build.quantizer_sha256, [shard["files"] for shard in shards]]
         ),
     }
     return results

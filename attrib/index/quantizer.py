@@ -8,7 +8,9 @@ import faiss
 import numpy as np
 
 from attrib.common.errors import AttribError
-from attrib.common.storage import Storage
+from attrib.common.json_records import parse_record, with_checksum
+from attrib.common.storage import Storage, bytes_sha256
+from attrib.common.swap import read_or_none
 from attrib.common.verified import verify
 from attrib.index.planning import IndexPlan
 
@@ -71,7 +73,24 @@ def _centroids(training: np.ndarray, num_lists: int, seed: int, device: str) -> 
 
 
 def write_quantizer(quantizer: faiss.IndexIVF, uri: str, storage: Storage) -> None:
-    storage.write_bytes(uri, faiss.serialize_index(quantizer).tobytes())
+    """Write the quantizer, then its record, without which `trained_sha256` does not count it as finished."""
+    data = faiss.serialize_index(quantizer).tobytes()
+    storage.write_bytes(uri, data)
+    storage.write_json(record_uri(uri), with_checksum({"sha256": bytes_sha256(data)}))
+
+
+def record_uri(uri: str) -> str:
+    return f"{uri.removesuffix('.faiss')}.json"
+
+
+def trained_sha256(uri: str, storage: Storage) -> str | None:
+    """Return the checksum of a finished quantizer, None if there is none. Raises AttribError if it is damaged."""
+    record = read_or_none(record_uri(uri), storage)
+    if record is None:
+        return None
+    sha256 = str(parse_record(record_uri(uri), record)["sha256"])
+    verify(uri, sha256, "jobs.index", storage)
+    return sha256
 
 
 def read_quantizer(uri: str, storage: Storage, sha256: str | None = None) -> faiss.IndexIVF:

@@ -12,7 +12,7 @@ IndexKind = Literal["auto", "flat", "ivf_flat", "ivf_sq8", "ivf_pq"]
 class IndexSettings(RescanSettings):
     """jobs.index: a sharded index over the embeddings of the sources."""
 
-    made: ClassVar[tuple[str, ...]] = (r"shard-\d{5,}", r"template\.faiss")
+    made: ClassVar[tuple[str, ...]] = (r"shard-\d{5,}", r"template\.(faiss|json)")
 
     embeddings: Uri
     output: Uri

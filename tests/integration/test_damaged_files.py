@@ -65,7 +65,14 @@ READERS = {
     "registry/references/camera.npy": read_registry,
     "registry/references/nearest.npy": read_registry,
 }
-NOT_READ_LATER = {"started.json", "failures.parquet", "candidates.parquet", "share_draws.npy", "shard.json"}
+NOT_READ_LATER = {
+    "started.json",
+    "failures.parquet",
+    "candidates.parquet",
+    "share_draws.npy",
+    "shard.json",
+    "template.json",
+}
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,13 @@
 """Stream chunks of images through a pool of Ray Data actors.
 
 Each chunk commits by itself: the worker publishes one file per chunk, so a killed job loses at most the chunks in
-flight. Ray Data's own checkpointing gathers blocks until a file is worth writing. Vectors and verdicts are small, so a
-run that is killed half-way would have committed nothing.
+flight. Ray Data's own checkpointing gathers blocks until a file is worth writing, so small results would be lost.
 
 Ray restarts a lost actor and repeats its chunk, so workers must be idempotent. At the start of a stream Ray prints
-"Actor ... has constructor arguments in the object store and max_restarts > 0". The line is harmless here. Ray Data
-passes its own context and the mapped function to every actor as references, whatever the arguments of the job are
-(https://github.com/ray-project/ray/issues/57733). The driver holds these references until the stream ends, so a restart
-finds them. Ray's C++ core has no filter for the line, and `max_restarts=0` would end the restarts.
+"Actor ... has constructor arguments in the object store and max_restarts > 0". The line is harmless: Ray Data passes
+its context and the mapped function to every actor as references (https://github.com/ray-project/ray/issues/57733). The
+driver holds them until the stream ends. Ray prints the line at level ERROR and has no filter for it: a higher level
+would hide real errors, and `max_restarts=0` would end the restarts.
 """
 
 import json
@@ -51,8 +50,9 @@ class WorkerPool:
         return int(self.device == "cuda")
 
     def describe(self) -> str:
-        on_cpus = "CPU worker(s), NO GPU: expect it to be slow"
-        return f"{self.num_workers} {'GPU(s)' if self.num_gpus else on_cpus}"
+        if self.device == "cuda":
+            return f"{self.num_workers} GPU(s)"
+        return f"{self.num_workers} CPU worker(s), NO GPU: expect it to be slow"
 
 
 def map_chunks(

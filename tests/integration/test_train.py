@@ -260,11 +260,10 @@ def test_restarted_driver_continues_from_its_last_epoch(site, start_job, request
     assert features and features == {path: path.stat().st_mtime_ns for path in features}
 
 
-def test_a_worker_trains_end_to_end(site):
+def test_two_workers_train_end_to_end(site):
     """Only the weights of the head and of the backbone's last block change."""
     settings = site.settings(
         "end-to-end",
-        num_workers=1,
         fine_tune={"num_blocks": 1, "learning_rate": 1e-3},
         optimiser={"num_epochs": 1, "batch_size": 8, "learning_rate": 1e-2, "validation_share": 0.3},
     )

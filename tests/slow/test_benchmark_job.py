@@ -6,7 +6,7 @@ import os
 import pytest
 
 from attrib.benchmark import images, job
-from attrib.benchmark.harness import Clock
+from attrib.benchmark.harness import Clock, Contender, compare, run_contender
 from attrib.benchmark.job import Bench
 from attrib.benchmark.settings import BenchmarkSettings
 
@@ -53,6 +53,13 @@ def test_decoders_see_the_same_images(settings, one_thread):
 
 def test_every_stage_at_its_smallest(settings, monkeypatch):
     monkeypatch.setattr(job, "ENCODE_SECONDS", 0.2)
+    measured: list[Contender] = []
+
+    def noted(stage: str, sizes: dict, contenders: list[Contender], num_rounds: int) -> list[dict]:
+        measured.extend(contenders)
+        return compare(stage, sizes, contenders, num_rounds)
+
+    monkeypatch.setattr(job, "compare", noted)
     result = job.run(settings)
     with open(os.path.join(settings.output, "benchmark.json"), encoding="utf-8") as file:
         written = json.load(file)
@@ -78,7 +85,12 @@ def test_every_stage_at_its_smallest(settings, monkeypatch):
         assert row["cpu_seconds"] >= 0 and 10 < row["peak_mib"] < 4000 and row["threads"] == 1
     searched = {(row["contender"], row["size"]): row for row in written["rows"] if row["stage"] == "search"}
     assert len(searched) == 8 and all(0.99 <= row["found"]["recall"] <= 1 for row in searched.values())
+    # One round is measured, so the second answer is asked for here.
+    (ours,) = [contender for contender in measured if contender.name == "attrib.index.search"]
+    again = run_contender(ours)["found"]["answers"]
     for (contender, size), row in searched.items():
+        if contender == "attrib.index.search":
+            assert row["found"]["answers"] == again
         # The same lists and nprobe: the same neighbours, but for ties.
         if contender.startswith("faiss"):
             ours = searched["attrib.index.search", size]

@@ -236,9 +236,10 @@ def _real_rejection(embedded: Embedded, galleries: list[Gallery], degradation: s
     if generated is None or real is None:
         return None
     found = []
-    for method, split in ((own.method, own.split) for own in galleries):  # embedded may be of another scoring
+    for own in galleries:
+        split = own.split
         queries = np.concatenate([generated[split.queries], real])
-        scores = Gallery(method, generated, split).scores(queries).max(axis=1)
+        scores = Gallery(own.method, generated, split).scores(queries).max(axis=1)
         known, unknown = np.split(scores, [len(split.queries)])
         found.append([measures.auc(known[split.truth == g], unknown) for g in range(len(split.references))])
     return np.mean(found, axis=0)

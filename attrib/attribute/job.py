@@ -236,7 +236,7 @@ def _search_task(
             ids_by_block, vectors = zip(*job.read_blocks(together, storage))
             queries, nprobe, lists = np.concatenate(vectors), job.plan.nprobe, None
             if job.shares_lists:
-                lists = np.concatenate([storage.read_array(lists_uri(output, b)) for b in together])
+                lists = np.concatenate([storage.read_array(lists_uri(output, b), sealed=True) for b in together])
             found = search_shard(opened, queries, *widths, nprobe, job.scans_codes, job.kernel(), lists)
             starts = np.cumsum([0, *map(len, ids_by_block)])
             cuts = np.searchsorted(found.query, starts)
@@ -259,7 +259,7 @@ def _check_recall(job: AttributionJob, ids: np.ndarray, storage: Storage) -> dic
         return None
     k, output = job.settings.top_k, job.settings.output
     exact_uris = [exact_uri(output, shard) for shard in range(len(job.index.shards))]
-    truth = merge([read_partial(storage.read_table(uri), ids) for uri in exact_uris], k)
+    truth = merge([read_partial(storage.read_sealed(uri), ids) for uri in exact_uris], k)
     uris = [join(output, "attributions", block_name(block)) for block in range(len(job.blocks))]
     rows = storage.dataset(uris, format="parquet").to_table(
         columns=["query_id", "rank", "source_id"], filter=pc.field("query_id").isin(ids)

@@ -12,7 +12,8 @@ from attrib.attribute.estimate import AttributeTask
 from attrib.attribute.rows import RESULT_FOLDERS, RunStamp, attribution_rows, block_queries, read_sources
 from attrib.attribute.run import AttributionJob
 from attrib.common.progress import Progress
-from attrib.common.storage import Storage, bytes_sha256, join
+from attrib.common.seal import sealed_sha256
+from attrib.common.storage import Storage, bytes_sha256, join, unsealed
 from attrib.generators.identify.files import block_verdicts
 from attrib.index.estimate import describe_parts
 from attrib.index.search import Candidates, keep_candidates, merge
@@ -46,12 +47,12 @@ def _merge_task(job: AttributionJob, block: int, storage: Storage) -> None:
     uris = [partial_uri(job.settings.output, block, shard) for shard in range(num_shards)]
     best: list[Candidates] = []
     for uri in uris:
-        best.append(read_partial(storage.read_table(uri), query_ids))
+        best.append(read_partial(storage.read_sealed(uri), query_ids))
         best = [keep_candidates(best, num_candidates) if num_candidates else merge(best, job.settings.top_k)]
     kept = merge(best, job.settings.top_k, num_candidates)
     shards = np.zeros(len(kept.id), np.int32)
     for shard, uri in enumerate(uris[1:], start=1):
-        shards[np.isin(kept.id, storage.read_table(uri, columns=["source_id"])["source_id"].to_numpy())] = shard
+        shards[np.isin(kept.id, storage.read_sealed(uri, ["source_id"])["source_id"].to_numpy())] = shard
     storage.write_table(join(folder, MERGED), partial_table(kept, query_ids))
     # Written last: it marks the block as merged. Small row groups let a shard read its own rows only.
     storage.write_table(join(folder, WANTED), wanted_table(kept.id, shards), row_group_rows=4096)
@@ -83,7 +84,9 @@ def _describe_task(
     job.use_threads()
     folders = [partials(job.settings.output, block) for block in blocks]
     mine = pc.field("shard") == shard
-    wanted = [storage.read_table(join(f, WANTED), filter=mine)["source_id"].to_numpy() for f in folders]
+    wanted = [
+        storage.read_table(join(f, WANTED), filter=mine, check_footer=True)["source_id"].to_numpy() for f in folders
+    ]
     ids = np.array_split(np.unique(np.concatenate(wanted)), num_parts)[part]
     if not len(ids):
         return
@@ -119,7 +122,7 @@ def _write_task(job: AttributionJob, block: int, stamp: RunStamp, storage: Stora
     if not storage.exists(outcomes_uri):
         job.use_threads()
         queries = block_queries(job.queries, job.manifest, job.blocks[block], storage)
-        best = read_partial(storage.read_table(join(partials(output, block), MERGED)), queries["id"].to_numpy())
+        best = read_partial(storage.read_sealed(join(partials(output, block), MERGED)), queries["id"].to_numpy())
         sources = _described(job, block, storage)
         verdicts = block_verdicts(job.identified, job.blocks[block], storage) if job.identified else None
         attributions, outcomes = attribution_rows(
@@ -128,12 +131,12 @@ def _write_task(job: AttributionJob, block: int, stamp: RunStamp, storage: Stora
         storage.write_table(rows_uri, attributions)
         # Written last: this file marks the block as finished.
         storage.write_table(outcomes_uri, outcomes)
-    status = storage.read_table(outcomes_uri, columns=["status"])["status"]
-    filesystem, path = storage.resolve(rows_uri)
-    num_rows = pa.parquet.read_metadata(path, filesystem=filesystem).num_rows
-    counts = {"num_queries": len(status), "num_failed": status.to_pylist().count("failed"), "num_rows": num_rows}
-    files = zip(RESULT_FOLDERS, (rows_uri, outcomes_uri))
-    return counts | {folder: bytes_sha256(storage.read_bytes(uri)) for folder, uri in files}
+    # The block may be of a run that did not end, so both files are verified by their seals.
+    rows, outcomes = storage.read_bytes(rows_uri), storage.read_bytes(outcomes_uri)
+    status = unsealed(outcomes, outcomes_uri, ["status"])["status"]
+    counts = {"num_queries": len(status), "num_failed": status.to_pylist().count("failed")}
+    counts["num_rows"] = pa.parquet.read_metadata(pa.BufferReader(rows)).num_rows
+    return counts | dict(zip(RESULT_FOLDERS, [sealed_sha256(rows, rows_uri), bytes_sha256(outcomes)]))
 
 
 def _described(job: AttributionJob, block: int, storage: Storage) -> pa.Table:
@@ -142,4 +145,4 @@ def _described(job: AttributionJob, block: int, storage: Storage) -> pa.Table:
     names = [name for name in storage.names(folder, suffix=".parquet") if name.startswith("sources-")]
     if not names:
         return read_sources(job.index, np.empty(0, np.int64), storage)
-    return pa.concat_tables([storage.read_table(join(folder, n)) for n in names]).sort_by("id").combine_chunks()
+    return pa.concat_tables([storage.read_sealed(join(folder, n)) for n in names]).sort_by("id").combine_chunks()

@@ -19,6 +19,7 @@ import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from attrib.common import seal
 from attrib.common.errors import AttribError, first_line
 from attrib.common.json_records import parse_record
 from attrib.common.scratch import unfinished_path
@@ -140,16 +141,32 @@ class Storage:
     def read_json(self, uri: str) -> Any:
         return json.loads(self.read_bytes(uri))
 
-    def read_table(self, uri: str, columns: list[str] | None = None, filter: Any = None) -> pa.Table:
-        filesystem, path = self.resolve(uri)
-        with _named_if_damaged(uri):
-            return pq.read_table(
-                path, columns=columns, filters=filter, filesystem=filesystem, page_checksum_verification=True
-            )
+    def read_table(
+        self, uri: str, columns: list[str] | None = None, filter: Any = None, *, check_footer: bool = False
+    ) -> pa.Table:
+        """Read a Parquet file, of which only the pages of `columns` that `filter` needs are fetched.
 
-    def read_rows(self, uri: str, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
-        """Rows [start, stop) of a Parquet file; only the row groups that hold them are read."""
+        check_footer: whether the file's checksum is in no record yet, and too little of it is read to verify all.
+        """
         with _named_if_damaged(uri), self.open(uri) as source:
+            if check_footer:
+                seal.check_footer(source, source.size(), uri)
+            return pq.read_table(source, columns=columns, filters=filter, page_checksum_verification=True)
+
+    def read_sealed(self, uri: str, columns: list[str] | None = None, filter: Any = None) -> pa.Table:
+        """As read_table, of a file whose checksum is in no record yet. All of it is read and verified."""
+        return unsealed(self.read_bytes(uri), uri, columns, filter)
+
+    def read_rows(
+        self, uri: str, start: int, stop: int, columns: list[str] | None = None, *, check_footer: bool = False
+    ) -> pa.Table:
+        """Rows [start, stop) of a Parquet file; only the row groups that hold them are read.
+
+        check_footer: as in read_table.
+        """
+        with _named_if_damaged(uri), self.open(uri) as source:
+            if check_footer:
+                seal.check_footer(source, source.size(), uri)
             file = pq.ParquetFile(source, page_checksum_verification=True)
             ends = np.cumsum([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
             first, last = np.searchsorted(ends, [start, stop - 1], side="right")
@@ -214,12 +231,18 @@ class Storage:
     def write_array(self, uri: str, array: np.ndarray) -> None:
         sink = io.BytesIO()
         np.save(sink, array, allow_pickle=False)
-        self.write_bytes(uri, sink.getbuffer())
+        self.write_bytes(uri, seal.sealed_array(sink.getbuffer()))
 
-    def read_array(self, uri: str) -> np.ndarray:
-        """An array of numbers. Raises AttribError if the file is not a whole .npy file."""
+    def read_array(self, uri: str, *, sealed: bool = False) -> np.ndarray:
+        """An array of numbers. Raises AttribError if the file is not a whole .npy file.
+
+        sealed: whether the file's checksum is in no record yet. The one behind the array is then verified.
+        """
+        data = self.read_bytes(uri)
+        if sealed:
+            seal.check_array(memoryview(data), uri)
         try:
-            array: np.ndarray = np.load(io.BytesIO(self.read_bytes(uri)), allow_pickle=False)
+            array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise AttribError(f"{uri} is damaged: not a whole .npy file of numbers; restore it from a copy") from error
         return array
@@ -228,7 +251,7 @@ class Storage:
         self.write_bytes(uri, json.dumps(value, indent=1, sort_keys=False, default=str).encode())
 
     def write_table(self, uri: str, table: pa.Table, row_group_rows: int = PARQUET_ROW_GROUP_ROWS) -> str:
-        """Write a Parquet file; return its SHA-256."""
+        """Write a sealed Parquet file; return its SHA-256."""
         # Vectors do not repeat or compress. A dictionary makes reading them five times slower, compression a third.
         vectors = {f.name for f in table.schema if pa.types.is_fixed_size_list(f.type)}
         others = [name for name in table.column_names if name not in vectors]
@@ -236,10 +259,11 @@ class Storage:
         sink = io.BytesIO()
         pq.write_table(
             table, sink, row_group_size=row_group_rows, compression=codecs, use_dictionary=others,
-            write_page_checksum=True,  # files of unfinished runs are in no record
+            write_page_checksum=True,
         )  # fmt: skip
-        self.write_bytes(uri, sink.getbuffer())
-        return hashlib.sha256(sink.getbuffer()).hexdigest()
+        data = seal.sealed_parquet(sink.getbuffer())
+        self.write_bytes(uri, data)
+        return bytes_sha256(data)
 
     def delete_file(self, uri: str) -> None:
         filesystem, path = self.resolve(uri)
@@ -292,6 +316,12 @@ def fresh_folder(path: str, made_by: str, names: tuple[str, ...]) -> str:
         if os.path.isdir(os.path.join(path, name)):
             shutil.rmtree(os.path.join(path, name))
     return path
+
+
+def unsealed(data: bytes, uri: str, columns: list[str] | None = None, filter: Any = None) -> pa.Table:
+    """The table of a sealed Parquet file, whose bytes are here. Raises AttribError if it was damaged."""
+    seal.check_parquet(memoryview(data), uri)
+    return pq.read_table(pa.BufferReader(data), columns=columns, filters=filter)
 
 
 @contextmanager

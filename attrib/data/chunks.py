@@ -64,7 +64,7 @@ def publish_partition(uri: str, output: str, partition: int, num_rows: int, chun
         raise AttribError(
             f"{missing} is missing although a worker wrote it; put the output on storage that all nodes share"
         )
-    table = pa.concat_tables([storage.read_table(chunk) for chunk in chunks])
+    table = pa.concat_tables([storage.read_sealed(chunk) for chunk in chunks])
     storage.write_table(uri, table.sort_by("id").combine_chunks())
 
 

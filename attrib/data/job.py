@@ -166,7 +166,7 @@ def _estimate(
 ) -> Estimate:
     """Estimate from the largest listing; the time per image is that of listing, which took `seconds`."""
     largest = max(range(len(listings)), key=lambda unit: len(ids_by_unit[unit]))
-    sample = storage.read_rows(listings[largest], 0, min(SAMPLE_ROWS, len(ids_by_unit[largest])))
+    sample = storage.read_rows(listings[largest], 0, min(SAMPLE_ROWS, len(ids_by_unit[largest])), check_footer=True)
     num_images, num_workers = sum(map(len, ids_by_unit)), num_cluster_cpus()
     return estimate_manifest(
         num_images=num_images,
@@ -210,7 +210,7 @@ def _resolve_collisions(
     colliding: list[tuple[int, str]] = []
     for uri, ids in zip(listings, ids_by_unit):
         if np.isin(ids, duplicated).any():
-            rows = storage.read_table(uri, columns=["id", "key"], filter=pc.field("id").isin(duplicated))
+            rows = storage.read_sealed(uri, ["id", "key"], pc.field("id").isin(duplicated))
             colliding += zip(rows["id"].to_pylist(), rows["key"].to_pylist())
     return resolve_collisions(colliding, sorted_ids)
 
@@ -229,7 +229,7 @@ def _write_partition(
     the whole file.
     """
     met = Met()
-    tables = [storage.read_rows(listing, s.start, s.stop) for listing, s in zip(listings, slices)]
+    tables = [storage.read_rows(listing, s.start, s.stop, check_footer=True) for listing, s in zip(listings, slices)]
     images = build_partition(tables, moved, collection, storage, met)
     sha256 = storage.write_table(uri, images)
     columns = [name for name in images.schema.names if name not in RESERVED_COLUMNS]

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from attrib.common.storage import Storage, bytes_sha256, join
+from attrib.common.storage import Storage, bytes_sha256, join, unsealed
 from attrib.common.verified import verify
 from attrib.data.chunks import failures_of, publish_partition
 from attrib.data.manifest import Manifest, part_name
@@ -93,6 +92,6 @@ def finish_partition(
     uri = join(output, part_name(partition))
     publish_partition(uri, output, partition, manifest.num_rows[partition], chunk_rows, storage)
     data = storage.read_bytes(uri)
-    part = pq.read_table(pa.BufferReader(data), columns=["id", "stage", "reason"])
+    part = unsealed(data, uri, ["id", "stage", "reason"])  # it may be of a run that did not end
     places = storage.read_table(manifest.checked_uri(partition, storage), columns=["id", "key", "uri"])
     return len(part), failures_of(part, places), bytes_sha256(data)

@@ -77,9 +77,9 @@ class EmbedRun:
         if num_failed <= share * num_images:
             return
         if chunks:
-            failures = [failures_of(self.storage.read_table(c.uri(output)), self.rows(c)) for c in chunks]
+            failures = [failures_of(self.storage.read_sealed(c.uri(output)), self.rows(c)) for c in chunks]
             self.storage.write_table(uri, pa.concat_tables(failures))
-        examples = FailedShareError.examples(self.storage.read_table(uri).slice(0, MAX_EXAMPLES).to_pylist())
+        examples = FailedShareError.examples(self.storage.read_sealed(uri).slice(0, MAX_EXAMPLES).to_pylist())
         raise FailedShareError(
             f"{num_failed:,} of {num_images:,} images failed, more than max_failed_share = {share:g} allows; e.g. "
             f"{examples}. {uri} lists failed images. Fix them and run again with retry_failed=true, or raise "
@@ -238,7 +238,7 @@ def _assemble(run: EmbedRun) -> dict:
 
 
 def _retry_failed(run: EmbedRun, pool: WorkerPool) -> None:
-    failed = run.storage.read_table(join(run.settings.output, FAILURES), columns=["id"])["id"]
+    failed = run.storage.read_sealed(join(run.settings.output, FAILURES), ["id"])["id"]
     progress = Progress("retry", len(failed), "images")
     units = ((run, partition, failed) for partition in range(len(run.manifest.num_rows)))
     for _, (num_retried, num_failed) in run_units(_retry_partition, units, num_gpus=pool.num_gpus):
@@ -258,6 +258,6 @@ def _retry_partition(run: EmbedRun, partition: int, failed: pa.ChunkedArray) -> 
     chunks = (images.slice(start, rows) for start in range(0, len(images), rows))
     retried = pa.concat_tables(encode_chunk(run.prepare(chunk, encoder.preprocessing), encoder) for chunk in chunks)
     uri = join(run.settings.output, part_name(partition))
-    kept = storage.read_table(uri, filter=~is_failed)
+    kept = storage.read_sealed(uri, filter=~is_failed)
     storage.write_table(uri, pa.concat_tables([kept, retried]).sort_by("id").combine_chunks())
     return len(retried), retried["reason"].is_valid().to_numpy().sum()

@@ -129,7 +129,7 @@ def _trained_set(wanted: TrainedSetSettings, photographs: Photographs, folder: s
     units = [(*kind_and_seed[name], training, wanted, join(folder, name), storage) for name in pending]
     num_done = len(kind_and_seed) - len(pending)
     run_all(_train_generator, units, "train generators", "generators", [1] * len(units), num_done)
-    images = {name: as_samples(torch.from_numpy(storage.read_array(uri))) for name, uri in files.items()}
+    images = {name: as_samples(torch.from_numpy(storage.read_array(uri, sealed=True))) for name, uri in files.items()}
     top = (photographs.shown.shape[-1] - wanted.px) // 2
     real = as_samples(photographs.shown[:, :, top : top + wanted.px, top : top + wanted.px])
     return make_set(TRAINED_SET, wanted, images, real, families=[kind for kind, _ in kind_and_seed.values()])

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from attrib.common.errors import MismatchError
-from attrib.common.storage import Storage, bytes_sha256, join
+from attrib.common.seal import sealed_sha256
+from attrib.common.storage import Storage, join
 from attrib.common.verified import verify
 from attrib.data.chunks import publish_partition
 from attrib.data.manifest import Manifest, Slice, part_name
@@ -87,7 +88,7 @@ def finish_part(output: str, partition: int, num_rows: int, chunk_rows: int, sto
     """Publish a verdict part unless it is there; return its SHA-256."""
     uri = Identified(output, {}).part_uri(partition)
     publish_partition(uri, output, partition, num_rows, chunk_rows, storage)
-    return bytes_sha256(storage.read_bytes(uri))
+    return sealed_sha256(storage.read_bytes(uri), uri)  # it may be of a run that did not end
 
 
 def failures(output: str, num_parts: int, storage: Storage) -> Iterator[dict[str, Any]]:

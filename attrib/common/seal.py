@@ -2,7 +2,8 @@
 
 Parquet has checksums of pages, but none of its footer and of the headers of pages, where one changed bit can change
 values. A sealed Parquet file holds two SHA-256 between its last page and its footer: one of the pages, one of the
-footer. Readers of Parquet find pages by their offsets, so they do not see the seal. An array's SHA-256 follows it.
+footer. Readers of Parquet find pages by their offsets, so they do not see the seal. In all other sealed files the
+SHA-256 follows the content.
 """
 
 import hashlib
@@ -49,20 +50,25 @@ def check_footer(file: IO[bytes], num_bytes: int, uri: str) -> None:
         raise damaged(uri)
 
 
-def sealed_array(data: memoryview) -> bytes:
+def sealed(data: bytes | memoryview) -> bytes:
     return b"".join([data, _sha256(data)])
 
 
-def check_array(data: memoryview, uri: str) -> None:
-    """Raise AttribError, which names the file, unless `data` is a whole sealed array."""
-    if bytes(data[-DIGEST_BYTES:]) != _sha256(data[:-DIGEST_BYTES]):
-        raise damaged(uri)
+def opened(data: bytes, uri: str, remade_without: str = "") -> memoryview:
+    """What was sealed. Raises AttribError, which names the file, unless all of it is there.
+
+    remade_without: what the user deletes so that the file is made again, unless it is the file itself.
+    """
+    content, digest = memoryview(data)[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
+    if digest != _sha256(content):
+        raise damaged(uri, remade_without)
+    return content
 
 
-def damaged(uri: str) -> AttribError:
+def damaged(uri: str, remade_without: str = "") -> AttribError:
     return AttribError(
-        f"{uri} is damaged: its checksum differs. It is of a run that did not end; delete this file and run the job "
-        "again, which makes it again"
+        f"{uri} is damaged: its checksum differs. It is of a run that did not end; delete "
+        f"{remade_without or 'this file'} and run the job again, which makes it again"
     )
 
 

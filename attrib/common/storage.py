@@ -228,19 +228,25 @@ class Storage:
             if os.path.exists(beside):
                 os.unlink(beside)
 
+    def write_sealed_bytes(self, uri: str, data: bytes | memoryview) -> None:
+        """Write data and their checksum, for a file that no record will name."""
+        self.write_bytes(uri, seal.sealed(data))
+
+    def read_sealed_bytes(self, uri: str) -> memoryview:
+        """What write_sealed_bytes wrote. Raises AttribError if it was damaged."""
+        return seal.opened(self.read_bytes(uri), uri)
+
     def write_array(self, uri: str, array: np.ndarray) -> None:
         sink = io.BytesIO()
         np.save(sink, array, allow_pickle=False)
-        self.write_bytes(uri, seal.sealed_array(sink.getbuffer()))
+        self.write_sealed_bytes(uri, sink.getbuffer())
 
     def read_array(self, uri: str, *, sealed: bool = False) -> np.ndarray:
-        """An array of numbers. Raises AttribError if the file is not a whole .npy file.
+        """An array of numbers, as write_array wrote it. Raises AttribError if the file is not a whole .npy file.
 
         sealed: whether the file's checksum is in no record yet. The one behind the array is then verified.
         """
-        data = self.read_bytes(uri)
-        if sealed:
-            seal.check_array(memoryview(data), uri)
+        data = self.read_sealed_bytes(uri) if sealed else self.read_bytes(uri)
         try:
             array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
         except (ValueError, EOFError) as error:

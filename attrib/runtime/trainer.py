@@ -18,6 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from attrib.common.logs import set_up_worker
 from attrib.common.scratch import scratch_folder
+from attrib.common.seal import opened, sealed
 from attrib.common.storage import Storage, is_remote, join, naming
 from attrib.runtime.tasks import plain_errors
 
@@ -63,7 +64,7 @@ class TrainWorker:
             # Not to the file itself: torch makes an error of the disk a RuntimeError without its reason.
             torch.save(run.state(), buffer := io.BytesIO())
             with naming(path := os.path.join(folder, STATE)), open(path, "wb") as file:
-                file.write(buffer.getbuffer())
+                file.write(sealed(buffer.getbuffer()))
             ray.train.report(run.history[-1], checkpoint=Checkpoint.from_directory(folder))
 
 
@@ -113,5 +114,7 @@ def _run_worker(config: dict) -> None:
 
 
 def _load_state(checkpoint: Checkpoint) -> dict:
-    with checkpoint.as_directory() as folder:
-        return torch.load(os.path.join(folder, STATE), map_location="cpu", weights_only=True)
+    """The state of a checkpoint. Raises AttribError if it was damaged."""
+    with checkpoint.as_directory() as folder, open(os.path.join(folder, STATE), "rb") as file:
+        content = opened(file.read(), join(checkpoint.path, STATE), f"its folder {FOLDER}")
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -74,7 +74,7 @@ def _name(failures: list[dict], manifest: Manifest, storage: Storage) -> None:
 
 
 def _chunk_uri(folder: str, chunk: Chunk) -> str:
-    return chunk.uri(folder).removesuffix(".parquet") + ".safetensors"
+    return chunk.uri(folder).removesuffix(".parquet") + ".sealed"
 
 
 @lru_cache(maxsize=2)  # loaded once per worker

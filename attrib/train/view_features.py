@@ -12,13 +12,11 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors import safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 from torch import nn
 from torchvision.transforms.v2 import functional
 
 from attrib.common.errors import AttribError, ImageError
-from attrib.common.scratch import scratch_folder
 from attrib.common.storage import Storage
 from attrib.data.decoding import decode_image
 from attrib.data.manifest import Manifest
@@ -29,6 +27,7 @@ from attrib.train.augment.views import draw_kind, render_view, view_generator, v
 from attrib.train.settings import TrainSettings
 
 COLUMNS = ("features", "content", "donor", "view", "kind")
+FAILURES = "failures"
 ORIGINAL = -1  # view and kind of an image itself
 NO_DONOR = -1
 MARGIN = 1.5  # shorter side of a decoded image / side of a view; only crops of less than half the area are enlarged
@@ -169,16 +168,17 @@ def sheet_of_views(
 
 
 def write_chunk(uri: str, chunk: ViewFeatures, storage: Storage) -> None:
-    tensors = {name: getattr(chunk, name) for name in COLUMNS}
-    storage.write_bytes(uri, save(tensors, metadata={"failures": json.dumps(chunk.failures)}))
+    """Write a chunk with its checksum; the failures as bytes of JSON."""
+    failures = np.frombuffer(json.dumps(chunk.failures).encode(), np.uint8)
+    storage.write_sealed_bytes(uri, save({name: getattr(chunk, name) for name in COLUMNS} | {FAILURES: failures}))
 
 
 def read_chunks(uris: list[str], storage: Storage) -> ViewFeatures:
-    """Return the chunks joined in the given order."""
+    """Return the chunks joined in the given order. Raises AttribError for a damaged one."""
     columns, failures = {name: [] for name in COLUMNS}, []
     for uri in uris:
-        with scratch_folder() as folder, safe_open(storage.localise(uri, folder), framework="np") as file:
-            for name, column in columns.items():
-                column.append(file.get_tensor(name))
-            failures += json.loads(file.metadata()["failures"])
+        chunk = load(bytes(storage.read_sealed_bytes(uri)))
+        for name, column in columns.items():
+            column.append(chunk[name])
+        failures += json.loads(chunk[FAILURES].tobytes())
     return ViewFeatures(*map(np.concatenate, columns.values()), failures)

@@ -16,7 +16,9 @@ import psutil
 import pytest
 import torch
 import yaml
+from ray.train import Checkpoint
 from support.cluster import drawn_image
+from support.damage import damages
 from support.files import LOCAL
 from support.images import write_folder
 
@@ -25,6 +27,7 @@ from attrib.data import job as manifest_job
 from attrib.data.settings import ManifestSettings
 from attrib.models.encoder import load_encoder, load_network
 from attrib.models.settings import BackboneSettings
+from attrib.runtime.trainer import _load_state
 from attrib.train import job as train_job
 from attrib.train.settings import TrainSettings
 from jobs.train import main
@@ -184,6 +187,16 @@ def test_model_has_the_weights_of_the_best_epoch(site):
         assert torch.equal(value, start[name]) == (".net." not in name), name
 
 
+def test_a_damaged_checkpoint_is_refused(site, tmp_path):
+    path = site.checkpoints("undisturbed")[-1]
+    assert _load_state(Checkpoint.from_directory(str(path.parent))).keys() >= {"best", "history"}
+    for damage, content in damages(path.read_bytes()).items():
+        (tmp_path / path.name).write_bytes(content)
+        with pytest.raises(AttribError, match=r"state\.pt is damaged: .*; delete its folder _ray_train and run"):
+            _load_state(Checkpoint.from_directory(str(tmp_path)))
+            pytest.fail(damage)
+
+
 def test_same_settings_return_the_record_without_work(site):
     folder = site.folder / "undisturbed"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -249,7 +262,7 @@ def test_restarted_driver_continues_from_its_last_epoch(site, start_job, request
     wait_until(lambda: not own_train_workers(), "the end of the orphaned workers")
     folder, committed = site.folder / "killed-driver", site.committed("killed-driver")
     assert not (folder / "train.json").exists() and 1 < committed < NUM_EPOCHS
-    features = {path: path.stat().st_mtime_ns for path in (folder / "_features").rglob("*.safetensors")}
+    features = {path: path.stat().st_mtime_ns for path in (folder / "_features").rglob("*.sealed")}
     again = site.start(start_job, "killed-driver")
     _, stderr = again.communicate(timeout=240)
     assert again.returncode == 0, stderr

@@ -4,7 +4,7 @@
 <output>/extractor.json          written last: settings, digests, the validation accuracy by step
 <output>/lda.safetensors, whitening.safetensors   of the colour spectrum on the same pool; see
                                  attrib.generators.fingerprints.spectrum.load_spectrum_method
-<output>/_start.safetensors      the network before training; the whitening of its two statistics is fitted
+<output>/_start.sealed           the network before training; the whitening of its two statistics is fitted
 <output>/_ray_train/             Ray Train's checkpoints, one per validation
 """
 
@@ -37,7 +37,7 @@ from attrib.runtime.machine import baseline_bytes, peak_bytes, reset_peak, resid
 from attrib.runtime.session import connect, device_of
 from attrib.runtime.trainer import KEPT_CHECKPOINTS, TrainWorker, fit
 
-START = "_start.safetensors"
+START = "_start.sealed"
 STATES = 4  # in a checkpoint: weights, best weights, and the optimiser's two moments
 PROBE_STEPS = 3  # the first is slower
 REMEDIES = {
@@ -67,7 +67,7 @@ def _train(settings: FingerprintSettings, pool: Pool, storage: Storage) -> dict:
     admit(_estimate(settings, images), settings, REMEDIES)
     start = join(settings.output, START)
     if not storage.exists(start):
-        storage.write_bytes(start, save(initial_network(images, settings).state_dict()))
+        storage.write_sealed_bytes(start, save(initial_network(images, settings).state_dict()))
     counts = {
         "num_training_models": len(images.training) - settings.photographs_as_class,
         "num_held_out_models": len(images.held_out),
@@ -134,7 +134,7 @@ def _worker(worker: TrainWorker, settings: FingerprintSettings) -> None:
     storage = Storage(settings.storage)
     images = read_pool(open_pool(settings.pool, storage), settings, storage)
     network = FingerprintNetwork(settings.network)
-    network.load_state_dict(load(storage.read_bytes(join(settings.output, START))))
+    network.load_state_dict(load(bytes(storage.read_sealed_bytes(join(settings.output, START)))))
     training = ExtractorRun(network, len(images.training), settings, worker.device)
     worker.restore(training)
     validation = Validation(images.held_out, settings.network.patch_px)

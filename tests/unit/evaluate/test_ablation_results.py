@@ -3,10 +3,13 @@
 import io
 import json
 import os
+import re
 
 import numpy as np
 import pytest
+from support.damage import damages
 
+from attrib.common.errors import AttribError
 from attrib.common.storage import Storage, join
 from attrib.evaluate.ablation.results import ARRAYS, RECORD, read_result, write_result, write_vectors
 from attrib.evaluate.ablation.variants import VariantResult
@@ -53,6 +56,16 @@ def test_results_are_read_as_they_were_written(tmp_path, local):
     assert_same(read_result(join(root, "a"), storage), drawn_result(2))
 
 
+@pytest.mark.parametrize("name", [ARRAYS, RECORD])
+def test_a_damaged_result_is_refused(local, tmp_path, name):
+    write_result(str(tmp_path), drawn_result(), local)
+    for damage, content in damages((tmp_path / name).read_bytes()).items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(AttribError, match=f"{re.escape(name)} is damaged"):
+            read_result(str(tmp_path), local)
+            pytest.fail(damage)
+
+
 def test_the_record_is_plain_json_and_the_arrays_hold_no_objects(local, tmp_path):
     write_result(str(tmp_path), drawn_result(), local)
     assert sorted(os.listdir(tmp_path)) == sorted([ARRAYS, RECORD])
@@ -82,7 +95,7 @@ def test_arrays_with_pickles_are_refused(local, tmp_path):
     buffer = io.BytesIO()
     arrays = {"sources": np.array([Hostile(mark)], dtype=object), "queries": expected.queries, **expected.scores.values}
     np.savez(buffer, **arrays)
-    local.write_bytes(join(folder, ARRAYS), buffer.getvalue())
+    local.write_sealed_bytes(join(folder, ARRAYS), buffer.getvalue())
     with pytest.raises(ValueError, match="allow_pickle=False"):
         read_result(folder, local)
     assert not os.path.exists(mark)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from support.damage import damages
 from support.files import LOCAL
 from support.hostile import encode
 from support.images import picture
@@ -291,7 +292,7 @@ def test_chunks_are_joined_in_the_given_order(six, chunk, network, tmp_path):
     ]
     second = extract(rows.slice(0, 2), manifest, network)
     second = replace(second, failures=failures)
-    uris = [str(tmp_path / "part-00000" / f"{name}.safetensors") for name in "ab"]
+    uris = [str(tmp_path / "part-00000" / f"{name}.sealed") for name in "ab"]
     for uri, written in zip(uris, (chunk, second)):
         write_chunk(uri, written, LOCAL)
         assert same(read_chunks([uri], LOCAL), written)
@@ -308,7 +309,7 @@ def test_a_chunk_without_a_decodable_image_round_trips(chunk, network, tmp_path)
     assert sheet_of_views(rows, manifest, network[1], settings_of(), LOCAL) is None
     assert empty.features.shape == (0, network[0].dimension) and len(empty.failures) == 2
     assert empty.content.shape == empty.donor.shape == empty.view.shape == empty.kind.shape == (0,)
-    uris = [str(tmp_path / f"{name}.safetensors") for name in "ab"]
+    uris = [str(tmp_path / f"{name}.sealed") for name in "ab"]
     write_chunk(uris[0], empty, LOCAL)
     write_chunk(uris[1], chunk, LOCAL)
     assert same(read_chunks(uris[:1], LOCAL), empty)
@@ -316,7 +317,17 @@ def test_a_chunk_without_a_decodable_image_round_trips(chunk, network, tmp_path)
     assert np.array_equal(joined.features, chunk.features) and joined.failures == empty.failures
 
 
+def test_a_damaged_chunk_is_refused(chunk, tmp_path):
+    uri = str(tmp_path / "rows.sealed")
+    write_chunk(uri, chunk, LOCAL)
+    for damage, content in damages(LOCAL.read_bytes(uri)).items():
+        LOCAL.write_bytes(uri, content)
+        with pytest.raises(AttribError, match=r"rows\.sealed is damaged"):
+            read_chunks([uri], LOCAL)
+            pytest.fail(damage)
+
+
 def test_chunk_round_trip_through_every_storage(chunk, tmp_path, local):
-    uri = str(tmp_path / "store" / "rows.safetensors")
+    uri = str(tmp_path / "store" / "rows.sealed")
     write_chunk(uri, chunk, local)
     assert same(read_chunks([uri], local), chunk)

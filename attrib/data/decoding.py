@@ -17,6 +17,7 @@ from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from attrib.common.errors import ImageError
 from attrib.data import tiff
+from attrib.data.iso_boxes import check_jpeg2000
 from attrib.data.jpeg import check_scans, decode_jpeg
 from attrib.data.rgb import load_rgb
 
@@ -40,6 +41,7 @@ SIGNATURES = {
     "WEBP": rb"RIFF.{4}WEBP",
 }
 FORMATS = tuple(SIGNATURES)
+BIG_ENDIAN_BIG_TIFF = b"MM\x00\x2b"
 EXIF_ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -143,6 +145,7 @@ def _read_header(data: bytes, max_megapixels: float) -> ImageFile.ImageFile:
         claimed = next((name for name, signature in SIGNATURES.items() if re.match(signature, data, re.DOTALL)), None)
         if claimed is None:
             raise ImageError("decode", f"not an image in a supported format ({', '.join(FORMATS)})") from None
+        _check_support(claimed, data)
         raise ImageError(
             "decode", _reason(claimed, _cause(claimed, data, error), "its header is invalid or truncated")
         ) from error
@@ -152,6 +155,18 @@ def _read_header(data: bytes, max_megapixels: float) -> ImageFile.ImageFile:
     if width * height > max_pixels:
         raise ImageError("decode", f"{width}x{height} pixels exceed the limit of {max_megapixels} megapixels")
     return header
+
+
+def _check_support(format: str, data: bytes) -> None:
+    """Raise ImageError if the data may be whole although Pillow did not open them."""
+    if data.startswith(BIG_ENDIAN_BIG_TIFF):
+        raise ImageError("decode", "not supported: BigTIFF in big-endian byte order")
+    if check := {"JPEG": check_scans, "JPEG2000": check_jpeg2000}.get(format):
+        try:
+            check(data)
+        except ImageError as error:
+            if error.reason.startswith("not supported"):
+                raise
 
 
 def _cause(format: str, data: bytes, error: Exception) -> Exception:

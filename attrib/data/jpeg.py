@@ -23,7 +23,7 @@ NO_SEGMENT = (0x01, 0xD8)
 BASELINE = 0xC0
 PROCESSES = (BASELINE, 0xC1, 0xC2, 0xC9, 0xCA)  # sequential and progressive, with Huffman or arithmetic coding
 PROGRESSIVE = (0xC2, 0xCA)
-FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
+FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7)  # 0xf7: JPEG-LS
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 NUM_COEFFICIENTS = 64
 NOT_SENT = 255
@@ -53,6 +53,8 @@ def check_scans(data: bytes) -> int:
             if marker not in PROCESSES or segment[0] != 8:
                 process = f"coding process {marker - BASELINE} and {segment[0]} bits per sample"
                 raise ImageError("decode", f"not supported: JPEG with {process}")
+            if not any(segment[1:3]):
+                raise ImageError("decode", "not supported: JPEG whose height follows its first scan")
             is_progressive = marker in PROGRESSIVE
             low_bits = {component: bytearray([NOT_SENT]) * NUM_COEFFICIENTS for component in segment[6::3]}
         elif marker == START_OF_SCAN and len(segment) >= 4:

@@ -8,16 +8,16 @@ from PIL import Image, ImageFile, ImagePalette, TiffImagePlugin
 
 from attrib.common.errors import ImageError
 from attrib.data import tiff
+from attrib.data.iso_boxes import check_avif, check_jpeg2000
+from attrib.data.tiff_strips import check_strips
 
 FULL_SCALES = (1.0, 255.0, 65535.0)
 DEEP = (";16B", ";16L", ";16N")  # ends of Pillow's raw modes of 16-bit samples
 PNG_BIT_DEPTH_AT = 24  # bytes from the start of the file
+WEBP_FLAGS_AT, WEBP_ANIMATION = 20, 2
 BMP_MASKS = 3
 BMP_RAW_MODES = {1: "P;1", 4: "P;4", 8: "P"}
 BAND_ROWS = 256
-JPEG2000_START, CODING_STYLE = b"\xff\x4f\xff\x51", b"\xff\x52"
-JPEG2000_COLOURS = [number.to_bytes(4, "big") for number in (16, 17, 18, 12)]  # sRGB, grey, sYCC, CMYK
-MAX_LAYERS = 100  # encoders write 1 to 20; the memory of a decoder grows with their number
 
 
 def load_rgb(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
@@ -30,9 +30,17 @@ def load_rgb(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     if image.format == "BMP":
         _prepare_bmp(image, data)
     if image.format == "JPEG2000":
-        _check_jpeg2000(data)
+        check_jpeg2000(data)
+    if image.format == "AVIF":
+        check_avif(data)
+    if image.format == "WEBP" and data[12:16] == b"VP8X" and data[WEBP_FLAGS_AT] & WEBP_ANIMATION:
+        # What the first frame does not cover is transparent, also where all frames are opaque.
+        image._mode = image.rawmode = "RGBA"  # type: ignore[attr-defined]
+    if image.format == "PNG":
+        _mask_key(image, data[PNG_BIT_DEPTH_AT])
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tiff.check_layout(image)
+        check_strips(image, data)
     raw_mode = tiff.raw_mode(image)
     if raw_mode.endswith(DEEP) and (
         image.mode in ("RGBA", "CMYK") or (image.mode == "RGB" and "transparency" in image.info)
@@ -43,7 +51,10 @@ def load_rgb(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
         image.load()
         samples = np.asarray(image)
         return Image.fromarray(samples[..., :3] + np.minimum(255 - samples[..., 3:], 255 - samples[..., :3]))
+    is_keyed = "transparency" in image.info
     image.load()
+    if image.format == "PNG" and not is_keyed:  # what follows the pixels does not hold for them
+        image.info.pop("transparency", None)
     if image.format == "PNG" and image.mode in ("L", "I;16") and "transparency" in image.info:
         return _key_to_white(image, data[PNG_BIT_DEPTH_AT])
     if image.format == "BMP" and image.mode == "RGBA" and not image.getchannel("A").getbbox():
@@ -93,25 +104,10 @@ def _prepare_bmp(image: ImageFile.ImageFile, data: bytes) -> None:
         tiff.set_raw_mode(image, BMP_RAW_MODES[bits])
 
 
-def _check_jpeg2000(data: bytes) -> None:
-    """Raise ImageError where Pillow would unpack the components wrong: more than 8 bits of colour wrap at white."""
-    start = data.find(JPEG2000_START)
-    num = int.from_bytes(data[start + 40 : start + 42], "big")
-    bits, *steps = (set(data[start + 42 + i : start + 42 + 3 * num : 3]) for i in range(3))
-    box = data.find(b"colr", 0, start) + 4
-    colours = data[box + 3 : box + 7] if box > 4 and data[box] == 1 else JPEG2000_COLOURS[0]
-    layers = data.find(CODING_STYLE, start) + 6
-    problem = None
-    if bits != {7} and not (num == 1 and 7 < max(bits) < 16):
-        problem = f"{num} components of {', '.join(str(value % 128 + 1) for value in sorted(bits))} bits"
-    elif any(step != {1} for step in steps):
-        problem = "components of different sizes"
-    elif colours not in JPEG2000_COLOURS:
-        problem = f"colour space {int.from_bytes(colours, 'big')}"
-    elif int.from_bytes(data[layers : layers + 2], "big") > MAX_LAYERS:
-        problem = f"more than {MAX_LAYERS} quality layers"
-    if problem:
-        raise ImageError("decode", f"not supported: JPEG2000 with {problem}")
+def _mask_key(image: Image.Image, bits: int) -> None:
+    """Clear the bits above the depth in the transparent grey of a PNG, as the standard asks of decoders."""
+    if isinstance(key := image.info.get("transparency"), int) and image.mode == "L":
+        image.info["transparency"] = key & ((1 << bits) - 1)
 
 
 def _key_to_white(image: Image.Image, bits: int) -> Image.Image:

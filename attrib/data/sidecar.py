@@ -210,6 +210,8 @@ def _without_views(schema: pa.Schema) -> pa.Schema:
 
 
 def _csv_format(uri: str, storage: Storage) -> pyarrow.dataset.CsvFileFormat:
+    with open_file(uri, storage) as file:
+        _check_text(uri, next(iter(file.versions), None), storage.settings)
     if uri.lower().endswith(".tsv"):  # has no quotes (IANA's text/tab-separated-values): " is a letter as others
         parsing = pa.csv.ParseOptions(delimiter="\t", quote_char=False)
     else:
@@ -222,6 +224,21 @@ def _csv_format(uri: str, storage: Storage) -> pyarrow.dataset.CsvFileFormat:
     check_distinct(header, uri)
     conversion = pa.csv.ConvertOptions(column_types={name: pa.string() for name in header})
     return pyarrow.dataset.CsvFileFormat(parse_options=parsing, convert_options=conversion)
+
+
+@lru_cache(maxsize=16)  # a table is opened once per partition
+def _check_text(uri: str, file_version: str | None, storage: StorageSettings) -> None:
+    """Raise AttribError for a table that is not UTF-8; Arrow fails in several ways, without a remedy."""
+    num_lines = 0
+    with open_file(uri, Storage(storage)) as source:
+        try:
+            for _ in io.TextIOWrapper(source.file, "utf-8"):
+                num_lines += 1
+        except UnicodeDecodeError as error:
+            raise AttribError(
+                f"the metadata table {uri} cannot be read: it is not UTF-8 (after line {num_lines}: {error.reason}); "
+                "save it as UTF-8"
+            ) from error
 
 
 @lru_cache(maxsize=16)  # a table is opened once per partition

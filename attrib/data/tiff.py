@@ -20,6 +20,8 @@ REDUCED, MASK = 1, 4  # bits of NEW_SUBFILE_TYPE
 MIN_IS_WHITE, CIELAB, CMYK = 0, 8, 5
 FAX = ("tiff_ccitt", "group3", "group4")
 INTEGER, SIGNED = 1, 2
+# Our libtiff has no WebP, and old JPEG (6) is defined too loosely to see that its data end early.
+UNREADABLE = ("tiff_jpeg", "webp")
 
 
 def select_page(image: TiffImagePlugin.TiffImageFile) -> None:
@@ -40,13 +42,15 @@ def select_page(image: TiffImagePlugin.TiffImageFile) -> None:
 
 
 def check_layout(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Prepare the decoding of the selected page. Raises ImageError for a layout that Pillow decodes wrong."""
+    """Prepare the decoding of the selected page. Raises ImageError for a layout that is not decoded right."""
     tags = image.tag_v2
     bits, sample_format = tags.get(258, (1,)), tags.get(339, (INTEGER,))[0]
     photometric, planes = tags.get(262), tags.get(284, 1)
     problem = None
     if photometric is None and image.info["compression"] not in FAX:
         problem = "no PhotometricInterpretation"
+    elif image.info["compression"] in UNREADABLE:
+        problem = f"compression {tags[259]}"
     elif photometric == CIELAB:
         problem = "CIE L*a*b* samples"
     elif sample_format == SIGNED and bits[0] < 32:

@@ -6,6 +6,7 @@ import unicodedata
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.files import LOCAL
 from support.images import ODD_NAMES, pictures, write_folder
 
 from attrib.common.errors import AttribError
@@ -259,3 +260,13 @@ def test_a_pipe_is_refused_and_never_waited_for(extension, tmp_path, local):
     os.mkfifo(tmp_path / f"about.{extension}")
     with pytest.raises(AttribError, match=r"about\..* is no regular file"):
         open_sidecar(MetadataSettings(uri=str(tmp_path / f"about.{extension}")), local)
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.tsv"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+@pytest.mark.parametrize("text", ["key,é\na.png,1\n", "key,v\na.png,é\n"])
+def test_a_table_in_another_encoding_is_refused_with_the_remedy(name, encoding, text, tmp_path):
+    table = tmp_path / name
+    table.write_bytes(text.replace(",", "\t" if name.endswith(".tsv") else ",").encode(encoding))
+    with pytest.raises(AttribError, match=r"is not UTF-8 .*save it as UTF-8"):
+        open_sidecar(MetadataSettings(uri=str(table)), LOCAL)

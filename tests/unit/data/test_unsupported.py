@@ -11,6 +11,7 @@ import tifffile
 from PIL import Image
 from support.bmp_gif import bmp_table
 from support.hostile import encode, picture, png_chunk
+from support.png import write_png
 
 from attrib.common.errors import ImageError
 from attrib.data.decoding import decode_image
@@ -132,3 +133,44 @@ def test_damaged_is_not_called_unsupported(format):
         with pytest.raises(ImageError) as caught:
             decoded(data[:num_bytes])
         assert "not supported" not in caught.value.reason, (num_bytes, caught.value.reason)
+
+
+@pytest.mark.parametrize("depth", [2, 4, 8])
+def test_bits_above_the_depth_of_a_transparent_grey_do_not_count(depth):
+    samples = np.arange(16).reshape(4, 4, 1) % 2**depth
+    data = write_png(samples, depth, 0, tRNS=struct.pack(">H", 2 + 2**depth))
+    grey = np.where(samples == 2, 255, samples * 255 // (2**depth - 1))
+    np.testing.assert_array_equal(decoded(data), np.repeat(grey, 3, axis=2))
+
+
+def test_transparency_after_the_pixels_does_not_hold():
+    data = encode(Image.fromarray(PICTURE), "PNG")
+    end = data.index(b"IEND") - 4
+    late = data[:end] + png_chunk(b"tRNS", struct.pack(">HHH", *PICTURE[0, 0])) + data[end:]
+    np.testing.assert_array_equal(decoded(late), PICTURE)
+
+
+@pytest.mark.parametrize("background", [b"\0\0\0\xff", b"\1\2\3\0"])
+def test_what_the_first_frame_of_a_webp_does_not_cover_is_white(background):
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return kind + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
+
+    def number(value: int) -> bytes:
+        return value.to_bytes(3, "little")
+
+    frame = number(10) + number(8) + number(47) + number(31) + number(100) + b"\0"
+    frame += encode(Image.fromarray(OTHER), "WEBP", lossless=True)[12:]
+    body = b"WEBP" + chunk(b"VP8X", b"\2\0\0\0" + number(95) + number(63)) + chunk(b"ANIM", background + b"\0\0")
+    body += chunk(b"ANMF", frame)
+    expected = np.full((64, 96, 3), 255, np.uint8)
+    expected[16:48, 20:68] = OTHER
+    np.testing.assert_array_equal(decoded(b"RIFF" + struct.pack("<I", len(body)) + body), expected)
+
+
+def test_a_jpeg_that_pillow_cannot_open_is_not_called_damaged():
+    jpeg = encode(Image.fromarray(PICTURE), "JPEG")
+    at = jpeg.index(b"\xff\xc0") + 5
+    without_height = jpeg[:at] + b"\0\0" + jpeg[at + 2 : -2] + b"\xff\xdc\0\4\0\x40\xff\xd9"
+    for data in (without_height, imagecodecs.jpegls_encode(PICTURE)):
+        with pytest.raises(ImageError, match="not supported: JPEG"):
+            decoded(data)

@@ -13,7 +13,7 @@ from support.images import write_folder
 from support.stages import Place, write_config
 
 NUM_IMAGES = 10
-MAX_WRITES = 4  # of one registration
+MAX_WRITES = 5  # of the first registration
 
 
 def registry_race(campaign: Campaign, rng: random.Random, output: str) -> tuple[str, str]:

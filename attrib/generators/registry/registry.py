@@ -116,12 +116,10 @@ class Registry:
 def new_registry(
     uri: str, settings: RegistryMethodSettings, method: Method, degradations: Sequence[str], storage: Storage
 ) -> Registry:
-    """An empty registry; its record is written with the first entry.
+    """An empty registry; its record is written before the files of its first entry.
 
-    Raises AttribError if one exists, a degradation is unknown, or the method is a leak control.
+    Raises AttribError if a degradation is unknown or the method is a leak control.
     """
-    if storage.exists(join(uri, RECORD)):
-        raise AttribError(f"{uri} is a registry already; choose another folder")
     if not method.looks_at_trace:
         raise AttribError(
             f"{method.name} is a leak control and measures no trace of a generator; choose another method"
@@ -196,7 +194,10 @@ def register(
         registered_at=datetime.now(UTC).isoformat(timespec="seconds"),
         left_out=dict(sorted(wanted.left_out.items())),
     )
-    # The record is written last, so every entry in it has its file.
+    if not registry.entries and not storage.exists(join(registry.uri, RECORD)):
+        # First an empty record: a run that dies now leaves a registry, and not a folder of files of nobody.
+        swap(join(registry.uri, RECORD), _content(registry), None, storage)
+    # The record with the entry is written last, so every entry in it has its file.
     storage.write_array(join(registry.uri, entry.files[0]), references)
 
     def add(present: Registry) -> tuple[Entry, ...]:
@@ -286,11 +287,16 @@ def _changed(registry: Registry, change: Callable[[Registry], tuple[Entry, ...]]
                 f"{registry.uri} was made with another method or other degradations; choose another folder"
             )
         changed = replace(present, entries=change(present), generation=present.generation + 1)
-        record = {"method": changed.method.model_dump(mode="json"), "method_digest": changed.method_digest}
-        record |= {"degradations": changed.degradations, "entries": [asdict(entry) for entry in changed.entries]}
-        record |= {"digest": changed.digest, "generation": changed.generation}
-        if swap(place, json.dumps(with_checksum(record), indent=1).encode(), content, storage):
+        if swap(place, _content(changed), content, storage):
             return changed
+
+
+def _content(registry: Registry) -> bytes:
+    """The record of a registry, as JSON."""
+    record = {"method": registry.method.model_dump(mode="json"), "method_digest": registry.method_digest}
+    record |= {"degradations": registry.degradations, "entries": [asdict(entry) for entry in registry.entries]}
+    record |= {"digest": registry.digest, "generation": registry.generation}
+    return json.dumps(with_checksum(record), indent=1).encode()
 
 
 def _sha256(array: np.ndarray) -> str:

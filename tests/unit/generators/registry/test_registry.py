@@ -102,6 +102,22 @@ def test_changes_from_an_old_record_are_made_to_the_present_one(registry, method
     assert left.read(left.entries[0], STORAGE).shape[1] == 10
 
 
+def test_a_first_registration_that_dies_leaves_an_empty_registry(registry, method, monkeypatch):
+    """Files without a record would be files of nobody, which no job may touch."""
+    samples = [drawn_samples("nearest", range(10))]
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(STORAGE, "write_array", die)
+        register(registry, "a", "generator", samples, method, STORAGE)
+    left = open_registry(registry.uri, STORAGE)
+    assert left == registry and not left.entries
+    again, entry = register(left, "a", "generator", samples, method, STORAGE)
+    assert open_registry(registry.uri, STORAGE) == again and again.entries == (entry,)
+
+
 def test_no_entry_is_lost_when_many_runs_register_at_once(registry, method):
     names = [f"g{i}" for i in range(8)]
 

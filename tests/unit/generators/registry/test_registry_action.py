@@ -6,6 +6,8 @@ import pytest
 from support.generators import STORAGE, drawn_file, write_spectrum_method
 
 from attrib.common.errors import AttribError
+from attrib.common.storage import Storage
+from attrib.generators.registry import registration
 from attrib.generators.registry.registration import run
 from attrib.generators.registry.registry import open_registry
 from attrib.generators.registry.settings import RegistrySettings
@@ -42,6 +44,33 @@ def test_the_job_registers_lists_and_removes(job):
     assert "a version 2 as generator: 10 images" in lines[0]
     assert "a v2" in job.ask("list")[1]
     assert len(job.ask("remove")) == 1
+
+
+def test_two_first_registrations_at_once_are_both_kept(job, monkeypatch):
+    """The second run begins while the first one loads its method, and ends before it."""
+    load = registration.load_method
+
+    def load_slowly(*arguments):
+        monkeypatch.setattr(registration, "load_method", load)
+        job.ask("register", method=job.made_by, name="faster")
+        return load(*arguments)
+
+    monkeypatch.setattr(registration, "load_method", load_slowly)
+    job.ask("register", method=job.made_by)
+    assert [entry.name for entry in open_registry(job.registry, STORAGE).entries] == ["faster", "a"]
+
+
+def test_a_run_that_begins_while_the_output_is_checked_is_no_stranger(job, monkeypatch):
+    names = STORAGE.names
+
+    def names_later(storage, uri, *arguments):
+        monkeypatch.undo()
+        job.ask("register", method=job.made_by, name="faster")
+        return names(uri, *arguments)
+
+    monkeypatch.setattr(Storage, "names", names_later)
+    job.ask("register", method=job.made_by)
+    assert [entry.name for entry in open_registry(job.registry, STORAGE).entries] == ["faster", "a"]
 
 
 def test_copies_do_not_count_towards_max_images(job):

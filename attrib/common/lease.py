@@ -6,14 +6,14 @@ process was on this machine, else after it was watched for LEASE_SECONDS without
 
 import json
 import logging
+import os
 import threading
 import time
-from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-from attrib.common.errors import AttribError
+from attrib.common.errors import AttribError, first_line
 from attrib.common.processes import is_alive, this_process
 from attrib.common.scratch import sweep_unfinished
 from attrib.common.storage import Storage, is_remote, join
@@ -43,7 +43,7 @@ class Lease:
                 self._wait_until_abandoned(found)
             if swap(self.uri, self._content(), found, self.storage):
                 break
-        self._sweep()
+        _sweep(self.output)
         self._renewals.start()
         return self
 
@@ -52,10 +52,13 @@ class Lease:
     ) -> None:
         self._ended.set()
         self._renewals.join()
-        with suppress(OSError):  # the lease expires by itself; an error here would hide the one of the job
-            if self._is_mine(found := read_or_none(self.uri, self.storage)):
-                self._sweep()  # of workers that died while this driver lived
-                swap(self.uri, None, found, self.storage)
+        storage = self.storage if error is None else without_retries(self.storage)
+        try:
+            if self._is_mine(found := read_or_none(self.uri, storage)):
+                _sweep(self.output)  # of workers that died while this driver lived
+                swap(self.uri, None, found, storage)
+        except Exception as failed:  # the lease expires by itself; an error here would hide the one of the job
+            logger.warning(f"{self.uri} could not be deleted ({first_line(failed)}); the next run deletes it")
 
     def check(self) -> None:
         """Raise AttribError if another driver has taken the lease. To be called before a record is written."""
@@ -66,17 +69,11 @@ class Lease:
             "did not renew its lease; let the other one finish"
         )
 
-    def _sweep(self) -> None:
-        if not is_remote(self.output):
-            sweep_unfinished(self.output)
-
     def _wait_until_abandoned(self, found: bytes) -> None:
         """Return when the driver of this lease is known to be dead. Raises AttribError as soon as it is seen alive."""
         writer = _parsed(found)
-        here, pid, started = this_process(), writer.get("pid"), writer.get("started")
-        is_here = all(writer.get(name) == here[name] for name in ("machine", "namespace"))
-        if is_here and isinstance(pid, int) and isinstance(started, int):
-            if pid == here["pid"] or not is_alive(pid, started):
+        if _is_here(writer):
+            if writer["pid"] == os.getpid() or not is_alive(writer["pid"], writer["started"]):
                 return
             raise self._taken(writer)
         logger.info(
@@ -107,8 +104,8 @@ class Lease:
                 self._writer["renewals"] += 1
                 if self._is_mine(found) and swap(self.uri, self._content(), found, self.storage):
                     continue
-            except OSError as error:  # a store that is away for a moment; the next renewal is soon
-                logger.warning(f"{self.uri} could not be renewed: {error}")
+            except Exception as error:  # a store that is away for a moment; the next renewal is soon
+                logger.warning(f"{self.uri} could not be renewed: {first_line(error)}")
                 continue
             self._lost = "its lease is gone" if found is None else _name(_parsed(found))
             return
@@ -116,6 +113,36 @@ class Lease:
     def _is_mine(self, found: bytes | None) -> bool:
         names = ("machine", "namespace", "pid", "started", "since")
         return found is not None and all(_parsed(found).get(name) == self._writer[name] for name in names)
+
+
+def release_abandoned(output: str, storage: Storage) -> None:
+    """Delete the lease, and unfinished files, of a driver of this machine that died after it wrote its last record.
+
+    For a run that finds its work done and so takes no lease of its own. One of another machine may be alive and stays.
+    """
+    uri = join(output, WRITER)
+    found = read_or_none(uri, storage)
+    if found is None or not _is_here(writer := _parsed(found)) or is_alive(writer["pid"], writer["started"]):
+        return
+    _sweep(output)
+    swap(uri, None, found, storage)
+
+
+def without_retries(storage: Storage) -> Storage:
+    """For what is tidied after an error: a store that has just failed for minutes would cost as many minutes again."""
+    return Storage(storage.settings.model_copy(update={"max_attempts": 1}))
+
+
+def _sweep(output: str) -> None:
+    if not is_remote(output):
+        sweep_unfinished(output)
+
+
+def _is_here(writer: dict[str, Any]) -> bool:
+    """Whether the process that wrote a lease is, or was, one of this machine."""
+    here = this_process()
+    known = isinstance(writer.get("pid"), int) and isinstance(writer.get("started"), int)
+    return known and all(writer.get(name) == here[name] for name in ("machine", "namespace"))
 
 
 def _parsed(content: bytes) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import pyarrow.fs
 from attrib.common.config import digest, versions
 from attrib.common.errors import AttribError
 from attrib.common.json_records import parse_record, with_checksum
-from attrib.common.lease import WRITER, Lease
+from attrib.common.lease import WRITER, Lease, release_abandoned, without_retries
 from attrib.common.outputs import check_output, input_uris
 from attrib.common.settings import IDENTITY, JobSettings, RescanSettings, result_settings
 from attrib.common.storage import Storage, join
@@ -87,7 +87,10 @@ def finished(
     if the output folder belongs to other settings, or to other inputs without `rescan`, if it holds files that this job
     did not make, or overlaps with an input.
     """
-    return _found(settings, record_name, inputs, storage, resumable, change)[0]
+    record, _ = _found(settings, record_name, inputs, storage, resumable, change)
+    if record:
+        release_abandoned(settings.output, storage)
+    return record
 
 
 def _found(
@@ -153,11 +156,17 @@ def writing(
         try:
             yield lease
         except BaseException:
-            with suppress(OSError):
-                names = {name for name in storage.names(settings.output) if not name.startswith(".")}
-                if before is None and names <= {STARTED, WRITER, *settings.own_folders}:
-                    storage.delete_file(uri)
+            if before is None:
+                _free_folder(settings, without_retries(storage))
             raise
+
+
+def _free_folder(settings: JobSettings, storage: Storage) -> None:
+    """Delete `started.json` if nothing else was written. A store that fails is left as it is."""
+    with suppress(Exception):
+        names = {name for name in storage.names(settings.output) if not name.startswith(".")}
+        if names <= {STARTED, WRITER, *settings.own_folders}:
+            storage.delete_file(join(settings.output, STARTED))
 
 
 def _delete_results(settings: RescanSettings, record_name: str, storage: Storage) -> None:

@@ -70,21 +70,10 @@ class Storage:
 
     @cached_property
     def s3fs_client(self) -> Any:
-        """s3fs's file system, without a cache of listings. The only client with conditional writes."""
-        import s3fs
+        """s3fs's file system. The only client with conditional writes."""
+        from attrib.common.s3_client import s3_client  # imports the clients of AWS, which most jobs do not need
 
-        settings = self.settings
-        client = s3fs.S3FileSystem(
-            endpoint_url=settings.endpoint,
-            client_kwargs={"region_name": settings.region} if settings.region else {},
-            config_kwargs={
-                "retries": {"max_attempts": settings.max_attempts, "mode": "standard"},
-                "connect_timeout": settings.connect_timeout_seconds,
-                "read_timeout": settings.request_timeout_seconds,
-            },
-        )
-        client.use_listings_cache = client.dircache.use_listings_cache = False
-        return client
+        return s3_client(self.settings)
 
     @cached_property
     def _s3(self) -> pyarrow.fs.FileSystem:

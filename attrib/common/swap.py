@@ -4,7 +4,6 @@ Local: a lock file beside the target is held while the content is compared and r
 lock when its holder dies. S3: a conditional PUT (`If-Match`, `If-None-Match`).
 """
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -37,15 +36,14 @@ def swap(uri: str, data: bytes | None, expected: bytes | None, storage: Storage)
 
 
 def read_or_none(uri: str, storage: Storage) -> bytes | None:
-    """The content of a file; None if there is none."""
-    while True:
-        try:
-            return storage.read_bytes(uri)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if error.errno != errno.EBUSY:  # s3fs: the object was replaced while it was read
-                raise
+    """The content of a file; None if there is none. One request of S3, so never parts of two versions."""
+    try:
+        if is_remote(uri):
+            content: bytes = storage.s3fs_client.cat_file(uri.removeprefix("s3://"), max_concurrency=1)
+            return content
+        return storage.read_bytes(uri)
+    except FileNotFoundError:
+        return None
 
 
 @contextmanager
@@ -80,7 +78,7 @@ def _swap_object(uri: str, data: bytes | None, expected: bytes | None, storage: 
             client.call_s3("put_object", **place, **condition, Body=data)
     except Exception as error:  # s3fs translates the codes that it knows, botocore raises the others
         cause = error if hasattr(error, "response") else error.__cause__
-        code = getattr(cause, "response", {}).get("Error", {}).get("Code", "")
+        code = (getattr(cause, "response", None) or {}).get("Error", {}).get("Code", "")
         if code in REFUSED or isinstance(error, FileExistsError):
             return False
         if code == "NotImplemented":

@@ -1,15 +1,22 @@
 """A store that fails: nothing counts as written that is not there, and no local file is lost."""
 
+import itertools
 import os
+import time
+from collections import Counter
 
 import aiohttp
 import numpy as np
 import pyarrow as pa
 import pytest
+from botocore.exceptions import BotoCoreError, ClientError
 from support.faulty_store import Fault, FaultyStore
 
+from attrib.common.run_record import run_once
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
+from attrib.common.swap import read_or_none, swap
+from attrib.train.settings import TrainSettings
 
 LARGE = 11 << 20  # bytes; more than one part of Arrow
 PARTS = {"arrow": LARGE, "s3fs": 110 << 20}  # bytes that the client uploads in two parts
@@ -112,3 +119,60 @@ def test_a_truncated_download_is_repeated_or_an_error(storage, store, tmp_path):
         storage.localise(uri, str(tmp_path))
     store.fault = lambda method, path, number: None
     assert storage.read_table(uri).equals(table)
+
+
+CALLS = {
+    "exists": lambda storage, uri: storage.exists(uri),
+    "list": lambda storage, uri: storage.list_folder(uri),
+    "read": lambda storage, uri: storage.read_bytes(uri),
+    "write": lambda storage, uri: storage.write_bytes(uri, b"x"),
+    "read or none": lambda storage, uri: read_or_none(uri, storage),
+    "swap": lambda storage, uri: swap(uri, b"x", None, storage),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("fault", [Fault("SlowDown"), Fault("InternalError"), Fault(reset=True)])
+def test_a_request_is_repeated_as_often_as_the_settings_say(fault, call, storage, store):
+    """More than one layer with repetitions would multiply them, and the wait before a job ends."""
+    before, started = len(store.requests), time.monotonic()
+    store.fault = lambda method, path, number: fault
+    with pytest.raises((OSError, BotoCoreError, ClientError)):
+        CALLS[call](storage, "s3://attrib/faults/throttled/object")
+    methods = Counter(method for method, _ in store.requests[before:])
+    # A connection that was kept may be gone: aiohttp tries a new one once, without a wait.
+    assert max(methods.values()) <= storage.settings.max_attempts * (1 + fault.reset), methods
+    assert time.monotonic() - started < 10
+
+
+def test_a_store_that_throttles_from_some_moment_on_ends_a_job_after_one_wait(storage, store):
+    """What is tidied after the error does not wait for the store again, and the error is the job's own."""
+    output = f"s3://attrib/faults/{os.urandom(4).hex()}"
+    settings = TrainSettings(manifest="m", output=output, backbone={"name": "x"})
+    patient = Storage(storage.settings.model_copy(update={"max_attempts": 3}))
+
+    def work():
+        store.requests.clear()
+        store.fault = lambda method, path, number: Fault("SlowDown")
+        patient.write_bytes(f"{output}/part", b"x")
+
+    with pytest.raises(OSError, match=f"{output.removeprefix('s3://')}|SLOW_DOWN"):
+        run_once(settings, "train.json", {}, patient, work)
+    writes = [method for method, path in store.requests if path.endswith("/part")]
+    assert writes == ["PUT"] * 3
+    assert len(store.requests) - len(writes) == 2, "the listing and the lease, once each"
+
+
+def test_a_small_file_that_others_replace_is_read_whole(storage, store):
+    """A size that was asked for in one request and used in the next would cut a longer version."""
+    uri, lengths = f"s3://attrib/faults/{os.urandom(4).hex()}", itertools.cycle((9, 10, 1000))
+
+    def replace(method, path, number):
+        if method in ("GET", "HEAD"):
+            other.write_bytes(uri, b"x" * next(lengths) + b"end")
+
+    other = Storage(storage.settings.model_copy(update={"endpoint": f"http://{store.target}"}))
+    other.write_bytes(uri, b"end")
+    store.fault = replace
+    for _ in range(4):
+        assert read_or_none(uri, storage).endswith(b"end")

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import time
 import pytest
 
 from attrib.common import lease as leases
+from attrib.common import scratch
 from attrib.common.errors import AttribError
 from attrib.common.lease import WRITER, Lease
 from attrib.common.outputs import SUBMITTED, check_output_file, input_uris
@@ -285,6 +287,25 @@ class TestLease:
         before = time.monotonic()
         assert train(tmp_path)["identity"] and WRITER not in listed(tmp_path)
         assert time.monotonic() - before < leases.LEASE_SECONDS / 2
+
+    def test_a_run_that_finds_its_work_done_deletes_the_lease_of_a_dead_driver(self, other_driver, tmp_path):
+        """The driver was killed between its last record and the end of its lease."""
+        undisturbed = tmp_path / "undisturbed"
+        train(undisturbed)
+        shutil.copy(tmp_path / WRITER, undisturbed)
+        train(undisturbed)
+        assert WRITER in listed(undisturbed), "its driver lives"
+        other_driver.kill()
+        other_driver.join()
+        left = undisturbed / f".part.{scratch._mark(other_driver.pid)}-12345678.tmp"
+        left.touch()
+        assert isinstance(train(undisturbed), FinishedRecord)
+        assert listed(undisturbed) == {STARTED, RECORD} and not left.exists()
+
+    def test_the_lease_of_a_driver_elsewhere_stays_with_work_that_is_done(self, tmp_path):
+        train(tmp_path)
+        (tmp_path / WRITER).write_text(json.dumps(elsewhere() | {"since": "now", "renewals": 0}))
+        assert isinstance(train(tmp_path), FinishedRecord) and WRITER in listed(tmp_path)
 
     def test_a_driver_elsewhere_is_alive_while_it_renews_its_lease(self, other_driver, tmp_path, monkeypatch):
         monkeypatch.setattr(leases, "this_process", elsewhere)

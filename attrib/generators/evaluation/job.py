@@ -13,8 +13,7 @@ import logging
 import torch
 
 from attrib.common.config import digest
-from attrib.common.outputs import check_output
-from attrib.common.run_record import STARTED, run_once
+from attrib.common.run_record import check_own, run_once
 from attrib.common.storage import Storage, join
 from attrib.data.job import list_collection
 from attrib.generators.evaluation.controls import methods_from
@@ -59,7 +58,7 @@ def run(settings: EvaluateGeneratorsSettings) -> dict:
     Raises AttribError for an unknown degradation, missing inputs, or images that do not fit.
     """
     storage = Storage(settings.storage)
-    check_output(settings, (RECORD, STARTED), storage)
+    check_own(settings, RECORD, storage)
     histories = [given.real_history for given in settings.folders.values() if given.real_history]
     for name in (*settings.degradations, settings.real_degradation, *histories):
         parse(name)

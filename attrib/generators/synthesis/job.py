@@ -8,8 +8,7 @@ import logging
 import statistics
 import time
 
-from attrib.common.outputs import check_output
-from attrib.common.run_record import STARTED, run_once
+from attrib.common.run_record import check_own, run_once
 from attrib.common.storage import Storage, bytes_sha256, join
 from attrib.data.job import list_collection
 from attrib.generators.synthesis.architectures import sample_specs
@@ -50,7 +49,7 @@ def run(settings: SynthesizeSettings) -> dict:
     """Make the pool and return its record. Raises AttribError if there are too few photographs or architectures."""
     baseline_bytes()
     storage = Storage(settings.storage)
-    check_output(settings, (RECORD, STARTED), storage)
+    check_own(settings, RECORD, storage)
     planned = plan(settings)
     connect(settings.ray)
     photographs = read_photographs(

@@ -17,7 +17,7 @@ import pyarrow.fs
 
 from attrib.common.config import digest, versions
 from attrib.common.errors import AttribError
-from attrib.common.json_records import parse_record, with_checksum
+from attrib.common.json_records import JOB, parse_record, with_checksum
 from attrib.common.lease import WRITER, Lease
 from attrib.common.outputs import STARTED, check_output, input_uris
 from attrib.common.settings import IDENTITY, JobSettings, RescanSettings, result_settings
@@ -147,7 +147,7 @@ def writing(
             _delete_results(settings, record_name, storage)
         before = None if outdated else read_or_none(uri, storage)
         if before is None or not resumable:
-            storage.write_json(uri, _record(settings, inputs))
+            storage.write_json(uri, with_checksum(_record(settings, inputs)))
         with _free_if_unused(settings, before is None, storage):
             yield lease
 
@@ -191,7 +191,7 @@ def rewriting(settings: JobSettings, storage: Storage) -> Iterator[Lease]:
     check_output(settings, (STARTED,), storage)
     before = _read(settings, STARTED, storage)
     with Lease(settings.output, storage) as lease:
-        storage.write_json(join(settings.output, STARTED), _record(settings, {}))
+        storage.write_json(join(settings.output, STARTED), with_checksum(_record(settings, {})))
         with _free_if_unused(settings, before is None, storage):
             yield lease
 
@@ -230,7 +230,7 @@ def _read(settings: JobSettings, name: str, storage: Storage) -> Record | None:
     if list(map(type, parts)) != [str, str, dict, dict]:
         raise AttribError(f"{uri} is damaged: it is not the record of a run; restore it, or {remedy}")
     # Records of earlier versions do not name their job; its settings tell.
-    job, kind = record.get("job", type(settings).__name__), type(settings)
+    job, kind = record.get(JOB, type(settings).__name__), type(settings)
     needed = {key for key, field in kind.model_fields.items() if field.is_required()}
     if job != kind.__name__ or not needed <= record["settings"].keys():
         raise AttribError(f"output {settings.output} holds a run of another job; {remedy}")
@@ -239,7 +239,7 @@ def _read(settings: JobSettings, name: str, storage: Storage) -> Record | None:
 
 def _record(settings: JobSettings, inputs: Record) -> Record:
     return {
-        "job": type(settings).__name__,
+        JOB: type(settings).__name__,
         "identity": run_identity(settings, inputs),
         "inputs": inputs,
         "settings": settings.model_dump(mode="json"),

@@ -13,6 +13,7 @@ import logging
 import torch
 
 from attrib.common.config import digest
+from attrib.common.json_records import parse_record, with_checksum
 from attrib.common.run_record import check_own, run_once
 from attrib.common.storage import Storage, join
 from attrib.data.job import list_collection
@@ -165,7 +166,7 @@ def _measure(
     run_all(_measure_part, units, "evaluate", "parts", [1] * len(units), len(parts) - len(pending))
     found: dict[str, dict[str, dict]] = {own.name: {} for own in sets}
     for (name, _), uri in parts.items():
-        found[name] |= storage.read_json(uri)
+        found[name] |= parse_record(uri, storage.read_bytes(uri))
     return {name: {method.name: part[method.name] for method in methods} for name, part in found.items()}
 
 
@@ -184,4 +185,4 @@ def _measure_part(
         if judged and len(set(generators.families)) >= MIN_FAMILIES:
             for name, rates in verdict_rates(judged, generators, tuning, settings.seed).items():
                 found[name]["verdicts"] = rates
-    storage.write_json(uri, found)
+    storage.write_json(uri, with_checksum(found))

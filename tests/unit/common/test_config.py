@@ -194,7 +194,18 @@ def test_paths_become_absolute_where_they_were_written(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("a: [1", "not valid YAML"), ("- a\n- b", "key: value pairs, not a list"), ("", "manifest: Field required")],
+    [
+        ("output: a\noutput: b", "the key 'output' occurs twice"),
+        ("storage: {region: a, region: b}", "the key 'region' occurs twice"),
+        ("a: &a [*a]", "not valid YAML"),
+        ("a: " + "[" * 5000, "not valid YAML"),
+        ("a: 2026-02-30", "not valid YAML"),
+        ("[1, 2]: 3", "not valid YAML"),
+        ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("a: [1", "not valid YAML"),
+        ("- a\n- b", "key: value pairs, not a list"),
+        ("", "manifest: Field required"),
+    ],
 )
 def test_a_file_that_is_no_config_is_named(text, expected, tmp_path):
     with pytest.raises(AttribError, match=expected):

@@ -7,6 +7,8 @@ import os
 import numpy as np
 import pytest
 
+from attrib.common.errors import AttribError
+from attrib.common.json_records import CHECKSUM
 from attrib.common.storage import Storage, join
 from attrib.evaluate.ablation.results import ARRAYS, RECORD, read_result, write_result, write_vectors
 from attrib.evaluate.ablation.variants import VariantResult
@@ -83,9 +85,26 @@ def test_arrays_with_pickles_are_refused(local, tmp_path):
     arrays = {"sources": np.array([Hostile(mark)], dtype=object), "queries": expected.queries, **expected.scores.values}
     np.savez(buffer, **arrays)
     local.write_bytes(join(folder, ARRAYS), buffer.getvalue())
+    with pytest.raises(AttribError, match=f"{ARRAYS} is damaged: its checksum differs"):
+        read_result(folder, local)
+    record = local.read_json(join(folder, RECORD))
+    del record["arrays_sha256"], record[CHECKSUM]  # as in records of earlier versions
+    local.write_json(join(folder, RECORD), record)
     with pytest.raises(ValueError, match="allow_pickle=False"):
         read_result(folder, local)
     assert not os.path.exists(mark)
+
+
+def test_a_damaged_result_is_named(local, tmp_path):
+    write_result(str(tmp_path), drawn_result(), local)
+    for name in (RECORD, ARRAYS):
+        whole = (tmp_path / name).read_bytes()
+        for damaged in (whole[:-20], whole.replace(b"0", b"1", 1), b""):
+            (tmp_path / name).write_bytes(damaged)
+            with pytest.raises(AttribError, match=f"{name} is damaged"):
+                read_result(str(tmp_path), local)
+        (tmp_path / name).write_bytes(whole)
+    assert_same(read_result(str(tmp_path), local), drawn_result())
 
 
 class Killed(Exception):

@@ -31,6 +31,8 @@ def check_output(
             f"output {output} is a local path of one node, and may be gone when the submitted job ends; give an s3:// "
             "URI, or set storage.local_is_shared=true if all nodes share this path and it stays"
         )
+    if is_remote(output) and {"", ".", ".."} & set(output.removeprefix("s3://").split("/")):
+        raise AttribError(f"output {output}: a prefix must not have an empty part, . or ..; choose another output")
     is_own = any(storage.exists(join(output, name)) for name in own_files)
     for key, uri in input_uris(settings, output_key=output_key):
         relation = _relation(_canonical(output), _canonical(uri))

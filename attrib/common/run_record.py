@@ -213,6 +213,19 @@ def check_own(settings: JobSettings, record_name: str, storage: Storage) -> None
         _read(settings, STARTED, storage)
 
 
+@contextmanager
+def freed_if_refused(folder: str, storage: Storage) -> Iterator[None]:
+    """Delete a folder that the body makes in the output if the job is then refused, so that it is free again."""
+    is_new = not storage.exists(folder)
+    try:
+        yield
+    except AttribError:
+        if is_new:
+            with suppress(OSError):
+                storage.delete_folder(folder)
+        raise
+
+
 def run_identity(settings: JobSettings, inputs: Record) -> str:
     """Digest of everything that affects the results of a run, 64 hex digits."""
     return digest([type(settings).__name__, result_settings(settings, IDENTITY), inputs])

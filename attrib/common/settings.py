@@ -6,6 +6,7 @@ so that `--help` and config errors answer in about a second.
 
 import logging
 import os
+import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import unquote
 
@@ -90,8 +91,8 @@ class StorageSettings(Settings):
 
     @model_validator(mode="after")
     def _endpoint_has_scheme(self) -> Self:
-        if self.endpoint and not self.endpoint.startswith(("http://", "https://")):
-            raise ValueError(f"storage.endpoint {self.endpoint!r} needs http:// or https:// in front")
+        if self.endpoint is not None and not re.match("https?://[^/:]", self.endpoint):
+            raise ValueError(f"storage.endpoint {self.endpoint!r} needs http:// or https:// in front, and a host")
         return self
 
     @field_validator("endpoint")

@@ -238,3 +238,11 @@ def test_a_plan_is_not_written_among_files_of_the_user(site):
     with pytest.raises(AttribError, match="holds files that this job did not make"):
         scale_job.run(settings.model_copy(update={"output": str(site / "in/sources")}))
     assert tree(site) == before
+
+
+def test_photographs_that_do_not_suffice_leave_the_folder_free(site):
+    for photographs in (collection("sources"), collection("generated")):
+        values = JOBS["synthesize"][2] | {"photographs": photographs, "num_photographs": 400}
+        with pytest.raises(AttribError, match="photographs of 64 px or more are needed"):
+            synthesize_job.run(SynthesizeSettings(**placed(values, site), output=str(site / "few")))
+        assert [path for path in (site / "few").rglob("*") if path.is_file()] == []

@@ -66,6 +66,7 @@ def load(kind, values, tmp_path, *overrides):
         (EmbedSettings, EMBED | {"output": ""}, ["output", "an empty path"]),
         (EmbedSettings, EMBED | {"backbone": {"name": "x", "weights": "w.pt"}},
          ["backbone", "w.pt", "convert the weights to .safetensors"]),
+        (EmbedSettings, EMBED | {"storage": {"endpoint": "http://"}}, ["storage", "'http://' needs", "a host"]),
         (EmbedSettings, EMBED | {"storage": {"endpoint": "minio:9000"}}, ["storage", "minio:9000", "http://"]),
         (EmbedSettings, EMBED | {"ray": {"object_store_gib": 0}}, ["ray.object_store_gib", "greater than 0"]),
         (ManifestSettings, MANIFEST | {"collection": COLLECTION | {"name": "a b"}}, ["collection.name", "'a b'"]),

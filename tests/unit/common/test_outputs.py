@@ -123,3 +123,9 @@ def test_every_uri_of_nested_settings_is_an_input():
         methods=[{"name": "a", **values}], truth={"uri": "/t.tsv", "key_column": "query"}, output="/out"
     )
     assert {uri for _, uri in input_uris(given)} == {"/s", "/q", "/m", "/t.tsv"}
+
+
+@pytest.mark.parametrize("output", ["s3://b/x/../in", "s3://b//in", "s3://b/./in"])
+def test_a_prefix_that_clients_take_for_another_is_refused(output):
+    with pytest.raises(AttribError, match=r"a prefix must not have an empty part, \. or \.\."):
+        run_once(settings(output, manifest="s3://b/in"), RECORD, {}, LOCAL, dict)

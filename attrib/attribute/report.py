@@ -22,7 +22,8 @@ from attrib.common.outputs import check_output_file
 from attrib.common.storage import Storage, join
 from attrib.common.verified import verify
 from attrib.data.parquet_files import has_text, shown_rows
-from attrib.embed.embeddings import FAILURES, open_embeddings
+from attrib.embed.embeddings import EMBEDDINGS_RECORD, FAILURES, open_embeddings
+from attrib.generators.identify.files import RECORD as IDENTIFY_RECORD
 from attrib.generators.identify.files import open_identified
 from attrib.index.index import INDEX_RECORD, Index, open_index
 from attrib.pages.charts import forest_figure, histogram_figure, svg
@@ -276,9 +277,11 @@ def _failures(outcomes: Dataset) -> dict[str, Any]:
 
 def _unread_sources(index: Index, embeddings: str, storage: Storage) -> dict[str, Any] | None:
     """Return how many listed sources are not in the index, of how many, and the table of them; None if there are none,
-    or if the embeddings are gone.
+    or if the embeddings are gone. Raises AttribError if their record is damaged.
     """
-    with suppress(AttribError, OSError):
+    with suppress(OSError):
+        if not storage.exists(join(embeddings, EMBEDDINGS_RECORD)):
+            return None
         num_listed = sum(open_embeddings(embeddings, storage).num_rows)
         if count := max(0, num_listed - index.num_vectors):
             return {"count": count, "num_listed": num_listed, "table": join(embeddings, FAILURES)}
@@ -289,7 +292,8 @@ def _generator_section(record: dict[str, Any], storage: Storage) -> dict[str, An
     """Return what the page shows of the summary of jobs.identify in the run's record; None without one.
 
     Records of earlier versions have no recognised rates, no list of sets, no notes of changes and no count of distinct
-    images. The settings and leave-one-out rates are those of the identify run, and absent if it is gone.
+    images. The settings and leave-one-out rates are those of the identify run, and absent if it is gone or
+    of another run.
     """
     found: dict[str, Any] | None = record.get("generators")
     if found is None:
@@ -300,8 +304,11 @@ def _generator_section(record: dict[str, Any], storage: Storage) -> dict[str, An
     sets = found["sets"] and found["sets"] | {"listed": found["sets"].get("listed", [])[:SHOWN_SETS]}
     changes = found.get("changes") or []
     own, uri = None, record["settings"].get("generators")
-    with suppress(AttribError, OSError):
-        own = open_identified(uri, storage).record if uri else None
+    with suppress(OSError):
+        if uri and storage.exists(join(uri, IDENTIFY_RECORD)):
+            identified = open_identified(uri, storage)
+            is_same = identified.record.get("digest") == record["inputs"].get("generators")
+            own = identified.record if is_same else None
     return found | {
         "rates": own["settings"]["verdicts"] if own else None,
         "left_out_rates": own.get("left_out_rates", {}) if own else {},

@@ -28,7 +28,7 @@ def run(settings: ScaleSettings) -> str:
     planned, broken = plan(settings), breaks(settings)
     record = {"settings": settings.model_dump(mode="json"), "versions": versions(), **asdict(planned)}
     uri = join(settings.output, RECORD)
-    with rewriting(settings, RECORD, storage):
+    with rewriting(settings, storage):
         storage.write_json(uri, record | {"breaks": [asdict(found) for found in broken]})
     return f"{tables(settings, planned, broken)}\n\nwritten: {uri}"
 

@@ -15,12 +15,13 @@ import platform
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from attrib.common import logs
 from attrib.common.errors import AttribError
-from attrib.common.overrides import Override, expand
+from attrib.common.overrides import Override
+from attrib.common.secrets import is_secret_name, without_secrets
+from attrib.common.yaml_values import YAML_ERRORS, expand, parse_yaml
 
 T = TypeVar("T", bound=BaseModel)
 RECORDED_PACKAGES = (
@@ -55,7 +56,7 @@ def load_settings(settings: type[T], path: str | None, overrides: Sequence[str] 
     `${NAME}` in a value is replaced by the environment variable. Raises AttribError with file or override, key, value
     and rule.
     """
-    values, origin = (expand(_read_yaml(path), path), path) if path else ({}, "the command line")
+    values, origin = (_read_yaml(path), path) if path else ({}, "the command line")
     _rename_old_keys(settings, values, origin)
     given = [Override(text) for text in overrides]
     while True:
@@ -74,12 +75,12 @@ def load_settings(settings: type[T], path: str | None, overrides: Sequence[str] 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file) or {}
+            values = expand(parse_yaml(file) or {}, path)
     except OSError as error:
         raise AttribError(f"cannot read the config {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise AttribError(f"the config {path} is not UTF-8 text; save it as UTF-8") from error
-    except yaml.YAMLError as error:
+    except YAML_ERRORS as error:
         raise AttribError(f"the config {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise AttribError(f"the config {path} must hold key: value pairs, not a {type(values).__name__}")
@@ -130,10 +131,11 @@ def _explain(error: ValidationError, settings: type[BaseModel]) -> Iterator[tupl
             known = _known_keys(settings, path[:-1])
             near = difflib.get_close_matches(str(path[-1]), known, n=1)
             message = "unknown key; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}")
-        value = repr(found["input"])
+        value = without_secrets(repr(found["input"]))
         value = value if len(value) <= 80 else value[:77] + "..."
-        given = "" if isinstance(found["input"], dict) or found["type"] == "secret" else f" (got {value})"
-        yield path, (f"{'.'.join(map(str, path))}: " if path else "") + message + given
+        is_secret = found["type"] == "secret" or (path and is_secret_name(str(path[-1])))
+        given = "" if isinstance(found["input"], dict) or is_secret else f" (got {value})"
+        yield path, (f"{'.'.join(map(str, path))}: " if path else "") + without_secrets(message) + given
 
 
 def _known_keys(settings: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

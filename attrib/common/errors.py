@@ -11,6 +11,10 @@ class AttribError(Exception):
     """An error the user can fix: the message names the value or file and the remedy."""
 
 
+class MissingFileError(AttribError):
+    """A file that a job wrote is no longer there."""
+
+
 class MismatchError(AttribError):
     """Two inputs that must not be combined: made by different models, preprocessing or metrics."""
 

@@ -6,6 +6,8 @@ import os
 import sys
 from datetime import UTC, datetime
 
+from attrib.common.secrets import without_user_info
+
 FORMATS = ("text", "json")
 FORMAT_VARIABLE = "ATTRIB_LOG_FORMAT"  # environment variable that tells Ray workers the format of their job
 PREFIXES = {logging.WARNING: "WARNING: ", logging.ERROR: "error: "}
@@ -46,7 +48,7 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            line = self.format(record) + "\n"
+            line = without_user_info(self.format(record)) + "\n"
             tqdm = sys.modules.get("tqdm")  # not imported: no progress bar
             if tqdm is None:
                 sys.stderr.write(line)

@@ -1,5 +1,6 @@
 """Protects data that a job did not make: the check of its output folder, before any work."""
 
+import json
 import os
 from collections.abc import Iterator
 from typing import Any, get_args
@@ -11,6 +12,7 @@ from attrib.common.lease import WRITER
 from attrib.common.settings import IS_URI, JobSettings
 from attrib.common.storage import Storage, is_remote, join
 
+STARTED = "started.json"  # written by a job before its work
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # environment variable of a driver that `ray job submit` started
 
 
@@ -29,15 +31,18 @@ def check_output(
             f"output {output} is a local path of one node, and may be gone when the submitted job ends; give an s3:// "
             "URI, or set storage.local_is_shared=true if all nodes share this path and it stays"
         )
+    if is_remote(output) and {"", ".", ".."} & set(output.removeprefix("s3://").split("/")):
+        raise AttribError(f"output {output}: a prefix must not have an empty part, . or ..; choose another output")
     is_own = any(storage.exists(join(output, name)) for name in own_files)
     for key, uri in input_uris(settings, output_key=output_key):
         relation = _relation(_canonical(output), _canonical(uri))
         if relation and not (is_own and relation == "contains"):
             raise AttribError(f"output {output} {relation} the input {key} ({uri}); choose another output folder")
-    ignored = {WRITER, *settings.own_folders}
     if is_own:
         return
-    found = [name for name in storage.names(output) if name not in ignored and _holds_files(join(output, name))]
+    if not is_remote(output):
+        _check_folder(output)
+    found = [name for name in storage.names(output) if _is_foreign(name, settings, join(output, name), storage)]
     # The record is looked for again: another driver of this job may have begun since, with its record first.
     if found and not any(storage.exists(join(output, name)) for name in own_files):
         raise AttribError(
@@ -75,6 +80,35 @@ def _holds_files(uri: str) -> bool:
     if is_remote(uri) or not os.path.isdir(uri):
         return True
     return any(not name.startswith(".") for _, _, names in os.walk(uri) for name in names)
+
+
+def _check_folder(output: str) -> None:
+    """Raise AttribError if a local output, or the place where it would be made, is not a folder."""
+    place = output
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
+        kind = "a link to nothing" if os.path.islink(place) else "not a folder"
+        raise AttribError(f"output {output}: {place} is {kind}; choose another output folder. Nothing was changed")
+
+
+def _is_foreign(name: str, settings: JobSettings, uri: str, storage: Storage) -> bool:
+    """Whether a file or folder in an output without a record of the job is another's. Empty folders are nobody's."""
+    if name == WRITER:
+        return not _is_lease(uri, storage)
+    if name in settings.own_folders and any(i.base_name == STARTED for i in storage.list_folder(uri, recursive=True)):
+        return False  # of a run that ended, or was refused, before its own record was written
+    return _holds_files(uri)
+
+
+def _is_lease(uri: str, storage: Storage) -> bool:
+    """Whether a file of the name of a lease is one."""
+    try:
+        return bool(json.loads(storage.read_bytes(uri)).keys() >= {"machine", "pid", "started"})
+    except FileNotFoundError:  # its driver ended meanwhile
+        return True
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _mentions_uri(annotation: Any) -> bool:

@@ -1,19 +1,17 @@
-"""Values of `--set KEY=VALUE`, and environment variables inside values.
+"""Values of `--set KEY=VALUE`.
 
 A value is YAML, so that lists and numbers can be given. Where YAML's meaning does not fit the key, the text is taken
 for what it is, e.g. `name=2026-11-30` or `title=Audit: night 2`.
 """
 
-import os
-import re
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from attrib.common.errors import AttribError
+from attrib.common.secrets import without_secrets
+from attrib.common.yaml_values import YAML_ERRORS, expand, parse_yaml
 
-VARIABLE = re.compile(r"\$\{(\w+)\}")
 HASH = "\ue000"  # stands for # while YAML is parsed, which would take a comment for it; a character for private use
 
 Path = tuple[int | str, ...]
@@ -23,11 +21,13 @@ class Override:
     """One KEY=VALUE. Raises AttribError if it has another form or uses an unset environment variable."""
 
     def __init__(self, text: str):
-        self.text, self.name = text, f"--set {text}"
+        shown = without_secrets(text.encode("utf-8", "backslashreplace").decode())
+        self.text, self.name = shown, f"--set {shown}"
         key, separator, value = text.partition("=")
         if not separator or not key:
-            raise AttribError(f"--set {text!r} is not of the form key=value, e.g. --set backbone.name=resnet50")
+            raise AttribError(f"--set {shown!r} is not of the form key=value, e.g. --set backbone.name=resnet50")
         self.key, self.candidate = key.split("."), 0
+        self.wants_text = False  # whether the key asks for a string
         self.is_yaml, candidates = _candidates(value)
         self.candidates = [expand(candidate, self.name) for candidate in candidates]
 
@@ -45,15 +45,18 @@ class Override:
     def take_next(self, error: ValidationError) -> bool:
         """Take the next meaning of the value if the error is about this one. Returns False if there is none.
 
-        If none fits, messages are about the first. Raises AttribError if that is no YAML.
+        If none fits, messages are about the first, or the text where a string is asked for. Raises AttribError if that
+        is no YAML.
         """
         if self.candidate < 0 or not any(self.holds(found["loc"]) for found in error.errors()):
             return False
+        if self.candidate == 0 and len(self.candidates) > 2:
+            self.wants_text = all(e["type"] == "string_type" for e in error.errors() if self.holds(e["loc"]))
         self.candidate += 1
         if self.candidate == len(self.candidates):
             if not self.is_yaml:
                 raise AttribError(f"--set {self.text!r}: the value is not valid YAML; correct or quote it")
-            self.candidates, self.candidate = self.candidates[:1], -1
+            self.candidates, self.candidate = self.candidates[self.wants_text :][:1], -1
         return True
 
     def holds(self, path: Path) -> bool:
@@ -71,8 +74,8 @@ def _candidates(text: str) -> tuple[bool, list[Any]]:
     """
     hidden = text.replace("#", HASH)
     try:
-        parsed, written = (_restored(yaml.load(hidden, kind)) for kind in (yaml.SafeLoader, yaml.BaseLoader))
-    except yaml.YAMLError:
+        parsed, written = (_restored(parse_yaml(hidden, as_written)) for as_written in (False, True))
+    except YAML_ERRORS:
         return False, [text, [text]]
     is_plain = isinstance(parsed, str) and not text.lstrip().startswith(("'", '"'))
     return True, [text, [text]] if is_plain else [parsed, text, written, [text]]
@@ -84,18 +87,3 @@ def _restored(value: Any) -> Any:
     if isinstance(value, list):
         return [_restored(item) for item in value]
     return value.replace(HASH, "#") if isinstance(value, str) else value
-
-
-def expand(value: Any, origin: str) -> Any:
-    """Replace `${NAME}` in every string. After parsing, so that the value of a variable is never read as YAML."""
-    if isinstance(value, dict):
-        return {key: expand(item, origin) for key, item in value.items()}
-    if isinstance(value, list):
-        return [expand(item, origin) for item in value]
-    if not isinstance(value, str):
-        return value
-    for name in VARIABLE.findall(value):
-        if name not in os.environ:
-            unset = f"no environment variable {name} is set"
-            raise AttribError(f"{origin} uses ${{{name}}}, but {unset}; set it or write the value")
-    return VARIABLE.sub(lambda match: os.environ[match[1]], value)

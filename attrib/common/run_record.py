@@ -17,14 +17,12 @@ import pyarrow.fs
 
 from attrib.common.config import digest, versions
 from attrib.common.errors import AttribError
-from attrib.common.json_records import parse_record, with_checksum
+from attrib.common.json_records import JOB, parse_record, with_checksum
 from attrib.common.lease import WRITER, Lease, release_abandoned, without_retries
-from attrib.common.outputs import check_output, input_uris
+from attrib.common.outputs import STARTED, check_output, input_uris
 from attrib.common.settings import IDENTITY, JobSettings, RescanSettings, result_settings
 from attrib.common.storage import Storage, join
 from attrib.common.swap import read_or_none
-
-STARTED = "started.json"
 
 Record = dict[str, Any]
 Change = Callable[[Record], str]  # what changed in the inputs since a record was written; "" for nothing
@@ -97,9 +95,9 @@ def _found(
     settings: JobSettings, record_name: str, inputs: Record, storage: Storage, resumable: bool, change: Change | None
 ) -> tuple[Record | None, str]:
     """Return the record of a finished run, and why results that are there are outdated: "" if they are not."""
-    check_output(settings, (record_name, STARTED), storage)
+    check_own(settings, record_name, storage)
     for name in (record_name, STARTED) if resumable else (record_name,):
-        found = _read(join(settings.output, name), storage)
+        found = _read(settings, name, storage)
         if found is None:
             continue
         if found["identity"] != run_identity(settings, inputs):
@@ -152,13 +150,20 @@ def writing(
             _delete_results(settings, record_name, storage)
         before = None if outdated else read_or_none(uri, storage)
         if before is None or not resumable:
-            storage.write_json(uri, _record(settings, inputs))
-        try:
+            storage.write_json(uri, with_checksum(_record(settings, inputs)))
+        with _free_if_unused(settings, before is None, storage):
             yield lease
-        except BaseException:
-            if before is None:
-                _free_folder(settings, without_retries(storage))
-            raise
+
+
+@contextmanager
+def _free_if_unused(settings: JobSettings, is_new: bool, storage: Storage) -> Iterator[None]:
+    """If the body fails before it has written anything, delete the `started.json` of a new run."""
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            _free_folder(settings, without_retries(storage))
+        raise
 
 
 def _free_folder(settings: JobSettings, storage: Storage) -> None:
@@ -186,15 +191,18 @@ def _delete_results(settings: RescanSettings, record_name: str, storage: Storage
 
 
 @contextmanager
-def rewriting(settings: JobSettings, record_name: str, storage: Storage) -> Iterator[Lease]:
+def rewriting(settings: JobSettings, storage: Storage) -> Iterator[Lease]:
     """Hold the lease of the output folder of a job that computes all of its results anew in each run.
 
     Raises AttribError if the folder holds files that this job did not make, or another driver writes to it.
     """
-    check_output(settings, (record_name, STARTED), storage)
+    # The record of such a job may look like anything, so that started.json alone tells whose the folder is.
+    check_output(settings, (STARTED,), storage)
+    before = _read(settings, STARTED, storage)
     with Lease(settings.output, storage) as lease:
-        storage.write_json(join(settings.output, STARTED), _record(settings, {}))
-        yield lease
+        storage.write_json(join(settings.output, STARTED), with_checksum(_record(settings, {})))
+        with _free_if_unused(settings, before is None, storage):
+            yield lease
 
 
 def finish(
@@ -207,24 +215,53 @@ def finish(
     return record
 
 
+def check_own(settings: JobSettings, record_name: str, storage: Storage) -> None:
+    """Raise AttribError if the output folder holds anything else than a run of this job, or overlaps with an input."""
+    check_output(settings, (record_name, STARTED), storage)
+    if _read(settings, record_name, storage) is None:
+        _read(settings, STARTED, storage)
+
+
+@contextmanager
+def freed_if_refused(folder: str, storage: Storage) -> Iterator[None]:
+    """Delete a folder that the body makes in the output if the job is then refused, so that it is free again."""
+    is_new = not storage.exists(folder)
+    try:
+        yield
+    except AttribError:
+        if is_new:
+            with suppress(OSError):
+                storage.delete_folder(folder)
+        raise
+
+
 def run_identity(settings: JobSettings, inputs: Record) -> str:
     """Digest of everything that affects the results of a run, 64 hex digits."""
     return digest([type(settings).__name__, result_settings(settings, IDENTITY), inputs])
 
 
-def _read(uri: str, storage: Storage) -> Record | None:
-    """A record; None if there is none. Raises AttribError if it is damaged."""
+def _read(settings: JobSettings, name: str, storage: Storage) -> Record | None:
+    """A record in the output; None if there is none. Raises AttribError if it is damaged, or that of another job."""
+    uri = join(settings.output, name)
     content = read_or_none(uri, storage)
     if content is None:
         return None
     record = parse_record(uri, content)
-    if not record.keys() >= {"identity", "inputs", "settings", "written_at"}:
-        raise AttribError(f"{uri} is damaged: it is not the record of a run; restore it, or delete its folder")
+    remedy = "choose another output folder. Nothing was changed"
+    parts = [record.get(key) for key in ("identity", "written_at", "inputs", "settings")]
+    if list(map(type, parts)) != [str, str, dict, dict]:
+        raise AttribError(f"{uri} is damaged: it is not the record of a run; restore it, or {remedy}")
+    # Records of earlier versions do not name their job; its settings tell.
+    job, kind = record.get(JOB, type(settings).__name__), type(settings)
+    needed = {key for key, field in kind.model_fields.items() if field.is_required()}
+    if job != kind.__name__ or not needed <= record["settings"].keys():
+        raise AttribError(f"output {settings.output} holds a run of another job; {remedy}")
     return record
 
 
 def _record(settings: JobSettings, inputs: Record) -> Record:
     return {
+        JOB: type(settings).__name__,
         "identity": run_identity(settings, inputs),
         "inputs": inputs,
         "settings": settings.model_dump(mode="json"),

@@ -6,11 +6,14 @@ so that `--help` and config errors answer in about a second.
 
 import logging
 import os
+import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import unquote
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
+from attrib.common.secrets import has_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -19,15 +22,21 @@ def absolute_uri(uri: str) -> str:
     """Local paths become absolute here, because workers run in other folders than the driver."""
     if not uri:
         raise ValueError("an empty path; give a folder, a file or an s3:// URI")
+    if "\0" in uri:
+        raise ValueError("a path with a NUL character; correct it")
+    if has_credentials(uri):
+        raise _credentials("a URI")
     if uri.startswith("s3://"):
-        if "@" in uri.removeprefix("s3://").split("/")[0]:
-            raise PydanticCustomError("secret", "a URI must not hold credentials; set AWS_ACCESS_KEY_ID and so on")
         if not uri.removeprefix("s3://").strip("/") or uri.startswith("s3:///"):
             raise ValueError(f"{uri!r} names no bucket; write s3://bucket/prefix (is an environment variable empty?)")
         return uri.rstrip("/")
     if "://" in uri and not uri.lower().startswith("file://"):
         raise ValueError(f"unsupported scheme in {uri!r}; use a local path, file:// or s3://")
     return os.path.abspath(os.path.expanduser(local_path(uri)))
+
+
+def _credentials(what: str) -> PydanticCustomError:
+    return PydanticCustomError("secret", f"{what} must not hold credentials; set AWS_ACCESS_KEY_ID and so on")
 
 
 def local_path(uri: str) -> str:
@@ -82,17 +91,15 @@ class StorageSettings(Settings):
 
     @model_validator(mode="after")
     def _endpoint_has_scheme(self) -> Self:
-        if self.endpoint and not self.endpoint.startswith(("http://", "https://")):
-            raise ValueError(f"storage.endpoint {self.endpoint!r} needs http:// or https:// in front")
+        if self.endpoint is not None and not re.match("https?://[^/:]", self.endpoint):
+            raise ValueError(f"storage.endpoint {self.endpoint!r} needs http:// or https:// in front, and a host")
         return self
 
     @field_validator("endpoint")
     @classmethod
     def _without_credentials(cls, endpoint: str | None) -> str | None:
         if endpoint and "@" in endpoint:
-            raise PydanticCustomError(
-                "secret", "an endpoint must not hold credentials; set AWS_ACCESS_KEY_ID and so on"
-            )
+            raise _credentials("an endpoint")
         return endpoint
 
 
@@ -100,6 +107,13 @@ class RaySettings(Settings):
     address: str | None = None  # None: RAY_ADDRESS if set, else a local Ray in this process tree
     num_cpus: Positive | None = None  # for a local Ray only; None: all cores
     object_store_gib: float | None = Field(default=None, gt=0)  # for a local Ray only
+
+    @field_validator("address")
+    @classmethod
+    def _without_credentials(cls, address: str | None) -> str | None:
+        if address and "@" in address:
+            raise _credentials("an address")
+        return address
 
 
 class PriceSettings(Settings):

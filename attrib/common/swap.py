@@ -23,7 +23,12 @@ def swap(uri: str, data: bytes | None, expected: bytes | None, storage: Storage)
     no conditional writes.
     """
     if is_remote(uri):
-        return _swap_object(uri, data, expected, storage)
+        try:
+            return _swap_object(uri, data, expected, storage)
+        except AttribError:
+            raise
+        except Exception as error:
+            raise _named(error, uri) from error
     os.makedirs(os.path.dirname(uri), exist_ok=True)
     with _locked(uri):
         if read_or_none(uri, storage) != expected:
@@ -44,6 +49,8 @@ def read_or_none(uri: str, storage: Storage) -> bytes | None:
         return storage.read_bytes(uri)
     except FileNotFoundError:
         return None
+    except Exception as error:
+        raise _named(error, uri) from error
 
 
 @contextmanager
@@ -86,5 +93,15 @@ def _swap_object(uri: str, data: bytes | None, expected: bytes | None, storage: 
                 f"{uri}: the object store has no conditional writes, so two jobs could not be told apart "
                 f"({first_line(error)}); write to another store"
             ) from error
+        if code == "NoSuchBucket":
+            raise AttribError(f"{uri}: there is no bucket {bucket!r}; create it, or correct the URI") from error
         raise
     return True
+
+
+def _named(error: Exception, uri: str) -> OSError:
+    """The error of a store's client as an OSError that names the object. Those of the local disk stay."""
+    if isinstance(error, OSError) and (not is_remote(uri) or uri.removeprefix("s3://") in str(error)):
+        return error
+    kind = PermissionError if isinstance(error, PermissionError) else OSError
+    return kind(f"{uri}: {type(error).__name__}: {first_line(error)}")

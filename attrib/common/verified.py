@@ -3,7 +3,7 @@
 import hashlib
 import os
 
-from attrib.common.errors import AttribError
+from attrib.common.errors import AttribError, MissingFileError
 from attrib.common.storage import COPY_BYTES, Storage, is_remote
 
 _verified: set[tuple[object, ...]] = set()  # files that this process has verified
@@ -47,7 +47,7 @@ def _verify(path: str, shown: str, sha256: str, remedy: str, storage: Storage) -
             while block := file.read(COPY_BYTES):
                 found.update(block)
     except FileNotFoundError:
-        raise AttribError(f"{shown} is missing; {remedy}") from None
+        raise MissingFileError(f"{shown} is missing; {remedy}") from None
     if found.hexdigest() != sha256:
         raise AttribError(f"{shown} is damaged: its checksum differs from the record; {remedy}")
     _verified.add(seen)

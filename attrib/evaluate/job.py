@@ -15,7 +15,7 @@ RECORD = "evaluation.json"
 def run(settings: EvaluateSettings) -> str:
     """Write all results to the output folder, and return the table and the notes for the terminal."""
     storage = Storage(settings.storage)
-    with rewriting(settings, RECORD, storage):
+    with rewriting(settings, storage):
         return _evaluate(settings, storage)
 
 

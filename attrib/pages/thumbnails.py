@@ -1,7 +1,7 @@
 """Thumbnails of embedded images as data URIs, found through the manifest of their embed run.
 
 A report may be made long after the run, when an image or the manifest is gone. A missing image is never an error: the
-page shows the reason in its place.
+page shows the reason in its place. A damaged manifest is one.
 """
 
 import base64
@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torchvision.transforms.v2.functional import to_pil_image
 
-from attrib.common.errors import AttribError, ImageError
+from attrib.common.errors import ImageError, MissingFileError
 from attrib.common.storage import Storage, join
 from attrib.data.collections import LOCATION_FIELDS
 from attrib.data.decoding import decode_image
-from attrib.data.manifest import open_manifest, open_places
+from attrib.data.manifest import MANIFEST_RECORD, open_manifest, open_places
 from attrib.data.reading import read_all
 from attrib.embed.embeddings import EMBEDDINGS_RECORD
 
@@ -45,21 +45,26 @@ def read_thumbnails(
     """{image: Thumbnail} of images of an embed run, given by ids, or by keys with column="key".
 
     The longer side is at most thumbnail_px. Images are decoded under the megapixel limit of that run. absent: the
-    reason for images that the manifest does not list.
+    reason for images that the manifest does not list. Raises AttribError that names a damaged record or manifest.
     """
     wanted, fields = sorted(set(images)), pa.schema(LOCATION_FIELDS)
     if not wanted:
         return {}
+    gone = dict.fromkeys(wanted, Thumbnail(None, "the manifest is gone"))
     try:
-        settings = storage.require(join(embeddings_uri, EMBEDDINGS_RECORD), "jobs.embed")["settings"]
+        if not storage.exists(record_uri := join(embeddings_uri, EMBEDDINGS_RECORD)):
+            return gone
+        settings = storage.require(record_uri, "jobs.embed")["settings"]
+        if not storage.exists(join(settings["manifest"], MANIFEST_RECORD)):
+            return gone
         manifest = open_manifest(settings["manifest"], storage)
         uris = [
             manifest.checked_uri(partition, storage) for partition, num_rows in enumerate(manifest.num_rows) if num_rows
         ]
         is_wanted = pc.field(column).isin(pa.array(wanted, fields.field(column).type))
         table = open_places(uris, storage).to_table(filter=is_wanted)
-    except (AttribError, OSError):
-        return dict.fromkeys(wanted, Thumbnail(None, "the manifest is gone"))
+    except (MissingFileError, OSError):
+        return gone
     # A Parquet row group is read as a whole, so its images follow each other.
     rows = table.sort_by([("uri", "ascending"), ("row_group", "ascending"), ("row", "ascending")]).to_pylist()
     thumbnails = dict.fromkeys(wanted, Thumbnail(None, absent))

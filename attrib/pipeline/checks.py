@@ -1,20 +1,21 @@
 """What is wrong with the inputs or the output of a pipeline is found before the first image is read."""
 
+import uuid
+
 from attrib.common.errors import AttribError, first_line
 from attrib.common.storage import Storage, join
 from attrib.data.collections import list_units
 from attrib.data.settings import CollectionSettings
 from attrib.data.sidecar import open_sidecar
+from attrib.generators.registry.method_loading import load_method
 from attrib.generators.registry.registry import open_registry
 from attrib.models.encoder import load_network
 from attrib.pipeline.settings import PipelineSettings
 
-PROBE = ".can-write"  # a hidden file, which jobs do not take for a user's
-
 
 def check_pipeline(settings: PipelineSettings, storage: Storage) -> None:
-    """Raise AttribError if a collection, metadata, weights or registry cannot be read, a column of the report is not
-    there, or the output cannot be written. Nothing is left in the output.
+    """Raise AttribError if a collection, metadata, weights, registry or its method cannot be read, a column of the
+    report is not there, or the output cannot be written. Nothing is left in the output.
     """
     stages = settings.stages()
     columns = {role: metadata_columns(getattr(settings, role), storage) for role in ("sources", "generated")}
@@ -28,7 +29,7 @@ def check_pipeline(settings: PipelineSettings, storage: Storage) -> None:
     if network.has_head:  # it may have one of the two domains alone
         load_network(stages["generated/embeddings"].backbone, storage)
     if "generators" in stages:
-        open_registry(stages["generators"].registry, storage)
+        load_method(open_registry(stages["generators"].registry, storage).method, storage)
     check_can_write(settings.output, storage)
 
 
@@ -47,7 +48,7 @@ def metadata_columns(collection: CollectionSettings, storage: Storage) -> list[s
 
 def check_can_write(output: str, storage: Storage) -> None:
     """Raise AttribError if no file can be written to a folder."""
-    probe = join(output, PROBE)
+    probe = join(output, f".can-write-{uuid.uuid4().hex}")  # hidden files are not taken for a user's
     try:
         storage.write_bytes(probe, b"")
         storage.delete_file(probe)

@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from attrib.attribute.settings import AttributeSettings, ReportSettings
 from attrib.common.settings import JobSettings, RescanSettings, Share, Uri
@@ -73,7 +74,11 @@ class PipelineSettings(RescanSettings):
         except ValidationError as error:
             # Put the section in front of the key; the error would else seem to be about a key of the pipeline itself.
             found = [
-                {"type": e["type"], "loc": (section, *e["loc"]), "input": e["input"], "ctx": e.get("ctx", {})}
+                InitErrorDetails(
+                    type=PydanticCustomError(e["type"], e["msg"]),  # type: ignore[arg-type]
+                    loc=(section, *e["loc"]),
+                    input=e["input"],
+                )
                 for e in error.errors()
             ]
             raise ValidationError.from_exception_data(kind.__name__, found) from None

@@ -11,8 +11,9 @@ from support.generators import drawn_file
 from support.identify import TRACES, registered
 from support.images import pictures, write_folder
 
-from attrib.attribute.report import open_run
+from attrib.attribute.report import open_run, write_report
 from attrib.attribute.rows import read_sources
+from attrib.attribute.settings import ReportSettings
 from attrib.common.errors import AttribError
 from attrib.data.manifest import Slice, open_manifest, sampled_images
 from attrib.embed.embeddings import open_embeddings, read_vectors
@@ -129,3 +130,26 @@ def test_a_damaged_file_is_refused_by_name(name, run, tmp_path):
     file.unlink()
     with pytest.raises(AttribError, match=file.name):
         READERS[name](copy)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sources/embeddings/embeddings.json",
+        "sources/manifest/manifest.json",
+        "sources/manifest/part-00000.parquet",
+        "generated/manifest/part-00000.parquet",
+        "generators/generators.json",
+    ],
+)
+def test_a_page_is_not_made_without_a_word_from_what_is_damaged(name, run, tmp_path):
+    settings = ReportSettings(attributions=str(run / "attributions"), output=str(tmp_path / "page.html"))
+    whole = (run / name).read_bytes()
+    try:
+        for kind, damaged in damages(whole).items():
+            (run / name).write_bytes(damaged)
+            with pytest.raises(AttribError, match=name):
+                pytest.fail(f"{kind}: {write_report(settings)}")
+    finally:
+        (run / name).write_bytes(whole)
+    assert write_report(settings)["num_missing_images"] == 0

@@ -195,6 +195,22 @@ def test_an_output_that_overlaps_with_an_input_is_refused(relation, job, site):
     refused(job, output, site, rf"output \S+ {relation} the input|holds files that jobs\.\w+ did not make")
 
 
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("other", ["sources/manifest", "sources/embeddings", "index", "attributions"])
+def test_a_run_of_another_job_is_refused_and_stays(other, job, site):
+    if other.endswith(job) or (job, other) in (("embed", "sources/embeddings"), ("attribute", "attributions")):
+        return
+    message = r"holds a run of another job|holds files that (this job|jobs\.\w+) did not make|equals the input"
+    refused(job, site / "in/run" / other, site, message)
+
+
+@pytest.mark.parametrize(("job", "folder"), [("synthesize", "_manifests"), ("evaluate_generators", "photographs")])
+def test_a_folder_of_the_user_with_a_name_of_the_job_is_refused(folder, job, site):
+    (site / job / folder).mkdir(parents=True, exist_ok=True)
+    (site / job / folder / "a.jpg").write_text("mine")
+    refused(job, site / job, site, rf"did not make \({folder}\)")
+
+
 def test_a_page_of_the_user_is_refused_and_stays(site):
     page, attributions = site / "mine.html", str(site / "in/run/attributions")
     page.write_text("<!doctype html><p>mine")
@@ -222,3 +238,11 @@ def test_a_plan_is_not_written_among_files_of_the_user(site):
     with pytest.raises(AttribError, match="holds files that this job did not make"):
         scale_job.run(settings.model_copy(update={"output": str(site / "in/sources")}))
     assert tree(site) == before
+
+
+def test_photographs_that_do_not_suffice_leave_the_folder_free(site):
+    for photographs in (collection("sources"), collection("generated")):
+        values = JOBS["synthesize"][2] | {"photographs": photographs, "num_photographs": 400}
+        with pytest.raises(AttribError, match="photographs of 64 px or more are needed"):
+            synthesize_job.run(SynthesizeSettings(**placed(values, site), output=str(site / "few")))
+        assert [path for path in (site / "few").rglob("*") if path.is_file()] == []

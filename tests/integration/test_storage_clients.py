@@ -13,6 +13,7 @@ from support.files import files_below, full_disk
 from attrib.common.errors import AttribError, ImageError
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage, join
+from attrib.common.swap import read_or_none, swap
 from attrib.data.collections import list_images, list_units
 from attrib.data.reading import read_image
 from attrib.data.settings import CollectionSettings
@@ -178,3 +179,16 @@ def test_a_local_parquet_file_may_list_s3_objects(s3_endpoint, tmp_path):
     assert read_image(there, storage) == b"x"
     with pytest.raises(ImageError, match="the file is gone"):
         read_image(absent, storage)
+
+
+@pytest.mark.parametrize("client", ["arrow", "s3fs"])
+def test_a_conditional_write_that_fails_names_the_object(client, s3_endpoint):
+    absent = Storage(StorageSettings(client=client, endpoint=s3_endpoint))
+    with pytest.raises(AttribError, match="s3://no-such-bucket/a: there is no bucket 'no-such-bucket'; create it"):
+        swap("s3://no-such-bucket/a", b"x", None, absent)
+    away = Storage(StorageSettings(client=client, endpoint="http://127.0.0.1:1", max_attempts=1))
+    for expected in (None, b"y"):
+        with pytest.raises(OSError, match="attrib/a"):
+            swap("s3://attrib/a", b"x", expected, away)
+    with pytest.raises(OSError, match="attrib/a"):
+        read_or_none("s3://attrib/a", away)

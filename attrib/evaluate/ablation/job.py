@@ -70,7 +70,7 @@ class _Run:
 def run(settings: AblateSettings) -> str:
     """Train and score every variant; returns the table."""
     storage = Storage(settings.storage)
-    with rewriting(settings, RECORD, storage):
+    with rewriting(settings, storage):
         return _compare(settings, storage)
 
 

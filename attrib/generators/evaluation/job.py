@@ -14,8 +14,7 @@ import torch
 
 from attrib.common.config import digest
 from attrib.common.json_records import parse_record, with_checksum
-from attrib.common.outputs import check_output
-from attrib.common.run_record import STARTED, run_once
+from attrib.common.run_record import check_own, freed_if_refused, run_once
 from attrib.common.storage import Storage, join
 from attrib.data.job import list_collection
 from attrib.generators.evaluation.controls import methods_from
@@ -60,7 +59,7 @@ def run(settings: EvaluateGeneratorsSettings) -> dict:
     Raises AttribError for an unknown degradation, missing inputs, or images that do not fit.
     """
     storage = Storage(settings.storage)
-    check_output(settings, (RECORD, STARTED), storage)
+    check_own(settings, RECORD, storage)
     histories = [given.real_history for given in settings.folders.values() if given.real_history]
     for name in (*settings.degradations, settings.real_degradation, *histories):
         parse(name)
@@ -73,9 +72,10 @@ def run(settings: EvaluateGeneratorsSettings) -> dict:
     inputs |= {f"tier {generators.name}": generators.digest() for generators in sets}
     photographs = None
     if settings.trained:
-        photographs = _photographs(settings, storage)
         remedy = "take another trained.first_photograph, after the photographs of the pool"
-        is_new = unseen(photographs.shown, pool, TRAINED_SET, remedy, storage)
+        with freed_if_refused(join(settings.output, "photographs"), storage):
+            photographs = _photographs(settings, storage)
+            is_new = unseen(photographs.shown, pool, TRAINED_SET, remedy, storage)
         photographs = dataclasses.replace(photographs, shown=photographs.shown[is_new])
         inputs["photographs"] = photographs.digest()
 

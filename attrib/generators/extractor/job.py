@@ -13,8 +13,7 @@ import time
 import torch
 from safetensors.torch import load, save
 
-from attrib.common.outputs import check_output
-from attrib.common.run_record import STARTED, run_once
+from attrib.common.run_record import check_own, run_once
 from attrib.common.storage import Storage, join
 from attrib.generators.extractor.batches import (
     NUM_REFERENCES,
@@ -52,7 +51,7 @@ def run(settings: FingerprintSettings) -> dict:
     """Train an extractor and return its record. A run that was killed continues from its last validation."""
     baseline_bytes()
     storage = Storage(settings.storage)
-    check_output(settings, (RECORD, STARTED), storage)
+    check_own(settings, RECORD, storage)
     pool = open_pool(settings.pool, storage)
     check_pool(pool, settings)
     inputs = {"pool": pool.digest, "fingerprint_version": FINGERPRINT_VERSION}

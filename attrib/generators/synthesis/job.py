@@ -8,8 +8,7 @@ import logging
 import statistics
 import time
 
-from attrib.common.outputs import check_output
-from attrib.common.run_record import STARTED, run_once
+from attrib.common.run_record import check_own, freed_if_refused, run_once
 from attrib.common.storage import Storage, bytes_sha256, join
 from attrib.data.job import list_collection
 from attrib.generators.synthesis.architectures import sample_specs
@@ -50,18 +49,19 @@ def run(settings: SynthesizeSettings) -> dict:
     """Make the pool and return its record. Raises AttribError if there are too few photographs or architectures."""
     baseline_bytes()
     storage = Storage(settings.storage)
-    check_output(settings, (RECORD, STARTED), storage)
+    check_own(settings, RECORD, storage)
     planned = plan(settings)
     connect(settings.ray)
-    photographs = read_photographs(
-        list_collection(settings.photographs, join(settings.output, MANIFESTS, "photographs"), settings),
-        px=settings.px,
-        num_shown=settings.num_photographs,
-        num_training=settings.num_training_photographs,
-        first_shown=settings.first_photograph,
-        max_megapixels=settings.max_megapixels,
-        storage=storage,
-    )
+    with freed_if_refused(join(settings.output, MANIFESTS), storage):
+        photographs = read_photographs(
+            list_collection(settings.photographs, join(settings.output, MANIFESTS, "photographs"), settings),
+            px=settings.px,
+            num_shown=settings.num_photographs,
+            num_training=settings.num_training_photographs,
+            first_shown=settings.first_photograph,
+            max_megapixels=settings.max_megapixels,
+            storage=storage,
+        )
     inputs = {"photographs": photographs.digest()}
     return run_once(settings, RECORD, inputs, storage, lambda: _make_pool(settings, planned, photographs, storage))
 

@@ -66,6 +66,7 @@ def load(kind, values, tmp_path, *overrides):
         (EmbedSettings, EMBED | {"output": ""}, ["output", "an empty path"]),
         (EmbedSettings, EMBED | {"backbone": {"name": "x", "weights": "w.pt"}},
          ["backbone", "w.pt", "convert the weights to .safetensors"]),
+        (EmbedSettings, EMBED | {"storage": {"endpoint": "http://"}}, ["storage", "'http://' needs", "a host"]),
         (EmbedSettings, EMBED | {"storage": {"endpoint": "minio:9000"}}, ["storage", "minio:9000", "http://"]),
         (EmbedSettings, EMBED | {"ray": {"object_store_gib": 0}}, ["ray.object_store_gib", "greater than 0"]),
         (ManifestSettings, MANIFEST | {"collection": COLLECTION | {"name": "a b"}}, ["collection.name", "'a b'"]),
@@ -194,7 +195,18 @@ def test_paths_become_absolute_where_they_were_written(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("a: [1", "not valid YAML"), ("- a\n- b", "key: value pairs, not a list"), ("", "manifest: Field required")],
+    [
+        ("output: a\noutput: b", "the key 'output' occurs twice"),
+        ("storage: {region: a, region: b}", "the key 'region' occurs twice"),
+        ("a: &a [*a]", "not valid YAML"),
+        ("a: " + "[" * 5000, "not valid YAML"),
+        ("a: 2026-02-30", "not valid YAML"),
+        ("[1, 2]: 3", "not valid YAML"),
+        ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("a: [1", "not valid YAML"),
+        ("- a\n- b", "key: value pairs, not a list"),
+        ("", "manifest: Field required"),
+    ],
 )
 def test_a_file_that_is_no_config_is_named(text, expected, tmp_path):
     with pytest.raises(AttribError, match=expected):

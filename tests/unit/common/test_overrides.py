@@ -31,6 +31,7 @@ TEXTS = (
     "/a/my #1 set", "a # b", "#1", "Audit: night 2", "a: b: c", "2026-11-30", "2026-11-30 10:00:00", "12:30:45", "1e5",
     "007", "0x1f", "1_000", "3.0", "yes", "on", "null", "~", "- a", "[x]", "{x: y}", "{x", "[1", "&a b", "*a",
     "!x y", "@a", "%a", "`a`",
+    "12:30", "2026-02-30", "0x_", ".", "[" * 5000, "&a [*a]",
     "a | b", "|", ">", "? a", "a,b", " a ", "a  b", "it's", 'say "x"', "\ta", "...", "---", "=", "<<",
 )  # fmt: skip
 
@@ -102,6 +103,10 @@ def test_other_types_keep_the_rules_of_yaml(tmp_path):
         (["chunk_rows=many"], ["--set chunk_rows=many: these settings", "(got 'many')"], ["config.yaml"]),
         (["chunk_rows=7 # per commit"], ["--set chunk_rows=7 # per commit", "(got '7 # per commit')"], ["config.yaml"]),
         (["chunk_rows=1", "chunk_rows=0"], ["--set chunk_rows=0: these"], ["--set chunk_rows=1", "config.yaml"]),
+        (["chunk_rows="], ["--set chunk_rows=: these", "(got None)"], ["config.yaml"]),
+        (["backbone.name="], ["--set backbone.name=: these", "(got '')"], ["config.yaml"]),
+        (["backbone.weights=\udcff"], ["--set backbone.weights=\\udcff", "is not UTF-8 text"], ["config.yaml"]),
+        (["output=a\0b"], ["--set 'output=a", "not valid YAML"], ["config.yaml"]),
         (["chunk_rows=[1"], ["--set 'chunk_rows=[1'", "not valid YAML"], ["config.yaml"]),
         (["backbone={nmae: x}"], ["--set backbone={nmae: x}: these", "did you mean name?"], ["config.yaml"]),
         (["storage.endpoint=h:1"], ["config.yaml with --set storage.endpoint=h:1"], []),
@@ -117,6 +122,36 @@ def test_an_error_blames_what_set_the_value(overrides, blamed, not_blamed, tmp_p
         assert part in str(error.value), str(error.value)
     for part in not_blamed:
         assert part not in str(error.value), str(error.value)
+
+
+def test_numbers_are_decimal(tmp_path):
+    loaded = load(EmbedSettings, EMBED, tmp_path, "chunk_rows=017", "io_threads=1_0", "max_megapixels=1e2")
+    assert (loaded.chunk_rows, loaded.io_threads, loaded.max_megapixels) == (17, 10, 100.0)
+    with pytest.raises(AttribError, match="--set chunk_rows=1:30: these"):
+        load(EmbedSettings, EMBED, tmp_path, "chunk_rows=1:30")
+
+
+CANARY = "pass/word"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"storage.endpoint=http://me:{CANARY}@store", f"storage.endpoint=me:{CANARY}@store",
+        f"storage=http://me:{CANARY}@store", f"storage.end_point=http://me:{CANARY}@store",
+        f"storage={{endpoint: 'http://me:{CANARY}@store'}}", f"storage.secret_key={CANARY}",
+        f"storage={{aws_secret_access_key: {CANARY}}}", f"ray.address=http://me:{CANARY}@head:8265",
+        f"output=s3://KEY:{CANARY}@bucket/x", f"output=S3://KEY:{CANARY}@bucket/x", f"output=http://me:{CANARY}@h/x",
+        f"sources.uri=s3://KEY:{CANARY}@bucket", f"sources={{name: s, uri: 's3://KEY:{CANARY}@bucket'}}",
+        f"sources.metadata=s3://KEY:{CANARY}@bucket", f"identify.registry=s3://KEY:{CANARY}@bucket/registry",
+        f"embed.max_megapixels=s3://KEY:{CANARY}@bucket", f"backbone.weights=s3://KEY:{CANARY}@b/x.safetensors",
+    ],
+)  # fmt: skip
+def test_credentials_are_refused_and_not_printed(override, tmp_path):
+    with pytest.raises(AttribError) as error:
+        load(PipelineSettings, PIPELINE, tmp_path, override)
+    assert CANARY not in str(error.value) and "word" not in str(error.value), str(error.value)
+    assert f"--set {override.partition('=')[0]}" in str(error.value)
 
 
 def test_errors_of_the_file_blame_the_file(tmp_path):

@@ -14,14 +14,11 @@ from attrib.common import lease as leases
 from attrib.common import scratch
 from attrib.common.errors import AttribError
 from attrib.common.lease import WRITER, Lease
-from attrib.common.outputs import SUBMITTED, check_output_file, input_uris
 from attrib.common.run_record import STARTED, ChangedInputsError, FinishedRecord, run_once
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.common.swap import read_or_none, swap
 from attrib.embed.settings import EmbedSettings
-from attrib.evaluate.settings import EvaluateSettings
-from attrib.pages.render import MARK
 from attrib.train.settings import TrainSettings
 
 LOCAL = Storage(StorageSettings())
@@ -207,52 +204,6 @@ class TestRescan:
         assert len(seen) == 1
         embed(embedded, change=change, rescan=True)
         assert files_in(embedded) == {EMBEDDED, STARTED, *MINE}
-
-
-class TestOutputs:
-    def test_a_folder_with_files_of_the_user_is_refused_and_untouched(self, tmp_path):
-        (tmp_path / "mine.parquet").write_text("x")
-        with pytest.raises(AttribError, match=r"holds files that this job did not make \(mine.parquet\)"):
-            train(tmp_path)
-        assert listed(tmp_path) == {"mine.parquet"}
-
-    def test_an_empty_folder_is_taken(self, tmp_path):
-        assert train(tmp_path)["identity"]
-
-    @pytest.mark.parametrize(
-        ("output", "relation"), [("in", "equals"), ("", "contains"), ("in/deep/out", "lies inside"), ("link", "equals")]
-    )
-    def test_an_output_that_overlaps_with_an_input_is_refused(self, output, relation, tmp_path):
-        (tmp_path / "in").mkdir()
-        (tmp_path / "link").symlink_to(tmp_path / "in")
-        with pytest.raises(AttribError, match=f"{relation} the input manifest"):
-            train(tmp_path / output, manifest=str(tmp_path / "in"))
-
-    def test_a_submitted_job_writes_to_a_local_disk_only_if_it_is_said_to_be_shared(self, tmp_path, monkeypatch):
-        monkeypatch.setenv(SUBMITTED, "{}")
-        with pytest.raises(AttribError, match="may be gone when the submitted job ends; give an s3:// URI"):
-            train(tmp_path)
-        assert train(tmp_path, storage={"local_is_shared": True})["identity"]
-
-    def test_a_page_of_someone_else_is_not_overwritten(self, tmp_path):
-        mine, ours = tmp_path / "mine.html", tmp_path / "ours.html"
-        mine.write_text("<!doctype html><p>mine")
-        ours.write_bytes(b"<!doctype html><meta " + MARK + b"'>")
-        check_output_file(str(ours), MARK, LOCAL)
-        check_output_file(str(tmp_path / "absent.html"), MARK, LOCAL)
-        with pytest.raises(AttribError, match="is a file that this job did not make"):
-            check_output_file(str(mine), MARK, LOCAL)
-
-    def test_a_name_that_begins_alike_is_another_folder(self, tmp_path):
-        (tmp_path / "in").mkdir()
-        assert train(tmp_path / "in2", manifest=str(tmp_path / "in"))
-
-    def test_every_uri_of_nested_settings_is_an_input(self):
-        values = {"sources": "/s", "queries": "/q", "mapper": "/m"}
-        given = EvaluateSettings(
-            methods=[{"name": "a", **values}], truth={"uri": "/t.tsv", "key_column": "query"}, output="/out"
-        )
-        assert {uri for _, uri in input_uris(given)} == {"/s", "/q", "/m", "/t.tsv"}
 
 
 def hold(output: str, seconds: float, started) -> None:

@@ -57,6 +57,16 @@ def test_a_fault_is_named_and_nothing_is_written(section, changes, message, valu
     assert not os.path.exists(values["output"])
 
 
+def test_a_registry_whose_method_is_gone_is_named(values, tmp_path):
+    method = {"name": "log-spectrum", "uri": str(tmp_path / "absent")}
+    record = {"method": method, "method_digest": "d", "degradations": ["none"], "entries": []}
+    LOCAL.write_json(str(tmp_path / "registry/registry.json"), record)
+    values["identify"] = {"registry": str(tmp_path / "registry")}
+    with pytest.raises(AttribError, match=r"absent/lda\.safetensors does not exist"):
+        check_pipeline(PipelineSettings(**values), LOCAL)
+    assert not os.path.exists(values["output"])
+
+
 def test_columns_of_a_collection_without_metadata(values):
     del values["sources"]["metadata"]
     with pytest.raises(AttribError, match=r"no metadata column 'licence'; choose from none \(sources.metadata is not"):

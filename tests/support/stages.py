@@ -83,10 +83,18 @@ def results(output: str, storage: Storage) -> dict[str, Any]:
             continue
         uri = join(output, name)
         if name.endswith(".json"):
-            found[name] = _steady(json.loads(storage.read_bytes(uri)))
+            found[name] = _steady(_parsed(storage.read_bytes(uri)))
         else:
             found[name] = "" if name.endswith(".html") else bytes_sha256(storage.read_bytes(uri))
     return found
+
+
+def _parsed(content: bytes) -> Any:
+    """JSON; the content itself if it is none: a damaged record that no stage had to read."""
+    try:
+        return json.loads(content)
+    except ValueError:
+        return content
 
 
 def _steady(value: Any) -> Any:

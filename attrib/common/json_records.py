@@ -1,12 +1,15 @@
 """JSON records with a checksum of their own, so that a damaged one is not taken for a record of other values."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from attrib.common.config import digest
 from attrib.common.errors import AttribError, first_line
 
 CHECKSUM = "record_sha256"
+REMEDY = "restore it from a copy, or delete its folder and run the job again"
 
 
 def with_checksum(record: dict[str, Any]) -> dict[str, Any]:
@@ -25,6 +28,15 @@ def parse_record(uri: str, content: bytes) -> dict[str, Any]:
         if stated and stated != digest({name: value for name, value in record.items() if name != CHECKSUM}):
             raise ValueError("its checksum differs")
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        remedy = "restore it from a copy, or delete its folder and run the job again"
-        raise AttribError(f"{uri} is damaged ({first_line(error)}); {remedy}") from error
+        raise AttribError(f"{uri} is damaged ({first_line(error)}); {REMEDY}") from error
     return record
+
+
+@contextmanager
+def taking_values(uri: str) -> Iterator[None]:
+    """Raise AttribError if a value is missing in a record or of another type: one without a checksum may be damaged."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        found = f"{type(error).__name__}: {first_line(error)}"
+        raise AttribError(f"{uri} is damaged, or of another version of attrib ({found}); {REMEDY}") from error

@@ -209,7 +209,8 @@ def _read(uri: str, storage: Storage) -> Record | None:
     if content is None:
         return None
     record = parse_record(uri, content)
-    if not record.keys() >= {"identity", "inputs", "settings", "written_at"}:
+    is_whole = record.keys() >= {"identity", "inputs", "settings", "written_at"}
+    if not is_whole or not isinstance(record["inputs"], dict) or not isinstance(record["settings"], dict):
         raise AttribError(f"{uri} is damaged: it is not the record of a run; restore it, or delete its folder")
     return record
 

@@ -12,12 +12,12 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import nn
 from torchvision.transforms.v2 import functional
 
-from attrib.common.errors import AttribError, ImageError
+from attrib.common.errors import AttribError, ImageError, first_line
 from attrib.common.scratch import scratch_folder
 from attrib.common.storage import Storage
 from attrib.data.decoding import decode_image
@@ -174,11 +174,14 @@ def write_chunk(uri: str, chunk: ViewFeatures, storage: Storage) -> None:
 
 
 def read_chunks(uris: list[str], storage: Storage) -> ViewFeatures:
-    """Return the chunks joined in the given order."""
+    """Return the chunks joined in the given order. Raises AttribError if one is damaged."""
     columns, failures = {name: [] for name in COLUMNS}, []
     for uri in uris:
-        with scratch_folder() as folder, safe_open(storage.localise(uri, folder), framework="np") as file:
-            for name, column in columns.items():
-                column.append(file.get_tensor(name))
-            failures += json.loads(file.metadata()["failures"])
+        try:
+            with scratch_folder() as folder, safe_open(storage.localise(uri, folder), framework="np") as file:
+                for name, column in columns.items():
+                    column.append(file.get_tensor(name))
+                failures += json.loads(file.metadata()["failures"])
+        except (SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
+            raise AttribError(f"{uri} is damaged ({first_line(error)}); delete it and run the job again") from error
     return ViewFeatures(*map(np.concatenate, columns.values()), failures)

@@ -26,7 +26,7 @@ TESTS = Path(__file__).resolve().parents[1]
 MAX_CPU_SECONDS = 5  # of an input of at most 256 KiB
 MAX_SECONDS = 60  # with a machine that does other work; what takes so long without processor time waits for something
 MAX_ADDRESS_BYTES = 2 << 30  # above those of the process after its imports
-MAX_RESIDENT_BYTES = 512 << 20  # in the same way; unpacked text of a PNG may have 64 MiB
+MAX_RESIDENT_BYTES = 512 << 20  # above those before the input; unpacked text of a PNG may have 64 MiB
 READ, REFUSED = "read", "refused"
 
 
@@ -58,7 +58,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Report:
-    """What came of an input. outcome: READ, REFUSED or a finding. resident_bytes: above those after the imports."""
+    """What came of an input. outcome: READ, REFUSED or a finding. resident_bytes: above those before it."""
 
     number: int
     target: str
@@ -147,10 +147,9 @@ def _status_bytes(name: str) -> int:
     return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) << 10
 
 
-def _answer(
-    target: Target, name: str, data: bytes, folder: Path, max_cpu_seconds: int, resident: int
-) -> tuple[str, str, float, int]:
+def _answer(target: Target, name: str, data: bytes, folder: Path, max_cpu_seconds: int) -> tuple[str, str, float, int]:
     """Outcome, detail, seconds and bytes of one input."""
+    resident = _status_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # from here on, VmHWM is the peak of this input
     began = time.process_time()
     # The kernel ends the process if it needs more: also in code that does not return to Python.
@@ -168,10 +167,10 @@ def _answer(
     except BaseException:
         outcome, detail = "WRONG ERROR", traceback.format_exc(limit=-6)
     seconds, peak = time.process_time() - began, max(0, _status_bytes("VmHWM") - resident)
-    if seconds > max_cpu_seconds:
-        outcome = "TOO SLOW"
-    elif peak > MAX_RESIDENT_BYTES:
+    if peak > MAX_RESIDENT_BYTES:
         outcome, detail = "TOO MUCH MEMORY", f"{peak >> 20} MiB; {detail}"
+    elif seconds > max_cpu_seconds:
+        outcome = "TOO SLOW"
     return outcome, detail, seconds, peak
 
 
@@ -179,8 +178,7 @@ def serve(module: str, folder: Path, descriptor: int) -> None:
     targets: dict[str, Target] = importlib.import_module(module).TARGETS
     pipe = Connection(descriptor)
     folder = folder / str(os.getpid())
-    address, resident = (_status_bytes(name) for name in ("VmSize", "VmRSS"))
-    resource.setrlimit(resource.RLIMIT_AS, (address + MAX_ADDRESS_BYTES,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (_status_bytes("VmSize") + MAX_ADDRESS_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pipe.send("ready")
     number = 0
@@ -192,7 +190,7 @@ def serve(module: str, folder: Path, descriptor: int) -> None:
         number += 1
         place = folder / str(number)  # a new one, so that no reader knows the file already
         place.mkdir(parents=True)
-        pipe.send(_answer(targets[target], name, data, place, max_cpu_seconds, resident))
+        pipe.send(_answer(targets[target], name, data, place, max_cpu_seconds))
         shutil.rmtree(place)
 
 

@@ -130,7 +130,8 @@ def _read_table(name: str, data: bytes, folder: Path) -> None:
         assert LOCAL.read_array(uri).dtype.kind in "biufc"
         return
     LOCAL.read_table(uri)
-    LOCAL.read_rows(uri, 90, 110, ["id", "embedding"])
+    if name != "empty.parquet":
+        LOCAL.read_rows(uri, 90, 110, ["id", "embedding"])
 
 
 def _weights() -> dict[str, bytes]:
@@ -164,7 +165,7 @@ def _read_weights(name: str, data: bytes, folder: Path) -> None:
         read_card(str(folder), "m000", LOCAL)
 
 
-QUANTIZER = "template.faiss"
+QUANTIZER, SHARD_ARRAYS = "template.faiss", ("ids.npy", "vectors.npy", "inverse_norms.npy")
 
 
 @cache
@@ -177,13 +178,16 @@ def _checked() -> dict[str, bytes]:
 
 
 def _read_checked(name: str, data: bytes, folder: Path) -> None:
+    whole, uri = _checked()[name], str(folder)
+    for array in SHARD_ARRAYS:
+        (folder / array).write_bytes(whole)
     (folder / name).write_bytes(data)
-    sha256 = bytes_sha256(_checked()[name])
     if name == QUANTIZER:
-        read_quantizer(str(folder / name), LOCAL, sha256)
+        read_quantizer(str(folder / name), LOCAL, bytes_sha256(whole))
     else:
-        open_shard(str(folder), {"files": {name: {"sha256": sha256}}}, LOCAL, str(folder), faiss.IndexFlat())
-    assert bytes_sha256(data) == sha256
+        record = {"files": {array: {"sha256": bytes_sha256(whole)} for array in SHARD_ARRAYS}}
+        open_shard(uri, record, LOCAL, uri)
+    assert data == whole
 
 
 RECORD_TARGETS = {

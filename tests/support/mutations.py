@@ -2,6 +2,7 @@
 reaches what lies behind them.
 """
 
+import copy
 import json
 import random
 import struct
@@ -151,6 +152,5 @@ def change_json(rng: random.Random, data: bytes) -> bytes:
         if kind == "left out":
             del node[key]
         else:
-            node[key] = rng.choice(VALUES if kind == "other type" else list(record.values()))
-            record = json.loads(json.dumps(record))  # the same value at two places would become a circle
+            node[key] = copy.deepcopy(rng.choice(VALUES if kind == "other type" else list(record.values())))
     return json.dumps(record).encode()

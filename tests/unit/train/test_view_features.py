@@ -320,3 +320,13 @@ def test_chunk_round_trip_through_every_storage(chunk, tmp_path, local):
     uri = str(tmp_path / "store" / "rows.safetensors")
     write_chunk(uri, chunk, local)
     assert same(read_chunks([uri], local), chunk)
+
+
+def test_a_damaged_chunk_is_refused_by_name(tmp_path, local):
+    ids, uri = np.arange(3), str(tmp_path / "chunk.safetensors")
+    write_chunk(uri, ViewFeatures(np.ones((3, 2), np.float16), ids, ids, ids, ids, []), local)
+    data = local.read_bytes(uri)
+    for damaged in (b"", data[:100], data.replace(b"failures", b"failuret"), data.replace(b'"[]"', b'"[}"')):
+        local.write_bytes(uri, damaged)
+        with pytest.raises(AttribError, match=r"chunk\.safetensors is damaged .*; delete it"):
+            read_chunks([uri], local)

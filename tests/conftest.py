@@ -37,7 +37,9 @@ def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="also run the cluster tests that take minutes")
     parser.addoption("--faults", type=int, default=24, help="number of faults of tests/slow/test_fault_campaign.py")
     parser.addoption("--only-fault", type=int, help="repeat one fault of the campaign, by its number")
-    parser.addoption("--seed", type=int, default=17, help="of the fault campaign")
+    parser.addoption("--fuzz", type=int, default=400, help="number of inputs of tests/slow/test_fuzz.py")
+    parser.addoption("--only-input", type=int, help="repeat one input of the fuzz tier, by its number")
+    parser.addoption("--seed", type=int, default=17, help="of the fault campaign and the fuzz tier")
 
 
 @pytest.hookimpl(tryfirst=True)

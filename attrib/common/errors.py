@@ -40,6 +40,11 @@ class ImageError(Exception):
         return f"{self.stage}: {self.reason}"
 
 
+def one_line(names: Iterable[str]) -> str:
+    """Names, such as those of columns, on one line of at most 400 characters."""
+    return " ".join(", ".join(names).split())[:400]
+
+
 def first_line(error: Exception) -> str:
     """First line of an error's message, at most 200 characters; the error's type if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,6 +1,8 @@
 """JSON records with a checksum of their own, so that a damaged one is not taken for a record of other values."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from attrib.common.config import digest
@@ -45,3 +47,13 @@ def parse_record(uri: str, content: bytes) -> ParsedRecord:
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise AttribError(f"{uri} is damaged ({first_line(error)}); {REMEDY}") from error
     return ParsedRecord(record, uri)
+
+
+@contextmanager
+def taking_values(uri: str) -> Iterator[None]:
+    """Raise AttribError if a value is missing in a record or of another type: one without a checksum may be damaged."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        found = f"{type(error).__name__}: {first_line(error)}"
+        raise AttribError(f"{uri} is damaged, or of another version of attrib ({found}); {REMEDY}") from error

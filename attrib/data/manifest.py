@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from attrib.common.config import digest
+from attrib.common.json_records import taking_values
 from attrib.common.storage import Storage, join
 from attrib.common.verified import verify
 from attrib.data.collections import LOCATION_FIELDS
@@ -109,10 +110,12 @@ def open_places(uris: list[str], storage: Storage) -> pyarrow.dataset.Dataset:
 
 def open_manifest(uri: str, storage: Storage) -> Manifest:
     """Read a finished manifest. Raises AttribError if there is none."""
-    record = storage.require(join(uri, MANIFEST_RECORD), "jobs.manifest")
+    place = join(uri, MANIFEST_RECORD)
+    record = storage.require(place, "jobs.manifest")
     same = ("digest", "order_digest", "rows_digest", "num_rows", "metadata_columns")
-    collection = CollectionSettings.model_validate(record["settings"]["collection"])
-    return Manifest(uri, collection, **{name: record[name] for name in same}, sha256=record.get("sha256"))
+    with taking_values(place):
+        collection = CollectionSettings.model_validate(record["settings"]["collection"])
+        return Manifest(uri, collection, **{name: record[name] for name in same}, sha256=record.get("sha256"))
 
 
 def sample_threshold(manifest: Manifest, max_images: int, storage: Storage) -> np.uint64 | None:

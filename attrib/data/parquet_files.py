@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from attrib.common.errors import AttribError, first_line
+from attrib.common.errors import AttribError, first_line, one_line
 from attrib.common.settings import local_path
 from attrib.common.storage import Storage, is_remote, join
 from attrib.data.places import local_version, open_file
@@ -29,14 +29,15 @@ def list_rows(uri: str, collection: CollectionSettings, storage: Storage) -> dic
             file = pq.ParquetFile(source.file)
             absent = [c for c in [*wanted, collection.bytes_column] if c and column_type(file.schema_arrow, c) is None]
             if absent:
-                known = ", ".join(_columns(file.schema_arrow))
+                known = one_line(_columns(file.schema_arrow))
                 raise AttribError(f"{uri} has no column {absent[0]!r}; it has {known}")
             if collection.bytes_column:
                 _check_bytes_column(file.schema_arrow, collection.bytes_column, uri)
             table = file.read(columns=wanted)
+            table.validate(full=True)  # Arrow does not check that what Parquet calls a string is UTF-8
             group_rows = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             listed_version = next(iter(source.versions), None)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names of columns may be any bytes
         if isinstance(error, FileNotFoundError):
             raise
         raise AttribError(f"{uri} is not a readable Parquet file ({first_line(error)}); fetch it again") from error

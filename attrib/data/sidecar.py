@@ -7,7 +7,8 @@ import csv
 import io
 import os
 import unicodedata
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -17,7 +18,7 @@ import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.fs
 
-from attrib.common.errors import AttribError, first_line
+from attrib.common.errors import AttribError, first_line, one_line
 from attrib.common.settings import StorageSettings
 from attrib.common.storage import Storage
 from attrib.data.collections import check_distinct, check_metadata_columns
@@ -73,13 +74,15 @@ def join_metadata(
     sidecar = open_sidecar(collection.metadata, storage)
     check_metadata_columns([*collection.metadata_columns, *(n for n in sidecar.schema.names if n != key_column)], uri)
     whole, without_extension = table_keys(images["key"], collection.metadata)
-    try:
+    with _named_if_damaged(uri):
         # Keys may be numbers, dictionaries or large strings.
         wanted = pc.field(key_column).cast(pa.string()).isin(pa.concat_arrays([whole, without_extension]))
-        found = sidecar.to_table(filter=wanted)
+        # Not sidecar.to_table(filter=wanted): Arrow takes statistics of the filter's column from the footer, and ends
+        # the process if they are damaged. A reader raises.
+        rows = sidecar.scanner().to_reader()
+        found = pyarrow.dataset.Scanner.from_batches(rows, filter=wanted).to_table()
+        found.validate(full=True)  # Arrow does not check that what Parquet calls a string is UTF-8
         found_keys = as_text(found[key_column]).combine_chunks()
-    except pa.ArrowException as error:
-        raise AttribError(f"the metadata table {uri} cannot be read: {first_line(error)}") from error
     if len(found) != len(pc.unique(found_keys)):
         values, counts = pc.value_counts(found_keys).flatten()
         twice = values.filter(pc.greater(counts, 1))[0].as_py()
@@ -117,7 +120,10 @@ def describe_met(met: Met, collection: CollectionSettings, partitions: Collectio
     num_rows_unmet = max(0, total - met.num_rows)
     if not num_unmet and not num_rows_unmet:
         return None
-    rows = as_text(sidecar.head(SAMPLE_ROWS, columns=[settings.key_column])[settings.key_column]).drop_null()
+    with _named_if_damaged(settings.uri):
+        head = sidecar.head(SAMPLE_ROWS, columns=[settings.key_column])
+        head.validate(full=True)
+        rows = as_text(head[settings.key_column]).drop_null()
     for uri in partitions:
         known = pa.concat_arrays(table_keys(storage.read_table(uri, columns=["key"])["key"], settings))
         rows = rows.filter(pc.invert(pc.is_in(rows, value_set=known)))
@@ -166,7 +172,7 @@ def open_sidecar(settings: TableSettings, storage: Storage) -> pyarrow.dataset.D
     if kind not in (pyarrow.fs.FileType.File, pyarrow.fs.FileType.Directory):  # a pipe would block
         raise AttribError(f"the metadata table {uri} is no regular file; correct metadata.uri")
     extension = os.path.splitext(uri)[1].lower()
-    try:
+    with _named_if_damaged(uri):
         if kind == pyarrow.fs.FileType.Directory:
             table = _folder_table(settings, storage)
         elif extension == ".parquet":
@@ -177,13 +183,23 @@ def open_sidecar(settings: TableSettings, storage: Storage) -> pyarrow.dataset.D
             table = storage.dataset([uri], format=_csv_format(uri, storage))
         else:
             raise AttribError(f"the metadata table {uri} must be .csv, .tsv or .parquet, or a folder of .parquet files")
-    except pa.ArrowException as error:
-        raise AttribError(f"the metadata table {uri} cannot be read: {first_line(error)}") from error
     if key_column not in table.schema.names:
         raise AttribError(
-            f"{uri} has no column {key_column!r} (metadata.key_column); it has {', '.join(table.schema.names)}"
+            f"{uri} has no column {key_column!r} (metadata.key_column); it has {one_line(table.schema.names)}"
         )
     return table
+
+
+@contextmanager
+def _named_if_damaged(uri: str) -> Iterator[None]:
+    """Raise AttribError that names the table if it cannot be read. Errors of the disk or the store pass."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        # Arrow raises OSError without a number for damaged Parquet; errors of its S3 client name AWS.
+        if isinstance(error, OSError) and (error.errno is not None or "AWS" in str(error)):
+            raise
+        raise AttribError(f"the metadata table {uri} cannot be read: {first_line(error)}") from error
 
 
 def folder_files(settings: TableSettings, storage: Storage, skipped: Skipped) -> list[FoundFile]:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from attrib.common.json_records import taking_values
 from attrib.common.storage import Storage, bytes_sha256, join, unsealed
 from attrib.common.verified import verify
 from attrib.data.chunks import failures_of, publish_partition
@@ -62,10 +63,12 @@ class Embeddings:
 
 def open_embeddings(uri: str, storage: Storage) -> Embeddings:
     """Read a finished embed run. Raises AttribError if there is none."""
-    record = storage.require(join(uri, EMBEDDINGS_RECORD), "jobs.embed")
+    place = join(uri, EMBEDDINGS_RECORD)
+    record = storage.require(place, "jobs.embed")
     same = ("encoder", "digest", "num_rows", "num_embedded")
-    found = {name: record[name] for name in same}
-    return Embeddings(uri, record["settings"]["manifest"], **found, sha256=record.get("sha256"))
+    with taking_values(place):
+        found = {name: record[name] for name in same}
+        return Embeddings(uri, record["settings"]["manifest"], **found, sha256=record.get("sha256"))
 
 
 def read_vectors(

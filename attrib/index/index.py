@@ -19,6 +19,7 @@ from typing import Any
 import faiss
 
 from attrib.common.errors import AttribError, MismatchError
+from attrib.common.json_records import taking_values
 from attrib.common.storage import Storage, join
 from attrib.common.verified import verify
 from attrib.embed.embeddings import Embeddings
@@ -71,17 +72,19 @@ class Index:
 
 def open_index(uri: str, storage: Storage) -> Index:
     """Read a finished index. Raises AttribError if there is none, or if an earlier version built it."""
-    record = storage.require(join(uri, INDEX_RECORD), "jobs.index")
+    place = join(uri, INDEX_RECORD)
+    record = storage.require(place, "jobs.index")
     if "rates" not in record:
         raise AttribError(f"{uri} was built by an earlier version of attrib; delete it and run jobs.index again")
     same = ("digest", "encoder", "shards", "nprobe", "recall", "metadata_columns", "vectors_fit", "rates")
-    return Index(
-        uri=uri,
-        plan=IndexPlan(**record["plan"]),
-        quantizer_sha256=record["template_sha256"],
-        rerank_factor=record["settings"]["rerank_factor"],
-        **{name: record[name] for name in same},
-    )
+    with taking_values(place):
+        return Index(
+            uri=uri,
+            plan=IndexPlan(**record["plan"]),
+            quantizer_sha256=record["template_sha256"],
+            rerank_factor=record["settings"]["rerank_factor"],
+            **{name: record[name] for name in same},
+        )
 
 
 def check_same_encoder(index: Index, queries: Embeddings) -> None:

@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 
 from attrib.common.errors import AttribError
-from attrib.common.json_records import parse_record, with_checksum
+from attrib.common.json_records import parse_record, taking_values, with_checksum
 from attrib.common.storage import Storage, bytes_sha256
 from attrib.common.swap import read_or_none
 from attrib.common.verified import verify
@@ -88,7 +88,8 @@ def trained_sha256(uri: str, storage: Storage) -> str | None:
     record = read_or_none(record_uri(uri), storage)
     if record is None:
         return None
-    sha256 = str(parse_record(record_uri(uri), record)["sha256"])
+    with taking_values(record_uri(uri)):
+        sha256 = str(parse_record(record_uri(uri), record)["sha256"])
     verify(uri, sha256, "jobs.index", storage)
     return sha256
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from attrib.common.errors import MismatchError
-from attrib.common.json_records import parse_record, with_checksum
+from attrib.common.json_records import parse_record, taking_values, with_checksum
 from attrib.common.scratch import scratch_folder
 from attrib.common.storage import Storage, file_sha256, join, naming
 from attrib.common.verified import verify_copy
@@ -80,7 +80,8 @@ def finished_shard(uri: str, storage: Storage) -> dict[str, Any] | None:
         return None
     record = parse_record(place, storage.read_bytes(place))
     sizes = {info.base_name: info.size for info in storage.list_folder(uri)}
-    is_whole = all(sizes.get(name) == file["num_bytes"] for name, file in record["files"].items())
+    with taking_values(place):
+        is_whole = all(sizes.get(name) == file["num_bytes"] for name, file in record["files"].items())
     return record if is_whole and "sources.parquet" in sizes else None
 
 

@@ -1,7 +1,7 @@
 """Features of source images and of their views, computed once, so that a head trains in minutes on a CPU.
 
-<folder>/_chunks/part-00000/rows-....safetensors   a chunk of images and their views, as columns of ViewFeatures;
-                                                   metadata "failures": JSON of images without features
+<folder>/_chunks/part-00000/rows-....sealed   a chunk of images and their views: safetensors with the columns of
+                                              ViewFeatures and "failures", JSON of images without features; then SHA-256
 """
 
 import json

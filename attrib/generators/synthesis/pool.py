@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -119,10 +119,11 @@ def write_model(pool: str, planned: PlannedModel, trained: Trained, samples: Ten
 def read_card(pool: str, model_id: str, storage: Storage) -> PoolModel:
     """The description of a committed model. Raises AttribError if this version cannot read it."""
     uri = model_uri(pool, model_id)
-    with scratch_folder() as folder, safe_open(storage.localise(uri, folder), framework="np") as file:
-        try:
+    try:
+        with scratch_folder() as folder, safe_open(storage.localise(uri, folder), framework="np") as file:
             return PoolModel.model_validate(json.loads((file.metadata() or {})[CARD_KEY]))
-        except (KeyError, ValidationError) as error:
-            raise AttribError(
-                f"this version cannot read the synthetic generator {uri}; delete it and run jobs.synthesize again"
-            ) from error
+    except (SafetensorError, LookupError, ValueError, RecursionError) as error:
+        raise AttribError(
+            f"this version cannot read the synthetic generator {uri} ({first_line(error)}); delete it and run "
+            "jobs.synthesize again"
+        ) from error

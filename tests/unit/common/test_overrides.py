@@ -36,14 +36,14 @@ TEXTS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:20])
 def test_a_string_is_taken_as_it_is(text, tmp_path):
     assert load(ReportSettings, REPORT, tmp_path, f"title={text}").title == text
     loaded = load(PipelineSettings, PIPELINE, tmp_path, f"report.title={text}")
     assert loaded.stages()["report"].title == text
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:20])
 def test_one_item_is_taken_for_a_list(text, tmp_path):
     if text in ("[x]", "- a"):  # lists already
         return

@@ -78,7 +78,10 @@ def test_a_job_that_fails_before_it_wrote_anything_leaves_its_folder_free(tmp_pa
     assert train(tmp_path / "out", seed=7)["settings"]["seed"] == 7
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"identity"', "\x00\x01"])
+OTHER_TYPES = '{"identity": "x", "inputs": "x", "settings": {}, "written_at": "x"}'
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"identity"', "\x00\x01", OTHER_TYPES])
 @pytest.mark.parametrize("name", [RECORD, STARTED])
 def test_a_damaged_record_is_one_clear_error(name, content, tmp_path):
     (tmp_path / name).write_text(content)

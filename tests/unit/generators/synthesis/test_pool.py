@@ -78,4 +78,8 @@ def test_unreadable_pools_and_models_are_refused(local, tmp_path, photographs):
     )
     with pytest.raises(AttribError, match="cannot read the synthetic generator"):
         read_card(str(tmp_path), "b", local)
+    for damaged in (b"", b"\xff" * 100, local.read_bytes(model_uri(str(tmp_path), "a"))[:200]):
+        local.write_bytes(model_uri(str(tmp_path), "b"), damaged)
+        with pytest.raises(AttribError, match=r"cannot read the synthetic generator .*b\.safetensors"):
+            read_card(str(tmp_path), "b", local)
     assert local.exists(samples_uri(str(tmp_path), "a"))

@@ -54,7 +54,7 @@ class Campaign:
     def place(self, kind: str) -> Place:
         """kind: "local", "arrow" or "s3fs"."""
         if kind not in self._places:
-            values = {"client": kind, "endpoint": self.store.endpoint, "region": "us-east-1", "max_attempts": 3}
+            values = {"client": kind, "endpoint": self.store.endpoint, "region": "us-east-1", "max_attempts": 2}
             values |= {"request_timeout_seconds": 5}
             is_local = kind == "local"
             place = Place(str(self.folder / "run") if is_local else f"s3://attrib/{kind}", {} if is_local else values)

@@ -43,9 +43,16 @@ class FaultyStore:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # header and body in one packet: two would wait 40 ms for the client's delayed ACK
+            disable_nagle_algorithm = True
 
             def log_message(self, *_):
                 pass
+
+            def handle_expect_100(self):
+                super().handle_expect_100()
+                self.wfile.flush()
+                return True
 
             def _answer(self):
                 store._answer(self)
@@ -91,6 +98,7 @@ class FaultyStore:
         if request.command != "HEAD":
             cut = bool(fault and fault.truncated)
             request.wfile.write(content[: len(content) // 2] if cut else content)
+            request.wfile.flush()
             request.close_connection = request.close_connection or cut
 
     def _forward(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:

@@ -132,8 +132,9 @@ def new_registry(
 def open_registry(uri: str, storage: Storage) -> Registry:
     """The registry at a URI. Raises AttribError if it is missing or damaged."""
     place = join(uri, RECORD)
-    storage.require(place, "jobs.registry with action: register")
-    return _parsed(uri, storage.read_bytes(place))
+    if (content := read_or_none(place, storage)) is None:
+        raise AttribError(f"{place} is not there: run jobs.registry with action: register first, or correct the path")
+    return _parsed(uri, content)
 
 
 def _parsed(uri: str, content: bytes) -> Registry:

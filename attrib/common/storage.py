@@ -238,7 +238,7 @@ class Storage:
         data = self.read_sealed_bytes(uri) if sealed else self.read_bytes(uri)
         try:
             array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, EOFError) as error:
+        except Exception as error:  # NumPy parses the header as a Python expression, which fails in many ways
             raise AttribError(f"{uri} is damaged: not a whole .npy file of numbers; restore it from a copy") from error
         return array
 
@@ -324,7 +324,7 @@ def _named_if_damaged(uri: str) -> Iterator[None]:
     """Raise AttribError that names the file if Parquet cannot read it. Errors of the store pass."""
     try:
         yield
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         # Errors of the operating system have a number, those of Arrow's S3 client name AWS.
         if isinstance(error, FileNotFoundError) or "AWS" in str(error) or getattr(error, "errno", None) is not None:
             raise

@@ -25,7 +25,7 @@ from attrib.index.index import INDEX_RECORD, open_index
 from attrib.index.planning import IndexPlan
 from attrib.index.quantizer import read_quantizer, record_uri, train_quantizer, trained_sha256
 from attrib.index.shard import SHARD_RECORD, finished_shard, open_shard
-from attrib.train.view_features import COLUMNS, read_chunks
+from attrib.train.view_features import COLUMNS, ViewFeatures, read_chunks, write_chunk
 from support.files import LOCAL
 from support.fuzz import Target
 from support.mutations import change_json
@@ -138,12 +138,12 @@ def _weights() -> dict[str, bytes]:
     rng = np.random.default_rng(0)
     layers = {f"{domain}_mapper.weight": rng.standard_normal((3, 4)) for domain in ("real", "synth")}
     layers |= {f"{domain}_mapper.bias": np.zeros(3) for domain in ("real", "synth")}
-    chunk = {name: np.arange(6).reshape(6, 1) for name in COLUMNS}
+    chunk = ViewFeatures(*(np.arange(6).reshape(6, 1) for _ in COLUMNS), failures=[{"id": 1, "reason": "x"}])
     discriminant = Discriminant(rng.standard_normal(4), rng.standard_normal((4, 2)), 0.5)
     card = json.loads(_records()[POOL])["models"][0]
     return {
         "mapper.safetensors": save(layers),
-        "chunk.safetensors": save(chunk, metadata={"failures": json.dumps([{"id": 1, "reason": "x"}])}),
+        "chunk.sealed": _written("chunk.sealed", lambda uri: write_chunk(uri, chunk, LOCAL)),
         "m000.safetensors": save({"w": np.zeros(3)}, metadata={CARD_KEY: json.dumps(card)}),
         "lda.safetensors": _written(
             "lda.safetensors", lambda uri: save_discriminant(discriminant, {"bins": 8}, uri, LOCAL)

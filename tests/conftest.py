@@ -35,7 +35,7 @@ os.environ |= {
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="also run the cluster tests that take minutes")
-    parser.addoption("--faults", type=int, default=24, help="number of faults of tests/slow/test_fault_campaign.py")
+    parser.addoption("--faults", type=int, default=12, help="number of faults of tests/slow/test_fault_campaign.py")
     parser.addoption("--only-fault", type=int, help="repeat one fault of the campaign, by its number")
     parser.addoption("--fuzz", type=int, default=400, help="number of inputs of tests/slow/test_fuzz.py")
     parser.addoption("--only-input", type=int, help="repeat one input of the fuzz tier, by its number")

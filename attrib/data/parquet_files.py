@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from attrib.common.errors import AttribError, first_line, one_line
+from attrib.common.secrets import without_user_info
 from attrib.common.settings import local_path
 from attrib.common.storage import Storage, is_remote, join
 from attrib.data.places import local_version, open_file
@@ -27,7 +28,11 @@ def list_rows(uri: str, collection: CollectionSettings, storage: Storage) -> dic
     try:
         with open_file(uri, storage) as source:
             file = pq.ParquetFile(source.file)
-            absent = [c for c in [*wanted, collection.bytes_column] if c and column_type(file.schema_arrow, c) is None]
+            needed = [c for c in [*wanted, collection.bytes_column] if c]
+            names = file.schema_arrow.names
+            if twice := [c for c in needed if names.count(c if c in names else c.split(".")[0]) > 1]:
+                raise AttribError(f"{uri} has more than one column {twice[0]!r}; rename all but one")
+            absent = [c for c in needed if column_type(file.schema_arrow, c) is None]
             if absent:
                 known = one_line(_columns(file.schema_arrow))
                 raise AttribError(f"{uri} has no column {absent[0]!r}; it has {known}")
@@ -46,7 +51,10 @@ def list_rows(uri: str, collection: CollectionSettings, storage: Storage) -> dic
         raise AttribError(f"{uri}: column {key_column!r} holds nulls; every image needs a key")
     if collection.uri_column:
         base = os.path.dirname(uri)
-        columns["uri"] = [_absolute(base, text) for text in _texts(table, collection.uri_column, uri)]
+        # Tables and pages show keys and URIs. A URI with credentials lies below no allowed root, so it is not read.
+        columns["key"] = [without_user_info(key) for key in columns["key"]]
+        texts = [text and without_user_info(text) for text in _texts(table, collection.uri_column, uri)]
+        columns["uri"] = [_absolute(base, text) for text in texts]
         columns["listed_version"] = [_version(text) for text in columns["uri"]]
     else:
         columns["uri"] = [uri] * table.num_rows

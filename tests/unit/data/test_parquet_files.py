@@ -150,6 +150,24 @@ def test_columns_that_cannot_be_used_are_refused_by_name(kind, tmp_path, local):
         listed(tmp_path, local, key_column=key_column, bytes_column=bytes_column)
 
 
+@pytest.mark.parametrize("twice", ["key", "image"])
+def test_two_columns_of_one_name_are_refused_by_name(twice, tmp_path, local):
+    columns = {"key": pa.array(KEYS), "image": IMAGE}
+    arrays = [*columns.values(), columns[twice]]
+    pq.write_table(pa.Table.from_arrays(arrays, [*columns, twice]), tmp_path / "0.parquet")
+    with pytest.raises(AttribError, match=rf"0\.parquet has more than one column '{twice}.*'; rename"):
+        listed(tmp_path, local, key_column="key", bytes_column="image.bytes")
+
+
+def test_credentials_in_uris_are_not_kept(tmp_path, local):
+    uris = ["s3://KEY:canary@bucket/a.png", "http://user:canary@host/b.png", "c.png"]
+    pq.write_table(pa.table({"u": uris}), tmp_path / "0.parquet")
+    collection = CollectionSettings(name="c", uri=str(tmp_path), format="parquet", uri_column="u")
+    (unit,) = list_units(collection, local)
+    rows = list_images(unit, collection, local).to_pylist()
+    assert "canary" not in str(rows) and sorted(row["key"] for row in rows)[2] == "s3://***@bucket/a.png"
+
+
 def test_values_that_python_cannot_hold_are_shown():
     table = pa.table({
         "far": pa.array([2**62, None], pa.timestamp("s")),

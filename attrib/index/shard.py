@@ -13,7 +13,7 @@ import pyarrow as pa
 from attrib.common.errors import MismatchError
 from attrib.common.json_records import parse_record, taking_values, with_checksum
 from attrib.common.scratch import scratch_folder
-from attrib.common.storage import Storage, file_sha256, join, naming
+from attrib.common.storage import Storage, bytes_sha256, file_sha256, join, naming
 from attrib.common.verified import verify_copy
 from attrib.embed.embeddings import Embeddings, read_vectors
 from attrib.index.normalize import inverse_norms, to_float32
@@ -74,7 +74,7 @@ def build_shard(
 
 
 def finished_shard(uri: str, storage: Storage) -> dict[str, Any] | None:
-    """The record of a built shard; None if there is none, or if one of its files is missing or of another size."""
+    """The record of a built shard; None if there is none, or if one of its files is missing or another one."""
     place = join(uri, SHARD_RECORD)
     if not storage.exists(place):
         return None
@@ -82,7 +82,12 @@ def finished_shard(uri: str, storage: Storage) -> dict[str, Any] | None:
     sizes = {info.base_name: info.size for info in storage.list_folder(uri)}
     with taking_values(place):
         is_whole = all(sizes.get(name) == file["num_bytes"] for name, file in record["files"].items())
-    return record if is_whole and "sources.parquet" in sizes else None
+    if not is_whole or "sources.parquet" not in sizes:
+        return None
+    # Its size is in no record, and it is small. Records of earlier versions hold no checksum of it.
+    expected = record.get("sources_sha256")
+    found = bytes_sha256(storage.read_bytes(join(uri, "sources.parquet"))) if expected else None
+    return record if found == expected else None
 
 
 def _assigner(quantizer: faiss.IndexIVF | None, device: str) -> Assign:

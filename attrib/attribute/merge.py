@@ -52,7 +52,7 @@ def _merge_task(job: AttributionJob, block: int, storage: Storage) -> None:
     kept = merge(best, job.settings.top_k, num_candidates)
     shards = np.zeros(len(kept.id), np.int32)
     for shard, uri in enumerate(uris[1:], start=1):
-        shards[np.isin(kept.id, storage.read_sealed(uri, ["source_id"])["source_id"].to_numpy())] = shard
+        shards[np.isin(kept.id, storage.read_table(uri, columns=["source_id"])["source_id"].to_numpy())] = shard
     storage.write_table(join(folder, MERGED), partial_table(kept, query_ids))
     # Written last: it marks the block as merged. Small row groups let a shard read its own rows only.
     storage.write_table(join(folder, WANTED), wanted_table(kept.id, shards), row_group_rows=4096)

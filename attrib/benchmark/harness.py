@@ -203,7 +203,7 @@ def _measured(note: str, lap: str, results: list[dict], first: list[float]) -> d
 
 def format_table(rows: list[dict]) -> str:
     """One table per stage and size."""
-    from attrib.common.tables import text_table  # not at the top: see the docstring of this module
+    from attrib.common.formats import text_table  # not at the top: see the docstring of this module
 
     columns = {"contender": "left"} | dict.fromkeys(("threads", "seconds", "CPU s", "peak MiB"), "right")
     columns |= {"time / first": "left", "note": "left"}

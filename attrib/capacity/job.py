@@ -8,10 +8,9 @@ from attrib.capacity.schedule import Plan, Stage, plan
 from attrib.capacity.settings import SEARCH_RATES, Constant, Constants, ScaleSettings
 from attrib.common.config import versions
 from attrib.common.errors import AttribError
-from attrib.common.formats import GIB, duration
+from attrib.common.formats import GIB, duration, text_table
 from attrib.common.run_record import rewriting
 from attrib.common.storage import Storage, join
-from attrib.common.tables import text_table
 from attrib.data.manifest import MANIFEST_RECORD
 from attrib.embed.embeddings import EMBEDDINGS_RECORD
 from attrib.index.cost_model import SearchRates

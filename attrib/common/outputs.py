@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from attrib.common.errors import AttribError
 from attrib.common.lease import WRITER
 from attrib.common.settings import IS_URI, JobSettings
-from attrib.common.storage import Storage, is_remote, join
+from attrib.common.storage import Storage, has_odd_parts, is_remote, join
 
 STARTED = "started.json"  # written by a job before its work
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # environment variable of a driver that `ray job submit` started
@@ -31,7 +31,7 @@ def check_output(
             f"output {output} is a local path of one node, and may be gone when the submitted job ends; give an s3:// "
             "URI, or set storage.local_is_shared=true if all nodes share this path and it stays"
         )
-    if is_remote(output) and {"", ".", ".."} & set(output.removeprefix("s3://").split("/")):
+    if is_remote(output) and has_odd_parts(output):
         raise AttribError(f"output {output}: a prefix must not have an empty part, . or ..; choose another output")
     is_own = any(storage.exists(join(output, name)) for name in own_files)
     for key, uri in input_uris(settings, output_key=output_key):
@@ -93,7 +93,7 @@ def _check_folder(output: str) -> None:
 
 
 def _is_foreign(name: str, settings: JobSettings, uri: str, storage: Storage) -> bool:
-    """Whether a file or folder in an output without a record of the job is another's. Empty folders are nobody's."""
+    """Whether this job did not make a file or folder of an output without its record. Empty folders do not count."""
     if name == WRITER:
         return not _is_lease(uri, storage)
     if name in settings.own_folders and any(i.base_name == STARTED for i in storage.list_folder(uri, recursive=True)):

@@ -37,6 +37,11 @@ def is_remote(uri: str) -> bool:
     return uri.startswith("s3://")
 
 
+def has_odd_parts(uri: str) -> bool:
+    """Whether a key has an empty part, . or ..: Arrow refuses // and reads a/b for a/./b."""
+    return bool({"", ".", ".."} & set(uri.removeprefix("s3://").split("/")))
+
+
 @contextmanager
 def naming(path: str) -> Iterator[None]:
     """Name the file in an OSError of a write that does not name it, such as "no space left on device"."""
@@ -325,12 +330,17 @@ def _named_if_damaged(uri: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        # Errors of the operating system have a number, those of Arrow's S3 client name AWS.
-        if isinstance(error, FileNotFoundError) or "AWS" in str(error) or getattr(error, "errno", None) is not None:
+        if is_of_store(error):
             raise
         raise AttribError(
             f"{uri} is damaged ({first_line(error)}); restore it from a copy, or delete it and run its job again"
         ) from error
+
+
+def is_of_store(error: Exception) -> bool:
+    """Whether the disk or the store failed, and not the parsing: Arrow raises OSError for damaged Parquet, too."""
+    # Errors of the operating system have a number, those of Arrow's S3 client name AWS.
+    return isinstance(error, FileNotFoundError) or "AWS" in str(error) or getattr(error, "errno", None) is not None
 
 
 def bytes_sha256(data: bytes) -> str:

@@ -18,7 +18,7 @@ import pyarrow.fs
 
 from attrib.common.errors import ImageError
 from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage, is_remote
+from attrib.common.storage import Storage, has_odd_parts, is_remote
 from attrib.data.settings import CollectionSettings
 
 CHANGED = "the file changed since it was listed; make the manifest again"
@@ -75,8 +75,8 @@ def open_file(uri: str, storage: Storage) -> Iterator[OpenFile]:
 
 
 def can_read_key(uri: str, storage: Storage) -> bool:
-    """Whether the client reads the object of exactly this key: Arrow refuses // and reads a/b for a/./b."""
-    return storage.settings.client == "s3fs" or not {"", ".", ".."} & set(uri.removeprefix("s3://").split("/"))
+    """Whether the client reads the object of exactly this key."""
+    return storage.settings.client == "s3fs" or not has_odd_parts(uri)
 
 
 def s3fs_client(storage: Storage, uri: str) -> Any:

@@ -9,7 +9,6 @@ from PIL import Image, ImageFile, ImagePalette, TiffImagePlugin
 from attrib.common.errors import ImageError
 from attrib.data import tiff
 from attrib.data.iso_boxes import check_avif, check_jpeg2000
-from attrib.data.tiff_strips import check_strips
 
 FULL_SCALES = (1.0, 255.0, 65535.0)
 DEEP = (";16B", ";16L", ";16N")  # ends of Pillow's raw modes of 16-bit samples
@@ -40,7 +39,7 @@ def load_rgb(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
         _mask_key(image, data[PNG_BIT_DEPTH_AT])
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tiff.check_layout(image)
-        check_strips(image, data)
+        tiff.check_strips(image, data)
     raw_mode = tiff.raw_mode(image)
     if raw_mode.endswith(DEEP) and (
         image.mode in ("RGBA", "CMYK") or (image.mode == "RGB" and "transparency" in image.info)

@@ -20,7 +20,7 @@ import pyarrow.fs
 
 from attrib.common.errors import AttribError, first_line, one_line
 from attrib.common.settings import StorageSettings
-from attrib.common.storage import Storage
+from attrib.common.storage import Storage, is_of_store
 from attrib.data.collections import check_distinct, check_metadata_columns
 from attrib.data.folders import FoundFile, files_below
 from attrib.data.parquet_files import VIEWS, as_text
@@ -196,8 +196,7 @@ def _named_if_damaged(uri: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        # Arrow raises OSError without a number for damaged Parquet; errors of its S3 client name AWS.
-        if isinstance(error, OSError) and (error.errno is not None or "AWS" in str(error)):
+        if isinstance(error, OSError) and is_of_store(error):
             raise
         raise AttribError(f"the metadata table {uri} cannot be read: {first_line(error)}") from error
 

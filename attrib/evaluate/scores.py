@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from attrib.common.errors import AttribError
-from attrib.common.tables import text_table
+from attrib.common.formats import text_table
 
 MACRO_MIN_ROWS = 30  # smaller cells are too noisy for the macro mean
 BOOTSTRAP_DRAWS = 2000

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attrib.common.formats import text_table
 from attrib.common.storage import Storage, join
-from attrib.common.tables import text_table
 from support.crashes import CRASH_CODE, MODES
 from support.faulty_store import Fault, FaultyStore
 from support.fork_server import HANG_CODE, Command, Ended, ForkServer

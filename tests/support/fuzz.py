@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 
 from attrib.common.errors import AttribError
-from attrib.common.tables import text_table
+from attrib.common.formats import text_table
 
 TESTS = Path(__file__).resolve().parents[1]
 MAX_CPU_SECONDS = 5  # of an input of at most 256 KiB

@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from attrib.common.tables import text_table
+from attrib.common.formats import text_table
 from attrib.generators.evaluation import measures
 from attrib.generators.evaluation.measures import VALUES, family_numbers, loss, share_interval
 from attrib.generators.evaluation.selection import choose, loss_line

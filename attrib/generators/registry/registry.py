@@ -196,7 +196,7 @@ def register(
         left_out=dict(sorted(wanted.left_out.items())),
     )
     if not registry.entries and not storage.exists(join(registry.uri, RECORD)):
-        # First an empty record: a run that dies now leaves a registry, and not a folder of files of nobody.
+        # First an empty record: a run that dies now leaves a registry, and not files that no record names.
         swap(join(registry.uri, RECORD), _content(registry), None, storage)
     # The record with the entry is written last, so every entry in it has its file.
     storage.write_array(join(registry.uri, entry.files[0]), references)

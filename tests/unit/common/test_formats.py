@@ -1,7 +1,6 @@
 """Amounts and tables as text."""
 
-from attrib.common.formats import duration, gib
-from attrib.common.tables import text_table
+from attrib.common.formats import duration, gib, text_table
 
 
 def test_amounts_are_rounded_in_a_readable_scale():

@@ -5,25 +5,13 @@ import struct
 import imagecodecs
 import numpy as np
 import pytest
+from support.decoding import decoded, refusal
 from support.hostile import picture
-
-from attrib.common.errors import ImageError
-from attrib.data.decoding import decode_image
 
 PICTURE = np.asarray(picture())
 GREY = PICTURE[..., 0].copy()
 PALETTE = np.random.default_rng(1).integers(0, 256, (256, 4)).astype(np.uint8)
 SRGB = struct.pack(">3BI", 1, 0, 0, 16)
-
-
-def decoded(data: bytes) -> np.ndarray:
-    return decode_image(data, max_megapixels=1.0).pixels.permute(1, 2, 0).numpy()
-
-
-def refusal(data: bytes) -> str:
-    with pytest.raises(ImageError) as caught:
-        decode_image(data, max_megapixels=1.0)
-    return caught.value.reason
 
 
 def box(kind: bytes, content: bytes) -> bytes:

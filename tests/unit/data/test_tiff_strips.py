@@ -7,23 +7,11 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from support.decoding import decoded, refusal
 from support.hostile import encode, picture
-
-from attrib.common.errors import ImageError
-from attrib.data.decoding import decode_image
 
 PICTURE = np.asarray(picture(160, 128))
 LAYOUTS = {"strips": {"rowsperstrip": 16}, "one strip": {"rowsperstrip": 128}, "tiles": {"tile": (32, 32)}}
-
-
-def decoded(data: bytes) -> np.ndarray:
-    return decode_image(data, max_megapixels=1.0).pixels.permute(1, 2, 0).numpy()
-
-
-def refusal(data: bytes) -> str:
-    with pytest.raises(ImageError) as caught:
-        decode_image(data, max_megapixels=1.0)
-    return caught.value.reason
 
 
 def jpeg_tiff(layout: str, **options) -> bytes:

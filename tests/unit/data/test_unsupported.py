@@ -10,18 +10,14 @@ import pytest
 import tifffile
 from PIL import Image
 from support.bmp_gif import bmp_table
+from support.decoding import decoded
 from support.hostile import encode, picture, png_chunk
 from support.png import write_png
 
 from attrib.common.errors import ImageError
-from attrib.data.decoding import decode_image
 
 PICTURE = np.asarray(picture())
 OTHER = PICTURE[::2, ::2, ::-1].copy()
-
-
-def decoded(data: bytes) -> np.ndarray:
-    return decode_image(data, max_megapixels=1.0).pixels.permute(1, 2, 0).numpy()
 
 
 def tiff(*pages: tuple[np.ndarray, dict]) -> bytes:

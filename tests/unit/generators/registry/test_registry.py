@@ -103,7 +103,7 @@ def test_changes_from_an_old_record_are_made_to_the_present_one(registry, method
 
 
 def test_a_first_registration_that_dies_leaves_an_empty_registry(registry, method, monkeypatch):
-    """Files without a record would be files of nobody, which no job may touch."""
+    """A job may not touch files that no record names."""
     samples = [drawn_samples("nearest", range(10))]
 
     def die(*_):
